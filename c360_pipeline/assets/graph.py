@@ -1,0 +1,173 @@
+"""The graph projection of events, catalogue and journeys."""
+
+import dagster as dg
+import polars as pl
+
+from c360_pipeline.assets.landing import product_catalog
+from c360_pipeline.assets.specs import OWNERS, counts_table, rows
+from c360_pipeline.core import graph as model
+from c360_pipeline.core.lake import (
+    CATALOG,
+    EVENT_JOURNEY,
+    EVENT_KEYS,
+    EVENTS,
+    JOURNEY_KEYS,
+    JOURNEYS,
+    Changes,
+    Table,
+    compare_versions,
+)
+from c360_pipeline.resources import GraphResource, LakeResource
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake, Version
+
+GROUP = "graph"
+NEO4J = {"neo4j"}
+
+
+@dg.asset(
+    description="Uniqueness constraints and indexes of the graph, as ddl/graph.cypher has them.",
+    owners=OWNERS,
+    group_name=GROUP,
+    kinds=NEO4J,
+)
+def graph_schema(graph: GraphResource) -> dg.MaterializeResult[None]:
+    """Apply the script; what exists stays."""
+    with graph.open() as neo4j:
+        neo4j.apply_schema()
+        constraints = neo4j.run("SHOW CONSTRAINTS YIELD name RETURN name")
+    return dg.MaterializeResult(metadata=rows(len(constraints)))
+
+
+@dg.asset(
+    deps=[product_catalog, "landed_events", graph_schema],
+    description="Product and Category nodes: the catalogue's, and a bare Product for every item that only events know.",
+    owners=OWNERS,
+    group_name=GROUP,
+    kinds=NEO4J,
+)
+def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
+    """Project the products that changed."""
+    tables = lake.open()
+    with graph.open() as neo4j:
+        done = neo4j.checkpoint("product_graph")
+        events, events_version = tables.changes(EVENTS, done.get(EVENTS.name))
+        catalog, catalog_version = tables.changes(CATALOG, done.get(CATALOG.name))
+        if events.count or catalog.count:
+            _project_products(tables, neo4j, done.get(CATALOG.name))
+        neo4j.save_checkpoint("product_graph", EVENTS.name, events_version)
+        neo4j.save_checkpoint("product_graph", CATALOG.name, catalog_version)
+        counts = neo4j.counts()
+    return dg.MaterializeResult(metadata=rows(counts.get("Product", 0), categories=counts.get("Category", 0)))
+
+
+def _project_products(lake: Lake, graph: Graph, catalog_before: Version | None) -> None:
+    now = lake.read(CATALOG)
+    items = lake.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
+    before = lake.read(CATALOG, catalog_before.number) if catalog_before else CATALOG.empty()
+    wanted = model.products(items, now)
+    held = [graph.read(model.PRODUCT, tenant) for tenant in wanted["tenant_id"].unique().sort()]
+    found = pl.concat(held, how="diagonal_relaxed") if held else wanted.head(0)
+    graph.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
+    for kind, build in ((model.CATEGORY, model.categories), (model.IN_CATEGORY, model.product_categories)):
+        graph.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
+
+
+@dg.asset(
+    deps=["landed_events", product_graph],
+    description="User, Session and Action:Event nodes, HAS_SESSION, HAS_ACTION, ON_PRODUCT, VIEWED and PURCHASED.",
+    owners=OWNERS,
+    group_name=GROUP,
+    kinds=NEO4J,
+)
+def event_graph(
+    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource
+) -> dg.MaterializeResult[None]:
+    """Project the events that came, changed or went since this graph's checkpoint."""
+    tables = lake.open()
+    changed_rows = {}
+    with graph.open() as neo4j:
+        since = neo4j.checkpoint("event_graph").get(EVENTS.name)
+        changed, version = tables.changes(EVENTS, since)
+        touched = touched_events(tables, changed, since)
+        for projection in model.EVENT_PROJECTIONS if changed.count else ():
+            changes = project_touched(tables, projection, touched, since)
+            neo4j.apply(projection.kind, changes)
+            changed_rows[projection.kind.name] = changes.count
+            context.log.info("projected: %s rows of %s", f"{changes.count:,}", projection.kind.name)
+        if changed.upserted.height:
+            neo4j.update(model.EVENT_STATUS, model.event_status(changed.upserted, tables.read(EVENT_JOURNEY)))
+        neo4j.save_checkpoint("event_graph", EVENTS.name, version)
+        counts = neo4j.counts()
+    return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), changed=counts_table(changed_rows, "kind")))
+
+
+def touched_events(lake: Lake, changed: Changes, since: Version | None) -> pl.DataFrame:
+    """The changed events as they are now and as they were: both decide which rows of the graph may differ."""
+    if since is None:
+        return changed.upserted
+    key = list(EVENTS.key)
+    keys = pl.concat([changed.upserted.select(key), changed.deleted]).lazy()
+    return pl.concat([changed.upserted, lake.scan(EVENTS, since.number).join(keys, on=key, how="semi").collect()])
+
+
+def project_touched(lake: Lake, projection: model.Projection, touched: pl.DataFrame, since: Version | None) -> Changes:
+    """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
+    scope = list(projection.scope)
+    scopes = touched.select(scope).unique().lazy()
+
+    def rows_at(version: int | None) -> pl.DataFrame:
+        return projection.build(lake.scan(EVENTS, version).join(scopes, on=scope, how="semi").collect())
+
+    now = rows_at(None)
+    before = rows_at(since.number) if since else now.head(0)
+    return compare_versions(before, now, tuple(projection.kind.key_columns))
+
+
+@dg.asset_check(asset=event_graph, blocking=True, description="As many Action nodes as events in the archive.")
+def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
+    """Count both sides."""
+    archived = lake.open().scan(EVENTS).select(pl.len()).collect().item()
+    with graph.open() as neo4j:
+        nodes = neo4j.counts().get("Action", 0)
+    return dg.AssetCheckResult(passed=archived == nodes, metadata={"archive_rows": archived, "nodes": nodes})
+
+
+@dg.asset(
+    deps=["journeys", "event_journey", "journey_keys", "event_keys", event_graph],
+    description="Correlation and Journey nodes, HAS_KEY and PART_OF; stitched events become PROCESSED.",
+    owners=OWNERS,
+    group_name=GROUP,
+    kinds=NEO4J,
+)
+def journey_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
+    """Project what stitching changed since this graph's checkpoint."""
+    tables = lake.open()
+    with graph.open() as neo4j:
+        since = neo4j.checkpoint("journey_graph")
+        deltas = {t.name: tables.changes(t, since.get(t.name)) for t in (JOURNEYS, JOURNEY_KEYS, EVENT_KEYS, EVENT_JOURNEY)}
+        journeys, keys, pairs, events = (changes for changes, _ in deltas.values())
+        neo4j.merge(model.JOURNEY, model.journeys(journeys.upserted))
+        neo4j.merge(model.CORRELATION, model.correlations(keys.upserted))
+        neo4j.delete(model.CORRELATION, keys.deleted.select("tenant_id", id=model.correlation_id()))
+        neo4j.move(model.PART_OF, model.correlation_journeys(keys.upserted))
+        neo4j.apply(
+            model.HAS_KEY, Changes(model.event_correlations(pairs.upserted), model.event_correlations(pairs.deleted))
+        )
+        # Losers go last: until here their events were theirs, from here on they are the survivor's.
+        neo4j.delete(model.JOURNEY, journeys.deleted.select("tenant_id", id="journey_id"))
+        neo4j.update(model.EVENT_STATUS, model.event_status(events.upserted, events.upserted))
+        for name, (_, version) in deltas.items():
+            neo4j.save_checkpoint("journey_graph", name, version)
+        counts = neo4j.counts()
+    return dg.MaterializeResult(
+        metadata=rows(counts.get("Journey", 0), keys=counts.get("HAS_KEY", 0), changed=keys.count + pairs.count)
+    )
+
+
+@dg.asset_check(asset=journey_graph, description="No event in the graph waits for its journey (status NEW).")
+def every_event_is_processed(graph: GraphResource) -> dg.AssetCheckResult:
+    """Count the events that stitching has not reached."""
+    with graph.open() as neo4j:
+        waiting = neo4j.run("MATCH (e:Event {status: 'NEW'}) RETURN count(e) AS number")[0]["number"]
+    return dg.AssetCheckResult(passed=waiting == 0, metadata={"waiting": waiting})

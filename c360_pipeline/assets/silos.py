@@ -1,0 +1,160 @@
+"""Silos: source tables into the lake, and from there into the graph, as the control database says."""
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import dagster as dg
+import polars as pl
+
+from c360_pipeline.assets.specs import OWNERS, counts_table, preview, rows
+from c360_pipeline.core.lake import compare_versions
+from c360_pipeline.core.silos import Column, ControlRows, Extract, changed_rows, plan_extracts
+from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, SilosResource
+from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.reconcile import Archive
+
+GROUP = "silos"
+
+
+@dg.asset(
+    description="Every active table of every source database, as the control database says, in `lake/silos/`; "
+    "excluded columns are never read.",
+    owners=OWNERS,
+    group_name=GROUP,
+    kinds={"postgres", "deltalake"},
+)
+def silo_tables(
+    context: dg.AssetExecutionContext, control: ControlResource, silos: SilosResource, lake: LakeResource
+) -> dg.MaterializeResult[None]:
+    """Plan, extract, and keep what changed."""
+    control_db, tables = control.open(), lake.open()
+    control_rows = control_db.read()
+    with control_db.logged_run(context.run_id) as log_id:
+        plans = plan_extracts(control_rows, source_columns(control_rows, silos))
+        summary = [_load(plan, control_rows, silos, tables, control_db, log_id, context.run_id) for plan in plans]
+    frame = pl.DataFrame(summary, schema={"table": pl.String, "rows": pl.Int64, "changed": pl.Int64, "left_out": pl.String})
+    return dg.MaterializeResult(metadata=rows(int(frame["rows"].sum()), tables=preview(frame, limit=100)))
+
+
+def source_columns(control: ControlRows, silos: SilosResource) -> Mapping[int, Mapping[str, Column]]:
+    """What columns the source tables have, by table_id and name."""
+    found: dict[int, Mapping[str, Column]] = {}
+    for database in control.databases:
+        wanted = [t for t in control.tables if t.database_id == database.database_id]
+        found |= silos.open(database).columns(wanted)
+    return found
+
+
+def _load(
+    plan: Extract,
+    control: ControlRows,
+    silos: SilosResource,
+    lake: Lake,
+    control_db: ControlDb,
+    log_id: int,
+    run_id: str,
+) -> dict[str, str | int]:
+    started = time.monotonic()
+    database = next(d for d in control.databases if d.database_id == plan.table.database_id)
+    extracted = (
+        silos.open(database)
+        .extract(plan)
+        .with_columns(
+            tenant_id=pl.lit(plan.tenant_id),
+            extracted_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")),
+            run_id=pl.lit(run_id),
+        )
+    )
+    table, changed = changed_rows(lake.read_silo(plan.lake_table), extracted, list(plan.table.key_columns))
+    if changed:
+        lake.replace_silo(plan.lake_table, table, f"{plan.table.schema_name}.{plan.table.table_name} of {plan.db_name}")
+    control_db.log_table(
+        log_id,
+        db_name=plan.db_name,
+        table_name=plan.table.table_name,
+        rows_read=extracted.height,
+        rows_changed=changed,
+        seconds=time.monotonic() - started,
+    )
+    name = f"{plan.db_name}.{plan.table.table_name}"
+    return {"table": name, "rows": extracted.height, "changed": changed, "left_out": ", ".join(plan.excluded)}
+
+
+@dg.asset_check(asset=silo_tables, blocking=True, description="Key columns of every silo table are unique and not null.")
+def silo_keys_are_unique(control: ControlResource, lake: LakeResource) -> dg.AssetCheckResult:
+    """A key that repeats would melt two rows into one node."""
+    control_rows, tables = control.open().read(), lake.open()
+    databases = {d.database_id: d.db_name for d in control_rows.databases}
+    wrong = {}
+    for table in control_rows.tables:
+        name = f"silos/{databases[table.database_id]}/{table.table_name}"
+        keys = tables.read_silo(name).select("tenant_id", *table.key_columns)
+        repeated = keys.height - keys.drop_nulls().unique().height
+        wrong |= {name: repeated} if repeated else {}
+    return dg.AssetCheckResult(passed=not wrong, metadata={"rows_with_repeated_or_null_keys": counts_table(wrong, "table")})
+
+
+@dg.asset(
+    deps=[silo_tables, "graph_schema"],
+    description="A node for every row of every silo table that has a label.",
+    owners=OWNERS,
+    group_name="graph",
+    kinds={"neo4j"},
+)
+def silo_nodes(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
+    """Bring what differs between lake and graph into the graph."""
+    silos = Archive(lake.open(), control.open().read()).silo_nodes()
+    changed = {}
+    with graph.open() as neo4j:
+        neo4j.apply_schema(list(silos.kinds.values()))
+        for label, kind in silos.kinds.items():
+            changed[label] = 0
+            for tenant, frame in _by_tenant(silos.frames[label]).items():
+                changes = compare_versions(neo4j.read(kind, tenant), frame, tuple(kind.key_columns))
+                neo4j.apply(kind, changes)
+                changed[label] += changes.count
+    total = sum(frame.height for frame in silos.frames.values())
+    return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "label")))
+
+
+@dg.asset(
+    deps=[silo_nodes, "event_graph"],
+    description="Relationships between silo nodes, and from users to accounts, as the join conditions of the control rows say.",
+    owners=OWNERS,
+    group_name="graph",
+    kinds={"neo4j"},
+)
+def mapped_relationships(
+    control: ControlResource, lake: LakeResource, graph: GraphResource
+) -> dg.MaterializeResult[None]:
+    """Join the rows, and bring what differs into the graph."""
+    archive = Archive(lake.open(), control.open().read())
+    total, changed = 0, {}
+    with graph.open() as neo4j:
+        for kind, frame in archive.mapped_relationships(archive.silo_nodes()):
+            changed[kind.name] = 0
+            for tenant, part in _by_tenant(frame).items():
+                changes = compare_versions(neo4j.read(kind, tenant), part, tuple(kind.key_columns))
+                neo4j.apply(kind, changes)
+                changed[kind.name] += changes.count
+            total += frame.height
+    return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "relationship")))
+
+
+@dg.asset_check(asset=mapped_relationships, description="Every active relationship mapping joins at least one pair of nodes.")
+def every_mapping_joins_something(control: ControlResource, lake: LakeResource) -> dg.AssetCheckResult:
+    """A mapping that joins nothing is a typing error more often than a truth."""
+    control_rows = control.open().read()
+    archive = Archive(lake.open(), control_rows)
+    made = {kind.name: frame.height for kind, frame in archive.mapped_relationships(archive.silo_nodes())}
+    wanted = {f"({r.from_label})-[:{r.relationship_type}]->({r.to_label})" for r in control_rows.relationships}
+    empty = sorted(name for name in wanted if not made.get(name))
+    return dg.AssetCheckResult(
+        passed=not empty, severity=dg.AssetCheckSeverity.WARN, metadata={"empty": dg.MetadataValue.json(empty)}
+    )
+
+
+def _by_tenant(frame: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    return {str(key[0]): part for key, part in frame.partition_by("tenant_id", as_dict=True).items()}

@@ -1,0 +1,65 @@
+"""What every asset shows in the UI: description, owners, kinds, group, columns, rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import polars as pl
+
+from c360_pipeline.core.lake import Table
+
+OWNERS = ["team:customer-data"]
+
+
+def column_schema(table: Table) -> dg.TableSchema:
+    """The table's columns as Dagster shows them; key columns are required."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(name, str(dtype), constraints=dg.TableColumnConstraints(nullable=name not in table.key))
+            for name, dtype in table.columns.items()
+        ]
+    )
+
+
+def table_spec(name: str, table: Table, group: str, deps: Sequence[str] = ()) -> dg.AssetSpec:
+    """The spec of an asset that is a Delta table."""
+    return dg.AssetSpec(
+        name,
+        deps=list(deps),
+        description=table.description,
+        owners=OWNERS,
+        group_name=group,
+        kinds={"deltalake", "s3"},
+        metadata={"dagster/column_schema": column_schema(table), "lake_table": table.name},
+    )
+
+
+def rows(count: int, **more: Any) -> dict[str, Any]:
+    """Metadata with the row count under the key that Dagster plots."""
+    return {"dagster/row_count": count, **more}
+
+
+def preview(frame: pl.DataFrame, limit: int = 20) -> dg.MarkdownMetadataValue:
+    """The first rows as a Markdown table."""
+    return dg.MetadataValue.md(markdown_table(frame.head(limit).to_pandas()))
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A Markdown table with thousands separators; text cells escape the bar."""
+    if frame.empty:
+        return "no rows"
+    cells = [[_cell(value) for value in record] for record in frame.itertuples(index=False)]
+    lines = [list(map(str, frame.columns)), ["---"] * frame.shape[1], *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def counts_table(counts: Mapping[str, int], name: str) -> dg.MarkdownMetadataValue:
+    """Names with numbers as a Markdown table."""
+    return dg.MetadataValue.md(markdown_table(pd.DataFrame(sorted(counts.items()), columns=[name, "rows"])))

@@ -1,0 +1,37 @@
+"""When things run: jobs, schedules, sensors. What they do is in `assets`."""
+
+import hashlib
+
+import dagster as dg
+
+from c360_pipeline.core.lake import LANDING_FILES
+from c360_pipeline.resources import LakeResource, LandingResource
+
+everything = dg.define_asset_job(
+    "everything",
+    selection=dg.AssetSelection.all(),
+    description="From landing files and silos to recommendations, whatever is new.",
+)
+
+nightly = dg.ScheduleDefinition(
+    name="nightly",
+    job=everything,
+    cron_schedule="0 2 * * *",
+    execution_timezone="UTC",
+    description="Every night at 02:00 UTC: extract the silos, land what lies there, project, stitch, reconcile.",
+)
+
+
+@dg.sensor(
+    job=everything,
+    minimum_interval_seconds=30,
+    description="Asks for a run when the landing area holds a file that is not in the books.",
+)
+def new_landing_files(landing: LandingResource, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
+    """One run for all files that wait; the same files never ask twice."""
+    booked = set(lake.open().scan(LANDING_FILES).select("source_uri", "etag").collect().iter_rows())
+    waiting = [f for f in landing.open().event_files() if (f.uri, f.etag) not in booked]
+    if not waiting:
+        return dg.SkipReason("Every file of the landing area is in the books.")
+    identity = hashlib.sha256("\n".join(f"{f.uri} {f.etag}" for f in waiting).encode()).hexdigest()
+    return dg.RunRequest(run_key=identity, tags={"c360/waiting_files": str(len(waiting))})

@@ -1,0 +1,312 @@
+"""The event contract: what a line must hold to become an event, and the identity of what it holds.
+
+One declaration, `CONTRACT`; reject reasons and the reference page derive from it. Decoding a file is `landing`.
+Source: contracts of the project; field names follow the event of "Real-time Customer-Journey Graph with
+Flink + Neo4j".
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+CONTRACT_VERSION = 1
+MAX_LINE_BYTES = 1024 * 1024
+MAX_STRING_CHARACTERS = 1024
+MAX_ATTRS = 64
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+LATEST_AHEAD = timedelta(days=1)
+EXTRA_PREFIX = "_extra."
+
+ERROR_CLASSES = (
+    "invalid_utf8",
+    "invalid_json",
+    "not_an_object",
+    "missing_field",
+    "wrong_type",
+    "empty_value",
+    "too_large",
+    "bad_timestamp",
+    "timestamp_out_of_range",
+    "too_many_attrs",
+    "nested_attr",
+    "duplicate_id_conflict",
+)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the contract; `column` is its name in the lake."""
+
+    name: str
+    column: str
+    required: bool
+    meaning: str
+    is_personal: bool = False
+
+
+CONTRACT = (
+    Field("tenantId", "tenant_id", True, "customer organisation whose data never mixes with another's"),
+    Field("userId", "user_id", True, "who acted, as the producer knows them", is_personal=True),
+    Field("sessionId", "session_id", True, "visit that the action belongs to"),
+    Field("ts", "ts", True, "when it happened: RFC 3339 with an offset, or epoch milliseconds"),
+    Field("action", "action", True, "what was done, such as view, search, add_to_cart, purchase, support"),
+    Field("itemId", "item_id", False, "product acted on"),
+    Field("attrs", "attrs", False, "further facts, names to strings", is_personal=True),
+    Field("eventId", "event_id", False, "the producer's own identity of the event, unique per tenant"),
+)
+REQUIRED_STRINGS = tuple(f for f in CONTRACT if f.required and f.name != "ts")
+KNOWN_NAMES = frozenset(f.name for f in CONTRACT)
+
+_RFC3339 = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,18}))?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_EPOCH_MS = int(EARLIEST.timestamp() * 1000)
+
+
+class Event(NamedTuple):
+    """A line that met the contract; strings in Unicode NFC, `ts` in UTC with microseconds."""
+
+    event_id: str
+    tenant_id: str
+    user_id: str
+    session_id: str
+    ts: datetime
+    action: str
+    item_id: str | None
+    attrs: dict[str, str]
+    content_hash: str
+
+
+class Rejected(Exception):  # noqa: N818 - an outcome of a line, not a fault of the program
+    """A line that can't become an event, with its class and a reason that its producer can act on."""
+
+    def __init__(self, error_class: str, reason: str, tenant_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.error_class = error_class
+        self.reason = reason
+        self.tenant_id = tenant_id
+
+
+def parse_event(line: bytes, now: datetime) -> Event:
+    """Read one line.
+
+    Args:
+        line: the bytes between two newlines.
+        now: the moment of landing; events more than one day ahead of it are out of range.
+
+    Raises:
+        Rejected: the line breaks the contract.
+    """
+    fields = _load_object(line)
+    tenant = fields.get("tenantId")
+    tenant_id = tenant if isinstance(tenant, str) and tenant.strip() else None
+    try:
+        return _build_event(fields, now)
+    except Rejected as rejected:
+        rejected.tenant_id = tenant_id
+        raise
+
+
+def canonical_hash(
+    tenant_id: str, user_id: str, session_id: str, ts: datetime, action: str, item_id: str | None, attrs: dict[str, str]
+) -> str:
+    """sha256 of the event's canonical form, in hex: key order, Unicode form, time zone and number form don't matter."""
+    micros = (ts - _EPOCH) // timedelta(microseconds=1)
+    form = [tenant_id, user_id, session_id, micros, action, item_id, sorted(attrs.items())]
+    text = json.dumps(form, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _load_object(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_LINE_BYTES:
+        raise Rejected("too_large", f"the line has {len(line):,} bytes, the limit is {MAX_LINE_BYTES:,}")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Rejected("invalid_utf8", f"byte 0x{line[error.start]:02x} at offset {error.start} is not UTF-8") from None
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_names)
+    except json.JSONDecodeError as error:
+        raise Rejected("invalid_json", f"{error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise Rejected("invalid_json", "values are nested too deep to be read") from None
+    except ValueError as error:
+        raise Rejected("invalid_json", str(error)) from None
+    if not isinstance(value, dict):
+        raise Rejected("not_an_object", f"the line holds {_type_name(value)}, an event is a JSON object")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {repeated!r} occurs twice in one object")
+    return fields
+
+
+def _build_event(fields: dict[str, Any], now: datetime) -> Event:
+    strings = {f.name: _required_string(fields, f.name) for f in REQUIRED_STRINGS}
+    ts = _timestamp(fields, now)
+    item_id = _optional_string(fields, "itemId")
+    given_id = _optional_string(fields, "eventId")
+    if fields.get("eventId") is not None and given_id is None:
+        raise Rejected("empty_value", "field `eventId` is empty; leave it out or give every event its own")
+    attrs = _attrs(fields)
+    tenant_id, user_id = strings["tenantId"], strings["userId"]
+    content_hash = canonical_hash(tenant_id, user_id, strings["sessionId"], ts, strings["action"], item_id, attrs)
+    return Event(
+        given_id or content_hash, tenant_id, user_id, strings["sessionId"], ts, strings["action"], item_id, attrs,
+        content_hash,
+    )  # fmt: skip
+
+
+def _required_string(fields: dict[str, Any], name: str) -> str:
+    if fields.get(name) is None:
+        raise Rejected("missing_field", f"field `{name}` is required")
+    text = _string(fields[name], name)
+    if not text.strip():
+        raise Rejected("empty_value", f"field `{name}` is empty")
+    return text
+
+
+def _optional_string(fields: dict[str, Any], name: str) -> str | None:
+    if fields.get(name) is None:
+        return None
+    return _string(fields[name], name) or None
+
+
+def _string(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise Rejected("wrong_type", f"field `{name}` holds {_type_name(value)}, a string is right")
+    return _bounded(value, name)
+
+
+def _bounded(text: str, name: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Rejected("invalid_utf8", f"field `{name}` holds half of a surrogate pair") from None
+        text = unicodedata.normalize("NFC", text)
+    if len(text) > MAX_STRING_CHARACTERS:
+        raise Rejected("too_large", f"field `{name}` has {len(text):,} characters, the limit is {MAX_STRING_CHARACTERS:,}")
+    return text
+
+
+def _attrs(fields: dict[str, Any]) -> dict[str, str]:
+    given = fields.get("attrs")
+    if given is None:
+        given = {}
+    if not isinstance(given, dict):
+        raise Rejected("wrong_type", f"field `attrs` holds {_type_name(given)}, an object is right")
+    attrs: dict[str, str] = {}
+    for name, value in given.items():
+        if isinstance(value, dict | list):
+            raise Rejected("nested_attr", f"field `attrs.{name}` holds {_type_name(value)}, a string is right")
+        if value is not None:
+            attrs[_bounded(name, "attrs")] = _as_text(value, f"attrs.{name}")
+    for name in fields.keys() - KNOWN_NAMES:
+        key = _bounded(EXTRA_PREFIX + name, name)
+        attrs[key] = _as_text(fields[name], name)
+    if len(attrs) > MAX_ATTRS:
+        raise Rejected("too_many_attrs", f"the event has {len(attrs)} attributes, the limit is {MAX_ATTRS}")
+    return attrs
+
+
+def _as_text(value: object, name: str) -> str:
+    """A JSON value as text; numbers that are equal get the same text (1, 1.0 and 1e0)."""
+    match value:
+        case str():
+            text = value
+        case bool() | None | dict() | list():
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+        case float() if value.is_integer():
+            text = str(int(value))
+        case _:
+            text = str(value)
+    return _bounded(text, name)
+
+
+def _timestamp(fields: dict[str, Any], now: datetime) -> datetime:
+    value = fields.get("ts")
+    match value:
+        case None:
+            raise Rejected("missing_field", "field `ts` is required")
+        case str():
+            ts = _from_rfc3339(value)
+        case int() if not isinstance(value, bool):
+            ts = _from_epoch_ms(value)
+        case float() if value.is_integer():
+            ts = _from_epoch_ms(int(value))
+        case _:
+            raise Rejected("bad_timestamp", f"field `ts`: {_shown(value)} is not RFC 3339 or epoch milliseconds")
+    if not EARLIEST <= ts <= now + LATEST_AHEAD:
+        raise Rejected(
+            "timestamp_out_of_range",
+            f"field `ts`: {ts.isoformat()} is not between {EARLIEST.date()} and one day from now{_seconds_hint(value)}",
+        )
+    return ts
+
+
+def _seconds_hint(value: object) -> str:
+    looks_like_seconds = isinstance(value, int | float) and _FIRST_EPOCH_MS // 1000 <= value < _FIRST_EPOCH_MS
+    return "; it looks like epoch seconds, send milliseconds" if looks_like_seconds else ""
+
+
+def _from_rfc3339(text: str) -> datetime:
+    match = _RFC3339.fullmatch(text)
+    if not match:
+        raise Rejected("bad_timestamp", f"field `ts`: {_shown(text)} is not RFC 3339 or epoch milliseconds")
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+    micros = int((match[7] or "0")[:6].ljust(6, "0"))
+    offset = timedelta(0)
+    if match[9]:
+        offset = timedelta(hours=int(match[10]), minutes=int(match[11])) * (1 if match[9] == "+" else -1)
+    # A leap second has no number of its own in UTC microseconds: it counts as the second after it.
+    leap = second == 60
+    try:
+        if abs(offset) >= timedelta(days=1):
+            raise ValueError
+        ts = datetime(year, month, day, hour, minute, 59 if leap else second, micros, UTC) - offset
+        return ts + timedelta(seconds=1) if leap else ts
+    except (ValueError, OverflowError):
+        raise Rejected("bad_timestamp", f"field `ts`: {_shown(text)} is not a date and time that exists") from None
+
+
+def _from_epoch_ms(value: int) -> datetime:
+    try:
+        return _EPOCH + timedelta(milliseconds=value)
+    except OverflowError:
+        raise Rejected("timestamp_out_of_range", f"field `ts`: {_shown(value)} ms is outside the calendar") from None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _type_name(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

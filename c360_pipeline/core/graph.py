@@ -1,0 +1,247 @@
+"""The projection: how rows of the archive become nodes and relationships.
+
+One declaration of each kind serves writing, reading back and reconciliation. Statements are in `stores.graph`.
+Sources: "Real-time Customer-Journey Graph with Flink + Neo4j" (User, Session, Action, Product), "Neo4j Integration
+Guide" (VIEWED, PURCHASED, Category), "Apache AGE Journey Stitching" (Event, Correlation, Journey).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+TEXT = pl.String()
+WHOLE = pl.Int64()
+REAL = pl.Float64()
+INSTANT = pl.Datetime("us", "UTC")
+
+
+@dataclass(frozen=True)
+class NodeKind:
+    """A kind of node: its label, the properties that with tenant_id are its key, and the types of all properties.
+
+    `extra_labels` are set beside the label. Properties that are not named belong to another projection, which has
+    a kind of its own for them; they are left alone.
+    """
+
+    label: str
+    key: tuple[str, ...]
+    properties: Mapping[str, pl.DataType] = field(hash=False)
+    extra_labels: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How findings and metadata call it."""
+        return self.label
+
+    @property
+    def key_columns(self) -> list[str]:
+        """Columns that name a row."""
+        return ["tenant_id", *self.key]
+
+    @property
+    def schema(self) -> pl.Schema:
+        """Columns of a frame of such nodes."""
+        return pl.Schema({"tenant_id": TEXT, **self.properties})
+
+
+@dataclass(frozen=True)
+class RelationshipKind:
+    """A kind of relationship between two kinds of node, with the types of its properties."""
+
+    type: str
+    source: NodeKind
+    target: NodeKind
+    properties: Mapping[str, pl.DataType] = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """How findings and metadata call it."""
+        return f"({self.source.label})-[:{self.type}]->({self.target.label})"
+
+    @property
+    def key_columns(self) -> list[str]:
+        """Columns that name a row."""
+        return ["tenant_id", *(f"from_{k}" for k in self.source.key), *(f"to_{k}" for k in self.target.key)]
+
+    @property
+    def schema(self) -> pl.Schema:
+        """Columns of a frame of such relationships."""
+        ends = {f"from_{k}": self.source.properties[k] for k in self.source.key}
+        ends |= {f"to_{k}": self.target.properties[k] for k in self.target.key}
+        return pl.Schema({"tenant_id": TEXT, **ends, **self.properties})
+
+
+Kind = NodeKind | RelationshipKind
+
+USER = NodeKind("User", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT})
+SESSION = NodeKind("Session", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT})
+ACTION = NodeKind("Action", ("id",), {"id": TEXT, "type": TEXT, "ts": INSTANT, "attrs": TEXT}, ("Event",))
+PRODUCT = NodeKind("Product", ("id",), {"id": TEXT, "name": TEXT, "category": TEXT, "price": REAL})
+CATEGORY = NodeKind("Category", ("name",), {"name": TEXT})
+CORRELATION = NodeKind("Correlation", ("id",), {"id": TEXT, "key_type": TEXT})
+JOURNEY = NodeKind(
+    "Journey",
+    ("id",),
+    {"id": TEXT, "created_at": INSTANT, "first_event_ts": INSTANT, "last_event_ts": INSTANT, "event_count": WHOLE},
+)
+INTERACTION = {"count": WHOLE, "first_interaction": INSTANT, "last_interaction": INSTANT}
+
+HAS_SESSION = RelationshipKind("HAS_SESSION", USER, SESSION)
+HAS_ACTION = RelationshipKind("HAS_ACTION", SESSION, ACTION)
+ON_PRODUCT = RelationshipKind("ON_PRODUCT", ACTION, PRODUCT)
+IN_CATEGORY = RelationshipKind("IN_CATEGORY", PRODUCT, CATEGORY)
+VIEWED = RelationshipKind("VIEWED", USER, PRODUCT, INTERACTION)
+PURCHASED = RelationshipKind("PURCHASED", USER, PRODUCT, INTERACTION)
+HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION)
+PART_OF = RelationshipKind("PART_OF", CORRELATION, JOURNEY)
+
+EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT})
+"""The status of an event, a property that stitching owns: NEW until the event has a journey, then PROCESSED."""
+USER_COMMUNITY = NodeKind("User", ("id",), {"id": TEXT, "community": WHOLE})
+"""The community of a user, a property that features own."""
+
+
+def _seen(events: pl.DataFrame, column: str) -> pl.DataFrame:
+    return events.group_by("tenant_id", id=pl.col(column)).agg(
+        first_seen=pl.col("ts").min(), last_seen=pl.col("ts").max()
+    )
+
+
+def users(events: pl.DataFrame) -> pl.DataFrame:
+    """`USER` rows."""
+    return _seen(events, "user_id")
+
+
+def sessions(events: pl.DataFrame) -> pl.DataFrame:
+    """`SESSION` rows."""
+    return _seen(events, "session_id")
+
+
+def actions(events: pl.DataFrame) -> pl.DataFrame:
+    """`ACTION` rows; attributes as JSON text with sorted names."""
+    texts = [json.dumps(attrs or {}, ensure_ascii=False, sort_keys=True) for attrs in events["attrs"]]
+    return events.select("tenant_id", id="event_id", type="action", ts="ts", attrs=pl.Series(texts, dtype=pl.String))
+
+
+def user_sessions(events: pl.DataFrame) -> pl.DataFrame:
+    """`HAS_SESSION` rows."""
+    return events.select("tenant_id", from_id="user_id", to_id="session_id").unique()
+
+
+def session_actions(events: pl.DataFrame) -> pl.DataFrame:
+    """`HAS_ACTION` rows."""
+    return events.select("tenant_id", from_id="session_id", to_id="event_id")
+
+
+def action_products(events: pl.DataFrame) -> pl.DataFrame:
+    """`ON_PRODUCT` rows."""
+    return events.filter(pl.col("item_id").is_not_null()).select("tenant_id", from_id="event_id", to_id="item_id")
+
+
+def interactions(events: pl.DataFrame, action: str) -> pl.DataFrame:
+    """`VIEWED` or `PURCHASED` rows: recomputed from the events, so that a replay can't count twice."""
+    return (
+        events.filter((pl.col("action") == action) & pl.col("item_id").is_not_null())
+        .group_by("tenant_id", from_id=pl.col("user_id"), to_id=pl.col("item_id"))
+        .agg(
+            count=pl.len().cast(pl.Int64),
+            first_interaction=pl.col("ts").min(),
+            last_interaction=pl.col("ts").max(),
+        )
+    )
+
+
+def views(events: pl.DataFrame) -> pl.DataFrame:
+    """`VIEWED` rows."""
+    return interactions(events, "view")
+
+
+def purchases(events: pl.DataFrame) -> pl.DataFrame:
+    """`PURCHASED` rows."""
+    return interactions(events, "purchase")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How a kind is made from events.
+
+    Attributes:
+        kind: what is made.
+        scope: event columns that decide a row: all events that agree on them are needed to make it.
+        build: events, complete for their scopes, to rows of the kind.
+    """
+
+    kind: Kind
+    scope: tuple[str, ...]
+    build: Callable[[pl.DataFrame], pl.DataFrame]
+
+
+EVENT_PROJECTIONS = (
+    Projection(USER, ("tenant_id", "user_id"), users),
+    Projection(SESSION, ("tenant_id", "session_id"), sessions),
+    Projection(ACTION, ("tenant_id", "event_id"), actions),
+    Projection(HAS_SESSION, ("tenant_id", "user_id", "session_id"), user_sessions),
+    Projection(HAS_ACTION, ("tenant_id", "event_id"), session_actions),
+    Projection(ON_PRODUCT, ("tenant_id", "event_id"), action_products),
+    Projection(VIEWED, ("tenant_id", "user_id", "item_id"), views),
+    Projection(PURCHASED, ("tenant_id", "user_id", "item_id"), purchases),
+)
+"""In the order of writing: nodes before the relationships between them."""
+
+
+def products(events: pl.DataFrame, catalog: pl.DataFrame) -> pl.DataFrame:
+    """`PRODUCT` rows: the catalogue's, and a bare one for every item that only events know."""
+    known = catalog.select("tenant_id", "id", "name", "category", "price")
+    seen = events.filter(pl.col("item_id").is_not_null()).select("tenant_id", id="item_id").unique()
+    bare = seen.join(known, on=["tenant_id", "id"], how="anti")
+    return pl.concat([known, bare], how="diagonal")
+
+
+def categories(catalog: pl.DataFrame) -> pl.DataFrame:
+    """`CATEGORY` rows."""
+    return catalog.filter(pl.col("category").is_not_null()).select("tenant_id", name="category").unique()
+
+
+def product_categories(catalog: pl.DataFrame) -> pl.DataFrame:
+    """`IN_CATEGORY` rows."""
+    return catalog.filter(pl.col("category").is_not_null()).select("tenant_id", from_id="id", to_name="category")
+
+
+def correlation_id() -> pl.Expr:
+    """The id of a Correlation node: `type:hash`."""
+    return pl.concat_str("key_type", pl.lit(":"), "key_hash")
+
+
+def correlations(journey_keys: pl.DataFrame) -> pl.DataFrame:
+    """`CORRELATION` rows."""
+    return journey_keys.select("tenant_id", "key_type", id=correlation_id()).select("tenant_id", "id", "key_type")
+
+
+def journeys(rows: pl.DataFrame) -> pl.DataFrame:
+    """`JOURNEY` rows."""
+    return rows.select("tenant_id", "created_at", "first_event_ts", "last_event_ts", "event_count", id="journey_id")
+
+
+def event_correlations(event_keys: pl.DataFrame) -> pl.DataFrame:
+    """`HAS_KEY` rows."""
+    return event_keys.select("tenant_id", from_id="event_id", to_id=correlation_id())
+
+
+def correlation_journeys(journey_keys: pl.DataFrame) -> pl.DataFrame:
+    """`PART_OF` rows."""
+    return journey_keys.select("tenant_id", from_id=correlation_id(), to_id="journey_id")
+
+
+def event_status(events: pl.DataFrame, event_journey: pl.DataFrame) -> pl.DataFrame:
+    """`EVENT_STATUS` rows."""
+    processed = event_journey.select("tenant_id", "event_id", status=pl.lit("PROCESSED"))
+    return events.join(processed, on=["tenant_id", "event_id"], how="left").select(
+        "tenant_id", pl.col("status").fill_null("NEW"), id="event_id"
+    )
+
+
+def user_communities(communities: pl.DataFrame) -> pl.DataFrame:
+    """`USER_COMMUNITY` rows."""
+    return communities.select("tenant_id", "community", id="user_id")

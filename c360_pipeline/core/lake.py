@@ -1,0 +1,227 @@
+"""The Delta tables: their columns, keys and partitions, and how two versions of a table compare."""
+
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+
+UTC_MICROS = pa.timestamp("us", "UTC")
+TEXT = pa.string()
+INT = pa.int64()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Delta table under `lake/`.
+
+    Attributes:
+        name: path below `lake/`.
+        key: columns that are unique together.
+        columns: Arrow types by column name, key first.
+        partition_by: Delta partition columns.
+        description: one sentence for the catalogue and the UI.
+    """
+
+    name: str
+    key: tuple[str, ...]
+    columns: dict[str, pa.DataType]
+    description: str
+    partition_by: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema."""
+        return pa.schema(list(self.columns.items()))
+
+    def empty(self) -> pl.DataFrame:
+        """A frame with the table's columns and no rows."""
+        frame = pl.from_arrow(self.schema.empty_table())
+        assert isinstance(frame, pl.DataFrame)  # noqa: S101 - a table, not an array, is a frame
+        return frame
+
+
+EVENTS = Table(
+    "events",
+    ("tenant_id", "event_id"),
+    {
+        "event_id": TEXT,
+        "tenant_id": TEXT,
+        "user_id": TEXT,
+        "session_id": TEXT,
+        "ts": UTC_MICROS,
+        "action": TEXT,
+        "item_id": TEXT,
+        "attrs": pa.map_(TEXT, TEXT),
+        "event_date": pa.date32(),
+        "content_hash": TEXT,
+        "source_uri": TEXT,
+        "source_line": INT,
+        "landed_at": UTC_MICROS,
+    },
+    "Every event that landed, once: the archive that the graph is a projection of.",
+    ("tenant_id", "event_date"),
+)
+LANDING_FILES = Table(
+    "landing_files",
+    ("source_uri", "etag"),
+    {
+        "source_uri": TEXT,
+        "etag": TEXT,
+        "landing_date": pa.date32(),
+        "bytes": INT,
+        "lines": INT,
+        "landed": INT,
+        "duplicates": INT,
+        "dead": INT,
+        "suppressed": INT,
+        "landed_at": UTC_MICROS,
+    },
+    "The books: for every file that was read, what became of each of its lines.",
+)
+DEAD_LETTERS = Table(
+    "dead_letters",
+    ("dead_letter_id",),
+    {
+        "dead_letter_id": TEXT,
+        "source_uri": TEXT,
+        "source_line": INT,
+        "byte_offset": INT,
+        "raw": pa.binary(),
+        "error_class": TEXT,
+        "reason": TEXT,
+        "tenant_id": TEXT,
+        "first_seen_at": UTC_MICROS,
+        "status": TEXT,
+    },
+    "Every rejected line with its bytes, its place and the reason, ready to be replayed.",
+)
+CATALOG = Table(
+    "catalog",
+    ("tenant_id", "id"),
+    {"tenant_id": TEXT, "id": TEXT, "name": TEXT, "category": TEXT, "price": pa.float64(), "source_uri": TEXT},
+    "Products as the newest catalogue file has them.",
+)
+JOURNEYS = Table(
+    "journeys",
+    ("tenant_id", "journey_id"),
+    {
+        "tenant_id": TEXT,
+        "journey_id": TEXT,
+        "created_at": UTC_MICROS,
+        "founding_event_id": TEXT,
+        "first_event_ts": UTC_MICROS,
+        "last_event_ts": UTC_MICROS,
+        "event_count": INT,
+        "key_count": INT,
+    },
+    "Customer journeys: events that share a key, directly or through others.",
+)
+EVENT_JOURNEY = Table(
+    "event_journey",
+    ("tenant_id", "event_id"),
+    {"tenant_id": TEXT, "event_id": TEXT, "journey_id": TEXT},
+    "The journey that each event belongs to now.",
+)
+EVENT_KEYS = Table(
+    "event_keys",
+    ("tenant_id", "event_id", "key_type", "key_hash"),
+    {"tenant_id": TEXT, "event_id": TEXT, "key_type": TEXT, "key_hash": TEXT},
+    "The identifiers seen on each event, hashed.",
+)
+JOURNEY_KEYS = Table(
+    "journey_keys",
+    ("tenant_id", "key_type", "key_hash"),
+    {"tenant_id": TEXT, "key_type": TEXT, "key_hash": TEXT, "journey_id": TEXT},
+    "The journey that each identifier belongs to now.",
+)
+JOURNEY_ALIASES = Table(
+    "journey_aliases",
+    ("tenant_id", "journey_id"),
+    {"tenant_id": TEXT, "journey_id": TEXT, "merged_into": TEXT},
+    "Journeys that were merged away, and the one that each lives on in.",
+)
+JOURNEY_MERGES = Table(
+    "journey_merges",
+    ("tenant_id", "merge_id"),
+    {
+        "merge_id": TEXT,
+        "tenant_id": TEXT,
+        "survivor": TEXT,
+        "loser": TEXT,
+        "via_event_id": TEXT,
+        "via_key_type": TEXT,
+        "merged_at": UTC_MICROS,
+    },
+    "The log of merges: which event and kind of identifier joined two journeys.",
+)
+RECONCILIATIONS = Table(
+    "reconciliations",
+    ("run_id", "tenant_id", "day", "entity"),
+    {
+        "run_id": TEXT,
+        "tenant_id": TEXT,
+        "day": pa.date32(),
+        "entity": TEXT,
+        "expected": INT,
+        "found": INT,
+        "expected_digest": TEXT,
+        "found_digest": TEXT,
+        "reconciled_at": UTC_MICROS,
+    },
+    "Graph against archive, per label or relationship type: counts and digests of both sides.",
+)
+RECONCILIATION_FINDINGS = Table(
+    "reconciliation_findings",
+    ("run_id", "tenant_id", "kind", "label", "key"),
+    {
+        "run_id": TEXT,
+        "tenant_id": TEXT,
+        "kind": TEXT,
+        "label": TEXT,
+        "key": TEXT,
+        "difference": TEXT,
+        "repaired": pa.bool_(),
+    },
+    "Each node or relationship that differed: missing, ghost, altered or duplicate.",
+)
+USER_COMMUNITIES = Table(
+    "features/user_communities",
+    ("tenant_id", "user_id"),
+    {"tenant_id": TEXT, "user_id": TEXT, "community": INT, "community_size": INT},
+    "Louvain communities of users who touch the same products; numbered by their first member.",
+)
+
+TABLES = {
+    table.name: table
+    for table in (
+        EVENTS, LANDING_FILES, DEAD_LETTERS, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS,
+        JOURNEY_ALIASES, JOURNEY_MERGES, RECONCILIATIONS, RECONCILIATION_FINDINGS, USER_COMMUNITIES,
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs between two versions of a table.
+
+    Attributes:
+        upserted: rows that are new or altered, as they are now.
+        deleted: key columns of rows that are gone.
+    """
+
+    upserted: pl.DataFrame
+    deleted: pl.DataFrame
+
+    @property
+    def count(self) -> int:
+        """Rows that differ."""
+        return self.upserted.height + self.deleted.height
+
+
+def compare_versions(before: pl.DataFrame, after: pl.DataFrame, key: tuple[str, ...]) -> Changes:
+    """Compare two frames of the same columns by key; null equals null."""
+    if before.is_empty():
+        return Changes(after, before.select(key))
+    upserted = after.join(before, on=after.columns, how="anti", nulls_equal=True) if after.height else after
+    deleted = before.select(key).join(after.select(key), on=list(key), how="anti", nulls_equal=True)
+    return Changes(upserted, deleted)

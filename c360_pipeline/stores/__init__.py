@@ -1,0 +1,1 @@
+"""I/O, one class per system; no Dagster here."""

@@ -1,0 +1,120 @@
+"""The control database: what to read from which silo and what it becomes, and the log of what was done."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from c360_pipeline.core.keys import KeyRule
+from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceDatabase, SourceTable
+from c360_pipeline.errors import UnavailableError
+
+READ_DATABASES = """
+    SELECT database_id, tenant_id, db_name, host, port, db_user AS "user", password_ref
+    FROM source_databases WHERE is_active ORDER BY database_id
+"""
+READ_TABLES = """
+    SELECT t.table_id, t.database_id, t.schema_name, t.table_name, t.key_columns
+    FROM source_tables t JOIN source_databases d USING (database_id)
+    WHERE d.is_active AND t.is_active ORDER BY t.table_id
+"""
+READ_EXCLUSIONS = "SELECT table_id, column_name FROM field_exclusion_rules WHERE is_excluded"
+READ_LABELS = "SELECT table_id, node_label FROM node_label_mappings"
+READ_RELATIONSHIPS = """
+    SELECT mapping_id, from_label, to_label, relationship_type, join_condition, via_label
+    FROM relationship_mappings WHERE is_active ORDER BY mapping_id
+"""
+READ_KEY_RULES = "SELECT tenant_id, key_type, source_attribute, mode FROM correlation_key_rules ORDER BY rule_id"
+START_RUN = "INSERT INTO etl_run_logs (run_id, status) VALUES (%(run_id)s, 'running') RETURNING log_id"
+FINISH_RUN = """
+    UPDATE etl_run_logs SET status = %(status)s, finished_at = clock_timestamp(), error = %(error)s
+    WHERE log_id = %(log_id)s
+"""
+LOG_TABLE = """
+    INSERT INTO etl_table_logs (log_id, db_name, table_name, status, rows_read, rows_changed, seconds)
+    VALUES (%(log_id)s, %(db_name)s, %(table_name)s, 'done', %(rows_read)s, %(rows_changed)s, %(seconds)s)
+"""
+
+
+class ControlDb:
+    """The control database; each method is one short connection.
+
+    Args:
+        connection: host, port, dbname, user, password as psycopg takes them.
+    """
+
+    def __init__(self, connection: dict[str, Any]) -> None:
+        self._connection = connection
+
+    @contextmanager
+    def _connect(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        where = "{dbname} at {host}:{port}".format(**self._connection)
+        try:
+            connection = psycopg.connect(**self._connection, connect_timeout=10, row_factory=dict_row)
+        except psycopg.OperationalError as error:
+            raise UnavailableError(
+                f"The control database {where} can't be reached: {error}. "
+                "Start the embedded one with `c360 up` and fill it with `c360 seed`."
+            ) from None
+        with connection:
+            yield connection
+
+    def apply_schema(self) -> None:
+        """Create the control tables where they are missing."""
+        script = resources.files("c360_pipeline.ddl").joinpath("control.sql").read_text(encoding="utf-8")
+        with self._connect() as connection:
+            connection.execute(script.encode())
+
+    def read(self) -> ControlRows:
+        """All active control rows, as one consistent picture."""
+        with self._connect() as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            return ControlRows(
+                databases=tuple(SourceDatabase(**row) for row in connection.execute(READ_DATABASES)),
+                tables=tuple(
+                    SourceTable(**{**row, "key_columns": tuple(row["key_columns"])})
+                    for row in connection.execute(READ_TABLES)
+                ),
+                excluded=frozenset((r["table_id"], r["column_name"]) for r in connection.execute(READ_EXCLUSIONS)),
+                labels={r["table_id"]: r["node_label"] for r in connection.execute(READ_LABELS)},
+                relationships=tuple(RelationshipRow(**row) for row in connection.execute(READ_RELATIONSHIPS)),
+            )
+
+    def key_rules(self) -> list[KeyRule]:
+        """Which attributes of events are keys."""
+        with self._connect() as connection:
+            return [
+                KeyRule(r["tenant_id"], r["key_type"], r["source_attribute"], r["mode"])
+                for r in connection.execute(READ_KEY_RULES)
+            ]
+
+    @contextmanager
+    def logged_run(self, run_id: str) -> Iterator[int]:
+        """A row of `etl_run_logs` that says running, then done or failed; yields its log_id."""
+        with self._connect() as connection:
+            row = connection.execute(START_RUN, {"run_id": run_id}).fetchone()
+        log_id = int(row["log_id"]) if row else 0
+        try:
+            yield log_id
+        except BaseException as error:
+            self._finish_run(log_id, "failed", f"{type(error).__name__}: {error}")
+            raise
+        self._finish_run(log_id, "done", None)
+
+    def _finish_run(self, log_id: int, status: str, error: str | None) -> None:
+        with self._connect() as connection:
+            connection.execute(FINISH_RUN, {"log_id": log_id, "status": status, "error": error})
+
+    def log_table(
+        self, log_id: int, *, db_name: str, table_name: str, rows_read: int, rows_changed: int, seconds: float
+    ) -> None:
+        """Add a row to `etl_table_logs`."""
+        values = {
+            "log_id": log_id, "db_name": db_name, "table_name": table_name, "rows_read": rows_read,
+            "rows_changed": rows_changed, "seconds": seconds,
+        }  # fmt: skip
+        with self._connect() as connection:
+            connection.execute(LOG_TABLE, values)

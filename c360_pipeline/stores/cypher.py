@@ -1,0 +1,97 @@
+"""Statements made from kinds: the identifiers come from the model or from checked control rows, values are parameters.
+
+Every statement names the tenant of every node that it matches.
+"""
+
+import re
+from functools import lru_cache
+
+from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind
+from c360_pipeline.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def quoted(name: str) -> str:
+    """An identifier between backticks.
+
+    Raises:
+        ConfigError: it is not a letter or underscore followed by letters, digits and underscores.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} can't be a label, type or property: {_NAME.pattern} is right.")
+    return f"`{name}`"
+
+
+def quoted_property(name: str) -> str:
+    """A property name between backticks; source columns may have any name, so backticks inside are doubled."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _node(variable: str, kind: NodeKind, prefix: str = "") -> str:
+    key = ", ".join(f"{quoted_property(k)}: row.{quoted_property(prefix + k)}" for k in kind.key)
+    return f"({variable}:{quoted(kind.label)} {{tenant_id: $tenant_id, {key}}})"
+
+
+@lru_cache
+def merge_statement(kind: Kind) -> str:
+    """Write rows of a kind; returns the number of rows that found their place."""
+    if isinstance(kind, NodeKind):
+        labels = "".join(f" SET n:{quoted(label)}" for label in kind.extra_labels)
+        return f"UNWIND $rows AS row MERGE {_node('n', kind)}{labels} SET n += row RETURN count(*) AS written"
+    ends = f"MATCH {_node('a', kind.source, 'from_')} MATCH {_node('b', kind.target, 'to_')}"
+    properties = "".join(f", r.{quoted_property(p)} = row.{quoted_property(p)}" for p in kind.properties)
+    update = f" SET {properties.removeprefix(', ')}" if properties else ""
+    return f"UNWIND $rows AS row {ends} MERGE (a)-[r:{quoted(kind.type)}]->(b){update} RETURN count(*) AS written"
+
+
+@lru_cache
+def update_statement(kind: NodeKind) -> str:
+    """Set properties of nodes that another projection makes; rows without a node are passed over."""
+    return f"UNWIND $rows AS row MATCH {_node('n', kind)} SET n += row RETURN count(*) AS written"
+
+
+@lru_cache
+def move_statement(kind: RelationshipKind) -> str:
+    """Point the only relationship of this kind at another target, in one transaction for all rows of a batch."""
+    return (
+        f"UNWIND $rows AS row MATCH {_node('a', kind.source, 'from_')} MATCH {_node('b', kind.target, 'to_')} "
+        f"OPTIONAL MATCH (a)-[old:{quoted(kind.type)}]->(other) WHERE other <> b DELETE old "
+        f"WITH DISTINCT a, b MERGE (a)-[:{quoted(kind.type)}]->(b) RETURN count(*) AS written"
+    )
+
+
+@lru_cache
+def delete_statement(kind: Kind) -> str:
+    """Remove rows of a kind by key; rows that are gone already are passed over."""
+    if isinstance(kind, NodeKind):
+        return f"UNWIND $rows AS row MATCH {_node('n', kind)} DETACH DELETE n RETURN count(*) AS written"
+    return (
+        f"UNWIND $rows AS row MATCH {_node('a', kind.source, 'from_')}-[r:{quoted(kind.type)}]->"
+        f"{_node('b', kind.target, 'to_')} DELETE r RETURN count(*) AS written"
+    )
+
+
+@lru_cache
+def read_statement(kind: Kind) -> str:
+    """All rows of a kind of one tenant, columns in the order of the kind's schema."""
+    if isinstance(kind, NodeKind):
+        columns = ", ".join(f"n.{quoted_property(p)}" for p in kind.properties)
+        indexed = " AND ".join(f"n.{quoted_property(k)} IS NOT NULL" for k in kind.key)
+        return f"MATCH (n:{quoted(kind.label)}) WHERE n.tenant_id = $tenant_id AND {indexed} RETURN {columns}"
+    ends = [f"a.{quoted_property(k)}" for k in kind.source.key] + [f"b.{quoted_property(k)}" for k in kind.target.key]
+    columns = ", ".join([*ends, *(f"r.{quoted_property(p)}" for p in kind.properties)])
+    return (
+        f"MATCH (a:{quoted(kind.source.label)} {{tenant_id: $tenant_id}})-[r:{quoted(kind.type)}]->"
+        f"(b:{quoted(kind.target.label)} {{tenant_id: $tenant_id}}) RETURN {columns}"
+    )
+
+
+@lru_cache
+def key_constraint(kind: NodeKind) -> str:
+    """The composite uniqueness constraint of a label that control rows name."""
+    key = ", ".join(f"n.{quoted_property(k)}" for k in kind.key_columns)
+    return (
+        f"CREATE CONSTRAINT {quoted(f'{kind.label}_key_of_control_rows')} IF NOT EXISTS "
+        f"FOR (n:{quoted(kind.label)}) REQUIRE ({key}) IS UNIQUE"
+    )

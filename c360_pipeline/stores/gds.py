@@ -1,0 +1,66 @@
+"""Graph Data Science: algorithms that run inside Neo4j, through its Python client."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import polars as pl
+from graphdatascience import GraphDataScience
+from neo4j.exceptions import DriverError, Neo4jError
+
+from c360_pipeline.errors import UnavailableError
+
+
+class Gds:
+    """The GDS library of a Neo4j server.
+
+    Args:
+        uri: bolt:// or neo4j:// address.
+        user: login.
+        password: its secret.
+        database: name of the database.
+    """
+
+    def __init__(self, uri: str, user: str, password: str, database: str) -> None:
+        self._login = (uri, (user, password), database)
+
+    @contextmanager
+    def _client(self) -> Iterator[GraphDataScience]:
+        uri, auth, database = self._login
+        try:
+            client = GraphDataScience(uri, auth=auth, database=database, arrow=False, show_progress=False)
+        except (Neo4jError, DriverError, ValueError) as error:
+            raise UnavailableError(f"Neo4j at {uri} has no usable GDS library: {error}") from error
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def louvain(self, name: str, members: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
+        """Communities by modularity over undirected weighted edges.
+
+        One thread and node numbers of our own make two runs over equal input give equal communities.
+
+        Args:
+            name: of the projected graph; it is dropped at the end.
+            members: node_id.
+            edges: source, target, weight.
+
+        Returns:
+            node_id, label.
+        """
+        nodes = members.select(nodeId="node_id").to_pandas()
+        relationships = edges.select(
+            sourceNodeId="source", targetNodeId="target", weight="weight", relationshipType=pl.lit("TIED")
+        ).to_pandas()
+        with self._client() as gds:
+            graph = gds.graph.construct(
+                name, nodes, relationships, concurrency=1, undirected_relationship_types=["TIED"], overwrite=True
+            )
+            try:
+                result = gds.louvain.stream(graph, relationship_weight_property="weight", concurrency=1)
+            finally:
+                graph.drop()
+        return pl.DataFrame(
+            {"node_id": result["nodeId"].to_list(), "label": result["communityId"].to_list()},
+            schema={"node_id": pl.Int64, "label": pl.Int64},
+        )

@@ -1,0 +1,242 @@
+"""The graph in Neo4j: one write path, every write repeatable, every statement with its tenant."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from types import TracebackType
+from typing import Any, LiteralString, Self, cast
+
+import neo4j
+import polars as pl
+from neo4j.exceptions import AuthError, DriverError, Neo4jError, ServiceUnavailable
+
+from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind
+from c360_pipeline.core.lake import Changes
+from c360_pipeline.errors import InvariantError, UnavailableError
+from c360_pipeline.stores import cypher
+from c360_pipeline.stores.lake import Version
+
+BATCH_ROWS = 5_000
+
+COUNT_LABELS = "CALL db.labels() YIELD label CALL (label) { MATCH (n:$(label)) RETURN count(n) AS number } RETURN label AS name, number"
+COUNT_TYPES = (
+    "CALL db.relationshipTypes() YIELD relationshipType AS type "
+    "CALL (type) { MATCH ()-[r:$(type)]->() RETURN count(r) AS number } RETURN type AS name, number"
+)
+READ_CHECKPOINTS = "MATCH (c:ProjectionCheckpoint {projection: $projection}) RETURN c.source AS source, c.version AS version"
+SAVE_CHECKPOINT = (
+    "MERGE (c:ProjectionCheckpoint {projection: $projection, source: $source}) SET c.version = $version"
+)
+READ_TENANTS = "MATCH (u:User) RETURN DISTINCT u.tenant_id AS tenant_id ORDER BY tenant_id"
+
+READ_CANDIDATES = """
+    MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED|VIEWED]->(shared:Product {tenant_id: $tenant_id})
+    WITH u, collect(DISTINCT shared) AS mine
+    UNWIND mine AS shared
+    MATCH (shared)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
+    WHERE similar <> u
+    WITH u, mine, similar, count(DISTINCT shared) AS shared_products
+    ORDER BY shared_products DESC, similar.id
+    LIMIT $similar_users
+    MATCH (similar)-[bought:PURCHASED]->(product:Product {tenant_id: $tenant_id})
+    WHERE NOT (u)-[:PURCHASED]->(product)
+    RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
+           similar.id AS similar_user, shared_products, bought.count AS strength
+"""
+CANDIDATE_SCHEMA = {
+    "product_id": pl.String, "product_name": pl.String, "category": pl.String, "similar_user": pl.String,
+    "shared_products": pl.Int64, "strength": pl.Int64,
+}  # fmt: skip
+
+READ_JOURNEY_OF_EVENT = """
+    MATCH (e:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY]->(:Correlation)-[:PART_OF]->(j:Journey)
+    WITH DISTINCT j
+    MATCH (j)<-[:PART_OF]-(c:Correlation)<-[:HAS_KEY]-(e:Event)
+    WITH j, e, collect(DISTINCT c.key_type) AS key_types
+    RETURN j.id AS journey_id, e.id AS event_id, e.ts AS ts, e.type AS action, key_types
+    ORDER BY ts, event_id
+"""
+READ_ACCOUNT = """
+    MATCH (u:User {tenant_id: $tenant_id, id: $user_id})
+    OPTIONAL MATCH (u)-[:IS_ACCOUNT]->(a:Account)
+    OPTIONAL MATCH (a)-[:HAS_SUBSCRIPTION]->(:Subscription)-[:SUBSCRIBED_TO]->(p:Plan)
+    OPTIONAL MATCH (a)-[:SUBMITTED]->(t:Ticket)
+    RETURN u.id AS user_id, u.community AS community, a.full_name AS full_name, a.email AS email,
+           collect(DISTINCT p.plan_name) AS plans, count(DISTINCT t) AS tickets
+"""
+
+
+class Graph:
+    """A Neo4j database.
+
+    Use it as a context manager: it holds a driver with its pool of connections.
+
+    Args:
+        uri: bolt:// or neo4j:// address.
+        user: login.
+        password: its secret.
+        database: name of the database.
+    """
+
+    def __init__(self, uri: str, user: str, password: str, database: str) -> None:
+        self._uri = uri
+        self._database = database
+        self._driver = neo4j.GraphDatabase.driver(
+            uri, auth=(user, password), notifications_min_severity="OFF", max_connection_pool_size=10,
+            connection_timeout=10, max_transaction_retry_time=60,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        try:
+            self._driver.verify_connectivity()
+        except AuthError as error:
+            self._driver.close()
+            raise UnavailableError(f"Neo4j at {self._uri} refuses the login: {error.message}") from None
+        except (ServiceUnavailable, DriverError, Neo4jError) as error:
+            self._driver.close()
+            raise UnavailableError(
+                f"Neo4j at {self._uri} can't be reached: {error}. Start the embedded one with `c360 up`."
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._driver.close()
+
+    def run(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Run one statement in a transaction that is retried on transient errors; returns its records."""
+
+        def work(transaction: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
+            # The driver asks for literals to keep injections out; `cypher` builds from checked identifiers only.
+            return transaction.run(cast(LiteralString, statement), parameters).data()
+
+        with self._driver.session(database=self._database) as session:
+            return session.execute_write(work)
+
+    def apply_schema(self, kinds: Sequence[NodeKind] = ()) -> None:
+        """Create constraints and indexes, those of the script and those of labels from control rows."""
+        script = resources.files("c360_pipeline.ddl").joinpath("graph.cypher").read_text(encoding="utf-8")
+        code = "\n".join(line for line in script.splitlines() if not line.startswith("//"))
+        for statement in [*code.split(";"), *(cypher.key_constraint(kind) for kind in kinds)]:
+            if statement.strip():
+                self.run(statement)
+        self.run("CALL db.awaitIndexes(300)")
+
+    def apply(self, kind: Kind, changes: Changes) -> None:
+        """Bring a kind from one version to the next: delete what is gone, write what is new or altered.
+
+        Raises:
+            InvariantError: a relationship has no node at one of its ends.
+        """
+        self.delete(kind, changes.deleted)
+        self.merge(kind, changes.upserted)
+
+    def merge(self, kind: Kind, rows: pl.DataFrame) -> None:
+        """Write rows of a kind; rows that are there already stay one.
+
+        Raises:
+            InvariantError: a relationship has no node at one of its ends.
+        """
+        self._write(cypher.merge_statement(kind), kind, rows.sort(kind.key_columns), must_match=True)
+
+    def update(self, kind: NodeKind, rows: pl.DataFrame) -> None:
+        """Set properties on nodes that another projection makes."""
+        self._write(cypher.update_statement(kind), kind, rows.sort(kind.key_columns), must_match=False)
+
+    def move(self, kind: RelationshipKind, rows: pl.DataFrame) -> None:
+        """Make these the only relationships of their sources; a reader sees the old or the new, never both or none.
+
+        Raises:
+            InvariantError: a relationship has no node at one of its ends.
+        """
+        self._write(cypher.move_statement(kind), kind, rows.sort(kind.key_columns), must_match=True)
+
+    def delete(self, kind: Kind, keys: pl.DataFrame) -> None:
+        """Remove rows of a kind by key; a node takes its relationships with it."""
+        self._write(cypher.delete_statement(kind), kind, keys, must_match=False)
+
+    def _write(self, statement: str, kind: Kind, rows: pl.DataFrame, *, must_match: bool) -> None:
+        for tenant_id, batch in _batches(rows):
+            written = self.run(statement, tenant_id=tenant_id, rows=_to_rows(batch))[0]["written"]
+            if must_match and written != batch.height:
+                raise InvariantError(
+                    f"{kind.name}: {batch.height - written} of {batch.height} rows of tenant {tenant_id} found no "
+                    "node to stand on. Materialise the assets upstream first."
+                )
+
+    def read(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
+        """All rows of a kind of a tenant; a value of another type than the kind's turns its column to text."""
+        columns: list[list[Any]] = [[] for _ in range(len(kind.schema) - 1)]
+        with self._driver.session(database=self._database, fetch_size=5_000) as session:
+            for record in session.run(cast(LiteralString, cypher.read_statement(kind)), tenant_id=tenant_id):
+                for column, value in zip(columns, record.values(), strict=True):
+                    column.append(value)
+        names = [name for name in kind.schema if name != "tenant_id"]
+        series = [_to_series(n, values, kind.schema[n]) for n, values in zip(names, columns, strict=True)]
+        return pl.DataFrame(series).select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
+
+    def counts(self) -> dict[str, int]:
+        """Nodes by label and relationships by type; the checkpoints of the projection itself are left out."""
+        rows = self.run(COUNT_LABELS) + self.run(COUNT_TYPES)
+        return {r["name"]: r["number"] for r in rows if r["number"] and r["name"] != "ProjectionCheckpoint"}
+
+    def tenants(self) -> list[str]:
+        """Tenants that have users in the graph."""
+        return [r["tenant_id"] for r in self.run(READ_TENANTS)]
+
+    def checkpoint(self, projection: str) -> dict[str, Version]:
+        """The versions of lake tables that a projection has brought into this graph.
+
+        They live in the graph itself: an emptied or restored graph tells by itself what it lacks (docs/adr/0008).
+        """
+        rows = self.run(READ_CHECKPOINTS, projection=projection)
+        return {r["source"]: Version.parse(r["version"]) for r in rows}
+
+    def save_checkpoint(self, projection: str, source: str, version: Version | None) -> None:
+        """Note that a projection has brought a table's version into this graph."""
+        if version is not None:
+            self.run(SAVE_CHECKPOINT, projection=projection, source=source, version=str(version))
+
+    def recommendation_candidates(self, tenant_id: str, user_id: str, similar_users: int = 50) -> pl.DataFrame:
+        """What users with shared products bought that this user did not; one row per product and similar user."""
+        rows = self.run(READ_CANDIDATES, tenant_id=tenant_id, user_id=user_id, similar_users=similar_users)
+        return pl.DataFrame(rows, schema=CANDIDATE_SCHEMA)
+
+    def journey_of_event(self, tenant_id: str, event_id: str) -> list[dict[str, Any]]:
+        """The events of the journey that an event belongs to, by time."""
+        return self.run(READ_JOURNEY_OF_EVENT, tenant_id=tenant_id, event_id=event_id)
+
+    def account_of_user(self, tenant_id: str, user_id: str) -> dict[str, Any] | None:
+        """What the silos know of the person behind a user; None when there is no such user."""
+        rows = self.run(READ_ACCOUNT, tenant_id=tenant_id, user_id=user_id)
+        return rows[0] if rows else None
+
+
+def _batches(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    for (tenant_id,), part in rows.partition_by("tenant_id", as_dict=True, maintain_order=True).items():
+        for batch in part.drop("tenant_id").iter_slices(BATCH_ROWS):
+            yield str(tenant_id), batch
+
+
+def _to_rows(batch: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows as the driver takes them; instants with the offset +00:00, so that Neo4j keeps no zone name."""
+    zoned = [n for n, t in batch.schema.items() if isinstance(t, pl.Datetime) and t.time_zone]
+    rows = batch.to_dicts()
+    for row in rows:
+        for name in zoned:
+            if row[name] is not None:
+                row[name] = row[name].replace(tzinfo=UTC)
+    return rows
+
+
+def _to_series(name: str, values: list[Any], dtype: pl.DataType) -> pl.Series:
+    if isinstance(dtype, pl.Datetime | pl.Date):
+        values = [v.to_native() if hasattr(v, "to_native") else v for v in values]
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone:
+        values = [v.astimezone(UTC) if isinstance(v, datetime) and v.tzinfo else v for v in values]
+    try:
+        return pl.Series(name, values, dtype=dtype, strict=True)
+    except (TypeError, pl.exceptions.PolarsError):
+        # A value of a wrong type was written behind our back; its text and type make the difference visible.
+        return pl.Series(name, [None if v is None else f"{type(v).__name__} {v}" for v in values], dtype=pl.String)

@@ -1,0 +1,170 @@
+"""Both sides of reconciliation: what the archive says the graph holds, and what the graph holds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import polars as pl
+
+from c360_pipeline.core import graph as model
+from c360_pipeline.core.graph import Kind, NodeKind
+from c360_pipeline.core.lake import (
+    CATALOG,
+    EVENT_JOURNEY,
+    EVENT_KEYS,
+    EVENTS,
+    JOURNEY_KEYS,
+    JOURNEYS,
+    TABLES,
+    USER_COMMUNITIES,
+    compare_versions,
+)
+from c360_pipeline.core.reconcile import Comparison, compare, digest, row_hashes
+from c360_pipeline.core.silos import ControlRows, join_labels, node_kind, node_rows, relationship_kind
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake
+
+OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
+"""Kinds that are properties of nodes that another projection makes."""
+
+BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date", "first_seen_at", "merged_at",
+               "extracted_at", "run_id", "reconciled_at")  # fmt: skip
+"""Columns that say when and whence a row came, not what it says: two runs differ in them and are equal."""
+
+NOT_IN_DIGEST = ("reconciliations", "reconciliation_findings", "landing_files")
+
+
+@dataclass(frozen=True)
+class SiloNodes:
+    """The node rows of all silo tables, by label."""
+
+    kinds: dict[str, NodeKind]
+    frames: dict[str, pl.DataFrame]
+
+
+class Archive:
+    """What the lake says the graph holds.
+
+    Args:
+        lake: the Delta tables.
+        control: the control rows, for labels and relationships of silo tables.
+    """
+
+    def __init__(self, lake: Lake, control: ControlRows) -> None:
+        self._lake = lake
+        self._control = control
+
+    def silo_nodes(self) -> SiloNodes:
+        """The node rows of every silo table that has a label; tables of one label are put together."""
+        databases = {d.database_id: d for d in self._control.databases}
+        kinds: dict[str, NodeKind] = {}
+        parts: dict[str, list[pl.DataFrame]] = {}
+        for table in self._control.tables:
+            label = self._control.labels.get(table.table_id)
+            rows = self._lake.read_silo(f"silos/{databases[table.database_id].db_name}/{table.table_name}")
+            if label and rows.width:
+                kinds[label] = node_kind(label, table.key_columns, rows.schema)
+                parts.setdefault(label, []).append(node_rows(kinds[label], rows))
+        return SiloNodes(kinds, {label: pl.concat(frames, how="diagonal") for label, frames in parts.items()})
+
+    def mapped_relationships(self, silos: SiloNodes) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        """Relationships as the control rows' join conditions make them; mappings of absent labels are passed over."""
+        users = model.users(self._lake.scan(EVENTS).select("tenant_id", "user_id", "ts").collect())
+        kinds = {"User": model.USER, **silos.kinds}
+        frames = {"User": users.select("tenant_id", "id"), **silos.frames}
+        for row in self._control.relationships:
+            labels = {row.from_label, row.to_label, *([row.via_label] if row.via_label else [])}
+            if labels <= frames.keys():
+                yield relationship_kind(row, kinds), join_labels(row, frames, kinds)
+
+    def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        """Every kind with all its rows."""
+        events, catalog = self._lake.read(EVENTS), self._lake.read(CATALOG)
+        for projection in model.EVENT_PROJECTIONS:
+            yield projection.kind, projection.build(events)
+        yield model.PRODUCT, model.products(events, catalog)
+        yield model.CATEGORY, model.categories(catalog)
+        yield model.IN_CATEGORY, model.product_categories(catalog)
+        yield model.EVENT_STATUS, model.event_status(events, self._lake.read(EVENT_JOURNEY))
+        yield model.USER_COMMUNITY, self._communities(events)
+        keys = self._lake.read(JOURNEY_KEYS)
+        yield model.CORRELATION, model.correlations(keys)
+        yield model.JOURNEY, model.journeys(self._lake.read(JOURNEYS))
+        yield model.HAS_KEY, model.event_correlations(self._lake.read(EVENT_KEYS))
+        yield model.PART_OF, model.correlation_journeys(keys)
+        silos = self.silo_nodes()
+        yield from ((silos.kinds[label], frame) for label, frame in silos.frames.items())
+        yield from self.mapped_relationships(silos)
+
+    def _communities(self, events: pl.DataFrame) -> pl.DataFrame:
+        users = events.select("tenant_id", id="user_id").unique()
+        known = model.user_communities(self._lake.read(USER_COMMUNITIES))
+        return users.join(known, on=["tenant_id", "id"], how="left")
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """The comparison of one kind of one tenant."""
+
+    tenant_id: str
+    kind: Kind
+    comparison: Comparison
+
+
+def reconcile(archive: Archive, graph: Graph, *, repair: bool = False) -> list[Reconciled]:
+    """Compare every kind, tenant by tenant; repairs what differs when asked to.
+
+    Returns:
+        What was found before the repair.
+    """
+    expected = list(archive.expected())
+    in_archive = {t for _, frame in expected for t in frame["tenant_id"].unique()}
+    tenants = sorted(in_archive | set(graph.tenants()))
+    results = []
+    for kind, frame in expected:
+        for tenant in tenants:
+            ours = frame.filter(pl.col("tenant_id") == tenant).select(list(kind.schema))
+            theirs = graph.read(kind, tenant)
+            comparison = compare(ours, theirs, kind.key_columns)
+            results.append(Reconciled(tenant, kind, comparison))
+            if repair and not comparison.is_equal:
+                _repair(graph, kind, ours, theirs)
+    return results
+
+
+def _repair(graph: Graph, kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> None:
+    comparable = [c for c in theirs.columns if theirs.schema[c] == ours.schema[c]]
+    altered_types = len(comparable) < theirs.width
+    before = theirs.head(0).select(comparable) if altered_types else theirs
+    changes = compare_versions(before, ours, tuple(kind.key_columns))
+    if kind in OWNED_PROPERTIES and isinstance(kind, NodeKind):
+        graph.update(kind, changes.upserted)
+    else:
+        graph.delete(kind, theirs.select(kind.key_columns).join(ours, on=kind.key_columns, how="anti"))
+        graph.merge(kind, changes.upserted)
+
+
+def digests(archive: Archive, lake: Lake, graph: Graph) -> dict[str, str]:
+    """The canonical digest of every table of the lake and every kind of the graph, by name.
+
+    Columns that only say when a row came are left out, so that two runs over the same input are equal.
+    """
+    result = {}
+    for name, table in TABLES.items():
+        if name not in NOT_IN_DIGEST:
+            rows = lake.read(table)
+            result[f"lake {name}"] = digest(row_hashes(rows.select(c for c in rows.columns if c not in BOOKKEEPING)))
+    for reconciled in reconcile(archive, graph):
+        result[f"graph {reconciled.tenant_id} {entity_name(reconciled.kind)}"] = (
+            reconciled.comparison.found_digest
+        )
+    return result
+
+
+def _property_suffix(kind: Kind) -> str:
+    return f".{list(kind.properties)[-1]}" if kind in OWNED_PROPERTIES else ""
+
+
+def entity_name(kind: Kind) -> str:
+    """How reconciliations call a kind."""
+    return kind.name + _property_suffix(kind)
+
