@@ -1,0 +1,244 @@
+"""The sample source databases: schemas from data/silos, rows from here, the same on every machine."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from c360_pipeline.devstack.movielens import Film, Viewer, read_films, read_viewers
+from c360_pipeline.devstack.people import COUNTRIES, SAMPLE_DATE, SEED, SILO_TENANT, Person, people, products
+from c360_pipeline.errors import ConfigError, UnavailableError
+from c360_pipeline.stores.control import ControlDb
+
+MARK = "sample database of c360_pipeline"
+CONTROL_TABLES = ("source_databases", "relationship_mappings")
+Rows = Iterable[Sequence[Any]]
+
+PLANS = ((1, "Basic", "7.99", 1), (2, "Standard", "12.99", 2), (3, "Premium", "17.99", 4), (4, "Family", "22.99", 6))
+GENRES = ("Drama", "Comedy", "Action", "Documentary", "Science Fiction", "Thriller", "Animation", "Romance")
+TITLE_STARTS = ("The Last", "A Quiet", "Beyond the", "Return to", "Midnight", "Paper", "Golden", "Hidden", "Seven", "Lost")
+TITLE_ENDS = ("Harbour", "Winter", "Signal", "Garden", "Kingdom", "Letters", "River", "Orchard")
+TAGS = ("Technical", "Playback", "Billing", "Account", "Content", "Fraud")
+SUBJECTS = {
+    "Technical": "App closes after the update", "Playback": "Picture stops every few minutes",
+    "Billing": "Charged twice this month", "Account": "Can't change my address",
+    "Content": "An episode is missing", "Fraud": "A device that is not mine",
+}  # fmt: skip
+
+
+def data_folder() -> Path:
+    """The `data` folder of the repository or of the installed package."""
+    package = Path(__file__).parents[1]
+    return next(folder for folder in (package / "data", package.parent / "data") if folder.is_dir())
+
+
+def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Callable[[str], None]) -> None:
+    """Create and fill the sample databases and their control rows; can be done again, with the same result.
+
+    Args:
+        connection: host, port, user, password of a login that may create databases, and dbname of the control database.
+        control: the control database.
+        source: `sample` or `movielens`.
+        report: told each database that is filled.
+
+    Raises:
+        ConfigError: a database of that name exists that `seed` did not make.
+    """
+    tables = SOURCES[source]()
+    for database, filling in tables.items():
+        _create_database(connection, database, mark=True)
+        schema = data_folder() / "silos" / (f"{database}.sql" if source == "sample" else f"{source}_{database}.sql")
+        counts = _fill(connection, database, schema.read_text(encoding="utf-8"), filling)
+        report(f"{database}: " + ", ".join(f"{count:,} {table}" for table, count in counts.items()))
+    _create_database(connection, str(connection["dbname"]), mark=False)
+    control.apply_schema()
+    _fill_control(connection, source)
+    report(f"{connection['dbname']}: control rows")
+
+
+def _login(connection: dict[str, Any], database: str) -> dict[str, Any]:
+    return {**connection, "dbname": database, "connect_timeout": 10}
+
+
+def _create_database(connection: dict[str, Any], name: str, *, mark: bool) -> None:
+    try:
+        with psycopg.connect(**_login(connection, "postgres"), autocommit=True) as server:
+            found = server.execute(
+                "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", (name,)
+            ).fetchone()
+            if found is None:
+                server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+                if mark:
+                    server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), MARK))
+            elif mark and found[0] != MARK:
+                raise ConfigError(
+                    f"The database {name} exists and is not a sample of ours: `c360 seed` would overwrite it. "
+                    "Seed another server, or remove it first."
+                )
+    except psycopg.OperationalError as error:
+        raise UnavailableError(
+            "Postgres at {host}:{port} can't be reached: {error}. Start the embedded one with `c360 up`.".format(
+                error=error, **connection
+            )
+        ) from None
+
+
+def _fill(connection: dict[str, Any], database: str, schema: str, tables: dict[str, Rows]) -> dict[str, int]:
+    counts = {}
+    with psycopg.connect(**_login(connection, database)) as silo, silo.cursor() as cursor:
+        cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        cursor.execute(schema.encode())
+        for table, rows in tables.items():
+            with cursor.copy(sql.SQL("COPY {} FROM STDIN").format(sql.Identifier(table))) as copy:
+                counts[table] = 0
+                for row in rows:
+                    copy.write_row(row)
+                    counts[table] += 1
+        cursor.execute("ANALYZE")
+    return counts
+
+
+def _fill_control(connection: dict[str, Any], source: str) -> None:
+    name = "control_rows.sql" if source == "sample" else f"{source}_control_rows.sql"
+    script = (data_folder() / "silos" / name).read_text(encoding="utf-8")
+    values = {
+        ":tenant": SILO_TENANT if source == "sample" else source,
+        ":host": str(connection["host"]),
+        ":port": int(connection["port"]),
+        ":user": str(connection["user"]),
+    }
+    with psycopg.connect(**_login(connection, str(connection["dbname"]))) as control:
+        for table in CONTROL_TABLES:
+            control.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
+        for placeholder, value in values.items():
+            script = script.replace(placeholder, sql.Literal(value).as_string(control))
+        control.execute(script.encode())
+
+
+def sample_tables() -> dict[str, dict[str, Rows]]:
+    """The rows of the sample, by database and table."""
+    persons = people(SILO_TENANT)
+    rng = random.Random(SEED)  # noqa: S311 - sample data
+    tickets = list(_tickets(rng, persons))
+    return {
+        "profiles_db": {
+            "accounts": _accounts(persons),
+            "plans": PLANS,
+            "subscriptions": list(_subscriptions(rng, persons)),
+            "payment_methods": list(_payment_methods(rng, persons)),
+        },
+        "streaming_db": {"media": list(_media(rng)), "play_events": list(_plays(rng, persons))},
+        "support_db": {
+            "tickets": [ticket for ticket, _ in tickets],
+            "tags": [(number, tag) for number, tag in enumerate(TAGS, 1)],
+            "ticket_tags": [(ticket[0], TAGS.index(tag) + 1) for ticket, tags in tickets for tag in tags],
+        },
+        "commerce_db": _commerce(rng, persons),
+    }
+
+
+def _accounts(persons: list[Person]) -> Rows:
+    for p in persons:
+        password = "scrypt$" + hashlib.sha256(f"{SEED}/{p.email}".encode()).hexdigest()
+        status = "hacked" if p.account_id % 60 == 7 else "active"
+        country = COUNTRIES[p.account_id % len(COUNTRIES)]
+        yield p.account_id, p.email, p.full_name, password, f"+49 30 {p.account_id:06d}", country, status, p.created_at
+
+
+def _subscriptions(rng: random.Random, persons: list[Person]) -> Iterator[Sequence[Any]]:
+    for p in persons:
+        plan = 3 if p.account_id == 1 else rng.choices((1, 2, 3, 4), (4, 4, 2, 1))[0]
+        status = "active" if p.account_id == 1 else rng.choices(("active", "cancelled", "paused"), (8, 2, 1))[0]
+        renews = (SAMPLE_DATE + timedelta(days=rng.randint(1, 30))).date() if status == "active" else None
+        yield p.account_id, p.account_id, plan, status, p.created_at + timedelta(hours=1), renews
+
+
+def _payment_methods(rng: random.Random, persons: list[Person]) -> Iterator[Sequence[Any]]:
+    for number, p in enumerate(persons, 1):
+        # Every 24th account pays with the card of the account before it: what a fraud desk looks for.
+        card_of = p.account_id - 1 if p.account_id % 24 == 0 else p.account_id
+        fingerprint = hashlib.sha256(f"{SEED}/card/{card_of}".encode()).hexdigest()[:24]
+        card_type = ("Visa", "Mastercard", "Amex")[card_of % 3]
+        expires = (SAMPLE_DATE + timedelta(days=rng.randint(60, 1400))).date()
+        yield number, p.account_id, card_type, f"{(card_of * 7919) % 10000:04d}", fingerprint, expires, True
+
+
+def _media(rng: random.Random) -> Iterator[Sequence[Any]]:
+    for number in range(1, 81):
+        title = f"{TITLE_STARTS[number % 10]} {TITLE_ENDS[number // 10 % 8]}"
+        released = (SAMPLE_DATE - timedelta(days=rng.randint(100, 9000))).date()
+        kind = rng.choice(("movie", "movie", "series"))
+        yield number, title, GENRES[number % len(GENRES)], kind, released, rng.randint(22, 170)
+
+
+def _plays(rng: random.Random, persons: list[Person]) -> Iterator[Sequence[Any]]:
+    number = 0
+    for p in persons:
+        # Some watch every day, some never: at-risk customers must be there to be found.
+        viewings = 30 if p.account_id == 1 else rng.choices((0, rng.randint(1, 4), rng.randint(5, 25)), (1, 2, 5))[0]
+        for _ in range(viewings):
+            span = min(90, (SAMPLE_DATE - p.created_at).days)
+            evening = rng.choices((rng.randint(0, 23), rng.randint(18, 22)), (1, 2))[0]
+            start = (SAMPLE_DATE - timedelta(days=rng.randint(1, span))).replace(hour=evening, minute=rng.randint(0, 59))
+            media, device = int(rng.triangular(1, 80, 8)), rng.choice(p.devices)
+            address = f"203.0.113.{p.account_id % 200 + 1}"
+            for action, minutes in (("play", 0), ("stop", rng.randint(3, 120)))[: rng.choice((1, 2, 2, 2))]:
+                number += 1
+                at = start + timedelta(minutes=minutes)
+                yield number, p.account_id, media, action, at, device, address, minutes * 60
+
+
+def _tickets(rng: random.Random, persons: list[Person]) -> Iterator[tuple[Sequence[Any], list[str]]]:
+    number = 0
+    for p in persons:
+        for _ in range(3 if p.account_id == 1 else rng.choices((0, 1, 2), (5, 3, 1))[0]):
+            number += 1
+            tags = rng.sample(TAGS[:2], 2) if p.account_id == 1 else rng.sample(TAGS, rng.randint(1, 2))
+            age = timedelta(days=rng.randint(1, min(60, (SAMPLE_DATE - p.created_at).days)), minutes=rng.randint(0, 1439))
+            opened = SAMPLE_DATE - age
+            resolved = opened + timedelta(hours=rng.randint(1, 70)) if rng.random() < 0.7 else None
+            status, priority = ("resolved" if resolved else "open"), rng.choice(("low", "normal", "high"))
+            body = f"Hello, this is {p.full_name}. {SUBJECTS[tags[0]]}."
+            yield (number, p.email, SUBJECTS[tags[0]], body, status, priority, opened, resolved), tags
+
+
+def _commerce(rng: random.Random, persons: list[Person]) -> dict[str, Rows]:
+    catalog = products(SILO_TENANT)
+    bought = []
+    for number in range(1, 601):
+        person, product = rng.choice(persons), rng.choice(catalog)
+        at = SAMPLE_DATE - timedelta(minutes=rng.randint(1, 86_400))
+        status = rng.choices(("completed", "refunded", "pending"), (9, 1, 1))[0]
+        bought.append((number, person.user_id, product.id, f"{product.price:.2f}", status, at))
+    return {
+        "users": [(p.user_id, p.email, p.created_at) for p in persons],
+        "products": [(p.id, p.name, p.category, f"{p.price:.2f}") for p in catalog],
+        "transactions": bought,
+    }
+
+
+def movielens_tables() -> dict[str, dict[str, Rows]]:
+    """MovieLens' viewers as accounts and its films as media."""
+    return {
+        "profiles_db": {"accounts": [_viewer_row(v) for v in read_viewers()]},
+        "streaming_db": {"media": [_film_row(f) for f in read_films()]},
+    }
+
+
+def _viewer_row(v: Viewer) -> Sequence[Any]:
+    return int(v.id), f"viewer-{v.id}@movielens.example", v.age, v.gender, v.occupation, v.zip_code
+
+
+def _film_row(f: Film) -> Sequence[Any]:
+    return int(f.id), f.title, f.genre, "movie", f.release_year
+
+
+SOURCES: dict[str, Callable[[], dict[str, dict[str, Rows]]]] = {
+    "sample": sample_tables,
+    "movielens": movielens_tables,
+}
