@@ -8,6 +8,7 @@ password of an embedded server is not sent to a server that you named.
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
@@ -72,6 +73,17 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take only what `load_settings` passes: it has merged the sources group by group."""
         return (init_settings,)
+
+
+def postgres_login(settings: Settings, database: str) -> dict[str, Any]:
+    """Host, port, user, password and dbname as psycopg takes them; holds the password, so never log it."""
+    return {
+        "host": settings.etl_db_host,
+        "port": settings.etl_db_port,
+        "dbname": database,
+        "user": settings.etl_db_user,
+        "password": settings.etl_db_password.get_secret_value(),
+    }
 
 
 def merged_environment(home: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:

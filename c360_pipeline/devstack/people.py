@@ -32,7 +32,10 @@ NOUNS = {
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody who acts: with an account in the silos when the tenant has them."""
+    """Somebody who acts: with an account in the silos when the tenant has them.
+
+    `household` is equal for people who share a device, whom stitching can't tell apart.
+    """
 
     tenant_id: str
     account_id: int
@@ -41,6 +44,7 @@ class Person:
     user_id: str
     created_at: datetime
     devices: tuple[str, ...]
+    household: str
 
     @property
     def email_hash(self) -> str:
@@ -50,13 +54,13 @@ class Person:
 
 @dataclass(frozen=True)
 class Product:
-    """Something to look at and to buy."""
+    """Something to look at and to buy; `price` in the shop's currency, None when it has none."""
 
     tenant_id: str
     id: str
     name: str
     category: str
-    price: float
+    price: float | None
 
 
 def people(tenant_id: str, count: int = ACCOUNTS) -> list[Person]:
@@ -69,11 +73,16 @@ def people(tenant_id: str, count: int = ACCOUNTS) -> list[Person]:
         if tenant_id == SILO_TENANT and number == 1:
             first, last, email = "John", "Smith", "john.smith@email.com"
         days = rng.randint(20, 1100)
-        devices = tuple(f"d-{tenant_id}-{number}-{kind}" for kind in ("phone", "laptop", "tv")[: rng.randint(1, 3)])
+        # Every 30th account shares its only computer with the account before it.
+        householder = number - 1 if number % 30 == 0 else number
+        is_shared = number % 30 in (0, 29)
+        kinds = ("computer",) if is_shared else ("phone", "laptop", "tv")[: rng.randint(1, 3)]
+        devices = tuple(f"d-{tenant_id}-{householder}-{kind}" for kind in kinds)
         # Most producers send the address, some the account's number: the graph knows both.
         user_id = str(number) if number % 5 == 0 else email
         created = SAMPLE_DATE - timedelta(days=days, minutes=rng.randint(0, 1439))
-        persons.append(Person(tenant_id, number, f"{first} {last}", email, user_id, created, devices))
+        household = f"{tenant_id}/household-{householder}"
+        persons.append(Person(tenant_id, number, f"{first} {last}", email, user_id, created, devices, household))
     return persons
 
 

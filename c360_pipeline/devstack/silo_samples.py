@@ -12,10 +12,14 @@ from psycopg import sql
 
 from c360_pipeline.devstack.movielens import Film, Viewer, read_films, read_viewers
 from c360_pipeline.devstack.people import COUNTRIES, SAMPLE_DATE, SEED, SILO_TENANT, Person, people, products
-from c360_pipeline.errors import ConfigError, UnavailableError
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.postgres import ensure_database
 
 MARK = "sample database of c360_pipeline"
+READ_MARK = """
+    SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()
+"""
 CONTROL_TABLES = ("source_databases", "relationship_mappings")
 Rows = Iterable[Sequence[Any]]
 
@@ -51,46 +55,35 @@ def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Ca
     """
     tables = SOURCES[source]()
     for database, filling in tables.items():
-        _create_database(connection, database, mark=True)
+        silo = {**connection, "dbname": database}
+        _claim_database(silo)
         schema = data_folder() / "silos" / (f"{database}.sql" if source == "sample" else f"{source}_{database}.sql")
-        counts = _fill(connection, database, schema.read_text(encoding="utf-8"), filling)
+        counts = _fill(silo, schema.read_text(encoding="utf-8"), filling)
         report(f"{database}: " + ", ".join(f"{count:,} {table}" for table, count in counts.items()))
-    _create_database(connection, str(connection["dbname"]), mark=False)
-    control.apply_schema()
+    control.ensure()
     _fill_control(connection, source)
     report(f"{connection['dbname']}: control rows")
 
 
-def _login(connection: dict[str, Any], database: str) -> dict[str, Any]:
-    return {**connection, "dbname": database, "connect_timeout": 10}
+def _claim_database(connection: dict[str, Any]) -> None:
+    """Make a sample database and mark it as ours; one that is there must bear the mark."""
+    if ensure_database(connection):
+        with psycopg.connect(**connection) as silo:
+            name = sql.Identifier(str(connection["dbname"]))
+            silo.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, MARK))
+        return
+    with psycopg.connect(**connection) as silo:
+        found = silo.execute(READ_MARK).fetchone()
+    if found != (MARK,):
+        raise ConfigError(
+            f"The database {connection['dbname']} exists and is not a sample of ours: `c360 seed` would overwrite it. "
+            "Seed another server, or remove it first."
+        )
 
 
-def _create_database(connection: dict[str, Any], name: str, *, mark: bool) -> None:
-    try:
-        with psycopg.connect(**_login(connection, "postgres"), autocommit=True) as server:
-            found = server.execute(
-                "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", (name,)
-            ).fetchone()
-            if found is None:
-                server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-                if mark:
-                    server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), MARK))
-            elif mark and found[0] != MARK:
-                raise ConfigError(
-                    f"The database {name} exists and is not a sample of ours: `c360 seed` would overwrite it. "
-                    "Seed another server, or remove it first."
-                )
-    except psycopg.OperationalError as error:
-        raise UnavailableError(
-            "Postgres at {host}:{port} can't be reached: {error}. Start the embedded one with `c360 up`.".format(
-                error=error, **connection
-            )
-        ) from None
-
-
-def _fill(connection: dict[str, Any], database: str, schema: str, tables: dict[str, Rows]) -> dict[str, int]:
+def _fill(connection: dict[str, Any], schema: str, tables: dict[str, Rows]) -> dict[str, int]:
     counts = {}
-    with psycopg.connect(**_login(connection, database)) as silo, silo.cursor() as cursor:
+    with psycopg.connect(**connection) as silo, silo.cursor() as cursor:
         cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         cursor.execute(schema.encode())
         for table, rows in tables.items():
@@ -112,7 +105,7 @@ def _fill_control(connection: dict[str, Any], source: str) -> None:
         ":port": int(connection["port"]),
         ":user": str(connection["user"]),
     }
-    with psycopg.connect(**_login(connection, str(connection["dbname"]))) as control:
+    with psycopg.connect(**connection) as control:
         for table in CONTROL_TABLES:
             control.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
         for placeholder, value in values.items():

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import dagster as dg
 
 from c360_pipeline.core.silos import SourceDatabase
-from c360_pipeline.settings import Settings, load_settings, resolve_secret
+from c360_pipeline.settings import Settings, load_settings, postgres_login, resolve_secret
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.gds import Gds
 from c360_pipeline.stores.graph import Graph
@@ -48,16 +48,10 @@ def open_lake(settings: Settings) -> Lake:
 
 
 def open_control(settings: Settings) -> ControlDb:
-    """The control database."""
-    return ControlDb(
-        {
-            "host": settings.etl_db_host,
-            "port": settings.etl_db_port,
-            "dbname": settings.etl_db_name,
-            "user": settings.etl_db_user,
-            "password": settings.etl_db_password.get_secret_value(),
-        }
-    )
+    """The control database, its tables there."""
+    control = ControlDb(postgres_login(settings, settings.etl_db_name))
+    control.ensure()
+    return control
 
 
 def open_graph(settings: Settings) -> Graph:

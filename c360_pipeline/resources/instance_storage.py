@@ -5,15 +5,13 @@ Plain `dagster dev`, `dagster asset materialize` and `c360 run` so share one ins
 
 from typing import Any, Self
 
-import psycopg
 from dagster._config import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import get_conn_string
-from psycopg import sql
 
-from c360_pipeline.errors import UnavailableError
-from c360_pipeline.settings import Settings, load_settings
+from c360_pipeline.settings import load_settings, postgres_login
+from c360_pipeline.stores.postgres import ensure_database
 
 
 class InstanceStorage(DagsterPostgresStorage):
@@ -32,7 +30,7 @@ class InstanceStorage(DagsterPostgresStorage):
             UnavailableError: Postgres can't be reached.
         """
         settings = load_settings()
-        _ensure_database(settings)
+        ensure_database(postgres_login(settings, settings.dagster_db_name))
         url = get_conn_string(
             username=settings.etl_db_user,
             password=settings.etl_db_password.get_secret_value(),
@@ -41,25 +39,3 @@ class InstanceStorage(DagsterPostgresStorage):
             db_name=settings.dagster_db_name,
         )
         return cls(postgres_url=url, should_autocreate_tables=True, inst_data=inst_data)
-
-
-def _ensure_database(settings: Settings) -> None:
-    login = {
-        "host": settings.etl_db_host,
-        "port": settings.etl_db_port,
-        "user": settings.etl_db_user,
-        "password": settings.etl_db_password.get_secret_value(),
-        "connect_timeout": 10,
-    }
-    try:
-        with psycopg.connect(dbname="postgres", autocommit=True, **login) as connection:
-            name = settings.dagster_db_name
-            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
-                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    except psycopg.errors.DuplicateDatabase:
-        return
-    except psycopg.OperationalError as error:
-        raise UnavailableError(
-            f"Postgres at {settings.etl_db_host}:{settings.etl_db_port}, where Dagster keeps its runs, can't be "
-            f"reached: {error}. Start the embedded one with `c360 up`."
-        ) from None

@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 from c360_pipeline.core.keys import KeyRule
 from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.errors import UnavailableError
+from c360_pipeline.stores.postgres import ensure_database
 
 READ_DATABASES = """
     SELECT database_id, tenant_id, db_name, host, port, db_user AS "user", password_ref
@@ -28,6 +29,9 @@ READ_RELATIONSHIPS = """
     FROM relationship_mappings WHERE is_active ORDER BY mapping_id
 """
 READ_KEY_RULES = "SELECT tenant_id, key_type, source_attribute, mode FROM correlation_key_rules ORDER BY rule_id"
+FIND_TABLES = "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'cypher_scripts'"
+TAKE_SCHEMA_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 control schema'))"
+TAKE_RUN_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 run'))"
 START_RUN = "INSERT INTO etl_run_logs (run_id, status) VALUES (%(run_id)s, 'running') RETURNING log_id"
 FINISH_RUN = """
     UPDATE etl_run_logs SET status = %(status)s, finished_at = clock_timestamp(), error = %(error)s
@@ -62,11 +66,22 @@ class ControlDb:
         with connection:
             yield connection
 
-    def apply_schema(self) -> None:
-        """Create the control tables where they are missing."""
-        script = resources.files("c360_pipeline.ddl").joinpath("control.sql").read_text(encoding="utf-8")
+    def ensure(self) -> None:
+        """Create the database, the control tables and the default key rules where they are missing."""
+        ensure_database(self._connection)
         with self._connect() as connection:
-            connection.execute(script.encode())
+            # One at a time: CREATE TABLE IF NOT EXISTS of two sessions at once can fail.
+            connection.execute(TAKE_SCHEMA_LOCK)
+            if not connection.execute(FIND_TABLES).fetchone():
+                script = resources.files("c360_pipeline.ddl").joinpath("control.sql").read_text(encoding="utf-8")
+                connection.execute(script.encode())
+
+    @contextmanager
+    def exclusive_run(self) -> Iterator[None]:
+        """Wait until no other run holds the lock, and hold it; it ends with the connection, even after a crash."""
+        with self._connect() as connection:
+            connection.execute(TAKE_RUN_LOCK)
+            yield
 
     def read(self) -> ControlRows:
         """All active control rows, as one consistent picture."""

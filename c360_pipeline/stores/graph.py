@@ -48,12 +48,16 @@ CANDIDATE_SCHEMA = {
     "shared_products": pl.Int64, "strength": pl.Int64,
 }  # fmt: skip
 
+READ_TENANTS_WITH_EVENT = "MATCH (e:Event {id: $event_id}) RETURN e.tenant_id AS tenant_id ORDER BY tenant_id"
 READ_JOURNEY_OF_EVENT = """
-    MATCH (e:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY]->(:Correlation)-[:PART_OF]->(j:Journey)
+    MATCH (:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY]->(:Correlation)-[:PART_OF]->(j:Journey)
     WITH DISTINCT j
     MATCH (j)<-[:PART_OF]-(c:Correlation)<-[:HAS_KEY]-(e:Event)
     WITH j, e, collect(DISTINCT c.key_type) AS key_types
-    RETURN j.id AS journey_id, e.id AS event_id, e.ts AS ts, e.type AS action, key_types
+    MATCH (u:User)-[:HAS_SESSION]->(s:Session)-[:HAS_ACTION]->(e)
+    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product)
+    RETURN j.id AS journey_id, e.id AS event_id, e.ts AS ts, e.type AS action, u.id AS user_id, s.id AS session_id,
+           p.id AS product_id, p.name AS product_name, key_types
     ORDER BY ts, event_id
 """
 READ_ACCOUNT = """
@@ -202,6 +206,10 @@ class Graph:
         """What users with shared products bought that this user did not; one row per product and similar user."""
         rows = self.run(READ_CANDIDATES, tenant_id=tenant_id, user_id=user_id, similar_users=similar_users)
         return pl.DataFrame(rows, schema=CANDIDATE_SCHEMA)
+
+    def tenants_with_event(self, event_id: str) -> list[str]:
+        """Tenants that have an event of this id."""
+        return [r["tenant_id"] for r in self.run(READ_TENANTS_WITH_EVENT, event_id=event_id)]
 
     def journey_of_event(self, tenant_id: str, event_id: str) -> list[dict[str, Any]]:
         """The events of the journey that an event belongs to, by time."""

@@ -25,6 +25,15 @@ DEAD_LETTERS_PREFIX = "dead-letters/"
 _DATED = re.compile(r"landing/events/date=(\d{4}-\d\d-\d\d)/[^/]+\.jsonl(\.gz)?")
 
 
+LANDABLE = (".jsonl", ".jsonl.gz", ".csv")
+"""Endings of files that landing reads: events and catalogues."""
+
+
+def folder_for(path: Path, day: date) -> str:
+    """Where in the bucket a file belongs that arrives on `day`."""
+    return CATALOG_PREFIX if path.suffix == ".csv" else f"{EVENTS_PREFIX}date={day.isoformat()}/"
+
+
 @dataclass(frozen=True)
 class LandingFile:
     """A file in the landing area; `etag` changes with its content."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -168,3 +169,12 @@ def entity_name(kind: Kind) -> str:
     """How reconciliations call a kind."""
     return kind.name + _property_suffix(kind)
 
+
+def summarise(results: list[Reconciled]) -> dict[str, Any]:
+    """Plain values for people and JSON: rows compared, and every finding with its tenant and kind."""
+    findings = [
+        {"tenant_id": r.tenant_id, "entity": entity_name(r.kind), **finding}
+        for r in results
+        for finding in r.comparison.findings.iter_rows(named=True)
+    ]
+    return {"rows": sum(r.comparison.expected_count for r in results), "findings": findings}

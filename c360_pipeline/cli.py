@@ -1,0 +1,410 @@
+"""`c360 …`: what there is to do, each command a few lines over the module that does it.
+
+Exit codes: 0 done; 1 the work found something wrong; 2 bad usage or input; 3 a service can't be reached.
+"""
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from c360_pipeline.errors import C360Error, ConfigError
+from c360_pipeline.settings import c360_home, load_settings, merged_environment
+
+app = typer.Typer(
+    help="One graph per customer, provably equal to its archive.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+journey_app = typer.Typer(help="Stitched customer journeys.", no_args_is_help=True)
+app.add_typer(journey_app, name="journey")
+
+out = Console()
+err = Console(stderr=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")
+
+
+def main() -> None:
+    """Run the command line; errors that we raise on purpose become one line on stderr and an exit code."""
+    try:
+        app()
+    except C360Error as error:
+        err.print(f"[red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped")
+        sys.exit(130)
+
+
+@app.command()
+def up() -> None:
+    """Start the embedded Postgres, S3 and Neo4j, and leave them running."""
+    from c360_pipeline.devstack import stack
+
+    with ServiceProgress() as progress:
+        started = stack.up(c360_home(), progress)
+    err.print("All services are ready." if started else "All services were running already.")
+    _print_status(as_json=False)
+
+
+@app.command()
+def down() -> None:
+    """Stop the embedded services; their data stays."""
+    from c360_pipeline.devstack import stack
+
+    err.print("Stopped." if stack.down(c360_home()) else "Nothing was running.")
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show each embedded service with port, process, memory and version."""
+    if not _print_status(as_json=as_json):
+        raise typer.Exit(3)
+
+
+def _print_status(*, as_json: bool) -> bool:
+    from c360_pipeline.devstack import stack
+
+    services = stack.status(c360_home())
+    if as_json:
+        print_json([s.as_dict() for s in services])
+    elif not services:
+        err.print("No embedded service runs. Start them with `c360 up`.")
+    else:
+        table = Table("service", "state", "address", "pid", "memory", "version")
+        for s in services:
+            memory = f"{s.memory_bytes / 2**20:,.0f} MiB"
+            table.add_row(s.service, s.state, f"127.0.0.1:{s.port}", str(s.pid), memory, s.version)
+        out.print(table)
+    return bool(services) and all(s.state == "ready" for s in services)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine lacks, and the command that installs it."""
+    from c360_pipeline.devstack.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_json([{"name": f.name, "found": f.found, "install": f.install} for f in findings])
+    else:
+        for f in findings:
+            out.print(f"[green]ok[/]       {f.name}" if f.is_met else f"[red]missing[/]  {f.name}: {f.install}", highlight=False)
+    if not all(f.is_met for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def install() -> None:
+    """Fetch the programs of the embedded services: Neo4j and GDS (Maven), the S3 gateway (Go)."""
+    from c360_pipeline.devstack.distributions import install as fetch
+
+    with err.status("looking for the programs of the embedded services") as shown:
+        fetch(lambda line: shown.update(line[:100]))
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    r"""Print the connection settings as environment variables: eval "$(c360 env)"."""
+    load_settings()
+    found = {k: v for k, v in merged_environment(c360_home()).items() if k.startswith(CONNECTION_NAMES)}
+    if as_json:
+        print_json(found)
+    else:
+        sys.stdout.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(found.items()))
+
+
+@app.command()
+def seed(
+    source: Annotated[str, typer.Option(help="sample or movielens")] = "sample",
+) -> None:
+    """Create and fill the sample source databases and the control database."""
+    from c360_pipeline.devstack import silo_samples
+    from c360_pipeline.resources import open_control
+    from c360_pipeline.settings import postgres_login
+
+    settings = load_settings()
+    login = postgres_login(settings, settings.etl_db_name)
+    silo_samples.seed(login, open_control(settings), source, lambda line: err.print(line, highlight=False))
+
+
+@app.command()
+def generate(
+    out_: Annotated[str, typer.Option("--out", help="a folder, or s3://bucket/prefix/")],
+    events: Annotated[int, typer.Option(help="good events")] = 20_000,
+    tenants: Annotated[int, typer.Option(help="customer organisations")] = 3,
+    seed_: Annotated[int, typer.Option("--seed", help="equal seeds give equal files")] = 1,
+    malformed_rate: Annotated[float, typer.Option(help="broken lines per good event")] = 0.02,
+    duplicate_rate: Annotated[float, typer.Option(help="repeated lines per good event")] = 0.03,
+    late_rate: Annotated[float, typer.Option(help="share of events that arrive late")] = 0.01,
+    source: Annotated[str, typer.Option("--from", help="sample or movielens")] = "sample",
+) -> None:
+    """Write realistic events, a catalogue, and the truth about every line."""
+    from c360_pipeline.devstack.event_samples import SampleRequest
+
+    request = SampleRequest(events, tenants, seed_, malformed_rate, duplicate_rate, late_rate)
+    with tempfile.TemporaryDirectory() as scratch:
+        is_remote = out_.startswith("s3://")
+        counts = _write_sample(source, request, Path(scratch) if is_remote else Path(out_))
+        if is_remote:
+            _upload(sorted(Path(scratch).iterdir()), out_)
+    err.print(f"{out_}: " + ", ".join(f"{number:,} {kind}" for kind, number in counts.items()), highlight=False)
+
+
+def _write_sample(source: str, request: Any, folder: Path) -> dict[str, int]:
+    from c360_pipeline.devstack.event_samples import write_sample
+    from c360_pipeline.devstack.movielens import write_movielens
+
+    if source not in ("sample", "movielens"):
+        raise ConfigError(f"--from {source!r}: sample or movielens is right.")
+    with err.status("writing events") as shown:
+
+        def report(lines: int) -> None:
+            shown.update(f"{lines:,} lines written")
+
+        if source == "movielens":
+            return write_movielens(folder, report).counts
+        return write_sample(request, folder, report).counts
+
+
+def _upload(paths: list[Path], address: str) -> None:
+    from c360_pipeline.resources import open_landing
+
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+    landing = open_landing(load_settings().model_copy(update={"bucket": bucket}))
+    for path in paths:
+        landing.put_file(path, folder)
+
+
+@app.command()
+def land(paths: Annotated[list[Path], typer.Argument(help="event files, catalogues, or folders of them")]) -> None:
+    """Upload files to the landing area, where the next run takes them up."""
+    from c360_pipeline.resources import open_landing
+    from c360_pipeline.stores.landing import folder_for
+
+    files = landing_candidates(paths)
+    landing = open_landing(load_settings())
+    today = datetime.now(UTC).date()
+    for path in files:
+        err.print(landing.put_file(path, folder_for(path, today)), highlight=False)
+
+
+def landing_candidates(paths: list[Path]) -> list[Path]:
+    """The files to land: those named, and of folders those that landing reads; the truth of a sample is not one.
+
+    Raises:
+        ConfigError: a path that does not exist or can't be landed.
+    """
+    from c360_pipeline.stores.landing import LANDABLE
+
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.iterdir()) if path.is_dir() else [path]
+        usable = [f for f in found if f.is_file() and f.name.endswith(LANDABLE) and f.name != "truth.jsonl"]
+        if not usable:
+            raise ConfigError(f"{path}: there is nothing to land; *.jsonl, *.jsonl.gz and *.csv are.")
+        files += usable
+    return files
+
+
+@app.command()
+def run(
+    select: Annotated[str, typer.Option(help="assets in Dagster's selection syntax")] = "*",
+    partition: Annotated[str | None, typer.Option(help="partition key")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Materialise assets through Dagster and run their checks."""
+    from c360_pipeline.runs import materialise
+
+    with RunProgress() as progress:
+        outcome = materialise(c360_home(), select, partition, progress)
+    if as_json:
+        print_json({"run_id": outcome.run_id, "succeeded": outcome.succeeded, "rows": outcome.rows,
+                    "failed_checks": outcome.failed_checks, "error": outcome.error})  # fmt: skip
+    report_outcome(outcome)
+    raise typer.Exit(outcome.exit_code)
+
+
+def report_outcome(outcome: Any) -> None:
+    """Say on stderr how a run ended."""
+    for check in outcome.failed_checks:
+        err.print(f"[red]check failed[/] {check}", highlight=False)
+    if outcome.error:
+        err.print(f"[red]error:[/] {outcome.error}", highlight=False)
+    err.print(f"run {outcome.run_id} {'succeeded' if outcome.succeeded else 'failed'}", highlight=False)
+
+
+@app.command()
+def dev(
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of the UI")] = 3000,
+) -> None:
+    """Open the Dagster UI with its daemon, on the same instance as `c360 run`."""
+    from c360_pipeline.runs import close_abandoned_runs, dagster_home, instance
+
+    with instance(c360_home()) as dagster:
+        close_abandoned_runs(dagster)
+    environment = {**os.environ, "DAGSTER_HOME": str(dagster_home(c360_home())), "C360_HOME": str(c360_home())}
+    arguments = ["dev", "-m", "c360_pipeline.definitions", "-h", host, "-p", str(port)]
+    os.execve(Path(sys.executable).parent / "dagster", ["dagster", *arguments], environment)  # noqa: S606
+
+
+@app.command()
+def reconcile(
+    repair: Annotated[bool, typer.Option(help="bring the graph back to its archive")] = False, as_json: AsJson = False
+) -> None:
+    """Compare the graph with its archive, row by row; exit code 1 when they differ."""
+    from c360_pipeline.resources import open_control, open_graph, open_lake
+    from c360_pipeline.stores.reconcile import Archive, reconcile as compare, summarise
+
+    settings = load_settings()
+    archive = Archive(open_lake(settings), open_control(settings).read())
+    with open_graph(settings) as graph, err.status("comparing the graph with its archive"):
+        found = summarise(compare(archive, graph, repair=repair))
+        left = summarise(compare(archive, graph)) if repair else found
+    print_json({"found": found, "left": left}) if as_json else print_reconciliation(found, left, repair=repair)
+    if left["findings"]:
+        raise typer.Exit(1)
+
+
+def print_reconciliation(found: dict[str, Any], left: dict[str, Any], *, repair: bool) -> None:
+    """Print findings and the verdict."""
+    for finding in found["findings"]:
+        out.print("{tenant_id} {entity} {kind} {key} {difference}".format(**finding), highlight=False, markup=False)
+    if repair and found["findings"]:
+        repaired = len(found["findings"]) - len(left["findings"])
+        out.print(f"{repaired:,} of {len(found['findings']):,} findings repaired.")
+    verdict = "equal to its archive" if not left["findings"] else f"different in {len(left['findings']):,} rows"
+    out.print(f"{left['rows']:,} rows compared, the graph is {verdict}.", highlight=False)
+
+
+@app.command()
+def digest(as_json: AsJson = False) -> None:
+    """Print the canonical digest of lake and graph: equal digests, equal content."""
+    from c360_pipeline.core.reconcile import combined_digest
+    from c360_pipeline.resources import open_control, open_graph, open_lake
+    from c360_pipeline.stores.reconcile import Archive, digests
+
+    settings = load_settings()
+    lake = open_lake(settings)
+    with open_graph(settings) as graph, err.status("reading lake and graph"):
+        parts = digests(Archive(lake, open_control(settings).read()), lake, graph)
+    if as_json:
+        print_json({"digest": combined_digest(parts), "parts": parts})
+    else:
+        out.print(combined_digest(parts), highlight=False)
+
+
+@journey_app.command("show")
+def show_journey(
+    event_id: Annotated[str, typer.Argument(help="id of any event of the journey")],
+    tenant: Annotated[str | None, typer.Option(help="needed when tenants share the id")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the journey that an event belongs to, and the keys that tie it together."""
+    from c360_pipeline.resources import open_graph
+
+    with open_graph(load_settings()) as graph:
+        tenants = [tenant] if tenant else graph.tenants_with_event(event_id)
+        if len(tenants) > 1:
+            raise ConfigError(f"Event {event_id!r} exists for {', '.join(tenants)}: choose one with --tenant.")
+        events = [e for t in tenants for e in graph.journey_of_event(t, event_id)]
+    if not events:
+        raise ConfigError(f"There is no stitched event {event_id!r}.")
+    if as_json:
+        print_json(events)
+    else:
+        out.print(journey_table(events))
+
+
+def journey_table(events: list[dict[str, Any]]) -> Table:
+    """The events of a journey by time."""
+    table = Table("time", "user", "session", "action", "product", "keys", title=f"journey {events[0]['journey_id']}")
+    for e in events:
+        at = e["ts"].to_native().strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(at, e["user_id"], e["session_id"], e["action"], e["product_id"] or "", " ".join(e["key_types"]))
+    return table
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="sample or movielens")] = "sample",
+    keep: Annotated[bool, typer.Option(help="leave services and UI running")] = False,
+) -> None:
+    """Start everything, load a sample, run all assets and print what came of it."""
+    from c360_pipeline.demo import Demo
+
+    Demo(data, out, ServiceProgress, RunProgress).show(keep=keep)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, default=str, indent=2) + "\n")
+
+
+class ServiceProgress:
+    """Shows the start of the services, one line each."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err)
+        self._tasks: dict[str, Any] = {}
+        self._fetching: Any = None
+
+    def __enter__(self) -> "ServiceProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take an event of `stack.up`."""
+        name = event.get("service") or ("downloads" if event["state"] == "fetching" else None)
+        if name is None:
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=1)
+        detail = event.get("message") or event.get("version") or ""
+        done = 1 if event["state"] == "ready" else 0
+        self._progress.update(self._tasks[name], description=f"{name}: {event['state']} {detail}"[:110], completed=done)
+
+
+class RunProgress:
+    """Shows the steps of a run with a bar; without a terminal, a line per step."""
+
+    def __init__(self) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=err)
+        self._task = self._progress.add_task("starting", total=None)
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> "RunProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, step: Any) -> None:
+        """Take a step of `runs.materialise`."""
+        if step.state == "started":
+            self._started[step.name] = time.monotonic()
+            self._progress.update(self._task, description=step.name, total=step.total or None)
+            return
+        seconds = time.monotonic() - self._started.get(step.name, time.monotonic())
+        self._progress.update(self._task, completed=step.number, total=step.total or None)
+        self._progress.console.print(f"{step.state:7} {step.name} {seconds:.1f} s", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Runs started from the command line: in this process, on the same Dagster instance as the UI."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import psutil
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, EventLogEntry, RunsFilter
+from dagster_shared.error import SerializableErrorInfo
+
+from c360_pipeline.definitions import defs
+from c360_pipeline.errors import C360Error, ConfigError
+from c360_pipeline.resources import open_control
+from c360_pipeline.settings import load_settings
+
+JOB = "everything"
+EVERYTHING = "*"
+HOST_TAG, PROCESS_TAG, STARTED_TAG = "c360/host", "c360/process", "c360/process_started"
+UNFINISHED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that happened in a run.
+
+    Attributes:
+        name: of the step, such as `landing`.
+        state: `started`, `done`, `failed` or `skipped`.
+        number: steps that have ended.
+        total: steps of the run.
+    """
+
+    name: str
+    state: str
+    number: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run_id: its id in Dagster.
+        succeeded: whether every step and every blocking check did.
+        rows: row count by materialised asset, None where an asset does not count.
+        failed_checks: asset and name of each check that did not pass.
+        error: message of the first step that failed.
+        exit_code: of a command that did nothing else.
+    """
+
+    run_id: str
+    succeeded: bool
+    rows: dict[str, int | None]
+    failed_checks: list[str]
+    error: str | None
+    exit_code: int
+
+
+@contextmanager
+def instance(home: Path) -> Iterator[DagsterInstance]:
+    """The Dagster instance: `DAGSTER_HOME`, or one in the state folder with the project's dagster.yaml.
+
+    Its runs and events are in Postgres, the same that `dagster dev` from the repository shows.
+    """
+    with DagsterInstance.from_config(str(dagster_home(home))) as opened:
+        yield opened
+
+
+def dagster_home(home: Path) -> Path:
+    """The folder with dagster.yaml; made when it is ours and missing."""
+    if configured := os.environ.get("DAGSTER_HOME"):
+        return Path(configured)
+    folder = home / "dagster"
+    folder.mkdir(parents=True, exist_ok=True)
+    package = Path(__file__).parent
+    source = next(f for f in (package / "dagster.yaml", package.parent / "dagster.yaml") if f.is_file())
+    shutil.copyfile(source, folder / "dagster.yaml")
+    return folder
+
+
+def materialise(home: Path, select: str, partition: str | None, observe: Callable[[Step], None]) -> Outcome:
+    """Materialise assets and run their checks.
+
+    Args:
+        home: state folder.
+        select: assets in Dagster's selection syntax, `*` for all.
+        partition: partition key, where the selected assets have partitions.
+        observe: told each step as it starts and ends.
+
+    Raises:
+        ConfigError: nothing is selected.
+    """
+    keys = _selected(select)
+    run_id = str(uuid4())
+    with open_control(load_settings(home)).exclusive_run(), instance(home) as dagster:
+        close_abandoned_runs(dagster)
+        observer = _Observer(observe, lambda run_id: _count_steps(dagster, run_id))
+        dagster.add_event_listener(run_id, observer)
+        result = defs.resolve_job_def(JOB).execute_in_process(
+            instance=dagster,
+            asset_selection=None if select == EVERYTHING else keys,
+            partition_key=partition,
+            run_id=run_id,
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            tags=_process_tags(),
+        )
+    return observer.outcome(run_id, succeeded=result.success)
+
+
+def _count_steps(dagster: DagsterInstance, run_id: str) -> int:
+    run = dagster.get_run_by_id(run_id)
+    if run is None or run.execution_plan_snapshot_id is None:
+        return 0
+    return len(dagster.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute)
+
+
+def _selected(select: str) -> list[dg.AssetKey]:
+    try:
+        chosen = dg.AssetSelection.from_string(select).resolve(defs.resolve_asset_graph())
+    except dg.DagsterError as error:
+        raise ConfigError(f"--select {select!r} is no asset selection: {error}") from None
+    if not chosen:
+        known = ", ".join(sorted(key.to_user_string() for key in defs.resolve_all_asset_keys()))
+        raise ConfigError(f"--select {select!r} names no asset. There are: {known}.")
+    return sorted(chosen)
+
+
+def _process_tags() -> dict[str, str]:
+    process = psutil.Process()
+    return {
+        HOST_TAG: socket.gethostname(),
+        PROCESS_TAG: str(process.pid),
+        STARTED_TAG: str(process.create_time()),
+    }
+
+
+def close_abandoned_runs(dagster: DagsterInstance) -> int:
+    """Mark runs of processes of this machine that are gone as failed, so that the queue does not wait for them."""
+    mine = RunsFilter(statuses=UNFINISHED, tags={HOST_TAG: socket.gethostname()})
+    abandoned = [run for run in dagster.get_runs(mine) if not _process_lives(run.tags)]
+    for run in abandoned:
+        dagster.report_run_failed(run, message="The process of this run ended without a word: it was killed.")
+    return len(abandoned)
+
+
+def _process_lives(tags: dict[str, str]) -> bool:
+    try:
+        return str(psutil.Process(int(tags[PROCESS_TAG])).create_time()) == tags[STARTED_TAG]
+    except psutil.NoSuchProcess:
+        return False
+
+
+class _Observer:
+    """Follows the events of one run."""
+
+    def __init__(self, observe: Callable[[Step], None], count_steps: Callable[[str], int]) -> None:
+        self._observe = observe
+        self._count_steps = count_steps
+        self._ended = 0
+        self._total = 0
+        self._rows: dict[str, Any] = {}
+        self._failed_checks: list[str] = []
+        self._error: SerializableErrorInfo | None = None
+
+    def __call__(self, entry: EventLogEntry) -> None:
+        event = entry.dagster_event
+        if event is None:
+            return
+        name = event.step_key or ""
+        match event.event_type:
+            case DagsterEventType.RUN_START:
+                self._total = self._count_steps(entry.run_id)
+            case DagsterEventType.STEP_START:
+                self._tell(name, "started")
+            case DagsterEventType.STEP_SUCCESS:
+                self._end(name, "done")
+            case DagsterEventType.STEP_SKIPPED:
+                self._end(name, "skipped")
+            case DagsterEventType.STEP_FAILURE:
+                self._error = self._error or event.step_failure_data.error
+                self._end(name, "failed")
+            case DagsterEventType.ASSET_MATERIALIZATION:
+                materialization = event.step_materialization_data.materialization
+                count = materialization.metadata.get("dagster/row_count")
+                self._rows[materialization.asset_key.to_user_string()] = count.value if count else None
+            case DagsterEventType.ASSET_CHECK_EVALUATION:
+                check = event.asset_check_evaluation_data
+                if not check.passed:
+                    self._failed_checks.append(f"{check.asset_key.to_user_string()}: {check.check_name}")
+
+    def _end(self, name: str, state: str) -> None:
+        self._ended += 1
+        self._tell(name, state)
+
+    def _tell(self, name: str, state: str) -> None:
+        self._observe(Step(name, state, self._ended, self._total))
+
+    def outcome(self, run_id: str, *, succeeded: bool) -> Outcome:
+        """What was seen."""
+        cause = _root_cause(self._error)
+        return Outcome(
+            run_id=run_id,
+            succeeded=succeeded,
+            rows=self._rows,
+            failed_checks=self._failed_checks,
+            error=cause.message.strip() if cause else None,
+            exit_code=0 if succeeded and not self._failed_checks else _exit_code(cause),
+        )
+
+
+def _root_cause(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
+    while error and error.cause:
+        error = error.cause
+    return error
+
+
+def _exit_code(cause: SerializableErrorInfo | None) -> int:
+    codes = {kind.__name__: kind.exit_code for kind in C360Error.__subclasses__()}
+    return codes.get(cause.cls_name or "", 1) if cause else 1
