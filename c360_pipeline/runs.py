@@ -106,7 +106,7 @@ def materialise(home: Path, select: str, partition: str | None, observe: Callabl
         dagster.add_event_listener(run_id, observer)
         result = defs.resolve_job_def(JOB).execute_in_process(
             instance=dagster,
-            asset_selection=None if select == EVERYTHING else keys,
+            asset_selection=keys,
             partition_key=partition,
             run_id=run_id,
             raise_on_error=False,
@@ -123,7 +123,9 @@ def _count_steps(dagster: DagsterInstance, run_id: str) -> int:
     return len(dagster.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute)
 
 
-def _selected(select: str) -> list[dg.AssetKey]:
+def _selected(select: str) -> list[dg.AssetKey] | None:
+    if select == EVERYTHING:
+        return None
     try:
         chosen = dg.AssetSelection.from_string(select).resolve(defs.resolve_asset_graph())
     except dg.DagsterError as error:

@@ -104,7 +104,7 @@ def batches(landing: Landing, files: list[LandingFile], ledger: Ledger) -> Itera
 
 def _lines(landing: Landing, files: list[LandingFile], ledger: Ledger) -> Iterator[Line]:
     for file in files:
-        ledger.books[file.uri] = FileBook(file.uri, file.etag, str(file.landing_date), bytes=file.bytes)
+        ledger.books[file.uri] = FileBook(file.uri, file.etag, file.landing_date, bytes=file.bytes)
         try:
             for line in split_lines(file.uri, landing.lines(file)):
                 ledger.books[file.uri].lines += 1
@@ -170,10 +170,8 @@ def closed_books(ledger: Ledger, files: Iterable[LandingFile]) -> pl.DataFrame:
     """Rows of `LANDING_FILES` for the files that were read to their end."""
     now = datetime.now(UTC)
     rows = [asdict(ledger.books[f.uri]) for f in files if f.uri not in ledger.unreadable]
-    frame = pl.DataFrame(rows, schema_overrides={"landing_date": pl.String}) if rows else LANDING_FILES.empty()
-    return frame.with_columns(
-        pl.col("landing_date").cast(pl.Date), landed_at=pl.lit(now).cast(pl.Datetime("us", "UTC"))
-    ).select(list(LANDING_FILES.columns))
+    frame = pl.DataFrame(rows) if rows else LANDING_FILES.empty()
+    return frame.with_columns(landed_at=pl.lit(now).cast(pl.Datetime("us", "UTC"))).select(list(LANDING_FILES.columns))
 
 
 def _results(lake: Lake, ledger: Ledger) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:

@@ -10,7 +10,7 @@ TEXT = pa.string()
 INT = pa.int64()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A Delta table under `lake/`.
 

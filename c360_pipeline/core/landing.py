@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import NamedTuple
 
 import polars as pl
@@ -171,7 +171,7 @@ class FileBook:
 
     source_uri: str
     etag: str
-    landing_date: str
+    landing_date: date
     bytes: int = 0
     lines: int = 0
     landed: int = 0

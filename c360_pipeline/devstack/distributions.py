@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 
 def neo4j_distribution() -> Path:
     """The folder with `lib/` (server) and `plugins/` (GDS)."""
-    return cache_folder() / f"neo4j-{NEO4J_VERSION}-gds-{GDS_VERSION}"
+    return cache_folder() / f"neo4j-community-{NEO4J_VERSION}-gds-{GDS_VERSION}"
 
 
 def versitygw_binary() -> Path:
@@ -68,7 +68,7 @@ def _install_neo4j(report: Report) -> None:
         for pom, target in (("neo4j", "lib"), ("gds", "gds")):
             _run_reporting(
                 ["mvn", "-B", "-f", str(poms / pom / "pom.xml"), COPY_DEPENDENCIES,
-                 "-DincludeScope=runtime", f"-DoutputDirectory={folder / target}"],
+                 "-DincludeScope=runtime", "-Dmdep.prependGroupId=true", f"-DoutputDirectory={folder / target}"],
                 lambda line, pom=pom: report(f"{pom} jars: {line.split('/')[-1]}")
                 if line.startswith("Downloaded")
                 else None,
@@ -79,7 +79,8 @@ def _install_neo4j(report: Report) -> None:
 def _keep_plugin_jars(folder: Path) -> None:
     """Move the jars whose artifact the server does not bring itself from `gds/` to `plugins/`.
 
-    Two versions of one artifact on the class path break the server at start.
+    Two versions of one artifact on the class path break the server at start. File names begin with the group:
+    `org.neo4j:annotations` and `org.neo4j.gds:annotations` are different artifacts, and GDS needs its own.
     """
     served = {artifact(jar.name) for jar in (folder / "lib").iterdir()}
     (folder / "plugins").mkdir()
@@ -90,7 +91,7 @@ def _keep_plugin_jars(folder: Path) -> None:
 
 
 def artifact(jar: str) -> str:
-    """A jar's artifact id: `jackson-core-2.18.6.jar` is `jackson-core`; a native classifier stays."""
+    """A jar's group and artifact id: `org.a.core-2.18.6.jar` is `org.a.core`; a native classifier stays."""
     match = re.fullmatch(r"(.+?)-\d[\w.+]*?(?:-(?:M\d+|RC\d+|GA|Final|jre|android))?(-(?:linux|osx|windows).*)?\.jar", jar)
     return match[1] + (match[2] or "") if match else jar
 

@@ -36,7 +36,7 @@ def folder_for(path: Path, day: date) -> str:
 
 @dataclass(frozen=True)
 class LandingFile:
-    """A file in the landing area; `etag` changes with its content."""
+    """A file in the landing area; `etag` changes with its content, `landing_date` is that of its folder."""
 
     uri: str
     key: str
