@@ -58,10 +58,11 @@ def up() -> None:
 
 @app.command()
 def down() -> None:
-    """Stop the embedded services; their data stays."""
-    from c360_pipeline.devstack import stack
+    """Stop the embedded services and the UI of a demo; their data stays."""
+    from c360_pipeline.devstack import stack, ui
 
-    err.print("Stopped." if stack.down(c360_home()) else "Nothing was running.")
+    stopped = [ui.stop_ui(c360_home()), stack.down(c360_home())]
+    err.print("Stopped." if any(stopped) else "Nothing was running.")
 
 
 @app.command()

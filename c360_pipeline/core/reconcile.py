@@ -44,12 +44,15 @@ FINDING_COLUMNS = {"kind": pl.String, "key": pl.String, "difference": pl.String}
 def canonical_text(name: str, dtype: pl.DataType) -> pl.Expr:
     """A column as text that is equal exactly when type and value are.
 
-    Instants count in microseconds of UTC; lists and structs as JSON; null has a text that no value has.
+    Instants count in microseconds of UTC; lists, structs and maps (by key) as JSON; null has a text that no value has.
     """
     column = pl.col(name)
     match dtype:
         case pl.Datetime():
             text = column.dt.epoch("us").cast(pl.String)
+        case pl.Map():
+            entries = pl.List(pl.Struct({"key": dtype.key, "value": dtype.value}))
+            text = pl.struct(column.cast(entries).list.sort()).struct.json_encode()
         case pl.List() | pl.Struct():
             text = pl.struct(column).struct.json_encode()
         case pl.Binary():

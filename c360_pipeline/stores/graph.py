@@ -17,6 +17,7 @@ from c360_pipeline.stores import cypher
 from c360_pipeline.stores.lake import Version
 
 BATCH_ROWS = 5_000
+CHECKPOINT = "ProjectionCheckpoint"
 
 COUNT_LABELS = "CALL db.labels() YIELD label CALL (label) { MATCH (n:$(label)) RETURN count(n) AS number } RETURN label AS name, number"
 COUNT_TYPES = (
@@ -59,6 +60,10 @@ READ_JOURNEY_OF_EVENT = """
     RETURN j.id AS journey_id, e.id AS event_id, e.ts AS ts, e.type AS action, u.id AS user_id, s.id AS session_id,
            p.id AS product_id, p.name AS product_name, key_types
     ORDER BY ts, event_id
+"""
+READ_FIRST_EVENT = """
+    MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:HAS_SESSION]->(:Session)-[:HAS_ACTION]->(e:Event)
+    RETURN e.id AS event_id ORDER BY e.ts, e.id LIMIT 1
 """
 READ_ACCOUNT = """
     MATCH (u:User {tenant_id: $tenant_id, id: $user_id})
@@ -180,10 +185,17 @@ class Graph:
         series = [_to_series(n, values, kind.schema[n]) for n, values in zip(names, columns, strict=True)]
         return pl.DataFrame(series).select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
 
+    def label_counts(self) -> dict[str, int]:
+        """Nodes by label; the checkpoints of the projection itself are left out."""
+        return {r["name"]: r["number"] for r in self.run(COUNT_LABELS) if r["number"] and r["name"] != CHECKPOINT}
+
+    def type_counts(self) -> dict[str, int]:
+        """Relationships by type."""
+        return {r["name"]: r["number"] for r in self.run(COUNT_TYPES) if r["number"]}
+
     def counts(self) -> dict[str, int]:
-        """Nodes by label and relationships by type; the checkpoints of the projection itself are left out."""
-        rows = self.run(COUNT_LABELS) + self.run(COUNT_TYPES)
-        return {r["name"]: r["number"] for r in rows if r["number"] and r["name"] != "ProjectionCheckpoint"}
+        """Nodes by label and relationships by type."""
+        return self.label_counts() | self.type_counts()
 
     def tenants(self) -> list[str]:
         """Tenants that have users in the graph."""
@@ -214,6 +226,11 @@ class Graph:
     def journey_of_event(self, tenant_id: str, event_id: str) -> list[dict[str, Any]]:
         """The events of the journey that an event belongs to, by time."""
         return self.run(READ_JOURNEY_OF_EVENT, tenant_id=tenant_id, event_id=event_id)
+
+    def first_event_of_user(self, tenant_id: str, user_id: str) -> str | None:
+        """The id of a user's first event; None when there is no such user."""
+        rows = self.run(READ_FIRST_EVENT, tenant_id=tenant_id, user_id=user_id)
+        return rows[0]["event_id"] if rows else None
 
     def account_of_user(self, tenant_id: str, user_id: str) -> dict[str, Any] | None:
         """What the silos know of the person behind a user; None when there is no such user."""

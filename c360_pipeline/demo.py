@@ -1,0 +1,262 @@
+"""`c360 demo`: the whole way on sample data, told in one screen, and judged against what the sample's maker knows."""
+
+import gzip
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from c360_pipeline.core.landing import decode, split_lines, unbalanced
+from c360_pipeline.core.lake import EVENT_JOURNEY, LANDING_FILES
+from c360_pipeline.core.recommend import rank
+from c360_pipeline.core.reconcile import combined_digest
+from c360_pipeline.devstack import movielens, silo_samples, stack, ui
+from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
+from c360_pipeline.devstack.people import SILO_TENANT
+from c360_pipeline.devstack.sample_files import Written
+from c360_pipeline.errors import ConfigError, InvariantError
+from c360_pipeline.resources import open_control, open_graph, open_lake, open_landing
+from c360_pipeline.runs import EVERYTHING, Outcome, Step, materialise
+from c360_pipeline.settings import Settings, c360_home, load_settings, postgres_login
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.landing import folder_for
+from c360_pipeline.stores.reconcile import Archive, digests, reconcile, summarise
+
+SAMPLE = SampleRequest(events=20_000, tenants=3, seed=1, malformed_rate=0.02, duplicate_rate=0.03)
+STORY_EVENTS = 10
+RECOMMENDATIONS = 3
+
+ServiceProgress = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]
+RunProgress = Callable[[], AbstractContextManager[Callable[[Step], None]]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A data set that the demo can show, and the customer whose story it tells."""
+
+    tenant_id: str
+    user_id: str
+    write: Callable[[Path], Written]
+
+
+SAMPLES = {
+    "sample": Sample(SILO_TENANT, "john.smith@email.com", lambda f: write_sample(SAMPLE, f, lambda _: None)),
+    "movielens": Sample(movielens.TENANT, "405", lambda f: movielens.write_movielens(f, lambda _: None)),
+}
+
+
+class Demo:
+    """One run of the demo.
+
+    Args:
+        data: `sample` or `movielens`; MovieLens has a state folder of its own.
+        console: where the story is told.
+        service_progress: shows how services start.
+        run_progress: shows the steps of a run.
+    """
+
+    def __init__(self, data: str, console: Console, service_progress: ServiceProgress, run_progress: RunProgress) -> None:
+        if data not in SAMPLES:
+            raise ConfigError(f"--data {data!r}: {' or '.join(SAMPLES)} is right.")
+        self._data = data
+        self._sample = SAMPLES[data]
+        self._console = console
+        self._service_progress = service_progress
+        self._run_progress = run_progress
+        self._home = c360_home() if data == "sample" else c360_home() / data
+        self._seconds: dict[str, float] = {}
+        self._wrong: list[str] = []
+
+    def show(self, *, keep: bool) -> None:
+        """Do it all and print it.
+
+        Raises:
+            InvariantError: something did not come out as it must; everything is printed before.
+        """
+        os.environ["C360_HOME"] = str(self._home)
+        began = time.monotonic()
+        with ExitStack() as until_shown:
+            with self._service_progress() as progress, self._timed("start services"):
+                if keep:
+                    stack.up(self._home, progress)
+                else:
+                    until_shown.enter_context(stack.attached(self._home, progress))
+            folder = Path(until_shown.enter_context(tempfile.TemporaryDirectory()))
+            self._work_and_tell(load_settings(), folder)
+            address = ui.start_ui(self._home) if keep else None
+        self._tell_timings(time.monotonic() - began)
+        self._tell_where_to_look(address)
+        if self._wrong:
+            raise InvariantError("not as it must be: " + "; ".join(self._wrong))
+
+    def _work_and_tell(self, settings: Settings, folder: Path) -> None:
+        with self._timed("fill silos"):
+            login = postgres_login(settings, settings.etl_db_name)
+            silo_samples.seed(login, open_control(settings), self._data, lambda line: self._say(line))
+        with self._timed("write events"):
+            written = self._sample.write(folder)
+        with self._timed("upload"):
+            self._upload(settings, written)
+        self._run("run")
+        lake = open_lake(settings)
+        archive = Archive(lake, open_control(settings).read())
+        with open_graph(settings) as graph:
+            with self._timed("prove and tell"):
+                self._tell_books(lake)
+                self._tell_graph(graph)
+                self._tell_journeys(lake, written)
+                self._tell_reconciliation(archive, graph)
+                first = combined_digest(digests(archive, lake, graph))
+                self._tell_story(graph)
+            self._run("run again")
+            with self._timed("digest"):
+                second = combined_digest(digests(archive, lake, graph))
+        self._tell_digests(first, second)
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._seconds[what] = time.monotonic() - began
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _must(self, what: str, *, hold: bool) -> str:
+        if not hold:
+            self._wrong.append(what)
+        return "" if hold else "  [red]<- not as it must be[/]"
+
+    def _upload(self, settings: Settings, written: Written) -> None:
+        landing, today = open_landing(settings), datetime.now(UTC).date()
+        for path in (*written.event_files, written.catalog_file):
+            landing.put_file(path, folder_for(path, today))
+
+    def _run(self, name: str) -> Outcome:
+        with self._run_progress() as progress, self._timed(name):
+            outcome = materialise(self._home, EVERYTHING, None, progress)
+        if outcome.error:
+            raise InvariantError(f"run {outcome.run_id} failed: {outcome.error}")
+        self._must(f"checks of {name}: {', '.join(outcome.failed_checks)}", hold=not outcome.failed_checks)
+        return outcome
+
+    def _tell_books(self, lake: Lake) -> None:
+        books = lake.read(LANDING_FILES)
+        total = books.select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0, named=True)
+        flag = self._must("the books balance", hold=unbalanced(books).is_empty())
+        self._say(
+            "\n[bold]Books[/]  {lines:,} lines = {landed:,} landed + {duplicates:,} duplicates + {dead:,} dead "
+            "+ {suppressed:,} suppressed".format(**total) + f", in {books.height} files{flag}"
+        )
+
+    def _tell_graph(self, graph: Graph) -> None:
+        labels, types = graph.label_counts(), graph.type_counts()
+        table = Table("nodes", "number", "relationships", "number ", title="Graph", title_justify="left")
+        for row in range(max(len(labels), len(types))):
+            cells: list[str] = []
+            for counts in (labels, types):
+                name, number = sorted(counts.items())[row] if row < len(counts) else ("", None)
+                cells += [name, "" if number is None else f"{number:,}"]
+            table.add_row(*cells)
+        self._console.print(table)
+
+    def _tell_journeys(self, lake: Lake, written: Written) -> None:
+        found = found_against_truth(lake, written)
+        flag = self._must("every journey is found", hold=found.same == found.true == found.ours)
+        self._say(
+            f"[bold]Journeys[/]  {found.same:,} of {found.true:,} that the sample's maker knows were found, none more "
+            f"and none mixed, from {found.events:,} events{flag}"
+        )
+
+    def _tell_reconciliation(self, archive: Archive, graph: Graph) -> None:
+        result = summarise(reconcile(archive, graph))
+        flag = self._must("the graph equals its archive", hold=not result["findings"])
+        self._say(
+            f"[bold]Reconciliation[/]  {result['rows']:,} nodes and relationships compared with the archive, "
+            f"{len(result['findings'])} differ{flag}"
+        )
+
+    def _tell_story(self, graph: Graph) -> None:
+        tenant, user = self._sample.tenant_id, self._sample.user_id
+        account = graph.account_of_user(tenant, user) or {}
+        event = graph.first_event_of_user(tenant, user)
+        events = graph.journey_of_event(tenant, event) if event else []
+        self._say(f"\n[bold]One customer[/]  {user} of {tenant}: {_who(account)}")
+        self._console.print(_story_table(events))
+        recommendations = rank(graph.recommendation_candidates(tenant, user), RECOMMENDATIONS)
+        for r in recommendations:
+            self._say(f"  recommended: {r.product_name or r.product_id} ({r.category}), score {r.score:.0f}: {r.reason}")
+        self._must(f"a recommendation for {user}", hold=bool(recommendations))
+
+    def _tell_digests(self, first: str, second: str) -> None:
+        flag = self._must("a second run changes nothing", hold=first == second)
+        self._say(f"\n[bold]Digest[/]  first run  {first}\n        second run {second}{flag}")
+
+    def _tell_timings(self, total: float) -> None:
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self._seconds.items())
+        self._say(f"[bold]Seconds[/]  {total:.1f} in all: {stages}")
+
+    def _tell_where_to_look(self, address: str | None) -> None:
+        prefix = "" if self._data == "sample" else f"C360_HOME={self._home} "
+        if address:
+            self._say(f"[bold]Dagster UI[/]  {address}/asset-groups (stop all with `{prefix}.venv/bin/c360 down`)")
+        else:
+            self._say(
+                f"[bold]Dagster UI[/]  `{prefix}.venv/bin/c360 up && {prefix}.venv/bin/c360 dev`, then "
+                f"http://127.0.0.1:{ui.PREFERRED_PORT}/asset-groups; `make demo KEEP=1` leaves it running"
+            )
+
+
+@dataclass(frozen=True)
+class FoundJourneys:
+    """How stitching compares with the truth: events judged, true journeys, ours, and those that are the same."""
+
+    events: int
+    true: int
+    ours: int
+    same: int
+
+
+def found_against_truth(lake: Lake, written: Written) -> FoundJourneys:
+    """Compare partitions: a journey is found when its events are all the events of one journey of ours."""
+    truth = pl.read_ndjson(written.truth_file, infer_schema_length=None).filter(pl.col("kind") == "event")
+    now = datetime.now(UTC)
+    decoded = [decode(split_lines(p.name, _unpacked(p)), now).events for p in written.event_files]
+    ids = pl.concat(decoded).select("tenant_id", "event_id", file="source_uri", line="source_line")
+    judged = truth.join(ids, on=["file", "line"]).join(lake.read(EVENT_JOURNEY), on=["tenant_id", "event_id"])
+    pairs = judged.select(true="journey", ours="journey_id").unique()
+    once = [pairs.group_by(side).len().filter(pl.col("len") == 1).select(side) for side in ("true", "ours")]
+    same = pairs.join(once[0], on="true").join(once[1], on="ours")
+    return FoundJourneys(judged.height, truth["journey"].n_unique(), pairs["ours"].n_unique(), same.height)
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    with gzip.open(path) as lines:
+        yield from lines
+
+
+def _who(account: dict[str, Any]) -> str:
+    if not account.get("email"):
+        return "no account in the silos"
+    name = account["full_name"] or account["email"]
+    plans = f", {' and '.join(account['plans'])} plan" if account["plans"] else ""
+    return f"{name}{plans}, {account['tickets']} support tickets, community {account['community']}"
+
+
+def _story_table(events: list[dict[str, Any]]) -> Table:
+    title = f"journey {events[0]['journey_id']}: first {min(STORY_EVENTS, len(events))} of {len(events):,} events"
+    table = Table("time", "known as", "action", "product", "tied by", title=title, title_justify="left")
+    for e in events[:STORY_EVENTS]:
+        at = e["ts"].to_native().strftime("%Y-%m-%d %H:%M")
+        table.add_row(at, e["user_id"], e["action"], e["product_name"] or e["product_id"] or "", " ".join(e["key_types"]))
+    return table
