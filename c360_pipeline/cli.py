@@ -27,7 +27,7 @@ app = typer.Typer(
 journey_app = typer.Typer(help="Stitched customer journeys.", no_args_is_help=True)
 app.add_typer(journey_app, name="journey")
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")
@@ -294,12 +294,13 @@ def digest(as_json: AsJson = False) -> None:
     """Print the canonical digest of lake and graph: equal digests, equal content."""
     from c360_pipeline.core.reconcile import combined_digest
     from c360_pipeline.resources import open_control, open_graph, open_lake
-    from c360_pipeline.stores.reconcile import Archive, digests
+    from c360_pipeline.stores.reconcile import Archive, digests, reconcile as compare
 
     settings = load_settings()
     lake = open_lake(settings)
+    archive = Archive(lake, open_control(settings).read())
     with open_graph(settings) as graph, err.status("reading lake and graph"):
-        parts = digests(Archive(lake, open_control(settings).read()), lake, graph)
+        parts = digests(lake, compare(archive, graph))
     if as_json:
         print_json({"digest": combined_digest(parts), "parts": parts})
     else:
@@ -333,7 +334,7 @@ def journey_table(events: list[dict[str, Any]]) -> Table:
     table = Table("time", "user", "session", "action", "product", "keys", title=f"journey {events[0]['journey_id']}")
     for e in events:
         at = e["ts"].to_native().strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(at, e["user_id"], e["session_id"], e["action"], e["product_id"] or "", " ".join(e["key_types"]))
+        table.add_row(at, e["user_id"], e["session_id"], e["action"], e["product_id"] or "", " ".join(sorted(e["key_types"])))
     return table
 
 

@@ -115,12 +115,11 @@ class Demo:
                 self._tell_books(lake)
                 self._tell_graph(graph)
                 self._tell_journeys(lake, written)
-                self._tell_reconciliation(archive, graph)
-                first = combined_digest(digests(archive, lake, graph))
+                first = self._tell_reconciliation(archive, graph, lake)
                 self._tell_story(graph)
             self._run("run again")
             with self._timed("digest"):
-                second = combined_digest(digests(archive, lake, graph))
+                second = combined_digest(digests(lake, reconcile(archive, graph)))
         self._tell_digests(first, second)
 
     @contextmanager
@@ -178,13 +177,15 @@ class Demo:
             f"and none mixed, from {found.events:,} events{flag}"
         )
 
-    def _tell_reconciliation(self, archive: Archive, graph: Graph) -> None:
-        result = summarise(reconcile(archive, graph))
+    def _tell_reconciliation(self, archive: Archive, graph: Graph, lake: Lake) -> str:
+        results = reconcile(archive, graph)
+        result = summarise(results)
         flag = self._must("the graph equals its archive", hold=not result["findings"])
         self._say(
             f"[bold]Reconciliation[/]  {result['rows']:,} nodes and relationships compared with the archive, "
             f"{len(result['findings'])} differ{flag}"
         )
+        return combined_digest(digests(lake, results))
 
     def _tell_story(self, graph: Graph) -> None:
         tenant, user = self._sample.tenant_id, self._sample.user_id
@@ -254,9 +255,22 @@ def _who(account: dict[str, Any]) -> str:
 
 
 def _story_table(events: list[dict[str, Any]]) -> Table:
-    title = f"journey {events[0]['journey_id']}: first {min(STORY_EVENTS, len(events))} of {len(events):,} events"
+    shown = chosen_for_story(events)
+    title = f"journey {events[0]['journey_id']}: {len(shown)} of its {len(events):,} events" if events else "no journey"
     table = Table("time", "known as", "action", "product", "tied by", title=title, title_justify="left")
-    for e in events[:STORY_EVENTS]:
-        at = e["ts"].to_native().strftime("%Y-%m-%d %H:%M")
-        table.add_row(at, e["user_id"], e["action"], e["product_name"] or e["product_id"] or "", " ".join(e["key_types"]))
+    for e in shown:
+        at = e["ts"].to_native().strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(at, e["user_id"], e["action"], e["product_name"] or e["product_id"] or "", e["key_types"])
     return table
+
+
+def chosen_for_story(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first event under each name that the customer was known by, then purchases, then others; by time."""
+    names: set[str] = set()
+    ranked = []
+    for number, event in enumerate(events):
+        is_new_name = event["user_id"] not in names
+        names.add(event["user_id"])
+        ranked.append((not is_new_name, event["action"] != "purchase", number))
+    chosen = sorted(number for _, _, number in sorted(ranked)[:STORY_EVENTS])
+    return [{**events[n], "key_types": " ".join(sorted(events[n]["key_types"]))} for n in chosen]

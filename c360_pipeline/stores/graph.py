@@ -1,7 +1,7 @@
 """The graph in Neo4j: one write path, every write repeatable, every statement with its tenant."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from importlib import resources
 from types import TracebackType
 from typing import Any, LiteralString, Self, cast
@@ -176,12 +176,13 @@ class Graph:
 
     def read(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
         """All rows of a kind of a tenant; a value of another type than the kind's turns its column to text."""
-        columns: list[list[Any]] = [[] for _ in range(len(kind.schema) - 1)]
-        with self._driver.session(database=self._database, fetch_size=5_000) as session:
-            for record in session.run(cast(LiteralString, cypher.read_statement(kind)), tenant_id=tenant_id):
-                for column, value in zip(columns, record.values(), strict=True):
-                    column.append(value)
         names = [name for name in kind.schema if name != "tenant_id"]
+        columns: list[list[Any]] = [[] for _ in names]
+        statement = cast(LiteralString, cypher.read_statement(kind))
+        with self._driver.session(database=self._database, fetch_size=10) as session:
+            for (rows,) in session.run(statement, tenant_id=tenant_id, batch_rows=BATCH_ROWS):
+                for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+                    column.extend(values)
         series = [_to_series(n, values, kind.schema[n]) for n, values in zip(names, columns, strict=True)]
         return pl.DataFrame(series).select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
 
@@ -256,12 +257,11 @@ def _to_rows(batch: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _to_series(name: str, values: list[Any], dtype: pl.DataType) -> pl.Series:
-    if isinstance(dtype, pl.Datetime | pl.Date):
+    is_instant = isinstance(dtype, pl.Datetime) and bool(dtype.time_zone)
+    if isinstance(dtype, pl.Datetime | pl.Date) and not is_instant:
         values = [v.to_native() if hasattr(v, "to_native") else v for v in values]
-    if isinstance(dtype, pl.Datetime) and dtype.time_zone:
-        values = [v.astimezone(UTC) if isinstance(v, datetime) and v.tzinfo else v for v in values]
     try:
-        return pl.Series(name, values, dtype=dtype, strict=True)
+        return pl.Series(name, values, dtype=pl.Int64() if is_instant else dtype, strict=True).cast(dtype)
     except (TypeError, pl.exceptions.PolarsError):
         # A value of a wrong type was written behind our back; its text and type make the difference visible.
         return pl.Series(name, [None if v is None else f"{type(v).__name__} {v}" for v in values], dtype=pl.String)

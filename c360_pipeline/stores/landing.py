@@ -151,7 +151,7 @@ class Landing:
         try:
             return self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get("sha256", "")
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:  # noqa: PLR2004 - not found
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                 return None
             raise
 

@@ -144,8 +144,8 @@ def _repair(graph: Graph, kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) 
         graph.merge(kind, changes.upserted)
 
 
-def digests(archive: Archive, lake: Lake, graph: Graph) -> dict[str, str]:
-    """The canonical digest of every table of the lake and every kind of the graph, by name.
+def digests(lake: Lake, results: list[Reconciled]) -> dict[str, str]:
+    """The canonical digest of every table of the lake and, as reconciled, every kind of the graph, by name.
 
     Columns that only say when a row came are left out, so that two runs over the same input are equal.
     """
@@ -154,7 +154,7 @@ def digests(archive: Archive, lake: Lake, graph: Graph) -> dict[str, str]:
         if name not in NOT_IN_DIGEST:
             rows = lake.read(table)
             result[f"lake {name}"] = digest(row_hashes(rows.select(c for c in rows.columns if c not in BOOKKEEPING)))
-    for reconciled in reconcile(archive, graph):
+    for reconciled in results:
         result[f"graph {reconciled.tenant_id} {entity_name(reconciled.kind)}"] = (
             reconciled.comparison.found_digest
         )
