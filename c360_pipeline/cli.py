@@ -99,7 +99,10 @@ def doctor(as_json: AsJson = False) -> None:
         print_json([{"name": f.name, "found": f.found, "install": f.install} for f in findings])
     else:
         for f in findings:
-            out.print(f"[green]ok[/]       {f.name}" if f.is_met else f"[red]missing[/]  {f.name}: {f.install}", highlight=False)
+            out.print(
+                f"[green]ok[/]       {f.name}" if f.is_met else f"[red]missing[/]  {f.name}: {f.install}",
+                highlight=False,
+            )
     if not all(f.is_met for f in findings):
         raise typer.Exit(1)
 
@@ -266,7 +269,8 @@ def reconcile(
 ) -> None:
     """Compare the graph with its archive, row by row; exit code 1 when they differ."""
     from c360_pipeline.resources import open_control, open_graph, open_lake
-    from c360_pipeline.stores.reconcile import Archive, reconcile as compare, summarise
+    from c360_pipeline.stores.reconcile import Archive, summarise
+    from c360_pipeline.stores.reconcile import reconcile as compare
 
     settings = load_settings()
     archive = Archive(open_lake(settings), open_control(settings).read())
@@ -294,7 +298,8 @@ def digest(as_json: AsJson = False) -> None:
     """Print the canonical digest of lake and graph: equal digests, equal content."""
     from c360_pipeline.core.reconcile import combined_digest
     from c360_pipeline.resources import open_control, open_graph, open_lake
-    from c360_pipeline.stores.reconcile import Archive, digests, reconcile as compare
+    from c360_pipeline.stores.reconcile import Archive, digests
+    from c360_pipeline.stores.reconcile import reconcile as compare
 
     settings = load_settings()
     lake = open_lake(settings)
@@ -334,7 +339,9 @@ def journey_table(events: list[dict[str, Any]]) -> Table:
     table = Table("time", "user", "session", "action", "product", "keys", title=f"journey {events[0]['journey_id']}")
     for e in events:
         at = e["ts"].to_native().strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(at, e["user_id"], e["session_id"], e["action"], e["product_id"] or "", " ".join(sorted(e["key_types"])))
+        table.add_row(
+            at, e["user_id"], e["session_id"], e["action"], e["product_id"] or "", " ".join(sorted(e["key_types"]))
+        )
     return table
 
 
@@ -385,7 +392,13 @@ class RunProgress:
     """Shows the steps of a run with a bar; without a terminal, a line per step."""
 
     def __init__(self) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._progress = Progress(*columns, console=err)
         self._task = self._progress.add_task("starting", total=None)
         self._started: dict[str, float] = {}

@@ -15,8 +15,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from c360_pipeline.core.landing import decode, split_lines, unbalanced
 from c360_pipeline.core.lake import EVENT_JOURNEY, LANDING_FILES
+from c360_pipeline.core.landing import decode, split_lines, unbalanced
 from c360_pipeline.core.recommend import rank
 from c360_pipeline.core.reconcile import combined_digest
 from c360_pipeline.devstack import movielens, silo_samples, stack, ui
@@ -65,7 +65,9 @@ class Demo:
         run_progress: shows the steps of a run.
     """
 
-    def __init__(self, data: str, console: Console, service_progress: ServiceProgress, run_progress: RunProgress) -> None:
+    def __init__(
+        self, data: str, console: Console, service_progress: ServiceProgress, run_progress: RunProgress
+    ) -> None:
         if data not in SAMPLES:
             raise ConfigError(f"--data {data!r}: {' or '.join(SAMPLES)} is right.")
         self._data = data
@@ -155,7 +157,8 @@ class Demo:
         flag = self._must("the books balance", hold=unbalanced(books).is_empty())
         self._say(
             "\n[bold]Books[/]  {lines:,} lines = {landed:,} landed + {duplicates:,} duplicates + {dead:,} dead "
-            "+ {suppressed:,} suppressed".format(**total) + f", in {books.height} files{flag}"
+            "+ {suppressed:,} suppressed".format(**total)
+            + f", in {books.height} files{flag}"
         )
 
     def _tell_graph(self, graph: Graph) -> None:
@@ -196,7 +199,9 @@ class Demo:
         self._console.print(_story_table(events))
         recommendations = rank(graph.recommendation_candidates(tenant, user), RECOMMENDATIONS)
         for r in recommendations:
-            self._say(f"  recommended: {r.product_name or r.product_id} ({r.category}), score {r.score:.0f}: {r.reason}")
+            self._say(
+                f"  recommended: {r.product_name or r.product_id} ({r.category}), score {r.score:.0f}: {r.reason}"
+            )
         self._must(f"a recommendation for {user}", hold=bool(recommendations))
 
     def _tell_digests(self, first: str, second: str) -> None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import dagster as dg
 import psutil
-from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, EventLogEntry, RunsFilter
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus, EventLogEntry, RunsFilter
 from dagster_shared.error import SerializableErrorInfo
 
 from c360_pipeline.definitions import defs
@@ -24,6 +24,13 @@ JOB = "everything"
 EVERYTHING = "*"
 HOST_TAG, PROCESS_TAG, STARTED_TAG = "c360/host", "c360/process", "c360/process_started"
 UNFINISHED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+
+
+ENDS = {
+    DagsterEventType.STEP_SUCCESS: "done",
+    DagsterEventType.STEP_SKIPPED: "skipped",
+    DagsterEventType.STEP_FAILURE: "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def close_abandoned_runs(dagster: DagsterInstance) -> int:
     return len(abandoned)
 
 
-def _process_lives(tags: dict[str, str]) -> bool:
+def _process_lives(tags: Mapping[str, str]) -> bool:
     try:
         return str(psutil.Process(int(tags[PROCESS_TAG])).create_time()) == tags[STARTED_TAG]
     except psutil.NoSuchProcess:
@@ -174,37 +181,30 @@ class _Observer:
         self._error: SerializableErrorInfo | None = None
 
     def __call__(self, entry: EventLogEntry) -> None:
+        """Take an event of the run."""
         event = entry.dagster_event
         if event is None:
             return
-        name = event.step_key or ""
-        match event.event_type:
-            case DagsterEventType.RUN_START:
-                self._total = self._count_steps(entry.run_id)
-            case DagsterEventType.STEP_START:
-                self._tell(name, "started")
-            case DagsterEventType.STEP_SUCCESS:
-                self._end(name, "done")
-            case DagsterEventType.STEP_SKIPPED:
-                self._end(name, "skipped")
-            case DagsterEventType.STEP_FAILURE:
-                self._error = self._error or event.step_failure_data.error
-                self._end(name, "failed")
-            case DagsterEventType.ASSET_MATERIALIZATION:
-                materialization = event.step_materialization_data.materialization
-                count = materialization.metadata.get("dagster/row_count")
-                self._rows[materialization.asset_key.to_user_string()] = count.value if count else None
-            case DagsterEventType.ASSET_CHECK_EVALUATION:
-                check = event.asset_check_evaluation_data
-                if not check.passed:
-                    self._failed_checks.append(f"{check.asset_key.to_user_string()}: {check.check_name}")
+        if event.event_type is DagsterEventType.RUN_START:
+            self._total = self._count_steps(entry.run_id)
+        elif event.event_type is DagsterEventType.STEP_START:
+            self._observe(Step(event.step_key or "", "started", self._ended, self._total))
+        elif event.event_type in ENDS:
+            self._end(event)
+        elif event.event_type is DagsterEventType.ASSET_MATERIALIZATION:
+            materialization = event.step_materialization_data.materialization
+            count = materialization.metadata.get("dagster/row_count")
+            self._rows[materialization.asset_key.to_user_string()] = count.value if count else None
+        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data
+            if not check.passed:
+                self._failed_checks.append(f"{check.asset_key.to_user_string()}: {check.check_name}")
 
-    def _end(self, name: str, state: str) -> None:
+    def _end(self, event: DagsterEvent) -> None:
         self._ended += 1
-        self._tell(name, state)
-
-    def _tell(self, name: str, state: str) -> None:
-        self._observe(Step(name, state, self._ended, self._total))
+        self._observe(Step(event.step_key or "", ENDS[event.event_type], self._ended, self._total))
+        if event.event_type is DagsterEventType.STEP_FAILURE:
+            self._error = self._error or event.step_failure_data.error
 
     def outcome(self, run_id: str, *, succeeded: bool) -> Outcome:
         """What was seen."""

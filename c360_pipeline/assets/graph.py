@@ -14,7 +14,6 @@ from c360_pipeline.core.lake import (
     JOURNEY_KEYS,
     JOURNEYS,
     Changes,
-    Table,
     compare_versions,
 )
 from c360_pipeline.resources import GraphResource, LakeResource
@@ -145,7 +144,9 @@ def journey_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
     tables = lake.open()
     with graph.open() as neo4j:
         since = neo4j.checkpoint("journey_graph")
-        deltas = {t.name: tables.changes(t, since.get(t.name)) for t in (JOURNEYS, JOURNEY_KEYS, EVENT_KEYS, EVENT_JOURNEY)}
+        deltas = {
+            t.name: tables.changes(t, since.get(t.name)) for t in (JOURNEYS, JOURNEY_KEYS, EVENT_KEYS, EVENT_JOURNEY)
+        }
         journeys, keys, pairs, events = (changes for changes, _ in deltas.values())
         neo4j.merge(model.JOURNEY, model.journeys(journeys.upserted))
         neo4j.merge(model.CORRELATION, model.correlations(keys.upserted))

@@ -10,6 +10,7 @@ import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.specs import column_schema, preview, rows, table_spec
+from c360_pipeline.core.lake import CATALOG, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import (
     Classified,
     FileBook,
@@ -21,11 +22,10 @@ from c360_pipeline.core.landing import (
     split_lines,
     unbalanced,
 )
-from c360_pipeline.core.lake import CATALOG, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.errors import ContractError
 from c360_pipeline.resources import LakeResource, LandingResource
 from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import Landing, LandingFile
+from c360_pipeline.stores.landing import EventFile, Landing
 
 BATCH_LINES = 100_000
 """Lines in memory at once; one batch is one commit to the archive."""
@@ -88,21 +88,21 @@ def landing_assets(
     yield from _results(tables, ledger)
 
 
-def unbooked_files(landing: Landing, lake: Lake, landing_date: date | None) -> list[LandingFile]:
+def unbooked_files(landing: Landing, lake: Lake, landing_date: date | None) -> list[EventFile]:
     """Files of the landing area that the books do not hold with their present content."""
     booked = set(lake.scan(LANDING_FILES).select("source_uri", "etag").collect().iter_rows())
     files = [f for f in landing.event_files() if (f.uri, f.etag) not in booked]
     return [f for f in files if landing_date in (None, f.landing_date)]
 
 
-def batches(landing: Landing, files: list[LandingFile], ledger: Ledger) -> Iterator[list[Line]]:
+def batches(landing: Landing, files: list[EventFile], ledger: Ledger) -> Iterator[list[Line]]:
     """The lines of all files in bounded batches; opens the book of each file that it reads."""
     lines = _lines(landing, files, ledger)
     while batch := list(islice(lines, BATCH_LINES)):
         yield batch
 
 
-def _lines(landing: Landing, files: list[LandingFile], ledger: Ledger) -> Iterator[Line]:
+def _lines(landing: Landing, files: list[EventFile], ledger: Ledger) -> Iterator[Line]:
     for file in files:
         ledger.books[file.uri] = FileBook(file.uri, file.etag, file.landing_date, bytes=file.bytes)
         try:
@@ -166,7 +166,7 @@ def keep_dead_letters(landing: Landing, lake: Lake, dead: pl.DataFrame) -> None:
     lake.insert_new(DEAD_LETTERS, distinct)
 
 
-def closed_books(ledger: Ledger, files: Iterable[LandingFile]) -> pl.DataFrame:
+def closed_books(ledger: Ledger, files: Iterable[EventFile]) -> pl.DataFrame:
     """Rows of `LANDING_FILES` for the files that were read to their end."""
     now = datetime.now(UTC)
     rows = [asdict(ledger.books[f.uri]) for f in files if f.uri not in ledger.unreadable]

@@ -42,7 +42,9 @@ def reconciliation_assets(
     tables.insert_new(RECONCILIATION_FINDINGS, findings)
     differing = summary.filter(pl.col("expected_digest") != pl.col("found_digest"))
     shown = summary.select("tenant_id", "entity", "expected", "found")
-    yield dg.MaterializeResult(asset_key=RECONCILIATIONS.name, metadata=rows(summary.height, both_sides=preview(shown, 200)))
+    yield dg.MaterializeResult(
+        asset_key=RECONCILIATIONS.name, metadata=rows(summary.height, both_sides=preview(shown, 200))
+    )
     yield dg.MaterializeResult(
         asset_key=RECONCILIATION_FINDINGS.name, metadata=rows(findings.height, findings=preview(findings))
     )

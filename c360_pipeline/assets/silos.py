@@ -34,7 +34,9 @@ def silo_tables(
     with control_db.logged_run(context.run_id) as log_id:
         plans = plan_extracts(control_rows, source_columns(control_rows, silos))
         summary = [_load(plan, control_rows, silos, tables, control_db, log_id, context.run_id) for plan in plans]
-    frame = pl.DataFrame(summary, schema={"table": pl.String, "rows": pl.Int64, "changed": pl.Int64, "left_out": pl.String})
+    frame = pl.DataFrame(
+        summary, schema={"table": pl.String, "rows": pl.Int64, "changed": pl.Int64, "left_out": pl.String}
+    )
     return dg.MaterializeResult(metadata=rows(int(frame["rows"].sum()), tables=preview(frame, limit=100)))
 
 
@@ -82,18 +84,22 @@ def _load(
     return {"table": name, "rows": extracted.height, "changed": changed, "left_out": ", ".join(plan.excluded)}
 
 
-@dg.asset_check(asset=silo_tables, blocking=True, description="Key columns of every silo table are unique and not null.")
+@dg.asset_check(
+    asset=silo_tables, blocking=True, description="Key columns of every silo table are unique and not null."
+)
 def silo_keys_are_unique(control: ControlResource, lake: LakeResource) -> dg.AssetCheckResult:
     """A key that repeats would melt two rows into one node."""
     control_rows, tables = control.open().read(), lake.open()
     databases = {d.database_id: d.db_name for d in control_rows.databases}
-    wrong = {}
+    wrong: dict[str, int] = {}
     for table in control_rows.tables:
         name = f"silos/{databases[table.database_id]}/{table.table_name}"
         keys = tables.read_silo(name).select("tenant_id", *table.key_columns)
         repeated = keys.height - keys.drop_nulls().unique().height
         wrong |= {name: repeated} if repeated else {}
-    return dg.AssetCheckResult(passed=not wrong, metadata={"rows_with_repeated_or_null_keys": counts_table(wrong, "table")})
+    return dg.AssetCheckResult(
+        passed=not wrong, metadata={"rows_with_repeated_or_null_keys": counts_table(wrong, "table")}
+    )
 
 
 @dg.asset(
@@ -121,7 +127,7 @@ def silo_nodes(control: ControlResource, lake: LakeResource, graph: GraphResourc
 
 @dg.asset(
     deps=[silo_nodes, "event_graph"],
-    description="Relationships between silo nodes, and from users to accounts, as the join conditions of the control rows say.",
+    description="Relationships between silo nodes, and from users to accounts, as the control rows say.",
     owners=OWNERS,
     group_name="graph",
     kinds={"neo4j"},
@@ -143,7 +149,9 @@ def mapped_relationships(
     return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "relationship")))
 
 
-@dg.asset_check(asset=mapped_relationships, description="Every active relationship mapping joins at least one pair of nodes.")
+@dg.asset_check(
+    asset=mapped_relationships, description="Every active relationship mapping joins at least one pair of nodes."
+)
 def every_mapping_joins_something(control: ControlResource, lake: LakeResource) -> dg.AssetCheckResult:
     """A mapping that joins nothing is a typing error more often than a truth."""
     control_rows = control.open().read()

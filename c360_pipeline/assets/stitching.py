@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -16,7 +17,6 @@ from c360_pipeline.core.lake import (
     JOURNEY_KEYS,
     JOURNEY_MERGES,
     JOURNEYS,
-
     Table,
 )
 from c360_pipeline.core.stitching import Known, stitch
@@ -79,10 +79,12 @@ def _known(lake: Lake) -> Known:
     )
 
 
-def _metadata(table: Table, frame: pl.DataFrame, changed: int) -> dict[str, object]:
+def _metadata(table: Table, frame: pl.DataFrame, changed: int) -> dict[str, Any]:
     metadata = rows(frame.height, changed_rows=changed)
     if table is JOURNEYS and frame.height:
-        largest = frame.sort("event_count", descending=True).select("tenant_id", "journey_id", "event_count", "key_count")
+        largest = frame.sort("event_count", descending=True).select(
+            "tenant_id", "journey_id", "event_count", "key_count"
+        )
         metadata |= {"largest_journeys": preview(largest, limit=10)}
     return metadata
 
@@ -94,5 +96,3 @@ def every_alias_resolves(lake: LakeResource) -> dg.AssetCheckResult:
     targets = tables.read(JOURNEYS).select("tenant_id", merged_into="journey_id")
     lost = tables.read(JOURNEY_ALIASES).join(targets, on=["tenant_id", "merged_into"], how="anti")
     return dg.AssetCheckResult(passed=lost.is_empty(), metadata={"lost": preview(lost)})
-
-

@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 CONTRACT_VERSION = 1
@@ -200,7 +200,9 @@ def _bounded(text: str, name: str) -> str:
             raise Rejected("invalid_utf8", f"field `{name}` holds half of a surrogate pair") from None
         text = unicodedata.normalize("NFC", text)
     if len(text) > MAX_STRING_CHARACTERS:
-        raise Rejected("too_large", f"field `{name}` has {len(text):,} characters, the limit is {MAX_STRING_CHARACTERS:,}")
+        raise Rejected(
+            "too_large", f"field `{name}` has {len(text):,} characters, the limit is {MAX_STRING_CHARACTERS:,}"
+        )
     return text
 
 
@@ -276,9 +278,9 @@ def _from_rfc3339(text: str) -> datetime:
     # A leap second has no number of its own in UTC microseconds: it counts as the second after it.
     leap = second == 60
     try:
-        if abs(offset) >= timedelta(days=1):
-            raise ValueError
-        ts = datetime(year, month, day, hour, minute, 59 if leap else second, micros, UTC) - offset
+        # timezone refuses an offset of a day or more.
+        ts = datetime(year, month, day, hour, minute, 59 if leap else second, micros, timezone(offset))
+        ts = ts.astimezone(UTC)
         return ts + timedelta(seconds=1) if leap else ts
     except (ValueError, OverflowError):
         raise Rejected("bad_timestamp", f"field `ts`: {_shown(text)} is not a date and time that exists") from None

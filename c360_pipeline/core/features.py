@@ -35,7 +35,9 @@ def number_members(weights: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     members = pl.concat(
         [
             pl.DataFrame({"member": user_ids, "is_user": True}),
-            pl.DataFrame({"member": product_ids, "is_user": False}, schema={"member": pl.String, "is_user": pl.Boolean}),
+            pl.DataFrame(
+                {"member": product_ids, "is_user": False}, schema={"member": pl.String, "is_user": pl.Boolean}
+            ),
         ]
     ).with_row_index("node_id")
     members = members.with_columns(pl.col("node_id").cast(pl.Int64))

@@ -115,7 +115,7 @@ LAKE_TYPES: dict[str, pl.DataType] = {
 
 def lake_type(column: Column) -> pl.DataType:
     """The column's type in the lake; numeric keeps every digit."""
-    if column.pg_type == "numeric" and column.precision is not None and column.precision <= 38:  # noqa: PLR2004
+    if column.pg_type == "numeric" and column.precision is not None and column.precision <= 38:
         return pl.Decimal(column.precision, column.scale or 0)
     return LAKE_TYPES.get(column.pg_type, pl.String())
 
@@ -158,9 +158,7 @@ def plan_extracts(control: ControlRows, found: Mapping[int, Mapping[str, Column]
         problems += _table_problems(table, columns, excluded, label)
         database = databases[table.database_id]
         kept = tuple(column for name, column in columns.items() if name not in excluded)
-        extracts.append(
-            Extract(table, database.tenant_id, database.db_name, kept, tuple(sorted(excluded)), label)
-        )
+        extracts.append(Extract(table, database.tenant_id, database.db_name, kept, tuple(sorted(excluded)), label))
     if problems:
         raise ConfigError("The control database asks for what can't be:\n- " + "\n- ".join(problems))
     return extracts
@@ -175,7 +173,9 @@ def _table_problems(
     problems = [f"{row}: key column {k!r} does not exist" for k in table.key_columns if k not in columns]
     problems += [f"{row}: key column {k!r} is excluded" for k in table.key_columns if k in excluded]
     problems += [f"{row}: excluded column {e!r} does not exist" for e in sorted(excluded - set(columns))]
-    problems += [f"{row}: column {c!r} clashes with a column of ours" for c in LINEAGE if c in columns and c not in excluded]
+    problems += [
+        f"{row}: column {c!r} clashes with a column of ours" for c in LINEAGE if c in columns and c not in excluded
+    ]
     if label is not None and not IDENTIFIER.fullmatch(label):
         problems.append(f"{row}: label {label!r} must match {IDENTIFIER.pattern}")
     return problems
@@ -199,14 +199,16 @@ class Join:
 
 
 def parse_join(row: RelationshipRow) -> Join:
-    """Read a join condition such as `a.account_id = pm.account_id` or `u.id = a.email OR u.id = toString(a.account_id)`.
+    """Read a join condition such as `u.id = a.email OR u.id = toString(a.account_id)`.
 
     The first alias stands for from_label; with a via_label the second stands for it; the last for to_label.
 
     Raises:
         ConfigError: it is not a disjunction of conjunctions of equations between columns of these aliases.
     """
-    where = f"relationship_mappings row {row.mapping_id} ({row.relationship_type}): join_condition {row.join_condition!r}"
+    where = (
+        f"relationship_mappings row {row.mapping_id} ({row.relationship_type}): join_condition {row.join_condition!r}"
+    )
     try:
         tree = sqlglot.parse_one(row.join_condition, dialect="postgres")
     except SqlglotError as error:
@@ -242,7 +244,9 @@ def _term(tree: sql.Expression, where: str) -> Term:
     return Term(column.table, column.name, as_text)
 
 
-def join_labels(row: RelationshipRow, frames: Mapping[str, pl.DataFrame], kinds: Mapping[str, NodeKind]) -> pl.DataFrame:
+def join_labels(
+    row: RelationshipRow, frames: Mapping[str, pl.DataFrame], kinds: Mapping[str, NodeKind]
+) -> pl.DataFrame:
     """The relationships that a mapping row asks for.
 
     Args:
@@ -279,7 +283,8 @@ def relationship_kind(row: RelationshipRow, kinds: Mapping[str, NodeKind]) -> Re
     """The kind of relationship that a mapping row makes."""
     if not IDENTIFIER.fullmatch(row.relationship_type):
         raise ConfigError(
-            f"relationship_mappings row {row.mapping_id}: type {row.relationship_type!r} must match {IDENTIFIER.pattern}"
+            f"relationship_mappings row {row.mapping_id}: type {row.relationship_type!r} must match "
+            f"{IDENTIFIER.pattern}"
         )
     return RelationshipKind(row.relationship_type, kinds[row.from_label], kinds[row.to_label])
 
@@ -297,7 +302,9 @@ def _join_alternative(
     joined = sides[aliases[0]]
     seen = {aliases[0]}
     for alias in aliases[1:]:
-        usable = [pair for pair in equations if {t.alias for t in pair} <= seen | {alias} and alias in {t.alias for t in pair}]
+        usable = [
+            pair for pair in equations if {t.alias for t in pair} <= seen | {alias} and alias in {t.alias for t in pair}
+        ]
         if not usable:
             raise ConfigError(f"relationship_mappings row {row.mapping_id}: nothing joins the alias {alias!r}")
         here = [next(t for t in pair if t.alias != alias) for pair in usable]
@@ -314,7 +321,8 @@ def _value(row: RelationshipRow, term: Term, frame: pl.DataFrame) -> pl.Expr:
     name = f"{term.alias}.{term.column}"
     if name not in frame.columns:
         raise ConfigError(
-            f"relationship_mappings row {row.mapping_id} ({row.relationship_type}): {name} is excluded or does not exist"
+            f"relationship_mappings row {row.mapping_id} ({row.relationship_type}): {name} is excluded "
+            "or does not exist"
         )
     column = pl.col(name)
     return column.cast(pl.String) if term.as_text else column

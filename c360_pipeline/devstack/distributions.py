@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from c360_pipeline.errors import ConfigError, UnavailableError
@@ -69,11 +70,14 @@ def _install_neo4j(report: Report) -> None:
             _run_reporting(
                 ["mvn", "-B", "-f", str(poms / pom / "pom.xml"), COPY_DEPENDENCIES,
                  "-DincludeScope=runtime", "-Dmdep.prependGroupId=true", f"-DoutputDirectory={folder / target}"],
-                lambda line, pom=pom: report(f"{pom} jars: {line.split('/')[-1]}")
-                if line.startswith("Downloaded")
-                else None,
+                partial(_report_jar, report, pom),
             )  # fmt: skip
         _keep_plugin_jars(folder)
+
+
+def _report_jar(report: Report, pom: str, line: str) -> None:
+    if line.startswith("Downloaded"):
+        report(f"{pom} jars: {line.split('/')[-1]}")
 
 
 def _keep_plugin_jars(folder: Path) -> None:
@@ -92,7 +96,9 @@ def _keep_plugin_jars(folder: Path) -> None:
 
 def artifact(jar: str) -> str:
     """A jar's group and artifact id: `org.a.core-2.18.6.jar` is `org.a.core`; a native classifier stays."""
-    match = re.fullmatch(r"(.+?)-\d[\w.+]*?(?:-(?:M\d+|RC\d+|GA|Final|jre|android))?(-(?:linux|osx|windows).*)?\.jar", jar)
+    match = re.fullmatch(
+        r"(.+?)-\d[\w.+]*?(?:-(?:M\d+|RC\d+|GA|Final|jre|android))?(-(?:linux|osx|windows).*)?\.jar", jar
+    )
     return match[1] + (match[2] or "") if match else jar
 
 

@@ -39,7 +39,9 @@ def examine() -> list[Finding]:
     ]
     tools = [
         Finding("Maven", shutil.which("mvn"), "apt-get install -y maven", only_for_download=True),
-        Finding("Go 1.21 or newer", _go(), "apt-get install -y -t bookworm-backports golang-go", only_for_download=True),
+        Finding(
+            "Go 1.21 or newer", _go(), "apt-get install -y -t bookworm-backports golang-go", only_for_download=True
+        ),
     ]
     fetched = Finding("Neo4j, GDS and S3 gateway", None if downloads else "fetched", "c360 install")
     return [*findings, *(tools if downloads else []), fetched]

@@ -127,9 +127,7 @@ def truth_of(delivery: Delivery) -> LineTruth:
     """What is known about a line of which the place is known."""
     file, line = delivery.place or ("", 0)
     original_file, original_line = (delivery.original and delivery.original.place) or (None, None)
-    return LineTruth(
-        file, line, delivery.kind, delivery.journey, delivery.error_class, original_file, original_line
-    )
+    return LineTruth(file, line, delivery.kind, delivery.journey, delivery.error_class, original_file, original_line)
 
 
 def planned_lines(request: SampleRequest) -> tuple[int, int, int]:
@@ -149,8 +147,9 @@ def generate(request: SampleRequest) -> Iterator[Delivery]:
     for day in range(DAYS):
         start = SAMPLE_DATE - timedelta(days=DAYS - day)
         today = share(good, day, DAYS)
-        events = [e for tenant in range(request.tenants)
-                  for e in _day_of_tenant(request, TENANTS[tenant], day, start, share(today, tenant, request.tenants))]  # fmt: skip
+        events: list[_SampleEvent] = []
+        for number, tenant_id in enumerate(TENANTS[: request.tenants]):
+            events += _day_of_tenant(request, tenant_id, day, start, share(today, number, request.tenants))
         for delivery in plan.deliver(events, share(malformed, day, DAYS), share(duplicates, day, DAYS)):
             heapq.heappush(waiting, delivery)
         while waiting and waiting[0].arrival < start + timedelta(days=1):
@@ -171,9 +170,7 @@ class _SampleEvent:
     journey: str
 
 
-def _day_of_tenant(
-    request: SampleRequest, tenant_id: str, day: int, start: datetime, count: int
-) -> list[_SampleEvent]:
+def _day_of_tenant(request: SampleRequest, tenant_id: str, day: int, start: datetime, count: int) -> list[_SampleEvent]:
     rng = random.Random(f"{request.seed}/{tenant_id}/{day}")  # noqa: S311 - sample data
     population = max(ACCOUNTS, request.events // request.tenants // EVENTS_PER_PERSON)
     visits = _Visits(rng, people(tenant_id, population), products(tenant_id), start)
@@ -223,7 +220,9 @@ class _Visits:
         journey: str | None = None,
     ) -> list[_SampleEvent]:  # fmt: skip
         rng = self._rng
-        session = f"s-{person.tenant_id}-{self._start:%m%d}-{self._number}-{'v' if user_id.startswith('anon-') else 'u'}"
+        session = (
+            f"s-{person.tenant_id}-{self._start:%m%d}-{self._number}-{'v' if user_id.startswith('anon-') else 'u'}"
+        )
         attrs: dict[str, Any] = {"ip": f"198.51.100.{rng.randint(1, 250)}"}
         # A visitor whom nothing ties to a person uses a device that nobody else uses.
         attrs["deviceId"] = f"d-{cookie}" if journey else rng.choice(person.devices)
@@ -241,8 +240,16 @@ class _Visits:
                 action = "view"
             if action == "view":
                 item = self._item(person)
-            more, at = self._details(action, item), at + timedelta(seconds=rng.randint(5, 90), milliseconds=rng.randint(0, 999))
-            fields = {"tenantId": person.tenant_id, "userId": user_id, "sessionId": session, "action": action}
+            more, at = (
+                self._details(action, item),
+                at + timedelta(seconds=rng.randint(5, 90), milliseconds=rng.randint(0, 999)),
+            )
+            fields: dict[str, Any] = {
+                "tenantId": person.tenant_id,
+                "userId": user_id,
+                "sessionId": session,
+                "action": action,
+            }
             fields |= {"itemId": item.id} if action not in ("search", "support") else {}
             fields["attrs"] = attrs | more
             if self._number % 3 == 0:
@@ -253,7 +260,9 @@ class _Visits:
     def _item(self, person: Person) -> Product:
         # Everybody has a taste: two neighbouring categories, and within them the well-known products.
         taste = (person.account_id * 7) % 8
-        number = int(len(self._catalog) // 8 * self._rng.random() ** 2) * 8 + (taste + self._rng.choice((0, 0, 0, 1))) % 8
+        number = (
+            int(len(self._catalog) // 8 * self._rng.random() ** 2) * 8 + (taste + self._rng.choice((0, 0, 0, 1))) % 8
+        )
         return self._catalog[number % len(self._catalog)]
 
     def _details(self, action: str, item: Product) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def read_ratings() -> pl.DataFrame:
     gap_ms = int(SESSION_GAP.total_seconds() * 1000)
     return (
         ratings.sort("user_id", "ts_ms", "item_id")
-        .with_columns(visit=(pl.col("ts_ms").diff().over("user_id") > gap_ms).fill_null(value=False).cum_sum().over("user_id"))
+        .with_columns(
+            visit=(pl.col("ts_ms").diff().over("user_id") > gap_ms).fill_null(value=False).cum_sum().over("user_id")
+        )
         .sort("ts_ms", "user_id", "item_id")
     )
 

@@ -14,7 +14,7 @@ SILO_TENANT = "acme"
 TENANTS = (SILO_TENANT, "globex", "initech", "umbrella", "stark", "wayne", "tyrell", "hooli")
 
 FIRST_NAMES = (
-    "Anna", "Ben", "Carla", "David", "Elena", "Felix", "Grace", "Hugo", "Ines", "Jonas", "Kavya", "Liam", "Maya",
+    "Anna", "Ben", "Carla", "David", "Elena", "Felix", "Grace", "Hugo", "Inga", "Jonas", "Kavya", "Liam", "Maya",
     "Noah", "Olga", "Pablo", "Quinn", "Rosa", "Samir", "Tara", "Umar", "Vera", "Wei", "Yara",
 )  # fmt: skip
 LAST_NAMES = (

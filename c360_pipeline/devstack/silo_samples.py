@@ -25,7 +25,18 @@ Rows = Iterable[Sequence[Any]]
 
 PLANS = ((1, "Basic", "7.99", 1), (2, "Standard", "12.99", 2), (3, "Premium", "17.99", 4), (4, "Family", "22.99", 6))
 GENRES = ("Drama", "Comedy", "Action", "Documentary", "Science Fiction", "Thriller", "Animation", "Romance")
-TITLE_STARTS = ("The Last", "A Quiet", "Beyond the", "Return to", "Midnight", "Paper", "Golden", "Hidden", "Seven", "Lost")
+TITLE_STARTS = (
+    "The Last",
+    "A Quiet",
+    "Beyond the",
+    "Return to",
+    "Midnight",
+    "Paper",
+    "Golden",
+    "Hidden",
+    "Seven",
+    "Lost",
+)
 TITLE_ENDS = ("Harbour", "Winter", "Signal", "Garden", "Kingdom", "Letters", "River", "Orchard")
 TAGS = ("Technical", "Playback", "Billing", "Account", "Content", "Fraud")
 SUBJECTS = {
@@ -177,7 +188,9 @@ def _plays(rng: random.Random, persons: list[Person]) -> Iterator[Sequence[Any]]
         for _ in range(viewings):
             span = min(90, (SAMPLE_DATE - p.created_at).days)
             evening = rng.choices((rng.randint(0, 23), rng.randint(18, 22)), (1, 2))[0]
-            start = (SAMPLE_DATE - timedelta(days=rng.randint(1, span))).replace(hour=evening, minute=rng.randint(0, 59))
+            start = (SAMPLE_DATE - timedelta(days=rng.randint(1, span))).replace(
+                hour=evening, minute=rng.randint(0, 59)
+            )
             media, device = int(rng.triangular(1, 80, 8)), rng.choice(p.devices)
             address = f"203.0.113.{p.account_id % 200 + 1}"
             for action, minutes in (("play", 0), ("stop", rng.randint(3, 120)))[: rng.choice((1, 2, 2, 2))]:
@@ -192,7 +205,9 @@ def _tickets(rng: random.Random, persons: list[Person]) -> Iterator[tuple[Sequen
         for _ in range(3 if p.account_id == 1 else rng.choices((0, 1, 2), (5, 3, 1))[0]):
             number += 1
             tags = rng.sample(TAGS[:2], 2) if p.account_id == 1 else rng.sample(TAGS, rng.randint(1, 2))
-            age = timedelta(days=rng.randint(1, min(60, (SAMPLE_DATE - p.created_at).days)), minutes=rng.randint(0, 1439))
+            age = timedelta(
+                days=rng.randint(1, min(60, (SAMPLE_DATE - p.created_at).days)), minutes=rng.randint(0, 1439)
+            )
             opened = SAMPLE_DATE - age
             resolved = opened + timedelta(hours=rng.randint(1, 70)) if rng.random() < 0.7 else None
             status, priority = ("resolved" if resolved else "open"), rng.choice(("low", "normal", "high"))

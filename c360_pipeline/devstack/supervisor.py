@@ -146,8 +146,7 @@ def publish(home: Path, running: list[Running]) -> None:
     connection = {k: v for server in running for k, v in server.service.connection.items()}
     write_private(connection_file(home), "".join(f"{k}={v}\n" for k, v in connection.items()))
     servers = [
-        {"service": s.service.name, "port": s.service.port, "pid": s.process.pid, "version": s.version}
-        for s in running
+        {"service": s.service.name, "port": s.service.port, "pid": s.process.pid, "version": s.version} for s in running
     ]
     write_private(home / "services.json", json.dumps({"supervisor": os.getpid(), "services": servers}))
 

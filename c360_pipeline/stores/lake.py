@@ -196,13 +196,12 @@ class Lake:
     def _read_files(self, table: Table, files: set[str]) -> pl.DataFrame:
         if not files:
             return table.empty()
-        options = {"storage_options": self._options} if self._root.startswith("s3://") else {}
         schema = table.empty().schema
         scan = pl.scan_parquet(
             sorted(files),
             hive_partitioning=bool(table.partition_by),
             hive_schema={c: schema[c] for c in table.partition_by} if table.partition_by else None,
-            **options,
+            storage_options=self._options or None,
         )
         return scan.select(pl.col(name).cast(dtype) for name, dtype in schema.items()).collect()
 

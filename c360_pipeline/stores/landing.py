@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast
 
 import boto3
 from botocore.config import Config
@@ -36,13 +36,19 @@ def folder_for(path: Path, day: date) -> str:
 
 @dataclass(frozen=True)
 class LandingFile:
-    """A file in the landing area; `etag` changes with its content, `landing_date` is that of its folder."""
+    """A file in the landing area; `etag` changes with its content."""
 
     uri: str
     key: str
     etag: str
     bytes: int
-    landing_date: date | None
+
+
+@dataclass(frozen=True)
+class EventFile(LandingFile):
+    """A file of events; `landing_date` is that of its folder."""
+
+    landing_date: date
 
 
 class Landing:
@@ -85,9 +91,13 @@ class Landing:
                 f"S3 at {self._endpoint} can't be used ({error}). Start the embedded one with `c360 up`."
             ) from error
 
-    def event_files(self) -> list[LandingFile]:
+    def event_files(self) -> list[EventFile]:
         """Every event file, by landing date and name; other objects under the prefix are not ours to read."""
-        return [f for f in self._list(EVENTS_PREFIX) if f.landing_date]
+        return [
+            EventFile(**vars(file), landing_date=date.fromisoformat(match[1]))
+            for file in self._list(EVENTS_PREFIX)
+            if (match := _DATED.fullmatch(file.key))
+        ]
 
     def catalog_files(self) -> list[LandingFile]:
         """Every catalogue file, by name."""
@@ -96,15 +106,9 @@ class Landing:
     def _list(self, prefix: str) -> list[LandingFile]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         files = [
-            LandingFile(
-                uri=f"s3://{self.bucket}/{entry['Key']}",
-                key=entry["Key"],
-                etag=entry["ETag"].strip('"'),
-                bytes=entry["Size"],
-                landing_date=date.fromisoformat(match[1]) if (match := _DATED.fullmatch(entry["Key"])) else None,
-            )
+            LandingFile(f"s3://{self.bucket}/{o['Key']}", o["Key"], o["ETag"].strip('"'), o["Size"])
             for page in pages
-            for entry in page.get("Contents", [])
+            for o in page.get("Contents", [])
         ]
         return sorted(files, key=lambda f: f.key)
 
@@ -116,11 +120,16 @@ class Landing:
         """
         body = self._client.get_object(Bucket=self.bucket, Key=file.key)["Body"]
         raw = io.BufferedReader(cast("io.RawIOBase", body), buffer_size=1024 * 1024)
-        stream: IO[bytes] = gzip.open(raw) if file.key.endswith(".gz") else raw
+        if not file.key.endswith(".gz"):
+            yield from raw
+            return
         try:
-            yield from stream
+            with gzip.open(raw) as unpacked:
+                yield from unpacked
         except (EOFError, gzip.BadGzipFile) as error:
-            raise ContractError(f"{file.uri} is not a whole gzip file: {error}. Ask its producer to send it again.") from None
+            raise ContractError(
+                f"{file.uri} is not a whole gzip file: {error}. Ask its producer to send it again."
+            ) from None
 
     def read(self, file: LandingFile) -> bytes:
         """The whole content of a small file."""

@@ -31,9 +31,8 @@ def ensure_database(connection: dict[str, Any]) -> bool:
     except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
         return False
     except psycopg.OperationalError as error:
+        where = f"{connection['host']}:{connection['port']}"
         raise UnavailableError(
-            "Postgres at {host}:{port} can't be reached: {error}. Start the embedded one with `c360 up`.".format(
-                error=error, **connection
-            )
+            f"Postgres at {where} can't be reached: {error}. Start the embedded one with `c360 up`."
         ) from None
     return True

@@ -155,9 +155,7 @@ def digests(lake: Lake, results: list[Reconciled]) -> dict[str, str]:
             rows = lake.read(table)
             result[f"lake {name}"] = digest(row_hashes(rows.select(c for c in rows.columns if c not in BOOKKEEPING)))
     for reconciled in results:
-        result[f"graph {reconciled.tenant_id} {entity_name(reconciled.kind)}"] = (
-            reconciled.comparison.found_digest
-        )
+        result[f"graph {reconciled.tenant_id} {entity_name(reconciled.kind)}"] = reconciled.comparison.found_digest
     return result
 
 

