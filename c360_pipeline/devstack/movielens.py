@@ -14,11 +14,12 @@ from typing import Any
 
 import polars as pl
 
-from c360_pipeline.devstack.people import Product
+from c360_pipeline.devstack.people import SAMPLE_DATE, Product
 from c360_pipeline.devstack.sample_files import LineTruth, Written, write_catalog, write_lines, write_truth
 from c360_pipeline.errors import ConfigError
 
 TENANT = "movielens"
+DAY_MS = 24 * 60 * 60 * 1000
 LINES_PER_FILE = 5_000
 SESSION_GAP = timedelta(minutes=30)
 LIKED = 4.0
@@ -84,11 +85,15 @@ def _year(text: str | None) -> int | None:
 def read_ratings() -> pl.DataFrame:
     """All 100,000 ratings by time: user_id, item_id, rating, ts_ms, visit.
 
-    A viewer's `visit` counts up after every pause of more than 30 minutes.
+    The ratings are of 1997 and 1998, before what the event contract takes; all are moved by the same whole number of
+    days, so that the last is of the day before the sample's date. A viewer's `visit` counts up after every pause of
+    more than 30 minutes.
     """
     ratings = _read("inter").select(
         "user_id", "item_id", pl.col("rating").cast(pl.Float64), ts_ms=pl.col("timestamp").cast(pl.Int64) * 1000
     )
+    days = (int(SAMPLE_DATE.timestamp() * 1000) - ratings.select(pl.col("ts_ms").max()).item()) // DAY_MS
+    ratings = ratings.with_columns(pl.col("ts_ms") + days * DAY_MS)
     gap_ms = int(SESSION_GAP.total_seconds() * 1000)
     return (
         ratings.sort("user_id", "ts_ms", "item_id")
