@@ -11,8 +11,6 @@ import polars as pl
 
 from c360_pipeline.core.keys import hash128
 
-NULL = "\x00"
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -42,35 +40,50 @@ FINDING_COLUMNS = {"kind": pl.String, "key": pl.String, "difference": pl.String}
 
 
 def canonical_text(name: str, dtype: pl.DataType) -> pl.Expr:
-    """A column as text that is equal exactly when type and value are.
+    """A column as text, null where it is null.
 
-    Instants count in microseconds of UTC; lists, structs and maps (by key) as JSON; null has a text that no value has.
+    Instants count in microseconds of UTC; lists, structs and maps (by key) are JSON.
     """
     column = pl.col(name)
     match dtype:
         case pl.Datetime():
-            text = column.dt.epoch("us").cast(pl.String)
+            return column.dt.epoch("us").cast(pl.String)
         case pl.Map():
             entries = pl.List(pl.Struct({"key": dtype.key, "value": dtype.value}))
-            text = pl.struct(column.cast(entries).list.sort()).struct.json_encode()
+            return pl.struct(column.cast(entries).list.sort().alias("v")).struct.json_encode()
         case pl.List() | pl.Struct():
-            text = pl.struct(column).struct.json_encode()
+            return pl.struct(column.alias("v")).struct.json_encode()
         case pl.Binary():
-            text = column.bin.encode("hex")
+            return column.bin.encode("hex")
         case _:
-            text = column.cast(pl.String)
-    return text.fill_null(NULL)
+            return column.cast(pl.String)
+
+
+def type_class(dtype: pl.DataType) -> str:
+    """What kind of value a column holds; whole numbers are one kind whatever their width."""
+    if dtype.is_integer():
+        return "integer"
+    if isinstance(dtype, pl.Datetime):
+        return "instant" if dtype.time_zone else "local time"
+    return "float" if dtype.is_float() else type(dtype).__name__.lower()
 
 
 def row_hashes(frame: pl.DataFrame) -> pl.Series:
-    """A 128-bit hash of each row's columns, taken in the order of their names; the names and types count too."""
+    """A 128-bit hash of each row's columns, taken in the order of their names.
+
+    Names and kinds of values count too: 1 is neither "1" nor 1.0, and null is like nothing but null.
+    """
     if frame.is_empty():
         return pl.Series("row_hash", [], dtype=pl.String)
-    parts: list[pl.Expr] = []
-    for name in sorted(frame.columns):
-        text = canonical_text(name, frame.schema[name])
-        parts += [pl.lit(f"{name}="), text.str.len_bytes().cast(pl.String), pl.lit(":"), text]
+    parts = [_encoded(name, frame.schema[name]) for name in sorted(frame.columns)]
     return frame.select(hash128(pl.concat_str(parts)).alias("row_hash")).to_series()
+
+
+def _encoded(name: str, dtype: pl.DataType) -> pl.Expr:
+    text = canonical_text(name, dtype)
+    length = text.str.len_bytes().cast(pl.String)
+    value = pl.concat_str(pl.lit(f"{name} {type_class(dtype)} "), length, pl.lit(":"), text)
+    return pl.coalesce(value, pl.lit(f"{name} null;"))
 
 
 def digest(hashes: pl.Series) -> str:
@@ -102,6 +115,7 @@ def compare(expected: pl.DataFrame, found: pl.DataFrame, key: list[str]) -> Comp
 
 
 def _findings(expected: pl.DataFrame, found: pl.DataFrame, key: list[str], columns: list[str]) -> pl.DataFrame:
+    expected, found = _with_comparable_keys(expected, found, key)
     duplicated = found.group_by(key).len().filter(pl.col("len") > 1)
     both = expected.join(found, on=key, suffix="_found", nulls_equal=True).filter(
         pl.col("row_hash") != pl.col("row_hash_found")
@@ -115,10 +129,20 @@ def _findings(expected: pl.DataFrame, found: pl.DataFrame, key: list[str], colum
     return pl.concat(parts)
 
 
+def _with_comparable_keys(
+    expected: pl.DataFrame, found: pl.DataFrame, key: list[str]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Both sides with keys of the same types: text, where somebody wrote a key of another type into the graph."""
+    differing = [c for c in key if expected.schema[c] != found.schema[c]]
+    sides = (side.with_columns(canonical_text(c, side.schema[c]) for c in differing) for side in (expected, found))
+    first, second = sides
+    return first, second
+
+
 def _named(kind: str, rows: pl.DataFrame, key: list[str], difference: pl.Expr) -> pl.DataFrame:
     if rows.is_empty():
         return pl.DataFrame(schema=FINDING_COLUMNS)
-    label = pl.concat_str([canonical_text(c, rows.schema[c]) for c in key], separator=" ")
+    label = pl.concat_str([canonical_text(c, rows.schema[c]).fill_null("nothing") for c in key], separator=" ")
     return rows.select(kind=pl.lit(kind), key=label, difference=difference.cast(pl.String))
 
 
@@ -126,15 +150,8 @@ def _difference(columns: list[str], schema: pl.Schema) -> pl.Expr:
     """`price: archive 9.5, graph 9.0; name: …` for each column that differs."""
     parts = []
     for name in columns:
-        ours = canonical_text(name, schema[name])
-        theirs = canonical_text(f"{name}_found", schema[f"{name}_found"])
-        parts.append(
-            pl.when(ours != theirs).then(
-                pl.format("{}: archive {}, graph {}", pl.lit(name), _shown(ours), _shown(theirs))
-            )
-        )
+        sides = [(n, schema[n]) for n in (name, f"{name}_found")]
+        ours, theirs = (_encoded(n, t).str.strip_prefix(n) for n, t in sides)
+        shown = (canonical_text(n, t).str.slice(0, 80).fill_null("nothing") for n, t in sides)
+        parts.append(pl.when(ours != theirs).then(pl.format("{}: archive {}, graph {}", pl.lit(name), *shown)))
     return pl.concat_str(parts, separator="; ", ignore_nulls=True) if parts else pl.lit("")
-
-
-def _shown(text: pl.Expr) -> pl.Expr:
-    return pl.when(text == NULL).then(pl.lit("nothing")).otherwise(text.str.slice(0, 80))

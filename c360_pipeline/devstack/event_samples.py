@@ -197,8 +197,10 @@ class _Visits:
         person = self._persons[int(len(self._persons) * self._rng.random() ** 1.7)]
         at = self._start + timedelta(seconds=self._rng.randint(0, 79_000), milliseconds=self._rng.randint(0, 999))
         cookie = f"c-{person.tenant_id}-{self._start:%m%d}-{self._number}"
-        if room < 2 * LONGEST_SESSION + CONVERSATION_EVENTS:
-            return self._visit(person, at, cookie, person.user_id)[:room]
+        unit = self._unit(person, at, cookie)
+        return unit if len(unit) <= room else self._visit(person, at, cookie, person.user_id)[:room]
+
+    def _unit(self, person: Person, at: datetime, cookie: str) -> list[_SampleEvent]:
         kinds = ("visit", "login", "support", "newsletter", "visitor")
         match self._rng.choices(kinds, (60, 12, 6, 7, 15))[0]:
             case "login":

@@ -1,0 +1,121 @@
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from c360_pipeline.core.events import ERROR_CLASSES, Event, Rejected, parse_event
+
+NOW = datetime(2025, 11, 3, 12, tzinfo=UTC)
+GOOD = {
+    "tenantId": "acme", "userId": "u1", "sessionId": "s1", "ts": "2025-11-02T10:00:00Z", "action": "view",
+    "itemId": "sku-1", "attrs": {"ref": "email"},
+}  # fmt: skip
+
+
+def parse(**changes: Any) -> Event:
+    fields = {name: value for name, value in (GOOD | changes).items() if value is not ...}
+    return parse_event(json.dumps(fields).encode(), NOW)
+
+
+def rejected(line: bytes) -> Rejected:
+    with pytest.raises(Rejected) as caught:
+        parse_event(line, NOW)
+    return caught.value
+
+
+def test_a_good_line_becomes_an_event() -> None:
+    event = parse()
+    assert (event.tenant_id, event.user_id, event.session_id, event.action) == ("acme", "u1", "s1", "view")
+    assert event.ts == datetime(2025, 11, 2, 10, tzinfo=UTC)
+    assert event.item_id == "sku-1"
+    assert event.attrs == {"ref": "email"}
+    assert event.event_id == event.content_hash
+
+
+@pytest.mark.parametrize(
+    "ts",
+    [
+        "2025-11-02T11:00:00+01:00", "2025-11-02t10:00:00z", "2025-11-02 10:00:00.000000000Z", 1762077600000,
+        1762077600000.0, "2025-11-02T09:59:60Z",
+    ],
+)  # fmt: skip
+def test_spellings_of_one_instant_are_one_event(ts: object) -> None:
+    assert parse(ts=ts) == parse()
+
+
+def test_order_of_names_unicode_form_and_number_form_do_not_matter() -> None:
+    one = parse_event(json.dumps(GOOD | {"attrs": {"a": "é", "b": 1.0}}).encode(), NOW)
+    other = dict(reversed((GOOD | {"attrs": {"b": 1, "a": "e\u0301"}}).items()))
+    assert parse_event(json.dumps(other).encode(), NOW) == one
+
+
+def test_unknown_fields_are_kept() -> None:
+    assert parse(colour={"hue": 3}).attrs == {"ref": "email", "_extra.colour": '{"hue":3}'}
+
+
+def test_the_producers_id_wins() -> None:
+    event = parse(eventId="e-7")
+    assert event.event_id == "e-7"
+    assert event.content_hash == parse().content_hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "error_class", "says"),
+    [
+        ({"userId": ...}, "missing_field", "`userId`"),
+        ({"userId": None}, "missing_field", "`userId`"),
+        ({"ts": ...}, "missing_field", "`ts`"),
+        ({"sessionId": 7}, "wrong_type", "`sessionId` holds a number"),
+        ({"attrs": ["a"]}, "wrong_type", "`attrs` holds an array"),
+        ({"action": " "}, "empty_value", "`action`"),
+        ({"eventId": ""}, "empty_value", "`eventId`"),
+        ({"userId": "x" * 1025}, "too_large", "1,025 characters"),
+        ({"attrs": {"a": "x" * 1025}}, "too_large", "attrs.a"),
+        ({"ts": "yesterday"}, "bad_timestamp", "'yesterday' is not RFC 3339"),
+        ({"ts": "2025-11-02T10:00:00"}, "bad_timestamp", "RFC 3339"),
+        ({"ts": "2025-02-30T10:00:00Z"}, "bad_timestamp", "exists"),
+        ({"ts": "2025-11-02T10:00:00+24:00"}, "bad_timestamp", "exists"),
+        ({"ts": True}, "bad_timestamp", "True"),
+        ({"ts": 1762077600}, "timestamp_out_of_range", "epoch seconds"),
+        ({"ts": "1999-12-31T23:59:59Z"}, "timestamp_out_of_range", "1999"),
+        ({"ts": 10**30}, "timestamp_out_of_range", "calendar"),
+        ({"attrs": {f"a{n}": "1" for n in range(65)}}, "too_many_attrs", "65"),
+        ({"attrs": {"geo": {"lat": 1}}}, "nested_attr", "attrs.geo"),
+        ({"userId": "a\ud800"}, "invalid_utf8", "surrogate"),
+    ],
+)
+def test_a_broken_field_is_named(changes: dict[str, Any], error_class: str, says: str) -> None:
+    fields = {name: value for name, value in (GOOD | changes).items() if value is not ...}
+    reject = rejected(json.dumps(fields).encode())
+    assert reject.error_class == error_class
+    assert says in reject.reason
+    assert reject.tenant_id == "acme"
+
+
+@pytest.mark.parametrize(
+    ("line", "error_class"),
+    [
+        (b"\xff\xfe", "invalid_utf8"),
+        (b'{"tenantId": "acme"', "invalid_json"),
+        (b'{"ts": NaN}', "invalid_json"),
+        (b'{"a": 1, "a": 2}', "invalid_json"),
+        (b"[" * 100_000, "invalid_json"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "invalid_json"),
+        (b"[1]", "not_an_object"),
+        (b"null", "not_an_object"),
+        (b'"' + b"x" * 1024 * 1024 + b'"', "too_large"),
+    ],
+)
+def test_a_line_that_is_no_object_is_rejected(line: bytes, error_class: str) -> None:
+    assert rejected(line).error_class == error_class
+
+
+def test_the_future_is_one_day_long() -> None:
+    assert parse(ts=(NOW + timedelta(days=1)).isoformat()).ts == NOW + timedelta(days=1)
+    late = json.dumps(GOOD | {"ts": (NOW + timedelta(days=1, microseconds=1)).isoformat()})
+    assert rejected(late.encode()).error_class == "timestamp_out_of_range"
+
+
+def test_the_classes_of_errors_are_those_of_the_contract() -> None:
+    assert len(set(ERROR_CLASSES)) == 12

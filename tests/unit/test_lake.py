@@ -1,0 +1,29 @@
+import polars as pl
+
+from c360_pipeline.core.lake import TABLES, compare_versions
+
+
+def frame(**rows: int | None) -> pl.DataFrame:
+    return pl.DataFrame({"k": list(rows), "v": list(rows.values())}, schema={"k": pl.String, "v": pl.Int64})
+
+
+def test_changes_are_new_altered_and_gone_rows() -> None:
+    changes = compare_versions(frame(a=1, b=2, c=None), frame(a=1, b=3, d=None), ("k",))
+    assert sorted(changes.upserted["k"]) == ["b", "d"]
+    assert changes.deleted["k"].to_list() == ["c"]
+    assert changes.count == 3
+
+
+def test_null_equals_null() -> None:
+    assert compare_versions(frame(a=None), frame(a=None), ("k",)).count == 0
+
+
+def test_from_and_to_nothing() -> None:
+    assert compare_versions(frame(), frame(a=1), ("k",)).upserted.height == 1
+    assert compare_versions(frame(a=1), frame(), ("k",)).deleted.height == 1
+
+
+def test_the_key_and_the_partitions_of_every_table_are_columns() -> None:
+    for table in TABLES.values():
+        assert set(table.key) | set(table.partition_by) <= set(table.columns), table.name
+        assert table.description.endswith(".")
