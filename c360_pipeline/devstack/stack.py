@@ -126,7 +126,7 @@ def _start(home: Path, report: Report, ports: dict[str, int]) -> socket.socket |
     (home / "logs").mkdir(exist_ok=True)
     ours, theirs = socket.socketpair()
     with (home / "logs" / "supervisor.log").open("ab") as output, theirs:
-        subprocess.Popen(
+        subprocess.run(
             [sys.executable, "-m", "c360_pipeline.devstack.supervisor", str(home.absolute()),
              str(theirs.fileno()), json.dumps(ports)],
             stdin=subprocess.DEVNULL,
@@ -134,14 +134,18 @@ def _start(home: Path, report: Report, ports: dict[str, int]) -> socket.socket |
             stderr=subprocess.STDOUT,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
+            check=True,
         )  # fmt: skip
     try:
-        return ours if _follow(home, ours, report) else None
+        if _follow(home, ours, report):
+            return ours
     except BaseException:
         # Also on Ctrl-C: closing the channel is what stops the half-started services.
         ours.close()
         _wait_until_released(home)
         raise
+    ours.close()
+    return None
 
 
 def _follow(home: Path, channel: socket.socket, report: Report) -> bool:

@@ -119,7 +119,11 @@ def supervise(home: Path, ports: dict[str, int], owner: Owner, running: list[Run
     services = services_at(home, {name: free_port(port) for name, port in ports.items()})
     for service in services:
         owner.tell(service=service.name, state="starting", port=service.port)
-        for command, environment in service.prepare():
+        try:
+            commands = service.prepare()
+        except OSError as error:
+            raise UnavailableError(f"Preparing {service.name} failed: {error}") from error
+        for command, environment in commands:
             _complete(home, service, command, environment, owner)
         running.append(_start(home, service))
     for server in running:
@@ -245,6 +249,13 @@ def configure_logging() -> None:
     structlog.configure(processors=processors)
 
 
+def leave_parent() -> None:
+    """Go on in a child of init's: whoever started us need not wait for us, the channel tells each of the other."""
+    if os.fork():
+        os._exit(0)
+
+
 if __name__ == "__main__":
+    leave_parent()
     configure_logging()
     sys.exit(main(sys.argv[1:]))

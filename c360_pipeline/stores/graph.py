@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import neo4j
+import neo4j.time
 import polars as pl
 from neo4j.exceptions import AuthError, DriverError, Neo4jError, ServiceUnavailable
 
@@ -261,11 +262,31 @@ def _to_rows(batch: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _to_series(name: str, values: list[Any], dtype: pl.DataType) -> pl.Series:
-    is_instant = isinstance(dtype, pl.Datetime) and bool(dtype.time_zone)
-    if isinstance(dtype, pl.Datetime | pl.Date) and not is_instant:
-        values = [v.to_native() if hasattr(v, "to_native") else v for v in values]
-    try:
-        return pl.Series(name, values, dtype=pl.Int64() if is_instant else dtype, strict=True).cast(dtype)
-    except (TypeError, pl.exceptions.PolarsError):
+    expected, wire_type = _wire_types(dtype)
+    if set(map(type, values)) - {type(None), expected}:
         # A value of a wrong type was written behind our back; its text and type make the difference visible.
         return pl.Series(name, [None if v is None else f"{type(v).__name__} {v}" for v in values], dtype=pl.String)
+    if expected in (neo4j.time.Date, neo4j.time.DateTime):
+        values = [None if v is None else v.to_native() for v in values]
+    return pl.Series(name, values, dtype=wire_type).cast(dtype)
+
+
+def _wire_types(dtype: pl.DataType) -> tuple[type, pl.DataType]:
+    """The Python type in which the driver delivers values of a column, and the polars type to take them up as."""
+    match dtype:
+        case pl.Datetime(time_zone=str()):
+            return int, pl.Int64()  # `cypher.read_statement` asks for microseconds
+        case pl.Datetime():
+            return neo4j.time.DateTime, dtype
+        case pl.Date():
+            return neo4j.time.Date, dtype
+        case pl.Boolean():
+            return bool, dtype
+        case pl.Binary():
+            return bytes, dtype
+        case pl.Float64():
+            return float, dtype
+        case pl.Int64():
+            return int, dtype
+        case _:
+            return str, dtype

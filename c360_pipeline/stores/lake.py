@@ -7,7 +7,7 @@ snapshot (see docs/adr/0006).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -18,6 +18,7 @@ from c360_pipeline.core.lake import Changes, Table, compare_versions
 from c360_pipeline.errors import ConflictError, UnavailableError
 
 MAX_ATTEMPTS = 20
+WRITER = "exclusive"
 T = TypeVar("T")
 
 
@@ -109,13 +110,7 @@ class Lake:
             snapshot = self._ensure(table)
             rows = build(pl.scan_delta(snapshot).select(list(table.columns)))
             if rows.height:
-                last = snapshot.transaction_version("append") or 0
-                write_deltalake(
-                    snapshot,
-                    rows.select(list(table.columns)),
-                    mode="append",
-                    commit_properties=CommitProperties(app_transactions=[Transaction("append", last + 1)]),
-                )
+                _commit_exclusive(snapshot, rows.select(list(table.columns)), "append")
             return rows
 
         return self._retried(table.name, attempt)
@@ -144,7 +139,7 @@ class Lake:
             current = pl.scan_delta(snapshot).select(list(table.columns)).collect()
             changes = compare_versions(current, rows.select(list(table.columns)), table.key)
             if changes.count:
-                write_deltalake(snapshot, rows.select(list(table.columns)), mode="overwrite")
+                _commit_exclusive(snapshot, rows.select(list(table.columns)), "overwrite")
             return changes
 
         return self._retried(table.name, attempt)
@@ -219,3 +214,14 @@ class Lake:
 
 def _version(snapshot: DeltaTable) -> Version:
     return Version(str(snapshot.metadata().id), snapshot.version())
+
+
+def _commit_exclusive(snapshot: DeltaTable, rows: pl.DataFrame, mode: Literal["append", "overwrite"]) -> None:
+    """Commit on this snapshot, or fail when anything else was committed exclusively since.
+
+    The transaction's number makes it so: two appends, or two overwrites of an empty table, do not conflict by
+    themselves.
+    """
+    last = snapshot.transaction_version(WRITER) or 0
+    properties = CommitProperties(app_transactions=[Transaction(WRITER, last + 1)])
+    write_deltalake(snapshot, rows, mode=mode, commit_properties=properties)

@@ -1,9 +1,10 @@
-"""Stores on the embedded services; each test has a bucket, a control database and a graph to itself."""
+"""Stores on the embedded services; each test has a bucket, a control database and the graph to itself."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import neo4j
 import pytest
 
 from c360_pipeline.resources import open_control, open_graph, open_lake, open_landing
@@ -43,7 +44,9 @@ def control(settings: Settings) -> ControlDb:
 @pytest.fixture
 def graph(settings: Settings) -> Iterator[Graph]:
     """An empty graph with its schema."""
+    login = (settings.neo4j_user, settings.neo4j_password.get_secret_value())
+    with neo4j.GraphDatabase.driver(settings.neo4j_uri, auth=login) as driver, driver.session() as session:
+        session.run(EMPTY_GRAPH).consume()
     with open_graph(settings) as opened:
-        opened.run_outside_transaction(EMPTY_GRAPH)
         opened.apply_schema()
         yield opened

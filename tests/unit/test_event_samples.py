@@ -36,8 +36,10 @@ def test_the_truth_is_true_of_every_line(written: Written) -> None:
     for kind, frame in (("event", judged.landed), ("duplicate", judged.duplicates)):
         said = truth.filter(pl.col("kind") == kind).select("file", "line").rows()
         assert sorted(frame.select("source_uri", "source_line").rows()) == sorted(said)
-    dead = dict(((r[0], r[1]), r[2]) for r in decoded.dead.select("source_uri", "source_line", "error_class").rows())
-    dead |= {place: "duplicate_id_conflict" for place in judged.conflicts.select("source_uri", "source_line").rows()}
+    places = decoded.dead.select("source_uri", "source_line", "error_class").rows()
+    dead = {(file, line): error_class for file, line, error_class in places}
+    conflicts = judged.conflicts.select("source_uri", "source_line").rows()
+    dead |= dict.fromkeys(conflicts, "duplicate_id_conflict")
     said_dead = truth.filter(pl.col("kind") == "malformed").select("file", "line", "error_class").rows()
     assert dead == {(file, line): error_class for file, line, error_class in said_dead}
     assert len(set(dead.values())) == 12

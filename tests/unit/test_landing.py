@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from c360_pipeline.core.landing import Line, classify, conflict_letters, decode, split_lines, unbalanced
 from c360_pipeline.core.lake import EVENTS, LANDING_FILES
+from c360_pipeline.core.landing import Line, classify, conflict_letters, decode, split_lines, unbalanced
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
 NOTHING_ARCHIVED = EVENTS.empty().select("tenant_id", "event_id", "content_hash", "source_uri", "source_line")

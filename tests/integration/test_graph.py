@@ -1,0 +1,132 @@
+"""The graph: repeatable writes, exact reads, and statements that the server understands."""
+
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from c360_pipeline.core import graph as model
+from c360_pipeline.core.graph import NodeKind, RelationshipKind
+from c360_pipeline.core.lake import Changes
+from c360_pipeline.errors import ConfigError, InvariantError
+from c360_pipeline.stores import cypher
+from c360_pipeline.stores import graph as statements
+from c360_pipeline.stores.graph import Graph
+
+AT = datetime(2025, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
+KINDS = [
+    *(p.kind for p in model.EVENT_PROJECTIONS), model.PRODUCT, model.CATEGORY, model.IN_CATEGORY, model.CORRELATION,
+    model.JOURNEY, model.HAS_KEY, model.PART_OF, model.EVENT_STATUS, model.USER_COMMUNITY,
+]  # fmt: skip
+CONSTANTS = [getattr(statements, name) for name in dir(statements) if name.startswith(("READ_", "SAVE_", "COUNT_"))]
+
+
+def users(*ids: str, tenant: str = "acme") -> pl.DataFrame:
+    return pl.DataFrame([(tenant, i, AT, AT) for i in ids], schema=model.USER.schema, orient="row")
+
+
+def sessions(*ids: str, tenant: str = "acme") -> pl.DataFrame:
+    return pl.DataFrame([(tenant, i, AT, AT) for i in ids], schema=model.SESSION.schema, orient="row")
+
+
+def pairs(*ends: tuple[str, str], kind: RelationshipKind = model.HAS_SESSION) -> pl.DataFrame:
+    return pl.DataFrame([("acme", *pair) for pair in ends], schema=kind.schema, orient="row")
+
+
+def parameters(statement: str) -> dict[str, object]:
+    names = (
+        "rows",
+        "tenant_id",
+        "event_id",
+        "user_id",
+        "projection",
+        "source",
+        "version",
+        "similar_users",
+        "batch_rows",
+    )
+    return {name: [] if name == "rows" else 1 if name.endswith(("rows", "users")) else "x" for name in names}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_the_server_understands_every_statement_of_a_kind(graph: Graph, kind: model.Kind) -> None:
+    made = [cypher.merge_statement(kind), cypher.delete_statement(kind), cypher.read_statement(kind)]
+    if isinstance(kind, NodeKind):
+        made.append(cypher.update_statement(kind))
+    else:
+        made.append(cypher.move_statement(kind))
+    for statement in made:
+        graph.run(f"EXPLAIN {statement}", **parameters(statement))
+
+
+@pytest.mark.parametrize("statement", CONSTANTS)
+def test_the_server_understands_every_constant(graph: Graph, statement: str) -> None:
+    graph.run(f"EXPLAIN {statement}", **parameters(statement))
+
+
+def test_what_is_written_twice_is_there_once_and_reads_as_written(graph: Graph) -> None:
+    for _ in range(2):
+        graph.merge(model.USER, users("a", "b"))
+    assert graph.read(model.USER, "acme").sort("id").equals(users("a", "b"))
+    assert graph.label_counts() == {"User": 2}
+
+
+def test_tenants_do_not_see_each_other(graph: Graph) -> None:
+    graph.merge(model.USER, users("a"))
+    graph.merge(model.USER, users("a", tenant="globex"))
+    assert graph.label_counts() == {"User": 2}
+    assert graph.read(model.USER, "acme").height == 1
+    graph.delete(model.USER, users("a", tenant="globex").select("tenant_id", "id"))
+    assert graph.tenants() == ["acme"]
+
+
+def test_a_relationship_without_its_node_is_an_error_not_a_silence(graph: Graph) -> None:
+    graph.merge(model.USER, users("a"))
+    with pytest.raises(InvariantError, match="1 of 1 rows of tenant acme"):
+        graph.merge(model.HAS_SESSION, pairs(("a", "missing")))
+
+
+def test_changes_bring_a_kind_from_one_version_to_the_next(graph: Graph) -> None:
+    graph.merge(model.USER, users("a", "b"))
+    graph.merge(model.SESSION, sessions("s"))
+    graph.merge(model.HAS_SESSION, pairs(("a", "s"), ("b", "s")))
+    graph.apply(model.HAS_SESSION, Changes(pairs(("a", "s")), pairs(("b", "s"))))
+    assert graph.read(model.HAS_SESSION, "acme").rows() == [("acme", "a", "s")]
+
+
+def test_a_moved_relationship_has_one_target(graph: Graph) -> None:
+    graph.merge(model.USER, users("a"))
+    graph.merge(model.SESSION, sessions("s", "t"))
+    graph.move(model.HAS_SESSION, pairs(("a", "s")))
+    graph.move(model.HAS_SESSION, pairs(("a", "t")))
+    graph.move(model.HAS_SESSION, pairs(("a", "t")))
+    assert graph.read(model.HAS_SESSION, "acme")["to_id"].to_list() == ["t"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["'yesterday'", "1762077600000000", "null", "date('2025-11-01')", "[datetime()]",
+               "datetime('2025-11-01T12:00:00.123456789Z')"],
+)  # fmt: skip
+def test_a_value_of_another_type_is_seen(graph: Graph, damage: str) -> None:
+    graph.merge(model.USER, users("a"))
+    graph.run(f"MATCH (u:User) SET u.first_seen = {damage}")
+    assert not graph.read(model.USER, "acme").equals(users("a"))
+
+
+def test_an_instant_written_with_another_zone_is_the_same_instant(graph: Graph) -> None:
+    graph.merge(model.USER, users("a"))
+    graph.run("MATCH (u:User) SET u.first_seen = datetime('2025-11-01T14:00:00.123456+02:00')")
+    assert graph.read(model.USER, "acme").equals(users("a"))
+
+
+@pytest.mark.parametrize("label", ["User) DETACH DELETE (n", "a`b", "1a", "", "ä"])
+def test_a_label_that_is_no_identifier_never_reaches_the_server(label: str) -> None:
+    with pytest.raises(ConfigError, match="label, type or property"):
+        cypher.merge_statement(NodeKind(label, ("id",), {"id": pl.String()}))
+
+
+def test_a_property_may_have_any_name(graph: Graph) -> None:
+    kind = NodeKind("Odd", ("id",), {"id": pl.Int64(), "a `b` c": pl.String()})
+    rows = pl.DataFrame([("acme", 1, "x")], schema=kind.schema, orient="row")
+    graph.merge(kind, rows)
+    assert graph.read(kind, "acme").equals(rows)

@@ -1,0 +1,117 @@
+"""The embedded services: found again, closed to others, and gone with their parent."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from c360_pipeline.devstack import stack
+from c360_pipeline.devstack.services import PREFERRED_PORTS
+from c360_pipeline.errors import UnavailableError
+from c360_pipeline.settings import connection_file
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from c360_pipeline.devstack import stack
+with stack.attached(Path(sys.argv[1]), lambda _: None, ports={"postgres": int(sys.argv[2]), "s3": 0, "neo4j": 0}):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_every_service_answers_and_says_what_it_is(home: Path) -> None:
+    found = {s.service: s for s in stack.status(home)}
+    assert set(found) == set(PREFERRED_PORTS)
+    for service in found.values():
+        assert service.state == "ready"
+        assert service.memory_bytes > 10 * 2**20
+        assert psutil.pid_exists(service.pid)
+    assert found["neo4j"].version.startswith("5.26")
+    assert "GDS" in found["neo4j"].version
+    assert found["postgres"].version.startswith("18")
+
+
+def test_a_second_up_finds_what_runs(home: Path) -> None:
+    pids = [s.pid for s in stack.status(home)]
+    assert stack.up(home, lambda _: None) is False
+    assert [s.pid for s in stack.status(home)] == pids
+
+
+def test_secrets_are_for_the_owner_only(home: Path) -> None:
+    for path in (connection_file(home), home / "passwords.json", home / "services.json"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_services_listen_on_the_loopback_interface_only(home: Path) -> None:
+    listening = {}
+    for service in stack.status(home):
+        process = psutil.Process(service.pid)
+        for each in (process, *process.children(recursive=True)):
+            listening |= {
+                (c.laddr.ip, c.laddr.port): service.service for c in each.net_connections() if c.status == "LISTEN"
+            }
+    assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert set(listening.values()) == set(PREFERRED_PORTS)
+
+
+def test_there_is_nothing_to_stop_where_nothing_runs(tmp_path: Path) -> None:
+    assert stack.down(tmp_path) is False
+    assert stack.status(tmp_path) == []
+
+
+def gone_within(pids: list[int], seconds: float) -> list[int]:
+    """The processes of these that still live after the time."""
+    deadline = time.monotonic() + seconds
+    while alive := [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
+        if time.monotonic() > deadline:
+            return alive
+        time.sleep(0.1)
+    return []
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_service_outlives_its_parent_and_a_taken_port_is_left_alone(tmp_path: Path, stop: signal.Signals) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-c", HOLD, str(tmp_path), str(port)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == "ready\n"
+            running = stack.status(tmp_path)
+            assert port not in {s.port for s in running}
+            supervisor = psutil.Process(running[0].pid).ppid()
+            parent.send_signal(stop)
+    assert gone_within([supervisor, *(s.pid for s in running)], 30) == []
+    assert not stack.is_supervised(tmp_path)
+
+
+def test_no_service_outlives_its_supervisor_and_up_starts_again(tmp_path: Path) -> None:
+    ports = dict.fromkeys(PREFERRED_PORTS, 0)
+    stack.up(tmp_path, lambda _: None, ports=ports)
+    before = stack.status(tmp_path)
+    supervisor = psutil.Process(before[0].pid).parent()
+    assert supervisor is not None
+    os.kill(supervisor.pid, signal.SIGKILL)
+    assert gone_within([s.pid for s in before], 30) == []
+    assert stack.status(tmp_path) == []
+    assert stack.up(tmp_path, lambda _: None, ports=ports) is True
+    assert stack.down(tmp_path) is True
+    assert stack.is_supervised(tmp_path) is False
+
+
+def test_a_server_that_can_not_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "s3").mkdir()
+    (tmp_path / "s3" / "data").write_text("a file where a folder must be")
+    with pytest.raises(UnavailableError, match="s3"):
+        stack.up(tmp_path, lambda _: None, ports=dict.fromkeys(PREFERRED_PORTS, 0))
+    assert not stack.is_supervised(tmp_path)
