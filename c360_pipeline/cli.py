@@ -204,7 +204,7 @@ def land(paths: Annotated[list[Path], typer.Argument(help="event files, catalogu
 
 
 def landing_candidates(paths: list[Path]) -> list[Path]:
-    """The files to land: those named, and of folders those that landing reads; the truth of a sample is not one.
+    """The files to land: those named, and of folders those that landing reads.
 
     Raises:
         ConfigError: a path that does not exist or can't be landed.
@@ -214,7 +214,7 @@ def landing_candidates(paths: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         found = sorted(path.iterdir()) if path.is_dir() else [path]
-        usable = [f for f in found if f.is_file() and f.name.endswith(LANDABLE) and f.name != "truth.jsonl"]
+        usable = [f for f in found if f.is_file() and f.name.endswith(LANDABLE)]
         if not usable:
             raise ConfigError(f"{path}: there is nothing to land; *.jsonl, *.jsonl.gz and *.csv are.")
         files += usable

@@ -134,7 +134,9 @@ def _selected(select: str) -> list[dg.AssetKey] | None:
     if select == EVERYTHING:
         return None
     try:
-        chosen = dg.AssetSelection.from_string(select).resolve(defs.resolve_asset_graph())
+        # Assets that one step makes come together.
+        selection = dg.AssetSelection.from_string(select).required_multi_asset_neighbors()
+        chosen = selection.resolve(defs.resolve_asset_graph())
     except dg.DagsterError as error:
         raise ConfigError(f"--select {select!r} is no asset selection: {error}") from None
     if not chosen:

@@ -1,11 +1,22 @@
 """Embedded services, started once per session on ports and state of their own; a missing one is a failure."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
+import neo4j
 import pytest
 
+from c360_pipeline.devstack import stack
+from c360_pipeline.resources import open_control, open_graph, open_lake, open_landing
+from c360_pipeline.settings import Settings, c360_home, load_settings
+from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.landing import Landing
+
+EMPTY_GRAPH = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 10000 ROWS"
 FREE_PORTS = {"postgres": 0, "s3": 0, "neo4j": 0}
 
 
@@ -35,9 +46,52 @@ def _environment_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="session")
 def home(_environment_of_its_own: None) -> Iterator[Path]:
     """The state folder of running services."""
-    from c360_pipeline.devstack import stack
-    from c360_pipeline.settings import c360_home
-
     folder = c360_home()
     with stack.attached(folder, lambda _: None, ports=FREE_PORTS):
         yield folder
+
+
+@pytest.fixture
+def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with names that no other test uses."""
+    name = uuid4().hex[:12]
+    monkeypatch.setenv("C360_BUCKET", f"test-{name}")
+    monkeypatch.setenv("ETL_DB_NAME", f"control_{name}")
+    return load_settings(home)
+
+
+@pytest.fixture
+def landing(settings: Settings) -> Landing:
+    return open_landing(settings)
+
+
+@pytest.fixture
+def lake(settings: Settings, landing: Landing) -> Lake:
+    return open_lake(settings)
+
+
+@pytest.fixture
+def control(settings: Settings) -> ControlDb:
+    return open_control(settings)
+
+
+@pytest.fixture(scope="session")
+def empty_graph(home: Path) -> Callable[[], None]:
+    """Removes every node; constraints stay."""
+
+    def remove_all() -> None:
+        settings = load_settings(home)
+        login = (settings.neo4j_user, settings.neo4j_password.get_secret_value())
+        with neo4j.GraphDatabase.driver(settings.neo4j_uri, auth=login) as driver, driver.session() as session:
+            session.run(EMPTY_GRAPH).consume()
+
+    return remove_all
+
+
+@pytest.fixture
+def graph(settings: Settings, empty_graph: Callable[[], None]) -> Iterator[Graph]:
+    """An empty graph with its schema."""
+    empty_graph()
+    with open_graph(settings) as opened:
+        opened.apply_schema()
+        yield opened

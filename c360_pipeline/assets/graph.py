@@ -13,6 +13,7 @@ from c360_pipeline.core.lake import (
     EVENTS,
     JOURNEY_KEYS,
     JOURNEYS,
+    USER_COMMUNITIES,
     Changes,
     compare_versions,
 )
@@ -95,7 +96,11 @@ def event_graph(
             changed_rows[projection.kind.name] = changes.count
             context.log.info("projected: %s rows of %s", f"{changes.count:,}", projection.kind.name)
         if changed.upserted.height:
+            # Properties that later stages own, for nodes that were made anew.
             neo4j.update(model.EVENT_STATUS, model.event_status(changed.upserted, tables.read(EVENT_JOURNEY)))
+            users = changed.upserted.select("tenant_id", "user_id").unique().lazy()
+            communities = tables.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
+            neo4j.update(model.USER_COMMUNITY, model.user_communities(communities.collect()))
         neo4j.save_checkpoint("event_graph", EVENTS.name, version)
         counts = neo4j.counts()
     return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), changed=counts_table(changed_rows, "kind")))

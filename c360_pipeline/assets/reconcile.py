@@ -37,7 +37,7 @@ def reconciliation_assets(
     tables = lake.open()
     with graph.open() as neo4j:
         results = reconcile(Archive(tables, control.open().read()), neo4j)
-    summary, findings = summary_rows(results, context.run_id), finding_rows(results, context.run_id)
+    summary, findings = summary_rows(results, context.run.run_id), finding_rows(results, context.run.run_id)
     tables.insert_new(RECONCILIATIONS, summary)
     tables.insert_new(RECONCILIATION_FINDINGS, findings)
     differing = summary.filter(pl.col("expected_digest") != pl.col("found_digest"))

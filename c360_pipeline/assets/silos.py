@@ -31,9 +31,9 @@ def silo_tables(
     """Plan, extract, and keep what changed."""
     control_db, tables = control.open(), lake.open()
     control_rows = control_db.read()
-    with control_db.logged_run(context.run_id) as log_id:
+    with control_db.logged_run(context.run.run_id) as log_id:
         plans = plan_extracts(control_rows, source_columns(control_rows, silos))
-        summary = [_load(plan, control_rows, silos, tables, control_db, log_id, context.run_id) for plan in plans]
+        summary = [_load(plan, control_rows, silos, tables, control_db, log_id, context.run.run_id) for plan in plans]
     frame = pl.DataFrame(
         summary, schema={"table": pl.String, "rows": pl.Int64, "changed": pl.Int64, "left_out": pl.String}
     )

@@ -25,7 +25,7 @@ from c360_pipeline.devstack.people import (
     people,
     products,
 )
-from c360_pipeline.devstack.sample_files import LineTruth, Written, write_catalog, write_lines, write_truth
+from c360_pipeline.devstack.sample_files import TRUTH_FILE, LineTruth, Written, write_catalog, write_lines, write_truth
 from c360_pipeline.errors import ConfigError
 
 DAYS = 30
@@ -108,7 +108,7 @@ def write_sample(request: SampleRequest, folder: Path, report: Callable[[int], N
     per_file = -(-total // min(FILES, total))
     counts: Counter[str] = Counter()
     event_files: list[Path] = []
-    truth_file = folder / "truth.jsonl"
+    truth_file = folder / TRUTH_FILE
     with truth_file.open("w", encoding="utf-8") as truth:
         while batch := list(islice(deliveries, per_file)):
             path = folder / f"events-{len(event_files):04d}.jsonl.gz"
@@ -327,7 +327,7 @@ class _DeliveryPlan:
         self._recent = today or self._recent
         yield from (delivery for _, delivery in today)
         for _ in range(malformed):
-            yield self._bad(*self._rng.choice(self._recent))
+            yield self._bad()
         for _ in range(duplicates):
             yield self._duplicate(*self._rng.choice(self._recent))
 
@@ -348,15 +348,17 @@ class _DeliveryPlan:
         line = _line({"ts": ts, **{name: event.fields[name] for name in names}})
         return self._delivery(self._later(original), line, kind="duplicate", journey=event.journey, original=original)
 
-    def _bad(self, event: _SampleEvent, original: Delivery) -> Delivery:
+    def _bad(self) -> Delivery:
         self._malformed += 1
-        kinds = list(DEFECTS)
-        if "eventId" in event.fields:
-            kinds.append("duplicate_id_conflict")
-        error_class = kinds[self._malformed % len(kinds)]
+        error_class = CLASSES[self._malformed % len(CLASSES)]
+        candidates = self._recent
+        if error_class == CONFLICT:
+            candidates = [(event, good) for event, good in self._recent if "eventId" in event.fields]
+            error_class = CONFLICT if candidates else CLASSES[0]
+        event, original = self._rng.choice(candidates or self._recent)
         fields = {**event.fields, "ts": event.ts.isoformat(), "sessionId": f"bad-{self._malformed}"}
-        defect = DEFECTS.get(error_class, _line)
-        return self._delivery(self._later(original), defect(fields), kind="malformed", error_class=error_class)
+        line = DEFECTS.get(error_class, _line)(fields)
+        return self._delivery(self._later(original), line, kind="malformed", error_class=error_class)
 
     def _later(self, original: Delivery) -> datetime:
         return original.arrival + timedelta(seconds=self._rng.randint(1, 80_000))
@@ -388,3 +390,7 @@ DEFECTS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "nested_attr": lambda fields: _line({**fields, "attrs": {"geo": {"lat": 52.5, "lon": 13.4}}}),
 }
 """How a good event becomes a line that breaks the contract, by the class of error that it then has."""
+
+CONFLICT = "duplicate_id_conflict"
+CLASSES = (*DEFECTS, CONFLICT)
+"""Classes in turn; a conflict is a line with other content under an id that a good event has."""

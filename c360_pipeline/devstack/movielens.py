@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from c360_pipeline.devstack.people import SAMPLE_DATE, Product
-from c360_pipeline.devstack.sample_files import LineTruth, Written, write_catalog, write_lines, write_truth
+from c360_pipeline.devstack.sample_files import TRUTH_FILE, LineTruth, Written, write_catalog, write_lines, write_truth
 from c360_pipeline.errors import ConfigError
 
 TENANT = "movielens"
@@ -117,7 +117,7 @@ def write_movielens(folder: Path, report: Callable[[int], None]) -> Written:
     folder.mkdir(parents=True, exist_ok=True)
     ratings = read_ratings()
     event_files: list[Path] = []
-    truth_file = folder / "truth.jsonl"
+    truth_file = folder / TRUTH_FILE
     with truth_file.open("w", encoding="utf-8") as truth:
         for part in ratings.iter_slices(LINES_PER_FILE):
             path = folder / f"ratings-{len(event_files):04d}.jsonl.gz"

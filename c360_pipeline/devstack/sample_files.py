@@ -11,6 +11,8 @@ from typing import IO
 
 from c360_pipeline.devstack.people import Product
 
+TRUTH_FILE = "truth.ndjson"
+"""Not `.jsonl`: wherever a sample is put, landing does not take the truth for events."""
 CATALOG_COLUMNS = ("tenant_id", "id", "name", "category", "price")
 
 

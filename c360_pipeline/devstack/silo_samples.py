@@ -62,8 +62,10 @@ def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Ca
         report: told each database that is filled.
 
     Raises:
-        ConfigError: a database of that name exists that `seed` did not make.
+        ConfigError: a database of that name exists that `seed` did not make, or there is no such source.
     """
+    if source not in SOURCES:
+        raise ConfigError(f"--source {source!r}: {' or '.join(SOURCES)} is right.")
     tables = SOURCES[source]()
     for database, filling in tables.items():
         silo = {**connection, "dbname": database}

@@ -17,7 +17,6 @@ from c360_pipeline.core.lake import (
     JOURNEYS,
     TABLES,
     USER_COMMUNITIES,
-    compare_versions,
 )
 from c360_pipeline.core.reconcile import Comparison, compare, digest, row_hashes
 from c360_pipeline.core.silos import ControlRows, join_labels, node_kind, node_rows, relationship_kind
@@ -28,8 +27,8 @@ OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
 """Kinds that are properties of nodes that another projection makes."""
 
 BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date", "first_seen_at", "merged_at",
-               "extracted_at", "run_id", "reconciled_at")  # fmt: skip
-"""Columns that say when and whence a row came, not what it says: two runs differ in them and are equal."""
+               "extracted_at", "run_id", "reconciled_at", "reason")  # fmt: skip
+"""Columns that say when, whence and why a row came, not what it says: two runs differ in them and are equal."""
 
 NOT_IN_DIGEST = ("reconciliations", "reconciliation_findings", "landing_files")
 
@@ -133,15 +132,28 @@ def reconcile(archive: Archive, graph: Graph, *, repair: bool = False) -> list[R
 
 
 def _repair(graph: Graph, kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> None:
-    comparable = [c for c in theirs.columns if theirs.schema[c] == ours.schema[c]]
-    altered_types = len(comparable) < theirs.width
-    before = theirs.head(0).select(comparable) if altered_types else theirs
-    changes = compare_versions(before, ours, tuple(kind.key_columns))
+    """Make the graph hold our rows; only rows that differ are written."""
     if kind in OWNED_PROPERTIES and isinstance(kind, NodeKind):
-        graph.update(kind, changes.upserted)
-    else:
-        graph.delete(kind, theirs.select(kind.key_columns).join(ours, on=kind.key_columns, how="anti"))
-        graph.merge(kind, changes.upserted)
+        graph.update(kind, _differing(ours, theirs))
+        return
+    key = kind.key_columns
+    strange_keys = any(theirs.schema[c] != ours.schema[c] for c in key)
+    repeated = theirs.filter(pl.struct(key).is_duplicated()).select(key)
+    ghosts = theirs.select(key).join(ours, on=key, how="anti") if not strange_keys else theirs.select(key)
+    # Of a row that is there twice, both go and one comes back.
+    graph.delete(kind, pl.concat([ghosts, repeated]).unique())
+    graph.merge(
+        kind, ours if strange_keys else pl.concat([_differing(ours, theirs), _rows_of(ours, repeated)]).unique()
+    )
+
+
+def _differing(ours: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
+    same_types = theirs.schema == ours.schema
+    return ours.join(theirs, on=ours.columns, how="anti", nulls_equal=True) if same_types else ours
+
+
+def _rows_of(rows: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    return rows.join(keys, on=keys.columns, how="semi")
 
 
 def digests(lake: Lake, results: list[Reconciled]) -> dict[str, str]:

@@ -1,0 +1,59 @@
+"""One event, from the file that a producer delivers to the recommendation that it causes, by the users' commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from c360_pipeline.core.recommend import rank
+from c360_pipeline.stores.graph import Graph
+
+
+def c360(*arguments: str) -> str:
+    """Run the command line; returns what it printed."""
+    command = [sys.executable, "-m", "c360_pipeline.cli", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def event(event_id: str, user: str, action: str, item: str, **attrs: str) -> dict[str, Any]:
+    return {
+        "tenantId": "acme", "userId": user, "sessionId": f"s-{user}", "ts": "2025-11-02T10:00:00Z", "action": action,
+        "itemId": item, "eventId": event_id, "attrs": attrs,
+    }  # fmt: skip
+
+
+def write(path: Path, *events: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(e) + "\n" for e in events))
+    return str(path)
+
+
+def recommended(graph: Graph, user: str) -> dict[str, str]:
+    return {r.product_id: r.reason for r in rank(graph.recommendation_candidates("acme", user), 10)}
+
+
+def test_one_event_becomes_a_recommendation(graph: Graph, tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.csv"
+    catalog.write_text(
+        "tenant_id,id,name,category,price\nacme,lamp,Reading lamp,lighting,39.9\nacme,bulb,Warm bulb,lighting,4.5\n"
+    )
+    others = [event("b1", "bea", "purchase", "lamp"), event("b2", "bea", "purchase", "bulb")]
+    c360("land", str(catalog), write(tmp_path / "others.jsonl", *others))
+    c360("run")
+    assert recommended(graph, "ann") == {}
+
+    # Ann looks at the lamp before she logs in: only the cookie tells that it is her.
+    before = event("a1", "anon-7", "view", "lamp", cookieId="c-7")
+    login = event("a2", "ann", "view", "lamp", cookieId="c-7")
+    c360("land", write(tmp_path / "one.jsonl", before, login))
+    outcome = json.loads(c360("run", "--json"))
+    assert outcome["failed_checks"] == []
+
+    journey = json.loads(c360("journey", "show", "a1", "--json"))
+    assert [(e["event_id"], e["user_id"]) for e in journey] == [("a1", "anon-7"), ("a2", "ann")]
+    assert all("cookie" in e["key_types"] for e in journey)
+    reason = recommended(graph, "ann")["bulb"]
+    assert reason == "1 customer who bought 1 product that this customer bought or viewed also bought it"
+    assert json.loads(c360("reconcile", "--json"))["found"]["findings"] == []

@@ -1,0 +1,127 @@
+"""The project as Dagster's own commands see it, from the repository root."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import dagster as dg
+import pytest
+
+from c360_pipeline.definitions import defs
+from c360_pipeline.devstack.services import free_port
+from c360_pipeline.resources import LakeResource, LandingResource
+from c360_pipeline.settings import Settings
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
+
+ROOT = Path(__file__).parents[2]
+DAGSTER = str(Path(sys.executable).parent / "dagster")
+ASSETS = """{ assetNodes { assetKey { path } description groupName kinds owners { __typename } hasAssetChecks
+  metadataEntries { label } } }"""
+
+
+@contextmanager
+def dagster_dev(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """`dagster dev` from the repository root, until it answers."""
+    with subprocess.Popen([DAGSTER, "dev", "-p", str(port)], cwd=ROOT, start_new_session=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=5).close()
+                    break
+                except (URLError, ConnectionError):
+                    time.sleep(0.2)
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def ask(port: int, query: str) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql", json.dumps({"query": query}).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - http on loopback
+        answer: dict[str, Any] = json.load(response)["data"]
+    return answer
+
+
+def test_definitions_validate(home: Path) -> None:
+    run = subprocess.run([DAGSTER, "definitions", "validate"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_asset_says_what_it_is_in_the_ui(home: Path) -> None:
+    port = free_port(0)
+    with dagster_dev(port):
+        nodes = ask(port, ASSETS)["assetNodes"]
+        instance = ask(port, "{ instance { daemonHealth { allDaemonStatuses { daemonType } } } }")
+    assert len(nodes) == 20
+    for node in nodes:
+        name = "/".join(node["assetKey"]["path"])
+        assert node["description"], name
+        assert node["description"].endswith("."), name
+        assert node["groupName"] in {"landing", "silos", "stitching", "graph", "reconcile", "features"}, name
+        assert node["kinds"], name
+        assert node["owners"], name
+    assert len(instance["instance"]["daemonHealth"]["allDaemonStatuses"]) >= 3
+
+
+def test_every_stage_has_a_check_that_can_fail() -> None:
+    checked = {key.asset_key.to_user_string() for key in defs.resolve_asset_graph().asset_check_keys}
+    assert {"landing_files", "landed_events", "product_catalog", "silo_tables", "event_journey", "event_graph",
+            "journey_graph", "mapped_relationships", "reconciliations", "user_communities"} <= checked  # fmt: skip
+
+
+def test_materialise_by_dagsters_own_command(settings: Settings, graph: Graph) -> None:
+    command = [DAGSTER, "asset", "materialize", "-m", "c360_pipeline.definitions", "--select", "*"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "RUN_SUCCESS" in run.stderr
+    for secret in (settings.neo4j_password, settings.etl_db_password, settings.aws_secret_access_key):
+        assert secret.get_secret_value() not in run.stdout + run.stderr
+
+
+def test_the_sensor_asks_once_for_files_that_wait(landing: Landing, tmp_path: Path) -> None:
+    sensor = defs.resolve_sensor_def("new_landing_files")
+
+    def evaluate() -> dg.SensorResult | dg.RunRequest | dg.SkipReason | None:
+        context = dg.build_sensor_context(resources={"landing": LandingResource(), "lake": LakeResource()})
+        result: Any = sensor(context)
+        return result
+
+    assert isinstance(evaluate(), dg.SkipReason)
+    file = tmp_path / "a.jsonl"
+    file.write_text("{}\n")
+    landing.put_file(file, f"{EVENTS_PREFIX}date=2025-11-02/")
+    first, second = evaluate(), evaluate()
+    assert isinstance(first, dg.RunRequest)
+    assert isinstance(second, dg.RunRequest)
+    assert first.run_key == second.run_key
+    file.write_text("{} \n")
+    landing.put_file(file, f"{EVENTS_PREFIX}date=2025-11-02/")
+    third = evaluate()
+    assert isinstance(third, dg.RunRequest)
+    assert third.run_key != first.run_key
+
+
+def test_the_nightly_schedule_is_of_every_night() -> None:
+    schedule = defs.resolve_schedule_def("nightly")
+    assert schedule.cron_schedule == "0 2 * * *"
+    assert schedule.job_name == "everything"
+
+
+@pytest.mark.parametrize("name", ["everything"])
+def test_the_job_holds_every_asset(name: str) -> None:
+    assert len(defs.resolve_job_def(name).asset_layer.executable_asset_keys) == 20

@@ -1,0 +1,241 @@
+"""The whole asset graph on a sample: proved against the truth, repeated, killed, damaged and repaired."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from uuid import uuid4
+
+import dagster as dg
+import pytest
+
+from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.reconcile import combined_digest
+from c360_pipeline.demo import found_against_truth
+from c360_pipeline.devstack import silo_samples
+from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, write_sample
+from c360_pipeline.devstack.sample_files import Written
+from c360_pipeline.resources import open_control, open_graph, open_lake, open_landing
+from c360_pipeline.runs import Outcome, close_abandoned_runs, instance, materialise
+from c360_pipeline.settings import Settings, load_settings, postgres_login
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.landing import folder_for
+from c360_pipeline.stores.reconcile import Archive, digests, reconcile, summarise
+
+REQUEST = SampleRequest(events=1_500, tenants=2, seed=9, malformed_rate=0.04, duplicate_rate=0.04)
+DAMAGES = {
+    "missing": "MATCH (e:Event) WITH e ORDER BY e.id LIMIT 1 DETACH DELETE e",
+    "ghost": "CREATE (:User {tenant_id: 'acme', id: 'nobody'})",
+    "altered": "MATCH (p:Product {tenant_id: 'acme'}) WITH p ORDER BY p.id LIMIT 1 SET p.price = 0.01",
+    "retyped": "MATCH (p:Product {tenant_id: 'acme'}) WITH p ORDER BY p.id LIMIT 1 SET p.price = toString(p.price)",
+    "lost relationship": "MATCH (:User)-[r:VIEWED]->() WITH r ORDER BY elementId(r) LIMIT 1 DELETE r",
+    "miscounted": "MATCH (:User)-[r:VIEWED]->() WITH r ORDER BY elementId(r) LIMIT 1 SET r.count = r.count + 1",
+    "second relationship": (
+        "MATCH (a:User)-[r:HAS_SESSION]->(s) WITH a, s ORDER BY s.id LIMIT 1 CREATE (a)-[:HAS_SESSION]->(s)"
+    ),
+    "wrong journey": (
+        "MATCH (c:Correlation {tenant_id: 'acme'})-[r:PART_OF]->(j) MATCH (k:Journey {tenant_id: 'acme'}) "
+        "WHERE k <> j WITH c, r, k ORDER BY c.id, k.id LIMIT 1 DELETE r CREATE (c)-[:PART_OF]->(k)"
+    ),
+    "unprocessed": "MATCH (e:Event) WITH e ORDER BY e.id LIMIT 1 SET e.status = 'NEW'",
+    "silo row": "MATCH (a:Account {account_id: 1}) SET a.email = 'somebody@else'",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """A sample in a bucket and a control database of its own, and the graph."""
+
+    home: Path
+    settings: Settings
+    lake: Lake
+    archive: Archive
+    graph: Graph
+    written: Written
+
+    def run(self) -> Outcome:
+        """Materialise everything; every step and check must pass."""
+        outcome = materialise(self.home, "*", None, lambda _: None)
+        assert outcome.error is None
+        assert outcome.failed_checks == []
+        assert outcome.succeeded
+        return outcome
+
+    def digest(self) -> str:
+        """The digest of lake and graph."""
+        return combined_digest(digests(self.lake, reconcile(self.archive, self.graph)))
+
+    def findings(self, *, repair: bool = False) -> list[dict[str, str]]:
+        """What reconciliation finds."""
+        found: list[dict[str, str]] = summarise(reconcile(self.archive, self.graph, repair=repair))["findings"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return write_sample(REQUEST, tmp_path_factory.mktemp("sample"), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def new_world(home: Path, written: Written, empty_graph: Callable[[], None]) -> Iterator[Callable[[], World]]:
+    """Makes worlds; each new one takes the graph from the one before."""
+    with pytest.MonkeyPatch.context() as patch:
+        worlds: list[World] = []
+
+        def make() -> World:
+            name = uuid4().hex[:12]
+            patch.setenv("C360_BUCKET", f"test-{name}")
+            patch.setenv("ETL_DB_NAME", f"control_{name}")
+            settings = load_settings(home)
+            empty_graph()
+            control = open_control(settings)
+            silo_samples.seed(postgres_login(settings, settings.etl_db_name), control, "sample", lambda _: None)
+            landing = open_landing(settings)
+            for path in (*written.event_files, written.catalog_file):
+                landing.put_file(path, folder_for(path, date(2025, 11, 3)))
+            lake = open_lake(settings)
+            world = World(
+                home, settings, lake, Archive(lake, control.read()), open_graph(settings).__enter__(), written
+            )
+            worlds.append(world)
+            return world
+
+        yield make
+        for world in worlds:
+            world.graph.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def first_run(new_world: Callable[[], World]) -> tuple[World, Outcome]:
+    world = new_world()
+    return world, world.run()
+
+
+@pytest.fixture(scope="module")
+def world(first_run: tuple[World, Outcome]) -> World:
+    """After its first run."""
+    return first_run[0]
+
+
+@pytest.fixture(scope="module")
+def first_digest(world: World) -> str:
+    return world.digest()
+
+
+def test_every_line_is_in_the_books(world: World) -> None:
+    good, malformed, duplicates = planned_lines(REQUEST)
+    total = world.lake.read(LANDING_FILES).select("lines", "landed", "duplicates", "dead", "suppressed").sum()
+    assert total.row(0) == (good + malformed + duplicates, good, duplicates, malformed, 0)
+    assert world.lake.read(EVENTS).height == good
+    assert world.lake.read(DEAD_LETTERS)["error_class"].n_unique() == 12
+
+
+def test_every_journey_is_found_and_none_mixed(world: World) -> None:
+    found = found_against_truth(world.lake, world.written)
+    assert found.events == REQUEST.events
+    assert found.same == found.true == found.ours > 50
+
+
+def test_the_run_counts_rows_of_every_asset(first_run: tuple[World, Outcome]) -> None:
+    _, outcome = first_run
+    assert {name for name, count in outcome.rows.items() if count is None} == set()
+    assert outcome.rows["landed_events"] == REQUEST.events
+    assert len(outcome.rows) == 20
+
+
+def test_every_kind_of_node_and_relationship_of_the_contract_is_there(world: World) -> None:
+    nodes = (
+        "User Session Action Event Product Category Correlation Journey Account Plan PaymentMethod Subscription Media"
+    )
+    types = (
+        "HAS_SESSION HAS_ACTION ON_PRODUCT IN_CATEGORY VIEWED PURCHASED HAS_KEY PART_OF IS_ACCOUNT HAS_PAYMENT_METHOD"
+    )
+    more_nodes, more_types = (
+        "PlayEvent Ticket Tag TicketTagLink",
+        "HAS_SUBSCRIPTION SUBSCRIBED_TO PLAYED TAGGED_WITH SUBMITTED",
+    )
+    assert set(world.graph.label_counts()) == set(f"{nodes} {more_nodes}".split())
+    assert set(world.graph.type_counts()) == set(f"{types} {more_types} WATCHED".split())
+
+
+def test_excluded_columns_reach_neither_lake_nor_graph(world: World) -> None:
+    accounts = world.lake.read_silo("silos/profiles_db/accounts")
+    assert {"hashed_password", "phone"}.isdisjoint(accounts.columns)
+    assert "body" not in world.lake.read_silo("silos/support_db/tickets").columns
+    (row,) = world.graph.run("MATCH (n) WHERE n.hashed_password IS NOT NULL OR n.body IS NOT NULL RETURN count(n) AS n")
+    assert row["n"] == 0
+
+
+def test_the_graph_equals_its_archive(world: World) -> None:
+    assert world.findings() == []
+
+
+def test_a_second_run_changes_no_row_node_or_relationship(world: World, first_digest: str) -> None:
+    counts = world.graph.counts()
+    versions = {name: world.lake.version(name) for name in ("events", "journeys", "journey_keys", "dead_letters")}
+    world.run()
+    assert world.digest() == first_digest
+    assert world.graph.counts() == counts
+    assert {name: world.lake.version(name) for name in versions} == versions
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damage_is_found_named_and_repaired(world: World, first_digest: str, damage: str) -> None:
+    world.graph.run(DAMAGES[damage])
+    found = world.findings()
+    assert found, damage
+    assert all(f["kind"] in ("missing", "ghost", "altered", "duplicate") and f["key"] for f in found)
+    world.findings(repair=True)
+    assert world.findings() == []
+    assert world.digest() == first_digest
+
+
+def test_drift_fails_the_check_in_dagster(world: World) -> None:
+    world.graph.run(DAMAGES["ghost"])
+    outcome = materialise(world.home, "reconciliations+", None, lambda _: None)
+    assert outcome.failed_checks == ["reconciliations: graph_equals_archive"]
+    assert outcome.exit_code == 1
+    world.findings(repair=True)
+
+
+def test_an_emptied_graph_is_projected_again(world: World, first_digest: str, empty_graph: Callable[[], None]) -> None:
+    empty_graph()
+    world.run()
+    assert world.digest() == first_digest
+
+
+def kill_after(step: str, world: World) -> None:
+    """Start a run in a process of its own and kill it a moment after a step of it ended."""
+    command = [sys.executable, "-m", "c360_pipeline.cli", "run"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if line.split()[:2] == ["done", step]:
+                # Wherever it is now, in the middle of the next step or of a write.
+                time.sleep(random.uniform(0, 0.6))
+                process.send_signal(signal.SIGKILL)
+                break
+        assert process.wait() == -signal.SIGKILL, "".join(seen)
+    with instance(world.home) as dagster:
+        assert close_abandoned_runs(dagster) == 1
+        (last,) = dagster.get_runs(limit=1)
+        assert last.status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_digest(
+    first_digest: str, new_world: Callable[[], World]
+) -> None:
+    world = new_world()
+    for step in ("graph_schema", "landing", "stitching", "product_graph", "event_graph", "silo_nodes"):
+        kill_after(step, world)
+    world.run()
+    assert world.findings() == []
+    assert world.digest() == first_digest
