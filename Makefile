@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test fast check format dev lock clean movielens
+.PHONY: help setup install demo test fast check format dev docs lock clean movielens
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -62,6 +62,9 @@ lock: .venv/.synced  ## resolve the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile pyproject.toml --quiet --extra movielens --no-deps --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --universal --python-version 3.11 -o .venv/movielens.lock
 	sed -n '/^recbole==/,/^[^ ]/{/^recbole==/p;/^ /p}' .venv/movielens.lock > requirements-movielens.lock
+
+docs: .venv/.synced  ## docs/reference.md from the code
+	$(BIN)/python docs/build_reference.py
 
 clean:  ## stop what runs and remove state and caches; downloads stay
 	-$(BIN)/c360 down

@@ -254,12 +254,12 @@ def dev(
     port: Annotated[int, typer.Option(help="port of the UI")] = 3000,
 ) -> None:
     """Open the Dagster UI with its daemon, on the same instance as `c360 run`."""
-    from c360_pipeline.runs import close_abandoned_runs, dagster_home, instance
+    from c360_pipeline.runs import close_abandoned_runs, dagster_home, instance, project_file
 
     with instance(c360_home()) as dagster:
         close_abandoned_runs(dagster)
     environment = {**os.environ, "DAGSTER_HOME": str(dagster_home(c360_home())), "C360_HOME": str(c360_home())}
-    arguments = ["dev", "-m", "c360_pipeline.definitions", "-h", host, "-p", str(port)]
+    arguments = ["dev", "-w", str(project_file("workspace.yaml")), "-h", host, "-p", str(port)]
     os.execve(Path(sys.executable).parent / "dagster", ["dagster", *arguments], environment)  # noqa: S606
 
 

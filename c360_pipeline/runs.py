@@ -82,15 +82,19 @@ def instance(home: Path) -> Iterator[DagsterInstance]:
 
 
 def dagster_home(home: Path) -> Path:
-    """The folder with dagster.yaml; made when it is ours and missing."""
+    """The folder with dagster.yaml, which is the project's unless `DAGSTER_HOME` names another."""
     if configured := os.environ.get("DAGSTER_HOME"):
         return Path(configured)
     folder = home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
-    package = Path(__file__).parent
-    source = next(f for f in (package / "dagster.yaml", package.parent / "dagster.yaml") if f.is_file())
-    shutil.copyfile(source, folder / "dagster.yaml")
+    shutil.copyfile(project_file("dagster.yaml"), folder / "dagster.yaml")
     return folder
+
+
+def project_file(name: str) -> Path:
+    """A file that stands beside the package in the repository, and inside it once installed."""
+    package = Path(__file__).parent
+    return next(f for f in (package / name, package.parent / name) if f.is_file())
 
 
 def materialise(home: Path, select: str, partition: str | None, observe: Callable[[Step], None]) -> Outcome:
