@@ -111,7 +111,9 @@ def doctor(as_json: AsJson = False) -> None:
 def install() -> None:
     """Fetch the programs of the embedded services: Neo4j and GDS (Maven), the S3 gateway (Go)."""
     from c360_pipeline.devstack.distributions import install as fetch
+    from c360_pipeline.devstack.doctor import require
 
+    require()
     with err.status("looking for the programs of the embedded services") as shown:
         fetch(lambda line: shown.update(line[:100]))
 

@@ -4,7 +4,7 @@ import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.landing import product_catalog
-from c360_pipeline.assets.specs import OWNERS, counts_table, rows
+from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, kind_schema, preview, rows
 from c360_pipeline.core import graph as model
 from c360_pipeline.core.lake import (
     CATALOG,
@@ -30,6 +30,7 @@ NEO4J = {"neo4j"}
     owners=OWNERS,
     group_name=GROUP,
     kinds=NEO4J,
+    metadata={"dagster/column_schema": described_columns({"name": "of the constraint", "state": "ONLINE when usable"})},
 )
 def graph_schema(graph: GraphResource) -> dg.MaterializeResult[None]:
     """Apply the script; what exists stays."""
@@ -39,12 +40,21 @@ def graph_schema(graph: GraphResource) -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(metadata=rows(len(constraints)))
 
 
+@dg.asset_check(asset=graph_schema, blocking=True, description="Every constraint has an index that is online.")
+def every_index_is_online(graph: GraphResource) -> dg.AssetCheckResult:
+    """An index that failed or still builds would let a key in twice, or make each write a scan."""
+    with graph.open() as neo4j:
+        waiting = neo4j.run("SHOW INDEXES YIELD name, state WHERE state <> 'ONLINE' RETURN name, state ORDER BY name")
+    return dg.AssetCheckResult(passed=not waiting, metadata={"not_online": dg.MetadataValue.json(waiting)})
+
+
 @dg.asset(
     deps=[product_catalog, "landed_events", graph_schema],
     description="Product and Category nodes: the catalogue's, and a bare Product for every item that only events know.",
     owners=OWNERS,
     group_name=GROUP,
     kinds=NEO4J,
+    metadata={"dagster/column_schema": kind_schema(model.PRODUCT)},
 )
 def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
     """Project the products that changed."""
@@ -73,12 +83,27 @@ def _project_products(lake: Lake, graph: Graph, catalog_before: Version | None) 
         graph.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
 
 
+@dg.asset_check(
+    asset=product_graph, blocking=True, description="Every item of an event and of the catalogue is a Product."
+)
+def every_item_is_a_product(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
+    """Look for items that no event could be tied to."""
+    tables = lake.open()
+    items = tables.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
+    wanted = model.products(items, tables.read(CATALOG)).select("tenant_id", "id")
+    with graph.open() as neo4j:
+        held = [neo4j.read(model.PRODUCT, tenant).select("tenant_id", "id") for tenant in wanted["tenant_id"].unique()]
+    missing = wanted.join(pl.concat([wanted.clear(), *held]), on=["tenant_id", "id"], how="anti")
+    return dg.AssetCheckResult(passed=missing.is_empty(), metadata={"missing": preview(missing)})
+
+
 @dg.asset(
     deps=["landed_events", product_graph],
     description="User, Session and Action:Event nodes, HAS_SESSION, HAS_ACTION, ON_PRODUCT, VIEWED and PURCHASED.",
     owners=OWNERS,
     group_name=GROUP,
     kinds=NEO4J,
+    metadata={"dagster/column_schema": kind_schema(model.ACTION)},
 )
 def event_graph(
     context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource
@@ -143,6 +168,7 @@ def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetC
     owners=OWNERS,
     group_name=GROUP,
     kinds=NEO4J,
+    metadata={"dagster/column_schema": kind_schema(model.JOURNEY)},
 )
 def journey_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
     """Project what stitching changed since this graph's checkpoint."""

@@ -18,6 +18,7 @@ from c360_pipeline.core.landing import (
     classify,
     conflict_letters,
     count_by_file,
+    damaged_letters,
     decode,
     split_lines,
     unbalanced,
@@ -66,6 +67,11 @@ class Ledger:
             asset="landed_events",
             blocking=True,
             description="Rows of the archive = sum of `landed` in the books.",
+        ),
+        dg.AssetCheckSpec(
+            "every_dead_letter_is_whole",
+            asset="dead_letters",
+            description="Each dead letter has the bytes that its id is the hash of, and a class of the contract.",
         ),
         dg.AssetCheckSpec(
             "every_file_was_read",
@@ -201,6 +207,13 @@ def _results(lake: Lake, ledger: Ledger) -> Iterator[dg.MaterializeResult[None] 
         # A file that could not be read to its end has rows in the archive and no book yet.
         passed=events == booked or bool(ledger.unreadable),
         metadata={"archive_rows": events, "booked_rows": booked},
+    )
+    damaged = damaged_letters(lake.read(DEAD_LETTERS))
+    yield dg.AssetCheckResult(
+        asset_key="dead_letters",
+        check_name="every_dead_letter_is_whole",
+        passed=damaged.is_empty(),
+        metadata={"damaged": preview(damaged.drop("raw"))},
     )
     yield dg.AssetCheckResult(
         asset_key="landing_files",

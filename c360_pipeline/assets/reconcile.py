@@ -27,7 +27,12 @@ UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_gra
             asset=RECONCILIATIONS.name,
             blocking=True,
             description="Every node and relationship of the graph is the one that the archive asks for.",
-        )
+        ),
+        dg.AssetCheckSpec(
+            "every_difference_is_named",
+            asset=RECONCILIATION_FINDINGS.name,
+            description="Where digests differ, findings say which nodes and relationships.",
+        ),
     ],
 )
 def reconciliation_assets(
@@ -47,6 +52,13 @@ def reconciliation_assets(
     )
     yield dg.MaterializeResult(
         asset_key=RECONCILIATION_FINDINGS.name, metadata=rows(findings.height, findings=preview(findings))
+    )
+    unnamed = differing.join(findings, left_on=["tenant_id", "entity"], right_on=["tenant_id", "label"], how="anti")
+    yield dg.AssetCheckResult(
+        asset_key=RECONCILIATION_FINDINGS.name,
+        check_name="every_difference_is_named",
+        passed=unnamed.is_empty(),
+        metadata={"unnamed": preview(unnamed)},
     )
     yield dg.AssetCheckResult(
         asset_key=RECONCILIATIONS.name,

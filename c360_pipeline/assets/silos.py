@@ -7,15 +7,23 @@ from datetime import UTC, datetime
 import dagster as dg
 import polars as pl
 
-from c360_pipeline.assets.specs import OWNERS, counts_table, preview, rows
+from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, preview, rows
+from c360_pipeline.core.graph import Kind
 from c360_pipeline.core.lake import compare_versions
 from c360_pipeline.core.silos import Column, ControlRows, Extract, changed_rows, plan_extracts
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, SilosResource
 from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.reconcile import Archive
 
 GROUP = "silos"
+LINEAGE_MEANING = {
+    "tenant_id": "whose data it is",
+    "…": "the source's columns, less the excluded ones; see tables in the metadata of a run",
+    "extracted_at": "when the row was last seen to change",
+    "run_id": "the run that saw it change",
+}
 
 
 @dg.asset(
@@ -24,6 +32,7 @@ GROUP = "silos"
     owners=OWNERS,
     group_name=GROUP,
     kinds={"postgres", "deltalake"},
+    metadata={"dagster/column_schema": described_columns(LINEAGE_MEANING)},
 )
 def silo_tables(
     context: dg.AssetExecutionContext, control: ControlResource, silos: SilosResource, lake: LakeResource
@@ -108,19 +117,20 @@ def silo_keys_are_unique(control: ControlResource, lake: LakeResource) -> dg.Ass
     owners=OWNERS,
     group_name="graph",
     kinds={"neo4j"},
+    metadata={
+        "dagster/column_schema": described_columns({"tenant_id": "whose data it is", "…": "the lake table's columns"})
+    },
 )
 def silo_nodes(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
     """Bring what differs between lake and graph into the graph."""
-    silos = Archive(lake.open(), control.open().read()).silo_nodes()
-    changed = {}
+    control_rows = control.open().read()
+    silos = Archive(lake.open(), control_rows).silo_nodes()
     with graph.open() as neo4j:
         neo4j.apply_schema(list(silos.kinds.values()))
-        for label, kind in silos.kinds.items():
-            changed[label] = 0
-            for tenant, frame in _by_tenant(silos.frames[label]).items():
-                changes = compare_versions(neo4j.read(kind, tenant), frame, tuple(kind.key_columns))
-                neo4j.apply(kind, changes)
-                changed[label] += changes.count
+        tenants = tenants_to_compare(control_rows, neo4j)
+        changed = {
+            label: bring_into_graph(neo4j, kind, silos.frames[label], tenants) for label, kind in silos.kinds.items()
+        }
     total = sum(frame.height for frame in silos.frames.values())
     return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "label")))
 
@@ -131,20 +141,21 @@ def silo_nodes(control: ControlResource, lake: LakeResource, graph: GraphResourc
     owners=OWNERS,
     group_name="graph",
     kinds={"neo4j"},
+    metadata={
+        "dagster/column_schema": described_columns({"from_…": "key of the first node", "to_…": "key of the second"})
+    },
 )
 def mapped_relationships(
     control: ControlResource, lake: LakeResource, graph: GraphResource
 ) -> dg.MaterializeResult[None]:
     """Join the rows, and bring what differs into the graph."""
-    archive = Archive(lake.open(), control.open().read())
+    control_rows = control.open().read()
+    archive = Archive(lake.open(), control_rows)
     total, changed = 0, {}
     with graph.open() as neo4j:
+        tenants = tenants_to_compare(control_rows, neo4j)
         for kind, frame in archive.mapped_relationships(archive.silo_nodes()):
-            changed[kind.name] = 0
-            for tenant, part in _by_tenant(frame).items():
-                changes = compare_versions(neo4j.read(kind, tenant), part, tuple(kind.key_columns))
-                neo4j.apply(kind, changes)
-                changed[kind.name] += changes.count
+            changed[kind.name] = bring_into_graph(neo4j, kind, frame, tenants)
             total += frame.height
     return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "relationship")))
 
@@ -164,5 +175,31 @@ def every_mapping_joins_something(control: ControlResource, lake: LakeResource) 
     )
 
 
-def _by_tenant(frame: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    return {str(key[0]): part for key, part in frame.partition_by("tenant_id", as_dict=True).items()}
+def tenants_to_compare(control: ControlRows, graph: Graph) -> list[str]:
+    """Tenants of the silos and of the graph: one whose last row went from a silo must lose its nodes too."""
+    return sorted({d.tenant_id for d in control.databases} | set(graph.tenants()))
+
+
+def bring_into_graph(graph: Graph, kind: Kind, frame: pl.DataFrame, tenants: list[str]) -> int:
+    """Make the graph hold these rows of a kind; returns how many differed."""
+    differed = 0
+    for tenant in tenants:
+        wanted = frame.filter(pl.col("tenant_id") == tenant)
+        changes = compare_versions(graph.read(kind, tenant), wanted, tuple(kind.key_columns))
+        graph.apply(kind, changes)
+        differed += changes.count
+    return differed
+
+
+@dg.asset_check(asset=silo_nodes, blocking=True, description="As many nodes of every label as rows in its silo tables.")
+def every_silo_row_is_a_node(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
+    """Count both sides."""
+    silos = Archive(lake.open(), control.open().read()).silo_nodes()
+    with graph.open() as neo4j:
+        counts = neo4j.label_counts()
+    wrong = {
+        label: counts.get(label, 0) - frame.height
+        for label, frame in silos.frames.items()
+        if counts.get(label, 0) != frame.height
+    }
+    return dg.AssetCheckResult(passed=not wrong, metadata={"nodes_too_many": counts_table(wrong, "label")})

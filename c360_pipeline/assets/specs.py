@@ -7,6 +7,7 @@ import dagster as dg
 import pandas as pd
 import polars as pl
 
+from c360_pipeline.core.graph import Kind
 from c360_pipeline.core.lake import Table
 
 OWNERS = ["team:customer-data"]
@@ -20,6 +21,23 @@ def column_schema(table: Table) -> dg.TableSchema:
             for name, dtype in table.columns.items()
         ]
     )
+
+
+def kind_schema(kind: Kind) -> dg.TableSchema:
+    """The properties of a kind of node or relationship as Dagster shows them."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name, str(dtype), constraints=dg.TableColumnConstraints(nullable=name not in kind.key_columns)
+            )
+            for name, dtype in kind.schema.items()
+        ]
+    )
+
+
+def described_columns(meanings: Mapping[str, str]) -> dg.TableSchema:
+    """Columns that only a run knows in full, by name and meaning."""
+    return dg.TableSchema(columns=[dg.TableColumn(name, description=text) for name, text in meanings.items()])
 
 
 def table_spec(name: str, table: Table, group: str, deps: Sequence[str] = ()) -> dg.AssetSpec:

@@ -28,17 +28,21 @@ GROUP = "stitching"
 # journeys that it will no longer name. A crash in between is healed by the next run.
 IN_ORDER_OF_WRITING = (EVENT_KEYS, JOURNEY_MERGES, JOURNEY_ALIASES, JOURNEYS, EVENT_JOURNEY, JOURNEY_KEYS)
 
+CHECKS = {
+    "every_event_has_one_journey": (EVENT_JOURNEY, "Each event of the archive stands in event_journey once."),
+    "every_key_belongs_to_an_event": (EVENT_KEYS, "No key is of an event that the archive does not hold."),
+    "journeys_count_their_events": (JOURNEYS, "The event count of a journey is the number of its events."),
+    "every_key_leads_to_a_journey": (JOURNEY_KEYS, "The journey of each key is one that lives."),
+    "every_loser_is_an_alias": (JOURNEY_MERGES, "Each journey that was merged away has an alias."),
+}
+
 
 @dg.multi_asset(
     name="stitching",
     specs=[table_spec(t.name, t, GROUP, deps=["landed_events"]) for t in IN_ORDER_OF_WRITING],
     check_specs=[
-        dg.AssetCheckSpec(
-            "every_event_has_one_journey",
-            asset=EVENT_JOURNEY.name,
-            blocking=True,
-            description="Each event of the archive stands in event_journey once.",
-        )
+        dg.AssetCheckSpec(name, asset=table.name, blocking=True, description=description)
+        for name, (table, description) in CHECKS.items()
     ],
 )
 def stitching_assets(
@@ -60,13 +64,34 @@ def stitching_assets(
     for table in IN_ORDER_OF_WRITING:
         changed = tables.replace(table, results[table]).count
         yield dg.MaterializeResult(asset_key=table.name, metadata=_metadata(table, results[table], changed))
-    assigned = stitched.event_journey.select("tenant_id", "event_id").n_unique()
-    yield dg.AssetCheckResult(
-        asset_key=EVENT_JOURNEY.name,
-        check_name="every_event_has_one_journey",
-        passed=assigned == stitched.event_journey.height == events.height,
-        metadata={"events": events.height, "assigned": stitched.event_journey.height},
-    )
+    for name, wrong in wrong_rows(events, results).items():
+        table, _ = CHECKS[name]
+        yield dg.AssetCheckResult(
+            asset_key=table.name, check_name=name, passed=wrong.is_empty(), metadata={"wrong": preview(wrong)}
+        )
+
+
+def wrong_rows(events: pl.DataFrame, results: dict[Table, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """Rows that break what must hold, by check; all empty when all is well."""
+    key = ["tenant_id", "event_id"]
+    assigned = results[EVENT_JOURNEY]
+    journeys, identity = results[JOURNEYS], ["tenant_id", "journey_id"]
+    counted = assigned.group_by(identity).agg(found=pl.len().cast(pl.Int64))
+    losers = results[JOURNEY_MERGES].select("tenant_id", journey_id="loser")
+    return {
+        "every_event_has_one_journey": pl.concat(
+            [
+                events.select(key).join(assigned, on=key, how="anti"),
+                assigned.filter(pl.struct(key).is_duplicated()).select(key),
+            ]
+        ),
+        "every_key_belongs_to_an_event": results[EVENT_KEYS].join(events, on=key, how="anti"),
+        "journeys_count_their_events": journeys.join(counted, on=identity, how="left").filter(
+            pl.col("event_count").ne_missing(pl.col("found"))
+        ),
+        "every_key_leads_to_a_journey": results[JOURNEY_KEYS].join(journeys, on=identity, how="anti"),
+        "every_loser_is_an_alias": losers.join(results[JOURNEY_ALIASES], on=identity, how="anti"),
+    }
 
 
 def _known(lake: Lake) -> Known:

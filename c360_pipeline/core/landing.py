@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from c360_pipeline.core.events import Event, Rejected, parse_event
+from c360_pipeline.core.events import ERROR_CLASSES, Event, Rejected, parse_event
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS
 
 BOM = b"\xef\xbb\xbf"
@@ -189,3 +189,9 @@ def unbalanced(files: pl.DataFrame) -> pl.DataFrame:
     """Rows of `LANDING_FILES` whose columns do not add up to their lines."""
     accounted = pl.col("landed") + pl.col("duplicates") + pl.col("dead") + pl.col("suppressed")
     return files.filter(pl.col("lines") != accounted)
+
+
+def damaged_letters(letters: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `DEAD_LETTERS` whose id is not the sha256 of their bytes, or whose class the contract does not know."""
+    hashes = pl.Series([hashlib.sha256(raw).hexdigest() for raw in letters["raw"]], dtype=pl.String)
+    return letters.filter((pl.col("dead_letter_id") != hashes) | ~pl.col("error_class").is_in(ERROR_CLASSES))

@@ -29,6 +29,9 @@ class Finding:
         return self.found is not None
 
 
+NOT_FETCHED = Finding("Neo4j, GDS and S3 gateway", None, "c360 install")
+
+
 def examine() -> list[Finding]:
     """Look at this machine; Maven and Go matter only while something is to be downloaded."""
     downloads = bool(missing_distributions())
@@ -43,8 +46,19 @@ def examine() -> list[Finding]:
             "Go 1.21 or newer", _go(), "apt-get install -y -t bookworm-backports golang-go", only_for_download=True
         ),
     ]
-    fetched = Finding("Neo4j, GDS and S3 gateway", None if downloads else "fetched", "c360 install")
-    return [*findings, *(tools if downloads else []), fetched]
+    return [*findings, *(tools if downloads else []), *([NOT_FETCHED] if downloads else [])]
+
+
+def require() -> None:
+    """Check that downloads can begin.
+
+    Raises:
+        ConfigError: something is missing; one line names it all, with the commands that install it.
+    """
+    missing = [f for f in examine() if not f.is_met and f is not NOT_FETCHED]
+    if missing:
+        names, commands = ", ".join(f.name for f in missing), " && ".join(dict.fromkeys(f.install for f in missing))
+        raise ConfigError(f"This machine lacks {names}: {commands}")
 
 
 def _java() -> str | None:
