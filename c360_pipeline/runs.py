@@ -108,6 +108,7 @@ def materialise(home: Path, select: str, partition: str | None, observe: Callabl
 
     Raises:
         ConfigError: nothing is selected.
+        KeyboardInterrupt: the run was stopped by a signal; Dagster shows it as failed.
     """
     keys = _selected(select)
     run_id = str(uuid4())
@@ -124,6 +125,8 @@ def materialise(home: Path, select: str, partition: str | None, observe: Callabl
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             tags=_process_tags(),
         )
+    if observer.was_interrupted:
+        raise KeyboardInterrupt
     return observer.outcome(run_id, succeeded=result.success)
 
 
@@ -211,6 +214,12 @@ class _Observer:
         self._observe(Step(event.step_key or "", ENDS[event.event_type], self._ended, self._total))
         if event.event_type is DagsterEventType.STEP_FAILURE:
             self._error = self._error or event.step_failure_data.error
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether Ctrl-C or SIGTERM ended the run."""
+        cause = _root_cause(self._error)
+        return cause is not None and cause.cls_name == dg.DagsterExecutionInterruptedError.__name__
 
     def outcome(self, run_id: str, *, succeeded: bool) -> Outcome:
         """What was seen."""
