@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
-from itertools import islice
 
 import dagster as dg
 import polars as pl
@@ -14,13 +13,13 @@ from c360_pipeline.core.lake import CATALOG, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import (
     Classified,
     FileBook,
-    Line,
+    LineBlock,
     classify,
     conflict_letters,
     count_by_file,
     damaged_letters,
     decode,
-    split_lines,
+    line_blocks,
     unbalanced,
 )
 from c360_pipeline.errors import ContractError
@@ -28,8 +27,10 @@ from c360_pipeline.resources import LakeResource, LandingResource
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import EventFile, Landing
 
-BATCH_LINES = 100_000
-"""Lines in memory at once; one batch is one commit to the archive."""
+PIECE_BYTES = 8 * 1024 * 1024
+"""Read from a file at once; lines are decoded in blocks of about this size."""
+BATCH_BYTES = 32 * 1024 * 1024
+"""Unpacked bytes in memory at once; one batch is one commit to the archive."""
 
 GROUP = "landing"
 
@@ -87,9 +88,9 @@ def landing_assets(
     area, tables = landing.open(), lake.open()
     files = unbooked_files(area, tables, date.fromisoformat(config.landing_date) if config.landing_date else None)
     ledger = Ledger()
-    for batch_lines in batches(area, files, ledger):
-        land_batch(area, tables, batch_lines, ledger)
-        context.log.info("batch_landed: %s lines", f"{len(batch_lines):,}")
+    for blocks in batches(area, files, ledger):
+        land_batch(area, tables, blocks, ledger)
+        context.log.info("batch_landed: %s lines", f"{sum(block.line_count for block in blocks):,}")
     tables.insert_new(LANDING_FILES, closed_books(ledger, files))
     yield from _results(tables, ledger)
 
@@ -101,33 +102,38 @@ def unbooked_files(landing: Landing, lake: Lake, landing_date: date | None) -> l
     return [f for f in files if landing_date in (None, f.landing_date)]
 
 
-def batches(landing: Landing, files: list[EventFile], ledger: Ledger) -> Iterator[list[Line]]:
-    """The lines of all files in bounded batches; opens the book of each file that it reads."""
-    lines = _lines(landing, files, ledger)
-    while batch := list(islice(lines, BATCH_LINES)):
+def batches(landing: Landing, files: list[EventFile], ledger: Ledger) -> Iterator[list[LineBlock]]:
+    """All files in batches of bounded size; opens the book of each file that it reads."""
+    batch: list[LineBlock] = []
+    for block in _blocks(landing, files, ledger):
+        batch.append(block)
+        if sum(len(b.content) for b in batch) >= BATCH_BYTES:
+            yield batch
+            batch = []
+    if batch:
         yield batch
 
 
-def _lines(landing: Landing, files: list[EventFile], ledger: Ledger) -> Iterator[Line]:
+def _blocks(landing: Landing, files: list[EventFile], ledger: Ledger) -> Iterator[LineBlock]:
     for file in files:
-        ledger.books[file.uri] = FileBook(file.uri, file.etag, file.landing_date, bytes=file.bytes)
+        book = ledger.books[file.uri] = FileBook(file.uri, file.etag, file.landing_date, bytes=file.bytes)
         try:
-            for line in split_lines(file.uri, landing.lines(file)):
-                ledger.books[file.uri].lines += 1
-                yield line
+            for block in line_blocks(file.uri, landing.pieces(file, PIECE_BYTES)):
+                book.lines += block.line_count
+                yield block
         except ContractError as error:
             # What was read stays, its identity keeps it from landing twice; the file is not booked and is tried again.
             ledger.unreadable[file.uri] = str(error)
 
 
-def land_batch(landing: Landing, lake: Lake, lines: list[Line], ledger: Ledger) -> None:
+def land_batch(landing: Landing, lake: Lake, blocks: list[LineBlock], ledger: Ledger) -> None:
     """Bring one batch into the archive and the dead-letter queue, and into the books.
 
     The books are written last. After a crash at any point the batch is read again: rows that the archive holds from
     these very lines count as landed, dead letters are known by the hash of their bytes.
     """
     now = datetime.now(UTC)
-    decoded = decode(lines, now)
+    decoded = decode(blocks, now)
     outcome: list[Classified] = []
 
     def new_rows(archive: pl.LazyFrame) -> pl.DataFrame:
@@ -136,8 +142,7 @@ def land_batch(landing: Landing, lake: Lake, lines: list[Line], ledger: Ledger) 
 
     lake.append_exclusive(EVENTS, new_rows)
     classified = outcome[0]
-    raw = {(line.source_uri, line.number): line.raw for line in lines} if classified.conflicts.height else {}
-    dead = pl.concat([decoded.dead, conflict_letters(classified.conflicts, raw, now)])
+    dead = pl.concat([decoded.dead, conflict_letters(classified.conflicts, blocks, now)])
     keep_dead_letters(landing, lake, dead)
     for column, frame in (("landed", classified.landed), ("duplicates", classified.duplicates), ("dead", dead)):
         for uri, count in count_by_file(frame).items():

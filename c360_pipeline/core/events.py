@@ -223,7 +223,7 @@ def _attrs(fields: dict[str, Any]) -> dict[str, str]:
         attrs[key] = _as_text(fields[name], name)
     if len(attrs) > MAX_ATTRS:
         raise Rejected("too_many_attrs", f"the event has {len(attrs)} attributes, the limit is {MAX_ATTRS}")
-    return attrs
+    return dict(sorted(attrs.items()))
 
 
 def _as_text(value: object, name: str) -> str:

@@ -8,14 +8,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
+from c360_pipeline.core.event_columns import parse_columns
 from c360_pipeline.core.events import ERROR_CLASSES, Event, Rejected, parse_event
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS
 
 BOM = b"\xef\xbb\xbf"
+NEWLINE = 0x0A
+BLANKS = " \t\n\r\x0b\x0c"
 
 
 class Line(NamedTuple):
@@ -25,6 +32,73 @@ class Line(NamedTuple):
     number: int
     offset: int
     raw: bytes
+
+
+@dataclass(frozen=True)
+class LineBlock:
+    """Consecutive whole lines of one file.
+
+    Attributes:
+        source_uri: the file.
+        first_number: number of the first line, counted from 1.
+        first_offset: where the block begins in the uncompressed file, in bytes.
+        content: the lines with their newlines; the last line of a file may have none.
+    """
+
+    source_uri: str
+    first_number: int
+    first_offset: int
+    content: bytes
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where each line begins in `content`, and where the last one ends."""
+        ends = np.flatnonzero(np.frombuffer(self.content, np.uint8) == NEWLINE) + 1
+        starts = np.concatenate(([0], ends)).astype(np.int64)
+        return starts if starts[-1] == len(self.content) else np.append(starts, len(self.content))
+
+    @cached_property
+    def invalid(self) -> list[int]:
+        """Indexes of lines that are not UTF-8."""
+        if self.content.isascii():
+            return []
+        found: list[int] = []
+        view, position = memoryview(self.content), 0
+        while position < len(view):
+            try:
+                str(view[position:], "utf-8")
+            except UnicodeDecodeError as error:
+                index = int(np.searchsorted(self.starts, position + error.start, side="right")) - 1
+                found.append(index)
+                position = int(self.starts[index + 1])
+            else:
+                break
+        return found
+
+    @cached_property
+    def lines(self) -> pl.DataFrame:
+        """`number` (index in the block) and `line` of every line that is UTF-8 and not blank."""
+        starts = pa.array(self.starts).buffers()[1]
+        array = pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(self.starts) - 1, [None, starts, pa.py_buffer(self.content)]
+        )
+        number = np.arange(len(array))
+        if self.invalid:
+            number = np.delete(number, self.invalid)
+            array = array.take(number)
+        frame = pl.DataFrame({"number": number, "line": pl.from_arrow(array.cast(pa.large_string()))})
+        return frame.filter(pl.col("line").str.strip_chars(BLANKS) != "")
+
+    @property
+    def line_count(self) -> int:
+        """Lines that are not blank."""
+        return self.lines.height + len(self.invalid)
+
+    def line(self, index: int) -> Line:
+        """A line by its index in the block."""
+        start, end = int(self.starts[index]), int(self.starts[index + 1])
+        raw = self.content[start:end].removesuffix(b"\n")
+        return Line(self.source_uri, self.first_number + index, self.first_offset + start, raw)
 
 
 @dataclass(frozen=True)
@@ -57,36 +131,65 @@ class Classified:
     conflicts: pl.DataFrame
 
 
-def split_lines(source_uri: str, stream: Iterable[bytes]) -> Iterator[Line]:
-    """Number the lines of a file and note where each begins.
+def line_blocks(source_uri: str, pieces: Iterable[bytes]) -> Iterator[LineBlock]:
+    """Cut a file into blocks of whole lines, about as long as the pieces that it comes in.
 
-    Blank lines are passed over: they hold nothing that could be lost. A byte order mark at the start of the
-    file is not part of its first line.
+    Blank lines count in the numbering and for nothing else: they hold nothing that could be lost. A byte order mark
+    at the start of the file is not part of its first line.
     """
-    offset = 0
-    for number, piece in enumerate(stream, start=1):
-        raw = piece.removesuffix(b"\n")
-        skipped = len(BOM) if number == 1 and raw.startswith(BOM) else 0
-        if raw[skipped:].strip():
-            yield Line(source_uri, number, offset + skipped, raw[skipped:])
-        offset += len(piece)
+    number, offset = 1, 0
+    carried = b""
+    is_start = True
+    for piece in pieces:
+        content = carried + piece
+        if is_start and not (len(content) < len(BOM) and BOM.startswith(content)):
+            is_start = False
+            offset = len(BOM) if content.startswith(BOM) else 0
+            content = content[offset:]
+        end = content.rfind(b"\n") + 1
+        carried = content[end:]
+        if end:
+            block = LineBlock(source_uri, number, offset, content[:end])
+            number += len(block.starts) - 1
+            offset += end
+            yield block
+    if carried:
+        yield LineBlock(source_uri, number, offset, carried)
 
 
-def decode(lines: Iterable[Line], now: datetime) -> Decoded:
+def decode(blocks: Iterable[LineBlock], now: datetime) -> Decoded:
     """Hold each line against the contract.
 
     Args:
-        lines: any number of lines; all of them are in memory at once, so pass a bounded batch.
+        blocks: all of them are in memory at once, so pass a bounded number.
         now: the moment of landing, UTC.
     """
+    parts = [_decode_block(block, now) for block in blocks]
+    return Decoded(
+        pl.concat([EVENTS.empty(), *(part.events for part in parts)]),
+        pl.concat([DEAD_LETTERS.empty(), *(part.dead for part in parts)]),
+    )
+
+
+def _decode_block(block: LineBlock, now: datetime) -> Decoded:
+    good = parse_columns(block.lines, now, is_ascii=block.content.isascii())
+    left = block.lines.join(good, on="number", how="anti", maintain_order="left")["number"].to_list()
     events: list[tuple[Event, Line]] = []
     dead: list[tuple[Rejected, Line]] = []
-    for line in lines:
+    for line in map(block.line, sorted([*left, *block.invalid])):
         try:
             events.append((parse_event(line.raw, now), line))
         except Rejected as rejected:
             dead.append((rejected, line))
-    return Decoded(_event_frame(events, now), _dead_frame(dead, now))
+    columns = list(EVENTS.columns)
+    usual = good.with_columns(
+        event_date=pl.col("ts").dt.date(),
+        source_uri=pl.lit(block.source_uri),
+        source_line=pl.col("number") + block.first_number,
+        landed_at=pl.lit(now).cast(pl.Datetime("us", "UTC")),
+    )
+    frame = pl.concat([usual.select(columns), _event_frame(events, now)]) if events else usual.select(columns)
+    return Decoded(frame.sort("source_line"), _dead_frame(dead, now))
 
 
 def _event_frame(events: list[tuple[Event, Line]], now: datetime) -> pl.DataFrame:
@@ -142,12 +245,12 @@ def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:
     )
 
 
-def conflict_letters(conflicts: pl.DataFrame, raw: dict[tuple[str, int], bytes], now: datetime) -> pl.DataFrame:
+def conflict_letters(conflicts: pl.DataFrame, blocks: Iterable[LineBlock], now: datetime) -> pl.DataFrame:
     """Dead letters for events that reuse an id with other content.
 
     Args:
         conflicts: as `classify` returns them.
-        raw: the bytes of the batch's lines by (source_uri, line).
+        blocks: those that the conflicts were decoded from.
         now: the moment of landing, UTC.
     """
     rejected = [
@@ -158,11 +261,19 @@ def conflict_letters(conflicts: pl.DataFrame, raw: dict[tuple[str, int], bytes],
                 f"{row['source_uri_winner']}; give every event an id of its own",
                 row["tenant_id"],
             ),
-            Line(row["source_uri"], row["source_line"], 0, raw[row["source_uri"], row["source_line"]]),
+            _line_at(blocks, row["source_uri"], row["source_line"]),
         )
         for row in conflicts.iter_rows(named=True)
     ]
     return _dead_frame(rejected, now)
+
+
+def _line_at(blocks: Iterable[LineBlock], source_uri: str, number: int) -> Line:
+    return next(
+        block.line(number - block.first_number)
+        for block in blocks
+        if block.source_uri == source_uri and 0 <= number - block.first_number < len(block.starts) - 1
+    )
 
 
 @dataclass

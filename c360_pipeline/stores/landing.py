@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -112,8 +113,8 @@ class Landing:
         ]
         return sorted(files, key=lambda f: f.key)
 
-    def lines(self, file: LandingFile) -> Iterator[bytes]:
-        """The file's lines with their newlines, unpacked when its name ends in .gz; read as a stream.
+    def pieces(self, file: LandingFile, size: int) -> Iterator[bytes]:
+        """The file's content in pieces of at most `size` bytes, unpacked when its name ends in .gz.
 
         Raises:
             ContractError: the gzip stream is broken; the message names the file.
@@ -121,12 +122,14 @@ class Landing:
         body = self._client.get_object(Bucket=self.bucket, Key=file.key)["Body"]
         raw = io.BufferedReader(cast("io.RawIOBase", body), buffer_size=1024 * 1024)
         if not file.key.endswith(".gz"):
-            yield from raw
+            while piece := raw.read(size):
+                yield piece
             return
         try:
             with gzip.open(raw) as unpacked:
-                yield from unpacked
-        except (EOFError, gzip.BadGzipFile) as error:
+                while piece := unpacked.read(size):
+                    yield piece
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ContractError(
                 f"{file.uri} is not a whole gzip file: {error}. Ask its producer to send it again."
             ) from None

@@ -41,8 +41,8 @@ def put(landing: Landing, tmp_path: Path) -> Put:
 def land(landing: Landing, lake: Lake) -> pl.DataFrame:
     """Land what is new; returns all books."""
     files, ledger = unbooked_files(landing, lake, None), Ledger()
-    for lines in batches(landing, files, ledger):
-        land_batch(landing, lake, lines, ledger)
+    for blocks in batches(landing, files, ledger):
+        land_batch(landing, lake, blocks, ledger)
     lake.insert_new(LANDING_FILES, closed_books(ledger, files))
     return lake.read(LANDING_FILES)
 
@@ -82,8 +82,8 @@ def test_after_a_crash_before_the_books_were_closed_nothing_is_there_twice(
 ) -> None:
     put("a.jsonl", event(1), event(2), b"{oops")
     files, ledger = unbooked_files(landing, lake, None), Ledger()
-    for lines in batches(landing, files, ledger):
-        land_batch(landing, lake, lines, ledger)
+    for blocks in batches(landing, files, ledger):
+        land_batch(landing, lake, blocks, ledger)
     # The process dies here: the archive has the rows, the books do not.
     books = land(landing, lake)
     assert books.select("lines", "landed", "duplicates", "dead").row(0) == (3, 2, 0, 1)
@@ -100,8 +100,8 @@ def test_a_broken_gzip_is_named_and_the_other_files_land(
     landing.put_file(broken, TODAY)
     put("b.jsonl", event(5000))
     files, ledger = unbooked_files(landing, lake, None), Ledger()
-    for lines in batches(landing, files, ledger):
-        land_batch(landing, lake, lines, ledger)
+    for blocks in batches(landing, files, ledger):
+        land_batch(landing, lake, blocks, ledger)
     lake.insert_new(LANDING_FILES, closed_books(ledger, files))
     (message,) = ledger.unreadable.values()
     assert "a-broken.jsonl.gz is not a whole gzip file" in message

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from c360_pipeline.core.landing import classify, decode, split_lines
+from c360_pipeline.core.landing import classify, decode, line_blocks
 from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, share, write_sample
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError
@@ -25,12 +25,8 @@ def test_there_are_as_many_lines_as_asked_for(written: Written) -> None:
 
 def test_the_truth_is_true_of_every_line(written: Written) -> None:
     truth = pl.read_ndjson(written.truth_file, infer_schema_length=None)
-    lines = [
-        line
-        for f in written.event_files
-        for line in split_lines(f.name, gzip.decompress(f.read_bytes()).splitlines(True))
-    ]
-    decoded = decode(lines, datetime.now(UTC))
+    blocks = [b for f in written.event_files for b in line_blocks(f.name, [gzip.decompress(f.read_bytes())])]
+    decoded = decode(blocks, datetime.now(UTC))
     facts = ["tenant_id", "event_id", "content_hash", "source_uri", "source_line"]
     judged = classify(decoded.events, decoded.events.clear().select(facts))
     for kind, frame in (("event", judged.landed), ("duplicate", judged.duplicates)):

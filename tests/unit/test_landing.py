@@ -6,15 +6,19 @@ import polars as pl
 import pytest
 
 from c360_pipeline.core.lake import EVENTS, LANDING_FILES
-from c360_pipeline.core.landing import Line, classify, conflict_letters, decode, split_lines, unbalanced
+from c360_pipeline.core.landing import LineBlock, classify, conflict_letters, decode, line_blocks, unbalanced
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
 NOTHING_ARCHIVED = EVENTS.empty().select("tenant_id", "event_id", "content_hash", "source_uri", "source_line")
 
 
-def line(number: int, uri: str = "f", **changes: object) -> Line:
+def line(**changes: object) -> bytes:
     fields = {"tenantId": "acme", "userId": "u", "sessionId": "s", "ts": 1762077600000, "action": "view"} | changes
-    return Line(uri, number, 0, json.dumps(fields).encode())
+    return json.dumps(fields).encode()
+
+
+def block(*lines: bytes, uri: str = "f") -> LineBlock:
+    return LineBlock(uri, 1, 0, b"\n".join(lines) + b"\n")
 
 
 @pytest.mark.parametrize(
@@ -28,35 +32,38 @@ def line(number: int, uri: str = "f", **changes: object) -> Line:
         (b"\n\n", []),
     ],
 )
-def test_lines_are_numbered_and_placed(content: bytes, expected: list[tuple[int, int, bytes]]) -> None:
-    found = split_lines("f", content.splitlines(keepends=True))
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_lines_are_numbered_and_placed(content: bytes, expected: list[tuple[int, int, bytes]], size: int) -> None:
+    pieces = [content[n : n + size] for n in range(0, len(content), size)]
+    found = [b.line(n) for b in line_blocks("f", pieces) for n in b.lines["number"]]
     assert [(one.number, one.offset, one.raw) for one in found] == expected
 
 
 def test_carriage_returns_are_harmless() -> None:
-    one = line(1)
-    assert decode([one._replace(raw=one.raw + b"\r")], NOW).events.height == 1
+    assert decode([block(line() + b"\r")], NOW).events.height == 1
 
 
 def test_every_line_is_an_event_or_a_dead_letter() -> None:
-    bad = Line("f", 2, 40, b"{nonsense")
-    decoded = decode([line(1), bad], NOW)
-    assert decoded.events["source_line"].to_list() == [1]
+    bad = [b"{nonsense", b"\xff" + line(), "ünï".encode(), b"\xc3"]
+    decoded = decode([block(line(), *bad, line(userId="é"))], NOW)
+    assert decoded.events["source_line"].to_list() == [1, 6]
     letter = decoded.dead.row(0, named=True)
-    assert (letter["source_line"], letter["byte_offset"], letter["raw"]) == (2, 40, b"{nonsense")
+    assert (letter["source_line"], letter["byte_offset"], letter["raw"]) == (2, len(line()) + 1, b"{nonsense")
     assert letter["dead_letter_id"] == hashlib.sha256(b"{nonsense").hexdigest()
     assert (letter["error_class"], letter["status"]) == ("invalid_json", "open")
+    assert decoded.dead["raw"].to_list() == bad
+    assert decoded.dead["error_class"].to_list() == ["invalid_json", "invalid_utf8", "invalid_json", "invalid_utf8"]
 
 
 def test_the_first_of_equal_events_lands() -> None:
-    events = decode([line(1), line(2), line(1, uri="g")], NOW).events
+    events = decode([block(line(), line()), block(line(), uri="g")], NOW).events
     classified = classify(events, NOTHING_ARCHIVED)
     assert classified.to_append["source_line"].to_list() == [1]
     assert classified.duplicates.select("source_uri", "source_line").rows() == [("f", 2), ("g", 1)]
 
 
 def test_an_interrupted_try_counts_as_landed_and_is_not_appended_again() -> None:
-    events = decode([line(1), line(2, userId="v")], NOW).events
+    events = decode([block(line(), line(userId="v"))], NOW).events
     archived = events.head(1).select(NOTHING_ARCHIVED.columns)
     classified = classify(events, archived)
     assert classified.landed.height == 2
@@ -65,19 +72,20 @@ def test_an_interrupted_try_counts_as_landed_and_is_not_appended_again() -> None
 
 
 def test_another_event_under_a_taken_id_is_a_conflict() -> None:
-    lines = [line(1, eventId="e"), line(2, eventId="e", action="purchase"), line(3, eventId="e")]
-    events = decode(lines, NOW).events
+    blocks = [block(line(eventId="e"), line(eventId="e", action="purchase"), line(eventId="e"))]
+    events = decode(blocks, NOW).events
     classified = classify(events, NOTHING_ARCHIVED)
     assert classified.duplicates["source_line"].to_list() == [3]
-    letters = conflict_letters(classified.conflicts, {("f", n.number): n.raw for n in lines}, NOW)
+    letters = conflict_letters(classified.conflicts, blocks, NOW)
     letter = letters.row(0, named=True)
     assert letter["error_class"] == "duplicate_id_conflict"
     assert "line 1 of f" in letter["reason"]
-    assert letter["raw"] == lines[1].raw
+    assert letter["raw"] == line(eventId="e", action="purchase")
+    assert letter["byte_offset"] == len(line(eventId="e")) + 1
 
 
 def test_the_same_id_of_two_tenants_is_no_conflict() -> None:
-    events = decode([line(1, eventId="e"), line(2, eventId="e", tenantId="globex")], NOW).events
+    events = decode([block(line(eventId="e"), line(eventId="e", tenantId="globex"))], NOW).events
     assert classify(events, NOTHING_ARCHIVED).to_append.height == 2
 
 
