@@ -27,8 +27,9 @@ app = typer.Typer(
 journey_app = typer.Typer(help="Stitched customer journeys.", no_args_is_help=True)
 app.add_typer(journey_app, name="journey")
 
-out = Console(width=None if sys.stdout.isatty() else 120)
-err = Console(stderr=True)
+# Without markup: what data, paths and messages hold in brackets is text.
+out = Console(width=None if sys.stdout.isatty() else 120, markup=False)
+err = Console(stderr=True, markup=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")
 
@@ -38,7 +39,7 @@ def main() -> None:
     try:
         app()
     except C360Error as error:
-        err.print(f"[red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+        err.print(f"error: {error}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("stopped")
@@ -99,10 +100,7 @@ def doctor(as_json: AsJson = False) -> None:
         print_json([{"name": f.name, "found": f.found, "install": f.install} for f in findings])
     else:
         for f in findings:
-            out.print(
-                f"[green]ok[/]       {f.name}" if f.is_met else f"[red]missing[/]  {f.name}: {f.install}",
-                highlight=False,
-            )
+            out.print(f"ok       {f.name}" if f.is_met else f"missing  {f.name}: {f.install}", highlight=False)
     if not all(f.is_met for f in findings):
         raise typer.Exit(1)
 
@@ -226,7 +224,7 @@ def landing_candidates(paths: list[Path]) -> list[Path]:
 @app.command()
 def run(
     select: Annotated[str, typer.Option(help="assets in Dagster's selection syntax")] = "*",
-    partition: Annotated[str | None, typer.Option(help="partition key")] = None,
+    partition: Annotated[str | None, typer.Option(help="land files of this date only")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Materialise assets through Dagster and run their checks."""
@@ -244,9 +242,9 @@ def run(
 def report_outcome(outcome: Any) -> None:
     """Say on stderr how a run ended."""
     for check in outcome.failed_checks:
-        err.print(f"[red]check failed[/] {check}", highlight=False)
+        err.print(f"check failed: {check}", highlight=False)
     if outcome.error:
-        err.print(f"[red]error:[/] {outcome.error}", highlight=False)
+        err.print(f"error: {outcome.error}", highlight=False)
     err.print(f"run {outcome.run_id} {'succeeded' if outcome.succeeded else 'failed'}", highlight=False)
 
 
@@ -275,8 +273,10 @@ def reconcile(
     from c360_pipeline.stores.reconcile import reconcile as compare
 
     settings = load_settings()
-    archive = Archive(open_lake(settings), open_control(settings).read())
-    with open_graph(settings) as graph, err.status("comparing the graph with its archive"):
+    control = open_control(settings)
+    archive = Archive(open_lake(settings), control.read())
+    # A run projects what the archive read here does not hold yet: a repair in between would take that for ghosts.
+    with control.exclusive_run(), open_graph(settings) as graph, err.status("comparing the graph with its archive"):
         found = summarise(compare(archive, graph, repair=repair))
         left = summarise(compare(archive, graph)) if repair else found
     print_json({"found": found, "left": left}) if as_json else print_reconciliation(found, left, repair=repair)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from dotenv import dotenv_values
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,15 @@ from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError, InvariantError
 from c360_pipeline.resources import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.runs import EVERYTHING, Outcome, Step, materialise
-from c360_pipeline.settings import Settings, c360_home, load_settings, postgres_login
+from c360_pipeline.settings import (
+    OWNERS,
+    Settings,
+    c360_home,
+    connection_file,
+    load_settings,
+    merged_environment,
+    postgres_login,
+)
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import folder_for
@@ -93,6 +102,7 @@ class Demo:
                     stack.up(self._home, progress)
                 else:
                     until_shown.enter_context(stack.attached(self._home, progress))
+            self._refuse_other_servers()
             folder = Path(until_shown.enter_context(tempfile.TemporaryDirectory()))
             self._work_and_tell(load_settings(), folder)
             address = self._start_ui() if keep else None
@@ -100,6 +110,16 @@ class Demo:
         self._tell_where_to_look(address)
         if self._wrong:
             raise InvariantError("not as it must be: " + "; ".join(self._wrong))
+
+    def _refuse_other_servers(self) -> None:
+        """The demo fills what it is connected to: that must be the services that it started."""
+        started, used = dotenv_values(connection_file(self._home)), merged_environment(self._home)
+        others = sorted(n for names in OWNERS.values() for n in names if n in used and used[n] != started.get(n))
+        if others:
+            raise ConfigError(
+                f"The demo loads sample data, and {', '.join(others)} name other servers than the embedded ones. "
+                "Unset these variables, or move .env aside."
+            )
 
     def _start_ui(self) -> str:
         with self._timed("start UI"):
@@ -135,7 +155,7 @@ class Demo:
         self._seconds[what] = time.monotonic() - began
 
     def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, soft_wrap=True, markup=True)
 
     def _must(self, what: str, *, hold: bool) -> str:
         if not hold:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -103,14 +104,15 @@ def materialise(home: Path, select: str, partition: str | None, observe: Callabl
     Args:
         home: state folder.
         select: assets in Dagster's selection syntax, `*` for all.
-        partition: partition key, where the selected assets have partitions.
+        partition: landing date, `YYYY-MM-DD`, when only its files are to be landed.
         observe: told each step as it starts and ends.
 
     Raises:
-        ConfigError: nothing is selected.
+        ConfigError: nothing is selected, or the partition is no date.
         KeyboardInterrupt: the run was stopped by a signal; Dagster shows it as failed.
     """
     keys = _selected(select)
+    ops = {"landing": {"config": {"landing_date": _as_date(partition)}}} if partition else {}
     run_id = str(uuid4())
     with open_control(load_settings(home)).exclusive_run(), instance(home) as dagster:
         close_abandoned_runs(dagster)
@@ -119,10 +121,9 @@ def materialise(home: Path, select: str, partition: str | None, observe: Callabl
         result = defs.resolve_job_def(JOB).execute_in_process(
             instance=dagster,
             asset_selection=keys,
-            partition_key=partition,
             run_id=run_id,
             raise_on_error=False,
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": ops},
             tags=_process_tags(),
         )
     if observer.was_interrupted:
@@ -150,6 +151,13 @@ def _selected(select: str) -> list[dg.AssetKey] | None:
         known = ", ".join(sorted(key.to_user_string() for key in defs.resolve_all_asset_keys()))
         raise ConfigError(f"--select {select!r} names no asset. There are: {known}.")
     return sorted(chosen)
+
+
+def _as_date(partition: str) -> str:
+    try:
+        return date.fromisoformat(partition).isoformat()
+    except ValueError:
+        raise ConfigError(f"--partition {partition!r}: a landing date such as 2025-11-03 is right.") from None
 
 
 def _process_tags() -> dict[str, str]:

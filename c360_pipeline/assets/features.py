@@ -19,7 +19,9 @@ from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
     kinds={"neo4j", "deltalake"},
     metadata={"dagster/column_schema": column_schema(USER_COMMUNITIES), "lake_table": USER_COMMUNITIES.name},
 )
-def user_communities(lake: LakeResource, graph: GraphResource, gds: GdsResource) -> dg.MaterializeResult[None]:
+def user_communities(
+    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, gds: GdsResource
+) -> dg.MaterializeResult[None]:
     """Project users and products, run Louvain per tenant, keep and write what changed."""
     tables, algorithms = lake.open(), gds.open()
     with graph.open() as neo4j:
@@ -28,7 +30,7 @@ def user_communities(lake: LakeResource, graph: GraphResource, gds: GdsResource)
             weights = interaction_weights(neo4j.read(model.VIEWED, tenant), neo4j.read(model.PURCHASED, tenant))
             if weights.height:
                 members, edges = number_members(weights)
-                labels = algorithms.louvain(f"c360_communities_{len(parts)}", members, edges)
+                labels = algorithms.louvain(f"c360_communities_{context.run.run_id}_{len(parts)}", members, edges)
                 parts.append(canonical_communities(tenant, members, labels))
         communities = pl.concat(parts)
         changes = tables.replace(USER_COMMUNITIES, communities)

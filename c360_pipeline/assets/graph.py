@@ -64,7 +64,7 @@ def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
         events, events_version = tables.changes(EVENTS, done.get(EVENTS.name))
         catalog, catalog_version = tables.changes(CATALOG, done.get(CATALOG.name))
         if events.count or catalog.count:
-            _project_products(tables, neo4j, done.get(CATALOG.name))
+            _project_products(tables, neo4j, tables.still_there(CATALOG, done.get(CATALOG.name)))
         neo4j.save_checkpoint("product_graph", EVENTS.name, events_version)
         neo4j.save_checkpoint("product_graph", CATALOG.name, catalog_version)
         counts = neo4j.counts()
@@ -76,7 +76,8 @@ def _project_products(lake: Lake, graph: Graph, catalog_before: Version | None) 
     items = lake.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
     before = lake.read(CATALOG, catalog_before.number) if catalog_before else CATALOG.empty()
     wanted = model.products(items, now)
-    held = [graph.read(model.PRODUCT, tenant) for tenant in wanted["tenant_id"].unique().sort()]
+    tenants = set(wanted["tenant_id"]) | set(before["tenant_id"])
+    held = [graph.read(model.PRODUCT, tenant) for tenant in sorted(tenants)]
     found = pl.concat(held, how="diagonal_relaxed") if held else wanted.head(0)
     graph.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
     for kind, build in ((model.CATEGORY, model.categories), (model.IN_CATEGORY, model.product_categories)):
@@ -112,7 +113,8 @@ def event_graph(
     tables = lake.open()
     changed_rows = {}
     with graph.open() as neo4j:
-        since = neo4j.checkpoint("event_graph").get(EVENTS.name)
+        done = neo4j.checkpoint("event_graph")
+        since = tables.still_there(EVENTS, done.get(EVENTS.name))
         changed, version = tables.changes(EVENTS, since)
         touched = touched_events(tables, changed, since)
         for projection in model.EVENT_PROJECTIONS if changed.count else ():
@@ -126,6 +128,10 @@ def event_graph(
             users = changed.upserted.select("tenant_id", "user_id").unique().lazy()
             communities = tables.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
             neo4j.update(model.USER_COMMUNITY, model.user_communities(communities.collect()))
+        # Communities that an interrupted run has kept in the lake and not written here.
+        late, late_version = tables.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
+        neo4j.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
+        neo4j.save_checkpoint("event_graph", USER_COMMUNITIES.name, late_version)
         neo4j.save_checkpoint("event_graph", EVENTS.name, version)
         counts = neo4j.counts()
     return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), changed=counts_table(changed_rows, "kind")))

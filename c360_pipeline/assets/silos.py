@@ -78,8 +78,9 @@ def _load(
             run_id=pl.lit(run_id),
         )
     )
-    table, changed = changed_rows(lake.read_silo(plan.lake_table), extracted, list(plan.table.key_columns))
-    if changed:
+    current = lake.read_silo(plan.lake_table)
+    table, changed = changed_rows(current, extracted, list(plan.table.key_columns))
+    if changed or not current.width:
         lake.replace_silo(plan.lake_table, table, f"{plan.table.schema_name}.{plan.table.table_name} of {plan.db_name}")
     control_db.log_table(
         log_id,
@@ -103,7 +104,10 @@ def silo_keys_are_unique(control: ControlResource, lake: LakeResource) -> dg.Ass
     wrong: dict[str, int] = {}
     for table in control_rows.tables:
         name = f"silos/{databases[table.database_id]}/{table.table_name}"
-        keys = tables.read_silo(name).select("tenant_id", *table.key_columns)
+        held = tables.read_silo(name)
+        if held.is_empty():
+            continue
+        keys = held.select("tenant_id", *table.key_columns)
         repeated = keys.height - keys.drop_nulls().unique().height
         wrong |= {name: repeated} if repeated else {}
     return dg.AssetCheckResult(
@@ -127,6 +131,9 @@ def silo_nodes(control: ControlResource, lake: LakeResource, graph: GraphResourc
     silos = Archive(lake.open(), control_rows).silo_nodes()
     with graph.open() as neo4j:
         neo4j.apply_schema(list(silos.kinds.values()))
+        for kind in silos.kinds.values():
+            # A column that is excluded from now on leaves the nodes that had it.
+            neo4j.remove_undeclared_properties(kind)
         tenants = tenants_to_compare(control_rows, neo4j)
         changed = {
             label: bring_into_graph(neo4j, kind, silos.frames[label], tenants) for label, kind in silos.kinds.items()

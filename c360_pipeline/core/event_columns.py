@@ -16,6 +16,8 @@ from c360_pipeline.core.events import (
     MAX_ATTRS,
     MAX_LINE_BYTES,
     MAX_STRING_CHARACTERS,
+    MAX_TENANT_BYTES,
+    NO_TENANT,
     REQUIRED_STRINGS,
 )
 
@@ -159,7 +161,9 @@ def _is_plainly_good(now: datetime) -> pl.Expr:
     return pl.all_horizontal(
         *(pl.col(f.name).str.strip_chars() != "" for f in REQUIRED_STRINGS),
         *(pl.col(name).fill_null("").str.len_chars() <= MAX_STRING_CHARACTERS for name in _STRINGS),
-        pl.col("eventId").fill_null("-") != "",
+        pl.col("eventId").fill_null("-").str.strip_chars() != "",
+        pl.col("tenantId").str.len_bytes() <= MAX_TENANT_BYTES // 3,
+        pl.col("tenantId") != NO_TENANT,
         pl.col("ts").is_between(earliest, latest),
         pl.col("names") == found,
         *(~pair for pair in both),

@@ -12,11 +12,14 @@ import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 CONTRACT_VERSION = 1
 MAX_LINE_BYTES = 1024 * 1024
 MAX_STRING_CHARACTERS = 1024
 MAX_ATTRS = 64
+MAX_TENANT_BYTES = 200
+NO_TENANT = "__HIVE_DEFAULT_PARTITION__"
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 LATEST_AHEAD = timedelta(days=1)
 EXTRA_PREFIX = "_extra."
@@ -86,9 +89,10 @@ class Rejected(Exception):  # noqa: N818 - an outcome of a line, not a fault of 
     """A line that can't become an event, with its class and a reason that its producer can act on."""
 
     def __init__(self, error_class: str, reason: str, tenant_id: str | None = None) -> None:
-        super().__init__(reason)
+        # A reason quotes what it found, and that may hold halves of surrogate pairs, which no file can keep.
+        self.reason = reason.encode("utf-8", "backslashreplace").decode()
+        super().__init__(self.reason)
         self.error_class = error_class
-        self.reason = reason
         self.tenant_id = tenant_id
 
 
@@ -104,7 +108,7 @@ def parse_event(line: bytes, now: datetime) -> Event:
     """
     fields = _load_object(line)
     tenant = fields.get("tenantId")
-    tenant_id = tenant if isinstance(tenant, str) and tenant.strip() else None
+    tenant_id = tenant if isinstance(tenant, str) and tenant.strip() and _encodes(tenant) else None
     try:
         return _build_event(fields, now)
     except Rejected as rejected:
@@ -157,10 +161,11 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _build_event(fields: dict[str, Any], now: datetime) -> Event:
     strings = {f.name: _required_string(fields, f.name) for f in REQUIRED_STRINGS}
+    _check_tenant(strings["tenantId"])
     ts = _timestamp(fields, now)
     item_id = _optional_string(fields, "itemId")
     given_id = _optional_string(fields, "eventId")
-    if fields.get("eventId") is not None and given_id is None:
+    if fields.get("eventId") is not None and not (given_id or "").strip():
         raise Rejected("empty_value", "field `eventId` is empty; leave it out or give every event its own")
     attrs = _attrs(fields)
     tenant_id, user_id = strings["tenantId"], strings["userId"]
@@ -194,16 +199,33 @@ def _string(value: object, name: str) -> str:
 
 def _bounded(text: str, name: str) -> str:
     if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise Rejected("invalid_utf8", f"field `{name}` holds half of a surrogate pair") from None
+        if not _encodes(text):
+            raise Rejected("invalid_utf8", f"field `{name}` holds half of a surrogate pair")
         text = unicodedata.normalize("NFC", text)
     if len(text) > MAX_STRING_CHARACTERS:
         raise Rejected(
             "too_large", f"field `{name}` has {len(text):,} characters, the limit is {MAX_STRING_CHARACTERS:,}"
         )
     return text
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_tenant(tenant_id: str) -> None:
+    """A tenant is a folder of the archive too: its name must fit, and not be the one that stands for none."""
+    length = len(quote(tenant_id, safe=""))
+    if length > MAX_TENANT_BYTES:
+        raise Rejected(
+            "too_large", f"field `tenantId` has {length} bytes as a folder name, the limit is {MAX_TENANT_BYTES}"
+        )
+    if tenant_id == NO_TENANT:
+        raise Rejected("empty_value", f"field `tenantId`: {NO_TENANT} stands for no tenant")
 
 
 def _attrs(fields: dict[str, Any]) -> dict[str, str]:
@@ -232,12 +254,19 @@ def _as_text(value: object, name: str) -> str:
         case str():
             text = value
         case bool() | None | dict() | list():
-            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+            text = _json_text(value, name)
         case float() if value.is_integer():
             text = str(int(value))
         case _:
             text = str(value)
     return _bounded(text, name)
+
+
+def _json_text(value: object, name: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    except RecursionError:
+        raise Rejected("invalid_json", f"field `{name}`: values are nested too deep to be read") from None
 
 
 def _timestamp(fields: dict[str, Any], now: datetime) -> datetime:

@@ -77,7 +77,9 @@ Kind = NodeKind | RelationshipKind
 
 USER = NodeKind("User", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT})
 SESSION = NodeKind("Session", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT})
-ACTION = NodeKind("Action", ("id",), {"id": TEXT, "type": TEXT, "ts": INSTANT, "attrs": TEXT}, ("Event",))
+ACTION = NodeKind(
+    "Action", ("id",), {"id": TEXT, "type": TEXT, "ts": INSTANT, "user_id": TEXT, "attrs": TEXT}, ("Event",)
+)
 PRODUCT = NodeKind("Product", ("id",), {"id": TEXT, "name": TEXT, "category": TEXT, "price": REAL})
 CATEGORY = NodeKind("Category", ("name",), {"name": TEXT})
 CORRELATION = NodeKind("Correlation", ("id",), {"id": TEXT, "key_type": TEXT})
@@ -122,7 +124,8 @@ def sessions(events: pl.DataFrame) -> pl.DataFrame:
 def actions(events: pl.DataFrame) -> pl.DataFrame:
     """`ACTION` rows; attributes as JSON text with sorted names."""
     texts = [json.dumps(attrs or {}, ensure_ascii=False, sort_keys=True) for attrs in events["attrs"]]
-    return events.select("tenant_id", id="event_id", type="action", ts="ts", attrs=pl.Series(texts, dtype=pl.String))
+    attrs = pl.Series(texts, dtype=pl.String)
+    return events.select("tenant_id", id="event_id", type="action", ts="ts", user_id="user_id", attrs=attrs)
 
 
 def user_sessions(events: pl.DataFrame) -> pl.DataFrame:

@@ -219,9 +219,16 @@ class Changes:
 
 
 def compare_versions(before: pl.DataFrame, after: pl.DataFrame, key: tuple[str, ...]) -> Changes:
-    """Compare two frames of the same columns by key; null equals null."""
+    """Compare two frames of the same columns by key; null equals null.
+
+    Where a column has another type than before, every row counts as altered.
+    """
     if before.is_empty():
-        return Changes(after, before.select(key))
+        return Changes(after, after.select(key).clear())
+    if dict(before.schema) != dict(after.select(before.columns).schema):
+        same_keys = before.select(key).schema == after.select(key).schema
+        gone = before.select(key).join(after.select(key), on=list(key), how="anti") if same_keys else before.select(key)
+        return Changes(after, gone)
     upserted = after.join(before, on=after.columns, how="anti", nulls_equal=True) if after.height else after
     deleted = before.select(key).join(after.select(key), on=list(key), how="anti", nulls_equal=True)
     return Changes(upserted, deleted)

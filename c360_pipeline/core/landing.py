@@ -5,7 +5,7 @@ Belongs here: decoding lines, and deciding which events are new. Not here: readi
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
@@ -215,15 +215,17 @@ def _dead_frame(dead: list[tuple[Rejected, Line]], now: datetime) -> pl.DataFram
     return pl.DataFrame(rows, schema=DEAD_LETTERS.empty().schema, orient="row")
 
 
-def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:
+def classify(events: pl.DataFrame, archived: pl.DataFrame, booked: Collection[str] = ()) -> Classified:
     """Decide which events of a batch are new.
 
     The first of several lines with one identity wins, in the archive before the batch and in the batch by order.
-    A row that the archive holds from this very line is an earlier, interrupted try: landed, not a duplicate.
+    A row that the archive holds from this very line is an earlier, interrupted try: landed, not a duplicate; unless the
+    file is booked, for then it was delivered again under its old name.
 
     Args:
         events: rows of `EVENTS`.
         archived: tenant_id, event_id, content_hash, source_uri, source_line of archive rows with the batch's ids.
+        booked: addresses of files that have a book already, with other content.
     """
     key = ["tenant_id", "event_id"]
     facts = ["content_hash", "source_uri", "source_line"]
@@ -234,12 +236,17 @@ def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:
         pl.col("source_line") == pl.col("source_line_winner")
     )
     is_same = pl.col("content_hash") == pl.col("content_hash_winner")
-    landed = judged.filter(is_winner).select(events.columns)
+    is_new = judged.select(key).join(archived, on=key, how="anti")
+    judged = judged.join(is_new.unique().with_columns(is_new=True), on=key, how="left", maintain_order="left")
+    is_landed = (
+        is_winner & is_same & (pl.col("is_new").fill_null(value=False) | ~pl.col("source_uri").is_in(list(booked)))
+    )
+    landed = judged.filter(is_landed).select(events.columns)
     return Classified(
         landed=landed,
         to_append=landed.join(archived, on=key, how="anti", maintain_order="left"),
-        duplicates=judged.filter(~is_winner & is_same).select(events.columns),
-        conflicts=judged.filter(~is_winner & ~is_same).select(
+        duplicates=judged.filter(~is_landed & is_same).select(events.columns),
+        conflicts=judged.filter(~is_same).select(
             *events.columns, pl.col("source_uri_winner"), pl.col("source_line_winner")
         ),
     )
@@ -306,3 +313,17 @@ def damaged_letters(letters: pl.DataFrame) -> pl.DataFrame:
     """Rows of `DEAD_LETTERS` whose id is not the sha256 of their bytes, or whose class the contract does not know."""
     hashes = pl.Series([hashlib.sha256(raw).hexdigest() for raw in letters["raw"]], dtype=pl.String)
     return letters.filter((pl.col("dead_letter_id") != hashes) | ~pl.col("error_class").is_in(ERROR_CLASSES))
+
+
+def misbooked(files: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
+    """Booked files of which the archive holds more or fewer rows than their books say.
+
+    A file that could not be read to its end has rows in the archive and no book; it is not judged here.
+
+    Args:
+        files: rows of `LANDING_FILES`; a file that was delivered anew has several.
+        archived: source_uri and `archived`, the number of archive rows from it.
+    """
+    booked = files.group_by("source_uri").agg(pl.col("landed").sum())
+    both = booked.join(archived, on="source_uri", how="left").with_columns(pl.col("archived").fill_null(0))
+    return both.filter(pl.col("landed") != pl.col("archived")).sort("source_uri")

@@ -17,7 +17,12 @@ from c360_pipeline.core.graph import NodeKind, RelationshipKind
 from c360_pipeline.errors import ConfigError
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+FOLDER = re.compile(r"(?!\.+$)[^/\\]+")
+RESERVED_LABELS = frozenset(
+    ("User", "Session", "Action", "Event", "Product", "Category", "Correlation", "Journey", "ProjectionCheckpoint")
+)
 EXACT_FLOAT_DIGITS = 15
+WHOLE_DIGITS = 18
 LINEAGE = ("tenant_id", "extracted_at", "run_id")
 """Columns that every silo table of the lake has beside its source's."""
 
@@ -121,7 +126,9 @@ def lake_type(column: Column) -> pl.DataType:
 
 
 def graph_type(in_lake: pl.DataType) -> pl.DataType:
-    """A lake column's type in the graph: a decimal that a float holds exactly is a float, others are text."""
+    """A lake column's type in the graph: a decimal that an integer or a float holds is one, others are text."""
+    if isinstance(in_lake, pl.Decimal) and not in_lake.scale and (in_lake.precision or 39) <= WHOLE_DIGITS:
+        return pl.Int64()
     if isinstance(in_lake, pl.Decimal):
         return pl.Float64() if (in_lake.precision or 39) <= EXACT_FLOAT_DIGITS else pl.String()
     return in_lake
@@ -150,22 +157,51 @@ def plan_extracts(control: ControlRows, found: Mapping[int, Mapping[str, Column]
     """
     databases = {d.database_id: d for d in control.databases}
     problems: list[str] = []
-    extracts = []
+    extracts: list[Extract] = []
     for table in control.tables:
         columns = found.get(table.table_id, {})
         excluded = {name for table_id, name in control.excluded if table_id == table.table_id}
         label = control.labels.get(table.table_id)
-        problems += _table_problems(table, columns, excluded, label)
         database = databases[table.database_id]
+        problems += _table_problems(database.db_name, table, columns, excluded, label)
         kept = tuple(column for name, column in columns.items() if name not in excluded)
         extracts.append(Extract(table, database.tenant_id, database.db_name, kept, tuple(sorted(excluded)), label))
+    problems += _shared_paths(extracts) + _labels_apart(extracts)
     if problems:
         raise ConfigError("The control database asks for what can't be:\n- " + "\n- ".join(problems))
     return extracts
 
 
+def _shared_paths(extracts: list[Extract]) -> list[str]:
+    """Tables that would overwrite each other in the lake."""
+    first: dict[str, Extract] = {}
+    problems = []
+    for extract in extracts:
+        other = first.setdefault(extract.lake_table, extract)
+        if other is not extract:
+            problems.append(
+                f"source_tables rows {other.table.table_id} and {extract.table.table_id} have one place in the lake, "
+                f"{extract.lake_table}: give their databases different names, or read one of them only"
+            )
+    return problems
+
+
+def _labels_apart(extracts: list[Extract]) -> list[str]:
+    """Tables of one label whose keys differ: their nodes could not be told apart."""
+    first: dict[str, Extract] = {}
+    problems = []
+    for extract in extracts:
+        other = first.setdefault(extract.label, extract) if extract.label else extract
+        if other.table.key_columns != extract.table.key_columns:
+            problems.append(
+                f"node_label_mappings: label {extract.label!r} of the source_tables rows {other.table.table_id} and "
+                f"{extract.table.table_id} has two keys, {other.table.key_columns} and {extract.table.key_columns}"
+            )
+    return problems
+
+
 def _table_problems(
-    table: SourceTable, columns: Mapping[str, Column], excluded: set[str], label: str | None
+    database: str, table: SourceTable, columns: Mapping[str, Column], excluded: set[str], label: str | None
 ) -> list[str]:
     row = f"source_tables row {table.table_id} ({table.schema_name}.{table.table_name})"
     if not columns:
@@ -178,6 +214,16 @@ def _table_problems(
     ]
     if label is not None and not IDENTIFIER.fullmatch(label):
         problems.append(f"{row}: label {label!r} must match {IDENTIFIER.pattern}")
+    if label in RESERVED_LABELS:
+        problems.append(f"{row}: label {label!r} is one of the graph's own")
+    problems += [
+        f"{row}: {n!r} can't be the name of a folder" for n in (database, table.table_name) if not FOLDER.fullmatch(n)
+    ]
+    problems += [
+        f"{row}: column {c!r} holds a backslash, a graph property can't"
+        for c in columns
+        if "\\" in c and c not in excluded
+    ]
     return problems
 
 
@@ -339,11 +385,9 @@ def changed_rows(current: pl.DataFrame, extracted: pl.DataFrame, key: list[str])
     Returns:
         The rows, and how many of them are new, altered or gone.
     """
-    if current.is_empty():
-        return extracted, extracted.height
     content = [c for c in extracted.columns if c not in ("extracted_at", "run_id")]
-    if set(content) != {c for c in current.columns if c not in ("extracted_at", "run_id")}:
-        return extracted, extracted.height
+    if current.is_empty() or dict(current.schema) != dict(extracted.schema):
+        return extracted, extracted.height + current.height
     kept = current.select(extracted.columns).join(extracted, on=content, how="semi", nulls_equal=True)
     changed = extracted.join(current, on=content, how="anti", nulls_equal=True)
     gone = current.join(extracted, on=["tenant_id", *key], how="anti").height

@@ -145,15 +145,21 @@ def _extend_aliases(aliases: pl.DataFrame, merged: pl.DataFrame) -> pl.DataFrame
 
 
 def _extend_merges(known: Known, merged: pl.DataFrame, keys: pl.DataFrame, now: datetime) -> pl.DataFrame:
-    """One row per journey that was active and lost its name, with the new event that reached one of its keys."""
+    """One row per journey that was active and lost its name, with the new event that tied it to others.
+
+    Of several new events on its keys, one that reaches keys of two journeys is the tie; the first by time of those.
+    """
     if merged.is_empty():
         return known.merges
     new_keys = keys.join(known.event_journey, on=["tenant_id", "event_id"], how="anti")
+    reached = new_keys.join(known.journey_keys, on=["tenant_id", "key_type", "key_hash"], suffix="_known")
+    ties = reached.group_by("tenant_id", "event_id").agg(journeys=pl.col("journey_id_known").n_unique())
     via = (
         known.journey_keys.join(merged, left_on=["tenant_id", "journey_id"], right_on=["tenant_id", "loser"])
         .select("tenant_id", "key_type", "key_hash", loser="journey_id")
         .join(new_keys, on=["tenant_id", "key_type", "key_hash"])
-        .sort("ts", "event_id", "key_type")
+        .join(ties, on=["tenant_id", "event_id"])
+        .sort("journeys", "ts", "event_id", "key_type", descending=[True, False, False, False])
         .unique(["tenant_id", "loser"], keep="first", maintain_order=True)
         .select("tenant_id", "loser", via_event_id="event_id", via_key_type="key_type")
     )

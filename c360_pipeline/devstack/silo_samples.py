@@ -20,6 +20,11 @@ MARK = "sample database of c360_pipeline"
 READ_MARK = """
     SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()
 """
+READ_FOREIGN = """
+    SELECT db_name FROM source_databases WHERE db_name <> ALL(%s) OR password_ref <> %s ORDER BY db_name
+"""
+SAMPLE_DATABASES = ("profiles_db", "streaming_db", "support_db")
+SAMPLE_PASSWORD_REF = "env:ETL_DB_PASSWORD"  # noqa: S105 - where it is, not what it is
 CONTROL_TABLES = ("source_databases", "relationship_mappings")
 Rows = Iterable[Sequence[Any]]
 
@@ -62,10 +67,13 @@ def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Ca
         report: told each database that is filled.
 
     Raises:
-        ConfigError: a database of that name exists that `seed` did not make, or there is no such source.
+        ConfigError: a database of that name exists that `seed` did not make, the control database reads databases that
+            are none of ours, or there is no such source.
     """
     if source not in SOURCES:
         raise ConfigError(f"--source {source!r}: {' or '.join(SOURCES)} is right.")
+    control.ensure()
+    _refuse_foreign_rows(connection)
     tables = SOURCES[source]()
     for database, filling in tables.items():
         silo = {**connection, "dbname": database}
@@ -73,7 +81,6 @@ def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Ca
         schema = data_folder() / "silos" / (f"{database}.sql" if source == "sample" else f"{source}_{database}.sql")
         counts = _fill(silo, schema.read_text(encoding="utf-8"), filling)
         report(f"{database}: " + ", ".join(f"{count:,} {table}" for table, count in counts.items()))
-    control.ensure()
     _fill_control(connection, source)
     report(f"{connection['dbname']}: control rows")
 
@@ -107,6 +114,17 @@ def _fill(connection: dict[str, Any], schema: str, tables: dict[str, Rows]) -> d
                     counts[table] += 1
         cursor.execute("ANALYZE")
     return counts
+
+
+def _refuse_foreign_rows(connection: dict[str, Any]) -> None:
+    """The control rows are written anew: those of somebody's real databases must not be lost."""
+    with psycopg.connect(**connection) as control:
+        foreign = [row[0] for row in control.execute(READ_FOREIGN, (list(SAMPLE_DATABASES), SAMPLE_PASSWORD_REF))]
+    if foreign:
+        raise ConfigError(
+            f"The control database {connection['dbname']} reads {', '.join(foreign)}, which are no samples of ours: "
+            "`c360 seed` would remove these rows. Name another control database in ETL_DB_NAME."
+        )
 
 
 def _fill_control(connection: dict[str, Any], source: str) -> None:

@@ -26,7 +26,13 @@ def quoted(name: str) -> str:
 
 
 def quoted_property(name: str) -> str:
-    """A property name between backticks; source columns may have any name, so backticks inside are doubled."""
+    """A property name between backticks; source columns may have any name, so backticks inside are doubled.
+
+    Raises:
+        ConfigError: it holds a backslash: the server reads an escaped backtick as a backtick before anything else.
+    """
+    if "\\" in name:
+        raise ConfigError(f"{name!r} can't be a property: it holds a backslash.")
     return "`" + name.replace("`", "``") + "`"
 
 
@@ -51,6 +57,18 @@ def merge_statement(kind: Kind) -> str:
 def update_statement(kind: NodeKind) -> str:
     """Set properties of nodes that another projection makes; rows without a node are passed over."""
     return f"UNWIND $rows AS row MATCH {_node('n', kind)} SET n += row RETURN count(*) AS written"
+
+
+@lru_cache
+def property_names_statement(kind: NodeKind) -> str:
+    """The names of all properties that nodes of a label have, of any tenant."""
+    return f"MATCH (n:{quoted(kind.label)}) UNWIND keys(n) AS name RETURN DISTINCT name"
+
+
+@lru_cache
+def clear_statement(kind: NodeKind) -> str:
+    """Remove the properties that `$nulls` names from all nodes of a label, of any tenant."""
+    return f"MATCH (n:{quoted(kind.label)}) SET n += $nulls"
 
 
 @lru_cache

@@ -57,18 +57,20 @@ CANDIDATE_SCHEMA = {
 
 READ_TENANTS_WITH_EVENT = "MATCH (e:Event {id: $event_id}) RETURN e.tenant_id AS tenant_id ORDER BY tenant_id"
 READ_JOURNEY_OF_EVENT = """
-    MATCH (:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY]->(:Correlation)-[:PART_OF]->(j:Journey)
+    MATCH (:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY]->(:Correlation {tenant_id: $tenant_id})
+        -[:PART_OF]->(j:Journey {tenant_id: $tenant_id})
     WITH DISTINCT j
-    MATCH (j)<-[:PART_OF]-(c:Correlation)<-[:HAS_KEY]-(e:Event)
+    MATCH (j)<-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id})<-[:HAS_KEY]-(e:Event {tenant_id: $tenant_id})
     WITH j, e, collect(DISTINCT c.key_type) AS key_types
-    MATCH (u:User)-[:HAS_SESSION]->(s:Session)-[:HAS_ACTION]->(e)
-    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product)
-    RETURN j.id AS journey_id, e.id AS event_id, e.ts AS ts, e.type AS action, u.id AS user_id, s.id AS session_id,
+    MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
+    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
+    RETURN j.id AS journey_id, e.id AS event_id, e.ts AS ts, e.type AS action, e.user_id AS user_id, s.id AS session_id,
            p.id AS product_id, p.name AS product_name, key_types
     ORDER BY ts, event_id
 """
 READ_FIRST_EVENT = """
-    MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:HAS_SESSION]->(:Session)-[:HAS_ACTION]->(e:Event)
+    MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:HAS_SESSION]->(:Session {tenant_id: $tenant_id})
+        -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id, user_id: $user_id})
     RETURN e.id AS event_id ORDER BY e.ts, e.id LIMIT 1
 """
 READ_ACCOUNT = """
@@ -165,6 +167,14 @@ class Graph:
             InvariantError: a relationship has no node at one of its ends.
         """
         self._write(cypher.move_statement(kind), kind, rows.sort(kind.key_columns), must_match=True)
+
+    def remove_undeclared_properties(self, kind: NodeKind) -> list[str]:
+        """Remove properties that the kind does not declare from all nodes of its label; returns their names."""
+        found = {r["name"] for r in self.run(cypher.property_names_statement(kind))}
+        stray = sorted(found - set(kind.schema))
+        if stray:
+            self.run(cypher.clear_statement(kind), nulls=dict.fromkeys(stray))
+        return stray
 
     def delete(self, kind: Kind, keys: pl.DataFrame) -> None:
         """Remove rows of a kind by key; a node takes its relationships with it."""

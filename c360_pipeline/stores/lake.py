@@ -165,6 +165,11 @@ class Lake:
 
         self._retried(name, attempt)
 
+    def still_there(self, table: Table, since: Version | None) -> Version | None:
+        """The version, or None when the table was made anew since or no longer keeps it."""
+        now = self._open(table.name)
+        return since if now is not None and self._open_earlier(table, now, since) is not None else None
+
     def changes(self, table: Table, since: Version | None) -> tuple[Changes, Version | None]:
         """What changed since a version, and the version it changed to.
 

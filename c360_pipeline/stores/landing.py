@@ -52,6 +52,15 @@ class EventFile(LandingFile):
     landing_date: date
 
 
+def _landing_date(key: str) -> date | None:
+    """The date of an event file's folder; None for anything else under the prefix."""
+    match = _DATED.fullmatch(key)
+    try:
+        return date.fromisoformat(match[1]) if match else None
+    except ValueError:
+        return None
+
+
 class Landing:
     """One bucket.
 
@@ -95,9 +104,9 @@ class Landing:
     def event_files(self) -> list[EventFile]:
         """Every event file, by landing date and name; other objects under the prefix are not ours to read."""
         return [
-            EventFile(**vars(file), landing_date=date.fromisoformat(match[1]))
+            EventFile(**vars(file), landing_date=landing_date)
             for file in self._list(EVENTS_PREFIX)
-            if (match := _DATED.fullmatch(file.key))
+            if (landing_date := _landing_date(file.key))
         ]
 
     def catalog_files(self) -> list[LandingFile]:

@@ -76,8 +76,11 @@ class Archive:
             if labels <= frames.keys():
                 yield relationship_kind(row, kinds), join_labels(row, frames, kinds)
 
-    def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
-        """Every kind with all its rows."""
+    def expected(self) -> list[tuple[Kind, pl.DataFrame]]:
+        """Every kind with all its rows; nodes before relationships, which a repair can stand on them."""
+        return sorted(self._expected(), key=lambda pair: not isinstance(pair[0], NodeKind))
+
+    def _expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         events, catalog = self._lake.read(EVENTS), self._lake.read(CATALOG)
         for projection in model.EVENT_PROJECTIONS:
             yield projection.kind, projection.build(events)
@@ -116,7 +119,7 @@ def reconcile(archive: Archive, graph: Graph, *, repair: bool = False) -> list[R
     Returns:
         What was found before the repair.
     """
-    expected = list(archive.expected())
+    expected = archive.expected()
     in_archive = {t for _, frame in expected for t in frame["tenant_id"].unique()}
     tenants = sorted(in_archive | set(graph.tenants()))
     results = []

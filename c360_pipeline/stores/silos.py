@@ -84,15 +84,26 @@ class Silo:
         except adbc.Error as error:
             raise UnavailableError(
                 f"Reading {plan.table.schema_name}.{plan.table.table_name} of {plan.db_name} failed: "
-                f"{str(error).replace(self._password.get_secret_value(), '***')}"
+                f"{self._masked(str(error))}"
             ) from None
         assert isinstance(frame, pl.DataFrame)  # noqa: S101 - a table, not an array, is a frame
         return frame.select(pl.col(c.name).cast(lake_type(c)) for c in plan.columns)
 
     def _uri(self) -> str:
         database = self.database
-        login = urlencode({"user": database.user, "password": self._password.get_secret_value()}, quote_via=quote)
-        return f"postgresql://{database.host}:{database.port}/{quote(database.db_name)}?{login}"
+        # All as parameters: a host may be an IPv6 address or the folder of a socket.
+        parameters = {
+            "host": database.host, "port": database.port, "dbname": database.db_name, "user": database.user,
+            "password": self._password.get_secret_value(),
+        }  # fmt: skip
+        return "postgresql://?" + urlencode(parameters, quote_via=quote)
+
+    def _masked(self, message: str) -> str:
+        """The message without the password, plain or percent-encoded."""
+        password = self._password.get_secret_value()
+        for form in (quote(password), quote(password, safe=""), password):
+            message = message.replace(form, "***") if form else message
+        return message
 
 
 def _selected(column: Column) -> sql.Composable:

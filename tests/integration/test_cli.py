@@ -1,15 +1,17 @@
 """The command line: exit codes, one JSON document, one clear line of error."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 from typer.testing import CliRunner, Result
 
 from c360_pipeline import cli
-from c360_pipeline.settings import Settings
+from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stores.landing import Landing
 
 RUNNER = CliRunner()
@@ -20,8 +22,6 @@ def run(*arguments: str) -> Result:
 
 
 def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     command = [sys.executable, "-m", "c360_pipeline.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
@@ -81,6 +81,8 @@ def test_status_without_services_is_3(tmp_path: Path) -> None:
         (["seed", "--source", "nowhere"], "--source"),
         (["land", "/nowhere"], "/nowhere"),
         (["run", "--select", "no_such_asset"], "no_such_asset"),
+        (["run", "--select", "[/x]"], "[/x]"),
+        (["run", "--partition", "yesterday"], "yesterday"),
         (["journey", "show", "no-such-event"], "no-such-event"),
         (["demo", "--data", "nowhere"], "nowhere"),
     ],
@@ -103,11 +105,28 @@ def test_generate_into_s3_and_land(settings: Settings, landing: Landing, tmp_pat
     assert len(landing.catalog_files()) == 1
 
 
+def test_seed_leaves_control_rows_of_others_alone(settings: Settings) -> None:
+    assert run("seed").exit_code == 0
+    with psycopg.connect(**postgres_login(settings, settings.etl_db_name)) as control:
+        control.execute(
+            "INSERT INTO source_databases (tenant_id, db_name, host, port, db_user, password_ref) "
+            "VALUES ('acme', 'orders', 'db.example', 5432, 'reader', 'env:ORDERS_PASSWORD')"
+        )
+    refused = in_a_process("seed")
+    assert refused.returncode == 2
+    assert "reads orders" in refused.stderr
+
+
+def test_the_demo_refuses_servers_of_others(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("NEO4J_URI=bolt://production\nNEO4J_PASSWORD=x\n")
+    command = [sys.executable, "-m", "c360_pipeline.cli", "demo"]
+    environment = {**os.environ, "C360_HOME": str(tmp_path / "home")}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 2
+    assert "NEO4J_PASSWORD, NEO4J_URI name other servers" in result.stderr
+
+
 def test_seed_twice_is_seed_once_and_leaves_strangers_alone(settings: Settings) -> None:
-    import psycopg
-
-    from c360_pipeline.settings import postgres_login
-
     assert run("seed").exit_code == 0
     assert run("seed").exit_code == 0
     with psycopg.connect(**postgres_login(settings, "profiles_db")) as silo:

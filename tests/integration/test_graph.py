@@ -125,6 +125,19 @@ def test_a_label_that_is_no_identifier_never_reaches_the_server(label: str) -> N
         cypher.merge_statement(NodeKind(label, ("id",), {"id": pl.String()}))
 
 
+def test_a_property_with_a_backslash_never_reaches_the_server() -> None:
+    kind = NodeKind("Odd", ("id",), {"id": pl.Int64(), "x\\u0060 = 1 //": pl.String()})
+    with pytest.raises(ConfigError, match="backslash"):
+        cypher.read_statement(kind)
+
+
+def test_properties_that_are_no_longer_declared_go(graph: Graph) -> None:
+    graph.merge(model.USER, users("a"))
+    graph.run("MATCH (u:User) SET u.phone = '1', u.mail = 'x'")
+    assert graph.remove_undeclared_properties(model.USER) == ["mail", "phone"]
+    assert graph.run("MATCH (u:User) RETURN keys(u) AS names")[0]["names"].sort() == list(model.USER.schema).sort()
+
+
 def test_a_property_may_have_any_name(graph: Graph) -> None:
     kind = NodeKind("Odd", ("id",), {"id": pl.Int64(), "a `b` c": pl.String()})
     rows = pl.DataFrame([("acme", 1, "x")], schema=kind.schema, orient="row")

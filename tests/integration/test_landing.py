@@ -12,7 +12,7 @@ import pytest
 
 from c360_pipeline.assets.landing import Ledger, batches, closed_books, land_batch, unbooked_files
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS, LANDING_FILES
-from c360_pipeline.core.landing import unbalanced
+from c360_pipeline.core.landing import misbooked, unbalanced
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
 
@@ -111,6 +111,42 @@ def test_a_broken_gzip_is_named_and_the_other_files_land(
     books = land(landing, lake)
     assert unbalanced(books).is_empty()
     assert books["landed"].sum() == lake.read(EVENTS).height == 2001
+
+
+def test_a_broken_file_that_is_sent_again_under_a_new_name_and_removed_leaves_right_books(
+    landing: Landing, lake: Lake, put: Put, tmp_path: Path
+) -> None:
+    lines = [event(n) for n in range(20_000)]
+    whole = gzip.compress(b"\n".join(lines))
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(whole[: len(whole) // 2])
+    broken = landing.put_file(path, TODAY)
+    land(landing, lake)
+    path.write_bytes(whole)
+    assert landing.put_file(path, TODAY) != broken
+    landing._client.delete_object(Bucket=landing.bucket, Key=broken.split("/", 3)[3])
+    books = land(landing, lake)
+    archived = lake.scan(EVENTS).group_by("source_uri").agg(archived=pl.len().cast(pl.Int64)).collect()
+    assert unbalanced(books).is_empty()
+    assert misbooked(books, archived).is_empty()
+    assert lake.read(EVENTS).height == len(lines)
+
+
+def test_a_damaged_gzip_is_named(landing: Landing, lake: Lake, tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(b"\n".join(event(n) for n in range(2000))))
+    content[20:40] = bytes(20)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(bytes(content))
+    landing.put_file(path, TODAY)
+    files, ledger = unbooked_files(landing, lake, None), Ledger()
+    for blocks in batches(landing, files, ledger):
+        land_batch(landing, lake, blocks, ledger)
+    assert len(ledger.unreadable) == 1
+
+
+def test_a_folder_of_no_date_is_not_read(landing: Landing, put: Put) -> None:
+    put("a.jsonl", event(1), folder=f"{EVENTS_PREFIX}date=2025-02-30/")
+    assert landing.event_files() == []
 
 
 def test_names_of_files_may_hold_blanks_and_letters(landing: Landing, lake: Lake, put: Put) -> None:

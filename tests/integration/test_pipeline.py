@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import dagster as dg
+import psycopg
 import pytest
 
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS, LANDING_FILES
@@ -44,6 +45,10 @@ DAMAGES = {
         "WHERE k <> j WITH c, r, k ORDER BY c.id, k.id LIMIT 1 DELETE r CREATE (c)-[:PART_OF]->(k)"
     ),
     "unprocessed": "MATCH (e:Event) WITH e ORDER BY e.id LIMIT 1 SET e.status = 'NEW'",
+    **{
+        f"lost {label}": f"MATCH (n:{label} {{tenant_id: 'acme'}}) WITH n ORDER BY elementId(n) LIMIT 1 DETACH DELETE n"
+        for label in ("Product", "User", "Session", "Category", "Correlation", "Journey", "Account", "Plan")
+    },
     "silo row": "MATCH (a:Account {account_id: 1}) SET a.email = 'somebody@else'",
 }
 
@@ -210,6 +215,27 @@ def test_an_emptied_graph_is_projected_again(world: World, first_digest: str, em
     assert world.digest() == first_digest
 
 
+def test_silos_may_change_their_rows_types_and_exclusions(world: World, first_digest: str) -> None:
+    login = postgres_login(world.settings, "profiles_db")
+    control = postgres_login(world.settings, world.settings.etl_db_name)
+    with psycopg.connect(**login) as silo:
+        silo.execute("ALTER TABLE payment_methods ALTER COLUMN card_last_four TYPE text")
+        silo.execute("ALTER TABLE plans ALTER COLUMN max_devices TYPE text")
+    with psycopg.connect(**login | {"dbname": "support_db"}) as silo:
+        silo.execute("TRUNCATE ticket_tags")
+    with psycopg.connect(**control) as rows:
+        rows.execute("INSERT INTO field_exclusion_rules (table_id, column_name) VALUES (1, 'country')")
+    outcome = materialise(world.home, "*", None, lambda _: None)
+    assert outcome.error is None
+    assert outcome.failed_checks == ["mapped_relationships: every_mapping_joins_something"]
+    assert Archive(world.lake, open_control(world.settings).read()).silo_nodes().frames["TicketTagLink"].is_empty()
+    (row,) = world.graph.run("MATCH (n) WHERE n.country IS NOT NULL OR n:TicketTagLink RETURN count(n) AS number")
+    assert row["number"] == 0
+    silo_samples.seed(control, open_control(world.settings), "sample", lambda _: None)
+    world.run()
+    assert world.digest() == first_digest
+
+
 def kill_after(step: str, world: World) -> None:
     """Start a run in a process of its own and kill it a moment after a step of it ended."""
     command = [sys.executable, "-m", "c360_pipeline.cli", "run"]
@@ -234,7 +260,15 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_digest(
     first_digest: str, new_world: Callable[[], World]
 ) -> None:
     world = new_world()
-    for step in ("graph_schema", "landing", "stitching", "product_graph", "event_graph", "silo_nodes"):
+    for step in (
+        "graph_schema",
+        "landing",
+        "stitching",
+        "product_graph",
+        "event_graph",
+        "silo_nodes",
+        "reconciliation",
+    ):
         kill_after(step, world)
     world.run()
     assert world.findings() == []

@@ -102,13 +102,27 @@ def test_a_broken_field_is_named(changes: dict[str, Any], error_class: str, says
         (b'{"a": 1, "a": 2}', "invalid_json"),
         (b"[" * 100_000, "invalid_json"),
         (b'{"a": ' + b"9" * 5000 + b"}", "invalid_json"),
+        (b'{"tenantId": "\\ud800"}', "invalid_utf8"),
+        (json.dumps(GOOD).encode()[:-1] + b', "\\ud800": 1}', "invalid_utf8"),
+        (json.dumps(GOOD | {"attrs": {"\ud800": {}}}).encode(), "nested_attr"),
+        (json.dumps(GOOD | {"tenantId": "é" * 100}).encode(), "too_large"),
+        (json.dumps(GOOD | {"tenantId": "__HIVE_DEFAULT_PARTITION__"}).encode(), "empty_value"),
+        (json.dumps(GOOD | {"eventId": "  "}).encode(), "empty_value"),
         (b"[1]", "not_an_object"),
         (b"null", "not_an_object"),
         (b'"' + b"x" * 1024 * 1024 + b'"', "too_large"),
     ],
 )
 def test_a_line_that_is_no_object_is_rejected(line: bytes, error_class: str) -> None:
-    assert rejected(line).error_class == error_class
+    reject = rejected(line)
+    assert reject.error_class == error_class
+    assert f"{reject.reason} {reject.tenant_id}".encode()
+
+
+def test_any_depth_is_an_event_or_a_reject() -> None:
+    for depth in range(900, 1100, 3):
+        line = json.dumps(GOOD).encode()[:-1] + b', "x": ' + b"[" * depth + b"]" * depth + b"}"
+        assert rejected(line).error_class in ("invalid_json", "too_large")
 
 
 def test_the_future_is_one_day_long() -> None:

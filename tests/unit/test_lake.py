@@ -18,6 +18,13 @@ def test_null_equals_null() -> None:
     assert compare_versions(frame(a=None), frame(a=None), ("k",)).count == 0
 
 
+def test_rows_of_another_type_are_all_altered() -> None:
+    before = frame(a=1, b=2).with_columns(pl.col("v").cast(pl.String))
+    changes = compare_versions(before, frame(a=1, c=3), ("k",))
+    assert sorted(changes.upserted["k"]) == ["a", "c"]
+    assert changes.deleted["k"].to_list() == ["b"]
+
+
 def test_from_and_to_nothing() -> None:
     assert compare_versions(frame(), frame(a=1), ("k",)).upserted.height == 1
     assert compare_versions(frame(a=1), frame(), ("k",)).deleted.height == 1

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from c360_pipeline.core.lake import EVENTS, LANDING_FILES
-from c360_pipeline.core.landing import LineBlock, classify, conflict_letters, decode, line_blocks, unbalanced
+from c360_pipeline.core.landing import LineBlock, classify, conflict_letters, decode, line_blocks, misbooked, unbalanced
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
 NOTHING_ARCHIVED = EVENTS.empty().select("tenant_id", "event_id", "content_hash", "source_uri", "source_line")
@@ -71,6 +71,21 @@ def test_an_interrupted_try_counts_as_landed_and_is_not_appended_again() -> None
     assert classified.duplicates.is_empty()
 
 
+def test_a_file_delivered_anew_under_its_name_is_not_landed_twice() -> None:
+    first = decode([block(line(), line(userId="v"))], NOW).events
+    again = decode([block(line(), line(userId="v"), line(userId="w"))], NOW).events
+    classified = classify(again, first.select(NOTHING_ARCHIVED.columns), booked={"f"})
+    assert classified.duplicates["source_line"].to_list() == [1, 2]
+    assert classified.landed["source_line"].to_list() == [3]
+
+
+def test_a_changed_line_under_the_same_id_and_place_is_a_conflict() -> None:
+    first = decode([block(line(eventId="e"))], NOW).events
+    changed = decode([block(line(eventId="e", action="purchase"))], NOW).events
+    classified = classify(changed, first.select(NOTHING_ARCHIVED.columns), booked={"f"})
+    assert (classified.landed.height, classified.duplicates.height, classified.conflicts.height) == (0, 0, 1)
+
+
 def test_another_event_under_a_taken_id_is_a_conflict() -> None:
     blocks = [block(line(eventId="e"), line(eventId="e", action="purchase"), line(eventId="e"))]
     events = decode(blocks, NOW).events
@@ -87,6 +102,12 @@ def test_another_event_under_a_taken_id_is_a_conflict() -> None:
 def test_the_same_id_of_two_tenants_is_no_conflict() -> None:
     events = decode([block(line(eventId="e"), line(eventId="e", tenantId="globex"))], NOW).events
     assert classify(events, NOTHING_ARCHIVED).to_append.height == 2
+
+
+def test_files_whose_rows_are_missing_are_found() -> None:
+    books = pl.DataFrame({"source_uri": ["a", "a", "b", "c"], "landed": [2, 1, 5, 0]})
+    archived = pl.DataFrame({"source_uri": ["a", "b", "unbooked"], "archived": [3, 4, 9]})
+    assert misbooked(books, archived)["source_uri"].to_list() == ["b"]
 
 
 def test_a_file_that_lost_a_line_is_found() -> None:

@@ -26,6 +26,23 @@ COLUMNS = {7: {n: Column(n, t) for n, t in (("account_id", "int8"), ("email", "t
 CONTROL = ControlRows((DATABASE,), (TABLE,), frozenset({(7, "hashed_password")}), {7: "Account"}, ())
 
 
+def test_two_tenants_can_not_share_a_place_in_the_lake() -> None:
+    control = dataclasses.replace(
+        CONTROL,
+        databases=(DATABASE, dataclasses.replace(DATABASE, database_id=2, tenant_id="globex")),
+        tables=(TABLE, dataclasses.replace(TABLE, table_id=8, database_id=2)),
+    )
+    with pytest.raises(ConfigError, match="rows 7 and 8 have one place in the lake"):
+        plan_extracts(control, {7: COLUMNS[7], 8: COLUMNS[7]})
+
+
+def test_one_label_has_one_key() -> None:
+    second = dataclasses.replace(TABLE, table_id=8, table_name="people", key_columns=("email",))
+    control = dataclasses.replace(CONTROL, tables=(TABLE, second), labels={7: "Account", 8: "Account"})
+    with pytest.raises(ConfigError, match="has two keys"):
+        plan_extracts(control, {7: COLUMNS[7], 8: COLUMNS[7]})
+
+
 def row(condition: str, via: str | None = None, kind: str = "KNOWS") -> RelationshipRow:
     return RelationshipRow(3, "A", "B", kind, condition, via)
 
@@ -42,6 +59,9 @@ def test_excluded_columns_are_not_read() -> None:
         ({"excluded": frozenset({(7, "account_id")})}, "key column 'account_id' is excluded"),
         ({"excluded": frozenset({(7, "nope")})}, "excluded column 'nope' does not exist"),
         ({"labels": {7: "Account) DETACH DELETE (n"}}, "label"),
+        ({"labels": {7: "User"}}, "is one of the graph's own"),
+        ({"databases": (dataclasses.replace(DATABASE, db_name="../../events"),)}, "folder"),
+        ({"databases": (dataclasses.replace(DATABASE, db_name=".."),)}, "folder"),
         ({"tables": (dataclasses.replace(TABLE, key_columns=("id",)),)}, "key column 'id' does not exist"),
         ({"tables": (dataclasses.replace(TABLE, table_id=8),)}, "no such table"),
     ],
@@ -105,6 +125,20 @@ def test_rows_of_other_tenants_and_nulls_never_join() -> None:
     a = pl.DataFrame({"tenant_id": ["t", "u", "t"], "x": ["1", "1", None]})
     b = pl.DataFrame({"tenant_id": ["t", "t"], "y": ["1", None]})
     assert joined("a.x = b.y", a, b) == [("t", "1", "1")]
+
+
+@pytest.mark.parametrize("after", [["1"], [1.5], [None]])
+def test_a_column_of_another_type_changes_every_row(after: list[object]) -> None:
+    def extract(values: list[object]) -> pl.DataFrame:
+        return pl.DataFrame({"tenant_id": "t", "id": [1], "v": values, "extracted_at": "", "run_id": "r"})
+
+    rows, changed = changed_rows(extract([1]), extract(after), ["id"])
+    assert rows["v"].to_list() == after
+    assert changed > 0
+
+
+def test_whole_numbers_are_whole_in_the_graph() -> None:
+    assert node_kind("A", ("id",), pl.Schema({"id": pl.Decimal(10, 0)})).properties["id"] == pl.Int64()
 
 
 def test_unchanged_rows_keep_the_time_of_their_last_change() -> None:

@@ -83,6 +83,12 @@ def test_the_oldest_journey_survives_and_the_other_becomes_its_alias() -> None:
     assert (merge["via_key_type"], merge["merged_at"]) == ("user", NOW)
 
 
+def test_the_log_names_the_event_that_tied_not_the_first_that_came() -> None:
+    seen: list[Seen] = [("a", 1, ["user:1"]), ("b", 2, ["user:2"])]
+    second = stitched([*seen, ("c", 3, ["user:2"]), ("x", 4, ["user:1", "user:2"])], stitched(seen))
+    assert second.merges["via_event_id"].to_list() == ["x"]
+
+
 def test_a_bridge_of_three_journeys_leaves_two_aliases() -> None:
     seen: list[Seen] = [("a", 1, ["k:1"]), ("b", 2, ["k:2"]), ("c", 3, ["k:3"])]
     second = stitched([*seen, ("d", 4, ["k:1", "k:2", "k:3"])], stitched(seen))
