@@ -23,6 +23,10 @@ READ_MARK = """
 READ_FOREIGN = """
     SELECT db_name FROM source_databases WHERE db_name <> ALL(%s) OR password_ref <> %s ORDER BY db_name
 """
+MOVE_SEQUENCES = (
+    "SELECT setval(pg_get_serial_sequence('source_databases', 'database_id'), max(database_id)) FROM source_databases",
+    "SELECT setval(pg_get_serial_sequence('source_tables', 'table_id'), max(table_id)) FROM source_tables",
+)
 SAMPLE_DATABASES = ("profiles_db", "streaming_db", "support_db")
 SAMPLE_PASSWORD_REF = "env:ETL_DB_PASSWORD"  # noqa: S105 - where it is, not what it is
 CONTROL_TABLES = ("source_databases", "relationship_mappings")
@@ -142,6 +146,9 @@ def _fill_control(connection: dict[str, Any], source: str) -> None:
         for placeholder, value in values.items():
             script = script.replace(placeholder, sql.Literal(value).as_string(control))
         control.execute(script.encode())
+        # The rows have ids of their own: whoever adds a row next must not get one of these.
+        for statement in MOVE_SEQUENCES:
+            control.execute(statement)
 
 
 def sample_tables() -> dict[str, dict[str, Rows]]:
