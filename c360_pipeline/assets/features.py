@@ -45,7 +45,5 @@ def user_communities(
 def every_active_user_has_a_community(graph: GraphResource) -> dg.AssetCheckResult:
     """Look for users that the algorithm left out."""
     with graph.open() as neo4j:
-        left_out = neo4j.run(
-            "MATCH (u:User)-[:VIEWED|PURCHASED]->() WHERE u.community IS NULL RETURN count(DISTINCT u) AS number"
-        )[0]["number"]
+        left_out = neo4j.active_users_without_community()
     return dg.AssetCheckResult(passed=left_out == 0, metadata={"left_out": left_out})

@@ -36,15 +36,15 @@ def graph_schema(graph: GraphResource) -> dg.MaterializeResult[None]:
     """Apply the script; what exists stays."""
     with graph.open() as neo4j:
         neo4j.apply_schema()
-        constraints = neo4j.run("SHOW CONSTRAINTS YIELD name RETURN name")
-    return dg.MaterializeResult(metadata=rows(len(constraints)))
+        constraints = neo4j.constraint_count()
+    return dg.MaterializeResult(metadata=rows(constraints))
 
 
 @dg.asset_check(asset=graph_schema, blocking=True, description="Every constraint has an index that is online.")
 def every_index_is_online(graph: GraphResource) -> dg.AssetCheckResult:
     """An index that failed or still builds would let a key in twice, or make each write a scan."""
     with graph.open() as neo4j:
-        waiting = neo4j.run("SHOW INDEXES YIELD name, state WHERE state <> 'ONLINE' RETURN name, state ORDER BY name")
+        waiting = neo4j.indexes_not_online()
     return dg.AssetCheckResult(passed=not waiting, metadata={"not_online": dg.MetadataValue.json(waiting)})
 
 
@@ -207,5 +207,5 @@ def journey_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
 def every_event_is_processed(graph: GraphResource) -> dg.AssetCheckResult:
     """Count the events that stitching has not reached."""
     with graph.open() as neo4j:
-        waiting = neo4j.run("MATCH (e:Event {status: 'NEW'}) RETURN count(e) AS number")[0]["number"]
+        waiting = neo4j.waiting_events()
     return dg.AssetCheckResult(passed=waiting == 0, metadata={"waiting": waiting})

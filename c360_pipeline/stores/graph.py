@@ -34,6 +34,14 @@ READ_CHECKPOINTS = """
     MATCH (c:ProjectionCheckpoint {projection: $projection}) RETURN c.source AS source, c.version AS version
 """
 SAVE_CHECKPOINT = "MERGE (c:ProjectionCheckpoint {projection: $projection, source: $source}) SET c.version = $version"
+READ_WAITING = "MATCH (e:Event {status: 'NEW'}) RETURN count(e) AS number"
+READ_WITHOUT_COMMUNITY = """
+    MATCH (u:User)-[:VIEWED|PURCHASED]->() WHERE u.community IS NULL RETURN count(DISTINCT u) AS number
+"""
+SHOW_CONSTRAINTS = "SHOW CONSTRAINTS YIELD name RETURN count(name) AS number"
+SHOW_INDEXES_NOT_ONLINE = """
+    SHOW INDEXES YIELD name, state WHERE state <> 'ONLINE' RETURN name, state ORDER BY name
+"""
 READ_TENANTS = "MATCH (u:User) RETURN DISTINCT u.tenant_id AS tenant_id ORDER BY tenant_id"
 
 READ_CANDIDATES = """
@@ -212,6 +220,22 @@ class Graph:
     def counts(self) -> dict[str, int]:
         """Nodes by label and relationships by type."""
         return self.label_counts() | self.type_counts()
+
+    def waiting_events(self) -> int:
+        """Events of all tenants that stitching has not reached (status NEW)."""
+        return int(self.run(READ_WAITING)[0]["number"])
+
+    def active_users_without_community(self) -> int:
+        """Users of all tenants with a view or purchase and no community."""
+        return int(self.run(READ_WITHOUT_COMMUNITY)[0]["number"])
+
+    def constraint_count(self) -> int:
+        """Constraints that exist."""
+        return int(self.run(SHOW_CONSTRAINTS)[0]["number"])
+
+    def indexes_not_online(self) -> list[dict[str, str]]:
+        """Name and state of every index that can't be used."""
+        return self.run(SHOW_INDEXES_NOT_ONLINE)
 
     def tenants(self) -> list[str]:
         """Tenants that have users in the graph."""
