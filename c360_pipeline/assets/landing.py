@@ -238,14 +238,37 @@ def _results(lake: Lake, ledger: Ledger) -> Iterator[dg.MaterializeResult[None] 
     group_name=GROUP,
     kinds={"deltalake", "csv"},
     metadata={"dagster/column_schema": column_schema(CATALOG), "lake_table": CATALOG.name},
+    check_specs=[
+        dg.AssetCheckSpec(
+            "every_catalogue_was_read",
+            asset="product_catalog",
+            description="No catalogue file was left aside because its columns or prices are wrong.",
+        )
+    ],
 )
-def product_catalog(landing: LandingResource, lake: LakeResource) -> dg.MaterializeResult[None]:
+def product_catalog(  # with checks of its own, Dagster takes the result type without parameters only
+    landing: LandingResource, lake: LakeResource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Read every catalogue file; of a product that stands in several, the last file by name counts."""
     area, tables = landing.open(), lake.open()
-    frames = [read_catalog(area.read(file), file.uri) for file in area.catalog_files()]
-    catalog = pl.concat([CATALOG.empty(), *frames]).unique(CATALOG.key, keep="last", maintain_order=True)
+    frames, unreadable = [CATALOG.empty()], []
+    for file in area.catalog_files():
+        try:
+            frames.append(read_catalog(area.read(file), file.uri))
+        except ContractError as error:
+            unreadable.append(str(error))
+    catalog = pl.concat(frames).unique(CATALOG.key, keep="last", maintain_order=True)
     changes = tables.replace(CATALOG, catalog.sort(CATALOG.key))
-    return dg.MaterializeResult(metadata=rows(catalog.height, changed_rows=changes.count, preview=preview(catalog)))
+    return dg.MaterializeResult(
+        metadata=rows(catalog.height, changed_rows=changes.count, preview=preview(catalog)),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="every_catalogue_was_read",
+                passed=not unreadable,
+                metadata={"unreadable": dg.MetadataValue.json(unreadable)},
+            )
+        ],
+    )
 
 
 def read_catalog(content: bytes, uri: str) -> pl.DataFrame:
@@ -259,7 +282,9 @@ def read_catalog(content: bytes, uri: str) -> pl.DataFrame:
         frame = pl.read_csv(content, schema_overrides=schema).select(list(schema))
     except pl.exceptions.PolarsError as error:
         raise ContractError(f"{uri} is not a catalogue with the columns {', '.join(schema)}: {error}") from None
-    return frame.drop_nulls(["tenant_id", "id"]).with_columns(source_uri=pl.lit(uri))
+    # Composed, as the strings of events are: an item must be the same text on both sides.
+    composed = frame.with_columns(pl.col(pl.String).str.normalize("NFC"))
+    return composed.drop_nulls(["tenant_id", "id"]).with_columns(source_uri=pl.lit(uri))
 
 
 @dg.asset_check(asset=product_catalog, description="Every price is a number that is not negative.")

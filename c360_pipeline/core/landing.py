@@ -19,9 +19,12 @@ import pyarrow as pa
 from c360_pipeline.core.event_columns import parse_columns
 from c360_pipeline.core.events import ERROR_CLASSES, Event, Rejected, parse_event
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS
+from c360_pipeline.errors import ContractError
 
 BOM = b"\xef\xbb\xbf"
 NEWLINE = 0x0A
+LONGEST_LINE_BYTES = 64 * 1024 * 1024
+"""Longer lines are not kept as dead letters: the file is refused, so that memory stays bounded."""
 BLANKS = " \t\n\r\x0b\x0c"
 
 
@@ -136,6 +139,9 @@ def line_blocks(source_uri: str, pieces: Iterable[bytes]) -> Iterator[LineBlock]
 
     Blank lines count in the numbering and for nothing else: they hold nothing that could be lost. A byte order mark
     at the start of the file is not part of its first line.
+
+    Raises:
+        ContractError: a line has no end within 64 MiB: this is no file of JSON lines.
     """
     number, offset = 1, 0
     carried = b""
@@ -148,6 +154,11 @@ def line_blocks(source_uri: str, pieces: Iterable[bytes]) -> Iterator[LineBlock]
             content = content[offset:]
         end = content.rfind(b"\n") + 1
         carried = content[end:]
+        if len(carried) > LONGEST_LINE_BYTES:
+            raise ContractError(
+                f"{source_uri}: what begins at byte {offset + end:,} has no newline within {LONGEST_LINE_BYTES:,} "
+                "bytes. Ask its producer for one JSON object a line."
+            )
         if end:
             block = LineBlock(source_uri, number, offset, content[:end])
             number += len(block.starts) - 1

@@ -1,12 +1,15 @@
 import hashlib
 import json
 from datetime import UTC, datetime
+from itertools import chain
 
 import polars as pl
 import pytest
 
+from c360_pipeline.assets.landing import read_catalog
 from c360_pipeline.core.lake import EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import LineBlock, classify, conflict_letters, decode, line_blocks, misbooked, unbalanced
+from c360_pipeline.errors import ContractError
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
 NOTHING_ARCHIVED = EVENTS.empty().select("tenant_id", "event_id", "content_hash", "source_uri", "source_line")
@@ -37,6 +40,22 @@ def test_lines_are_numbered_and_placed(content: bytes, expected: list[tuple[int,
     pieces = [content[n : n + size] for n in range(0, len(content), size)]
     found = [b.line(n) for b in line_blocks("f", pieces) for n in b.lines["number"]]
     assert [(one.number, one.offset, one.raw) for one in found] == expected
+
+
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory() -> None:
+    pieces = (b"x" * 1024 * 1024 for _ in range(1000))
+    with pytest.raises(ContractError, match="f: what begins at byte 4 has no newline"):
+        list(line_blocks("f", chain([b"{}\n\n"], pieces)))
+    assert len(list(pieces)) > 900
+
+
+def test_catalogues_are_composed_and_name_what_is_wrong() -> None:
+    header = "tenant_id,id,name,category,price\n"
+    catalog = read_catalog(f"{header}acme,e\u0301,Lamp,,9.5\n".encode(), "f")
+    assert catalog.select("id", "category", "price").row(0) == ("é", None, 9.5)
+    for wrong in (header + "acme,a,Lamp,,cheap\n", "id,name\n1,2\n", ""):
+        with pytest.raises(ContractError, match="f is not a catalogue"):
+            read_catalog(wrong.encode(), "f")
 
 
 def test_carriage_returns_are_harmless() -> None:
