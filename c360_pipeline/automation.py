@@ -4,7 +4,7 @@ import hashlib
 
 import dagster as dg
 
-from c360_pipeline.core.lake import LANDING_FILES
+from c360_pipeline.assets.landing import unbooked_files
 from c360_pipeline.resources import LakeResource, LandingResource
 
 everything = dg.define_asset_job(
@@ -29,8 +29,7 @@ nightly = dg.ScheduleDefinition(
 )
 def new_landing_files(landing: LandingResource, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
     """One run for all files that wait; the same files never ask twice."""
-    booked = set(lake.open().scan(LANDING_FILES).select("source_uri", "etag").collect().iter_rows())
-    waiting = [f for f in landing.open().event_files() if (f.uri, f.etag) not in booked]
+    waiting = unbooked_files(landing.open(), lake.open(), None)
     if not waiting:
         return dg.SkipReason("Every file of the landing area is in the books.")
     identity = hashlib.sha256("\n".join(f"{f.uri} {f.etag}" for f in waiting).encode()).hexdigest()

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from c360_pipeline.errors import C360Error, ConfigError
-from c360_pipeline.settings import c360_home, load_settings, merged_environment
+from c360_pipeline.settings import c360_home, load_settings, merged_environment, project_path
 
 app = typer.Typer(
     help="One graph per customer, provably equal to its archive.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -254,12 +254,12 @@ def dev(
     port: Annotated[int, typer.Option(help="port of the UI")] = 3000,
 ) -> None:
     """Open the Dagster UI with its daemon, on the same instance as `c360 run`."""
-    from c360_pipeline.runs import close_abandoned_runs, dagster_home, instance, project_file
+    from c360_pipeline.runs import close_abandoned_runs, dagster_home, instance
 
     with instance(c360_home()) as dagster:
         close_abandoned_runs(dagster)
     environment = {**os.environ, "DAGSTER_HOME": str(dagster_home(c360_home())), "C360_HOME": str(c360_home())}
-    arguments = ["dev", "-w", str(project_file("workspace.yaml")), "-h", host, "-p", str(port)]
+    arguments = ["dev", "-w", str(project_path("workspace.yaml")), "-h", host, "-p", str(port)]
     os.execve(Path(sys.executable).parent / "dagster", ["dagster", *arguments], environment)  # noqa: S606
 
 

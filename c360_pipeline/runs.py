@@ -19,7 +19,7 @@ from dagster_shared.error import SerializableErrorInfo
 from c360_pipeline.definitions import defs
 from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.resources import open_control
-from c360_pipeline.settings import load_settings
+from c360_pipeline.settings import load_settings, project_path
 
 JOB = "everything"
 EVERYTHING = "*"
@@ -88,14 +88,8 @@ def dagster_home(home: Path) -> Path:
         return Path(configured)
     folder = home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(project_file("dagster.yaml"), folder / "dagster.yaml")
+    shutil.copyfile(project_path("dagster.yaml"), folder / "dagster.yaml")
     return folder
-
-
-def project_file(name: str) -> Path:
-    """A file that stands beside the package in the repository, and inside it once installed."""
-    package = Path(__file__).parent
-    return next(f for f in (package / name, package.parent / name) if f.is_file())
 
 
 def materialise(home: Path, select: str, partition: str | None, observe: Callable[[Step], None]) -> Outcome:

@@ -40,6 +40,12 @@ def connection_file(home: Path) -> Path:
     return home / "connection.env"
 
 
+def project_path(name: str) -> Path:
+    """A file or folder that stands beside the package in the repository, and inside it once installed."""
+    package = Path(__file__).parent
+    return next(path for path in (package / name, package.parent / name) if path.exists())
+
+
 class Settings(BaseSettings):
     """Addresses and credentials of the services, read once and never changed.
 

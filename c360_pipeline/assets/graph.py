@@ -67,7 +67,7 @@ def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
             _project_products(tables, neo4j, tables.still_there(CATALOG, done.get(CATALOG.name)))
         neo4j.save_checkpoint("product_graph", EVENTS.name, events_version)
         neo4j.save_checkpoint("product_graph", CATALOG.name, catalog_version)
-        counts = neo4j.counts()
+        counts = neo4j.label_counts()
     return dg.MaterializeResult(metadata=rows(counts.get("Product", 0), categories=counts.get("Category", 0)))
 
 
@@ -133,7 +133,7 @@ def event_graph(
         neo4j.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
         neo4j.save_checkpoint("event_graph", USER_COMMUNITIES.name, late_version)
         neo4j.save_checkpoint("event_graph", EVENTS.name, version)
-        counts = neo4j.counts()
+        counts = neo4j.label_counts()
     return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), changed=counts_table(changed_rows, "kind")))
 
 
@@ -164,7 +164,7 @@ def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetC
     """Count both sides."""
     archived = lake.open().scan(EVENTS).select(pl.len()).collect().item()
     with graph.open() as neo4j:
-        nodes = neo4j.counts().get("Action", 0)
+        nodes = neo4j.label_counts().get("Action", 0)
     return dg.AssetCheckResult(passed=archived == nodes, metadata={"archive_rows": archived, "nodes": nodes})
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 import dagster as dg
 import polars as pl
 
-from c360_pipeline.assets.specs import column_schema, preview, rows, table_spec
+from c360_pipeline.assets.specs import OWNERS, column_schema, preview, rows, table_spec
 from c360_pipeline.core.lake import CATALOG, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import (
     Classified,
@@ -234,7 +234,7 @@ def _results(lake: Lake, ledger: Ledger) -> Iterator[dg.MaterializeResult[None] 
 
 @dg.asset(
     description=CATALOG.description,
-    owners=["team:customer-data"],
+    owners=OWNERS,
     group_name=GROUP,
     kinds={"deltalake", "csv"},
     metadata={"dagster/column_schema": column_schema(CATALOG), "lake_table": CATALOG.name},

@@ -15,22 +15,19 @@ OWNERS = ["team:customer-data"]
 
 def column_schema(table: Table) -> dg.TableSchema:
     """The table's columns as Dagster shows them; key columns are required."""
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(name, str(dtype), constraints=dg.TableColumnConstraints(nullable=name not in table.key))
-            for name, dtype in table.columns.items()
-        ]
-    )
+    return _schema(table.columns, table.key)
 
 
 def kind_schema(kind: Kind) -> dg.TableSchema:
-    """The properties of a kind of node or relationship as Dagster shows them."""
+    """The properties of a kind of node or relationship as Dagster shows them; key columns are required."""
+    return _schema(kind.schema, kind.key_columns)
+
+
+def _schema(types: Mapping[str, object], key: Sequence[str]) -> dg.TableSchema:
     return dg.TableSchema(
         columns=[
-            dg.TableColumn(
-                name, str(dtype), constraints=dg.TableColumnConstraints(nullable=name not in kind.key_columns)
-            )
-            for name, dtype in kind.schema.items()
+            dg.TableColumn(name, str(dtype), constraints=dg.TableColumnConstraints(nullable=name not in key))
+            for name, dtype in types.items()
         ]
     )
 

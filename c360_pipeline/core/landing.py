@@ -241,21 +241,21 @@ def classify(events: pl.DataFrame, archived: pl.DataFrame, booked: Collection[st
     key = ["tenant_id", "event_id"]
     facts = ["content_hash", "source_uri", "source_line"]
     first = events.unique(subset=key, keep="first", maintain_order=True).join(archived, on=key, how="anti")
-    winners = pl.concat([archived.select(*key, *facts), first.select(*key, *facts)])
+    winners = pl.concat(
+        [
+            archived.select(*key, *facts, is_new=pl.lit(value=False)),
+            first.select(*key, *facts, is_new=pl.lit(value=True)),
+        ]
+    )
     judged = events.join(winners, on=key, how="left", suffix="_winner", maintain_order="left")
     is_winner = (pl.col("source_uri") == pl.col("source_uri_winner")) & (
         pl.col("source_line") == pl.col("source_line_winner")
     )
     is_same = pl.col("content_hash") == pl.col("content_hash_winner")
-    is_new = judged.select(key).join(archived, on=key, how="anti")
-    judged = judged.join(is_new.unique().with_columns(is_new=True), on=key, how="left", maintain_order="left")
-    is_landed = (
-        is_winner & is_same & (pl.col("is_new").fill_null(value=False) | ~pl.col("source_uri").is_in(list(booked)))
-    )
-    landed = judged.filter(is_landed).select(events.columns)
+    is_landed = is_winner & is_same & (pl.col("is_new") | ~pl.col("source_uri").is_in(list(booked)))
     return Classified(
-        landed=landed,
-        to_append=landed.join(archived, on=key, how="anti", maintain_order="left"),
+        landed=judged.filter(is_landed).select(events.columns),
+        to_append=judged.filter(is_landed & pl.col("is_new")).select(events.columns),
         duplicates=judged.filter(~is_landed & is_same).select(events.columns),
         conflicts=judged.filter(~is_same).select(
             *events.columns, pl.col("source_uri_winner"), pl.col("source_line_winner")

@@ -61,6 +61,11 @@ class ControlRows:
     labels: Mapping[int, str]
     relationships: tuple["RelationshipRow", ...]
 
+    def lake_table(self, table: SourceTable) -> str:
+        """The Delta table that a source table's rows land in."""
+        db_name = next(d.db_name for d in self.databases if d.database_id == table.database_id)
+        return f"silos/{db_name}/{table.table_name}"
+
 
 @dataclass(frozen=True)
 class RelationshipRow:
@@ -95,6 +100,7 @@ class Extract:
         columns: what is read; excluded columns are not among them.
         excluded: what is left out.
         label: node label, or None for a table that stays in the lake.
+        lake_table: the Delta table that the rows land in.
     """
 
     table: SourceTable
@@ -103,11 +109,7 @@ class Extract:
     columns: tuple[Column, ...]
     excluded: tuple[str, ...]
     label: str | None
-
-    @property
-    def lake_table(self) -> str:
-        """The Delta table that the rows land in."""
-        return f"silos/{self.db_name}/{self.table.table_name}"
+    lake_table: str
 
 
 LAKE_TYPES: dict[str, pl.DataType] = {
@@ -165,7 +167,17 @@ def plan_extracts(control: ControlRows, found: Mapping[int, Mapping[str, Column]
         database = databases[table.database_id]
         problems += _table_problems(database.db_name, table, columns, excluded, label)
         kept = tuple(column for name, column in columns.items() if name not in excluded)
-        extracts.append(Extract(table, database.tenant_id, database.db_name, kept, tuple(sorted(excluded)), label))
+        extracts.append(
+            Extract(
+                table=table,
+                tenant_id=database.tenant_id,
+                db_name=database.db_name,
+                columns=kept,
+                excluded=tuple(sorted(excluded)),
+                label=label,
+                lake_table=control.lake_table(table),
+            )
+        )
     problems += _shared_paths(extracts) + _labels_apart(extracts)
     if problems:
         raise ConfigError("The control database asks for what can't be:\n- " + "\n- ".join(problems))

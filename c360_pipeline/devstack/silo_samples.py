@@ -4,7 +4,6 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,6 +12,7 @@ from psycopg import sql
 from c360_pipeline.devstack.movielens import Film, Viewer, read_films, read_viewers
 from c360_pipeline.devstack.people import COUNTRIES, SAMPLE_DATE, SEED, SILO_TENANT, Person, people, products
 from c360_pipeline.errors import ConfigError
+from c360_pipeline.settings import project_path
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.postgres import ensure_database
 
@@ -55,12 +55,6 @@ SUBJECTS = {
 }  # fmt: skip
 
 
-def data_folder() -> Path:
-    """The `data` folder of the repository or of the installed package."""
-    package = Path(__file__).parents[1]
-    return next(folder for folder in (package / "data", package.parent / "data") if folder.is_dir())
-
-
 def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Callable[[str], None]) -> None:
     """Create and fill the sample databases and their control rows; can be done again, with the same result.
 
@@ -82,7 +76,9 @@ def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Ca
     for database, filling in tables.items():
         silo = {**connection, "dbname": database}
         _claim_database(silo)
-        schema = data_folder() / "silos" / (f"{database}.sql" if source == "sample" else f"{source}_{database}.sql")
+        schema = (
+            project_path("data") / "silos" / (f"{database}.sql" if source == "sample" else f"{source}_{database}.sql")
+        )
         counts = _fill(silo, schema.read_text(encoding="utf-8"), filling)
         report(f"{database}: " + ", ".join(f"{count:,} {table}" for table, count in counts.items()))
     _fill_control(connection, source)
@@ -133,7 +129,7 @@ def _refuse_foreign_rows(connection: dict[str, Any]) -> None:
 
 def _fill_control(connection: dict[str, Any], source: str) -> None:
     name = "control_rows.sql" if source == "sample" else f"{source}_control_rows.sql"
-    script = (data_folder() / "silos" / name).read_text(encoding="utf-8")
+    script = (project_path("data") / "silos" / name).read_text(encoding="utf-8")
     values = {
         ":tenant": SILO_TENANT if source == "sample" else source,
         ":host": str(connection["host"]),

@@ -56,7 +56,16 @@ def open_control(settings: Settings) -> ControlDb:
 
 def open_graph(settings: Settings) -> Graph:
     """The graph; enter it before use."""
-    return Graph(
+    return Graph(*_neo4j_login(settings))
+
+
+def open_gds(settings: Settings) -> Gds:
+    """The graph's algorithms."""
+    return Gds(*_neo4j_login(settings))
+
+
+def _neo4j_login(settings: Settings) -> tuple[str, str, str, str]:
+    return (
         settings.neo4j_uri,
         settings.neo4j_user,
         settings.neo4j_password.get_secret_value(),
@@ -109,10 +118,4 @@ class GdsResource(dg.ConfigurableResource[Gds]):
 
     def open(self) -> Gds:
         """The GDS library."""
-        settings = load_settings()
-        return Gds(
-            settings.neo4j_uri,
-            settings.neo4j_user,
-            settings.neo4j_password.get_secret_value(),
-            settings.neo4j_database,
-        )
+        return open_gds(load_settings())

@@ -85,7 +85,7 @@ class Lake:
     def scan(self, table: Table, version: int | None = None) -> pl.LazyFrame:
         """The rows of a table, lazily; no rows when it was never written."""
         snapshot = self._open(table.name, version)
-        return pl.scan_delta(snapshot).select(list(table.columns)) if snapshot else table.empty().lazy()
+        return _rows(snapshot, table) if snapshot else table.empty().lazy()
 
     def read(self, table: Table, version: int | None = None) -> pl.DataFrame:
         """The rows of a table."""
@@ -108,7 +108,7 @@ class Lake:
 
         def attempt() -> pl.DataFrame:
             snapshot = self._ensure(table)
-            rows = build(pl.scan_delta(snapshot).select(list(table.columns)))
+            rows = build(_rows(snapshot, table))
             if rows.height:
                 _commit_exclusive(snapshot, rows.select(list(table.columns)), "append")
             return rows
@@ -136,7 +136,7 @@ class Lake:
 
         def attempt() -> Changes:
             snapshot = self._ensure(table)
-            current = pl.scan_delta(snapshot).select(list(table.columns)).collect()
+            current = _rows(snapshot, table).collect()
             changes = compare_versions(current, rows.select(list(table.columns)), table.key)
             if changes.count:
                 _commit_exclusive(snapshot, rows.select(list(table.columns)), "overwrite")
@@ -219,6 +219,10 @@ class Lake:
 
 def _version(snapshot: DeltaTable) -> Version:
     return Version(str(snapshot.metadata().id), snapshot.version())
+
+
+def _rows(snapshot: DeltaTable, table: Table) -> pl.LazyFrame:
+    return pl.scan_delta(snapshot).select(list(table.columns))
 
 
 def _commit_exclusive(snapshot: DeltaTable, rows: pl.DataFrame, mode: Literal["append", "overwrite"]) -> None:

@@ -55,12 +55,11 @@ class Archive:
 
     def silo_nodes(self) -> SiloNodes:
         """The node rows of every silo table that has a label; tables of one label are put together."""
-        databases = {d.database_id: d for d in self._control.databases}
         kinds: dict[str, NodeKind] = {}
         parts: dict[str, list[pl.DataFrame]] = {}
         for table in self._control.tables:
             label = self._control.labels.get(table.table_id)
-            rows = self._lake.read_silo(f"silos/{databases[table.database_id].db_name}/{table.table_name}")
+            rows = self._lake.read_silo(self._control.lake_table(table))
             if label and rows.width:
                 kinds[label] = node_kind(label, table.key_columns, rows.schema)
                 parts.setdefault(label, []).append(node_rows(kinds[label], rows))
