@@ -11,6 +11,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from enum import Enum
 from typing import Any, NamedTuple
 
 CONTRACT_VERSION = 1
@@ -39,32 +40,43 @@ ERROR_CLASSES = (
 )
 
 
+class FieldKind(Enum):
+    """What the value of a field is."""
+
+    STRING = "string"
+    TIMESTAMP = "timestamp"
+    ATTRIBUTES = "attributes"
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of the contract; `column` is its name in the lake."""
 
     name: str
     column: str
+    kind: FieldKind
     required: bool
     meaning: str
     is_personal: bool = False
 
 
 CONTRACT = (
-    Field("tenantId", "tenant_id", True, "customer organisation whose data never mixes with another's"),
-    Field("userId", "user_id", True, "who acted, as the producer knows them", is_personal=True),
-    Field("sessionId", "session_id", True, "visit that the action belongs to"),
-    Field("ts", "ts", True, "when it happened: RFC 3339 with an offset, or epoch milliseconds"),
-    Field("action", "action", True, "what was done, such as view, search, add_to_cart, purchase, support"),
-    Field("itemId", "item_id", False, "product acted on"),
-    Field("attrs", "attrs", False, "further facts, names to strings", is_personal=True),
-    Field("eventId", "event_id", False, "the producer's own identity of the event, unique per tenant"),
+    Field("tenantId", "tenant_id", FieldKind.STRING, True, "customer organisation whose data never mixes with another's"),
+    Field("userId", "user_id", FieldKind.STRING, True, "who acted, as the producer knows them", is_personal=True),
+    Field("sessionId", "session_id", FieldKind.STRING, True, "visit that the action belongs to"),
+    Field("ts", "ts", FieldKind.TIMESTAMP, True, "when it happened: RFC 3339 with an offset, or epoch milliseconds"),
+    Field("action", "action", FieldKind.STRING, True, "what was done, such as view, search, add_to_cart, purchase, support"),
+    Field("itemId", "item_id", FieldKind.STRING, False, "product acted on"),
+    Field("attrs", "attrs", FieldKind.ATTRIBUTES, False, "further facts, names to strings", is_personal=True),
+    Field("eventId", "event_id", FieldKind.STRING, False, "the producer's own identity of the event, unique per tenant"),
 )
-REQUIRED_STRINGS = tuple(f for f in CONTRACT if f.required and f.name != "ts")
+REQUIRED_STRINGS = tuple(f for f in CONTRACT if f.required and f.kind is FieldKind.STRING)
+HASH_ORDER = ("tenantId", "userId", "sessionId", "ts", "action", "itemId", "attrs")
+"""Fields whose values make an event what it is, in the order of its canonical form."""
 KNOWN_NAMES = frozenset(f.name for f in CONTRACT)
 
 _RFC3339 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,18}))?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,18}))?(?:([Zz])|([+-])(\d\d):([0-5]\d))", re.ASCII
 )
 # All other bytes of a partition value take three characters.
 _AS_IS_IN_A_FOLDER = re.compile(rb"[A-Za-z0-9_.~-]")
@@ -241,13 +253,19 @@ def _attrs(fields: dict[str, Any]) -> dict[str, str]:
         if isinstance(value, dict | list):
             raise Rejected("nested_attr", f"field `attrs.{name}` holds {_type_name(value)}, a string is right")
         if value is not None:
-            attrs[_bounded(name, "attrs")] = _as_text(value, f"attrs.{name}")
+            _keep(attrs, _bounded(name, "attrs"), _as_text(value, f"attrs.{name}"))
     for name in fields.keys() - KNOWN_NAMES:
-        key = _bounded(EXTRA_PREFIX + name, name)
-        attrs[key] = _as_text(fields[name], name)
+        _keep(attrs, _bounded(EXTRA_PREFIX + name, name), _as_text(fields[name], name))
     if len(attrs) > MAX_ATTRS:
         raise Rejected("too_many_attrs", f"the event has {len(attrs)} attributes, the limit is {MAX_ATTRS}")
     return dict(sorted(attrs.items()))
+
+
+def _keep(attrs: dict[str, str], name: str, text: str) -> None:
+    # Two spellings of one name in Unicode, or an attribute that is named as an unknown field is kept.
+    if name in attrs:
+        raise Rejected("invalid_json", f"the attribute {name!r} occurs twice")
+    attrs[name] = text
 
 
 def _as_text(value: object, name: str) -> str:

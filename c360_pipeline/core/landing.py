@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from c360_pipeline.core.event_columns import parse_columns
+from c360_pipeline.core.event_columns import ParsedBlock, parse_block
 from c360_pipeline.core.events import ERROR_CLASSES, Event, Rejected, parse_event
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS
 from c360_pipeline.errors import ContractError
@@ -59,43 +59,6 @@ class LineBlock:
         ends = np.flatnonzero(np.frombuffer(self.content, np.uint8) == NEWLINE) + 1
         starts = np.concatenate(([0], ends)).astype(np.int64)
         return starts if starts[-1] == len(self.content) else np.append(starts, len(self.content))
-
-    @cached_property
-    def invalid(self) -> list[int]:
-        """Indexes of lines that are not UTF-8."""
-        if self.content.isascii():
-            return []
-        found: list[int] = []
-        view, position = memoryview(self.content), 0
-        while position < len(view):
-            try:
-                str(view[position:], "utf-8")
-            except UnicodeDecodeError as error:
-                index = int(np.searchsorted(self.starts, position + error.start, side="right")) - 1
-                found.append(index)
-                position = int(self.starts[index + 1])
-            else:
-                break
-        return found
-
-    @cached_property
-    def lines(self) -> pl.DataFrame:
-        """`number` (index in the block) and `line` of every line that is UTF-8 and not blank."""
-        starts = pa.array(self.starts).buffers()[1]
-        array = pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), len(self.starts) - 1, [None, starts, pa.py_buffer(self.content)]
-        )
-        number = np.arange(len(array))
-        if self.invalid:
-            number = np.delete(number, self.invalid)
-            array = array.take(number)
-        frame = pl.DataFrame({"number": number, "line": pl.from_arrow(array.cast(pa.large_string()))})
-        return frame.filter(pl.col("line").str.strip_chars(BLANKS) != "")
-
-    @property
-    def line_count(self) -> int:
-        """Lines that are not blank."""
-        return self.lines.height + len(self.invalid)
 
     def line(self, index: int) -> Line:
         """A line by its index in the block."""
@@ -183,24 +146,23 @@ def decode(blocks: Iterable[LineBlock], now: datetime) -> Decoded:
 
 
 def _decode_block(block: LineBlock, now: datetime) -> Decoded:
-    good = parse_columns(block.lines, now, is_ascii=block.content.isascii())
-    left = block.lines.join(good, on="number", how="anti", maintain_order="left")["number"].to_list()
+    parsed = parse_block(block.content, block.starts, now)
     events: list[tuple[Event, Line]] = []
     dead: list[tuple[Rejected, Line]] = []
-    for line in map(block.line, sorted([*left, *block.invalid])):
+    for line in map(block.line, parsed.left.tolist()):
         try:
             events.append((parse_event(line.raw, now), line))
         except Rejected as rejected:
             dead.append((rejected, line))
     columns = list(EVENTS.columns)
-    usual = good.with_columns(
+    usual = parsed.events.with_columns(
         event_date=pl.col("ts").dt.date(),
         source_uri=pl.lit(block.source_uri),
         source_line=pl.col("number") + block.first_number,
         landed_at=pl.lit(now).cast(pl.Datetime("us", "UTC")),
-    )
-    frame = pl.concat([usual.select(columns), _event_frame(events, now)]) if events else usual.select(columns)
-    return Decoded(frame.sort("source_line"), _dead_frame(dead, now))
+    ).select(columns)
+    frame = pl.concat([usual, _event_frame(events, now)]).sort("source_line") if events else usual
+    return Decoded(frame, _dead_frame(dead, now))
 
 
 def _event_frame(events: list[tuple[Event, Line]], now: datetime) -> pl.DataFrame:

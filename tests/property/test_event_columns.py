@@ -1,14 +1,15 @@
 """The fast way over columns and the precise way line by line must be one contract."""
 
 import json
+import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
-import polars as pl
+import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from c360_pipeline.core.event_columns import parse_columns
+from c360_pipeline.core.event_columns import parse_block
 from c360_pipeline.core.events import Event, Rejected, parse_event
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
@@ -46,40 +47,102 @@ def lines_of(fields: dict[str, Any], repeated: list[tuple[str, Any]], separators
     return text[:-1] + more + "}"
 
 
-def precisely(line: str) -> Event | None:
+def precisely(line: bytes) -> Event | None:
     try:
-        return parse_event(line.encode("utf-8", "surrogatepass"), NOW)
+        return parse_event(line, NOW)
     except Rejected:
         return None
 
 
-def quickly(*lines: str) -> dict[int, dict[str, Any]]:
-    frame = pl.DataFrame({"number": range(len(lines)), "line": lines}, schema={"number": pl.Int64, "line": pl.String})
-    found = parse_columns(frame, NOW, is_ascii=all(line.isascii() for line in lines))
-    rows = {row.pop("number"): row for row in found.iter_rows(named=True)}
+def quickly(*lines: bytes) -> dict[int, dict[str, Any]]:
+    """Events by line, of lines without newlines in them."""
+    content = b"".join(line + b"\n" for line in lines)
+    starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
+    parsed = parse_block(content, starts, NOW)
+    rows = {row.pop("number"): row for row in parsed.events.iter_rows(named=True)}
+    blank = {n for n, line in enumerate(lines) if not line.strip(b" \t\r\x0b\x0c")}
+    assert sorted([*rows, *parsed.left, *blank]) == list(range(len(lines)))
     return {n: {**row, "attrs": dict(row["attrs"])} for n, row in rows.items()}
 
 
-GOOD = {"tenantId": "t", "userId": "u", "sessionId": "s", "ts": 1762077600000, "action": "view"}
-
-
-@settings(max_examples=1000, deadline=None)
-@given(st.lists(st.builds(lines_of, FIELDS, st.lists(MEMBERS, max_size=1), SEPARATORS, st.booleans()), max_size=20))
-@example([json.dumps(GOOD | {"attrs": {"b": 1, "a": None, "c": "x", "d": "null"}, "itemId": "", "eventId": None})])
-@example([json.dumps(GOOD | {"attrs": {"a b": "1", "a": "2", "a!": "3", "aa": "4"}})])
-@example([json.dumps(GOOD)[:-1] + ', "itemId": null, "itemId": "x"}'])
-@example([json.dumps(GOOD)[:-1] + ', "attrs": {"a": "1", "a": null}}'])
-def test_what_the_grammar_accepts_is_what_the_contract_makes_of_it(lines: list[str]) -> None:
+def check_against_the_contract(lines: list[bytes]) -> None:
     for number, row in quickly(*lines).items():
         event = precisely(lines[number])
         assert event is not None, lines[number]
         assert row == event._asdict()
+        assert list(row["attrs"]) == list(event.attrs)
 
 
-@given(st.integers(0, 999_999), st.sampled_from(["view", "é"]), SEPARATORS.filter(lambda s: s[1] != " : "))
-def test_events_in_their_usual_form_take_the_fast_way(micros: int, action: str, separators: tuple[str, str]) -> None:
+GOOD = {"tenantId": "t", "userId": "u", "sessionId": "s", "ts": 1762077600000, "action": "view"}
+LINES = st.builds(lines_of, FIELDS, st.lists(MEMBERS, max_size=1), SEPARATORS, st.booleans()).map(
+    lambda text: text.encode("utf-8", "surrogatepass")
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(LINES, max_size=20))
+@example(
+    [json.dumps(GOOD | {"attrs": {"b": 1, "a": None, "c": "x", "d": "null"}, "itemId": "", "eventId": None}).encode()]
+)
+@example([json.dumps(GOOD | {"attrs": {"a b": "1", "a": "2", "a!": "3", "aa": "4"}}).encode()])
+@example([json.dumps(GOOD | {"more": None, "_extra.more": 1, "attrs": {"_extra.other": 1}, "other": 2}).encode()])
+@example([json.dumps(GOOD | {"attrs": {f"a{n}": "1" for n in range(65)}}).encode()])
+@example([json.dumps(GOOD | {"attrs": {f"a{n}": None for n in range(300)}}).encode()])
+@example([(json.dumps(GOOD)[:-1] + ', "itemId": null, "itemId": "x"}').encode()])
+@example([(json.dumps(GOOD)[:-1] + ', "attrs": {"a": "1", "a": null}}').encode()])
+@example([b"", b" ", b"\x0b\r", b"{", b"{}", b"[]", b"\xff", b'"', b'{"'])
+@example([json.dumps(GOOD | {"tenantId": "é" * 34}).encode(), json.dumps(GOOD | {"tenantId": "x" * 200}).encode()])
+def test_what_the_scanner_accepts_is_what_the_contract_makes_of_it(lines: list[bytes]) -> None:
+    check_against_the_contract(lines)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A line in which some bytes were changed, taken out or put in."""
+    line = bytearray(draw(LINES))
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(line)))
+        line[at : at + draw(st.integers(0, 2))] = draw(
+            st.sampled_from([b"", b'"', b"\\", b"{", b"}", b",", b":", b"0", b"-", b".", b"e", b"null", b"\\u00e9",
+                             b"\\ud83d\\ude00", b"\\ud83d", b"\\u0301", b"\xcc\x81", b"\xc3", b"\xa9", b"\xed\xa0\x80",
+                             b"\xf4\x90\x80\x80", b"\xc0\x80", b"\xe2\x80\xa8", b" ", b"\t", b"\x00", b"\x1f", b"\r"])
+            | st.binary(max_size=3)
+        )  # fmt: skip
+    return bytes(line).replace(b"\n", b" ")
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(damaged(), max_size=20))
+def test_damage_is_seen_by_the_scanner_as_by_the_contract(lines: list[bytes]) -> None:
+    check_against_the_contract(lines)
+
+
+@given(st.text(max_size=30), st.booleans())
+@example("\u1100\u1161\u11a8", True)
+@example("\u0f71\u0f72", False)
+@example("\ufb1d\u2126", True)
+def test_texts_in_nfc_take_the_fast_way_and_others_do_not(text: str, escape: bool) -> None:
+    text = text.encode("utf-8", "ignore").decode()
+    line = json.dumps(GOOD | {"itemId": text, "attrs": {text: text}}, ensure_ascii=escape).encode()
+    if text and quickly(line):
+        assert quickly(line)[0]["item_id"] == text == precisely(line).item_id  # type: ignore[union-attr]
+    elif text:
+        assert not all(unicodedata.is_normalized("NFC", c) and not unicodedata.combining(c) for c in text) or any(
+            "\u1160" < c < "\u1176" or "\u11a7" < c < "\u11c3" for c in text
+        )
+
+
+@given(
+    st.integers(0, 999_999),
+    st.sampled_from(["view", "é", "視", "\U0001f600", 'a"b\\c\n', "{a}"]),
+    SEPARATORS,
+    st.booleans(),
+)
+def test_events_in_their_usual_form_take_the_fast_way(
+    micros: int, action: str, separators: tuple[str, str], escape: bool
+) -> None:
     fields = GOOD | {
         "action": action, "itemId": "sku-1", "eventId": "e", "ts": f"2025-11-02T10:00:00.{micros:06}+01:00",
-        "attrs": {"deviceId": "d", "price": 19.99, "quantity": 2, "gift": True, "note": None},
+        "attrs": {"deviceId": "d", "price": 19.99, "quantity": 2, "gift": True, "note": None}, "source": "web",
     }  # fmt: skip
-    assert len(quickly(json.dumps(fields, ensure_ascii=False, separators=separators))) == 1
+    assert len(quickly(json.dumps(fields, ensure_ascii=escape, separators=separators).encode())) == 1
