@@ -4,8 +4,8 @@ import hashlib
 
 import dagster as dg
 
-from c360_pipeline.assets.landing import unbooked_files
 from c360_pipeline.resources import LakeResource, LandingResource
+from c360_pipeline.stores.ingest import waiting_files
 
 everything = dg.define_asset_job(
     "everything",
@@ -29,7 +29,9 @@ nightly = dg.ScheduleDefinition(
 )
 def new_landing_files(landing: LandingResource, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
     """One run for all files that wait; the same files never ask twice."""
-    waiting = unbooked_files(landing.open(), lake.open(), None)
+    area = landing.open()
+    new, interrupted = waiting_files(lake.open(), area.event_files())
+    waiting = [*new, *interrupted]
     if not waiting:
         return dg.SkipReason("Every file of the landing area is in the books.")
     identity = hashlib.sha256("\n".join(f"{f.uri} {f.etag}" for f in waiting).encode()).hexdigest()

@@ -16,8 +16,9 @@ from dotenv import dotenv_values
 from rich.console import Console
 from rich.table import Table
 
+from c360_pipeline.core.books import unbalanced
 from c360_pipeline.core.lake import EVENT_JOURNEY, EVENTS, LANDING_FILES
-from c360_pipeline.core.landing import decode, line_blocks, unbalanced
+from c360_pipeline.core.landing import Delivery, decode_file
 from c360_pipeline.core.recommend import rank
 from c360_pipeline.core.reconcile import combined_digest
 from c360_pipeline.devstack import movielens, silo_samples, stack, ui
@@ -268,7 +269,9 @@ def found_against_truth(lake: Lake, written: Written) -> FoundJourneys:
     """Compare partitions: a journey is found when its events are all the events of one journey of ours."""
     truth = pl.read_ndjson(written.truth_file, infer_schema_length=None).filter(pl.col("kind") == "event")
     now = datetime.now(UTC)
-    decoded = [decode(line_blocks(p.name, [gzip.decompress(p.read_bytes())]), now).events for p in written.event_files]
+    decoded = [
+        decode_file(Delivery(p.name, ""), gzip.decompress(p.read_bytes()), now).events for p in written.event_files
+    ]
     ids = pl.concat(decoded).select("tenant_id", "event_id", file="source_uri", line="source_line")
     judged = truth.join(ids, on=["file", "line"]).join(lake.read(EVENT_JOURNEY), on=["tenant_id", "event_id"])
     pairs = judged.select(true="journey", ours="journey_id").unique()

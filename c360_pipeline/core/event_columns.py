@@ -18,7 +18,6 @@ from c360_pipeline.core.events import (
     CONTRACT,
     EARLIEST,
     EXTRA_PREFIX,
-    Event,
     HASH_ORDER,
     LATEST_AHEAD,
     MAX_ATTRS,
@@ -26,6 +25,7 @@ from c360_pipeline.core.events import (
     MAX_STRING_CHARACTERS,
     MAX_TENANT_BYTES,
     NO_TENANT,
+    Event,
     FieldKind,
 )
 
@@ -114,9 +114,7 @@ def _attributes(found: Scan, number: Integers) -> pl.Series:
 def _sha256(forms: Bytes, ends: Integers) -> pl.Series:
     """Hex digests of texts that stand one after the other."""
     offsets = np.concatenate(([0], ends))
-    texts = pa.Array.from_buffers(
-        pa.large_string(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(forms)]
-    )
+    texts = pa.Array.from_buffers(pa.large_string(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(forms)])
     frame = pl.LazyFrame({"form": pl.Series(pl.from_arrow(texts))})
     digest: pl.Expr = pl.col("form").chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash
     # The streaming engine hashes on all cores.

@@ -441,8 +441,22 @@ def scan_lines(
         for field in range(len(kinds)):
             fields[line, field] = NO_TEXT
         count, after, time = _scan_line(
-            buffer, at, end, names, name_lengths, kinds, required, blank_refused, prefix, limits, composed, fields,
-            line, members, free, seen,
+            buffer,
+            at,
+            end,
+            names,
+            name_lengths,
+            kinds,
+            required,
+            blank_refused,
+            prefix,
+            limits,
+            composed,
+            fields,
+            line,
+            members,
+            free,
+            seen,
         )
         status[line] = BLANK if count == -2 else LEFT
         kept = 0
@@ -465,8 +479,19 @@ def scan_lines(
                     keys[attrs], values[attrs] = members[0, i], members[1, i]
                     attrs += 1
             form = _put_canonical(
-                canonical, form, buffer, end_of_lines, hash_order, kinds, fields, line, time, keys, values,
-                attrs - kept, attrs,
+                canonical,
+                form,
+                buffer,
+                end_of_lines,
+                hash_order,
+                kinds,
+                fields,
+                line,
+                time,
+                keys,
+                values,
+                attrs - kept,
+                attrs,
             )
         attr_ends[line] = attrs
         canonical_ends[line] = form

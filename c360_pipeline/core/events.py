@@ -61,14 +61,24 @@ class Field:
 
 
 CONTRACT = (
-    Field("tenantId", "tenant_id", FieldKind.STRING, True, "customer organisation whose data never mixes with another's"),
+    Field(
+        "tenantId", "tenant_id", FieldKind.STRING, True, "customer organisation whose data never mixes with another's"
+    ),
     Field("userId", "user_id", FieldKind.STRING, True, "who acted, as the producer knows them", is_personal=True),
     Field("sessionId", "session_id", FieldKind.STRING, True, "visit that the action belongs to"),
     Field("ts", "ts", FieldKind.TIMESTAMP, True, "when it happened: RFC 3339 with an offset, or epoch milliseconds"),
-    Field("action", "action", FieldKind.STRING, True, "what was done, such as view, search, add_to_cart, purchase, support"),
+    Field(
+        "action",
+        "action",
+        FieldKind.STRING,
+        True,
+        "what was done, such as view, search, add_to_cart, purchase, support",
+    ),
     Field("itemId", "item_id", FieldKind.STRING, False, "product acted on"),
     Field("attrs", "attrs", FieldKind.ATTRIBUTES, False, "further facts, names to strings", is_personal=True),
-    Field("eventId", "event_id", FieldKind.STRING, False, "the producer's own identity of the event, unique per tenant"),
+    Field(
+        "eventId", "event_id", FieldKind.STRING, False, "the producer's own identity of the event, unique per tenant"
+    ),
 )
 REQUIRED_STRINGS = tuple(f for f in CONTRACT if f.required and f.kind is FieldKind.STRING)
 HASH_ORDER = ("tenantId", "userId", "sessionId", "ts", "action", "itemId", "attrs")
@@ -99,14 +109,18 @@ class Event(NamedTuple):
 
 
 class Rejected(Exception):  # noqa: N818 - an outcome of a line, not a fault of the program
-    """A line that can't become an event, with its class and a reason that its producer can act on."""
+    """A line that can't become an event, with its class and a reason that its producer can act on.
 
-    def __init__(self, error_class: str, reason: str, tenant_id: str | None = None) -> None:
+    `tenant_id` and `user_id` are those that the line names, where they can be read.
+    """
+
+    def __init__(self, error_class: str, reason: str, tenant_id: str | None = None, user_id: str | None = None) -> None:
         # A reason quotes what it found, and that may hold halves of surrogate pairs, which no file can keep.
         self.reason = reason.encode("utf-8", "backslashreplace").decode()
         super().__init__(self.reason)
         self.error_class = error_class
         self.tenant_id = tenant_id
+        self.user_id = user_id
 
 
 def parse_event(line: bytes, now: datetime) -> Event:
@@ -120,13 +134,19 @@ def parse_event(line: bytes, now: datetime) -> Event:
         Rejected: the line breaks the contract.
     """
     fields = _load_object(line)
-    tenant = fields.get("tenantId")
-    tenant_id = tenant if isinstance(tenant, str) and tenant.strip() and _encodes(tenant) else None
     try:
         return _build_event(fields, now)
     except Rejected as rejected:
-        rejected.tenant_id = tenant_id
+        rejected.tenant_id, rejected.user_id = _readable(fields, "tenantId"), _readable(fields, "userId")
         raise
+
+
+def _readable(fields: dict[str, Any], name: str) -> str | None:
+    """A string of a line that was rejected, where it can be told; as it would have been in the event."""
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.strip() or not _encodes(value):
+        return None
+    return unicodedata.normalize("NFC", value)
 
 
 def canonical_hash(

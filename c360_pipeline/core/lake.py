@@ -55,6 +55,7 @@ EVENTS = Table(
         "event_date": pa.date32(),
         "content_hash": TEXT,
         "source_uri": TEXT,
+        "source_etag": TEXT,
         "source_line": INT,
         "landed_at": UTC_MICROS,
     },
@@ -75,6 +76,11 @@ LANDING_FILES = Table(
         "dead": INT,
         "suppressed": INT,
         "landed_at": UTC_MICROS,
+        "replayed_landed": INT,
+        "replayed_duplicates": INT,
+        "replayed_suppressed": INT,
+        "damage": TEXT,
+        "reopened_at": UTC_MICROS,
     },
     "The books: for every file that was read, what became of each of its lines.",
 )
@@ -92,8 +98,24 @@ DEAD_LETTERS = Table(
         "tenant_id": TEXT,
         "first_seen_at": UTC_MICROS,
         "status": TEXT,
+        "source_etag": TEXT,
+        "resolved_at": UTC_MICROS,
+        "resolution": TEXT,
     },
-    "Every rejected line with its bytes, its place and the reason, ready to be replayed.",
+    "Every rejected line with its bytes, its first place and the reason, ready to be replayed.",
+)
+DEAD_LETTER_LINES = Table(
+    "dead_letter_lines",
+    ("source_uri", "source_etag", "source_line"),
+    {
+        "source_uri": TEXT,
+        "source_etag": TEXT,
+        "source_line": INT,
+        "byte_offset": INT,
+        "dead_letter_id": TEXT,
+        "outcome": TEXT,
+    },
+    "Every place where a dead letter was found, and what became of that line: dead, landed, duplicate or suppressed.",
 )
 CATALOG = Table(
     "catalog",
@@ -194,7 +216,7 @@ USER_COMMUNITIES = Table(
 TABLES = {
     table.name: table
     for table in (
-        EVENTS, LANDING_FILES, DEAD_LETTERS, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS,
+        EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS,
         JOURNEY_ALIASES, JOURNEY_MERGES, RECONCILIATIONS, RECONCILIATION_FINDINGS, USER_COMMUNITIES,
     )
 }  # fmt: skip

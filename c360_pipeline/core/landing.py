@@ -1,37 +1,49 @@
 """Landing: lines become events or dead letters, and each line is counted once.
 
-Belongs here: decoding lines, and deciding which events are new. Not here: reading files, writing tables.
+Belongs here: decoding lines, and deciding which events are new. Not here: reading files, writing tables. A delivery is
+one content of one file: its address and the etag that the store gave to the content.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
-from c360_pipeline.core.event_columns import ParsedBlock, parse_block
-from c360_pipeline.core.events import ERROR_CLASSES, Event, Rejected, parse_event
+from c360_pipeline.core.event_columns import parse_block
+from c360_pipeline.core.events import Event, Rejected, parse_event
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS
 from c360_pipeline.errors import ContractError
 
 BOM = b"\xef\xbb\xbf"
 NEWLINE = 0x0A
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
-"""Longer lines are not kept as dead letters: the file is refused, so that memory stays bounded."""
-BLANKS = " \t\n\r\x0b\x0c"
+"""Longer lines are never in memory as a whole."""
+DELIVERY = ["source_uri", "source_etag"]
+PLACE = [*DELIVERY, "source_line"]
+ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", *PLACE]
+"""Columns of archive rows that decide about an event with their id."""
+REJECTED_SCHEMA = DEAD_LETTERS.empty().with_columns(user_id=pl.lit(None, pl.String)).schema
+"""Columns of rejected lines: those of `DEAD_LETTERS`, and who is named in the line, where that can be read."""
+
+
+class Delivery(NamedTuple):
+    """One content of one file."""
+
+    source_uri: str
+    source_etag: str
 
 
 class Line(NamedTuple):
-    """One line of a landing file, without its newline; `number` counts from 1, `offset` is in uncompressed bytes."""
+    """One line of a delivery, without its newline; `number` counts from 1, `offset` is in uncompressed bytes."""
 
-    source_uri: str
+    delivery: Delivery
     number: int
     offset: int
     raw: bytes
@@ -42,13 +54,13 @@ class LineBlock:
     """Consecutive whole lines of one file.
 
     Attributes:
-        source_uri: the file.
+        delivery: the file.
         first_number: number of the first line, counted from 1.
         first_offset: where the block begins in the uncompressed file, in bytes.
         content: the lines with their newlines; the last line of a file may have none.
     """
 
-    source_uri: str
+    delivery: Delivery
     first_number: int
     first_offset: int
     content: bytes
@@ -64,31 +76,53 @@ class LineBlock:
         """A line by its index in the block."""
         start, end = int(self.starts[index]), int(self.starts[index + 1])
         raw = self.content[start:end].removesuffix(b"\n")
-        return Line(self.source_uri, self.first_number + index, self.first_offset + start, raw)
+        return Line(self.delivery, self.first_number + index, self.first_offset + start, raw)
+
+
+@dataclass(frozen=True)
+class LongLine:
+    """A line that is too long to be held; `pieces` are its bytes, to be taken before the next block is asked for."""
+
+    delivery: Delivery
+    number: int
+    offset: int
+    pieces: Iterator[bytes]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch of lines after the contract.
+    """Lines after the contract.
 
     Attributes:
-        events: rows of `EVENTS`, in the order of the lines.
-        dead: rows of `DEAD_LETTERS`, one per rejected line.
+        events: rows of `EVENTS`, in the order of the lines; `content_hash` is there on every row.
+        rejected: one row per rejected line, of `REJECTED_SCHEMA`.
+        lines: lines of each delivery that are not blank.
     """
 
     events: pl.DataFrame
-    dead: pl.DataFrame
+    rejected: pl.DataFrame
+    lines: Counter[Delivery]
+
+    @classmethod
+    def together(cls, parts: Iterable["Decoded"]) -> "Decoded":
+        """One after the other."""
+        parts = list(parts)
+        return cls(
+            pl.concat([EVENTS.empty(), *(part.events for part in parts)]),
+            pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *(part.rejected for part in parts)]),
+            sum((part.lines for part in parts), Counter()),
+        )
 
 
 @dataclass(frozen=True)
 class Classified:
-    """A batch of events after comparison with the archive.
+    """Events after comparison with the archive.
 
     Attributes:
         landed: rows that are in the archive once this batch is committed, by this batch or by an earlier try.
         to_append: those of `landed` that the archive does not hold yet.
         duplicates: rows whose event the archive holds from another line.
-        conflicts: rows with the id of another event but other content.
+        conflicts: rows with the id of another event but other content, with the place of that event.
     """
 
     landed: pl.DataFrame
@@ -97,79 +131,116 @@ class Classified:
     conflicts: pl.DataFrame
 
 
-def line_blocks(source_uri: str, pieces: Iterable[bytes]) -> Iterator[LineBlock]:
+def line_blocks(delivery: Delivery, pieces: Iterable[bytes]) -> Iterator[LineBlock | LongLine]:
     """Cut a file into blocks of whole lines, about as long as the pieces that it comes in.
 
     Blank lines count in the numbering and for nothing else: they hold nothing that could be lost. A byte order mark
-    at the start of the file is not part of its first line.
+    at the start of the file is not part of its first line. Where the file breaks off, what there is of its last line
+    is a line.
 
     Raises:
-        ContractError: a line has no end within 64 MiB: this is no file of JSON lines.
+        ContractError: as `pieces` does, after everything before it was handed out.
     """
-    number, offset = 1, 0
-    carried = b""
-    is_start = True
-    for piece in pieces:
-        content = carried + piece
-        if is_start and not (len(content) < len(BOM) and BOM.startswith(content)):
-            is_start = False
-            offset = len(BOM) if content.startswith(BOM) else 0
-            content = content[offset:]
+    cutter = _Cutter(delivery)
+    source = iter(pieces)
+    try:
+        for piece in source:
+            if cutter.take(piece):
+                yield cutter.block()
+            if len(cutter.carried) > LONGEST_LINE_BYTES:
+                yield LongLine(delivery, cutter.number, cutter.offset, cutter.rest_of_line(source))
+    except ContractError:
+        yield from cutter.last()
+        raise
+    yield from cutter.last()
+
+
+class _Cutter:
+    """The state of `line_blocks`: where in the file it is, and what there is of the next line."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self._is_start = True
+        self._whole = b""
+        self.number = 1
+        self.offset = 0
+        self.carried = b""
+
+    def take(self, piece: bytes) -> bool:
+        """Take a piece; whether there are whole lines now."""
+        content = self.carried + piece
+        if self._is_start and not (len(content) < len(BOM) and BOM.startswith(content)):
+            self._is_start = False
+            self.offset = len(BOM) if content.startswith(BOM) else 0
+            content = content[self.offset :]
         end = content.rfind(b"\n") + 1
-        carried = content[end:]
-        if len(carried) > LONGEST_LINE_BYTES:
-            raise ContractError(
-                f"{source_uri}: what begins at byte {offset + end:,} has no newline within {LONGEST_LINE_BYTES:,} "
-                "bytes. Ask its producer for one JSON object a line."
-            )
-        if end:
-            block = LineBlock(source_uri, number, offset, content[:end])
-            number += len(block.starts) - 1
-            offset += end
-            yield block
-    if carried:
-        yield LineBlock(source_uri, number, offset, carried)
+        self._whole, self.carried = content[:end], content[end:]
+        return end > 0
+
+    def block(self) -> LineBlock:
+        """The whole lines."""
+        block = LineBlock(self._delivery, self.number, self.offset, self._whole)
+        self.number += len(block.starts) - 1
+        self.offset += len(block.content)
+        return block
+
+    def rest_of_line(self, source: Iterator[bytes]) -> Iterator[bytes]:
+        """The bytes of the line that has begun, up to its newline; what follows is carried on."""
+        piece, self.carried = self.carried, b""
+        while piece:
+            line, newline, rest = piece.partition(b"\n")
+            self.offset += len(line) + len(newline)
+            yield line
+            if newline:
+                self.carried = rest
+                break
+            piece = next(source, b"")
+        self.number += 1
+
+    def last(self) -> Iterator[LineBlock]:
+        """What there is behind the last newline."""
+        if self.carried:
+            yield LineBlock(self._delivery, self.number, self.offset, self.carried)
 
 
-def decode(blocks: Iterable[LineBlock], now: datetime) -> Decoded:
+def decode(block: LineBlock, now: datetime) -> Decoded:
     """Hold each line against the contract.
 
     Args:
-        blocks: all of them are in memory at once, so pass a bounded number.
+        block: the lines.
         now: the moment of landing, UTC.
     """
-    parts = [_decode_block(block, now) for block in blocks]
-    return Decoded(
-        pl.concat([EVENTS.empty(), *(part.events for part in parts)]),
-        pl.concat([DEAD_LETTERS.empty(), *(part.dead for part in parts)]),
-    )
-
-
-def _decode_block(block: LineBlock, now: datetime) -> Decoded:
     parsed = parse_block(block.content, block.starts, now)
     events: list[tuple[Event, Line]] = []
-    dead: list[tuple[Rejected, Line]] = []
+    rejected: list[tuple[Rejected, Line]] = []
     for line in map(block.line, parsed.left.tolist()):
         try:
             events.append((parse_event(line.raw, now), line))
-        except Rejected as rejected:
-            dead.append((rejected, line))
-    columns = list(EVENTS.columns)
+        except Rejected as reason:
+            rejected.append((reason, line))
     usual = parsed.events.with_columns(
         event_date=pl.col("ts").dt.date(),
-        source_uri=pl.lit(block.source_uri),
+        source_uri=pl.lit(block.delivery.source_uri),
+        source_etag=pl.lit(block.delivery.source_etag),
         source_line=pl.col("number") + block.first_number,
         landed_at=pl.lit(now).cast(pl.Datetime("us", "UTC")),
-    ).select(columns)
+    ).select(list(EVENTS.columns))
     frame = pl.concat([usual, _event_frame(events, now)]).sort("source_line") if events else usual
-    return Decoded(frame, _dead_frame(dead, now))
+    return Decoded(frame, rejected_frame(rejected, now), Counter({block.delivery: parsed.line_count}))
+
+
+def decode_file(delivery: Delivery, content: bytes, now: datetime) -> Decoded:
+    """Hold each line of a small file against the contract; lines too long to be held are left out."""
+    blocks = line_blocks(delivery, [content])
+    return Decoded.together(decode(block, now) for block in blocks if isinstance(block, LineBlock))
 
 
 def _event_frame(events: list[tuple[Event, Line]], now: datetime) -> pl.DataFrame:
     columns = {
         **{name: [getattr(event, name) for event, _ in events] for name in Event._fields},
         "event_date": [event.ts.date() for event, _ in events],
-        "source_uri": [line.source_uri for _, line in events],
+        "source_uri": [line.delivery.source_uri for _, line in events],
+        "source_etag": [line.delivery.source_etag for _, line in events],
         "source_line": [line.number for _, line in events],
         "landed_at": [now] * len(events),
     }
@@ -177,126 +248,137 @@ def _event_frame(events: list[tuple[Event, Line]], now: datetime) -> pl.DataFram
     return pl.DataFrame({name: columns[name] for name in schema}, schema=schema)
 
 
-def _dead_frame(dead: list[tuple[Rejected, Line]], now: datetime) -> pl.DataFrame:
+def rejected_frame(rejected: Iterable[tuple[Rejected, Line]], now: datetime) -> pl.DataFrame:
+    """Rows of `REJECTED_SCHEMA`, open dead letters first seen now."""
     rows = [
-        (
-            hashlib.sha256(line.raw).hexdigest(), line.source_uri, line.number, line.offset, line.raw,
-            rejected.error_class, rejected.reason, rejected.tenant_id, now, "open",
-        )
-        for rejected, line in dead
+        {
+            "dead_letter_id": hashlib.sha256(line.raw).hexdigest(), **line.delivery._asdict(),
+            "source_line": line.number, "byte_offset": line.offset, "raw": line.raw,
+            "error_class": reason.error_class, "reason": str(reason), "tenant_id": reason.tenant_id,
+            "user_id": reason.user_id, "first_seen_at": now, "status": "open", "resolved_at": None, "resolution": None,
+        }
+        for reason, line in rejected
     ]  # fmt: skip
-    return pl.DataFrame(rows, schema=DEAD_LETTERS.empty().schema, orient="row")
+    return pl.DataFrame(rows, schema=REJECTED_SCHEMA)
 
 
-def classify(events: pl.DataFrame, archived: pl.DataFrame, booked: Collection[str] = ()) -> Classified:
-    """Decide which events of a batch are new.
+def split_suppressed(rows: pl.DataFrame, suppressed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Part rows into those that may land and those of suppressed users.
 
-    The first of several lines with one identity wins, in the archive before the batch and in the batch by order.
-    A row that the archive holds from this very line is an earlier, interrupted try: landed, not a duplicate; unless the
-    file is booked, for then it was delivered again under its old name.
+    Args:
+        rows: with tenant_id and user_id, either of which may be null.
+        suppressed: tenant_id and user_hash, as `user_hash` makes it.
+    """
+    if suppressed.is_empty():
+        return rows, rows.clear()
+    users = rows.select("tenant_id", "user_id").unique().with_columns(user_hash=user_hash())
+    found = users.join(suppressed, on=["tenant_id", "user_hash"], how="semi")
+    key = ["tenant_id", "user_id"]
+    return (
+        rows.join(found, on=key, how="anti", maintain_order="left"),
+        rows.join(found, on=key, how="semi", maintain_order="left"),
+    )
+
+
+def user_hash() -> pl.Expr:
+    """What stands for a user in the list of the suppressed: sha256 of tenant and user, so that the list names nobody."""
+    tenant, user = pl.col("tenant_id"), pl.col("user_id")
+    text = pl.concat_str(tenant.str.len_bytes(), pl.lit(":"), tenant, user)
+    digest: pl.Expr = text.chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash
+    return digest
+
+
+def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:
+    """Decide which events are new.
+
+    The first of several lines with one identity wins, in the archive before the batch and in the batch by order. A row
+    that the archive holds from this very line of this very delivery is an earlier, interrupted try: landed, not a
+    duplicate.
 
     Args:
         events: rows of `EVENTS`.
-        archived: tenant_id, event_id, content_hash, source_uri, source_line of archive rows with the batch's ids.
-        booked: addresses of files that have a book already, with other content.
+        archived: `ARCHIVED_FACTS` of the archive rows with the ids of these events.
     """
-    key = ["tenant_id", "event_id"]
-    facts = ["content_hash", "source_uri", "source_line"]
-    first = events.unique(subset=key, keep="first", maintain_order=True).join(archived, on=key, how="anti")
+    key, facts = ["tenant_id", "event_id"], ["content_hash", *PLACE]
+    first = events.select(ARCHIVED_FACTS).unique(subset=key, keep="first", maintain_order=True)
+    if archived.height:
+        first = first.join(archived, on=key, how="anti")
+    if archived.is_empty() and first.height == events.height:
+        return Classified(events, events, events.clear(), _conflicts_of_none(events))
     winners = pl.concat(
-        [
-            archived.select(*key, *facts, is_new=pl.lit(value=False)),
-            first.select(*key, *facts, is_new=pl.lit(value=True)),
-        ]
-    )
+        [archived.select(*key, *facts, is_new=False), first.select(*key, *facts, is_new=True)]
+    ).with_columns(pl.col("content_hash").fill_null(pl.col("event_id")))
     judged = events.join(winners, on=key, how="left", suffix="_winner", maintain_order="left")
-    is_winner = (pl.col("source_uri") == pl.col("source_uri_winner")) & (
-        pl.col("source_line") == pl.col("source_line_winner")
-    )
+    is_winner = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_winner")) for name in PLACE)
     is_same = pl.col("content_hash") == pl.col("content_hash_winner")
-    is_landed = is_winner & is_same & (pl.col("is_new") | ~pl.col("source_uri").is_in(list(booked)))
+    columns = events.columns
     return Classified(
-        landed=judged.filter(is_landed).select(events.columns),
-        to_append=judged.filter(is_landed & pl.col("is_new")).select(events.columns),
-        duplicates=judged.filter(~is_landed & is_same).select(events.columns),
+        landed=judged.filter(is_winner & is_same).select(columns),
+        to_append=judged.filter(is_winner & is_same & pl.col("is_new")).select(columns),
+        duplicates=judged.filter(~is_winner & is_same).select(columns),
         conflicts=judged.filter(~is_same).select(
-            *events.columns, pl.col("source_uri_winner"), pl.col("source_line_winner")
+            *columns, taken_by_uri=pl.col("source_uri_winner"), taken_by_line=pl.col("source_line_winner")
         ),
     )
 
 
-def conflict_letters(conflicts: pl.DataFrame, blocks: Iterable[LineBlock], now: datetime) -> pl.DataFrame:
-    """Dead letters for events that reuse an id with other content.
+def difference(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What to write and what to remove so that the archive holds `after` in place of `before`.
+
+    Args:
+        before: rows of the archive.
+        after: rows that should be there; `content_hash` is there on every row.
+
+    Returns:
+        Rows of `after` that are new or from another line or of other content, as the archive keeps them; and rows of
+        `before` with an id and day that `after` does not have.
+    """
+    identity = ["tenant_id", "event_date", "event_id"]
+    known = before.with_columns(pl.col("content_hash").fill_null(pl.col("event_id")))
+    changed = after.join(known, on=[*identity, "content_hash", *PLACE], how="anti", maintain_order="left")
+    return stored_events(changed), before.join(after, on=identity, how="anti")
+
+
+def _conflicts_of_none(events: pl.DataFrame) -> pl.DataFrame:
+    return events.clear().with_columns(taken_by_uri=pl.lit(None, pl.String), taken_by_line=pl.lit(None, pl.Int64))
+
+
+def rejected_conflicts(
+    conflicts: pl.DataFrame, line_at: Callable[[Delivery, int], Line], now: datetime
+) -> pl.DataFrame:
+    """Rejected lines, for events that reuse an id with other content.
 
     Args:
         conflicts: as `classify` returns them.
-        blocks: those that the conflicts were decoded from.
+        line_at: the line of a delivery by its number.
         now: the moment of landing, UTC.
     """
     rejected = [
         (
             Rejected(
                 "duplicate_id_conflict",
-                f"event id {row['event_id']!r} is taken by another event, line {row['source_line_winner']} of "
-                f"{row['source_uri_winner']}; give every event an id of its own",
+                f"event id {row['event_id']!r} is taken by another event, line {row['taken_by_line']} of "
+                f"{row['taken_by_uri']}; give every event an id of its own",
                 row["tenant_id"],
+                row["user_id"],
             ),
-            _line_at(blocks, row["source_uri"], row["source_line"]),
+            line_at(Delivery(row["source_uri"], row["source_etag"]), row["source_line"]),
         )
         for row in conflicts.iter_rows(named=True)
     ]
-    return _dead_frame(rejected, now)
+    return rejected_frame(rejected, now)
 
 
-def _line_at(blocks: Iterable[LineBlock], source_uri: str, number: int) -> Line:
+def line_in(blocks: Iterable[LineBlock], delivery: Delivery, number: int) -> Line:
+    """The line of a delivery by its number, from blocks of which one holds it."""
     return next(
         block.line(number - block.first_number)
         for block in blocks
-        if block.source_uri == source_uri and 0 <= number - block.first_number < len(block.starts) - 1
+        if block.delivery == delivery and 0 <= number - block.first_number < len(block.starts) - 1
     )
 
 
-@dataclass
-class FileBook:
-    """The book of one file while it is read; balanced when every line is in one of the four columns."""
-
-    source_uri: str
-    etag: str
-    landing_date: date
-    bytes: int = 0
-    lines: int = 0
-    landed: int = 0
-    duplicates: int = 0
-    dead: int = 0
-    suppressed: int = 0
-
-
-def count_by_file(frame: pl.DataFrame) -> Counter[str]:
-    """Rows per source_uri."""
-    return Counter(dict(frame.group_by("source_uri").len().iter_rows()))
-
-
-def unbalanced(files: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `LANDING_FILES` whose columns do not add up to their lines."""
-    accounted = pl.col("landed") + pl.col("duplicates") + pl.col("dead") + pl.col("suppressed")
-    return files.filter(pl.col("lines") != accounted)
-
-
-def damaged_letters(letters: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `DEAD_LETTERS` whose id is not the sha256 of their bytes, or whose class the contract does not know."""
-    hashes = pl.Series([hashlib.sha256(raw).hexdigest() for raw in letters["raw"]], dtype=pl.String)
-    return letters.filter((pl.col("dead_letter_id") != hashes) | ~pl.col("error_class").is_in(ERROR_CLASSES))
-
-
-def misbooked(files: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
-    """Booked files of which the archive holds more or fewer rows than their books say.
-
-    A file that could not be read to its end has rows in the archive and no book; it is not judged here.
-
-    Args:
-        files: rows of `LANDING_FILES`; a file that was delivered anew has several.
-        archived: source_uri and `archived`, the number of archive rows from it.
-    """
-    booked = files.group_by("source_uri").agg(pl.col("landed").sum())
-    both = booked.join(archived, on="source_uri", how="left").with_columns(pl.col("archived").fill_null(0))
-    return both.filter(pl.col("landed") != pl.col("archived")).sort("source_uri")
+def stored_events(events: pl.DataFrame) -> pl.DataFrame:
+    """Events as the archive keeps them: a hash that is the event's id is not written twice."""
+    own_hash = pl.when(pl.col("content_hash") != pl.col("event_id")).then(pl.col("content_hash"))
+    return events.with_columns(content_hash=own_hash)

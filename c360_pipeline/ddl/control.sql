@@ -108,6 +108,17 @@ CREATE TABLE IF NOT EXISTS cypher_scripts (
     last_run_time timestamptz
 );
 
+CREATE TABLE IF NOT EXISTS suppressed_users (
+    tenant_id     text NOT NULL CHECK (tenant_id <> ''),
+    user_hash     text NOT NULL CHECK (user_hash ~ '^[0-9a-f]{64}$'),
+    reason        text NOT NULL DEFAULT '',
+    suppressed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, user_hash)
+);
+COMMENT ON TABLE suppressed_users IS 'Users whose events never land; kept by `c360 suppress`.';
+COMMENT ON COLUMN suppressed_users.user_hash IS
+    'sha256 of the tenant''s length in bytes, a colon, the tenant and the user: the list names nobody.';
+
 INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode) VALUES
     ('*', 'user', 'userId', 'link'),
     ('*', 'session', 'sessionId', 'link'),

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import dagster as dg
 
 from c360_pipeline.core.silos import SourceDatabase
-from c360_pipeline.settings import Settings, load_settings, postgres_login, resolve_secret
+from c360_pipeline.settings import Settings, c360_home, load_settings, postgres_login, resolve_secret
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.gds import Gds
 from c360_pipeline.stores.graph import Graph
@@ -44,7 +44,7 @@ def open_lake(settings: Settings) -> Lake:
         options |= {"AWS_ENDPOINT_URL": settings.aws_endpoint_url}
         if settings.aws_endpoint_url.startswith("http://"):
             options |= {"AWS_ALLOW_HTTP": "true"}
-    return Lake(f"s3://{settings.bucket}/lake", options)
+    return Lake(f"s3://{settings.bucket}/lake", options, c360_home() / "cache")
 
 
 def open_control(settings: Settings) -> ControlDb:

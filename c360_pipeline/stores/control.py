@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
-from typing import Any
+from typing import Any, LiteralString
 
+import polars as pl
 import psycopg
 from psycopg.rows import dict_row
 
 from c360_pipeline.core.keys import KeyRule
+from c360_pipeline.core.landing import user_hash
 from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.stores.postgres import ensure_database
@@ -29,7 +31,13 @@ READ_RELATIONSHIPS = """
     FROM relationship_mappings WHERE is_active ORDER BY mapping_id
 """
 READ_KEY_RULES = "SELECT tenant_id, key_type, source_attribute, mode FROM correlation_key_rules ORDER BY rule_id"
-FIND_TABLES = "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'cypher_scripts'"
+READ_SUPPRESSED = "SELECT tenant_id, user_hash FROM suppressed_users ORDER BY tenant_id, user_hash"
+SUPPRESS = """
+    INSERT INTO suppressed_users (tenant_id, user_hash, reason) VALUES (%(tenant_id)s, %(user_hash)s, %(reason)s)
+    ON CONFLICT DO NOTHING
+"""
+UNSUPPRESS = "DELETE FROM suppressed_users WHERE tenant_id = %(tenant_id)s AND user_hash = %(user_hash)s"
+FIND_TABLES = "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'suppressed_users'"
 TAKE_SCHEMA_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 control schema'))"
 TAKE_RUN_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 run'))"
 START_RUN = "INSERT INTO etl_run_logs (run_id, status) VALUES (%(run_id)s, 'running') RETURNING log_id"
@@ -105,6 +113,28 @@ class ControlDb:
                 KeyRule(r["tenant_id"], r["key_type"], r["source_attribute"], r["mode"])
                 for r in connection.execute(READ_KEY_RULES)
             ]
+
+    def suppressed_users(self) -> pl.DataFrame:
+        """The users whose events never land: tenant_id and user_hash, as `core.landing.user_hash` makes it."""
+        with self._connect() as connection:
+            rows = [(r["tenant_id"], r["user_hash"]) for r in connection.execute(READ_SUPPRESSED)]
+        return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_hash": pl.String}, orient="row")
+
+    def suppress(self, tenant_id: str, user_id: str, reason: str) -> bool:
+        """Put a user on the list; False when they were on it."""
+        return self._change_suppressed(SUPPRESS, tenant_id, user_id, reason)
+
+    def unsuppress(self, tenant_id: str, user_id: str) -> bool:
+        """Take a user off the list; False when they were not on it."""
+        return self._change_suppressed(UNSUPPRESS, tenant_id, user_id, "")
+
+    def _change_suppressed(self, statement: LiteralString, tenant_id: str, user_id: str, reason: str) -> bool:
+        user = pl.DataFrame({"tenant_id": [tenant_id], "user_id": [user_id]}).with_columns(
+            pl.col(pl.String).str.normalize("NFC")
+        )
+        values = {**user.select("tenant_id", user_hash=user_hash()).row(0, named=True), "reason": reason}
+        with self._connect() as connection:
+            return connection.execute(statement, values).rowcount > 0
 
     @contextmanager
     def logged_run(self, run_id: str) -> Iterator[int]:

@@ -5,20 +5,23 @@ commits on that very snapshot; a worker that was faster makes the commit fail an
 snapshot (see docs/adr/0006).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from c360_pipeline.core.lake import Changes, Table, compare_versions
 from c360_pipeline.errors import ConflictError, UnavailableError
+from c360_pipeline.stores.key_index import Hashes, KeyIndex, key_hash
 
 MAX_ATTEMPTS = 20
 WRITER = "exclusive"
+FILES_AT_ONCE = 64
 T = TypeVar("T")
 
 
@@ -45,11 +48,14 @@ class Lake:
     Args:
         root: `s3://bucket/lake`, or a folder.
         storage_options: options of the object store, as delta-rs and polars take them.
+        cache: folder on this machine for what can be made again at any time.
     """
 
-    def __init__(self, root: str, storage_options: dict[str, str]) -> None:
+    def __init__(self, root: str, storage_options: dict[str, str], cache: Path) -> None:
         self._root = root.rstrip("/")
         self._options = storage_options
+        self._cache = cache
+        self._indexes: dict[str, KeyIndex] = {}
 
     def uri(self, name: str) -> str:
         """Where a table is."""
@@ -66,7 +72,7 @@ class Lake:
     def _ensure(self, table: Table) -> DeltaTable:
         existing = self._open(table.name)
         if existing is not None:
-            return existing
+            return _evolved(existing, table)
         return DeltaTable.create(
             self.uri(table.name),
             schema=table.schema,
@@ -82,6 +88,11 @@ class Lake:
         snapshot = self._open(name)
         return _version(snapshot) if snapshot else None
 
+    def history(self, table: Table) -> list[dict[str, Any]]:
+        """The commits of a table, the newest first."""
+        snapshot = self._open(table.name)
+        return snapshot.history() if snapshot else []
+
     def scan(self, table: Table, version: int | None = None) -> pl.LazyFrame:
         """The rows of a table, lazily; no rows when it was never written."""
         snapshot = self._open(table.name, version)
@@ -91,13 +102,25 @@ class Lake:
         """The rows of a table."""
         return self.scan(table, version).collect()
 
-    def append_exclusive(self, table: Table, build: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame:
+    def append_exclusive(
+        self,
+        table: Table,
+        keys: pl.DataFrame,
+        columns: Sequence[str],
+        build: Callable[[pl.DataFrame], pl.DataFrame],
+        about: dict[str, str] | None = None,
+    ) -> pl.DataFrame:
         """Append rows that depend on the rows there already, as if no other worker existed.
+
+        The cost follows the rows that are looked for and appended, not the table.
 
         Args:
             table: where to.
-            build: called with the current rows, returns the rows to append; called again when another worker was
-                faster, so it must be pure.
+            keys: the key columns of the rows that the decision depends on.
+            columns: what is to be known of them.
+            build: called with the rows that have these keys, returns the rows to append; called again when another
+                worker was faster, so it must be pure.
+            about: kept with the commit, for those who read the table's history.
 
         Returns:
             The rows that were appended.
@@ -108,9 +131,11 @@ class Lake:
 
         def attempt() -> pl.DataFrame:
             snapshot = self._ensure(table)
-            rows = build(_rows(snapshot, table))
+            rows = build(self._held(snapshot, table, keys, columns))
             if rows.height:
-                _commit_exclusive(snapshot, rows.select(list(table.columns)), "append")
+                before = set(snapshot.file_uris())
+                _commit_exclusive(snapshot, rows.select(list(table.columns)), "append", about)
+                self._index_appended(snapshot, table, before, rows)
             return rows
 
         return self._retried(table.name, attempt)
@@ -120,12 +145,135 @@ class Lake:
         key = list(table.key)
         fresh = rows.unique(key, keep="first", maintain_order=True)
 
-        def build(current: pl.LazyFrame) -> pl.DataFrame:
-            wanted = fresh.select(key).lazy()
-            held = current.select(key).join(wanted, on=key, how="semi").collect()
+        def build(held: pl.DataFrame) -> pl.DataFrame:
             return fresh.join(held, on=key, how="anti", maintain_order="left")
 
-        return self.append_exclusive(table, build).height if rows.height else 0
+        return self.append_exclusive(table, fresh, key, build).height if rows.height else 0
+
+    def held(self, table: Table, keys: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+        """Those columns of the rows that have these keys."""
+        snapshot = self._open(table.name)
+        if snapshot is None:
+            return table.empty().select(columns)
+        return self._held(snapshot, table, keys, columns)
+
+    def _held(self, snapshot: DeltaTable, table: Table, keys: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+        key = list(table.key)
+        is_found, files = self._index(snapshot, table).find(key_hash(keys, key), set(snapshot.file_uris()))
+        if not files:
+            return table.empty().select(columns)
+        wanted = keys.select(key).filter(pl.Series(is_found)).unique()
+        needed = list(dict.fromkeys((*columns, *key)))
+        parts = [
+            part.join(wanted, on=key, how="semi").select(columns) for part in self._read_in_parts(table, files, needed)
+        ]
+        return pl.concat(parts)
+
+    def _index(self, snapshot: DeltaTable, table: Table) -> KeyIndex:
+        table_id = str(snapshot.metadata().id)
+        if table_id not in self._indexes:
+
+            def read(files: list[str]) -> Iterator[tuple[str, Hashes]]:
+                key = list(table.key)
+                for file in files:
+                    yield file, key_hash(self._read_files(table, {file}, key), key)
+
+            self._indexes[table_id] = KeyIndex(self._cache / "keys" / table_id, read)
+        return self._indexes[table_id]
+
+    def _index_appended(self, snapshot: DeltaTable, table: Table, before: set[str], rows: pl.DataFrame) -> None:
+        """Tell the index what was just written, where one file holds all rows of its partition."""
+        new = _data_files(snapshot).filter(~pl.col("uri").is_in(before))
+        by = list(table.partition_by)
+        hashed = rows.select(*by, hash=pl.Series(key_hash(rows, table.key)))
+        parts = {tuple(row[f"partition.{name}"] for name in by): row["uri"] for row in new.iter_rows(named=True)}
+        if len(parts) == new.height:
+            groups = hashed.group_by(by) if by else [((), hashed)]
+            known = [(parts.get(part), group["hash"].to_numpy()) for part, group in groups]
+            self._index(snapshot, table).add([(file, hashes) for file, hashes in known if file])
+
+    def merge(
+        self,
+        table: Table,
+        upserts: pl.DataFrame,
+        gone: pl.DataFrame,
+        on: Sequence[str] | None = None,
+        expected: Version | None = None,
+    ) -> int:
+        """Replace or insert rows and remove others, in one commit; nothing is committed when there is nothing to do.
+
+        Args:
+            table: where.
+            upserts: whole rows.
+            gone: the `on` columns of rows to remove.
+            on: columns that say which row is which, the table's key if not given; partition columns among them keep
+                the work within partitions.
+            expected: the version that the rows were derived from; without it, whatever is there is merged into.
+
+        Returns:
+            Rows given.
+
+        Raises:
+            ConflictError: the table has another version than expected, or other workers were faster 20 times in a row.
+        """
+        columns, on = list(table.columns), list(on or table.key)
+        rows = pl.concat(
+            [upserts.select(columns).with_columns(_gone=False), gone.select(on).with_columns(_gone=True)],
+            how="diagonal",
+        )
+
+        def attempt() -> int:
+            snapshot = self._ensure(table)
+            if expected is not None and expected != _version(snapshot):
+                raise ConflictError(f"{table.name} was changed by another worker after {expected}.")
+            values = {_quoted(name): f"s.{_quoted(name)}" for name in columns}
+            (
+                snapshot.merge(
+                    rows,
+                    " AND ".join(f"t.{_quoted(name)} = s.{_quoted(name)}" for name in on),
+                    source_alias="s",
+                    target_alias="t",
+                    streamed_exec=False,  # the rows are in memory; their partitions then limit what is read
+                    commit_properties=_next_transaction(snapshot),
+                )
+                .when_matched_delete("s._gone")
+                .when_matched_update(values, predicate="NOT s._gone")
+                .when_not_matched_insert(values, predicate="NOT s._gone")
+                .execute()
+            )
+            return rows.height
+
+        return self._retried(table.name, attempt) if rows.height else 0
+
+    def count(self, table: Table) -> int:
+        """Rows of a table, from its log."""
+        snapshot = self._open(table.name)
+        return int(_data_files(snapshot)["num_records"].sum()) if snapshot else 0
+
+    def count_by(self, table: Table, *columns: str) -> pl.DataFrame:
+        """Rows per value of some columns, as `len`, by value; of partition columns, from the log."""
+        snapshot = self._open(table.name)
+        if snapshot is None:
+            return table.empty().select(columns).with_columns(len=pl.lit(0, pl.Int64)).clear()
+        if set(columns) <= set(table.partition_by):
+            files = _data_files(snapshot).select(*(pl.col(f"partition.{c}").alias(c) for c in columns), "num_records")
+            return files.group_by(columns).agg(len=pl.col("num_records").sum().cast(pl.Int64)).sort(columns)
+        counts = _rows(snapshot, table).group_by(columns).agg(len=pl.len().cast(pl.Int64)).sort(columns)
+        return counts.collect(engine="streaming")
+
+    def scan_range(self, table: Table, column: str, values: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """The rows whose `column` has one of the values, file by file; files whose statistics exclude all are not read."""
+        snapshot = self._open(table.name)
+        if snapshot is None or not values:
+            return
+        files = _data_files(snapshot)
+        low, high = (
+            pl.col(f"{side}.{column}") if f"{side}.{column}" in files.columns else pl.lit(None, pl.String)
+            for side in ("min", "max")
+        )
+        may_hold = (low.is_null() | (low <= max(values))) & (high.is_null() | (high >= min(values)))
+        for part in self._read_in_parts(table, set(files.filter(may_hold)["uri"]), list(table.columns)):
+            yield part.filter(pl.col(column).is_in(values))
 
     def replace(self, table: Table, rows: pl.DataFrame) -> Changes:
         """Make the table hold exactly these rows; commits nothing when it does already.
@@ -193,17 +341,25 @@ class Lake:
         except DeltaError:
             return None
 
-    def _read_files(self, table: Table, files: set[str]) -> pl.DataFrame:
+    def _read_files(self, table: Table, files: set[str], columns: Sequence[str] | None = None) -> pl.DataFrame:
+        schema = {name: dtype for name, dtype in table.empty().schema.items() if columns is None or name in columns}
         if not files:
-            return table.empty()
-        schema = table.empty().schema
+            return pl.DataFrame(schema=schema)
         scan = pl.scan_parquet(
             sorted(files),
             hive_partitioning=bool(table.partition_by),
-            hive_schema={c: schema[c] for c in table.partition_by} if table.partition_by else None,
+            hive_schema={c: table.empty().schema[c] for c in table.partition_by} if table.partition_by else None,
             storage_options=self._options or None,
+            missing_columns="insert",
+            schema={n: d for n, d in table.empty().schema.items() if n not in table.partition_by},
+            extra_columns="ignore",
         )
         return scan.select(pl.col(name).cast(dtype) for name, dtype in schema.items()).collect()
+
+    def _read_in_parts(self, table: Table, files: set[str], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        ordered = sorted(files)
+        for start in range(0, len(ordered), FILES_AT_ONCE):
+            yield self._read_files(table, set(ordered[start : start + FILES_AT_ONCE]), columns)
 
     def _retried(self, name: str, attempt: Callable[[], T]) -> T:
         try:
@@ -222,15 +378,47 @@ def _version(snapshot: DeltaTable) -> Version:
 
 
 def _rows(snapshot: DeltaTable, table: Table) -> pl.LazyFrame:
-    return pl.scan_delta(snapshot).select(list(table.columns))
+    """The table's rows; a column that the table does not have yet is null."""
+    present = {field.name for field in snapshot.schema().fields}
+    schema = table.empty().schema
+    return pl.scan_delta(snapshot).select(
+        pl.col(name) if name in present else pl.lit(None, schema[name]).alias(name) for name in table.columns
+    )
 
 
-def _commit_exclusive(snapshot: DeltaTable, rows: pl.DataFrame, mode: Literal["append", "overwrite"]) -> None:
+def _data_files(snapshot: DeltaTable) -> pl.DataFrame:
+    """One row per data file: uri, num_records, partition values and statistics as delta-rs names them."""
+    by_name = {uri.rpartition("/")[2]: uri for uri in snapshot.file_uris()}
+    files = pl.DataFrame(snapshot.get_add_actions(flatten=True))
+    names = files["path"].str.split("/").list.last()
+    return files.with_columns(uri=names.replace_strict(by_name, return_dtype=pl.String))
+
+
+def _evolved(snapshot: DeltaTable, table: Table) -> DeltaTable:
+    """Add the columns that this release knows and the table does not have; older rows hold null there."""
+    present = {field.name for field in snapshot.schema().fields}
+    missing = [field for field in Schema.from_arrow(table.schema).fields if field.name not in present]
+    if missing:
+        snapshot.alter.add_columns(missing)
+    return snapshot
+
+
+def _quoted(column: str) -> str:
+    """A column of a declared table in SQL."""
+    return f'"{column}"'
+
+
+def _next_transaction(snapshot: DeltaTable, about: dict[str, str] | None = None) -> CommitProperties:
+    last = snapshot.transaction_version(WRITER) or 0
+    return CommitProperties(custom_metadata=about, app_transactions=[Transaction(WRITER, last + 1)])
+
+
+def _commit_exclusive(
+    snapshot: DeltaTable, rows: pl.DataFrame, mode: Literal["append", "overwrite"], about: dict[str, str] | None = None
+) -> None:
     """Commit on this snapshot, or fail when anything else was committed exclusively since.
 
     The transaction's number makes it so: two appends, or two overwrites of an empty table, do not conflict by
     themselves.
     """
-    last = snapshot.transaction_version(WRITER) or 0
-    properties = CommitProperties(app_transactions=[Transaction(WRITER, last + 1)])
-    write_deltalake(snapshot, rows, mode=mode, commit_properties=properties)
+    write_deltalake(snapshot, rows, mode=mode, commit_properties=_next_transaction(snapshot, about))

@@ -1,21 +1,27 @@
 """The landing area in S3: raw files as producers delivered them, and the bytes of dead letters."""
 
+import asyncio
 import gzip
 import hashlib
 import io
 import re
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import boto3
+import obstore
+import polars as pl
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from obstore.store import S3Store
 
-from c360_pipeline.errors import ContractError, UnavailableError
+from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -23,6 +29,10 @@ if TYPE_CHECKING:
 EVENTS_PREFIX = "landing/events/"
 CATALOG_PREFIX = "landing/catalog/"
 DEAD_LETTERS_PREFIX = "dead-letters/"
+GZIP_MAGIC = b"\x1f\x8b"
+REQUESTS_AT_ONCE = 32
+MULTIPART_BYTES = 64 * 1024 * 1024
+"""Larger files are uploaded in parts, never as a whole in memory."""
 _DATED = re.compile(r"landing/events/date=(\d{4}-\d\d-\d\d)/[^/]+\.jsonl(\.gz)?")
 
 
@@ -52,6 +62,14 @@ class EventFile(LandingFile):
     landing_date: date
 
 
+@dataclass(frozen=True)
+class EventsArea:
+    """What lies under the prefix of events: event files, and what is none by its folder or ending."""
+
+    files: list[EventFile]
+    strangers: list[LandingFile]
+
+
 def _landing_date(key: str) -> date | None:
     """The date of an event file's folder; None for anything else under the prefix."""
     match = _DATED.fullmatch(key)
@@ -59,6 +77,14 @@ def _landing_date(key: str) -> date | None:
         return date.fromisoformat(match[1]) if match else None
     except ValueError:
         return None
+
+
+def landing_date_of(uri: str) -> date:
+    """The landing date of an event file by its address."""
+    found = _landing_date(uri.split("/", 3)[3])
+    if found is None:
+        raise ContractError(f"{uri} is not the address of an event file.")
+    return found
 
 
 class Landing:
@@ -85,6 +111,16 @@ class Landing:
             region_name=region,
             config=Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}),
         )
+        # Thousands of small objects: five times as fast as boto3, which is busy with itself for a millisecond each.
+        self._objects = S3Store(
+            bucket,
+            endpoint=endpoint_url,
+            access_key_id=access_key_id,
+            secret_access_key=secret_access_key,
+            region=region,
+            virtual_hosted_style_request=False,
+            client_options={"allow_http": True},
+        )
 
     def ensure_bucket(self) -> None:
         """Create the bucket where it is missing.
@@ -102,12 +138,18 @@ class Landing:
             ) from error
 
     def event_files(self) -> list[EventFile]:
-        """Every event file, by landing date and name; other objects under the prefix are not ours to read."""
-        return [
-            EventFile(**vars(file), landing_date=landing_date)
-            for file in self._list(EVENTS_PREFIX)
-            if (landing_date := _landing_date(file.key))
-        ]
+        """Every event file, by landing date and name."""
+        return self.events_area().files
+
+    def events_area(self) -> "EventsArea":
+        """What lies under the prefix of events."""
+        area = EventsArea([], [])
+        for file in self._list(EVENTS_PREFIX):
+            if landing_date := _landing_date(file.key):
+                area.files.append(EventFile(**vars(file), landing_date=landing_date))
+            elif not file.key.endswith("/"):
+                area.strangers.append(file)
+        return area
 
     def catalog_files(self) -> list[LandingFile]:
         """Every catalogue file, by name."""
@@ -123,21 +165,25 @@ class Landing:
         return sorted(files, key=lambda f: f.key)
 
     def pieces(self, file: LandingFile, size: int) -> Iterator[bytes]:
-        """The file's content in pieces of at most `size` bytes, unpacked when its name ends in .gz.
+        """The file's content in pieces of at most `size` bytes, unpacked where it is gzip, whatever its name says.
 
         Raises:
+            ConflictError: the file is gone, or has other content than when it was listed.
             ContractError: the gzip stream is broken; the message names the file.
         """
-        body = self._client.get_object(Bucket=self.bucket, Key=file.key)["Body"]
+        try:
+            body = self._client.get_object(Bucket=self.bucket, Key=file.key, IfMatch=f'"{file.etag}"')["Body"]
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 412):
+                raise ConflictError(f"{file.uri} was changed or removed since it was listed.") from None
+            raise
         raw = io.BufferedReader(cast("io.RawIOBase", body), buffer_size=1024 * 1024)
-        if not file.key.endswith(".gz"):
+        if raw.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] != GZIP_MAGIC:
             while piece := raw.read(size):
                 yield piece
             return
         try:
-            with gzip.open(raw) as unpacked:
-                while piece := unpacked.read(size):
-                    yield piece
+            yield from _unpacked(raw, size)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ContractError(
                 f"{file.uri} is not a whole gzip file: {error}. Ask its producer to send it again."
@@ -156,27 +202,91 @@ class Landing:
         Returns:
             The object's s3:// address.
         """
-        content = path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         stem, dot, suffix = path.name.partition(".")
         for name in (path.name, f"{stem}-{sha256[:12]}{dot}{suffix}"):
             key = f"{folder}{name}"
-            stored = self._stored_sha256(key)
-            if stored is None:
-                self._client.put_object(Bucket=self.bucket, Key=key, Body=content, Metadata={"sha256": sha256})
-            if stored in (None, sha256):
+            if (self._stored_sha256(key) or self._put_new(path, key, sha256)) == sha256:
                 return f"s3://{self.bucket}/{key}"
         raise ContractError(f"{path} can't be uploaded: {folder}{stem}-{sha256[:12]} is taken by other content.")
 
+    def _put_new(self, path: Path, key: str, sha256: str) -> str | None:
+        """Upload under a name that is free; returns the sha256 of what is there now, which another may have put."""
+        if path.stat().st_size > MULTIPART_BYTES:
+            self._client.upload_file(str(path), self.bucket, key, ExtraArgs={"Metadata": {"sha256": sha256}})
+            return sha256
+        try:
+            self._client.put_object(
+                Bucket=self.bucket, Key=key, Body=path.read_bytes(), Metadata={"sha256": sha256}, IfNoneMatch="*"
+            )
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
+                raise
+            return self._stored_sha256(key)
+        return sha256
+
     def _stored_sha256(self, key: str) -> str | None:
         try:
-            return self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get("sha256", "")
+            return self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get("sha256", "unknown")
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                 return None
             raise
 
-    def put_dead_letter(self, dead_letter_id: str, raw: bytes) -> None:
-        """Keep the bytes of a rejected line under their sha256."""
-        key = f"{DEAD_LETTERS_PREFIX}{dead_letter_id[:2]}/{dead_letter_id}"
-        self._client.put_object(Bucket=self.bucket, Key=key, Body=raw)
+    def put_dead_letters(self, letters: pl.DataFrame) -> None:
+        """Keep the bytes of rejected lines under their sha256.
+
+        Args:
+            letters: dead_letter_id and raw; rows whose raw is null are there already.
+        """
+        distinct = letters.drop_nulls("raw").unique("dead_letter_id", maintain_order=True)
+        asyncio.run(self._put_all(distinct.select("dead_letter_id", "raw")))
+
+    async def _put_all(self, letters: pl.DataFrame) -> None:
+        at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+        async def put(letter_id: str, raw: bytes) -> None:
+            async with at_once:
+                await obstore.put_async(self._objects, dead_letter_key(letter_id), raw, use_multipart=False)
+
+        await asyncio.gather(*(put(letter_id, raw) for letter_id, raw in letters.iter_rows()))
+
+    def put_long_dead_letter(self, pieces: Iterable[bytes]) -> tuple[str, int]:
+        """Keep the bytes of a line that does not fit into memory; returns their sha256 and how many they are."""
+        digest, size = hashlib.sha256(), 0
+        with tempfile.TemporaryFile() as spool:
+            for piece in pieces:
+                digest.update(piece)
+                size += spool.write(piece)
+            spool.seek(0)
+            key = dead_letter_key(digest.hexdigest())
+            self._client.upload_fileobj(spool, self.bucket, key, Config=TransferConfig(max_concurrency=2))
+        return digest.hexdigest(), size
+
+    def read_dead_letter(self, dead_letter_id: str) -> bytes:
+        """The bytes of a rejected line."""
+        key = dead_letter_key(dead_letter_id)
+        return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+
+def _unpacked(raw: io.BufferedReader, size: int) -> Iterator[bytes]:
+    """Pieces of an unpacked stream of gzip members; what there is before it breaks off comes first."""
+    with gzip.open(raw) as stream:
+        chunks: list[bytes] = []
+        try:
+            # read() would lose what it has gathered when the stream breaks off; read1() gathers nothing.
+            while chunk := stream.read1(size):
+                chunks.append(chunk)
+                if sum(map(len, chunks)) >= size:
+                    yield b"".join(chunks)
+                    chunks.clear()
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            yield b"".join(chunks)
+            raise
+        yield b"".join(chunks)
+
+
+def dead_letter_key(dead_letter_id: str) -> str:
+    """Where the bytes of a rejected line are."""
+    return f"{DEAD_LETTERS_PREFIX}{dead_letter_id[:2]}/{dead_letter_id}"

@@ -77,7 +77,7 @@ def test_a_version_of_another_table_counts_as_nothing(lake: Lake) -> None:
 def test_events_come_back_as_they_went_in(lake: Lake, tenant: str) -> None:
     at = datetime(2025, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
     rows = pl.DataFrame(
-        [("e", tenant, "u", "s", at, "view", None, {"b": "2", "a": "1"}, at.date(), "h", "f", 1, at)],
+        [("e", tenant, "u", "s", at, "view", None, {"b": "2", "a": "1"}, at.date(), "h", "f", "e", 1, at)],
         schema=EVENTS.empty().schema, orient="row",
     )  # fmt: skip
     lake.insert_new(EVENTS, rows)

@@ -5,9 +5,20 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c360_pipeline.core.landing import LineBlock, classify, decode, line_blocks
+from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.landing import (
+    ARCHIVED_FACTS,
+    Decoded,
+    Delivery,
+    LineBlock,
+    classify,
+    decode,
+    line_blocks,
+    stored_events,
+)
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
+FILE = Delivery("f", "etag")
 
 
 def a_line(user: str, event_id: str | None, action: str) -> bytes:
@@ -31,15 +42,16 @@ LINES = st.lists(
 
 def landed_in_batches(lines: list[bytes], sizes: list[int]) -> tuple[pl.DataFrame, int]:
     """The archive after landing in batches, and the number of lines accounted for."""
-    archive, accounted, start = decode([], NOW).events, 0, 0
+    archive, accounted, start = EVENTS.empty(), 0, 0
     for size in [*sizes, len(lines)]:
         part = lines[start : start + size]
-        decoded = decode([LineBlock("f", start + 1, 0, b"".join(one + b"\n" for one in part))], NOW)
+        decoded = decode(LineBlock(FILE, start + 1, 0, b"".join(one + b"\n" for one in part)), NOW)
         start += len(part)
-        facts = archive.select("tenant_id", "event_id", "content_hash", "source_uri", "source_line")
+        facts = archive.select(ARCHIVED_FACTS)
         result = classify(decoded.events, facts.join(decoded.events, on=["tenant_id", "event_id"], how="semi"))
-        archive = pl.concat([archive, result.to_append])
-        accounted += decoded.dead.height + sum(f.height for f in (result.landed, result.duplicates, result.conflicts))
+        archive = pl.concat([archive, stored_events(result.to_append)])
+        accounted += decoded.rejected.height
+        accounted += sum(f.height for f in (result.landed, result.duplicates, result.conflicts))
     return archive, accounted
 
 
@@ -62,10 +74,22 @@ def test_landing_again_appends_nothing(lines: list[bytes]) -> None:
 def test_offsets_point_at_the_bytes_of_a_line(content: bytes, size: int) -> None:
     pieces = [content[n : n + size] for n in range(0, len(content), size)]
     counted = 0
-    for block in line_blocks("f", pieces):
-        for index in sorted([*block.lines["number"], *block.invalid]):
-            line = block.line(index)
+    for block in line_blocks(FILE, pieces):
+        assert isinstance(block, LineBlock)
+        for line in map(block.line, range(len(block.starts) - 1)):
             assert content[line.offset : line.offset + len(line.raw)] == line.raw
             assert line.number == content[: line.offset].count(b"\n") + 1
             counted += 1
-    assert counted == sum(1 for raw in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if raw.strip())
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    assert counted == len(lines) - (lines[-1] == b"")
+
+
+@given(st.lists(st.binary(max_size=40).map(lambda raw: raw.replace(b"\n", b"")), max_size=12), st.integers(1, 30))
+def test_every_line_of_any_file_is_counted_once(lines: list[bytes], size: int) -> None:
+    content = b"\n".join(lines)
+    pieces = [content[n : n + size] for n in range(0, len(content), size)]
+    blocks = [block for block in line_blocks(FILE, pieces) if isinstance(block, LineBlock)]
+    decoded = Decoded.together(decode(block, NOW) for block in blocks)
+    there = [raw for raw in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if raw.strip(b" \t\r\x0b\x0c")]
+    assert decoded.lines.total() == len(there) == decoded.events.height + decoded.rejected.height
+    assert decoded.rejected["raw"].to_list() == there

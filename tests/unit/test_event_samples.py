@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from c360_pipeline.core.landing import classify, decode, line_blocks
+from c360_pipeline.core.landing import ARCHIVED_FACTS, Decoded, Delivery, classify, decode_file
 from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, share, write_sample
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError
@@ -25,14 +25,15 @@ def test_there_are_as_many_lines_as_asked_for(written: Written) -> None:
 
 def test_the_truth_is_true_of_every_line(written: Written) -> None:
     truth = pl.read_ndjson(written.truth_file, infer_schema_length=None)
-    blocks = [b for f in written.event_files for b in line_blocks(f.name, [gzip.decompress(f.read_bytes())])]
-    decoded = decode(blocks, datetime.now(UTC))
-    facts = ["tenant_id", "event_id", "content_hash", "source_uri", "source_line"]
-    judged = classify(decoded.events, decoded.events.clear().select(facts))
+    now = datetime.now(UTC)
+    decoded = Decoded.together(
+        decode_file(Delivery(f.name, ""), gzip.decompress(f.read_bytes()), now) for f in written.event_files
+    )
+    judged = classify(decoded.events, decoded.events.clear().select(ARCHIVED_FACTS))
     for kind, frame in (("event", judged.landed), ("duplicate", judged.duplicates)):
         said = truth.filter(pl.col("kind") == kind).select("file", "line").rows()
         assert sorted(frame.select("source_uri", "source_line").rows()) == sorted(said)
-    places = decoded.dead.select("source_uri", "source_line", "error_class").rows()
+    places = decoded.rejected.select("source_uri", "source_line", "error_class").rows()
     dead = {(file, line): error_class for file, line, error_class in places}
     conflicts = judged.conflicts.select("source_uri", "source_line").rows()
     dead |= dict.fromkeys(conflicts, "duplicate_id_conflict")

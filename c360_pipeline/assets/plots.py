@@ -1,0 +1,38 @@
+"""Pictures for the UI: figures as images in metadata."""
+
+import base64
+import io
+
+import dagster as dg
+import polars as pl
+
+COLOURS = {"landed": "#2a7f62", "duplicates": "#b8b8b8", "suppressed": "#6c757d", "dead": "#c44536"}
+DAYS_SHOWN = 90
+
+
+def lines_per_day(files: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """What became of the lines of each landing date, stacked; the last 90 dates that had any.
+
+    Args:
+        files: rows of `LANDING_FILES`.
+    """
+    from matplotlib.figure import Figure  # takes half a second to import, and only a run needs it
+
+    columns = list(COLOURS)
+    days = files.group_by("landing_date").agg(pl.col(columns).sum()).sort("landing_date").tail(DAYS_SHOWN)
+    if days.is_empty():
+        return dg.MetadataValue.md("nothing landed yet")
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    labels, bottom = days["landing_date"].dt.to_string().to_list(), pl.zeros(days.height, pl.Int64, eager=True)
+    for column in columns:
+        axes.bar(labels, days[column].to_list(), bottom=bottom.to_list(), color=COLOURS[column], label=column)
+        bottom = bottom + days[column]
+    axes.set_ylabel("lines")
+    axes.tick_params(axis="x", rotation=60, labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    encoded = base64.b64encode(image.getvalue()).decode()
+    return dg.MetadataValue.md(f"![lines per landing date](data:image/png;base64,{encoded})")
