@@ -45,11 +45,6 @@ def closed_books(books: list[FileBook], now: datetime) -> pl.DataFrame:
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
 
 
-def count_by_delivery(frame: pl.DataFrame) -> Counter[Delivery]:
-    """Rows per delivery."""
-    return Counter({Delivery(uri, etag): n for uri, etag, n in frame.group_by(DELIVERY).len().iter_rows()})
-
-
 def unbalanced(files: pl.DataFrame) -> pl.DataFrame:
     """Rows of `LANDING_FILES` whose columns do not add up to their lines."""
     accounted = pl.col("landed") + pl.col("duplicates") + pl.col("dead") + pl.col("suppressed")

@@ -91,21 +91,24 @@ def _micros(at: datetime) -> int:
 
 
 def _events(found: Scan, number: Integers) -> pl.DataFrame:
+    behind = pa.py_buffer(found.buffer[len(found.block) :].tobytes())
     columns = {"number": pl.Series(number)}
     for position, field in enumerate(CONTRACT):
         match field.kind:
             case FieldKind.STRING:
-                columns[field.column] = pl.Series(pl.from_arrow(_texts(found.fields[number, position], found)))
+                columns[field.column] = pl.Series(pl.from_arrow(_texts(found.fields[number, position], behind, found)))
             case FieldKind.TIMESTAMP:
                 columns[field.column] = pl.Series(found.micros[number]).cast(pl.Datetime("us", "UTC"))
             case FieldKind.ATTRIBUTES:
-                columns[field.column] = _attributes(found, number)
+                columns[field.column] = _attributes(found, behind, number)
     hashed = pl.DataFrame(columns).with_columns(content_hash=_sha256(found.canonical, found.canonical_ends[number]))
     return hashed.with_columns(event_id=pl.coalesce("event_id", "content_hash")).select(PARSED_COLUMNS)
 
 
-def _attributes(found: Scan, number: Integers) -> pl.Series:
-    pairs = pa.StructArray.from_arrays([_texts(found.keys, found), _texts(found.values, found)], ["key", "value"])
+def _attributes(found: Scan, behind: pa.Buffer, number: Integers) -> pl.Series:
+    pairs = pa.StructArray.from_arrays(
+        [_texts(found.keys, behind, found), _texts(found.values, behind, found)], ["key", "value"]
+    )
     offsets = pa.array(np.concatenate(([0], found.attr_ends[number])))
     lists = pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pairs)))
     return lists.cast(pl.Map(pl.String, pl.String))
@@ -121,9 +124,9 @@ def _sha256(forms: Bytes, ends: Integers) -> pl.Series:
     return frame.select(digest).collect(engine="streaming").to_series()
 
 
-def _texts(texts: Integers, found: Scan) -> pa.Array:
-    """An Arrow array over the buffer of the scan: long strings are not copied."""
+def _texts(texts: Integers, behind: pa.Buffer, found: Scan) -> pa.Array:
+    """An Arrow array over the block itself: long strings are not copied."""
     is_there = texts != kernel.NO_TEXT
     validity = None if is_there.all() else pa.py_buffer(np.packbits(is_there, bitorder="little"))
-    buffers = [validity, pa.py_buffer(string_views(texts, found.buffer)), pa.py_buffer(found.buffer)]
+    buffers = [validity, pa.py_buffer(string_views(texts, found)), pa.py_buffer(found.block), behind]
     return pa.Array.from_buffers(pa.string_view(), len(texts), buffers)

@@ -218,7 +218,12 @@ def _unusual_string(buffer, at, end, composed, most, free):
 
 @_compiled
 def _number(buffer, at, end):
-    """Place after a number whose text is what Python makes of its value; -1 for others."""
+    """A number whose text is what Python makes of its value, or that text and zeros behind the point.
+
+    Returns:
+        Place after it, -1 for others; the length of that text.
+    """
+    first = at
     is_negative = buffer[at] == 45
     if is_negative:
         at += 1
@@ -226,21 +231,30 @@ def _number(buffer, at, end):
     while at < end and 48 <= buffer[at] <= 57:
         at += 1
     whole = at - digits
+    length = at - first
     if whole == 0 or whole > 15 or (buffer[digits] == 48 and whole > 1):
-        return -1
-    if at >= end or buffer[at] != 46:
-        if at < end and (buffer[at] == 101 or buffer[at] == 69):
-            return -1
-        return -1 if is_negative and buffer[digits] == 48 else at
-    fraction = at + 1
-    at = fraction
-    while at < end and 48 <= buffer[at] <= 57:
+        return -1, 0
+    is_whole = True
+    if at < end and buffer[at] == 46:
         at += 1
-    if whole > 9 or not 1 <= at - fraction <= 4 or buffer[at - 1] == 48:
-        return -1
+        fraction = at
+        while at < end and 48 <= buffer[at] <= 57:
+            at += 1
+        last = at
+        while last > fraction and buffer[last - 1] == 48:
+            last -= 1
+        if at == fraction or last - fraction > 4:
+            return -1, 0
+        if last > fraction:
+            is_whole = False
+            length = last - first
     if at < end and (buffer[at] == 101 or buffer[at] == 69):
-        return -1
-    return at
+        return -1, 0
+    if is_whole and is_negative and buffer[digits] == 48:
+        return -1, 0
+    if not is_whole and whole > 9:
+        return -1, 0
+    return at, length
 
 
 @_compiled
@@ -564,8 +578,8 @@ def _scalar(buffer, at, end, composed, most, free):
         after, text, _, free = _string(buffer, at + 1, end, composed, most, free)
         return after, text, free
     if c == 45 or 48 <= c <= 57:
-        after = _number(buffer, at, end)
-        return after, text_of(at, after - at), free
+        after, length = _number(buffer, at, end)
+        return after, text_of(at, length), free
     if c == 116:
         return _word(buffer, at, end, _TRUE), text_of(at, 4), free
     if c == 102:
@@ -709,7 +723,7 @@ def _attributes(buffer, at, end, limits, composed, members, count, free):
 
 
 @_compiled
-def fill_views(texts, buffer, views, view_bytes):
+def fill_views(texts, buffer, end_of_lines, views, view_bytes):
     """Arrow string views of texts: four int32 each, the same memory as `view_bytes`; those of no text stay zero."""
     for i in range(len(texts)):
         if texts[i] == NO_TEXT:
@@ -719,4 +733,6 @@ def fill_views(texts, buffer, views, view_bytes):
         for j in range(size if size <= 12 else 4):
             view_bytes[i, 4 + j] = buffer[offset + j]
         if size > 12:
-            views[i, 3] = offset
+            is_behind = offset >= end_of_lines
+            views[i, 2] = is_behind
+            views[i, 3] = offset - end_of_lines if is_behind else offset

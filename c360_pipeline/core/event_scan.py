@@ -7,9 +7,11 @@ Rules: RFC 8259 for JSON, RFC 3629 for UTF-8, RFC 3339 for times, Unicode Standa
 composed text; a property in the tests holds the scanner to `parse_event`.
 """
 
+import threading
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +51,31 @@ class Grammar:
     limits: Integers
 
 
+class Scratch(threading.local):
+    """Arrays of this thread that are used again: blocks are alike, and fresh memory costs more than the scan itself."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+
+    def array(self, name: str, size: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        """An array of at least this size, holding anything."""
+        held = self._arrays.get(name)
+        if held is None or len(held) < size:
+            held = self._arrays[name] = np.empty(size + size // 4, dtype)
+        return held[:size]
+
+
+_scratch = Scratch()
+
+
 @dataclass(frozen=True)
 class Scan:
     """What was found in a block of lines. A text is one number, see `event_kernel`; NO_TEXT stands for null.
 
+    The arrays are this thread's scratch: they hold until its next scan.
+
     Attributes:
+        block: the lines.
         buffer: the lines, and behind them the texts that do not stand in the lines as they are.
         status: of each line, BLANK, GOOD or LEFT.
         fields: texts of the fields, one row per line and one column per field of the grammar.
@@ -65,6 +87,7 @@ class Scan:
         canonical_ends: where each line's form ends.
     """
 
+    block: bytes
     buffer: Bytes
     status: Bytes
     fields: Integers
@@ -88,34 +111,35 @@ def scan(block: bytes, starts: Integers, grammar: Grammar, earliest: int, latest
     """
     lines, size = len(starts) - 1, len(block)
     # An attribute takes five bytes at least. A string without its escapes or with a prefix is no longer than its source
-    # and the prefix; the canonical form adds quotation marks and brackets to what the line holds. What is not filled
-    # takes no memory.
+    # and the prefix; the canonical form adds quotation marks and brackets to what the line holds.
     members = size // 5 + 1
-    buffer = np.empty(2 * size + len(grammar.extra_prefix) * members, np.uint8)
+    buffer = _scratch.array("buffer", 2 * size + len(grammar.extra_prefix) * members, np.uint8)
     buffer[:size] = np.frombuffer(block, np.uint8)
-    status, fields = np.empty(lines, np.uint8), np.empty((lines, len(grammar.kinds)), np.int64)
-    micros, attr_ends, canonical_ends = (np.zeros(lines, np.int64) for _ in range(3))
-    keys, values = np.empty(members, np.int64), np.empty(members, np.int64)
-    canonical = np.empty(size + 64 * lines + 16 * members, np.uint8)
+    status = _scratch.array("status", lines, np.uint8)
+    fields = _scratch.array("fields", lines * len(grammar.kinds), np.int64).reshape(lines, len(grammar.kinds))
+    micros, attr_ends, canonical_ends = (
+        _scratch.array(name, lines, np.int64) for name in ("micros", "attr_ends", "canonical_ends")
+    )
+    keys, values = (_scratch.array(name, members, np.int64) for name in ("keys", "values"))
+    canonical = _scratch.array("canonical", size + 64 * lines + 16 * members, np.uint8)
     attrs, form, filled = scan_lines(
         buffer, starts, grammar.names, grammar.name_lengths, grammar.kinds, grammar.required, grammar.blank_refused,
         grammar.hash_order, grammar.tenant, grammar.no_tenant, grammar.extra_prefix, grammar.limits, earliest, latest,
-        _composed_table(), status, fields, micros, attr_ends, keys, values, canonical,
-        canonical_ends,
+        _composed_table(), status, fields, micros, attr_ends, keys, values, canonical, canonical_ends,
     )  # fmt: skip
     return Scan(
-        buffer[:filled], status, fields, micros, attr_ends, keys[:attrs], values[:attrs], canonical[:form],
+        block, buffer[:filled], status, fields, micros, attr_ends, keys[:attrs], values[:attrs], canonical[:form],
         canonical_ends,
     )  # fmt: skip
 
 
-def string_views(texts: Integers, buffer: Bytes) -> npt.NDArray[np.int32]:
-    """Arrow string views of texts in a buffer, four int32 each; null and empty are zeros.
+def string_views(texts: Integers, found: Scan) -> npt.NDArray[np.int32]:
+    """Arrow string views of texts, four int32 each, into the block (0) and what stands behind it (1).
 
-    Source: Arrow columnar format, variable-size binary view layout.
+    Null and empty are zeros. Source: Arrow columnar format, variable-size binary view layout.
     """
     views = np.zeros((len(texts), 4), np.int32)
-    fill_views(texts, buffer, views, views.view(np.uint8))
+    fill_views(texts, found.buffer, len(found.block), views, views.view(np.uint8))
     return views
 
 

@@ -20,6 +20,7 @@ class Table:
         columns: Arrow types by column name, key first.
         partition_by: Delta partition columns.
         description: one sentence for the catalogue and the UI.
+        distinct: columns whose values hardly repeat: a dictionary of them would be built in vain.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Table:
     columns: dict[str, pa.DataType]
     description: str
     partition_by: tuple[str, ...] = ()
+    distinct: tuple[str, ...] = ()
 
     @property
     def schema(self) -> pa.Schema:
@@ -61,6 +63,7 @@ EVENTS = Table(
     },
     "Every event that landed, once: the archive that the graph is a projection of.",
     ("tenant_id", "event_date"),
+    distinct=("event_id", "content_hash", "source_line", "ts"),
 )
 LANDING_FILES = Table(
     "landing_files",

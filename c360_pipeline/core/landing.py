@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import polars_hash  # noqa: F401 - registers the `chash` and `nchash` expressions
 
 from c360_pipeline.core.event_columns import parse_block
 from c360_pipeline.core.events import Event, Rejected, parse_event
@@ -94,7 +95,7 @@ class Decoded:
     """Lines after the contract.
 
     Attributes:
-        events: rows of `EVENTS`, in the order of the lines; `content_hash` is there on every row.
+        events: rows of `EVENTS`, in the order of the blocks; `content_hash` is there on every row.
         rejected: one row per rejected line, of `REJECTED_SCHEMA`.
         lines: lines of each delivery that are not blank.
     """
@@ -114,21 +115,57 @@ class Decoded:
         )
 
 
+NEW, HELD, DUPLICATE, CONFLICT = range(4)
+
+
 @dataclass(frozen=True)
 class Classified:
     """Events after comparison with the archive.
 
     Attributes:
-        landed: rows that are in the archive once this batch is committed, by this batch or by an earlier try.
-        to_append: those of `landed` that the archive does not hold yet.
-        duplicates: rows whose event the archive holds from another line.
-        conflicts: rows with the id of another event but other content, with the place of that event.
+        events: rows of `EVENTS`.
+        verdicts: of each event, NEW: the archive does not hold it; HELD: it is there from this very line, by an earlier
+            try; DUPLICATE: it is there from another line; CONFLICT: its id is taken by an event of other content.
+        takers: of each conflict in turn, `taken_by_uri` and `taken_by_line` of the event that has the id.
     """
 
-    landed: pl.DataFrame
-    to_append: pl.DataFrame
-    duplicates: pl.DataFrame
-    conflicts: pl.DataFrame
+    events: pl.DataFrame
+    verdicts: pl.Series
+    takers: pl.DataFrame
+
+    def of(self, *verdicts: int) -> pl.DataFrame:
+        """The events with one of these verdicts."""
+        chosen = self.verdicts.is_in(verdicts)
+        return self.events if chosen.all() else self.events.filter(chosen)
+
+    @property
+    def to_append(self) -> pl.DataFrame:
+        """Events that the archive does not hold."""
+        return self.of(NEW)
+
+    @property
+    def landed(self) -> pl.DataFrame:
+        """Events that the archive holds from these lines once `to_append` is there."""
+        return self.of(NEW, HELD)
+
+    @property
+    def duplicates(self) -> pl.DataFrame:
+        """Events that the archive holds from other lines."""
+        return self.of(DUPLICATE)
+
+    @property
+    def conflicts(self) -> pl.DataFrame:
+        """Events whose id is taken, with the place of the event that has it."""
+        return self.of(CONFLICT).hstack(self.takers)
+
+    def count(self, *verdicts: int) -> Counter[Delivery]:
+        """Events with one of these verdicts, by delivery."""
+        return count_by_delivery(self.events.select(DELIVERY).filter(self.verdicts.is_in(verdicts)))
+
+
+def count_by_delivery(rows: pl.DataFrame) -> Counter[Delivery]:
+    """Rows per delivery."""
+    return Counter({Delivery(uri, etag): n for uri, etag, n in rows.group_by(DELIVERY).len().iter_rows()})
 
 
 def line_blocks(delivery: Delivery, pieces: Iterable[bytes]) -> Iterator[LineBlock | LongLine]:
@@ -225,7 +262,7 @@ def decode(block: LineBlock, now: datetime) -> Decoded:
         source_line=pl.col("number") + block.first_number,
         landed_at=pl.lit(now).cast(pl.Datetime("us", "UTC")),
     ).select(list(EVENTS.columns))
-    frame = pl.concat([usual, _event_frame(events, now)]).sort("source_line") if events else usual
+    frame = pl.concat([usual, _event_frame(events, now)]) if events else usual
     return Decoded(frame, rejected_frame(rejected, now), Counter({block.delivery: parsed.line_count}))
 
 
@@ -288,10 +325,18 @@ def user_hash() -> pl.Expr:
     return digest
 
 
+def identity_hash(rows: pl.DataFrame, key: Iterable[str]) -> pl.Series:
+    """64 bits per row: equal keys have equal hashes, and other keys hardly ever."""
+    columns = [pl.col(name).cast(pl.String).fill_null("") for name in key]
+    parts = [part for column in columns for part in (column.str.len_bytes(), pl.lit(":"), column)]
+    hashed: pl.Expr = pl.concat_str(parts).nchash.xxh3_64()  # type: ignore[attr-defined]  # registered by polars_hash
+    return rows.select(hashed).to_series()
+
+
 def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:
     """Decide which events are new.
 
-    The first of several lines with one identity wins, in the archive before the batch and in the batch by order. A row
+    The first of several lines with one identity wins, in the archive before the batch and in the batch by line. A row
     that the archive holds from this very line of this very delivery is an earlier, interrupted try: landed, not a
     duplicate.
 
@@ -299,26 +344,51 @@ def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:
         events: rows of `EVENTS`.
         archived: `ARCHIVED_FACTS` of the archive rows with the ids of these events.
     """
-    key, facts = ["tenant_id", "event_id"], ["content_hash", *PLACE]
-    first = events.select(ARCHIVED_FACTS).unique(subset=key, keep="first", maintain_order=True)
-    if archived.height:
-        first = first.join(archived, on=key, how="anti")
-    if archived.is_empty() and first.height == events.height:
-        return Classified(events, events, events.clear(), _conflicts_of_none(events))
+    key = EVENTS.key
+    hashes = identity_hash(events, key)
+    # An event whose hash nothing else has is new; only the others are looked at closely.
+    is_alone = ~(hashes.is_duplicated() | hashes.is_in(identity_hash(archived, key).implode()))
+    verdicts = pl.Series(np.full(events.height, NEW, np.int8))
+    if is_alone.all():
+        return Classified(events, verdicts, _TAKERS_OF_NONE)
+    close = events.select(ARCHIVED_FACTS).with_row_index("row").filter(~is_alone)
+    by_line = close.sort(pl.col("row").min().over(DELIVERY), "source_line")
+    judged = _judged(by_line, archived).sort("row")
+    verdicts = verdicts.scatter(judged["row"], judged["verdict"])
+    takers = judged.filter(pl.col("verdict") == CONFLICT).select(_TAKERS_OF_NONE.columns)
+    return Classified(events, verdicts, takers)
+
+
+_TAKERS_OF_NONE = pl.DataFrame(schema={"taken_by_uri": pl.String, "taken_by_line": pl.Int64})
+
+
+def _judged(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts on events, and who took the ids of conflicts; in the order of the events."""
+    key, facts = list(EVENTS.key), ["content_hash", *PLACE]
+    first = events.unique(subset=key, keep="first", maintain_order=True).join(archived, on=key, how="anti")
     winners = pl.concat(
-        [archived.select(*key, *facts, is_new=False), first.select(*key, *facts, is_new=True)]
+        [
+            archived.select(*key, *facts, is_new=pl.lit(value=False)),
+            first.select(*key, *facts, is_new=pl.lit(value=True)),
+        ]
     ).with_columns(pl.col("content_hash").fill_null(pl.col("event_id")))
     judged = events.join(winners, on=key, how="left", suffix="_winner", maintain_order="left")
     is_winner = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_winner")) for name in PLACE)
     is_same = pl.col("content_hash") == pl.col("content_hash_winner")
-    columns = events.columns
-    return Classified(
-        landed=judged.filter(is_winner & is_same).select(columns),
-        to_append=judged.filter(is_winner & is_same & pl.col("is_new")).select(columns),
-        duplicates=judged.filter(~is_winner & is_same).select(columns),
-        conflicts=judged.filter(~is_same).select(
-            *columns, taken_by_uri=pl.col("source_uri_winner"), taken_by_line=pl.col("source_line_winner")
-        ),
+    verdict = (
+        pl.when(~is_same)
+        .then(CONFLICT)
+        .when(~is_winner)
+        .then(DUPLICATE)
+        .when(pl.col("is_new"))
+        .then(NEW)
+        .otherwise(HELD)
+    )
+    return judged.select(
+        "row",
+        verdict=verdict.cast(pl.Int8),
+        taken_by_uri="source_uri_winner",
+        taken_by_line="source_line_winner",
     )
 
 
@@ -337,10 +407,6 @@ def difference(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame,
     known = before.with_columns(pl.col("content_hash").fill_null(pl.col("event_id")))
     changed = after.join(known, on=[*identity, "content_hash", *PLACE], how="anti", maintain_order="left")
     return stored_events(changed), before.join(after, on=identity, how="anti")
-
-
-def _conflicts_of_none(events: pl.DataFrame) -> pl.DataFrame:
-    return events.clear().with_columns(taken_by_uri=pl.lit(None, pl.String), taken_by_line=pl.lit(None, pl.Int64))
 
 
 def rejected_conflicts(

@@ -216,7 +216,7 @@ def s3(home: Path, port: int, password: str) -> Service:
         port=port,
         prepare=prepare,
         command=[*with_parent(signal.SIGTERM), str(versitygw_binary()), "--port", f"{LOOPBACK}:{port}",
-                 "--region", "us-east-1", "posix", str(data)],
+                 "--region", "us-east-1", "--keep-alive", "--quiet", "posix", str(data)],
         environment={"ROOT_ACCESS_KEY": access_key, "ROOT_SECRET_KEY": password},
         probe=probe,
         stop_signal=signal.SIGTERM,

@@ -16,18 +16,23 @@ from tempfile import TemporaryDirectory
 import polars as pl
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from c360_pipeline.core.books import FileBook, closed_books, count_by_delivery
+from c360_pipeline.core.books import FileBook, closed_books
 from c360_pipeline.core.dead_letters import dead_lines, passed
 from c360_pipeline.core.lake import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import (
     ARCHIVED_FACTS,
     DELIVERY,
+    DUPLICATE,
+    HELD,
+    NEW,
     PLACE,
     Delivery,
     Line,
     LineBlock,
     classify,
+    count_by_delivery,
     difference,
+    identity_hash,
     line_blocks,
     line_in,
     rejected_conflicts,
@@ -35,7 +40,6 @@ from c360_pipeline.core.landing import (
 )
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stores.ingest import PIECE_BYTES, Ingest
-from c360_pipeline.stores.key_index import key_hash
 from c360_pipeline.stores.landing import EventFile
 
 PART_BYTES = 128 * 1024 * 1024
@@ -58,7 +62,7 @@ class _Read:
 
     def stage(self, kind: str, events: pl.DataFrame) -> None:
         """Put events away, parted by their id."""
-        part = pl.Series("part", key_hash(events, EVENTS.key) % self.parts)
+        part = (identity_hash(events, EVENTS.key) % self.parts).alias("part")
         for (number,), group in events.with_columns(part).group_by("part", maintain_order=True):
             folder = self.folder / kind / str(number)
             folder.mkdir(parents=True, exist_ok=True)
@@ -168,8 +172,8 @@ def _decide(ingest: Ingest, read: _Read) -> _Decision:
         decision.gone.append(gone.select(IN_ITS_PARTITION))
         decision.conflicts.append(judged.conflicts)
         decision.passed.append(passed(judged, queued))
-        decision.landed += count_by_delivery(judged.landed)
-        decision.duplicates += count_by_delivery(judged.duplicates)
+        decision.landed += judged.count(NEW, HELD)
+        decision.duplicates += judged.count(DUPLICATE)
     for path in (held.folder).rglob("*.parquet"):
         path.unlink()
     return decision

@@ -16,18 +16,22 @@ from functools import partial
 
 import polars as pl
 
-from c360_pipeline.core.books import FileBook, closed_books, count_by_delivery, lost_deliveries
+from c360_pipeline.core.books import FileBook, closed_books, lost_deliveries
 from c360_pipeline.core.dead_letters import dead_lines, letters_of, long_line_letter, reopened
 from c360_pipeline.core.lake import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import (
     ARCHIVED_FACTS,
     DELIVERY,
+    DUPLICATE,
+    HELD,
+    NEW,
     REJECTED_SCHEMA,
     Classified,
     Decoded,
     Delivery,
     LineBlock,
     classify,
+    count_by_delivery,
     decode,
     line_blocks,
     line_in,
@@ -39,9 +43,9 @@ from c360_pipeline.errors import ConflictError, ContractError
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import EventFile, Landing, landing_date_of
 
-PIECE_BYTES = 4 * 1024 * 1024
+PIECE_BYTES = 2 * 1024 * 1024
 """Read from a file at once; lines are decoded in blocks of about this size, on as many cores as there are."""
-BATCH_BYTES = 64 * 1024 * 1024
+BATCH_BYTES = 32 * 1024 * 1024
 """Unpacked bytes of a batch; one batch is one commit to the archive. Two are in memory at once."""
 UPLOADS_WAITING = 2
 """Batches whose rejected bytes may still be on their way while the next is committed."""
@@ -161,13 +165,13 @@ class Ingest:
         line_at = partial(line_in, batch.blocks)
         dead = pl.concat([rejected, rejected_conflicts(classified.conflicts, line_at, datetime.now(UTC))])
         self.keep_dead(dead)
-        for column, frames in {
-            "landed": [classified.landed],
-            "duplicates": [classified.duplicates],
-            "dead": [dead],
-            "suppressed": [silent, silent_rejected],
+        for column, counts in {
+            "landed": classified.count(NEW, HELD),
+            "duplicates": classified.count(DUPLICATE),
+            "dead": count_by_delivery(dead),
+            "suppressed": count_by_delivery(silent) + count_by_delivery(silent_rejected),
         }.items():
-            for delivery, count in sum(map(count_by_delivery, frames), Counter()).items():
+            for delivery, count in counts.items():
                 setattr(books[delivery], column, getattr(books[delivery], column) + count)
         for delivery, count in batch.lines.items():
             books[delivery].lines += count
@@ -203,14 +207,15 @@ class Ingest:
 
     def append(self, events: pl.DataFrame, about: dict[str, str] | None = None) -> Classified:
         """Append the events that the archive does not hold, in one commit."""
-        outcome = [classify(events, EVENTS.empty().select(ARCHIVED_FACTS))]
+        outcome: list[Classified] = []
 
         def new_rows(archived: pl.DataFrame) -> pl.DataFrame:
             outcome[:] = [classify(events, archived)]
             return stored_events(outcome[0].to_append)
 
-        if events.height:
-            self.lake.append_exclusive(EVENTS, events, ARCHIVED_FACTS, new_rows, about)
+        if events.is_empty():
+            return classify(events, EVENTS.empty().select(ARCHIVED_FACTS))
+        self.lake.append_exclusive(EVENTS, events, ARCHIVED_FACTS, new_rows, about)
         return outcome[0]
 
     def keep_dead(self, dead: pl.DataFrame) -> None:

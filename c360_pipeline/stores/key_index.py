@@ -16,8 +16,6 @@ from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
-import polars_hash  # noqa: F401 - registers the `nchash` expressions
 import pyarrow as pa
 
 MAX_RUN_ROWS = 4_000_000
@@ -28,14 +26,6 @@ _SUFFIX = ".keys"
 
 Hashes = npt.NDArray[np.uint64]
 FileKeys = Iterable[tuple[str, Hashes]]
-
-
-def key_hash(rows: pl.DataFrame, key: Iterable[str]) -> Hashes:
-    """One hash per row; equal keys have equal hashes."""
-    columns = [pl.col(name).cast(pl.String).fill_null("") for name in key]
-    parts = [part for column in columns for part in (column.str.len_bytes(), pl.lit(":"), column)]
-    hashed: pl.Expr = pl.concat_str(parts).nchash.xxh3_64()  # type: ignore[attr-defined]  # registered by polars_hash
-    return rows.select(hashed).to_series().to_numpy()
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ class KeyIndex:
         """Look for keys.
 
         Args:
-            hashes: as `key_hash` makes them.
+            hashes: as `identity_hash` makes them.
             files: data files that the table has now.
 
         Returns:

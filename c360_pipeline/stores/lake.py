@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
+from deltalake import (
+    ColumnProperties,
+    CommitProperties,
+    DeltaTable,
+    Schema,
+    Transaction,
+    WriterProperties,
+    write_deltalake,
+)
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from c360_pipeline.core.lake import Changes, Table, compare_versions
+from c360_pipeline.core.landing import identity_hash
 from c360_pipeline.errors import ConflictError, UnavailableError
-from c360_pipeline.stores.key_index import Hashes, KeyIndex, key_hash
+from c360_pipeline.stores.key_index import Hashes, KeyIndex
 
 MAX_ATTEMPTS = 20
 WRITER = "exclusive"
@@ -56,6 +65,7 @@ class Lake:
         self._options = storage_options
         self._cache = cache
         self._indexes: dict[str, KeyIndex] = {}
+        self._writers = threading.local()
 
     def uri(self, name: str) -> str:
         """Where a table is."""
@@ -70,9 +80,16 @@ class Lake:
             raise UnavailableError(f"The lake at {self._root} can't be read: {error}") from error
 
     def _ensure(self, table: Table) -> DeltaTable:
+        """The table as it is now, made or completed where needed; each thread keeps its own and only brings it up to date."""
+        kept: dict[str, DeltaTable] = vars(self._writers)
+        if table.name in kept:
+            kept[table.name].update_incremental()
+            return kept[table.name]
         existing = self._open(table.name)
-        if existing is not None:
-            return _evolved(existing, table)
+        kept[table.name] = _evolved(existing, table) if existing is not None else self._create(table)
+        return kept[table.name]
+
+    def _create(self, table: Table) -> DeltaTable:
         return DeltaTable.create(
             self.uri(table.name),
             schema=table.schema,
@@ -134,7 +151,7 @@ class Lake:
             rows = build(self._held(snapshot, table, keys, columns))
             if rows.height:
                 before = set(snapshot.file_uris())
-                _commit_exclusive(snapshot, rows.select(list(table.columns)), "append", about)
+                _commit_exclusive(snapshot, table, rows, "append", about)
                 self._index_appended(snapshot, table, before, rows)
             return rows
 
@@ -159,7 +176,7 @@ class Lake:
 
     def _held(self, snapshot: DeltaTable, table: Table, keys: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
         key = list(table.key)
-        is_found, files = self._index(snapshot, table).find(key_hash(keys, key), set(snapshot.file_uris()))
+        is_found, files = self._index(snapshot, table).find(identity_hash(keys, key).to_numpy(), set(snapshot.file_uris()))
         if not files:
             return table.empty().select(columns)
         wanted = keys.select(key).filter(pl.Series(is_found)).unique()
@@ -176,7 +193,7 @@ class Lake:
             def read(files: list[str]) -> Iterator[tuple[str, Hashes]]:
                 key = list(table.key)
                 for file in files:
-                    yield file, key_hash(self._read_files(table, {file}, key), key)
+                    yield file, identity_hash(self._read_files(table, {file}, key), key).to_numpy()
 
             self._indexes[table_id] = KeyIndex(self._cache / "keys" / table_id, read)
         return self._indexes[table_id]
@@ -185,7 +202,7 @@ class Lake:
         """Tell the index what was just written, where one file holds all rows of its partition."""
         new = _data_files(snapshot).filter(~pl.col("uri").is_in(before))
         by = list(table.partition_by)
-        hashed = rows.select(*by, hash=pl.Series(key_hash(rows, table.key)))
+        hashed = rows.select(*by, hash=identity_hash(rows, table.key))
         parts = {tuple(row[f"partition.{name}"] for name in by): row["uri"] for row in new.iter_rows(named=True)}
         if len(parts) == new.height:
             groups = hashed.group_by(by) if by else [((), hashed)]
@@ -233,6 +250,7 @@ class Lake:
                     " AND ".join(f"t.{_quoted(name)} = s.{_quoted(name)}" for name in on),
                     source_alias="s",
                     target_alias="t",
+                    writer_properties=_writer_properties(table),
                     streamed_exec=False,  # the rows are in memory; their partitions then limit what is read
                     commit_properties=_next_transaction(snapshot),
                 )
@@ -287,7 +305,7 @@ class Lake:
             current = _rows(snapshot, table).collect()
             changes = compare_versions(current, rows.select(list(table.columns)), table.key)
             if changes.count:
-                _commit_exclusive(snapshot, rows.select(list(table.columns)), "overwrite")
+                _commit_exclusive(snapshot, table, rows, "overwrite")
             return changes
 
         return self._retried(table.name, attempt)
@@ -414,11 +432,26 @@ def _next_transaction(snapshot: DeltaTable, about: dict[str, str] | None = None)
 
 
 def _commit_exclusive(
-    snapshot: DeltaTable, rows: pl.DataFrame, mode: Literal["append", "overwrite"], about: dict[str, str] | None = None
+    snapshot: DeltaTable,
+    table: Table,
+    rows: pl.DataFrame,
+    mode: Literal["append", "overwrite"],
+    about: dict[str, str] | None = None,
 ) -> None:
     """Commit on this snapshot, or fail when anything else was committed exclusively since.
 
     The transaction's number makes it so: two appends, or two overwrites of an empty table, do not conflict by
     themselves.
     """
-    write_deltalake(snapshot, rows, mode=mode, commit_properties=_next_transaction(snapshot, about))
+    write_deltalake(
+        snapshot,
+        rows.select(list(table.columns)),
+        mode=mode,
+        writer_properties=_writer_properties(table),
+        commit_properties=_next_transaction(snapshot, about),
+    )
+
+
+def _writer_properties(table: Table) -> WriterProperties:
+    plain = ColumnProperties(dictionary_enabled=False)
+    return WriterProperties(column_properties=dict.fromkeys(table.distinct, plain))
