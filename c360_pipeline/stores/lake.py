@@ -5,6 +5,7 @@ commits on that very snapshot; a worker that was faster makes the commit fail an
 snapshot (see docs/adr/0006).
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
