@@ -63,7 +63,7 @@ lock: .venv/.synced  ## resolve the dependencies of pyproject.toml anew
 	  --no-header --no-annotate --universal --python-version 3.11 -o .venv/movielens.lock
 	sed -n '/^recbole==/,/^[^ ]/{/^recbole==/p;/^ /p}' .venv/movielens.lock > requirements-movielens.lock
 
-docs: .venv/.synced  ## docs/reference.md from the code
+docs: .venv/.synced  ## docs/reference.md and docs/event.schema.json from the code
 	$(BIN)/python docs/build_reference.py
 
 clean:  ## stop what runs and remove state and caches; downloads stay

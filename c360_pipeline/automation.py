@@ -7,10 +7,26 @@ import dagster as dg
 from c360_pipeline.resources import LakeResource, LandingResource
 from c360_pipeline.stores.ingest import waiting_files
 
+MAINTENANCE = dg.AssetSelection.groups("maintenance")
+
 everything = dg.define_asset_job(
     "everything",
-    selection=dg.AssetSelection.all(),
+    selection=dg.AssetSelection.all() - MAINTENANCE,
     description="From landing files and silos to recommendations, whatever is new.",
+)
+
+table_care = dg.define_asset_job(
+    "table_care",
+    selection=MAINTENANCE,
+    description="Compact, vacuum and complete every Delta table.",
+)
+
+nightly_care = dg.ScheduleDefinition(
+    name="nightly_care",
+    job=table_care,
+    cron_schedule="0 5 * * *",
+    execution_timezone="UTC",
+    description="Every night at 05:00 UTC, when the nightly run is over: care for the Delta tables.",
 )
 
 nightly = dg.ScheduleDefinition(

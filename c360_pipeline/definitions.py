@@ -3,13 +3,13 @@
 import dagster as dg
 
 from c360_pipeline import automation, resources
-from c360_pipeline.assets import features, graph, landing, reconcile, silos, stitching
+from c360_pipeline.assets import features, graph, lake, landing, reconcile, silos, stitching
 
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([landing, silos, graph, stitching, reconcile, features]),
-    asset_checks=dg.load_asset_checks_from_modules([landing, silos, graph, stitching, reconcile, features]),
-    jobs=[automation.everything],
-    schedules=[automation.nightly],
+    assets=dg.load_assets_from_modules([landing, silos, graph, stitching, reconcile, features, lake]),
+    asset_checks=dg.load_asset_checks_from_modules([landing, silos, graph, stitching, reconcile, features, lake]),
+    jobs=[automation.everything, automation.table_care],
+    schedules=[automation.nightly, automation.nightly_care],
     sensors=[automation.new_landing_files],
     resources={
         "landing": resources.LandingResource(),

@@ -1,5 +1,9 @@
-"""Writes docs/reference.md from the declarations in the code: `make docs`. A test holds the page to them."""
+"""Writes docs/reference.md and docs/event.schema.json from the declarations in the code: `make docs`.
 
+A test holds both to them.
+"""
+
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,12 +18,14 @@ from c360_pipeline.core.events import (
     MAX_ATTRS,
     MAX_LINE_BYTES,
     MAX_STRING_CHARACTERS,
+    json_schema,
 )
 from c360_pipeline.core.graph import NodeKind
 from c360_pipeline.core.lake import TABLES
 from c360_pipeline.stores.landing import CATALOG_PREFIX, DEAD_LETTERS_PREFIX, EVENTS_PREFIX
 
 PAGE = Path(__file__).parent / "reference.md"
+SCHEMA = Path(__file__).parent / "event.schema.json"
 KINDS = [
     *(p.kind for p in model.EVENT_PROJECTIONS), model.PRODUCT, model.CATEGORY, model.IN_CATEGORY, model.CORRELATION,
     model.JOURNEY, model.HAS_KEY, model.PART_OF, model.EVENT_STATUS, model.USER_COMMUNITY,
@@ -67,7 +73,8 @@ def contract() -> list[str]:
     limits = (
         f"One JSON object a line, at most {MAX_LINE_BYTES:,} bytes; strings at most {MAX_STRING_CHARACTERS:,} "
         f"characters; at most {MAX_ATTRS} attributes; `ts` from {EARLIEST.date()} to one day from now. Other names are "
-        "kept in `attrs` as `_extra.<name>`. Numbers and booleans in `attrs` become strings."
+        "kept in `attrs` as `_extra.<name>`. Numbers and booleans in `attrs` become strings. As JSON Schema: "
+        "[event.schema.json](event.schema.json)."
     )
     places = (
         f"Files: `{EVENTS_PREFIX}date=YYYY-MM-DD/*.jsonl[.gz]`, catalogues `{CATALOG_PREFIX}*.csv` (tenant_id, id, "
@@ -120,5 +127,11 @@ def control() -> list[str]:
     ]
 
 
+def schema() -> str:
+    """The event contract as JSON Schema."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(reference(), encoding="utf-8")
+    SCHEMA.write_text(schema(), encoding="utf-8")

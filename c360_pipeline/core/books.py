@@ -1,6 +1,5 @@
 """The books of landing: for every delivery, what became of each of its lines, and whether that adds up."""
 
-from collections import Counter
 from dataclasses import dataclass
 from datetime import date, datetime
 

@@ -61,10 +61,13 @@ def reopened(replayed: pl.DataFrame, rejected: pl.DataFrame) -> pl.DataFrame:
     return (
         replayed.join(today, on="dead_letter_id", maintain_order="left")
         .with_columns(
-            status=pl.lit("open"), resolved_at=None, resolution=None, error_class="new_class", reason="new_reason"
+            status=pl.lit("open"),
+            resolved_at=pl.lit(None, pl.Datetime("us", "UTC")),
+            resolution=pl.lit(None, pl.String),
+            error_class="new_class",
+            reason="new_reason",
         )
         .select(list(DEAD_LETTERS.columns))
-        .cast(dict(DEAD_LETTERS.empty().schema))
     )
 
 
@@ -121,10 +124,11 @@ def judged_letters(
         return Line(delivery, number, 0, raw[delivery, number])
 
     dead = pl.concat([rejected, rejected_conflicts(judged.conflicts, line_at, now)])
+    nothing = pl.lit(None, pl.String)
     outcomes = pl.concat(
         [
             *(
-                frame.select(*PLACE, outcome=pl.lit(outcome), new_class=pl.lit(None, pl.String), new_reason=pl.lit(None, pl.String))
+                frame.select(*PLACE, outcome=pl.lit(outcome), new_class=nothing, new_reason=nothing)
                 for outcome, frame in (
                     ("landed", judged.landed), ("duplicate", judged.duplicates), ("suppressed", suppressed)
                 )

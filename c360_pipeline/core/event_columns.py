@@ -6,6 +6,7 @@ good or bad, is left to that function, which also has the reasons. A property in
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -45,7 +46,7 @@ def _grammar() -> Grammar:
         name_lengths=np.array([len(name) for name in names], np.int64),
         kinds=np.array([_KINDS[field.kind] for field in CONTRACT], np.int64),
         required=np.array([field.required for field in CONTRACT]),
-        blank_refused=np.array([field.required or field.name == "eventId" for field in CONTRACT]),
+        blank_refused=np.array([field.may_not_be_blank for field in CONTRACT]),
         hash_order=np.array([_NUMBER_OF[name] for name in HASH_ORDER], np.int64),
         tenant=_NUMBER_OF["tenantId"],
         no_tenant=np.frombuffer(NO_TENANT.encode(), np.uint8),
@@ -91,7 +92,7 @@ def _micros(at: datetime) -> int:
 
 
 def _events(found: Scan, number: Integers) -> pl.DataFrame:
-    behind = pa.py_buffer(found.buffer[len(found.block) :].tobytes())
+    behind = _buffer(found.buffer[len(found.block) :].tobytes())
     columns = {"number": pl.Series(number)}
     for position, field in enumerate(CONTRACT):
         match field.kind:
@@ -109,7 +110,7 @@ def _attributes(found: Scan, behind: pa.Buffer, number: Integers) -> pl.Series:
     pairs = pa.StructArray.from_arrays(
         [_texts(found.keys, behind, found), _texts(found.values, behind, found)], ["key", "value"]
     )
-    offsets = pa.array(np.concatenate(([0], found.attr_ends[number])))
+    offsets = pa.array(np.concatenate(([0], found.attr_ends[number])), pa.int64())
     lists = pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pairs)))
     return lists.cast(pl.Map(pl.String, pl.String))
 
@@ -117,16 +118,21 @@ def _attributes(found: Scan, behind: pa.Buffer, number: Integers) -> pl.Series:
 def _sha256(forms: Bytes, ends: Integers) -> pl.Series:
     """Hex digests of texts that stand one after the other."""
     offsets = np.concatenate(([0], ends))
-    texts = pa.Array.from_buffers(pa.large_string(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(forms)])
+    texts = pa.Array.from_buffers(pa.large_string(), len(ends), [None, _buffer(offsets), _buffer(forms)])
     frame = pl.LazyFrame({"form": pl.Series(pl.from_arrow(texts))})
     digest: pl.Expr = pl.col("form").chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash
     # The streaming engine hashes on all cores.
     return frame.select(digest).collect(engine="streaming").to_series()
 
 
-def _texts(texts: Integers, behind: pa.Buffer, found: Scan) -> pa.Array:
+def _buffer(memory: Any) -> pa.Buffer:
+    """Arrow's view of bytes or of an array; its stubs know neither."""
+    return pa.py_buffer(memory)
+
+
+def _texts(texts: Integers, behind: pa.Buffer, found: Scan) -> "pa.Array[Any]":
     """An Arrow array over the block itself: long strings are not copied."""
     is_there = texts != kernel.NO_TEXT
-    validity = None if is_there.all() else pa.py_buffer(np.packbits(is_there, bitorder="little"))
-    buffers = [validity, pa.py_buffer(string_views(texts, found)), pa.py_buffer(found.block), behind]
+    validity = None if is_there.all() else _buffer(np.packbits(is_there, bitorder="little"))
+    buffers = [validity, _buffer(string_views(texts, found)), _buffer(found.block), behind]
     return pa.Array.from_buffers(pa.string_view(), len(texts), buffers)

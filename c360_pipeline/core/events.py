@@ -59,6 +59,11 @@ class Field:
     meaning: str
     is_personal: bool = False
 
+    @property
+    def may_not_be_blank(self) -> bool:
+        """Whether a string here must hold more than whitespace."""
+        return self.kind is FieldKind.STRING and (self.required or self.name == "eventId")
+
 
 CONTRACT = (
     Field(
@@ -85,6 +90,11 @@ HASH_ORDER = ("tenantId", "userId", "sessionId", "ts", "action", "itemId", "attr
 """Fields whose values make an event what it is, in the order of its canonical form."""
 KNOWN_NAMES = frozenset(f.name for f in CONTRACT)
 
+TS_PATTERN = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,18})?([Zz]|[+-][0-9]{2}:[0-5][0-9])$"
+)
+"""RFC 3339 with an offset, as JSON Schema says it."""
+
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,18}))?(?:([Zz])|([+-])(\d\d):([0-5]\d))", re.ASCII
 )
@@ -92,6 +102,52 @@ _RFC3339 = re.compile(
 _AS_IS_IN_A_FOLDER = re.compile(rb"[A-Za-z0-9_.~-]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EPOCH_MS = int(EARLIEST.timestamp() * 1000)
+
+
+def json_schema() -> dict[str, Any]:
+    """The contract as JSON Schema 2020-12.
+
+    A schema can't say everything: names that occur twice, half surrogate pairs, the length of a line, dates that do not
+    exist, times out of range and ids that are taken are looked at when a line lands.
+    """
+    properties = {
+        f.name: {"description": f.meaning, **_SCHEMAS[f.kind]} | ({"pattern": r"\S"} if f.may_not_be_blank else {})
+        for f in CONTRACT
+    }
+    for field in CONTRACT:
+        if not field.required:
+            properties[field.name] = {"anyOf": [properties[field.name], {"type": "null"}]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Event",
+        "description": f"One customer event, one JSON object a line of at most {MAX_LINE_BYTES:,} bytes.",
+        "type": "object",
+        "required": [f.name for f in CONTRACT if f.required],
+        "properties": properties,
+        "additionalProperties": {"description": f"kept in attrs as {EXTRA_PREFIX}<name>"},
+    }
+
+
+_TEXT = {"type": "string", "maxLength": MAX_STRING_CHARACTERS}
+_SCHEMAS: dict[FieldKind, dict[str, Any]] = {
+    FieldKind.STRING: _TEXT,
+    FieldKind.TIMESTAMP: {
+        "anyOf": [
+            {"type": "string", "pattern": TS_PATTERN},
+            {
+                "type": "integer",
+                "minimum": _FIRST_EPOCH_MS,
+                "description": f"epoch milliseconds, from {EARLIEST.date()}",
+            },
+        ]
+    },
+    FieldKind.ATTRIBUTES: {
+        "type": "object",
+        "maxProperties": MAX_ATTRS,
+        "propertyNames": {"maxLength": MAX_STRING_CHARACTERS},
+        "additionalProperties": {"anyOf": [_TEXT, {"type": ["number", "boolean", "null"]}]},
+    },
+}
 
 
 class Event(NamedTuple):

@@ -1,6 +1,7 @@
 """The Delta tables: their columns, keys and partitions, and how two versions of a table compare."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import polars as pl
 import pyarrow as pa
@@ -21,6 +22,7 @@ class Table:
         partition_by: Delta partition columns.
         description: one sentence for the catalogue and the UI.
         distinct: columns whose values hardly repeat: a dictionary of them would be built in vain.
+        retention: for how long data files that newer versions do not need are kept, for readers of older ones.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Table:
     description: str
     partition_by: tuple[str, ...] = ()
     distinct: tuple[str, ...] = ()
+    retention: timedelta = timedelta(days=7)
 
     @property
     def schema(self) -> pa.Schema:
@@ -64,6 +67,7 @@ EVENTS = Table(
     "Every event that landed, once: the archive that the graph is a projection of.",
     ("tenant_id", "event_date"),
     distinct=("event_id", "content_hash", "source_line", "ts"),
+    retention=timedelta(days=30),
 )
 LANDING_FILES = Table(
     "landing_files",
@@ -106,6 +110,7 @@ DEAD_LETTERS = Table(
         "resolution": TEXT,
     },
     "Every rejected line with its bytes, its first place and the reason, ready to be replayed.",
+    retention=timedelta(days=30),
 )
 DEAD_LETTER_LINES = Table(
     "dead_letter_lines",
@@ -219,8 +224,8 @@ USER_COMMUNITIES = Table(
 TABLES = {
     table.name: table
     for table in (
-        EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS,
-        JOURNEY_ALIASES, JOURNEY_MERGES, RECONCILIATIONS, RECONCILIATION_FINDINGS, USER_COMMUNITIES,
+        EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS,
+        JOURNEY_KEYS, JOURNEY_ALIASES, JOURNEY_MERGES, RECONCILIATIONS, RECONCILIATION_FINDINGS, USER_COMMUNITIES,
     )
 }  # fmt: skip
 
@@ -257,3 +262,30 @@ def compare_versions(before: pl.DataFrame, after: pl.DataFrame, key: tuple[str, 
     upserted = after.join(before, on=after.columns, how="anti", nulls_equal=True) if after.height else after
     deleted = before.select(key).join(after.select(key), on=list(key), how="anti", nulls_equal=True)
     return Changes(upserted, deleted)
+
+
+SILO_RETENTION = timedelta(days=7)
+"""As `Table.retention`, for tables of silos."""
+
+
+@dataclass(frozen=True)
+class Care:
+    """What caring for a table did.
+
+    Attributes:
+        table: its name.
+        rows: in the table.
+        files_before: data files before small ones were put together.
+        files: data files afterwards.
+        bytes: of the data files afterwards.
+        vacuumed: data files of older versions that were removed.
+        added_columns: columns of this release that the table did not have.
+    """
+
+    table: str
+    rows: int
+    files_before: int
+    files: int
+    bytes: int
+    vacuumed: int
+    added_columns: int

@@ -318,7 +318,7 @@ def split_suppressed(rows: pl.DataFrame, suppressed: pl.DataFrame) -> tuple[pl.D
 
 
 def user_hash() -> pl.Expr:
-    """What stands for a user in the list of the suppressed: sha256 of tenant and user, so that the list names nobody."""
+    """What stands for a user in the list of the suppressed, so that it names nobody: sha256 of tenant and user."""
     tenant, user = pl.col("tenant_id"), pl.col("user_id")
     text = pl.concat_str(tenant.str.len_bytes(), pl.lit(":"), tenant, user)
     digest: pl.Expr = text.chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash

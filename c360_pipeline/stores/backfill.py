@@ -115,7 +115,7 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
                     pl.concat([EVENTS.empty().select(IN_ITS_PARTITION), *decision.gone]),
                 )
                 lake.merge(EVENTS, upserts, gone, on=IN_ITS_PARTITION, expected=version)
-        dead = pl.concat(read.rejected + [_conflict_letters(ingest, files, decision)])
+        dead = pl.concat([*read.rejected, _conflict_letters(ingest, files, decision)])
         _queue(ingest, read, dead, pl.concat(decision.passed))
     for delivery, book in read.books.items():
         book.landed, book.duplicates = decision.landed[delivery], decision.duplicates[delivery]

@@ -185,6 +185,6 @@ def settle_books(lake: Lake) -> int:
 
 
 def damaged_since(lake: Lake, since: datetime) -> pl.DataFrame:
-    """Letters first seen since then whose id is not the sha256 of their bytes, or of a class unknown to the contract."""
+    """Letters first seen since then that have other bytes than their id says, or a class unknown to the contract."""
     new = lake.scan(DEAD_LETTERS).filter(pl.col("first_seen_at") >= since, pl.col("raw").is_not_null())
     return damaged(new.select("dead_letter_id", "raw", "error_class").collect()).drop("raw")

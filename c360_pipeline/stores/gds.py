@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import polars as pl
-from graphdatascience import GraphDataScience
 from neo4j.exceptions import DriverError, Neo4jError
 
 from c360_pipeline.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from graphdatascience import GraphDataScience
 
 
 class Gds:
@@ -24,7 +27,10 @@ class Gds:
         self._login = (uri, (user, password), database)
 
     @contextmanager
-    def _client(self) -> Iterator[GraphDataScience]:
+    def _client(self) -> Iterator["GraphDataScience"]:
+        # A second and 80 MiB that only the steps with algorithms have to pay.
+        from graphdatascience import GraphDataScience
+
         uri, auth, database = self._login
         try:
             client = GraphDataScience(uri, auth=auth, database=database, arrow=False, show_progress=False)

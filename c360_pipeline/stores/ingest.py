@@ -1,8 +1,8 @@
 """From the landing area into the lake: files are read, decoded and committed in batches, and their books closed.
 
 Reading and decoding the next batch goes on while one is committed. After a crash at any point the work is done again:
-rows that the archive holds from these very lines count as landed, dead letters are known by the hash of their bytes, and
-a book is written when everything that it counts is in its place.
+rows that the archive holds from these very lines count as landed, dead letters are known by the hash of their bytes,
+and a book is written when everything that it counts is in its place.
 """
 
 import json
@@ -45,7 +45,7 @@ from c360_pipeline.stores.landing import EventFile, Landing, landing_date_of
 
 PIECE_BYTES = 2 * 1024 * 1024
 """Read from a file at once; lines are decoded in blocks of about this size, on as many cores as there are."""
-BATCH_BYTES = 32 * 1024 * 1024
+BATCH_BYTES = 24 * 1024 * 1024
 """Unpacked bytes of a batch; one batch is one commit to the archive. Two are in memory at once."""
 UPLOADS_WAITING = 2
 """Batches whose rejected bytes may still be on their way while the next is committed."""

@@ -4,8 +4,9 @@ The index is a cache. Data files never change, so what it says of a file stays t
 read when it is asked, files that are gone are forgotten when runs are merged. It may be lost or deleted at any time.
 Hashes of 64 bits can collide: it names files in which a key may be, the rows decide.
 
-A run is one Arrow IPC file, its rows sorted by hash: `hash` (uint64) and `file` (int32, a position in the list of files in
-the schema's metadata). Runs are made under a name of their own and then renamed, so that workers can share a folder.
+A run is one Arrow IPC file, its rows sorted by hash: `hash` (uint64) and `file` (int32, a position in the list of
+files in the schema's metadata). Runs are made under a name of their own and then renamed, so that workers can share a
+folder.
 """
 
 import json
@@ -18,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-MAX_RUN_ROWS = 4_000_000
-"""Rows of a run that is not merged any more: 32 MiB of hashes."""
+from c360_pipeline.core.sorted_hashes import find_sorted
+
+MAX_RUN_ROWS = 2_000_000
+"""Rows of a run that is not merged any more: 16 MiB of hashes."""
 MAX_SMALL_RUNS = 8
 FILES_AT_ONCE = 64
 _SUFFIX = ".keys"
@@ -48,8 +51,7 @@ class _Run:
     def find(self, sorted_hashes: Hashes) -> tuple[npt.NDArray[np.bool_], set[str]]:
         """Which of the hashes the run holds, and the files that they are in."""
         held, files = self.columns()
-        first = np.searchsorted(held, sorted_hashes, side="left")
-        counts = np.searchsorted(held, sorted_hashes, side="right") - first
+        first, counts = find_sorted(held, sorted_hashes)
         # The places first, first + 1, … of every hash that is there.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return counts > 0, {self.files[n] for n in np.unique(files[np.repeat(first, counts) + within])}
@@ -93,7 +95,8 @@ class KeyIndex:
         """Index files whose keys the caller knows, having just written them."""
         parts = list(parts)
         if parts:
-            self._write(parts)
+            numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [len(hashes) for _, hashes in parts])
+            self._write(np.concatenate([hashes for _, hashes in parts]), numbers, [file for file, _ in parts])
 
     def _refresh(self, files: set[str]) -> None:
         self._load()
@@ -120,11 +123,15 @@ class KeyIndex:
         if len(small) <= MAX_SMALL_RUNS:
             return
         for group in _groups(small):
-            parts = []
+            named: list[str] = []
+            hashes, numbers = [], []
             for run in group:
-                hashes, numbers = run.columns()
-                parts += [(file, hashes[numbers == n]) for n, file in enumerate(run.files) if file in files]
-            self._write(parts)
+                run_hashes, run_numbers = run.columns()
+                is_there = np.array([file in files for file in run.files])[run_numbers]
+                hashes.append(run_hashes[is_there])
+                numbers.append(run_numbers[is_there] + np.int32(len(named)))
+                named += run.files
+            self._write(np.concatenate(hashes), np.concatenate(numbers), named)
             for run in group:
                 self._forget(run)
 
@@ -132,20 +139,16 @@ class KeyIndex:
         run.path.unlink(missing_ok=True)
         del self._runs[run.path]
 
-    def _write(self, parts: list[tuple[str, Hashes]]) -> None:
-        hashes = np.concatenate([h for _, h in parts])
-        numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [len(h) for _, h in parts])
+    def _write(self, hashes: Hashes, numbers: npt.NDArray[np.int32], files: list[str]) -> None:
         order = np.argsort(hashes, kind="stable")
-        schema = pa.schema(
-            [("hash", pa.uint64()), ("file", pa.int32())], metadata={"files": json.dumps([f for f, _ in parts])}
-        )
+        schema = pa.schema([("hash", pa.uint64()), ("file", pa.int32())], metadata={"files": json.dumps(files)})
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{uuid4().hex}{_SUFFIX}"
         unfinished = path.with_suffix(".new")
         with pa.ipc.new_file(str(unfinished), schema) as writer:
             writer.write_table(pa.table([pa.array(hashes[order]), pa.array(numbers[order])], schema=schema))
         unfinished.rename(path)
-        self._runs[path] = _Run(path, tuple(f for f, _ in parts), len(hashes))
+        self._runs[path] = _Run(path, tuple(files), len(hashes))
 
 
 def _groups(runs: list[_Run]) -> Iterator[list[_Run]]:

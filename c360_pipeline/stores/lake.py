@@ -7,7 +7,8 @@ snapshot (see docs/adr/0006).
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +25,7 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from c360_pipeline.core.lake import Changes, Table, compare_versions
+from c360_pipeline.core.lake import SILO_RETENTION, Care, Changes, Table, compare_versions
 from c360_pipeline.core.landing import identity_hash
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.stores.key_index import Hashes, KeyIndex
@@ -32,6 +33,7 @@ from c360_pipeline.stores.key_index import Hashes, KeyIndex
 MAX_ATTEMPTS = 20
 WRITER = "exclusive"
 FILES_AT_ONCE = 64
+TARGET_FILE_BYTES = 128 * 1024 * 1024
 T = TypeVar("T")
 
 
@@ -81,7 +83,7 @@ class Lake:
             raise UnavailableError(f"The lake at {self._root} can't be read: {error}") from error
 
     def _ensure(self, table: Table) -> DeltaTable:
-        """The table as it is now, made or completed where needed; each thread keeps its own and only brings it up to date."""
+        """The table as it is now, made or completed where needed; each thread keeps its own up to date."""
         kept: dict[str, DeltaTable] = vars(self._writers)
         if table.name in kept:
             kept[table.name].update_incremental()
@@ -177,7 +179,9 @@ class Lake:
 
     def _held(self, snapshot: DeltaTable, table: Table, keys: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
         key = list(table.key)
-        is_found, files = self._index(snapshot, table).find(identity_hash(keys, key).to_numpy(), set(snapshot.file_uris()))
+        is_found, files = self._index(snapshot, table).find(
+            identity_hash(keys, key).to_numpy(), set(snapshot.file_uris())
+        )
         if not files:
             return table.empty().select(columns)
         wanted = keys.select(key).filter(pl.Series(is_found)).unique()
@@ -281,7 +285,7 @@ class Lake:
         return counts.collect(engine="streaming")
 
     def scan_range(self, table: Table, column: str, values: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """The rows whose `column` has one of the values, file by file; files whose statistics exclude all are not read."""
+        """The rows whose `column` has one of the values, some files at a time; files without any are not read."""
         snapshot = self._open(table.name)
         if snapshot is None or not values:
             return
@@ -310,6 +314,64 @@ class Lake:
             return changes
 
         return self._retried(table.name, attempt)
+
+    def care_for(self, table: Table) -> Care | None:
+        """Add columns that the table lacks, put small files together, remove files that no kept version needs.
+
+        Rows are what they were. Others may write meanwhile; what they win is done the next time.
+
+        Returns:
+            What was done; None when there is no such table.
+        """
+        snapshot = self._open(table.name)
+        if snapshot is None:
+            return None
+        columns = len(snapshot.schema().fields)
+        done = self._care_for(table.name, table.retention, _writer_properties(table), lambda s: _evolved(s, table))
+        now = self._open(table.name)
+        if now is not None and table.key:
+            # Files that were just written are looked up by the next landing: their keys are read here, not there.
+            self._held(now, table, table.empty(), table.key)
+        return replace(done, added_columns=len(table.columns) - columns) if columns < len(table.columns) else done
+
+    def missing_columns(self, table: Table) -> list[str]:
+        """Columns that the table lacks or has with another type; none when it was never written."""
+        snapshot = self._open(table.name)
+        if snapshot is None:
+            return []
+        held = {field.name: field.type for field in snapshot.schema().fields}
+        wanted = Schema.from_arrow(table.schema).fields
+        return [field.name for field in wanted if held.get(field.name) != field.type]
+
+    def care_for_silo(self, name: str) -> Care | None:
+        """The same for a table of a silo."""
+        if self._open(name) is None:
+            return None
+        return self._care_for(name, SILO_RETENTION, WriterProperties(), lambda snapshot: snapshot)
+
+    def _care_for(
+        self,
+        name: str,
+        retention: timedelta,
+        properties: WriterProperties,
+        complete: Callable[[DeltaTable], DeltaTable],
+    ) -> Care:
+        def attempt() -> Care:
+            snapshot = DeltaTable(self.uri(name), storage_options=self._options)
+            before = len(snapshot.file_uris())
+            complete(snapshot)
+            snapshot.optimize.compact(
+                target_size=TARGET_FILE_BYTES, max_concurrent_tasks=1, writer_properties=properties
+            )
+            snapshot.create_checkpoint()
+            vacuumed = snapshot.vacuum(
+                retention_hours=int(retention.total_seconds() // 3600), dry_run=False, enforce_retention_duration=True
+            )
+            files = _data_files(snapshot)
+            rows, size = int(files["num_records"].sum()), int(files["size_bytes"].sum())
+            return Care(name, rows, before, files.height, size, len(vacuumed), 0)
+
+        return self._retried(name, attempt)
 
     def read_silo(self, name: str) -> pl.DataFrame:
         """The rows of a silo table, whatever its columns; an empty frame without columns when it was never read."""
@@ -356,9 +418,14 @@ class Lake:
         if since is None or since.table_id != str(now.metadata().id):
             return None
         try:
-            return self._open(table.name, since.number)
+            earlier = self._open(table.name, since.number)
         except DeltaError:
             return None
+        if earlier is None or since.number == now.version():
+            return earlier
+        # Files that were replaced since may have been removed once the version is older than they are kept.
+        committed = datetime.fromtimestamp(earlier.history(1)[0]["timestamp"] / 1000, UTC)
+        return earlier if datetime.now(UTC) - committed < table.retention else None
 
     def _read_files(self, table: Table, files: set[str], columns: Sequence[str] | None = None) -> pl.DataFrame:
         schema = {name: dtype for name, dtype in table.empty().schema.items() if columns is None or name in columns}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import boto3
 import obstore
@@ -270,7 +270,7 @@ class Landing:
         return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
 
-def _unpacked(raw: io.BufferedReader, size: int) -> Iterator[bytes]:
+def _unpacked(raw: IO[bytes], size: int) -> Iterator[bytes]:
     """Pieces of an unpacked stream of gzip members; what there is before it breaks off comes first."""
     with gzip.open(raw) as stream:
         chunks: list[bytes] = []

@@ -3,7 +3,8 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -163,8 +164,9 @@ def test_the_same_rejected_bytes_are_one_letter_with_every_place(world: World, p
     ]  # fmt: skip
 
 
-def die_after(monkeypatch: pytest.MonkeyPatch, target: type, name: str, calls: int) -> None:
-    """Let a method work so many times, and raise after the next call has done its work."""
+@contextmanager
+def dying_after(monkeypatch: pytest.MonkeyPatch, target: type, name: str, calls: int) -> Iterator[None]:
+    """Let a method work so many times; the next call does its work, and then the process dies."""
     real, count = getattr(target, name), iter(range(calls + 1))
 
     def dying(self: object, *args: object, **kwargs: object) -> object:
@@ -173,7 +175,13 @@ def die_after(monkeypatch: pytest.MonkeyPatch, target: type, name: str, calls: i
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(target, name, dying)
+    with monkeypatch.context() as patched:
+        patched.setattr(target, name, dying)
+        try:
+            yield
+        except KeyboardInterrupt:
+            return
+    pytest.fail(f"{name} was called less than {calls + 1} times")
 
 
 @pytest.mark.parametrize("table_writes", range(5))
@@ -183,8 +191,7 @@ def test_after_a_crash_between_any_two_writes_nothing_is_lost_or_there_twice(
     monkeypatch.setattr(ingesting, "BATCH_BYTES", 1)
     monkeypatch.setattr(ingesting, "PIECE_BYTES", 64)
     put("a.jsonl", event(1), event(2), b"{oops", event(2), event(3))
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        die_after(patched, Lake, "append_exclusive", table_writes)
+    with dying_after(monkeypatch, Lake, "append_exclusive", table_writes):
         world.land()
     world.land()
     assert world.totals() == (5, 3, 1, 1, 0)
@@ -261,8 +268,7 @@ def test_a_delivery_that_was_replaced_before_it_was_read_to_its_end_is_booked_as
     monkeypatch.setattr(ingesting, "BATCH_BYTES", 1)
     monkeypatch.setattr(ingesting, "PIECE_BYTES", 64)
     key = put("a.jsonl", event(1), b"{oops", event(2)).split("/", 3)[3]
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        die_after(patched, Lake, "append_exclusive", 3)
+    with dying_after(monkeypatch, Lake, "append_exclusive", 3):
         world.land()
     world.landing._client.put_object(Bucket=world.landing.bucket, Key=key, Body=event(3))
     books = world.land()
@@ -345,8 +351,7 @@ def test_a_backfill_that_was_killed_is_taken_up_by_the_next_run(
     put("a.jsonl", event(1), event(2), b"{oops")
     world.land()
     world.suppress("u1")
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        die_after(patched, Lake, "merge", calls)
+    with dying_after(monkeypatch, Lake, "merge", calls):
         world.land(DAY)
     world.land()
     assert world.totals() == (3, 1, 0, 1, 1)
@@ -409,8 +414,7 @@ def test_a_replay_that_was_killed_is_right_after_the_next(
         patched.setattr("c360_pipeline.core.event_columns.MAX_ATTRS", 0)
         put("a.jsonl", event(1, attrs={"a": "1"}), event(1, attrs={"a": "1"}), event(2))
         world.land()
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        die_after(patched, Lake, "merge", calls)
+    with dying_after(monkeypatch, Lake, "merge", calls):
         world.queue.replay(Selection(), dry_run=False)
     world.queue.replay(Selection(), dry_run=False)
     assert world.totals() == (3, 2, 1, 0, 0)

@@ -5,12 +5,13 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
+import jsonschema
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from c360_pipeline.core.event_columns import parse_block
-from c360_pipeline.core.events import Event, Rejected, parse_event
+from c360_pipeline.core.events import Event, Rejected, json_schema, parse_event
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
 TEXTS = st.sampled_from(
@@ -146,3 +147,19 @@ def test_events_in_their_usual_form_take_the_fast_way(
         "attrs": {"deviceId": "d", "price": 19.99, "quantity": 2, "gift": True, "note": None}, "source": "web",
     }  # fmt: skip
     assert len(quickly(json.dumps(fields, ensure_ascii=escape, separators=separators).encode())) == 1
+
+
+SCHEMA = jsonschema.Draft202012Validator(json_schema())
+SEEN_BY_THE_SCHEMA = {"missing_field", "wrong_type", "nested_attr", "not_an_object"}
+
+
+@settings(max_examples=500, deadline=None)
+@given(FIELDS | st.sampled_from([[], "x", 1, None]))
+def test_the_json_schema_and_the_contract_agree(fields: Any) -> None:
+    is_valid = SCHEMA.is_valid(json.loads(json.dumps(fields)))
+    try:
+        parse_event(json.dumps(fields).encode(), NOW)
+    except Rejected as rejected:
+        assert not (is_valid and rejected.error_class in SEEN_BY_THE_SCHEMA)
+    else:
+        assert is_valid

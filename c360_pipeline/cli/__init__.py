@@ -3,21 +3,20 @@
 Exit codes: 0 done; 1 the work found something wrong; 2 bad usage or input; 3 a service can't be reached.
 """
 
-import json
 import os
 import shlex
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from c360_pipeline.cli.dead_letters import letters_app
+from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, err, out, print_json
+from c360_pipeline.cli.suppress import suppress_app
 from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.settings import c360_home, load_settings, merged_environment, project_path
 
@@ -26,11 +25,9 @@ app = typer.Typer(
 )
 journey_app = typer.Typer(help="Stitched customer journeys.", no_args_is_help=True)
 app.add_typer(journey_app, name="journey")
+app.add_typer(letters_app, name="dead-letters")
+app.add_typer(suppress_app, name="suppress")
 
-# Without markup: what data, paths and messages hold in brackets is text.
-out = Console(width=None if sys.stdout.isatty() else 120, markup=False)
-err = Console(stderr=True, markup=False)
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")
 
 
@@ -224,7 +221,7 @@ def landing_candidates(paths: list[Path]) -> list[Path]:
 @app.command()
 def run(
     select: Annotated[str, typer.Option(help="assets in Dagster's selection syntax")] = "*",
-    partition: Annotated[str | None, typer.Option(help="land files of this date only")] = None,
+    partition: Annotated[str | None, typer.Option(help="land this date's files, again if they landed before")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Materialise assets through Dagster and run their checks."""
@@ -356,72 +353,3 @@ def demo(
     from c360_pipeline.demo import Demo
 
     Demo(data, out, ServiceProgress, RunProgress).show(keep=keep)
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, default=str, indent=2) + "\n")
-
-
-class ServiceProgress:
-    """Shows the start of the services, one line each."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err)
-        self._tasks: dict[str, Any] = {}
-        self._fetching: Any = None
-
-    def __enter__(self) -> "ServiceProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Take an event of `stack.up`."""
-        name = event.get("service") or ("downloads" if event["state"] == "fetching" else None)
-        if name is None:
-            return
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=1)
-        detail = event.get("message") or event.get("version") or ""
-        done = 1 if event["state"] == "ready" else 0
-        self._progress.update(self._tasks[name], description=f"{name}: {event['state']} {detail}"[:110], completed=done)
-
-
-class RunProgress:
-    """Shows the steps of a run with a bar; without a terminal, a line per step."""
-
-    def __init__(self) -> None:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=err)
-        self._task = self._progress.add_task("starting", total=None)
-        self._started: dict[str, float] = {}
-
-    def __enter__(self) -> "RunProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, step: Any) -> None:
-        """Take a step of `runs.materialise`."""
-        if step.state == "started":
-            self._started[step.name] = time.monotonic()
-            self._progress.update(self._task, description=step.name, total=step.total or None)
-            return
-        seconds = time.monotonic() - self._started.get(step.name, time.monotonic())
-        self._progress.update(self._task, completed=step.number, total=step.total or None)
-        self._progress.console.print(f"{step.state:7} {step.name} {seconds:.1f} s", highlight=False)
-
-
-if __name__ == "__main__":
-    main()

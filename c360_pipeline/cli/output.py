@@ -1,0 +1,107 @@
+"""What all commands share: consoles, JSON, progress, dates, the lock."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.settings import load_settings
+
+# Without markup: what data, paths and messages hold in brackets is text.
+out = Console(width=None if sys.stdout.isatty() else 120, markup=False)
+err = Console(stderr=True, markup=False)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, default=str, indent=2) + "\n")
+
+
+class ServiceProgress:
+    """Shows the start of the services, one line each."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err)
+        self._tasks: dict[str, Any] = {}
+        self._fetching: Any = None
+
+    def __enter__(self) -> "ServiceProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take an event of `stack.up`."""
+        name = event.get("service") or ("downloads" if event["state"] == "fetching" else None)
+        if name is None:
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=1)
+        detail = event.get("message") or event.get("version") or ""
+        done = 1 if event["state"] == "ready" else 0
+        self._progress.update(self._tasks[name], description=f"{name}: {event['state']} {detail}"[:110], completed=done)
+
+
+class RunProgress:
+    """Shows the steps of a run with a bar; without a terminal, a line per step."""
+
+    def __init__(self) -> None:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._progress = Progress(*columns, console=err)
+        self._task = self._progress.add_task("starting", total=None)
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> "RunProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, step: Any) -> None:
+        """Take a step of `runs.materialise`."""
+        if step.state == "started":
+            self._started[step.name] = time.monotonic()
+            self._progress.update(self._task, description=step.name, total=step.total or None)
+            return
+        seconds = time.monotonic() - self._started.get(step.name, time.monotonic())
+        self._progress.update(self._task, completed=step.number, total=step.total or None)
+        self._progress.console.print(f"{step.state:7} {step.name} {seconds:.1f} s", highlight=False)
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Wait for other runs to end, and keep them waiting."""
+    from c360_pipeline.resources import open_control
+
+    with open_control(load_settings()).exclusive_run():
+        yield
+
+
+def as_date(text: str, option: str) -> date:
+    """A date of an option.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: a date such as 2025-11-03 is right.") from None
