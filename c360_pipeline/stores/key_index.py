@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from c360_pipeline.core.sorted_hashes import find_sorted
 
-MAX_RUN_ROWS = 2_000_000
-"""Rows of a run that is not merged any more: 16 MiB of hashes."""
+MAX_RUN_ROWS = 1_000_000
+"""Rows of a run that is not merged any more: 8 MiB of hashes."""
 MAX_SMALL_RUNS = 8
 FILES_AT_ONCE = 64
 _SUFFIX = ".keys"

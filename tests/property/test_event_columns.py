@@ -1,6 +1,7 @@
 """The fast way over columns and the precise way line by line must be one contract."""
 
 import json
+import random
 import unicodedata
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from c360_pipeline.core.event_columns import parse_block
-from c360_pipeline.core.events import Event, Rejected, json_schema, parse_event
+from c360_pipeline.core.events import ERROR_CLASSES, Event, Rejected, json_schema, parse_event
+from c360_pipeline.core.landing import Delivery, LineBlock, decode
+from c360_pipeline.devstack.event_samples import SampleRequest, generate
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
 TEXTS = st.sampled_from(
@@ -157,9 +160,53 @@ SEEN_BY_THE_SCHEMA = {"missing_field", "wrong_type", "nested_attr", "not_an_obje
 @given(FIELDS | st.sampled_from([[], "x", 1, None]))
 def test_the_json_schema_and_the_contract_agree(fields: Any) -> None:
     is_valid = SCHEMA.is_valid(json.loads(json.dumps(fields)))
+    error_class = None
     try:
         parse_event(json.dumps(fields).encode(), NOW)
     except Rejected as rejected:
-        assert not (is_valid and rejected.error_class in SEEN_BY_THE_SCHEMA)
-    else:
-        assert is_valid
+        error_class = rejected.error_class
+    assert is_valid if error_class is None else not (is_valid and error_class in SEEN_BY_THE_SCHEMA)
+
+
+CORPUS = [delivery.line for delivery in generate(SampleRequest(300, 2, 5, malformed_rate=0.2, duplicate_rate=0.2))]
+TOKENS = [
+    b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"NaN", b"-Infinity", b"1e400", b"9" * 25, b"-0",
+    b"0.1000", b"\\u0000", b"\\ud800", b"\\udc00", b"\\u0301", b"\xef\xbb\xbf", b"\xc3\x28", b"\xf0\x9f\x98\x80", b"\r",
+    b'"attrs":{}', b'"ts":1762077600', b'"ts":"2025-11-02T23:59:60Z"', b'"eventId":""', b"{" * 200, b"\x00", b"\xff",
+]  # fmt: skip
+
+
+def mutated(rng: random.Random) -> bytes:
+    """A line of the corpus after a few changes; without newlines, which would make it two."""
+    line = bytearray(rng.choice(CORPUS))
+    for _ in range(rng.randint(1, 4)):
+        at, end = sorted((rng.randint(0, len(line)), rng.randint(0, len(line))))
+        match rng.randint(0, 5):
+            case 0:
+                line[at:at] = rng.choice(TOKENS)
+            case 1:
+                del line[at : min(end, at + 12)]
+            case 2:
+                line[at : at + 1] = bytes([rng.randrange(256)])
+            case 3:
+                line[at:at] = line[at : min(end, at + 60)]
+            case 4:
+                line[at:] = rng.choice(CORPUS)[at:]
+            case _:
+                line[at : at + 1] = rng.choice(TOKENS)
+    return bytes(line).replace(b"\n", b"")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_fifty_thousand_mutated_lines_are_each_an_event_or_a_reject(seed: int) -> None:
+    rng = random.Random(seed)
+    lines = [mutated(rng) for _ in range(1000)]
+    check_against_the_contract(lines)
+    decoded = decode(LineBlock(Delivery("f", "e"), 1, 0, b"".join(line + b"\n" for line in lines)), NOW)
+    there = [line for line in lines if line.strip(b" \t\r\x0b\x0c")]
+    assert decoded.lines.total() == len(there) == decoded.events.height + decoded.rejected.height
+    assert set(decoded.rejected["error_class"]) <= set(ERROR_CLASSES)
+    accounted = {*decoded.events["source_line"], *decoded.rejected["source_line"]}
+    assert accounted == {number for number, line in enumerate(lines, 1) if line in there}
+    assert all(lines[n - 1] == raw for n, raw in decoded.rejected.select("source_line", "raw").iter_rows())

@@ -1,0 +1,39 @@
+"""Lands, backfills or replays in a child of its own per line of stdin: each can be killed, none pays for the imports.
+
+Prints the process id of each child when it starts and its exit code when it is over.
+"""
+
+import os
+import sys
+from datetime import date
+
+from c360_pipeline.assets.landing import land
+from c360_pipeline.resources import open_control, open_lake, open_landing
+from c360_pipeline.settings import load_settings
+from c360_pipeline.stores import ingest as ingesting
+from c360_pipeline.stores.dead_letters import DeadLetters, Selection, settle_books
+from c360_pipeline.stores.ingest import Ingest
+
+
+def work(command: str, *arguments: str) -> None:
+    """Do one thing."""
+    settings = load_settings()
+    ingest = Ingest(open_landing(settings), open_lake(settings), open_control(settings).suppressed_users())
+    if command == "replay":
+        DeadLetters(ingest).replay(Selection(), dry_run=False)
+        return
+    settle_books(ingest.lake)
+    day = date.fromisoformat(arguments[0]) if arguments else None
+    land(ingest, ingest.landing.event_files(), day, lambda lines: None)
+
+
+# Several commits per file, so that a kill has many places to hit.
+ingesting.BATCH_BYTES = ingesting.PIECE_BYTES = 16 * 1024
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        work(*line.split())
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
