@@ -3,11 +3,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test fast check format dev docs lock clean movielens
+.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench
 
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= sample
+ARGS ?=
 KEEP ?=
 
 help:  ## what there is
@@ -29,6 +30,14 @@ setup: .venv/.synced  ## virtual environment from the lock, Neo4j and GDS jars, 
 .venv/.movielens: requirements-movielens.lock .venv/.synced
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-movielens.lock
 	@touch $@
+
+.venv/.bench: requirements-bench.lock .venv/.synced
+	$(PYTHON) -m venv .venv/bench
+	$(BIN)/uv pip sync --quiet --python .venv/bench/bin/python requirements-bench.lock
+	@touch $@
+
+bench: setup .venv/.bench  ## landing against its floor and its peers; ARGS="--events 100000 --archive 0" for a short one
+	$(BIN)/python benchmarks/bench_landing.py $(ARGS)
 
 movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 
@@ -62,6 +71,8 @@ lock: .venv/.synced  ## resolve the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile pyproject.toml --quiet --extra movielens --no-deps --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --universal --python-version 3.11 -o .venv/movielens.lock
 	sed -n '/^recbole==/,/^[^ ]/{/^recbole==/p;/^ /p}' .venv/movielens.lock > requirements-movielens.lock
+	$(BIN)/uv pip compile --quiet --group bench --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --universal --python-version 3.11 -o requirements-bench.lock
 
 docs: .venv/.synced  ## docs/reference.md and docs/event.schema.json from the code
 	$(BIN)/python docs/build_reference.py

@@ -34,6 +34,7 @@ from rich.table import Table
 
 CONTENDERS = ("ours", "ours, rows only", "floor", "dlt", "pydantic")
 DIRTY, CLEAN = "landing/events/date=2025-11-02/", "clean/"
+PEERS = Path(__file__).parent.parent / ".venv" / "bench"
 NOTE = Console(stderr=True)
 
 
@@ -51,9 +52,10 @@ def main() -> None:
         print(json.dumps(measured(RUNNERS[arguments.run])))
         return
     from c360_pipeline.devstack import stack
-    from c360_pipeline.settings import c360_home
+    from c360_pipeline.settings import c360_home, merged_environment
 
     with stack.attached(c360_home(), lambda _: None, ports={"postgres": 0, "s3": 0, "neo4j": 0}):
+        os.environ |= merged_environment(c360_home())
         chosen = [name for name in CONTENDERS if name in arguments.contenders.split(",")]
         if chosen:
             os.environ["C360_BUCKET"] = f"bench-{uuid4().hex[:12]}"
@@ -86,7 +88,8 @@ def contend(name: str, repeat: int) -> list[dict[str, float]]:
     """Run a contender some times in processes of its own; dlt, which takes minutes, once."""
     runs = []
     for _ in range(1 if name == "dlt" else repeat):
-        command = [sys.executable, __file__, "--run", name]
+        python = PEERS / "bin" / "python" if name == "dlt" else sys.executable
+        command = [str(python), __file__, "--run", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
@@ -135,17 +138,9 @@ def write_files(folder: Path, events: int) -> tuple[Path, Path, int]:
 
 def storage() -> tuple[str, dict[str, str]]:
     """The bucket, and the options of its store."""
-    from c360_pipeline.settings import load_settings
-
-    settings = load_settings()
-    return settings.bucket, {
-        "AWS_ACCESS_KEY_ID": settings.aws_access_key_id,
-        "AWS_SECRET_ACCESS_KEY": settings.aws_secret_access_key.get_secret_value(),
-        "AWS_REGION": settings.aws_region,
-        "AWS_ENDPOINT_URL": settings.aws_endpoint_url or "",
-        "AWS_ALLOW_HTTP": "true",
-        "conditional_put": "etag",
-    }
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL")
+    options = {name: os.environ[name] for name in names}
+    return os.environ["C360_BUCKET"], {**options, "AWS_ALLOW_HTTP": "true", "conditional_put": "etag"}
 
 
 def ours() -> Callable[[], None]:
@@ -337,7 +332,7 @@ def land_file(bucket: str, options: dict[str, str], events: int, number: int) ->
         {
             "tenantId": f"tenant-{n % 3}", "userId": f"user-{n % 9973}", "sessionId": f"session-{number}-{n // 7}",
             "ts": 1762077600000 + n, "action": "view", "itemId": f"sku-{n % 499}",
-            "attrs": {"ip": f"198.51.100.{n % 250}", "deviceId": f"device-{n % 12007}", "cookieId": f"c-{number}-{n // 7}"},
+            "attrs": {"ip": f"198.51.100.{n % 250}", "deviceId": f"device-{n % 12007}", "cookieId": f"c-{n // 7}"},
             **({"eventId": f"event-{number}-{n}"} if n % 3 == 0 else {}),
         }
         for n in range(events)

@@ -43,7 +43,7 @@ from c360_pipeline.errors import ConflictError, ContractError
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import EventFile, Landing, landing_date_of
 
-PIECE_BYTES = 2 * 1024 * 1024
+PIECE_BYTES = 1024 * 1024
 """Read from a file at once; lines are decoded in blocks of about this size, on as many cores as there are."""
 BATCH_BYTES = 16 * 1024 * 1024
 """Unpacked bytes of a batch; one batch is one commit to the archive. Two are in memory at once."""

@@ -1,9 +1,5 @@
-"""Lands, backfills or replays in a child of its own per line of stdin: each can be killed, none pays for the imports.
+"""Waits for a line of stdin, then lands, backfills or replays: so it can be killed without waiting for imports."""
 
-Prints the process id of each child when it starts and its exit code when it is over.
-"""
-
-import os
 import sys
 from datetime import date
 
@@ -29,11 +25,6 @@ def work(command: str, *arguments: str) -> None:
 
 # Several commits per file, so that a kill has many places to hit.
 ingesting.BATCH_BYTES = ingesting.PIECE_BYTES = 16 * 1024
-print("ready", flush=True)
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        work(*line.split())
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+sys.stdout.write("ready\n")
+sys.stdout.flush()
+work(*sys.stdin.readline().split())
