@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import neo4j
 import pytest
 
@@ -15,6 +16,10 @@ from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import Landing
+
+# The first call of a compiled function takes a second, or ten where it was never compiled.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 EMPTY_GRAPH = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 10000 ROWS"
 FREE_PORTS = {"postgres": 0, "s3": 0, "neo4j": 0}

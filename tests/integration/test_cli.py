@@ -1,5 +1,6 @@
 """The command line: exit codes, one JSON document, one clear line of error."""
 
+import base64
 import json
 import os
 import subprocess
@@ -12,7 +13,10 @@ from typer.testing import CliRunner, Result
 
 from c360_pipeline import cli
 from c360_pipeline.settings import Settings, postgres_login
-from c360_pipeline.stores.landing import Landing
+from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.ingest import Ingest
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
 
 RUNNER = CliRunner()
 
@@ -85,6 +89,12 @@ def test_status_without_services_is_3(tmp_path: Path) -> None:
         (["run", "--partition", "yesterday"], "yesterday"),
         (["journey", "show", "no-such-event"], "no-such-event"),
         (["demo", "--data", "nowhere"], "nowhere"),
+        (["dead-letters", "list", "--reason", "bad luck"], "bad luck"),
+        (["dead-letters", "list", "--day", "yesterday"], "yesterday"),
+        (["dead-letters", "list", "--status", "lost"], "lost"),
+        (["dead-letters", "show", "zz"], "zz"),
+        (["dead-letters", "discard", "--note", "why"], "--all"),
+        (["suppress", "remove", "--tenant", "acme", "--user", "nobody"], "nobody"),
     ],
 )
 def test_bad_input_is_2_with_one_clear_line(settings: Settings, arguments: list[str], says: str) -> None:
@@ -138,3 +148,40 @@ def test_seed_twice_is_seed_once_and_leaves_strangers_alone(settings: Settings) 
     assert "profiles_db exists and is not a sample" in refused.stderr
     with psycopg.connect(**postgres_login(settings, "profiles_db")) as silo:
         silo.execute("COMMENT ON DATABASE profiles_db IS 'sample database of c360_pipeline'")
+
+
+def test_dead_letters_are_listed_shown_replayed_and_discarded(
+    settings: Settings, landing: Landing, lake: Lake, control: ControlDb, tmp_path: Path
+) -> None:
+    bad = b'{"tenantId":"acme","userId":"u","sessionId":"s","ts":"yesterday","action":"view"}'
+    (tmp_path / "a.jsonl").write_bytes(b"\xff[x]\n" + bad + b"\n")
+    landing.put_file(tmp_path / "a.jsonl", f"{EVENTS_PREFIX}date=2025-11-03/")
+    Ingest(landing, lake, control.suppressed_users()).land(landing.event_files(), lambda lines: None)
+    listed = run("dead-letters", "list", "--json")
+    letters = {letter["error_class"]: letter for letter in json.loads(listed.stdout)}
+    assert set(letters) == {"invalid_utf8", "bad_timestamp"}
+    assert "'yesterday' is not RFC 3339" in letters["bad_timestamp"]["reason"]
+    assert "bad_timestamp" in run("dead-letters", "list", "--tenant", "acme").stdout
+    letter_id = letters["invalid_utf8"]["dead_letter_id"]
+    shown = run("dead-letters", "show", letter_id[:10])
+    assert r"\xff[x]" in shown.stdout
+    assert "line 1 at byte 0: dead" in shown.stdout
+    assert run("dead-letters", "show", letter_id[:10], "--raw").stdout_bytes == b"\xff[x]"
+    as_json = json.loads(run("dead-letters", "show", letter_id[:10], "--json").stdout)
+    assert base64.b64decode(as_json["raw_base64"]) == b"\xff[x]"
+    for dry in ([], ["--dry-run"]):
+        replayed = json.loads(run("dead-letters", "replay", "--json", *dry).stdout)
+        assert replayed["outcomes"] == {"dead": 2}
+    assert run("dead-letters", "discard", "--reason", "invalid_utf8", "--note", "noise").exit_code == 0
+    assert len(json.loads(run("dead-letters", "list", "--json").stdout)) == 1
+    assert len(json.loads(run("dead-letters", "list", "--json", "--status", "all").stdout)) == 2
+
+
+def test_suppressed_users_are_listed_without_their_names(settings: Settings) -> None:
+    for _ in range(2):
+        assert run("suppress", "add", "--tenant", "acme", "--user", "john@example.com").exit_code == 0
+    listed = run("suppress", "list", "--json").stdout
+    assert [row["tenant_id"] for row in json.loads(listed)] == ["acme"]
+    assert "john" not in listed
+    assert run("suppress", "remove", "--tenant", "acme", "--user", "john@example.com").exit_code == 0
+    assert json.loads(run("suppress", "list", "--json").stdout) == []

@@ -1,12 +1,15 @@
 """Delta tables on S3: what a repeated or concurrent write leaves behind."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from c360_pipeline.core.lake import EVENTS, JOURNEY_KEYS, Table
+from c360_pipeline.errors import ConflictError
 from c360_pipeline.stores.lake import Lake
 
 JOURNEYS_OF_KEYS = JOURNEY_KEYS
@@ -54,6 +57,67 @@ def test_workers_that_replace_at_once_leave_one_of_their_results(lake: Lake) -> 
         list(pool.map(lambda n: lake.replace(JOURNEYS_OF_KEYS, keys(f"j{n}", "a", "b")), range(4)))
     assert held(lake) == ["a", "b"]
     assert lake.read(JOURNEYS_OF_KEYS)["journey_id"].n_unique() == 1
+
+
+def another(lake: Lake, cache: Path) -> Lake:
+    """The same lake as another machine sees it."""
+    return Lake(lake._root, lake._options, cache)
+
+
+def test_a_lost_index_is_made_again(lake: Lake, tmp_path: Path) -> None:
+    lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "b"))
+    assert another(lake, tmp_path / "none").insert_new(JOURNEYS_OF_KEYS, keys("j", "b", "c")) == 1
+    assert lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "c", "d")) == 1
+    assert held(lake) == ["a", "b", "c", "d"]
+
+
+def test_a_table_that_others_compacted_is_looked_up_in_its_new_files(lake: Lake, tmp_path: Path) -> None:
+    for n in range(12):
+        lake.insert_new(JOURNEYS_OF_KEYS, keys("j", f"k{n}"))
+    care = another(lake, tmp_path / "other").care_for(JOURNEYS_OF_KEYS)
+    assert care is not None
+    assert (care.rows, care.files_before, care.files, care.vacuumed) == (12, 12, 1, 0)
+    assert lake.insert_new(JOURNEYS_OF_KEYS, keys("j", *(f"k{n}" for n in range(13)))) == 1
+    assert lake.count(JOURNEYS_OF_KEYS) == 13
+
+
+def test_workers_on_machines_of_their_own_leave_each_row_once(lake: Lake, tmp_path: Path) -> None:
+    rows = keys("j", *(f"k{n}" for n in range(50)))
+    lakes = [another(lake, tmp_path / str(n)) for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(lambda own: own.insert_new(JOURNEYS_OF_KEYS, rows), lakes)) == 50
+    assert held(lake) == sorted(rows["key_hash"])
+
+
+def test_workers_that_merge_at_once_lose_nothing(lake: Lake) -> None:
+    none = keys("j").select(JOURNEYS_OF_KEYS.key)
+    lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "shared"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: lake.merge(JOURNEYS_OF_KEYS, keys(f"j{n}", "shared", f"own{n}"), none), range(4)))
+    assert held(lake) == ["own0", "own1", "own2", "own3", "shared"]
+    assert lake.merge(JOURNEYS_OF_KEYS, keys("j"), keys("j", "own1", "shared").select(JOURNEYS_OF_KEYS.key)) == 2
+    assert held(lake) == ["own0", "own2", "own3"]
+
+
+def test_a_merge_into_a_version_that_is_gone_is_refused(lake: Lake) -> None:
+    lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "a"))
+    seen = lake.version(JOURNEYS_OF_KEYS.name)
+    lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "b"))
+    with pytest.raises(ConflictError, match="changed by another worker"):
+        lake.merge(JOURNEYS_OF_KEYS, keys("j", "c"), keys("j").select(JOURNEYS_OF_KEYS.key), expected=seen)
+    assert held(lake) == ["a", "b"]
+
+
+def test_a_table_of_an_older_release_gets_the_columns_of_this_one(lake: Lake) -> None:
+    older = replace(JOURNEYS_OF_KEYS, columns={n: t for n, t in JOURNEYS_OF_KEYS.columns.items() if n != "journey_id"})
+    lake.insert_new(older, keys("j", "a").drop("journey_id"))
+    assert lake.missing_columns(JOURNEYS_OF_KEYS) == ["journey_id"]
+    assert lake.read(JOURNEYS_OF_KEYS)["journey_id"].to_list() == [None]
+    later = Lake(lake._root, lake._options, lake._cache)
+    assert later.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "b")) == 1
+    assert later.missing_columns(JOURNEYS_OF_KEYS) == []
+    assert later.read(JOURNEYS_OF_KEYS).sort("key_hash")["journey_id"].to_list() == [None, "j"]
+    assert later.changes(JOURNEYS_OF_KEYS, None)[0].upserted.height == 2
 
 
 def test_changes_since_a_version(lake: Lake) -> None:

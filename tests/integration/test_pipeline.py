@@ -17,6 +17,7 @@ import pytest
 
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.reconcile import combined_digest
+from c360_pipeline.definitions import defs
 from c360_pipeline.demo import found_against_truth
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, write_sample
@@ -234,6 +235,38 @@ def test_silos_may_change_their_rows_types_and_exclusions(world: World, first_di
     silo_samples.seed(control, open_control(world.settings), "sample", lambda _: None)
     world.run()
     assert world.digest() == first_digest
+
+
+def test_a_backfill_under_other_rules_reaches_the_graph_and_comes_back(world: World, first_digest: str) -> None:
+    control = open_control(world.settings)
+    user, events = world.lake.count_by(EVENTS, "tenant_id", "user_id").filter(tenant_id="acme").sort("len").row(-1)[1:]
+    assert control.suppress("acme", user, "asked to be forgotten")
+    before = world.lake.count(EVENTS)
+    for select, partition in (("landed_events", "2025-11-03"), ("*", None)):
+        outcome = materialise(world.home, select, partition, lambda _: None)
+        assert (outcome.error, outcome.failed_checks) == (None, [])
+    assert world.lake.count(EVENTS) == before - events
+    assert world.findings() == []
+    (row,) = world.graph.run("MATCH (u:User {tenant_id: 'acme', id: $id}) RETURN count(u) AS number", id=user)
+    assert row["number"] == 0
+    assert control.unsuppress("acme", user)
+    materialise(world.home, "landed_events", "2025-11-03", lambda _: None)
+    world.run()
+    assert world.findings() == []
+    assert world.lake.count(EVENTS) == before
+
+
+def test_cared_for_tables_hold_the_same_rows_in_fewer_files(world: World) -> None:
+    digest = world.digest()
+    with instance(world.home) as dagster:
+        result = defs.resolve_job_def("table_care").execute_in_process(instance=dagster)
+    assert result.success
+    (materialization,) = result.asset_materializations_for_node("lake_tables")
+    metadata = materialization.metadata
+    assert metadata["files"].value < metadata["files_before"].value
+    assert world.digest() == digest
+    world.run()
+    assert world.findings() == []
 
 
 def kill_after(step: str, world: World) -> None:

@@ -83,7 +83,7 @@ LINES = st.builds(lines_of, FIELDS, st.lists(MEMBERS, max_size=1), SEPARATORS, s
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.lists(LINES, max_size=20))
 @example(
     [json.dumps(GOOD | {"attrs": {"b": 1, "a": None, "c": "x", "d": "null"}, "itemId": "", "eventId": None}).encode()]
@@ -115,7 +115,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(line).replace(b"\n", b" ")
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.lists(damaged(), max_size=20))
 def test_damage_is_seen_by_the_scanner_as_by_the_contract(lines: list[bytes]) -> None:
     check_against_the_contract(lines)
@@ -156,7 +156,7 @@ SCHEMA = jsonschema.Draft202012Validator(json_schema())
 SEEN_BY_THE_SCHEMA = {"missing_field", "wrong_type", "nested_attr", "not_an_object"}
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(FIELDS | st.sampled_from([[], "x", 1, None]))
 def test_the_json_schema_and_the_contract_agree(fields: Any) -> None:
     is_valid = SCHEMA.is_valid(json.loads(json.dumps(fields)))
@@ -197,7 +197,7 @@ def mutated(rng: random.Random) -> bytes:
     return bytes(line).replace(b"\n", b"")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32))
 def test_fifty_thousand_mutated_lines_are_each_an_event_or_a_reject(seed: int) -> None:
     rng = random.Random(seed)
