@@ -7,7 +7,7 @@ import polars as pl
 
 from c360_pipeline.assets.specs import OWNERS, described_columns, preview, rows
 from c360_pipeline.core.lake import TABLES
-from c360_pipeline.resources import ControlResource, LakeResource
+from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
 
 MEANINGS = {
     "table": "name below lake/",
@@ -28,9 +28,10 @@ MEANINGS = {
     metadata={"dagster/column_schema": described_columns(MEANINGS)},
 )
 def lake_tables(
-    context: dg.AssetExecutionContext, lake: LakeResource, control: ControlResource
+    context: dg.AssetExecutionContext, landing: LandingResource, lake: LakeResource, control: ControlResource
 ) -> dg.MaterializeResult[None]:
     """Care for one table after the other."""
+    landing.open()  # the bucket is there from now on
     tables, cared = lake.open(), []
     for table in TABLES.values():
         cared.append(tables.care_for(table))

@@ -104,13 +104,16 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def install() -> None:
-    """Fetch the programs of the embedded services: Neo4j and GDS (Maven), the S3 gateway (Go)."""
+    """Fetch the programs of the embedded services: Neo4j and GDS (Maven), the S3 gateway (Go); compile the scanner."""
+    from c360_pipeline.core.landing import Delivery, decode_file
     from c360_pipeline.devstack.distributions import install as fetch
     from c360_pipeline.devstack.doctor import require
 
     require()
     with err.status("looking for the programs of the embedded services") as shown:
         fetch(lambda line: shown.update(line[:100]))
+        shown.update("compiling the scanner of event lines")
+        decode_file(Delivery("", ""), b"{}", datetime.now(UTC))
 
 
 @app.command()

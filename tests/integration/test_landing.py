@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -196,6 +197,30 @@ def test_after_a_crash_between_any_two_writes_nothing_is_lost_or_there_twice(
     world.land()
     assert world.totals() == (5, 3, 1, 1, 0)
     assert world.users() == ["u1", "u2", "u3"]
+
+
+def test_workers_on_the_same_files_leave_each_line_in_one_place(
+    world: World, put: Put, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ingesting, "BATCH_BYTES", 200)
+    monkeypatch.setattr(ingesting, "PIECE_BYTES", 100)
+    for name in ("a", "b"):
+        put(
+            f"{name}.jsonl",
+            *(event(n) for n in range(4)),
+            b"{oops " + name.encode(),
+            event(1, eventId="e"),
+            event(2, eventId="e"),
+        )
+    files = world.landing.event_files()
+
+    def work(number: int) -> None:
+        own = Lake(world.lake._root, world.lake._options, tmp_path / f"cache{number}")
+        Ingest(world.landing, own, NOBODY).land(files, lambda lines: None)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert world.totals() == (14, 5, 5, 4, 0)
 
 
 def test_a_truncated_gzip_lands_what_it_holds_and_is_named(world: World, put: Put, tmp_path: Path) -> None:
