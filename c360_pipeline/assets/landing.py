@@ -104,7 +104,7 @@ def land(
     if landing_date:
         return backfill(ingest, [f for f in files if f.landing_date == landing_date], report)
     new, interrupted = waiting_files(ingest.lake, files)
-    again = backfill(ingest, interrupted, report) if interrupted else []
+    again = backfill(ingest, interrupted, report)
     return [*again, *ingest.land(new, report), *ingest.book_lost(files)]
 
 

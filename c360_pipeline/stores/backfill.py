@@ -100,6 +100,8 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
     Raises:
         ConflictError: other workers changed the archive five times in a row while it was compared.
     """
+    if not files:
+        return []
     lake = ingest.lake
     _reopen(ingest, files)
     with TemporaryDirectory(prefix="c360-backfill-") as folder:
@@ -140,8 +142,10 @@ def _reopen(ingest: Ingest, files: Iterable[EventFile]) -> None:
 def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable[[int], None]) -> _Read:
     size = sum(f.bytes * (UNPACKED if f.key.endswith(".gz") else 1) for f in files)
     read = _Read(folder, min(MAX_PARTS, 1 + size // PART_BYTES))
+    ended: set[Delivery] = set()
     for batch in ingest.batches(files):
         read.books |= {book.delivery: book for book in batch.started}
+        ended |= {book.delivery for book in batch.ended}
         events, silent = split_suppressed(batch.decoded.events, ingest.suppressed)
         rejected, silent_rejected = split_suppressed(batch.rejected, ingest.suppressed)
         read.stage("read", events)
@@ -152,13 +156,15 @@ def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable
         for delivery, count in batch.lines.items():
             read.books[delivery].lines += count
         report(batch.lines.total())
+    # A file that was changed or removed meanwhile was not read: what it brought before stays.
+    read.books = {delivery: book for delivery, book in read.books.items() if delivery in ended}
     return read
 
 
 def _decide(ingest: Ingest, read: _Read) -> _Decision:
     """Compare what was read with what the archive holds."""
     lake, decision = ingest.lake, _Decision()
-    deliveries = pl.DataFrame(list(read.books), schema=DELIVERY, orient="row")
+    deliveries = _deliveries(read)
     held = _Read(read.folder / "held", read.parts)
     for frame in lake.scan_range(EVENTS, "source_uri", sorted({d.source_uri for d in read.books})):
         held.stage("rows", _of(frame, deliveries))
@@ -177,6 +183,10 @@ def _decide(ingest: Ingest, read: _Read) -> _Decision:
     for path in (held.folder).rglob("*.parquet"):
         path.unlink()
     return decision
+
+
+def _deliveries(read: _Read) -> pl.DataFrame:
+    return pl.DataFrame(list(read.books), schema=dict.fromkeys(DELIVERY, pl.String), orient="row")
 
 
 def _of(rows: pl.DataFrame, deliveries: pl.DataFrame) -> pl.DataFrame:
@@ -223,7 +233,7 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
     ingest.landing.put_dead_letters(dead)
     ingest.keep_dead(dead)
     lines = dead_lines(dead)
-    queued = _queued(ingest, pl.DataFrame(list(read.books), schema=DELIVERY, orient="row"))
+    queued = _queued(ingest, _deliveries(read))
     stale = queued.join(lines, on=[*PLACE, "dead_letter_id"], how="anti")
     lake.merge(DEAD_LETTER_LINES, lines, stale.select(PLACE).join(lines, on=PLACE, how="anti"))
     left = lake.read(DEAD_LETTER_LINES).filter(pl.col("outcome") == "dead")

@@ -47,6 +47,8 @@ PIECE_BYTES = 1024 * 1024
 """Read from a file at once; lines are decoded in blocks of about this size, on as many cores as there are."""
 BATCH_BYTES = 16 * 1024 * 1024
 """Unpacked bytes of a batch; one batch is one commit to the archive. Two are in memory at once."""
+FILES_NAMED = 100
+"""Files that a commit names."""
 UPLOADS_WAITING = 2
 """Batches whose rejected bytes may still be on their way while the next is committed."""
 
@@ -242,17 +244,16 @@ def waiting_files(lake: Lake, files: Iterable[EventFile]) -> tuple[list[EventFil
 
 
 def _identity(batch: Batch) -> dict[str, str]:
-    """What a commit is of, for those who read the table's history."""
-    spans = [
-        {
-            "file": b.delivery.source_uri,
-            "etag": b.delivery.source_etag,
-            "line": b.first_number,
-            "lines": len(b.starts) - 1,
-        }
-        for b in batch.blocks
+    """What a commit is of, for those who read the table's history; of many files, the first and how many."""
+    spans: dict[Delivery, list[int]] = {}
+    for block in batch.blocks:
+        span = spans.setdefault(block.delivery, [block.first_number, block.first_number])
+        span[1] = block.first_number + len(block.starts) - 2
+    named = [
+        {"file": delivery.source_uri, "etag": delivery.source_etag, "first_line": first, "last_line": last}
+        for delivery, (first, last) in list(spans.items())[:FILES_NAMED]
     ]
-    return {"c360.landed_from": json.dumps(spans)}
+    return {"c360.landed_from": json.dumps(named), "c360.files": str(len(spans))}
 
 
 def _one_ahead(pool: ThreadPoolExecutor, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -384,6 +384,24 @@ def test_a_backfill_that_was_killed_is_taken_up_by_the_next_run(
     assert world.lake.read(LANDING_FILES)["reopened_at"].null_count() == 1
 
 
+def test_a_file_that_is_replaced_while_its_day_is_backfilled_keeps_its_rows(world: World, put: Put) -> None:
+    key = put("a.jsonl", event(1), event(2)).split("/", 3)[3]
+    put("b.jsonl", event(3))
+    world.land()
+    listed = world.landing.event_files()
+    world.landing._client.put_object(Bucket=world.landing.bucket, Key=key, Body=event(9))
+    land_files(world.ingest, listed, DAY, lambda _: None)
+    assert world.users() == ["u1", "u2", "u3"]
+    world.land()
+    assert world.users() == ["u1", "u2", "u3", "u9"]
+
+
+def test_a_backfill_of_a_day_without_files_does_nothing(world: World, put: Put) -> None:
+    put("a.jsonl", event(1))
+    before = world.land()
+    assert world.land(date(2030, 1, 1)).equals(before)
+
+
 def test_a_backfill_of_a_day_that_never_landed_lands_it(world: World, put: Put) -> None:
     put("a.jsonl", event(1), b"{oops")
     put("b.jsonl", event(2), folder=TOMORROW)
