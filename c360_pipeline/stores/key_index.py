@@ -10,6 +10,7 @@ folder.
 """
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class KeyIndex:
         self._folder = folder
         self._read = read
         self._runs: dict[Path, _Run] = {}
+        self._lock = threading.Lock()
 
     def find(self, hashes: Hashes, files: set[str]) -> tuple[npt.NDArray[np.bool_], set[str]]:
         """Look for keys.
@@ -80,7 +82,15 @@ class KeyIndex:
         Returns:
             Of each hash whether a key with it may be in the table, and the files to look into.
         """
-        self._refresh(files)
+        with self._lock:
+            while True:
+                try:
+                    self._refresh(files)
+                    return self._look(hashes, files)
+                except FileNotFoundError:
+                    continue  # another worker merged a run meanwhile; what it held is looked for anew
+
+    def _look(self, hashes: Hashes, files: set[str]) -> tuple[npt.NDArray[np.bool_], set[str]]:
         order = np.argsort(hashes)
         found = np.zeros(len(hashes), np.bool_)
         where: set[str] = set()
@@ -93,7 +103,10 @@ class KeyIndex:
 
     def add(self, parts: FileKeys) -> None:
         """Index files whose keys the caller knows, having just written them."""
-        parts = list(parts)
+        with self._lock:
+            self._add(list(parts))
+
+    def _add(self, parts: list[tuple[str, Hashes]]) -> None:
         if parts:
             numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [len(hashes) for _, hashes in parts])
             self._write(np.concatenate([hashes for _, hashes in parts]), numbers, [file for file, _ in parts])
@@ -103,7 +116,7 @@ class KeyIndex:
         known = {file for run in self._runs.values() for file in run.files}
         missing = sorted(files - known)
         for start in range(0, len(missing), FILES_AT_ONCE):
-            self.add(self._read(missing[start : start + FILES_AT_ONCE]))
+            self._add(list(self._read(missing[start : start + FILES_AT_ONCE])))
         self._merge(files)
 
     def _load(self) -> None:
@@ -130,7 +143,8 @@ class KeyIndex:
                 is_there = np.array([file in files for file in run.files])[run_numbers]
                 hashes.append(run_hashes[is_there])
                 numbers.append(run_numbers[is_there] + np.int32(len(named)))
-                named += run.files
+                # A file that is not there now may be one that comes later: of its rows the run says nothing.
+                named += [file if file in files else "" for file in run.files]
             self._write(np.concatenate(hashes), np.concatenate(numbers), named)
             for run in group:
                 self._forget(run)
