@@ -116,7 +116,7 @@ def peak_memory() -> int:
 
 def upload(events: int) -> int:
     """Put the events into the bucket, as they are and without what others fail on; returns their bytes."""
-    from c360_pipeline.resources import open_landing
+    from c360_pipeline.connections import open_landing
     from c360_pipeline.settings import load_settings
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -331,7 +331,7 @@ def compare_archives(size: int, batch: int, repeat: int) -> None:
 
 def land_file(bucket: str, options: dict[str, str], events: int, number: int) -> Any:
     """Upload events of one day that no archive holds; returns the landing area and the file."""
-    from c360_pipeline.resources import open_landing
+    from c360_pipeline.connections import open_landing
     from c360_pipeline.settings import load_settings
 
     landing = open_landing(load_settings())

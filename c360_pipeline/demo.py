@@ -16,6 +16,7 @@ from dotenv import dotenv_values
 from rich.console import Console
 from rich.table import Table
 
+from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.core.books import unbalanced
 from c360_pipeline.core.lake import EVENT_JOURNEY, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import Delivery, decode_file
@@ -26,7 +27,6 @@ from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.people import SILO_TENANT
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError, InvariantError
-from c360_pipeline.resources import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.runs import EVERYTHING, Outcome, Step, materialise
 from c360_pipeline.settings import (
     OWNERS,

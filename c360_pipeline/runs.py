@@ -16,9 +16,9 @@ import psutil
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus, EventLogEntry, RunsFilter
 from dagster_shared.error import SerializableErrorInfo
 
+from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
 from c360_pipeline.errors import C360Error, ConfigError
-from c360_pipeline.resources import open_control
 from c360_pipeline.settings import load_settings, project_path
 
 JOB = "everything"

@@ -9,8 +9,8 @@ import hypothesis
 import neo4j
 import pytest
 
+from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.devstack import stack
-from c360_pipeline.resources import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.settings import Settings, c360_home, load_settings
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.graph import Graph

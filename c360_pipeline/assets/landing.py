@@ -1,22 +1,21 @@
 """Landing: new files of the landing area become events or dead letters, and every line is in the books."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 
 import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.plots import lines_per_day
-from c360_pipeline.assets.specs import OWNERS, column_schema, preview, rows, table_spec
-from c360_pipeline.core.books import FileBook, misbooked, misbooked_dead, unbalanced
+from c360_pipeline.assets.specs import OWNERS, column_schema, found_none, preview, rows, table_spec
+from c360_pipeline.core.books import QUEUE_COUNTED_BY, FileBook, misbooked, misbooked_dead, unbalanced
 from c360_pipeline.core.lake import CATALOG, DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.errors import ContractError
 from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
-from c360_pipeline.stores.backfill import backfill
+from c360_pipeline.stores.backfill import land
 from c360_pipeline.stores.dead_letters import damaged_since, settle_books
-from c360_pipeline.stores.ingest import Ingest, waiting_files
+from c360_pipeline.stores.ingest import Ingest
 from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import EventFile
 
 GROUP = "landing"
 
@@ -97,22 +96,14 @@ def landing_assets(
     )
 
 
-def land(
-    ingest: Ingest, files: list[EventFile], landing_date: date | None, report: Callable[[int], None]
-) -> list[FileBook]:
-    """Land what is not in the books; of a date, all its files anew; and what a backfill left half-way."""
-    if landing_date:
-        return backfill(ingest, [f for f in files if f.landing_date == landing_date], report)
-    new, interrupted = waiting_files(ingest.lake, files)
-    again = backfill(ingest, interrupted, report)
-    return [*again, *ingest.land(new, report), *ingest.book_lost(files)]
-
-
 def _results(
     lake: Lake, books: list[FileBook], started: datetime
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    files, archived, queued = lake.read(LANDING_FILES), lake.count(EVENTS), lake.read(DEAD_LETTER_LINES)
-    wrong, missing = unbalanced(files), _misbooked(lake, files, archived)
+    files, archived, queued = (
+        lake.read(LANDING_FILES),
+        lake.count(EVENTS),
+        lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY),
+    )
     per_tenant = lake.count_by(EVENTS, "tenant_id")
     yield dg.MaterializeResult(
         asset_key="landed_events",
@@ -136,32 +127,10 @@ def _results(
             books=preview(totals),
         ),
     )
-    yield dg.AssetCheckResult(
-        asset_key="landing_files",
-        check_name="books_balance",
-        passed=wrong.is_empty(),
-        metadata={"unbalanced_files": preview(wrong)},
-    )
-    yield dg.AssetCheckResult(
-        asset_key="landed_events",
-        check_name="archive_holds_what_the_books_say",
-        passed=missing.is_empty(),
-        metadata={"archive_rows": archived, "booked_rows": int(files["landed"].sum()), "wrong_files": preview(missing)},
-    )
-    queue_differs = misbooked_dead(files, queued)
-    yield dg.AssetCheckResult(
-        asset_key="dead_letters",
-        check_name="queue_holds_what_the_books_say",
-        passed=queue_differs.is_empty(),
-        metadata={"wrong_files": preview(queue_differs)},
-    )
-    damaged = damaged_since(lake, started)
-    yield dg.AssetCheckResult(
-        asset_key="dead_letters",
-        check_name="every_dead_letter_is_whole",
-        passed=damaged.is_empty(),
-        metadata={"damaged": preview(damaged)},
-    )
+    yield found_none("landing_files", "books_balance", unbalanced_files=unbalanced(files))
+    yield found_none("landed_events", "archive_holds_what_the_books_say", wrong_files=_misbooked(lake, files, archived))
+    yield found_none("dead_letters", "queue_holds_what_the_books_say", wrong_files=misbooked_dead(files, queued))
+    yield found_none("dead_letters", "every_dead_letter_is_whole", damaged=damaged_since(lake, started))
     broken = {book.source_uri: book.damage for book in books if book.damage}
     yield dg.AssetCheckResult(
         asset_key="landing_files",

@@ -55,6 +55,19 @@ def rows(count: int, **more: Any) -> dict[str, Any]:
     return {"dagster/row_count": count, **more}
 
 
+def found_none(asset: str, check: str, **wrong: pl.DataFrame) -> dg.AssetCheckResult:
+    """A check that passes when there are no wrong rows; of those that there are, it shows the first and how many."""
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=check,
+        passed=all(frame.is_empty() for frame in wrong.values()),
+        metadata={
+            **{name: preview(frame) for name, frame in wrong.items()},
+            "rows": sum(frame.height for frame in wrong.values()),
+        },
+    )
+
+
 def preview(frame: pl.DataFrame, limit: int = 20) -> dg.MarkdownMetadataValue:
     """The first rows as a Markdown table."""
     return dg.MetadataValue.md(markdown_table(frame.head(limit).to_pandas()))

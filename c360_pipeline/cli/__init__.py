@@ -132,8 +132,8 @@ def seed(
     source: Annotated[str, typer.Option(help="sample or movielens")] = "sample",
 ) -> None:
     """Create and fill the sample source databases and the control database."""
+    from c360_pipeline.connections import open_control
     from c360_pipeline.devstack import silo_samples
-    from c360_pipeline.resources import open_control
     from c360_pipeline.settings import postgres_login
 
     settings = load_settings()
@@ -181,7 +181,7 @@ def _write_sample(source: str, request: Any, folder: Path) -> dict[str, int]:
 
 
 def _upload(paths: list[Path], address: str) -> None:
-    from c360_pipeline.resources import open_landing
+    from c360_pipeline.connections import open_landing
 
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
@@ -193,7 +193,7 @@ def _upload(paths: list[Path], address: str) -> None:
 @app.command()
 def land(paths: Annotated[list[Path], typer.Argument(help="event files, catalogues, or folders of them")]) -> None:
     """Upload files to the landing area, where the next run takes them up."""
-    from c360_pipeline.resources import open_landing
+    from c360_pipeline.connections import open_landing
     from c360_pipeline.stores.landing import folder_for
 
     files = landing_candidates(paths)
@@ -268,7 +268,7 @@ def reconcile(
     repair: Annotated[bool, typer.Option(help="bring the graph back to its archive")] = False, as_json: AsJson = False
 ) -> None:
     """Compare the graph with its archive, row by row; exit code 1 when they differ."""
-    from c360_pipeline.resources import open_control, open_graph, open_lake
+    from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.stores.reconcile import Archive, summarise
     from c360_pipeline.stores.reconcile import reconcile as compare
 
@@ -298,8 +298,8 @@ def print_reconciliation(found: dict[str, Any], left: dict[str, Any], *, repair:
 @app.command()
 def digest(as_json: AsJson = False) -> None:
     """Print the canonical digest of lake and graph: equal digests, equal content."""
+    from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.core.reconcile import combined_digest
-    from c360_pipeline.resources import open_control, open_graph, open_lake
     from c360_pipeline.stores.reconcile import Archive, digests
     from c360_pipeline.stores.reconcile import reconcile as compare
 
@@ -321,7 +321,7 @@ def show_journey(
     as_json: AsJson = False,
 ) -> None:
     """Show the journey that an event belongs to, and the keys that tie it together."""
-    from c360_pipeline.resources import open_graph
+    from c360_pipeline.connections import open_graph
 
     with open_graph(load_settings()) as graph:
         tenants = [tenant] if tenant else graph.tenants_with_event(event_id)

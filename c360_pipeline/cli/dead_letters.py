@@ -17,7 +17,7 @@ letters_app = typer.Typer(help="Rejected lines: look at them, replay them, put t
 
 
 def _open_queue() -> Any:
-    from c360_pipeline.resources import open_control, open_lake, open_landing
+    from c360_pipeline.connections import open_control, open_lake, open_landing
     from c360_pipeline.stores.dead_letters import DeadLetters
     from c360_pipeline.stores.ingest import Ingest
 

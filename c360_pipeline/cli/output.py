@@ -89,7 +89,7 @@ class RunProgress:
 @contextmanager
 def exclusive() -> Iterator[None]:
     """Wait for other runs to end, and keep them waiting."""
-    from c360_pipeline.resources import open_control
+    from c360_pipeline.connections import open_control
 
     with open_control(load_settings()).exclusive_run():
         yield

@@ -18,7 +18,7 @@ def suppress_user(
     reason: Annotated[str, typer.Option(help="why, for those who look at the list later")] = "",
 ) -> None:
     """Let no further event of a user land; events that landed stay until their day is backfilled."""
-    from c360_pipeline.resources import open_control
+    from c360_pipeline.connections import open_control
 
     added = open_control(load_settings()).suppress(tenant, user, reason)
     err.print("suppressed" if added else "was suppressed already")
@@ -30,7 +30,7 @@ def unsuppress_user(
     user: Annotated[str, typer.Option(help="the user as events name them")],
 ) -> None:
     """Let events of a user land again."""
-    from c360_pipeline.resources import open_control
+    from c360_pipeline.connections import open_control
 
     if not open_control(load_settings()).unsuppress(tenant, user):
         raise ConfigError(f"{user!r} of {tenant!r} is not suppressed.")
@@ -40,7 +40,7 @@ def unsuppress_user(
 @suppress_app.command("list")
 def list_suppressed(as_json: AsJson = False) -> None:
     """List who is suppressed, by tenant and hash: the list names nobody."""
-    from c360_pipeline.resources import open_control
+    from c360_pipeline.connections import open_control
 
     rows = open_control(load_settings()).suppressed_users().to_dicts()
     if as_json:

@@ -8,9 +8,10 @@ import polars as pl
 from c360_pipeline.core.lake import LANDING_FILES
 from c360_pipeline.core.landing import DELIVERY, Delivery
 
-OUTCOMES = ("landed", "duplicate", "suppressed")
-"""What a dead letter's line can become; the columns of `LANDING_FILES` that count such lines, by outcome."""
 COUNTED_AS = {"landed": "landed", "duplicate": "duplicates", "suppressed": "suppressed"}
+"""What a dead letter's line can become, and the column of `LANDING_FILES` that counts such lines."""
+QUEUE_COUNTED_BY = (*DELIVERY, "outcome")
+"""Columns of `DEAD_LETTER_LINES`; the number of its lines with equal values is all that the books need of it."""
 
 
 @dataclass
@@ -67,34 +68,33 @@ def misbooked(files: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
     return both.filter(pl.col("landed") != pl.col("archived")).sort("source_uri")
 
 
-def misbooked_dead(files: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
+def misbooked_dead(files: pl.DataFrame, queue: pl.DataFrame) -> pl.DataFrame:
     """Deliveries of which the queue holds more or fewer dead lines than their books say.
 
     Args:
         files: rows of `LANDING_FILES`.
-        lines: rows of `DEAD_LETTER_LINES`.
+        queue: lines per `QUEUE_COUNTED_BY`, as `len`.
 
     Returns:
         source_uri, source_etag, dead, queued.
     """
-    queued = lines.filter(pl.col("outcome") == "dead").group_by(DELIVERY).agg(queued=pl.len().cast(pl.Int64))
+    queued = queue.filter(pl.col("outcome") == "dead").select(*DELIVERY, queued="len")
     booked = files.select("source_uri", "dead", source_etag="etag")
     both = booked.join(queued, on=DELIVERY, how="left").with_columns(pl.col("queued").fill_null(0))
     return both.filter(pl.col("dead") != pl.col("queued")).select(*DELIVERY, "dead", "queued").sort(DELIVERY)
 
 
-def settled(files: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
+def settled(files: pl.DataFrame, queue: pl.DataFrame) -> pl.DataFrame:
     """Books that do not show yet what became of their dead lines, as they should be.
 
     Derived from what the lines say, so that it can be done again after a crash at any point.
 
     Args:
         files: rows of `LANDING_FILES`.
-        lines: rows of `DEAD_LETTER_LINES`.
+        queue: lines per `QUEUE_COUNTED_BY`, as `len`.
     """
-    resolved = lines.filter(pl.col("outcome").is_in(OUTCOMES))
-    counts = resolved.group_by(source_uri="source_uri", etag="source_etag").agg(
-        (pl.col("outcome") == outcome).sum().cast(pl.Int64).alias(f"now_{column}")
+    counts = queue.group_by(source_uri="source_uri", etag="source_etag").agg(
+        pl.col("len").filter(pl.col("outcome") == outcome).sum().alias(f"now_{column}")
         for outcome, column in COUNTED_AS.items()
     )
     columns = list(COUNTED_AS.values())
@@ -114,16 +114,16 @@ def settled(files: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
 
 
 def lost_deliveries(
-    files: pl.DataFrame, archived: pl.DataFrame, lines: pl.DataFrame, present: set[Delivery]
+    files: pl.DataFrame, archived: pl.DataFrame, queue: pl.DataFrame, present: set[Delivery]
 ) -> list[Delivery]:
     """Deliveries with rows in the archive or the queue that have no book, and that can't be read any more.
 
     Args:
         files: rows of `LANDING_FILES`.
         archived: source_uri and source_etag of archive rows, each once.
-        lines: rows of `DEAD_LETTER_LINES`.
+        queue: lines per `QUEUE_COUNTED_BY`, as `len`.
         present: deliveries that are in the landing area.
     """
-    known = pl.concat([archived.select(DELIVERY), lines.select(DELIVERY)]).unique().drop_nulls()
+    known = pl.concat([archived.select(DELIVERY), queue.select(DELIVERY)]).unique().drop_nulls()
     unbooked = known.join(files.select("source_uri", source_etag="etag"), on=DELIVERY, how="anti").sort(DELIVERY)
     return [d for d in (Delivery(*row) for row in unbooked.iter_rows()) if d not in present]

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import polars_hash  # noqa: F401 - registers the `chash` and `nchash` expressions
 
 from c360_pipeline.core.event_columns import parse_block
 from c360_pipeline.core.events import Event, Rejected, parse_event
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS
+from c360_pipeline.core.row_hashes import identity_hash, user_hash
 from c360_pipeline.errors import ContractError
 
 BOM = b"\xef\xbb\xbf"
@@ -315,22 +315,6 @@ def split_suppressed(rows: pl.DataFrame, suppressed: pl.DataFrame) -> tuple[pl.D
         rows.join(found, on=key, how="anti", maintain_order="left"),
         rows.join(found, on=key, how="semi", maintain_order="left"),
     )
-
-
-def user_hash() -> pl.Expr:
-    """What stands for a user in the list of the suppressed, so that it names nobody: sha256 of tenant and user."""
-    tenant, user = pl.col("tenant_id"), pl.col("user_id")
-    text = pl.concat_str(tenant.str.len_bytes(), pl.lit(":"), tenant, user)
-    digest: pl.Expr = text.chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash
-    return digest
-
-
-def identity_hash(rows: pl.DataFrame, key: Iterable[str]) -> pl.Series:
-    """64 bits per row: equal keys have equal hashes, and other keys hardly ever."""
-    columns = [pl.col(name).cast(pl.String).fill_null("") for name in key]
-    parts = [part for column in columns for part in (column.str.len_bytes(), pl.lit(":"), column)]
-    hashed: pl.Expr = pl.concat_str(parts).nchash.xxh3_64()  # type: ignore[attr-defined]  # registered by polars_hash
-    return rows.select(hashed).to_series()
 
 
 def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:

@@ -8,69 +8,15 @@ from contextlib import AbstractContextManager
 
 import dagster as dg
 
+from c360_pipeline.connections import neo4j_login, open_control, open_graph, open_lake, open_landing
 from c360_pipeline.core.silos import SourceDatabase
-from c360_pipeline.settings import Settings, c360_home, load_settings, postgres_login, resolve_secret
+from c360_pipeline.settings import load_settings, resolve_secret
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.gds import Gds
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import Landing
 from c360_pipeline.stores.silos import Silo
-
-
-def open_landing(settings: Settings) -> Landing:
-    """The landing area, its bucket there."""
-    landing = Landing(
-        settings.bucket,
-        endpoint_url=settings.aws_endpoint_url,
-        access_key_id=settings.aws_access_key_id,
-        secret_access_key=settings.aws_secret_access_key.get_secret_value(),
-        region=settings.aws_region,
-    )
-    landing.ensure_bucket()
-    return landing
-
-
-def open_lake(settings: Settings) -> Lake:
-    """The lake in the same bucket."""
-    options = {
-        "AWS_ACCESS_KEY_ID": settings.aws_access_key_id,
-        "AWS_SECRET_ACCESS_KEY": settings.aws_secret_access_key.get_secret_value(),
-        "AWS_REGION": settings.aws_region,
-        # Commits are put with If-None-Match, so that two writers can't make the same version.
-        "conditional_put": "etag",
-    }
-    if settings.aws_endpoint_url:
-        options |= {"AWS_ENDPOINT_URL": settings.aws_endpoint_url}
-        if settings.aws_endpoint_url.startswith("http://"):
-            options |= {"AWS_ALLOW_HTTP": "true"}
-    return Lake(f"s3://{settings.bucket}/lake", options, c360_home() / "cache")
-
-
-def open_control(settings: Settings) -> ControlDb:
-    """The control database, its tables there."""
-    control = ControlDb(postgres_login(settings, settings.etl_db_name))
-    control.ensure()
-    return control
-
-
-def open_graph(settings: Settings) -> Graph:
-    """The graph; enter it before use."""
-    return Graph(*_neo4j_login(settings))
-
-
-def open_gds(settings: Settings) -> Gds:
-    """The graph's algorithms."""
-    return Gds(*_neo4j_login(settings))
-
-
-def _neo4j_login(settings: Settings) -> tuple[str, str, str, str]:
-    return (
-        settings.neo4j_uri,
-        settings.neo4j_user,
-        settings.neo4j_password.get_secret_value(),
-        settings.neo4j_database,
-    )
 
 
 class LandingResource(dg.ConfigurableResource[Landing]):
@@ -118,4 +64,4 @@ class GdsResource(dg.ConfigurableResource[Gds]):
 
     def open(self) -> Gds:
         """The GDS library."""
-        return open_gds(load_settings())
+        return Gds(*neo4j_login(load_settings()))

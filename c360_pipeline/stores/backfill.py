@@ -9,7 +9,7 @@ Memory follows a share of the files: what they hold is parted by event id, and o
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,14 +32,14 @@ from c360_pipeline.core.landing import (
     classify,
     count_by_delivery,
     difference,
-    identity_hash,
     line_blocks,
     line_in,
     rejected_conflicts,
     split_suppressed,
 )
+from c360_pipeline.core.row_hashes import identity_hash
 from c360_pipeline.errors import ConflictError
-from c360_pipeline.stores.ingest import PIECE_BYTES, Ingest
+from c360_pipeline.stores.ingest import PIECE_BYTES, Ingest, waiting_files
 from c360_pipeline.stores.landing import EventFile
 
 PART_BYTES = 128 * 1024 * 1024
@@ -86,6 +86,17 @@ class _Decision:
     duplicates: Counter[Delivery] = field(default_factory=Counter)
 
 
+def land(
+    ingest: Ingest, files: list[EventFile], landing_date: date | None, report: Callable[[int], None]
+) -> list[FileBook]:
+    """Land what is not in the books; of a date, all its files anew; and what a backfill left half-way."""
+    if landing_date:
+        return backfill(ingest, [f for f in files if f.landing_date == landing_date], report)
+    new, interrupted = waiting_files(ingest.lake, files)
+    again = backfill(ingest, interrupted, report)
+    return [*again, *ingest.land(new, report), *ingest.book_lost(files)]
+
+
 def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], None]) -> list[FileBook]:
     """Read files again, or for the first time, under today's rules.
 
@@ -124,7 +135,7 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
         book.dead = count_by_delivery(dead)[delivery]
     books = list(read.books.values())
     closed = closed_books(books, datetime.now(UTC))
-    lake.merge(LANDING_FILES, closed, closed.select(LANDING_FILES.key).clear())
+    lake.merge(LANDING_FILES, closed)
     return books
 
 
@@ -136,7 +147,7 @@ def _reopen(ingest: Ingest, files: Iterable[EventFile]) -> None:
         again = books.join(keys, on=["source_uri", "etag"], how="semi").with_columns(
             reopened_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC"))
         )
-        ingest.lake.merge(LANDING_FILES, again, again.select(LANDING_FILES.key).clear())
+        ingest.lake.merge(LANDING_FILES, again)
 
 
 def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable[[int], None]) -> _Read:
@@ -250,4 +261,4 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
         )
         .select(list(DEAD_LETTERS.columns))
     )
-    lake.merge(DEAD_LETTERS, closed, closed.select("dead_letter_id").clear())
+    lake.merge(DEAD_LETTERS, closed)

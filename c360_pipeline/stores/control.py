@@ -10,7 +10,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from c360_pipeline.core.keys import KeyRule
-from c360_pipeline.core.landing import user_hash
+from c360_pipeline.core.row_hashes import user_hash
 from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.stores.postgres import ensure_database

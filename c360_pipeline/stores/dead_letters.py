@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 
 import polars as pl
 
-from c360_pipeline.core.books import settled
+from c360_pipeline.core.books import QUEUE_COUNTED_BY, settled
 from c360_pipeline.core.dead_letters import (
     REPLAY_SCHEMA,
     damaged,
@@ -154,10 +154,10 @@ class DeadLetters:
         ids = letters.select("dead_letter_id")
         lines = lake.scan(DEAD_LETTER_LINES).join(ids.lazy(), on="dead_letter_id", how="semi").collect()
         changed = resolved_lines(lines, letters, outcome)
-        lake.merge(DEAD_LETTER_LINES, changed, changed.select(DEAD_LETTER_LINES.key).clear())
+        lake.merge(DEAD_LETTER_LINES, changed)
         settle_books(lake)
         resolved = resolved_letters(letters, outcome, now)
-        lake.merge(DEAD_LETTERS, resolved, ids.clear())
+        lake.merge(DEAD_LETTERS, resolved)
 
     def discard(self, selection: Selection, note: str) -> pl.DataFrame:
         """Put letters aside: they stay in the books and in the queue, and are not replayed any more.
@@ -174,14 +174,14 @@ class DeadLetters:
             status=pl.lit("discarded"), resolution=pl.lit(note),
             resolved_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")),
         )  # fmt: skip
-        self.ingest.lake.merge(DEAD_LETTERS, discarded, discarded.select(DEAD_LETTERS.key).clear())
+        self.ingest.lake.merge(DEAD_LETTERS, discarded)
         return discarded.select(WITHOUT_RAW)
 
 
 def settle_books(lake: Lake) -> int:
     """Bring into the books what became of dead letters; returns how many books that changed."""
-    changed = settled(lake.read(LANDING_FILES), lake.read(DEAD_LETTER_LINES))
-    return lake.merge(LANDING_FILES, changed, changed.select(LANDING_FILES.key).clear())
+    changed = settled(lake.read(LANDING_FILES), lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY))
+    return lake.merge(LANDING_FILES, changed)
 
 
 def damaged_since(lake: Lake, since: datetime) -> pl.DataFrame:

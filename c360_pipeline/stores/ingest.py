@@ -16,7 +16,7 @@ from functools import partial
 
 import polars as pl
 
-from c360_pipeline.core.books import FileBook, closed_books, lost_deliveries
+from c360_pipeline.core.books import QUEUE_COUNTED_BY, FileBook, closed_books, lost_deliveries
 from c360_pipeline.core.dead_letters import dead_lines, letters_of, long_line_letter, reopened
 from c360_pipeline.core.lake import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import (
@@ -47,6 +47,8 @@ PIECE_BYTES = 1024 * 1024
 """Read from a file at once; lines are decoded in blocks of about this size, on as many cores as there are."""
 BATCH_BYTES = 16 * 1024 * 1024
 """Unpacked bytes of a batch; one batch is one commit to the archive. Two are in memory at once."""
+REJECTED_BYTES = 4 * 1024 * 1024
+"""Rejected lines, in bytes, that wait for one commit to the dead-letter queue."""
 FILES_NAMED = 100
 """Files that a commit names."""
 UPLOADS_WAITING = 2
@@ -115,13 +117,18 @@ class Ingest:
         closed: list[FileBook] = []
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as uploads:
             on_their_way: list[Future[None]] = []
+            rejected = pl.DataFrame(schema=REJECTED_SCHEMA)
             for batch in _one_ahead(ahead, self.batches(files)):
                 opened |= {book.delivery: book for book in batch.started}
                 dead = self._commit(batch, opened)
                 on_their_way.append(uploads.submit(self.landing.put_dead_letters, dead))
+                rejected.vstack(dead, in_place=True)
                 # A book says that everything is in its place.
                 while on_their_way and (batch.ended or len(on_their_way) > UPLOADS_WAITING):
                     on_their_way.pop(0).result()
+                if batch.ended or rejected.estimated_size() > REJECTED_BYTES:
+                    self.keep_dead(rejected)
+                    rejected = rejected.clear()
                 if batch.ended:
                     self.lake.insert_new(LANDING_FILES, closed_books(batch.ended, datetime.now(UTC)))
                     closed += batch.ended
@@ -160,13 +167,12 @@ class Ingest:
             yield batch
 
     def _commit(self, batch: Batch, books: dict[Delivery, FileBook]) -> pl.DataFrame:
-        """Bring a batch into archive and dead-letter queue, and count it; returns its rejected lines."""
+        """Bring a batch into the archive, and count it; returns its rejected lines."""
         events, silent = split_suppressed(batch.decoded.events, self.suppressed)
         rejected, silent_rejected = split_suppressed(batch.rejected, self.suppressed)
         classified = self.append(events, _identity(batch))
         line_at = partial(line_in, batch.blocks)
         dead = pl.concat([rejected, rejected_conflicts(classified.conflicts, line_at, datetime.now(UTC))])
-        self.keep_dead(dead)
         for column, counts in {
             "landed": classified.count(NEW, HELD),
             "duplicates": classified.count(DUPLICATE),
@@ -191,17 +197,17 @@ class Ingest:
         if self.lake.count(EVENTS) == books["landed"].sum():
             return []
         landed = self.lake.count_by(EVENTS, *DELIVERY)
-        lines = self.lake.read(DEAD_LETTER_LINES)
+        queue = self.lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)
         present = {Delivery(f.uri, f.etag) for f in files}
         counts = Counter({Delivery(uri, etag): n for uri, etag, n in landed.iter_rows()})
-        dead = count_by_delivery(lines.filter(pl.col("outcome") == "dead"))
+        dead = Counter({Delivery(uri, etag): n for uri, etag, outcome, n in queue.iter_rows() if outcome == "dead"})
         lost = [
             FileBook(
                 *delivery, landing_date_of(delivery.source_uri), lines=counts[delivery] + dead[delivery],
                 landed=counts[delivery], dead=dead[delivery],
                 damage=f"{delivery.source_uri} was changed or removed before it was read to its end",
             )
-            for delivery in lost_deliveries(books, landed, lines, present)
+            for delivery in lost_deliveries(books, landed, queue, present)
         ]  # fmt: skip
         if lost:
             self.lake.insert_new(LANDING_FILES, closed_books(lost, datetime.now(UTC)))
@@ -228,7 +234,7 @@ class Ingest:
         known = self.lake.held(DEAD_LETTERS, letters, list(DEAD_LETTERS.columns))
         self.lake.insert_new(DEAD_LETTERS, letters)
         again = reopened(known.filter(pl.col("status") == "replayed"), letters)
-        self.lake.merge(DEAD_LETTERS, again, again.select("dead_letter_id").clear())
+        self.lake.merge(DEAD_LETTERS, again)
         self.lake.insert_new(DEAD_LETTER_LINES, dead_lines(dead))
 
 

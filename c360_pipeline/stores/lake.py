@@ -26,7 +26,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from c360_pipeline.core.lake import SILO_RETENTION, Care, Changes, Table, compare_versions
-from c360_pipeline.core.landing import identity_hash
+from c360_pipeline.core.row_hashes import identity_hash
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.stores.key_index import Hashes, KeyIndex
 
@@ -218,7 +218,7 @@ class Lake:
         self,
         table: Table,
         upserts: pl.DataFrame,
-        gone: pl.DataFrame,
+        gone: pl.DataFrame | None = None,
         on: Sequence[str] | None = None,
         expected: Version | None = None,
     ) -> int:
@@ -239,10 +239,10 @@ class Lake:
             ConflictError: the table has another version than expected, or other workers were faster 20 times in a row.
         """
         columns, on = list(table.columns), list(on or table.key)
-        rows = pl.concat(
-            [upserts.select(columns).with_columns(_gone=False), gone.select(on).with_columns(_gone=True)],
-            how="diagonal",
-        )
+        parts = [upserts.select(columns).with_columns(_gone=False)]
+        if gone is not None:
+            parts.append(gone.select(on).with_columns(_gone=True))
+        rows = pl.concat(parts, how="diagonal")
 
         def attempt() -> int:
             snapshot = self._ensure(table)

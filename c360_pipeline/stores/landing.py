@@ -1,6 +1,5 @@
 """The landing area in S3: raw files as producers delivered them, and the bytes of dead letters."""
 
-import asyncio
 import gzip
 import hashlib
 import io
@@ -8,6 +7,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -30,7 +30,7 @@ EVENTS_PREFIX = "landing/events/"
 CATALOG_PREFIX = "landing/catalog/"
 DEAD_LETTERS_PREFIX = "dead-letters/"
 GZIP_MAGIC = b"\x1f\x8b"
-REQUESTS_AT_ONCE = 32
+REQUESTS_AT_ONCE = 16
 MULTIPART_BYTES = 64 * 1024 * 1024
 """Larger files are uploaded in parts, never as a whole in memory."""
 _DATED = re.compile(r"landing/events/date=(\d{4}-\d\d-\d\d)/[^/]+\.jsonl(\.gz)?")
@@ -241,16 +241,13 @@ class Landing:
             letters: dead_letter_id and raw; rows whose raw is null are there already.
         """
         distinct = letters.drop_nulls("raw").unique("dead_letter_id", maintain_order=True)
-        asyncio.run(self._put_all(distinct.select("dead_letter_id", "raw")))
+        slices = [distinct.gather_every(REQUESTS_AT_ONCE, start) for start in range(REQUESTS_AT_ONCE)]
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            list(pool.map(self._put_each, slices))
 
-    async def _put_all(self, letters: pl.DataFrame) -> None:
-        at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
-
-        async def put(letter_id: str, raw: bytes) -> None:
-            async with at_once:
-                await obstore.put_async(self._objects, dead_letter_key(letter_id), raw, use_multipart=False)
-
-        await asyncio.gather(*(put(letter_id, raw) for letter_id, raw in letters.iter_rows()))
+    def _put_each(self, letters: pl.DataFrame) -> None:
+        for letter_id, raw in letters.select("dead_letter_id", "raw").iter_rows():
+            obstore.put(self._objects, dead_letter_key(letter_id), raw, use_multipart=False)
 
     def put_long_dead_letter(self, pieces: Iterable[bytes]) -> tuple[str, int]:
         """Keep the bytes of a line that does not fit into memory; returns their sha256 and how many they are."""

@@ -3,10 +3,10 @@
 import sys
 from datetime import date
 
-from c360_pipeline.assets.landing import land
-from c360_pipeline.resources import open_control, open_lake, open_landing
+from c360_pipeline.connections import open_control, open_lake, open_landing
 from c360_pipeline.settings import load_settings
 from c360_pipeline.stores import ingest as ingesting
+from c360_pipeline.stores.backfill import land
 from c360_pipeline.stores.dead_letters import DeadLetters, Selection, settle_books
 from c360_pipeline.stores.ingest import Ingest
 

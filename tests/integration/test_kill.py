@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from c360_pipeline.assets.landing import land
-from c360_pipeline.core.books import misbooked, misbooked_dead, unbalanced
+from c360_pipeline.core.books import QUEUE_COUNTED_BY, misbooked, misbooked_dead, unbalanced
 from c360_pipeline.core.lake import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, write_sample
 from c360_pipeline.settings import Settings
@@ -70,7 +70,7 @@ def totals(lake: Lake) -> tuple[int, ...]:
     books = lake.read(LANDING_FILES)
     assert unbalanced(books).is_empty()
     assert misbooked(books, lake.count_by(EVENTS, "source_uri").rename({"len": "archived"})).is_empty()
-    assert misbooked_dead(books, lake.read(DEAD_LETTER_LINES)).is_empty()
+    assert misbooked_dead(books, lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)).is_empty()
     return books.select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0)
 
 

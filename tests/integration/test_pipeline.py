@@ -15,6 +15,7 @@ import dagster as dg
 import psycopg
 import pytest
 
+from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.reconcile import combined_digest
 from c360_pipeline.definitions import defs
@@ -22,7 +23,6 @@ from c360_pipeline.demo import found_against_truth
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, write_sample
 from c360_pipeline.devstack.sample_files import Written
-from c360_pipeline.resources import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.runs import Outcome, close_abandoned_runs, instance, materialise
 from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stores.graph import Graph

@@ -10,6 +10,7 @@ import pytest
 
 from c360_pipeline.assets.landing import read_catalog
 from c360_pipeline.core.books import (
+    QUEUE_COUNTED_BY,
     FileBook,
     closed_books,
     lost_deliveries,
@@ -18,7 +19,7 @@ from c360_pipeline.core.books import (
     settled,
     unbalanced,
 )
-from c360_pipeline.core.lake import DEAD_LETTER_LINES, EVENTS, LANDING_FILES
+from c360_pipeline.core.lake import EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import (
     ARCHIVED_FACTS,
     LONGEST_LINE_BYTES,
@@ -33,8 +34,8 @@ from c360_pipeline.core.landing import (
     rejected_conflicts,
     split_suppressed,
     stored_events,
-    user_hash,
 )
+from c360_pipeline.core.row_hashes import user_hash
 from c360_pipeline.errors import ContractError
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
@@ -237,18 +238,16 @@ def test_a_file_that_lost_a_line_is_found() -> None:
     assert unbalanced(LANDING_FILES.empty()).is_empty()
 
 
-def queue(*rows: tuple[Delivery, int, str]) -> pl.DataFrame:
-    table = [(*delivery, number, 0, "id", outcome) for delivery, number, outcome in rows]
-    return pl.DataFrame(table, schema=DEAD_LETTER_LINES.empty().schema, orient="row")
+def queue(*rows: tuple[Delivery, str]) -> pl.DataFrame:
+    table = [(*delivery, outcome, 1) for delivery, outcome in rows]
+    return pl.DataFrame(table, schema=dict.fromkeys(QUEUE_COUNTED_BY, pl.String) | {"len": pl.Int64}, orient="row")
 
 
 def test_books_are_settled_by_what_became_of_dead_lines_however_often() -> None:
     kept = books(
         FileBook("f", "1", NOW.date(), lines=9, landed=5, dead=4), FileBook("g", "1", NOW.date(), lines=1, dead=1)
     )
-    lines = queue(
-        (FILE, 1, "landed"), (FILE, 2, "duplicate"), (FILE, 3, "suppressed"), (FILE, 4, "dead"), (OTHER_FILE, 1, "dead")
-    )
+    lines = queue((FILE, "landed"), (FILE, "duplicate"), (FILE, "suppressed"), (FILE, "dead"), (OTHER_FILE, "dead"))
     assert misbooked_dead(kept, lines)["source_uri"].to_list() == ["f"]
     (row,) = settled(kept, lines).iter_rows(named=True)
     assert (row["lines"], row["landed"], row["duplicates"], row["dead"], row["suppressed"]) == (9, 6, 1, 1, 1)
