@@ -5,6 +5,7 @@
     ├── ContractError     fix the data at its producer
     ├── UnavailableError  a service does not answer: start it or wait, the run can be retried
     ├── ConflictError     another worker was faster: reload and redo the pure work
+    ├── BrakeError        more would be removed than is usual: look, then say so
     └── InvariantError    stop: what must always hold does not, never retried
 
 A message says what was seen, what would be right, and the next step.
@@ -37,6 +38,10 @@ class UnavailableError(C360Error):
 
 class ConflictError(C360Error):
     """Another worker committed first, more often than the retries allow."""
+
+
+class BrakeError(C360Error):
+    """More would be removed than the brake lets pass; nothing was."""
 
 
 class InvariantError(C360Error):

@@ -1,21 +1,12 @@
 """Silos: source tables into the lake, and from there into the graph, as the control database says."""
 
-import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
-
 import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, preview, rows
-from c360_pipeline.core.graph import Kind
-from c360_pipeline.core.lake import compare_versions
-from c360_pipeline.core.silos import Column, ControlRows, Extract, changed_rows, plan_extracts
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, SilosResource
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.reconcile import Archive
+from c360_pipeline.stores.silo_graph import SiloGraph, label_tables, stored_silo_table
+from c360_pipeline.stores.silo_run import SiloRun, readable_exclusions
 
 GROUP = "silos"
 LINEAGE_MEANING = {
@@ -38,60 +29,15 @@ def silo_tables(
     context: dg.AssetExecutionContext, control: ControlResource, silos: SilosResource, lake: LakeResource
 ) -> dg.MaterializeResult[None]:
     """Plan, extract, and keep what changed."""
-    control_db, tables = control.open(), lake.open()
-    control_rows = control_db.read()
-    with control_db.logged_run(context.run.run_id) as log_id:
-        plans = plan_extracts(control_rows, source_columns(control_rows, silos))
-        summary = [_load(plan, control_rows, silos, tables, control_db, log_id, context.run.run_id) for plan in plans]
-    frame = pl.DataFrame(
-        summary, schema={"table": pl.String, "rows": pl.Int64, "changed": pl.Int64, "left_out": pl.String}
-    )
-    return dg.MaterializeResult(metadata=rows(int(frame["rows"].sum()), tables=preview(frame, limit=100)))
-
-
-def source_columns(control: ControlRows, silos: SilosResource) -> Mapping[int, Mapping[str, Column]]:
-    """What columns the source tables have, by table_id and name."""
-    found: dict[int, Mapping[str, Column]] = {}
-    for database in control.databases:
-        wanted = [t for t in control.tables if t.database_id == database.database_id]
-        found |= silos.open(database).columns(wanted)
-    return found
-
-
-def _load(
-    plan: Extract,
-    control: ControlRows,
-    silos: SilosResource,
-    lake: Lake,
-    control_db: ControlDb,
-    log_id: int,
-    run_id: str,
-) -> dict[str, str | int]:
-    started = time.monotonic()
-    database = next(d for d in control.databases if d.database_id == plan.table.database_id)
-    extracted = (
-        silos.open(database)
-        .extract(plan)
-        .with_columns(
-            tenant_id=pl.lit(plan.tenant_id),
-            extracted_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")),
-            run_id=pl.lit(run_id),
+    control_db = control.open()
+    with control_db.logged_run(context.run.run_id) as log:
+        run = SiloRun(control_db, lake.open(), silos.open, context.run.run_id, log, context.log.info)
+        loaded = run.load()
+    return dg.MaterializeResult(
+        metadata=rows(
+            int(loaded.tables["rows"].sum()), tables=preview(loaded.tables, limit=100), plan_hash=loaded.plan.hash
         )
     )
-    current = lake.read_silo(plan.lake_table)
-    table, changed = changed_rows(current, extracted, list(plan.table.key_columns))
-    if changed or not current.width:
-        lake.replace_silo(plan.lake_table, table, f"{plan.table.schema_name}.{plan.table.table_name} of {plan.db_name}")
-    control_db.log_table(
-        log_id,
-        db_name=plan.db_name,
-        table_name=plan.table.table_name,
-        rows_read=extracted.height,
-        rows_changed=changed,
-        seconds=time.monotonic() - started,
-    )
-    name = f"{plan.db_name}.{plan.table.table_name}"
-    return {"table": name, "rows": extracted.height, "changed": changed, "left_out": ", ".join(plan.excluded)}
 
 
 @dg.asset_check(
@@ -101,17 +47,35 @@ def silo_keys_are_unique(control: ControlResource, lake: LakeResource) -> dg.Ass
     """A key that repeats would melt two rows into one node."""
     control_rows, tables = control.open().read(), lake.open()
     wrong: dict[str, int] = {}
-    for table in control_rows.tables:
-        name = control_rows.lake_table(table)
-        held = tables.read_silo(name)
-        if held.is_empty():
-            continue
-        keys = held.select("tenant_id", *table.key_columns)
-        repeated = keys.height - keys.drop_nulls().unique().height
-        wrong |= {name: repeated} if repeated else {}
+    for source in control_rows.tables:
+        table = stored_silo_table(tables, control_rows, source)
+        if table is not None:
+            keys = tables.scan(table).select(table.key)
+            count = keys.drop_nulls().unique().select(pl.len()).collect(engine="streaming").item()
+            repeated = tables.count(table) - int(count)
+            wrong |= {table.name: repeated} if repeated else {}
     return dg.AssetCheckResult(
         passed=not wrong, metadata={"rows_with_repeated_or_null_keys": counts_table(wrong, "table")}
     )
+
+
+@dg.asset_check(
+    asset=silo_tables, description="No login of a silo may read a column that is excluded: `c360 grants` prints how."
+)
+def no_login_may_read_what_is_excluded(control: ControlResource, silos: SilosResource) -> dg.AssetCheckResult:
+    """What the database refuses can't leak by a mistake of ours."""
+    readable = readable_exclusions(control.open().read(), silos.open)
+    return dg.AssetCheckResult(
+        passed=not readable,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"readable": dg.MetadataValue.json(readable)},
+    )
+
+
+class SiloGraphConfig(dg.Config):
+    """`force_removal` lets more go from the graph than the brake does: a table that was emptied on purpose."""
+
+    force_removal: bool = False
 
 
 @dg.asset(
@@ -124,20 +88,14 @@ def silo_keys_are_unique(control: ControlResource, lake: LakeResource) -> dg.Ass
         "dagster/column_schema": described_columns({"tenant_id": "whose data it is", "…": "the lake table's columns"})
     },
 )
-def silo_nodes(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
-    """Bring what differs between lake and graph into the graph."""
-    control_rows = control.open().read()
-    silos = Archive(lake.open(), control_rows).silo_nodes()
+def silo_nodes(
+    config: SiloGraphConfig, control: ControlResource, lake: LakeResource, graph: GraphResource
+) -> dg.MaterializeResult[None]:
+    """Project the rows that changed."""
     with graph.open() as neo4j:
-        neo4j.apply_schema(list(silos.kinds.values()))
-        for kind in silos.kinds.values():
-            # A column that is excluded from now on leaves the nodes that had it.
-            neo4j.remove_undeclared_properties(kind)
-        tenants = tenants_to_compare(control_rows, neo4j)
-        changed = {
-            label: bring_into_graph(neo4j, kind, silos.frames[label], tenants) for label, kind in silos.kinds.items()
-        }
-    total = sum(frame.height for frame in silos.frames.values())
+        silos = SiloGraph(lake.open(), neo4j, control.open().read(), force=config.force_removal)
+        changed = silos.project_nodes()
+        total = sum(neo4j.label_count(label) for label in silos.labels)
     return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "label")))
 
 
@@ -159,21 +117,15 @@ def silo_nodes(control: ControlResource, lake: LakeResource, graph: GraphResourc
     ],
 )
 def mapped_relationships(  # with checks of its own, Dagster takes the result type without parameters only
-    control: ControlResource, lake: LakeResource, graph: GraphResource
+    config: SiloGraphConfig, control: ControlResource, lake: LakeResource, graph: GraphResource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """Join the rows, and bring what differs into the graph."""
-    control_rows = control.open().read()
-    archive = Archive(lake.open(), control_rows)
-    made, changed = {}, {}
+    """Join the rows that changed, and bring what differs into the graph."""
     with graph.open() as neo4j:
-        tenants = tenants_to_compare(control_rows, neo4j)
-        for kind, frame in archive.mapped_relationships(archive.silo_nodes()):
-            changed[kind.name] = bring_into_graph(neo4j, kind, frame, tenants)
-            made[kind.name] = frame.height
-    wanted = {f"({r.from_label})-[:{r.relationship_type}]->({r.to_label})" for r in control_rows.relationships}
-    empty = sorted(name for name in wanted if not made.get(name))
+        done = SiloGraph(lake.open(), neo4j, control.open().read(), force=config.force_removal).project_relationships()
+    empty = sorted(name for name, (made, _) in done.items() if not made)
+    changed = {name: written for name, (_, written) in done.items()}
     return dg.MaterializeResult(
-        metadata=rows(sum(made.values()), changed=counts_table(changed, "relationship")),
+        metadata=rows(sum(made for made, _ in done.values()), changed=counts_table(changed, "relationship")),
         check_results=[
             dg.AssetCheckResult(
                 check_name="every_mapping_joins_something",
@@ -186,31 +138,13 @@ def mapped_relationships(  # with checks of its own, Dagster takes the result ty
     )
 
 
-def tenants_to_compare(control: ControlRows, graph: Graph) -> list[str]:
-    """Tenants of the silos and of the graph: one whose last row went from a silo must lose its nodes too."""
-    return sorted({d.tenant_id for d in control.databases} | set(graph.tenants()))
-
-
-def bring_into_graph(graph: Graph, kind: Kind, frame: pl.DataFrame, tenants: list[str]) -> int:
-    """Make the graph hold these rows of a kind; returns how many differed."""
-    differed = 0
-    for tenant in tenants:
-        wanted = frame.filter(pl.col("tenant_id") == tenant)
-        changes = compare_versions(graph.read(kind, tenant), wanted, tuple(kind.key_columns))
-        graph.apply(kind, changes)
-        differed += changes.count
-    return differed
-
-
 @dg.asset_check(asset=silo_nodes, blocking=True, description="As many nodes of every label as rows in its silo tables.")
 def every_silo_row_is_a_node(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
     """Count both sides."""
-    silos = Archive(lake.open(), control.open().read()).silo_nodes()
+    tables = lake.open()
+    wrong: dict[str, int] = {}
     with graph.open() as neo4j:
-        counts = neo4j.label_counts()
-    wrong = {
-        label: counts.get(label, 0) - frame.height
-        for label, frame in silos.frames.items()
-        if counts.get(label, 0) != frame.height
-    }
+        for label, found in label_tables(tables, control.open().read()).items():
+            too_many = neo4j.label_count(label) - sum(tables.count(table) for table in found.tables)
+            wrong |= {label: too_many} if too_many else {}
     return dg.AssetCheckResult(passed=not wrong, metadata={"nodes_too_many": counts_table(wrong, "label")})

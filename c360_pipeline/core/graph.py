@@ -6,6 +6,7 @@ Guide" (VIEWED, PURCHASED, Category), "Apache AGE Journey Stitching" (Event, Cor
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -74,6 +75,16 @@ class RelationshipKind:
 
 
 Kind = NodeKind | RelationshipKind
+_RELATIONSHIP_NAME = re.compile(r"\((\w+)\)-\[:(\w+)\]->\((\w+)\)")
+
+
+def parts_of(name: str) -> tuple[str, str, str]:
+    """Source label, type and target label of a relationship by its kind's name."""
+    found = _RELATIONSHIP_NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name!r} is not the name of a kind of relationship")
+    return found[1], found[2], found[3]
+
 
 USER = NodeKind("User", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT})
 SESSION = NodeKind("Session", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT})

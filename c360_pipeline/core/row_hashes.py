@@ -16,7 +16,11 @@ def user_hash() -> pl.Expr:
 
 def identity_hash(rows: pl.DataFrame, key: Iterable[str]) -> pl.Series:
     """64 bits per row: equal keys have equal hashes, and other keys hardly ever."""
-    columns = [pl.col(name).cast(pl.String).fill_null("") for name in key]
+    columns = [_as_text(name, rows.schema[name]).fill_null("") for name in key]
     parts = [part for column in columns for part in (column.str.len_bytes(), pl.lit(":"), column)]
     hashed: pl.Expr = pl.concat_str(parts).nchash.xxh3_64()  # type: ignore[attr-defined]  # registered by polars_hash
     return rows.select(hashed).to_series()
+
+
+def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    return pl.col(name).bin.encode("hex") if dtype == pl.Binary() else pl.col(name).cast(pl.String)

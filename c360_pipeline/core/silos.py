@@ -1,30 +1,26 @@
-"""Silos: what the control database asks for, held against what the source databases have.
+"""Silos: the rows of the control database, and what the types of a source table become in the lake and in the graph.
 
-Control rows in, validated plans out: which columns of which tables are read, what they become in the lake and in
-the graph, and how rows of different silos join. Source: "Customer 360 Graph Pipeline".
+Source: "Customer 360 Graph Pipeline". What is wrong with control rows, and what a run will do: `silo_plan`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 
 import polars as pl
-import sqlglot
-from sqlglot import expressions as sql
-from sqlglot.errors import SqlglotError
 
-from c360_pipeline.core.graph import NodeKind, RelationshipKind
-from c360_pipeline.errors import ConfigError
+from c360_pipeline.core.graph import NodeKind
+from c360_pipeline.errors import ContractError
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-FOLDER = re.compile(r"(?!\.+$)[^/\\]+")
-RESERVED_LABELS = frozenset(
-    ("User", "Session", "Action", "Event", "Product", "Category", "Correlation", "Journey", "ProjectionCheckpoint")
-)
 EXACT_FLOAT_DIGITS = 15
 WHOLE_DIGITS = 18
+MAX_DECIMAL_DIGITS = 38
 LINEAGE = ("tenant_id", "extracted_at", "run_id")
 """Columns that every silo table of the lake has beside its source's."""
+FULL, INCREMENTAL = "full", "incremental"
+EVOLVE, FREEZE, FAIL = "evolve", "freeze", "fail"
 
 
 @dataclass(frozen=True)
@@ -42,29 +38,45 @@ class SourceDatabase:
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A row of `source_tables`."""
+    """A row of `source_tables`.
+
+    Attributes:
+        key_columns: the table's primary key; with tenant_id the key of its nodes.
+        cursor_column: the column that grows with every change, for incremental reads.
+        snapshot_mode: `full` or `incremental`.
+        drift_policy: what to do when the source's columns change: `evolve`, `freeze` or `fail`.
+    """
 
     table_id: int
     database_id: int
     schema_name: str
     table_name: str
     key_columns: tuple[str, ...]
+    cursor_column: str | None = None
+    snapshot_mode: str = FULL
+    drift_policy: str = EVOLVE
 
 
 @dataclass(frozen=True)
 class ControlRows:
-    """The control database as one value: active databases, their tables, exclusions, labels, relationships."""
+    """The control database as one value: active databases, their tables, exclusions, labels, relationships.
+
+    `excluded` has the reason of each excluded column, by table_id and name.
+    """
 
     databases: tuple[SourceDatabase, ...]
     tables: tuple[SourceTable, ...]
-    excluded: frozenset[tuple[int, str]]
+    excluded: Mapping[tuple[int, str], str]
     labels: Mapping[int, str]
     relationships: tuple["RelationshipRow", ...]
 
+    def database_of(self, table: SourceTable) -> SourceDatabase:
+        """The database that a table is in."""
+        return next(d for d in self.databases if d.database_id == table.database_id)
+
     def lake_table(self, table: SourceTable) -> str:
         """The Delta table that a source table's rows land in."""
-        db_name = next(d.db_name for d in self.databases if d.database_id == table.database_id)
-        return f"silos/{db_name}/{table.table_name}"
+        return f"silos/{self.database_of(table).db_name}/{table.table_name}"
 
 
 @dataclass(frozen=True)
@@ -81,35 +93,41 @@ class RelationshipRow:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a source table: its name, its Postgres type and, for numeric, its digits and scale."""
+    """A column of a source table.
+
+    Attributes:
+        name: as the source has it.
+        pg_type: name of its type, of a domain's base type.
+        precision: digits of a numeric, if declared.
+        scale: digits of a numeric behind the point, if declared.
+        readable: whether the login may select it.
+    """
 
     name: str
     pg_type: str
     precision: int | None = None
     scale: int | None = None
+    readable: bool = True
+
+    @property
+    def declared(self) -> str:
+        """The type as people write it."""
+        return self.pg_type if self.precision is None else f"{self.pg_type}({self.precision},{self.scale or 0})"
 
 
 @dataclass(frozen=True)
-class Extract:
-    """One bounded read of a source table.
+class FoundTable:
+    """What a source database has under the name of a table.
 
     Attributes:
-        table: the control row.
-        tenant_id: whose data it is.
-        db_name: the source database.
-        columns: what is read; excluded columns are not among them.
-        excluded: what is left out.
-        label: node label, or None for a table that stays in the lake.
-        lake_table: the Delta table that the rows land in.
+        columns: by name; none when there is no such table.
+        rows: about how many rows it has, by the database's own statistics.
+        is_stored: a table with rows of its own, not a view or a foreign table.
     """
 
-    table: SourceTable
-    tenant_id: str
-    db_name: str
-    columns: tuple[Column, ...]
-    excluded: tuple[str, ...]
-    label: str | None
-    lake_table: str
+    columns: Mapping[str, Column]
+    rows: int = 0
+    is_stored: bool = True
 
 
 LAKE_TYPES: dict[str, pl.DataType] = {
@@ -122,9 +140,70 @@ LAKE_TYPES: dict[str, pl.DataType] = {
 
 def lake_type(column: Column) -> pl.DataType:
     """The column's type in the lake; numeric keeps every digit."""
-    if column.pg_type == "numeric" and column.precision is not None and column.precision <= 38:
-        return pl.Decimal(column.precision, column.scale or 0)
+    if column.pg_type == "numeric" and column.precision is not None:
+        scale = column.scale or 0
+        if column.precision <= MAX_DECIMAL_DIGITS and 0 <= scale <= column.precision:
+            return pl.Decimal(column.precision, scale)
     return LAKE_TYPES.get(column.pg_type, pl.String())
+
+
+def typed(rows: pl.DataFrame, columns: Sequence[Column], key: Sequence[str]) -> pl.DataFrame:
+    """Rows as the driver hands them over, with the types of the lake.
+
+    Postgres' infinity of times and dates becomes the last moment of the year 9999, minus infinity the first of the
+    year 1: neither the lake nor the graph has a value of its own for them.
+
+    Args:
+        rows: the columns, those without a type of their own in Arrow as text.
+        columns: of the source.
+        key: columns that name a row in messages.
+
+    Raises:
+        ContractError: a value that the lake's type can't hold; the message names key, column and value.
+    """
+    cast = rows.select(_typed(rows.schema[c.name], c).alias(c.name) for c in columns)
+    for column in columns:
+        lost = cast[column.name].is_null() & rows[column.name].is_not_null()
+        if lost.any():
+            row = rows.filter(lost).select(pl.col(*key).cast(pl.String), value=pl.col(column.name).cast(pl.String))
+            *values, value = row.row(0)
+            raise ContractError(
+                f"column {column.name!r} of the row with {_named(key, values)}: {value} is no {column.declared} that "
+                f"the lake can hold ({int(lost.sum()):,} such rows). Correct the rows or exclude the column."
+            )
+    return cast
+
+
+def _named(key: Sequence[str], values: Sequence[object]) -> str:
+    return ", ".join(f"{name} = {value!r}" for name, value in zip(key, values, strict=True))
+
+
+def _typed(found: pl.DataType, column: Column) -> pl.Expr:
+    wanted, value = lake_type(column), pl.col(column.name)
+    if not isinstance(wanted, pl.Datetime | pl.Date):
+        return value.cast(wanted, strict=False)
+    number = value.to_physical()
+    infinite = _INFINITE[type(wanted)]
+    low, high = (pl.lit(bound).cast(wanted) for bound in _BOUNDS[type(wanted)])
+    held = value.cast(wanted)
+    return (
+        pl.when(number == infinite[0]).then(high).when(number == infinite[1]).then(low)
+        .when(held.is_between(low, high)).then(held)
+    )  # fmt: skip
+
+
+_EPOCH_DAYS = 10_957
+_EPOCH_MICROS = _EPOCH_DAYS * 86_400_000_000
+_INFINITE: dict[type[pl.DataType], tuple[int, int]] = {
+    pl.Datetime: (2**63 - 1 + _EPOCH_MICROS - 2**64, -(2**63) + _EPOCH_MICROS),
+    pl.Date: (2**31 - 1 + _EPOCH_DAYS - 2**32, -(2**31) + _EPOCH_DAYS),
+}
+"""Infinity and minus infinity as the driver hands them over: Postgres' own numbers, counted from 1970, not 2000."""
+_BOUNDS: dict[type[pl.DataType], tuple[date, date]] = {
+    pl.Datetime: (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)),
+    pl.Date: (date(1, 1, 1), date(9999, 12, 31)),
+}
+"""First and last value that lake, graph and Python all hold."""
 
 
 def graph_type(in_lake: pl.DataType) -> pl.DataType:
@@ -142,265 +221,62 @@ def node_kind(label: str, key_columns: tuple[str, ...], lake_schema: pl.Schema) 
 
 
 def node_rows(kind: NodeKind, rows: pl.DataFrame) -> pl.DataFrame:
-    """Lake rows of a silo table as node rows."""
-    return rows.select(pl.col(name).cast(dtype) for name, dtype in kind.schema.items())
-
-
-def plan_extracts(control: ControlRows, found: Mapping[int, Mapping[str, Column]]) -> list[Extract]:
-    """Decide what to read.
-
-    Args:
-        control: the control rows.
-        found: by table_id, the columns that the source table has, by name.
-
-    Raises:
-        ConfigError: control rows that name a table, column or label that can't be; all problems at once, each with
-            the row's id and what to change.
-    """
-    databases = {d.database_id: d for d in control.databases}
-    problems: list[str] = []
-    extracts: list[Extract] = []
-    for table in control.tables:
-        columns = found.get(table.table_id, {})
-        excluded = {name for table_id, name in control.excluded if table_id == table.table_id}
-        label = control.labels.get(table.table_id)
-        database = databases[table.database_id]
-        problems += _table_problems(database.db_name, table, columns, excluded, label)
-        kept = tuple(column for name, column in columns.items() if name not in excluded)
-        extracts.append(
-            Extract(
-                table=table,
-                tenant_id=database.tenant_id,
-                db_name=database.db_name,
-                columns=kept,
-                excluded=tuple(sorted(excluded)),
-                label=label,
-                lake_table=control.lake_table(table),
-            )
-        )
-    problems += _shared_paths(extracts) + _labels_apart(extracts)
-    if problems:
-        raise ConfigError("The control database asks for what can't be:\n- " + "\n- ".join(problems))
-    return extracts
-
-
-def _shared_paths(extracts: list[Extract]) -> list[str]:
-    """Tables that would overwrite each other in the lake."""
-    first: dict[str, Extract] = {}
-    problems = []
-    for extract in extracts:
-        other = first.setdefault(extract.lake_table, extract)
-        if other is not extract:
-            problems.append(
-                f"source_tables rows {other.table.table_id} and {extract.table.table_id} have one place in the lake, "
-                f"{extract.lake_table}: give their databases different names, or read one of them only"
-            )
-    return problems
-
-
-def _labels_apart(extracts: list[Extract]) -> list[str]:
-    """Tables of one label whose keys differ: their nodes could not be told apart."""
-    first: dict[str, Extract] = {}
-    problems = []
-    for extract in extracts:
-        other = first.setdefault(extract.label, extract) if extract.label else extract
-        if other.table.key_columns != extract.table.key_columns:
-            problems.append(
-                f"node_label_mappings: label {extract.label!r} of the source_tables rows {other.table.table_id} and "
-                f"{extract.table.table_id} has two keys, {other.table.key_columns} and {extract.table.key_columns}"
-            )
-    return problems
-
-
-def _table_problems(
-    database: str, table: SourceTable, columns: Mapping[str, Column], excluded: set[str], label: str | None
-) -> list[str]:
-    row = f"source_tables row {table.table_id} ({table.schema_name}.{table.table_name})"
-    if not columns:
-        return [f"{row}: there is no such table, or its login may not read it"]
-    problems = [f"{row}: key column {k!r} does not exist" for k in table.key_columns if k not in columns]
-    problems += [f"{row}: key column {k!r} is excluded" for k in table.key_columns if k in excluded]
-    problems += [f"{row}: excluded column {e!r} does not exist" for e in sorted(excluded - set(columns))]
-    problems += [
-        f"{row}: column {c!r} clashes with a column of ours" for c in LINEAGE if c in columns and c not in excluded
-    ]
-    if label is not None and not IDENTIFIER.fullmatch(label):
-        problems.append(f"{row}: label {label!r} must match {IDENTIFIER.pattern}")
-    if label in RESERVED_LABELS:
-        problems.append(f"{row}: label {label!r} is one of the graph's own")
-    problems += [
-        f"{row}: {n!r} can't be the name of a folder" for n in (database, table.table_name) if not FOLDER.fullmatch(n)
-    ]
-    problems += [
-        f"{row}: column {c!r} holds a backslash, a graph property can't"
-        for c in columns
-        if "\\" in c and c not in excluded
-    ]
-    return problems
+    """Lake rows of a silo table as node rows; of a label with several tables, with the columns of this one."""
+    return rows.select(pl.col(name).cast(dtype) for name, dtype in kind.schema.items() if name in rows.columns)
 
 
 @dataclass(frozen=True)
-class Term:
-    """One side of an equation: an alias' column, compared as text when `as_text`."""
+class RowChanges:
+    """How a source table differs from its table in the lake.
 
-    alias: str
-    column: str
-    as_text: bool
-
-
-@dataclass(frozen=True)
-class Join:
-    """A parsed `join_condition`: alternatives, each a conjunction of equations; aliases in order of appearance."""
-
-    aliases: tuple[str, ...]
-    alternatives: tuple[tuple[tuple[Term, Term], ...], ...]
-
-
-def parse_join(row: RelationshipRow) -> Join:
-    """Read a join condition such as `u.id = a.email OR u.id = toString(a.account_id)`.
-
-    The first alias stands for from_label; with a via_label the second stands for it; the last for to_label.
-
-    Raises:
-        ConfigError: it is not a disjunction of conjunctions of equations between columns of these aliases.
+    Attributes:
+        inserted: rows whose key the lake does not have.
+        updated: rows of which the lake has other values, as the source has them.
+        deleted: key columns of rows that the source does not have any more.
     """
-    where = (
-        f"relationship_mappings row {row.mapping_id} ({row.relationship_type}): join_condition {row.join_condition!r}"
-    )
-    try:
-        tree = sqlglot.parse_one(row.join_condition, dialect="postgres")
-    except SqlglotError as error:
-        raise ConfigError(f"{where} can't be read: {error}") from None
-    alternatives = tuple(
-        tuple(_equation(part, where) for part in _flatten(alternative, sql.And))
-        for alternative in _flatten(tree, sql.Or)
-    )
-    aliases = tuple(dict.fromkeys(t.alias for alt in alternatives for pair in alt for t in pair))
-    expected = 3 if row.via_label else 2
-    if len(aliases) != expected:
-        raise ConfigError(f"{where} names the aliases {', '.join(aliases)}; {expected} are right")
-    return Join(aliases, alternatives)
+
+    inserted: pl.DataFrame
+    updated: pl.DataFrame
+    deleted: pl.DataFrame
+
+    @property
+    def count(self) -> int:
+        """Rows that differ."""
+        return self.inserted.height + self.updated.height + self.deleted.height
 
 
-def _flatten(tree: sql.Expression, kind: type[sql.Expression]) -> list[sql.Expression]:
-    tree = tree.unnest()
-    return list(tree.flatten()) if isinstance(tree, kind) else [tree]
-
-
-def _equation(tree: sql.Expression, where: str) -> tuple[Term, Term]:
-    tree = tree.unnest()
-    if not isinstance(tree, sql.EQ):
-        raise ConfigError(f"{where}: {tree.sql()} is not an equation of two columns")
-    return _term(tree.left, where), _term(tree.right, where)
-
-
-def _term(tree: sql.Expression, where: str) -> Term:
-    as_text = isinstance(tree, sql.Anonymous) and tree.name.lower() == "tostring" and len(tree.expressions) == 1
-    column = tree.expressions[0] if as_text else tree
-    if not isinstance(column, sql.Column) or not column.table or column.args.get("db"):
-        raise ConfigError(f"{where}: {tree.sql()} is neither alias.column nor toString(alias.column)")
-    return Term(column.table, column.name, as_text)
-
-
-def join_labels(
-    row: RelationshipRow, frames: Mapping[str, pl.DataFrame], kinds: Mapping[str, NodeKind]
-) -> pl.DataFrame:
-    """The relationships that a mapping row asks for.
+def compare_rows(held: pl.DataFrame, read: pl.DataFrame, key: Sequence[str], *, is_all: bool = True) -> RowChanges:
+    """Compare rows of the lake with rows of the source, value by value; null equals null, NaN equals NaN.
 
     Args:
-        row: the control row.
-        frames: node rows by label, with tenant_id.
-        kinds: node kinds by label.
-
-    Returns:
-        tenant_id and the key columns of both ends, prefixed `from_` and `to_`, each pair once.
-
-    Raises:
-        ConfigError: a label or column that is not there.
+        held: rows of the lake, with the same columns as those read, each key once.
+        read: rows of the source, each key once.
+        key: columns that name a row.
+        is_all: whether the source has no other rows; only then are those that it lacks deleted.
     """
-    join = parse_join(row)
-    labels = [row.from_label, *([row.via_label] if row.via_label else []), row.to_label]
-    for label in labels:
-        if label not in frames:
-            raise ConfigError(f"relationship_mappings row {row.mapping_id}: no table has the label {label!r}")
-    by_alias = dict(zip(join.aliases, labels, strict=True))
-    sides = {alias: _side(alias, frames[label]) for alias, label in by_alias.items()}
-    kind = relationship_kind(row, kinds)
-    first, last = join.aliases[0], join.aliases[-1]
-    ends = {f"{first}.{k}": f"from_{k}" for k in kind.source.key} | {f"{last}.{k}": f"to_{k}" for k in kind.target.key}
-    parts = [
-        _join_alternative(row, join.aliases, alternative, sides).select(
-            pl.col("tenant_id"), *(pl.col(old).alias(new) for old, new in ends.items())
-        )
-        for alternative in join.alternatives
-    ]
-    return pl.concat(parts).unique().sort(pl.all())
+    names = list(key)
+    inserted = read.join(held.select(names), on=names, how="anti", maintain_order="left")
+    both = read.join(held, on=names, how="inner", suffix=HELD_SUFFIX, maintain_order="left")
+    values = [c for c in read.columns if c not in names]
+    differs = [pl.col(c).ne_missing(pl.col(f"{c}{HELD_SUFFIX}")) for c in values]
+    updated = both.filter(pl.any_horizontal(differs)) if differs else both.clear()
+    deleted = (
+        held.select(names).join(read.select(names), on=names, how="anti") if is_all else held.select(names).clear()
+    )
+    return RowChanges(inserted, updated.select(read.columns), deleted)
 
 
-def relationship_kind(row: RelationshipRow, kinds: Mapping[str, NodeKind]) -> RelationshipKind:
-    """The kind of relationship that a mapping row makes."""
-    if not IDENTIFIER.fullmatch(row.relationship_type):
-        raise ConfigError(
-            f"relationship_mappings row {row.mapping_id}: type {row.relationship_type!r} must match "
-            f"{IDENTIFIER.pattern}"
-        )
-    return RelationshipKind(row.relationship_type, kinds[row.from_label], kinds[row.to_label])
+HELD_SUFFIX = "\0held"
+"""A column of a source can't have this in its name."""
 
 
-def _side(alias: str, frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.rename({c: f"{alias}.{c}" for c in frame.columns if c != "tenant_id"})
-
-
-def _join_alternative(
-    row: RelationshipRow,
-    aliases: tuple[str, ...],
-    equations: tuple[tuple[Term, Term], ...],
-    sides: Mapping[str, pl.DataFrame],
-) -> pl.DataFrame:
-    joined = sides[aliases[0]]
-    seen = {aliases[0]}
-    for alias in aliases[1:]:
-        usable = [
-            pair for pair in equations if {t.alias for t in pair} <= seen | {alias} and alias in {t.alias for t in pair}
-        ]
-        if not usable:
-            raise ConfigError(f"relationship_mappings row {row.mapping_id}: nothing joins the alias {alias!r}")
-        here = [next(t for t in pair if t.alias != alias) for pair in usable]
-        there = [next(t for t in pair if t.alias == alias) for pair in usable]
-        left = [_value(row, term, joined).alias(f"__join{i}") for i, term in enumerate(here)]
-        right = [_value(row, term, sides[alias]).alias(f"__join{i}") for i, term in enumerate(there)]
-        keys = ["tenant_id", *(f"__join{i}" for i in range(len(usable)))]
-        joined = joined.with_columns(left).join(sides[alias].with_columns(right), on=keys).drop(keys[1:])
-        seen.add(alias)
-    return joined
-
-
-def _value(row: RelationshipRow, term: Term, frame: pl.DataFrame) -> pl.Expr:
-    name = f"{term.alias}.{term.column}"
-    if name not in frame.columns:
-        raise ConfigError(
-            f"relationship_mappings row {row.mapping_id} ({row.relationship_type}): {name} is excluded "
-            "or does not exist"
-        )
-    column = pl.col(name)
-    return column.cast(pl.String) if term.as_text else column
-
-
-def changed_rows(current: pl.DataFrame, extracted: pl.DataFrame, key: list[str]) -> tuple[pl.DataFrame, int]:
-    """The lake table after an extract: unchanged rows keep the `extracted_at` and `run_id` of their last change.
-
-    Args:
-        current: the lake table as it is.
-        extracted: all rows of the source now.
-        key: key columns.
-
-    Returns:
-        The rows, and how many of them are new, altered or gone.
-    """
-    content = [c for c in extracted.columns if c not in ("extracted_at", "run_id")]
-    if current.is_empty() or dict(current.schema) != dict(extracted.schema):
-        return extracted, extracted.height + current.height
-    kept = current.select(extracted.columns).join(extracted, on=content, how="semi", nulls_equal=True)
-    changed = extracted.join(current, on=content, how="anti", nulls_equal=True)
-    gone = current.join(extracted, on=["tenant_id", *key], how="anti").height
-    return pl.concat([kept, changed]), changed.height + gone
+def unusable_keys(rows: pl.DataFrame, key: Sequence[str]) -> str | None:
+    """What is wrong with the keys of some rows: a null among them, or one that is there twice; None when nothing is."""
+    keys = rows.select(key)
+    missing = keys.filter(pl.any_horizontal(pl.col(*key).is_null()))
+    if missing.height:
+        return f"{missing.height:,} rows have no value in a key column ({', '.join(key)})"
+    repeated = keys.filter(keys.is_duplicated())
+    if repeated.height:
+        return f"{repeated.height:,} rows share a key with another, such as {_named(key, repeated.row(0))}"
+    return None

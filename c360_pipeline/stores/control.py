@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any, LiteralString
 
 import polars as pl
 import psycopg
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from c360_pipeline.core.keys import KeyRule
 from c360_pipeline.core.row_hashes import user_hash
@@ -20,11 +22,12 @@ READ_DATABASES = """
     FROM source_databases WHERE is_active ORDER BY database_id
 """
 READ_TABLES = """
-    SELECT t.table_id, t.database_id, t.schema_name, t.table_name, t.key_columns
+    SELECT t.table_id, t.database_id, t.schema_name, t.table_name, t.key_columns, t.cursor_column, t.snapshot_mode,
+           t.drift_policy
     FROM source_tables t JOIN source_databases d USING (database_id)
     WHERE d.is_active AND t.is_active ORDER BY t.table_id
 """
-READ_EXCLUSIONS = "SELECT table_id, column_name FROM field_exclusion_rules WHERE is_excluded"
+READ_EXCLUSIONS = "SELECT table_id, column_name, reason FROM field_exclusion_rules WHERE is_excluded"
 READ_LABELS = "SELECT table_id, node_label FROM node_label_mappings"
 READ_RELATIONSHIPS = """
     SELECT mapping_id, from_label, to_label, relationship_type, join_condition, via_label
@@ -37,18 +40,53 @@ SUPPRESS = """
     ON CONFLICT DO NOTHING
 """
 UNSUPPRESS = "DELETE FROM suppressed_users WHERE tenant_id = %(tenant_id)s AND user_hash = %(user_hash)s"
-FIND_TABLES = "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'suppressed_users'"
+FIND_SCHEMA = "SELECT to_regclass('control_schema') IS NOT NULL AS is_there"
+READ_SCHEMA_VERSION = "SELECT max(version) AS version FROM control_schema"
 TAKE_SCHEMA_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 control schema'))"
 TAKE_RUN_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 run'))"
-START_RUN = "INSERT INTO etl_run_logs (run_id, status) VALUES (%(run_id)s, 'running') RETURNING log_id"
+START_RUN = """
+    INSERT INTO etl_run_logs (run_id, status) VALUES (%(run_id)s, 'running') RETURNING log_id
+"""
+END_KILLED_RUNS = """
+    UPDATE etl_run_logs SET status = 'failed', finished_at = clock_timestamp(), error = 'the run was killed'
+    WHERE status = 'running'
+"""
+END_KILLED_TABLES = """
+    UPDATE etl_table_logs t SET status = 'failed', error = 'the run was killed'
+    FROM etl_run_logs r WHERE r.log_id = t.log_id AND t.status = 'running' AND r.status <> 'running'
+"""
 FINISH_RUN = """
     UPDATE etl_run_logs SET status = %(status)s, finished_at = clock_timestamp(), error = %(error)s
     WHERE log_id = %(log_id)s
 """
-LOG_TABLE = """
-    INSERT INTO etl_table_logs (log_id, db_name, table_name, status, rows_read, rows_changed, seconds)
-    VALUES (%(log_id)s, %(db_name)s, %(table_name)s, 'done', %(rows_read)s, %(rows_changed)s, %(seconds)s)
+NOTE_PLAN = "UPDATE etl_run_logs SET plan_hash = %(plan_hash)s WHERE log_id = %(log_id)s"
+START_TABLE = """
+    INSERT INTO etl_table_logs (log_id, db_name, table_name, status, snapshot_mode, rows_read, rows_changed, seconds)
+    VALUES (%(log_id)s, %(db_name)s, %(table_name)s, 'running', %(snapshot_mode)s, 0, 0, 0)
+    RETURNING table_log_id
 """
+FINISH_TABLE = """
+    UPDATE etl_table_logs
+    SET status = %(status)s, snapshot_mode = %(snapshot_mode)s, rows_read = %(rows_read)s,
+        rows_changed = %(rows_changed)s, rows_loaded = %(rows_loaded)s, rows_deleted = %(rows_deleted)s,
+        bytes_read = %(bytes_read)s, seconds = %(seconds)s, error = %(error)s, logged_at = clock_timestamp()
+    WHERE table_log_id = %(table_log_id)s
+"""
+READ_APPLIED_PLAN = "SELECT document FROM applied_plans ORDER BY plan_id DESC LIMIT 1"
+SAVE_APPLIED_PLAN = """
+    INSERT INTO applied_plans (plan_hash, document, run_id) VALUES (%(plan_hash)s, %(document)s, %(run_id)s)
+"""
+READ_STATE = """
+    SELECT lake_version, cursor_value, snapshot, reads FROM extraction_states WHERE table_id = %(table_id)s
+"""
+SAVE_STATE = """
+    INSERT INTO extraction_states (table_id, lake_version, cursor_value, snapshot, reads)
+    VALUES (%(table_id)s, %(lake_version)s, %(cursor_value)s, %(snapshot)s, %(reads)s)
+    ON CONFLICT (table_id) DO UPDATE
+    SET lake_version = excluded.lake_version, cursor_value = excluded.cursor_value, snapshot = excluded.snapshot,
+        reads = excluded.reads, saved_at = now()
+"""
+SCHEMA_VERSION = 2
 
 
 class ControlDb:
@@ -80,7 +118,7 @@ class ControlDb:
         with self._connect() as connection:
             # One at a time: CREATE TABLE IF NOT EXISTS of two sessions at once can fail.
             connection.execute(TAKE_SCHEMA_LOCK)
-            if not connection.execute(FIND_TABLES).fetchone():
+            if _schema_version(connection) < SCHEMA_VERSION:
                 script = resources.files("c360_pipeline.ddl").joinpath("control.sql").read_text(encoding="utf-8")
                 connection.execute(script.encode())
 
@@ -101,7 +139,7 @@ class ControlDb:
                     SourceTable(**{**row, "key_columns": tuple(row["key_columns"])})
                     for row in connection.execute(READ_TABLES)
                 ),
-                excluded=frozenset((r["table_id"], r["column_name"]) for r in connection.execute(READ_EXCLUSIONS)),
+                excluded={(r["table_id"], r["column_name"]): r["reason"] for r in connection.execute(READ_EXCLUSIONS)},
                 labels={r["table_id"]: r["node_label"] for r in connection.execute(READ_LABELS)},
                 relationships=tuple(RelationshipRow(**row) for row in connection.execute(READ_RELATIONSHIPS)),
             )
@@ -137,29 +175,120 @@ class ControlDb:
             return connection.execute(statement, values).rowcount > 0
 
     @contextmanager
-    def logged_run(self, run_id: str) -> Iterator[int]:
-        """A row of `etl_run_logs` that says running, then done or failed; yields its log_id."""
+    def logged_run(self, run_id: str) -> Iterator["RunLog"]:
+        """A row of `etl_run_logs` that says running, then done or failed.
+
+        Rows that say running and belong to a run that was killed are closed first; the caller holds the run lock.
+        """
         with self._connect() as connection:
+            connection.execute(END_KILLED_RUNS)
+            connection.execute(END_KILLED_TABLES)
             row = connection.execute(START_RUN, {"run_id": run_id}).fetchone()
-        log_id = int(row["log_id"]) if row else 0
+        log = RunLog(self, int(row["log_id"]) if row else 0)
         try:
-            yield log_id
+            yield log
         except BaseException as error:
-            self._finish_run(log_id, "failed", f"{type(error).__name__}: {error}")
+            self.execute(FINISH_RUN, log_id=log.log_id, status="failed", error=f"{type(error).__name__}: {error}")
             raise
-        self._finish_run(log_id, "done", None)
+        self.execute(FINISH_RUN, log_id=log.log_id, status="done", error=None)
 
-    def _finish_run(self, log_id: int, status: str, error: str | None) -> None:
+    def execute(self, statement: LiteralString, **values: Any) -> dict[str, Any]:
+        """Run one statement; returns its first row, empty when it has none."""
         with self._connect() as connection:
-            connection.execute(FINISH_RUN, {"log_id": log_id, "status": status, "error": error})
+            cursor = connection.execute(statement, values)
+            return (cursor.fetchone() if cursor.description else None) or {}
 
-    def log_table(
-        self, log_id: int, *, db_name: str, table_name: str, rows_read: int, rows_changed: int, seconds: float
-    ) -> None:
-        """Add a row to `etl_table_logs`."""
-        values = {
-            "log_id": log_id, "db_name": db_name, "table_name": table_name, "rows_read": rows_read,
-            "rows_changed": rows_changed, "seconds": seconds,
-        }  # fmt: skip
-        with self._connect() as connection:
-            connection.execute(LOG_TABLE, values)
+    def applied_plan(self) -> dict[str, Any] | None:
+        """The document of the last plan that a run has carried out."""
+        found: dict[str, Any] | None = self.execute(READ_APPLIED_PLAN).get("document")
+        return found
+
+    def save_applied_plan(self, plan_hash: str, document: dict[str, Any], run_id: str) -> None:
+        """Note that a run has carried out a plan."""
+        self.execute(SAVE_APPLIED_PLAN, plan_hash=plan_hash, document=Jsonb(document), run_id=run_id)
+
+    def extraction_state(self, table_id: int) -> "ExtractionState | None":
+        """How far an incremental table was read."""
+        found = self.execute(READ_STATE, table_id=table_id)
+        return ExtractionState(**found) if found else None
+
+    def save_extraction_state(self, table_id: int, state: "ExtractionState") -> None:
+        """Note how far an incremental table was read."""
+        self.execute(SAVE_STATE, table_id=table_id, **asdict(state))
+
+
+@dataclass(frozen=True)
+class ExtractionState:
+    """How far an incremental table was read.
+
+    Attributes:
+        lake_version: of the lake table when it held everything up to here.
+        cursor_value: the largest cursor that was read, as Postgres writes it; None when there was no row.
+        snapshot: `pg_current_snapshot()` of the read.
+        reads: sha256 of what was read; another means that the lake table holds something else.
+    """
+
+    lake_version: str
+    cursor_value: str | None
+    snapshot: str
+    reads: str
+
+
+@dataclass(frozen=True)
+class TableCounts:
+    """What loading a table did.
+
+    Attributes:
+        mode: `full` or `incremental`, as it was done.
+        rows_read: from the source.
+        rows_loaded: new or altered.
+        rows_deleted: gone from the source.
+        bytes_read: of the rows in memory.
+    """
+
+    mode: str
+    rows_read: int = 0
+    rows_loaded: int = 0
+    rows_deleted: int = 0
+    bytes_read: int = 0
+
+
+class RunLog:
+    """The log of one run over the silos.
+
+    Args:
+        control: the control database.
+        log_id: of its row in `etl_run_logs`.
+    """
+
+    def __init__(self, control: ControlDb, log_id: int) -> None:
+        self._control = control
+        self.log_id = log_id
+
+    def note_plan(self, plan_hash: str) -> None:
+        """Say which plan the run carries out."""
+        self._control.execute(NOTE_PLAN, log_id=self.log_id, plan_hash=plan_hash)
+
+    def start_table(self, db_name: str, table_name: str, mode: str) -> int:
+        """Add a row to `etl_table_logs` that says running; returns its id."""
+        row = self._control.execute(
+            START_TABLE, log_id=self.log_id, db_name=db_name, table_name=table_name, snapshot_mode=mode
+        )
+        return int(row["table_log_id"])
+
+    def finish_table(self, table_log_id: int, counts: TableCounts, seconds: float, error: str | None = None) -> None:
+        """Say what became of a table."""
+        self._control.execute(
+            FINISH_TABLE, table_log_id=table_log_id, status="failed" if error else "done", snapshot_mode=counts.mode,
+            rows_read=counts.rows_read, rows_changed=counts.rows_loaded + counts.rows_deleted,
+            rows_loaded=counts.rows_loaded, rows_deleted=counts.rows_deleted, bytes_read=counts.bytes_read,
+            seconds=seconds, error=error,
+        )  # fmt: skip
+
+
+def _schema_version(connection: psycopg.Connection[dict[str, Any]]) -> int:
+    found = connection.execute(FIND_SCHEMA).fetchone()
+    if not (found and found["is_there"]):
+        return 0
+    row = connection.execute(READ_SCHEMA_VERSION).fetchone()
+    return int(row["version"] or 0) if row else 0

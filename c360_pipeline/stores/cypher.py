@@ -126,6 +126,38 @@ def _read_value(variable: str, name: str, dtype: pl.DataType) -> str:
     return f"CASE WHEN {value} IS NULL THEN null WHEN {is_instant} THEN {micros} ELSE [{value}] END"
 
 
+def label_count_statement(label: str) -> str:
+    """How many nodes a label has, from the database's own count."""
+    return f"MATCH (n:{quoted(label)}) RETURN count(n) AS number"
+
+
+def relationship_count_statements(kind: RelationshipKind) -> tuple[str, str]:
+    """How many relationships of a type leave a label, and how many come to one, from the database's own counts."""
+    of_type = f"[r:{quoted(kind.type)}]"
+    return (
+        f"MATCH (:{quoted(kind.source.label)})-{of_type}->() RETURN count(r) AS number",
+        f"MATCH ()-{of_type}->(:{quoted(kind.target.label)}) RETURN count(r) AS number",
+    )
+
+
+def tenants_statement(label: str) -> str:
+    """The tenants that have nodes of a label."""
+    return f"MATCH (n:{quoted(label)}) RETURN DISTINCT n.tenant_id AS tenant_id ORDER BY tenant_id"
+
+
+def clear_label_statement(label: str) -> str:
+    """Remove every node of a label, some at a time; needs a transaction of its own."""
+    return f"MATCH (n:{quoted(label)}) CALL (n) {{ DETACH DELETE n }} IN TRANSACTIONS OF $batch_rows ROWS"
+
+
+def clear_relationships_statement(kind: RelationshipKind) -> str:
+    """Remove every relationship between two labels, some at a time; needs a transaction of its own."""
+    return (
+        f"MATCH (:{quoted(kind.source.label)})-[r:{quoted(kind.type)}]->(:{quoted(kind.target.label)}) "
+        "CALL (r) { DELETE r } IN TRANSACTIONS OF $batch_rows ROWS"
+    )
+
+
 @lru_cache
 def key_constraint(kind: NodeKind) -> str:
     """The composite uniqueness constraint of a label that control rows name."""

@@ -38,6 +38,12 @@ READ_WAITING = "MATCH (e:Event {status: 'NEW'}) RETURN count(e) AS number"
 READ_WITHOUT_COMMUNITY = """
     MATCH (u:User)-[:VIEWED|PURCHASED]->() WHERE u.community IS NULL RETURN count(DISTINCT u) AS number
 """
+READ_PROJECTIONS = """
+    MATCH (c:ProjectionCheckpoint) WHERE c.projection STARTS WITH $prefix RETURN DISTINCT c.projection AS projection
+"""
+FORGET_CHECKPOINT = """
+    MATCH (c:ProjectionCheckpoint {projection: $projection}) WHERE $source IS NULL OR c.source = $source DELETE c
+"""
 SHOW_CONSTRAINTS = "SHOW CONSTRAINTS YIELD name RETURN count(name) AS number"
 SHOW_INDEXES_NOT_ONLINE = """
     SHOW INDEXES YIELD name, state WHERE state <> 'ONLINE' RETURN name, state ORDER BY name
@@ -253,6 +259,40 @@ class Graph:
         """Note that a projection has brought a table's version into this graph."""
         if version is not None:
             self.run(SAVE_CHECKPOINT, projection=projection, source=source, version=str(version))
+
+    def checkpoints(self, prefix: str) -> list[str]:
+        """Names of the projections with a checkpoint that begin so."""
+        return sorted(r["projection"] for r in self.run(READ_PROJECTIONS, prefix=prefix))
+
+    def forget_checkpoint(self, projection: str, source: str | None = None) -> None:
+        """Forget what a projection has brought into this graph, of one source or all."""
+        self.run(FORGET_CHECKPOINT, projection=projection, source=source)
+
+    def label_count(self, label: str) -> int:
+        """Nodes of a label, of all tenants."""
+        return int(self.run(cypher.label_count_statement(label))[0]["number"])
+
+    def relationship_count(self, kind: RelationshipKind) -> int:
+        """Relationships of a kind, of all tenants: the lesser of what its source and its target label have."""
+        return min(int(self.run(s)[0]["number"]) for s in cypher.relationship_count_statements(kind))
+
+    def tenants_of(self, label: str) -> list[str]:
+        """Tenants that have nodes of a label."""
+        return [r["tenant_id"] for r in self.run(cypher.tenants_statement(label))]
+
+    def clear_label(self, label: str) -> int:
+        """Remove all nodes of a label and their relationships, of all tenants; returns how many nodes."""
+        count = self.label_count(label)
+        self._run_in_batches(cypher.clear_label_statement(label))
+        return count
+
+    def clear_relationships(self, kind: RelationshipKind) -> None:
+        """Remove all relationships of a kind, of all tenants."""
+        self._run_in_batches(cypher.clear_relationships_statement(kind))
+
+    def _run_in_batches(self, statement: str) -> None:
+        with self._driver.session(database=self._database) as session:
+            session.run(statement, batch_rows=BATCH_ROWS).consume()
 
     def recommendation_candidates(self, tenant_id: str, user_id: str, similar_users: int = 50) -> pl.DataFrame:
         """What users with shared products bought that this user did not; one row per product and similar user."""

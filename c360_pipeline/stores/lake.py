@@ -6,13 +6,14 @@ snapshot (see docs/adr/0006).
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import polars as pl
+import pyarrow as pa
 from deltalake import (
     ColumnProperties,
     CommitProperties,
@@ -34,6 +35,8 @@ MAX_ATTEMPTS = 20
 WRITER = "exclusive"
 FILES_AT_ONCE = 64
 TARGET_FILE_BYTES = 128 * 1024 * 1024
+BATCH_ROWS = 100_000
+CARE_OPERATIONS = ("OPTIMIZE", "VACUUM START", "VACUUM END")
 T = TypeVar("T")
 
 
@@ -373,26 +376,115 @@ class Lake:
 
         return self._retried(name, attempt)
 
-    def read_silo(self, name: str) -> pl.DataFrame:
-        """The rows of a silo table, whatever its columns; an empty frame without columns when it was never read."""
-        snapshot = self._open(name)
-        return pl.scan_delta(snapshot).collect() if snapshot else pl.DataFrame()
+    def overwrite(self, table: Table, batches: Iterator[pl.DataFrame]) -> None:
+        """Make the table hold these rows and these columns, in one commit once all batches came.
 
-    def replace_silo(self, name: str, rows: pl.DataFrame, description: str) -> None:
-        """Make a silo table hold these rows and these columns."""
+        Args:
+            table: where; its columns become the table's.
+            batches: frames with the table's columns; an error in them leaves the table as it was.
+        """
+        snapshot = self._open(table.name)
+        schema = table.empty().to_arrow().schema
+        reader = pa.RecordBatchReader.from_batches(
+            schema, (batch for frame in batches for batch in frame.to_arrow().cast(schema).to_batches())
+        )
+        write_deltalake(
+            snapshot or self.uri(table.name),
+            reader,
+            mode="overwrite",
+            schema_mode="overwrite" if snapshot else None,
+            name=table.name.replace("/", "_"),
+            description=table.description,
+            target_file_size=TARGET_FILE_BYTES,
+            writer_properties=_writer_properties(table),
+            commit_properties=_next_transaction(snapshot) if snapshot else None,
+            storage_options=self._options,
+        )
+        vars(self._writers).pop(table.name, None)
 
-        def attempt() -> None:
-            snapshot = self._open(name)
-            write_deltalake(
-                snapshot or self.uri(name),
-                rows,
-                mode="overwrite",
-                schema_mode="overwrite" if snapshot else None,
-                description=description,
+    def batches(self, table: Table) -> Iterator[pl.DataFrame]:
+        """The rows of a table, a file at a time; a column that the table does not have is null."""
+        snapshot = self._open(table.name)
+        yield from self._batches(table, snapshot.file_uris() if snapshot else ())
+
+    def _batches(self, table: Table, files: Iterable[str]) -> Iterator[pl.DataFrame]:
+        for uri in sorted(files):
+            rows = pl.scan_parquet(
+                uri,
                 storage_options=self._options,
+                missing_columns="insert",
+                extra_columns="ignore",
+                schema=table.empty().schema,
             )
+            yield from rows.collect_batches(chunk_size=BATCH_ROWS)
 
-        self._retried(name, attempt)
+    def has_columns(self, table: Table) -> bool:
+        """Whether the table as it is has exactly these columns."""
+        snapshot = self._open(table.name)
+        wanted = Schema.from_arrow(table.schema).fields
+        return (
+            snapshot is not None
+            and [f.name for f in snapshot.schema().fields] == [f.name for f in wanted]
+            and (not self.missing_columns(table))
+        )
+
+    def retyped_columns(self, table: Table) -> list[str]:
+        """Columns that the table has with another type."""
+        snapshot = self._open(table.name)
+        held = {field.name for field in snapshot.schema().fields} if snapshot else set()
+        return [name for name in self.missing_columns(table) if name in held]
+
+    def stored_table(self, name: str, key: Sequence[str]) -> Table | None:
+        """A table that only its log describes; None when it was never written."""
+        snapshot = self._open(name)
+        if snapshot is None:
+            return None
+        columns = {field.name: field.type for field in pa.schema(cast("Any", snapshot.schema().to_arrow()))}
+        return Table(name, tuple(key), columns, str(snapshot.metadata().description or ""), retention=SILO_RETENTION)
+
+    def changed_since(
+        self, table: Table, since: Version | None, stamp: Sequence[str]
+    ) -> tuple[Iterator[pl.DataFrame], pl.DataFrame, Version | None]:
+        """What changed in a table whose rows are stamped with each change.
+
+        Only files that one of the two versions has and the other has not are read, and of most rows only key and stamp.
+
+        Args:
+            table: which.
+            since: a version that is still there, as `still_there` says; None for all rows.
+            stamp: columns that differ whenever any other differs.
+
+        Returns:
+            Rows that are new or altered, in batches; key columns of rows that are gone; and the newest version.
+        """
+        now = self._open(table.name)
+        key, marks = list(table.key), [*table.key, *stamp]
+        if now is None or since is None:
+            return self.batches(table), table.empty().select(key), _version(now) if now else None
+        before = self._open(table.name, since.number)
+        files_now, files_before = set(now.file_uris()), set(before.file_uris()) if before else set()
+        added = files_now - files_before
+        after_marks = self._read_files(table, added, marks)
+        before_marks = self._read_files(table, files_before - files_now, marks)
+        changed = after_marks.join(before_marks, on=marks, how="anti", nulls_equal=True).select(key)
+        gone = before_marks.select(key).join(after_marks.select(key), on=key, how="anti")
+        rows = (
+            part.join(changed, on=key, how="semi") for part in self._batches(table, added if changed.height else ())
+        )
+        return rows, gone, _version(now)
+
+    def stored_bytes(self, table: Table) -> int:
+        """Bytes of the table's data files, from its log."""
+        snapshot = self._open(table.name)
+        return int(_data_files(snapshot)["size_bytes"].sum()) if snapshot else 0
+
+    def only_cared_for_since(self, name: str, since: Version) -> bool:
+        """Whether the table is the same as at a version but for the arrangement of its files."""
+        snapshot = self._open(name)
+        if snapshot is None or str(snapshot.metadata().id) != since.table_id or snapshot.version() < since.number:
+            return False
+        later = snapshot.history(snapshot.version() - since.number) if snapshot.version() > since.number else []
+        return all(commit["operation"] in CARE_OPERATIONS for commit in later)
 
     def still_there(self, table: Table, since: Version | None) -> Version | None:
         """The version, or None when the table was made anew since or no longer keeps it."""
@@ -490,8 +582,9 @@ def _evolved(snapshot: DeltaTable, table: Table) -> DeltaTable:
 
 
 def _quoted(column: str) -> str:
-    """A column of a declared table in SQL."""
-    return f'"{column}"'
+    """A column in SQL."""
+    doubled = column.replace('"', '""')
+    return f'"{doubled}"'
 
 
 def _next_transaction(snapshot: DeltaTable, about: dict[str, str] | None = None) -> CommitProperties:

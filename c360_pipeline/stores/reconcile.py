@@ -19,9 +19,11 @@ from c360_pipeline.core.lake import (
     USER_COMMUNITIES,
 )
 from c360_pipeline.core.reconcile import Comparison, compare, digest, row_hashes
-from c360_pipeline.core.silos import ControlRows, join_labels, node_kind, node_rows, relationship_kind
+from c360_pipeline.core.relationship_joins import join_labels, relationship_kind
+from c360_pipeline.core.silos import ControlRows
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.silo_graph import silo_node_frames
 
 OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
 """Kinds that are properties of nodes that another projection makes."""
@@ -55,21 +57,14 @@ class Archive:
 
     def silo_nodes(self) -> SiloNodes:
         """The node rows of every silo table that has a label; tables of one label are put together."""
-        kinds: dict[str, NodeKind] = {}
-        parts: dict[str, list[pl.DataFrame]] = {}
-        for table in self._control.tables:
-            label = self._control.labels.get(table.table_id)
-            rows = self._lake.read_silo(self._control.lake_table(table))
-            if label and rows.width:
-                kinds[label] = node_kind(label, table.key_columns, rows.schema)
-                parts.setdefault(label, []).append(node_rows(kinds[label], rows))
-        return SiloNodes(kinds, {label: pl.concat(frames, how="diagonal") for label, frames in parts.items()})
+        pairs = list(silo_node_frames(self._lake, self._control))
+        return SiloNodes({kind.label: kind for kind, _ in pairs}, {kind.label: frame for kind, frame in pairs})
 
     def mapped_relationships(self, silos: SiloNodes) -> Iterator[tuple[Kind, pl.DataFrame]]:
         """Relationships as the control rows' join conditions make them; mappings of absent labels are passed over."""
-        users = model.users(self._lake.scan(EVENTS).select("tenant_id", "user_id", "ts").collect())
+        users = self._lake.scan(EVENTS).select("tenant_id", id="user_id").unique().collect(engine="streaming")
         kinds = {"User": model.USER, **silos.kinds}
-        frames = {"User": users.select("tenant_id", "id"), **silos.frames}
+        frames = {"User": users, **silos.frames}
         for row in self._control.relationships:
             labels = {row.from_label, row.to_label, *([row.via_label] if row.via_label else [])}
             if labels <= frames.keys():

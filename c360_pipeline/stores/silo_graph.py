@@ -1,0 +1,310 @@
+"""From the silo tables of the lake into the graph: nodes and relationships of what changed since its checkpoints.
+
+The cost follows the change. Where a checkpoint does not hold (the first time, another join condition, a version that is
+gone) all is compared. What is removed stands behind a brake: a mistake in a source or a control row must not empty the
+graph over night.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from c360_pipeline.core import graph as model
+from c360_pipeline.core.graph import NodeKind, RelationshipKind
+from c360_pipeline.core.lake import EVENTS, Changes, Table
+from c360_pipeline.core.relationship_joins import (
+    join_labels,
+    join_problems,
+    joined_columns,
+    labels_by_alias,
+    parse_join,
+    relationship_kind,
+)
+from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceTable, node_kind, node_rows
+from c360_pipeline.errors import BrakeError, ConfigError
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake, Version
+
+STAMP = ("extracted_at", "run_id")
+NODES, RELATIONSHIPS = "silo nodes ", "silo relationships "
+"""How the names of checkpoints begin."""
+BRAKE_SHARE = 0.05
+BRAKE_FREE = 5
+"""So many may always go: of a label with a handful of nodes, each is more than the share."""
+
+
+@dataclass(frozen=True)
+class LabelTables:
+    """The lake tables of a label, and the kind of its nodes.
+
+    Attributes:
+        kind: with the columns of all tables.
+        tables: the lake tables that were written already.
+    """
+
+    kind: NodeKind
+    tables: tuple[Table, ...]
+
+
+def label_tables(lake: Lake, control: ControlRows) -> dict[str, LabelTables]:
+    """By label, the lake tables that hold its rows and the kind of node that they make."""
+    found: dict[str, LabelTables] = {}
+    for source in control.tables:
+        label = control.labels.get(source.table_id)
+        table = stored_silo_table(lake, control, source)
+        if label and table:
+            kind = node_kind(label, source.key_columns, table.empty().schema)
+            earlier = found.get(label)
+            properties = {**(earlier.kind.properties if earlier else {}), **kind.properties}
+            tables = (*(earlier.tables if earlier else ()), table)
+            found[label] = LabelTables(NodeKind(label, kind.key, properties), tables)
+    return found
+
+
+def stored_silo_table(lake: Lake, control: ControlRows, source: SourceTable) -> Table | None:
+    """The lake table of a source table, as its log describes it."""
+    return lake.stored_table(control.lake_table(source), ("tenant_id", *source.key_columns))
+
+
+class SiloGraph:
+    """Brings silo tables into the graph.
+
+    Args:
+        lake: where the rows are.
+        graph: where they go.
+        control: labels and relationship mappings.
+        force: whether more may be removed than the brake lets pass.
+    """
+
+    def __init__(self, lake: Lake, graph: Graph, control: ControlRows, *, force: bool = False) -> None:
+        self._lake = lake
+        self._graph = graph
+        self._control = control
+        self._force = force
+        self.labels = label_tables(lake, control)
+
+    def project_nodes(self) -> dict[str, int]:
+        """Bring the nodes of every label up to date; returns how many rows were written or removed, by label.
+
+        Raises:
+            BrakeError: too much would be removed; nothing of that label was.
+        """
+        self._graph.apply_schema([found.kind for found in self.labels.values()])
+        done = {label: self._project_label(found) for label, found in self.labels.items()}
+        wanted = {f"{NODES}{label}" for label in self._control.labels.values()}
+        for projection in self._graph.checkpoints(NODES):
+            if projection not in wanted:
+                label = projection.removeprefix(NODES)
+                self._brake(label, self._graph.label_count(label), self._graph.label_count(label))
+                done[label] = self._graph.clear_label(label)
+                self._graph.forget_checkpoint(projection)
+        return done
+
+    def _project_label(self, found: LabelTables) -> int:
+        kind, projection = found.kind, f"{NODES}{found.kind.label}"
+        done = self._graph.checkpoint(projection)
+        shape = Version(_hash(str(dict(kind.schema)), str(kind.key)), 0)
+        is_same_shape = done.get("shape") == shape
+        since = {
+            table.name: self._lake.still_there(table, done.get(table.name)) if is_same_shape else None
+            for table in found.tables
+        }
+        written = 0
+        if None in since.values() or set(done) - {"shape"} - set(since):
+            # A column that is excluded from now on leaves the nodes that had it.
+            self._graph.remove_undeclared_properties(kind)
+            written += self._remove_ghosts(found)
+        versions: dict[str, Version | None] = {}
+        for table in found.tables:
+            rows, gone, versions[table.name] = self._lake.changed_since(table, since[table.name], STAMP)
+            gone = self._not_elsewhere(found, table, gone)
+            self._brake(kind.label, gone.height, self._graph.label_count(kind.label))
+            self._graph.delete(kind, gone.select(pl.col(k).cast(kind.schema[k]) for k in kind.key_columns))
+            written += gone.height
+            for batch in rows:
+                nodes = node_rows(kind, batch)
+                self._graph.merge(kind, nodes)
+                written += nodes.height
+        for name, version in versions.items():
+            self._graph.save_checkpoint(projection, name, version)
+        for name in set(done) - {"shape"} - set(versions):
+            self._graph.forget_checkpoint(projection, name)
+        self._graph.save_checkpoint(projection, "shape", shape)
+        return written
+
+    def _remove_ghosts(self, found: LabelTables) -> int:
+        """Remove nodes that no row of the label's tables stands for."""
+        kind = found.kind
+        in_graph = self._graph.label_count(kind.label)
+        if not in_graph:
+            return 0
+        rows = pl.concat([self._keys(kind, table) for table in found.tables])
+        keys = NodeKind(kind.label, kind.key, {k: kind.properties[k] for k in kind.key})
+        tenants = sorted({d.tenant_id for d in self._control.databases} | set(self._graph.tenants_of(kind.label)))
+        held = pl.concat([rows.clear(), *(self._graph.read(keys, tenant) for tenant in tenants)], how="vertical")
+        ghosts = held.join(rows, on=kind.key_columns, how="anti")
+        self._brake(kind.label, ghosts.height, in_graph)
+        self._graph.delete(kind, ghosts)
+        return ghosts.height
+
+    def _keys(self, kind: NodeKind, table: Table) -> pl.DataFrame:
+        keys = self._lake.scan(table).select(kind.key_columns)
+        return keys.select(pl.col(c).cast(kind.schema[c]) for c in kind.key_columns).collect(engine="streaming")
+
+    def _not_elsewhere(self, found: LabelTables, table: Table, gone: pl.DataFrame) -> pl.DataFrame:
+        for other in found.tables:
+            if other is not table and gone.height:
+                held = self._lake.scan(other).select(gone.columns)
+                gone = gone.lazy().join(held, on=gone.columns, how="anti").collect(engine="streaming")
+        return gone
+
+    def project_relationships(self) -> dict[str, tuple[int, int]]:
+        """Bring mapped relationships up to date.
+
+        Returns:
+            By relationship, how many there are in the graph and how many were written or removed.
+
+        Raises:
+            BrakeError: too many would be removed; none of that relationship was.
+            ConfigError: a mapping row that can't be carried out.
+        """
+        kinds = {"User": model.USER, **{label: found.kind for label, found in self.labels.items()}}
+        done: dict[str, tuple[int, int]] = {}
+        wanted = set()
+        for row in self._control.relationships:
+            used = {row.from_label, row.to_label, *([row.via_label] if row.via_label else [])}
+            if not used <= kinds.keys():
+                continue  # a table that no run has read yet
+            if problems := join_problems(row, kinds):
+                raise ConfigError("\n".join(problems))
+            kind = relationship_kind(row, kinds)
+            wanted.add(f"{RELATIONSHIPS}{kind.name}")
+            written = _MappedRelationship(self, row, kinds).project()
+            done[kind.name] = (self._graph.relationship_count(kind), written)
+        self._remove_unmapped(wanted)
+        return done
+
+    def _remove_unmapped(self, wanted: set[str]) -> None:
+        """Remove relationships whose mapping row is gone."""
+        mapped = {
+            f"{RELATIONSHIPS}({r.from_label})-[:{r.relationship_type}]->({r.to_label})"
+            for r in self._control.relationships
+        }
+        for projection in self._graph.checkpoints(RELATIONSHIPS):
+            if projection not in wanted | mapped:
+                source, relationship_type, target = model.parts_of(projection.removeprefix(RELATIONSHIPS))
+                kind = RelationshipKind(relationship_type, NodeKind(source, (), {}), NodeKind(target, (), {}))
+                count = self._graph.relationship_count(kind)
+                self._brake(kind.name, count, count)
+                self._graph.clear_relationships(kind)
+                self._graph.forget_checkpoint(projection)
+
+    def _brake(self, name: str, removed: int, held: int) -> None:
+        if removed > max(BRAKE_FREE, BRAKE_SHARE * held) and not self._force:
+            raise BrakeError(
+                f"{removed:,} of {held:,} {name} would be removed from the graph, more than {BRAKE_SHARE:.0%}. "
+                "If that is right, run again with `c360 run --force-removal`, or in the UI with force_removal: true."
+            )
+
+
+@dataclass
+class _MappedRelationship:
+    """The relationships of one mapping row."""
+
+    silos: SiloGraph
+    row: RelationshipRow
+    kinds: Mapping[str, NodeKind]
+    columns: dict[str, list[str]] = field(init=False)
+    tables: dict[str, tuple[Table, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.columns = joined_columns(self.row, self.kinds)
+        self.tables = {
+            label: (EVENTS,) if label == "User" else self.silos.labels[label].tables for label in self.columns
+        }
+
+    def project(self) -> int:
+        """Bring them up to date; returns how many were written or removed."""
+        lake, graph = self.silos._lake, self.silos._graph
+        kind = relationship_kind(self.row, self.kinds)
+        projection = f"{RELATIONSHIPS}{kind.name}"
+        done = graph.checkpoint(projection)
+        shape = Version(_hash(self.row.join_condition, str(self.row.via_label), str(dict(kind.schema))), 0)
+        every = {table.name: table for tables in self.tables.values() for table in tables}
+        versions = {name: lake.version(name) for name in every}
+        since = {name: lake.still_there(table, done.get(name)) for name, table in every.items()}
+        if done.get("shape") != shape or None in since.values() or set(done) - {"shape"} != set(every):
+            changes = self._all(kind)
+        elif since == versions:
+            return 0
+        else:
+            changes = self._touched({name: v for name, v in since.items() if v is not None})
+        self.silos._brake(kind.name, changes.deleted.height, graph.relationship_count(kind))
+        graph.apply(kind, changes)
+        for name, version in versions.items():
+            graph.save_checkpoint(projection, name, version)
+        for name in set(done) - {"shape"} - set(versions):
+            graph.forget_checkpoint(projection, name)
+        graph.save_checkpoint(projection, "shape", shape)
+        return changes.count
+
+    def _all(self, kind: RelationshipKind) -> Changes:
+        """What differs between the graph and the joined tables."""
+        wanted = join_labels(self.row, self._frames(None), self.kinds)
+        tenants = set(wanted["tenant_id"]) | set(self.silos._graph.tenants_of(kind.source.label))
+        held = [self.silos._graph.read(kind, tenant) for tenant in sorted(tenants)]
+        found = pl.concat([wanted.clear(), *held])
+        key = kind.key_columns
+        return Changes(wanted.join(found, on=key, how="anti"), found.select(key).join(wanted, on=key, how="anti"))
+
+    def _touched(self, since: Mapping[str, Version]) -> Changes:
+        """What differs because of rows that changed: all pairs that such a row is, or was, in."""
+        now, before = self._frames(None), self._frames(since)
+        touched = []
+        for alias, label in labels_by_alias(self.row, parse_join(self.row)).items():
+            changed_now = now[label].join(before[label], on=now[label].columns, how="anti", nulls_equal=True)
+            changed_before = before[label].join(now[label], on=now[label].columns, how="anti", nulls_equal=True)
+            touched += [
+                join_labels(self.row, now, self.kinds, only=alias, changed=changed_now),
+                join_labels(self.row, before, self.kinds, only=alias, changed=changed_before),
+            ]
+        pairs = pl.concat(touched).unique()
+        # A pair may hold by another row too.
+        first = parse_join(self.row).aliases[0]
+        source = relationship_kind(self.row, self.kinds).source
+        ends = pairs.select("tenant_id", *(pl.col(f"from_{k}").alias(k) for k in source.key)).unique()
+        of_ends = now[source.label].join(ends, on=source.key_columns, how="semi")
+        holds = join_labels(self.row, now, self.kinds, only=first, changed=of_ends)
+        return Changes(pairs.join(holds, on=pairs.columns, how="semi"), pairs.join(holds, on=pairs.columns, how="anti"))
+
+    def _frames(self, at: Mapping[str, Version] | None) -> dict[str, pl.DataFrame]:
+        """By label, the columns that the join needs, as they are now or were at earlier versions."""
+        lake = self.silos._lake
+        frames = {}
+        for label, columns in self.columns.items():
+            parts = [
+                _columns_of(lake.scan(table, at[table.name].number if at else None), self.kinds[label], columns)
+                for table in self.tables[label]
+            ]
+            frames[label] = pl.concat(parts, how="diagonal").unique().collect(engine="streaming")
+        return frames
+
+
+def _columns_of(rows: pl.LazyFrame, kind: NodeKind, columns: Iterable[str]) -> pl.LazyFrame:
+    if kind is model.USER:
+        return rows.select("tenant_id", id="user_id").unique()
+    held = rows.collect_schema().names()
+    return rows.select(pl.col(c).cast(kind.schema[c]) for c in columns if c in held)
+
+
+def silo_node_frames(lake: Lake, control: ControlRows) -> Iterator[tuple[NodeKind, pl.DataFrame]]:
+    """The node rows of every label, whole."""
+    for found in label_tables(lake, control).values():
+        frames = [node_rows(found.kind, lake.read(table)) for table in found.tables]
+        yield found.kind, pl.concat(frames, how="diagonal")
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,134 @@
+"""One run over the silos: plan, then every table of a silo in one snapshot of it, then the log and the applied plan."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from c360_pipeline.core.silo_plan import Extract, Plan, make_plan
+from c360_pipeline.core.silos import ControlRows, FoundTable, SourceDatabase
+from c360_pipeline.errors import C360Error, ContractError
+from c360_pipeline.stores.control import ControlDb, RunLog, TableCounts
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.silo_load import SiloLoader
+from c360_pipeline.stores.silos import Silo, SiloSnapshot
+
+SUMMARY = {"table": pl.String, "rows": pl.Int64, "read": pl.Int64, "changed": pl.Int64, "left_out": pl.String}
+OpenSilo = Callable[[SourceDatabase], Silo]
+
+
+def found_tables(control: ControlRows, open_silo: OpenSilo) -> dict[int, FoundTable]:
+    """What the sources have under the names of the control rows, by table_id.
+
+    Raises:
+        UnavailableError: a source can't be reached.
+    """
+    found: dict[int, FoundTable] = {}
+    for database in control.databases:
+        wanted = [table for table in control.tables if table.database_id == database.database_id]
+        if wanted:
+            found |= open_silo(database).found(wanted)
+    return found
+
+
+def readable_exclusions(control: ControlRows, open_silo: OpenSilo) -> list[str]:
+    """Excluded columns that the login of their silo may read all the same."""
+    found = found_tables(control, open_silo)
+    tables = {table.table_id: table for table in control.tables}
+    return sorted(
+        f"{control.database_of(tables[table_id]).db_name}.{tables[table_id].schema_name}."
+        f"{tables[table_id].table_name}.{name}"
+        for table_id, name in control.excluded
+        if table_id in found and name in found[table_id].columns and found[table_id].columns[name].readable
+    )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run did: its plan, and one row per table with `SUMMARY`'s columns."""
+
+    plan: Plan
+    tables: pl.DataFrame
+
+
+@dataclass
+class SiloRun:
+    """One run.
+
+    Attributes:
+        control: the control database.
+        lake: where the rows go.
+        open_silo: opens a source database.
+        run_id: of the run.
+        log: its row in the control database.
+        report: told in a line what was done.
+    """
+
+    control: ControlDb
+    lake: Lake
+    open_silo: OpenSilo
+    run_id: str
+    log: RunLog
+    report: Callable[[str], Any]
+    failures: dict[str, C360Error] = field(default_factory=dict)
+
+    def load(self) -> Loaded:
+        """Bring every table of the plan into the lake; a table that fails leaves the others alone.
+
+        Raises:
+            ConfigError: the control rows ask for what can't be; nothing was read.
+            ContractError: tables that could not be loaded, each with the reason; the others were.
+            UnavailableError: a source can't be reached.
+        """
+        control_rows = self.control.read()
+        plan = make_plan(control_rows, found_tables(control_rows, self.open_silo), self.control.applied_plan())
+        self.log.note_plan(plan.hash)
+        self.report(f"plan {plan.hash}: {len(plan.extracts)} tables, {len(plan.relationships)} relationships")
+        summary = []
+        for database in control_rows.databases:
+            extracts = [e for e in plan.extracts if e.table.database_id == database.database_id]
+            if extracts:
+                with self.open_silo(database).snapshot() as snapshot:
+                    summary += [self._load(extract, snapshot) for extract in extracts]
+        self._keep(plan)
+        if self.failures:
+            self._raise()
+        return Loaded(plan, pl.DataFrame(summary, schema=SUMMARY))
+
+    def _load(self, extract: Extract, snapshot: SiloSnapshot) -> Mapping[str, Any]:
+        started, mode = time.monotonic(), extract.table.snapshot_mode
+        row = self.log.start_table(extract.db_name, extract.table.table_name, mode)
+        counts, error = TableCounts(mode), None
+        try:
+            counts = SiloLoader(self.lake, self.control, self.run_id).load(extract, snapshot)
+        except C360Error as failure:
+            self.failures[extract.name], error = failure, str(failure)
+        seconds = time.monotonic() - started
+        self.log.finish_table(row, counts, seconds, error)
+        changed = counts.rows_loaded + counts.rows_deleted
+        self.report(error or f"{extract.name}: {counts.rows_read:,} rows read, {changed:,} changed, {seconds:.1f} s")
+        return {
+            "table": extract.name, "rows": extract.rows, "read": counts.rows_read, "changed": changed,
+            "left_out": ", ".join(extract.left_out),
+        }  # fmt: skip
+
+    def _keep(self, plan: Plan) -> None:
+        """Note the plan as carried out; of tables that failed, what was carried out before stands."""
+        before = self.control.applied_plan() or {"tables": {}, "relationships": {}}
+        document = plan.document
+        for name in self.failures:
+            earlier = before["tables"].get(name)
+            document["tables"] = {n: t for n, t in document["tables"].items() if n != name}
+            if earlier:
+                document["tables"][name] = earlier
+        if document != before:
+            self.control.save_applied_plan(plan.hash, document, self.run_id)
+
+    def _raise(self) -> None:
+        if len(self.failures) == 1:
+            raise next(iter(self.failures.values()))
+        raise ContractError(
+            f"{len(self.failures)} tables could not be loaded:\n- " + "\n- ".join(map(str, self.failures.values()))
+        )
