@@ -3,11 +3,13 @@
 Without Dagster, so that a command which needs a store only does not wait for the import of everything.
 """
 
-from c360_pipeline.settings import Settings, c360_home, postgres_login
+from c360_pipeline.core.silos import SourceDatabase
+from c360_pipeline.settings import Settings, c360_home, postgres_login, resolve_secret
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import Landing
+from c360_pipeline.stores.silos import Silo
 
 
 def open_landing(settings: Settings) -> Landing:
@@ -44,6 +46,11 @@ def open_control(settings: Settings) -> ControlDb:
     control = ControlDb(postgres_login(settings, settings.etl_db_name))
     control.ensure()
     return control
+
+
+def open_silo(database: SourceDatabase) -> Silo:
+    """One source database, its password taken from where the control row points."""
+    return Silo(database, resolve_secret(database.password_ref))
 
 
 def open_graph(settings: Settings) -> Graph:

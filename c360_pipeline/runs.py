@@ -23,6 +23,8 @@ from c360_pipeline.settings import load_settings, project_path
 
 JOB = "everything"
 EVERYTHING = "*"
+BRAKED = ("silo_nodes", "mapped_relationships")
+"""Steps that refuse to remove much from the graph unless told."""
 HOST_TAG, PROCESS_TAG, STARTED_TAG = "c360/host", "c360/process", "c360/process_started"
 UNFINISHED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
@@ -92,7 +94,9 @@ def dagster_home(home: Path) -> Path:
     return folder
 
 
-def materialise(home: Path, select: str, partition: str | None, observe: Callable[[Step], None]) -> Outcome:
+def materialise(
+    home: Path, select: str, partition: str | None, observe: Callable[[Step], None], *, force_removal: bool = False
+) -> Outcome:
     """Materialise assets and run their checks.
 
     Args:
@@ -100,13 +104,17 @@ def materialise(home: Path, select: str, partition: str | None, observe: Callabl
         select: assets in Dagster's selection syntax, `*` for all.
         partition: landing date, `YYYY-MM-DD`, when only its files are to be landed.
         observe: told each step as it starts and ends.
+        force_removal: whether silos may take more from the graph than the brake lets pass.
 
     Raises:
         ConfigError: nothing is selected, or the partition is no date.
         KeyboardInterrupt: the run was stopped by a signal; Dagster shows it as failed.
     """
     keys = _selected(select)
-    ops = {"landing": {"config": {"landing_date": _as_date(partition)}}} if partition else {}
+    ops: dict[str, Any] = {"landing": {"config": {"landing_date": _as_date(partition)}}} if partition else {}
+    if force_removal:
+        braked = [name for name in BRAKED if keys is None or dg.AssetKey(name) in keys]
+        ops |= {name: {"config": {"force_removal": True}} for name in braked}
     run_id = str(uuid4())
     with open_control(load_settings(home)).exclusive_run(), instance(home) as dagster:
         close_abandoned_runs(dagster)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from c360_pipeline.cli.dead_letters import letters_app
 from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, err, out, print_json
+from c360_pipeline.cli.silos import grants, plan
 from c360_pipeline.cli.suppress import suppress_app
 from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.settings import c360_home, load_settings, merged_environment, project_path
@@ -27,6 +28,8 @@ journey_app = typer.Typer(help="Stitched customer journeys.", no_args_is_help=Tr
 app.add_typer(journey_app, name="journey")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(suppress_app, name="suppress")
+app.command()(plan)
+app.command()(grants)
 
 CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")
 
@@ -225,13 +228,14 @@ def landing_candidates(paths: list[Path]) -> list[Path]:
 def run(
     select: Annotated[str, typer.Option(help="assets in Dagster's selection syntax")] = "*",
     partition: Annotated[str | None, typer.Option(help="land this date's files, again if they landed before")] = None,
+    force_removal: Annotated[bool, typer.Option("--force-removal", help="let more than 5 % of a label go")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Materialise assets through Dagster and run their checks."""
     from c360_pipeline.runs import materialise
 
     with RunProgress() as progress:
-        outcome = materialise(c360_home(), select, partition, progress)
+        outcome = materialise(c360_home(), select, partition, progress, force_removal=force_removal)
     if as_json:
         print_json({"run_id": outcome.run_id, "succeeded": outcome.succeeded, "rows": outcome.rows,
                     "failed_checks": outcome.failed_checks, "error": outcome.error})  # fmt: skip

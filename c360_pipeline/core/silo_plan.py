@@ -82,7 +82,6 @@ class Extract:
     def document(self) -> Document:
         """The part of the plan's document that is about this table."""
         return {
-            "row": self.table.table_id,
             "tenant": self.tenant_id,
             "lake_table": self.lake_table,
             "key": list(self.table.key_columns),
@@ -109,7 +108,7 @@ class Plan:
             "tables": {extract.name: extract.document for extract in sorted(self.extracts, key=lambda e: e.name)},
             "relationships": {
                 f"({r.from_label})-[:{r.relationship_type}]->({r.to_label})": {
-                    "row": r.mapping_id, "on": r.join_condition, "via": r.via_label
+                    "on": r.join_condition, "via": r.via_label
                 }
                 for r in sorted(self.relationships, key=lambda r: (r.from_label, r.relationship_type, r.to_label))
             },

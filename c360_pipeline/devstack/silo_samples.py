@@ -3,18 +3,25 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from pydantic import SecretStr
 
+from c360_pipeline.core.silo_plan import make_plan
+from c360_pipeline.core.silos import SourceDatabase
 from c360_pipeline.devstack.movielens import Film, Viewer, read_films, read_viewers
 from c360_pipeline.devstack.people import COUNTRIES, SAMPLE_DATE, SEED, SILO_TENANT, Person, people, products
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import project_path
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.postgres import ensure_database
+from c360_pipeline.stores.silo_grants import create_role_statement, grant_statements
+from c360_pipeline.stores.silo_run import as_if_readable, found_tables
+from c360_pipeline.stores.silos import Silo
 
 MARK = "sample database of c360_pipeline"
 READ_MARK = """
@@ -23,11 +30,14 @@ READ_MARK = """
 READ_FOREIGN = """
     SELECT db_name FROM source_databases WHERE db_name <> ALL(%s) OR password_ref <> %s ORDER BY db_name
 """
+FIND_ROLE = "SELECT 1 FROM pg_roles WHERE rolname = %s"
 MOVE_SEQUENCES = (
     "SELECT setval(pg_get_serial_sequence('source_databases', 'database_id'), max(database_id)) FROM source_databases",
     "SELECT setval(pg_get_serial_sequence('source_tables', 'table_id'), max(table_id)) FROM source_tables",
 )
 SAMPLE_DATABASES = ("profiles_db", "streaming_db", "support_db")
+READER = "c360_sample_reader"
+"""The login that reads the samples: it may select what the control rows do not exclude, and nothing else."""
 SAMPLE_PASSWORD_REF = "env:ETL_DB_PASSWORD"  # noqa: S105 - where it is, not what it is
 CONTROL_TABLES = ("source_databases", "relationship_mappings")
 Rows = Iterable[Sequence[Any]]
@@ -82,6 +92,7 @@ def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Ca
         counts = _fill(silo, schema.read_text(encoding="utf-8"), filling)
         report(f"{database}: " + ", ".join(f"{count:,} {table}" for table, count in counts.items()))
     _fill_control(connection, source)
+    _grant(connection, control)
     report(f"{connection['dbname']}: control rows")
 
 
@@ -134,7 +145,7 @@ def _fill_control(connection: dict[str, Any], source: str) -> None:
         ":tenant": SILO_TENANT if source == "sample" else source,
         ":host": str(connection["host"]),
         ":port": int(connection["port"]),
-        ":user": str(connection["user"]),
+        ":user": READER,
     }
     with psycopg.connect(**connection) as control:
         for table in CONTROL_TABLES:
@@ -145,6 +156,28 @@ def _fill_control(connection: dict[str, Any], source: str) -> None:
         # The rows have ids of their own: whoever adds a row next must not get one of these.
         for statement in MOVE_SEQUENCES:
             control.execute(statement)
+
+
+def _grant(connection: dict[str, Any], control: ControlDb) -> None:
+    """Make the login that reads the samples, with the password of the server's own login, and grant what it needs."""
+    owner = SecretStr(str(connection["password"]))
+
+    def as_owner(database: SourceDatabase) -> Silo:
+        return Silo(replace(database, user=str(connection["user"])), owner)
+
+    with psycopg.connect(**connection) as server:
+        if not server.execute(FIND_ROLE, (READER,)).fetchone():
+            server.execute(create_role_statement(READER))
+        server.execute(
+            sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(READER), sql.Literal(owner.get_secret_value()))
+        )
+    rows = control.read()
+    extracts = make_plan(rows, as_if_readable(found_tables(rows, as_owner))).extracts
+    for database in rows.databases:
+        of_database = [extract for extract in extracts if extract.table.database_id == database.database_id]
+        with psycopg.connect(**{**connection, "dbname": database.db_name}) as silo:
+            for statement in grant_statements(database.db_name, READER, of_database):
+                silo.execute(statement)
 
 
 def sample_tables() -> dict[str, dict[str, Rows]]:

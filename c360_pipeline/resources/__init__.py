@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 
 import dagster as dg
 
-from c360_pipeline.connections import neo4j_login, open_control, open_graph, open_lake, open_landing
+from c360_pipeline.connections import neo4j_login, open_control, open_graph, open_lake, open_landing, open_silo
 from c360_pipeline.core.silos import SourceDatabase
-from c360_pipeline.settings import load_settings, resolve_secret
+from c360_pipeline.settings import load_settings
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.gds import Gds
 from c360_pipeline.stores.graph import Graph
@@ -48,7 +48,7 @@ class SilosResource(dg.ConfigurableResource[Silo]):
 
     def open(self, database: SourceDatabase) -> Silo:
         """One source database, its password taken from where the row points."""
-        return Silo(database, resolve_secret(database.password_ref))
+        return open_silo(database)
 
 
 class GraphResource(dg.ConfigurableResource[Graph]):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -31,6 +31,14 @@ def found_tables(control: ControlRows, open_silo: OpenSilo) -> dict[int, FoundTa
         if wanted:
             found |= open_silo(database).found(wanted)
     return found
+
+
+def as_if_readable(found: Mapping[int, FoundTable]) -> dict[int, FoundTable]:
+    """The same tables, as a login would see them that may read everything."""
+    return {
+        table_id: replace(table, columns={name: replace(c, readable=True) for name, c in table.columns.items()})
+        for table_id, table in found.items()
+    }
 
 
 def readable_exclusions(control: ControlRows, open_silo: OpenSilo) -> list[str]:

@@ -1,0 +1,79 @@
+"""`c360 plan` and `c360 grants`: what the next run would read, and what its logins need for that."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from c360_pipeline.cli.output import AsJson, err, out, print_json
+from c360_pipeline.settings import load_settings
+
+
+def _open() -> tuple[Any, Any]:
+    """The control database, and a function that opens silos."""
+    from c360_pipeline.connections import open_control, open_silo
+
+    return open_control(load_settings()), open_silo
+
+
+def plan(as_json: AsJson = False) -> None:
+    """Show what the next run would read from the silos, and what changed since the last; refuse what can't be."""
+    from c360_pipeline.core.silo_plan import make_plan, plan_changes
+    from c360_pipeline.stores.silo_run import found_tables
+
+    control, open_silo = _open()
+    rows, applied = control.read(), control.applied_plan()
+    made = make_plan(rows, found_tables(rows, open_silo), applied)
+    changes = plan_changes(applied, made.document)
+    if as_json:
+        expected = {extract.name: extract.rows for extract in made.extracts}
+        print_json(
+            {"hash": made.hash, **made.document, "expected_rows": expected, "changes": [vars(c) for c in changes]}
+        )
+        return
+    _show(made, changes)
+
+
+def _show(made: Any, changes: list[Any]) -> None:
+    tables = Table("table", "label", "key", "reads", "left out", "mode", "drift", "rows ≈", title="tables")
+    for e in made.extracts:
+        left_out = "\n".join(f"{name}: {reason or 'excluded'}" for name, reason in e.left_out.items())
+        mode = e.table.snapshot_mode + (
+            f" by {e.table.cursor_column}" if e.table.snapshot_mode == "incremental" else ""
+        )
+        tables.add_row(e.name, e.label or "—", ", ".join(e.table.key_columns), f"{len(e.columns)} columns", left_out,
+                       mode, e.table.drift_policy, f"{e.rows:,}")  # fmt: skip
+    joins = Table("relationship", "where", "via", title="relationships")
+    for name, entry in made.document["relationships"].items():
+        joins.add_row(name, entry["on"], entry["via"] or "")
+    differences = Table("what", "since the last run", title="changes")
+    for change in changes:
+        differences.add_row(change.subject, change.change)
+    for table in (tables, joins, differences):
+        if table.row_count:
+            out.print(table)
+    out.print(f"plan {made.hash}" + ("" if changes else ", as in the last run"), highlight=False)
+
+
+def grants(
+    role: Annotated[str | None, typer.Option(help="the login; that of each control row if not given")] = None,
+) -> None:
+    """Print the statements that give each silo's login the columns that are read, and no others."""
+    from c360_pipeline.core.silo_plan import make_plan
+    from c360_pipeline.stores.silo_grants import create_role_statement, grant_statements
+    from c360_pipeline.stores.silo_run import as_if_readable, found_tables
+
+    control, open_silo = _open()
+    rows = control.read()
+    made = make_plan(rows, as_if_readable(found_tables(rows, open_silo)))
+    for login in dict.fromkeys(role or d.user for d in rows.databases):
+        out.print(f"{create_role_statement(login).as_string(None)};  -- if it is not there; then \\password", **PLAIN)
+    for database in rows.databases:
+        extracts = [e for e in made.extracts if e.table.database_id == database.database_id]
+        out.print(f"\n\\connect {database.db_name}", **PLAIN)
+        for statement in grant_statements(database.db_name, role or database.user, extracts):
+            out.print(f"{statement.as_string(None)};", **PLAIN)
+    err.print("Run these with psql, as a login that owns the tables.", highlight=False)
+
+
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
