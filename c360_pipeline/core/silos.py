@@ -14,6 +14,7 @@ from c360_pipeline.core.graph import NodeKind
 from c360_pipeline.errors import ContractError
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NOT_IN_ADDRESS = re.compile(r"[^A-Za-z0-9_.-]")
 EXACT_FLOAT_DIGITS = 15
 WHOLE_DIGITS = 18
 MAX_DECIMAL_DIGITS = 38
@@ -75,8 +76,12 @@ class ControlRows:
         return next(d for d in self.databases if d.database_id == table.database_id)
 
     def lake_table(self, table: SourceTable) -> str:
-        """The Delta table that a source table's rows land in."""
-        return f"silos/{self.database_of(table).db_name}/{table.table_name}"
+        """The Delta table that a source table's rows land in.
+
+        A character that an address of an object store would have to quote is written by its number: `_x20_`.
+        """
+        names = (self.database_of(table).db_name, table.table_name)
+        return "/".join(("silos", *(_NOT_IN_ADDRESS.sub(lambda c: f"_x{ord(c[0]):x}_", name) for name in names)))
 
 
 @dataclass(frozen=True)

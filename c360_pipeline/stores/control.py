@@ -43,6 +43,7 @@ UNSUPPRESS = "DELETE FROM suppressed_users WHERE tenant_id = %(tenant_id)s AND u
 FIND_SCHEMA = "SELECT to_regclass('control_schema') IS NOT NULL AS is_there"
 READ_SCHEMA_VERSION = "SELECT max(version) AS version FROM control_schema"
 TAKE_SCHEMA_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 control schema'))"
+TAKE_SILO_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 silos'))"
 TAKE_RUN_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 run'))"
 START_RUN = """
     INSERT INTO etl_run_logs (run_id, status) VALUES (%(run_id)s, 'running') RETURNING log_id
@@ -178,19 +179,19 @@ class ControlDb:
     def logged_run(self, run_id: str) -> Iterator["RunLog"]:
         """A row of `etl_run_logs` that says running, then done or failed.
 
-        Rows that say running and belong to a run that was killed are closed first; the caller holds the run lock.
+        One at a time: others wait. Rows that still say running belong to a run that was killed; they are closed first.
         """
-        with self._connect() as connection:
-            connection.execute(END_KILLED_RUNS)
-            connection.execute(END_KILLED_TABLES)
-            row = connection.execute(START_RUN, {"run_id": run_id}).fetchone()
-        log = RunLog(self, int(row["log_id"]) if row else 0)
-        try:
-            yield log
-        except BaseException as error:
-            self.execute(FINISH_RUN, log_id=log.log_id, status="failed", error=f"{type(error).__name__}: {error}")
-            raise
-        self.execute(FINISH_RUN, log_id=log.log_id, status="done", error=None)
+        with self._connect() as lock:
+            lock.execute(TAKE_SILO_LOCK)
+            self.execute(END_KILLED_RUNS)
+            self.execute(END_KILLED_TABLES)
+            log = RunLog(self, int(self.execute(START_RUN, run_id=run_id)["log_id"]))
+            try:
+                yield log
+            except BaseException as error:
+                self.execute(FINISH_RUN, log_id=log.log_id, status="failed", error=f"{type(error).__name__}: {error}")
+                raise
+            self.execute(FINISH_RUN, log_id=log.log_id, status="done", error=None)
 
     def execute(self, statement: LiteralString, **values: Any) -> dict[str, Any]:
         """Run one statement; returns its first row, empty when it has none."""

@@ -28,7 +28,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from c360_pipeline.core.lake import SILO_RETENTION, Care, Changes, Table, compare_versions
 from c360_pipeline.core.row_hashes import identity_hash
-from c360_pipeline.errors import ConflictError, UnavailableError
+from c360_pipeline.errors import C360Error, ConflictError, UnavailableError
 from c360_pipeline.stores.key_index import Hashes, KeyIndex
 
 MAX_ATTEMPTS = 20
@@ -385,21 +385,33 @@ class Lake:
         """
         snapshot = self._open(table.name)
         schema = table.empty().to_arrow().schema
-        reader = pa.RecordBatchReader.from_batches(
-            schema, (batch for frame in batches for batch in frame.to_arrow().cast(schema).to_batches())
-        )
-        write_deltalake(
-            snapshot or self.uri(table.name),
-            reader,
-            mode="overwrite",
-            schema_mode="overwrite" if snapshot else None,
-            name=table.name.replace("/", "_"),
-            description=table.description,
-            target_file_size=TARGET_FILE_BYTES,
-            writer_properties=_writer_properties(table),
-            commit_properties=_next_transaction(snapshot) if snapshot else None,
-            storage_options=self._options,
-        )
+        failures: list[C360Error] = []
+
+        def arrow_batches() -> Iterator[pa.RecordBatch]:
+            try:
+                for frame in batches:
+                    yield from frame.to_arrow().cast(schema).to_batches()
+            except C360Error as error:
+                failures.append(error)  # on its way through the writer it would become text
+                raise
+
+        try:
+            write_deltalake(
+                snapshot or self.uri(table.name),
+                pa.RecordBatchReader.from_batches(schema, arrow_batches()),
+                mode="overwrite",
+                schema_mode="overwrite" if snapshot else None,
+                name=table.name.replace("/", "_"),
+                description=table.description,
+                target_file_size=TARGET_FILE_BYTES,
+                writer_properties=_writer_properties(table),
+                commit_properties=_next_transaction(snapshot) if snapshot else None,
+                storage_options=self._options,
+            )
+        except DeltaError:
+            if failures:
+                raise failures[0] from None
+            raise
         vars(self._writers).pop(table.name, None)
 
     def batches(self, table: Table) -> Iterator[pl.DataFrame]:

@@ -1,0 +1,482 @@
+"""Silos with awkward types, names and writers: read over ADBC into the lake, and from there into the graph."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import uuid4
+
+import polars as pl
+import psycopg
+import pytest
+from psycopg import sql
+
+from c360_pipeline.connections import open_silo
+from c360_pipeline.core.lake import Table
+from c360_pipeline.core.silo_plan import make_plan
+from c360_pipeline.errors import BrakeError, ConfigError, ContractError
+from c360_pipeline.settings import Settings, postgres_login
+from c360_pipeline.stores import silo_load
+from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.silo_grants import create_role_statement, grant_statements
+from c360_pipeline.stores.silo_graph import SiloGraph
+from c360_pipeline.stores.silo_run import Loaded, SiloRun, found_tables, readable_exclusions
+
+ADD_DATABASE = """
+    INSERT INTO source_databases (tenant_id, db_name, host, port, db_user, password_ref)
+    VALUES ('acme', %(name)s, %(host)s, %(port)s, %(user)s, 'env:ETL_DB_PASSWORD') RETURNING database_id
+"""
+ADD_TABLE = """
+    INSERT INTO source_tables (database_id, schema_name, table_name, key_columns, cursor_column, snapshot_mode)
+    VALUES (%(database)s, %(schema)s, %(table)s, %(key)s, %(cursor)s, %(mode)s) RETURNING table_id
+"""
+ADD_LABEL = "INSERT INTO node_label_mappings (table_id, node_label) VALUES (%s, %s)"
+ADD_MAPPING = """
+    INSERT INTO relationship_mappings (from_label, to_label, relationship_type, join_condition, via_label)
+    VALUES (%s, %s, %s, %s, %s)
+"""
+EXCLUDE = "INSERT INTO field_exclusion_rules (table_id, column_name, reason) VALUES (%s, %s, 'private')"
+READ_TABLE_LOGS = """
+    SELECT table_name, status, snapshot_mode, rows_read, rows_loaded, rows_deleted, error
+    FROM etl_table_logs ORDER BY table_log_id
+"""
+READ_RUN_LOGS = "SELECT run_id, status, plan_hash, error FROM etl_run_logs ORDER BY log_id"
+
+
+@dataclass
+class World:
+    """A silo, the control database and a lake."""
+
+    login: dict[str, Any]
+    name: str
+    database: int
+    control: ControlDb
+    lake: Lake
+    source: psycopg.Connection[Any]
+    runs: int = 0
+
+    def add(self, table: str, key: str = "id", label: str | None = None, **more: str) -> int:
+        """A control row."""
+        values = {"schema": "public", "cursor": None, "mode": "full", **more}
+        row = self.control.execute(ADD_TABLE, database=self.database, table=table, key=key.split(","), **values)
+        if label:
+            self.configure(ADD_LABEL, row["table_id"], label)
+        return int(row["table_id"])
+
+    def configure(self, statement: str, *values: object) -> None:
+        """Run a statement in the control database."""
+        with psycopg.connect(**self.login) as connection:
+            connection.execute(statement.encode(), values)
+
+    def rows_of(self, statement: str) -> list[tuple[Any, ...]]:
+        """Rows of the control database."""
+        with psycopg.connect(**self.login) as connection:
+            return connection.execute(statement.encode()).fetchall()
+
+    def load(self) -> Loaded:
+        """One run."""
+        self.runs += 1
+        with self.control.logged_run(f"run-{self.runs}") as log:
+            return SiloRun(self.control, self.lake, open_silo, f"run-{self.runs}", log, lambda _: None).load()
+
+    def table(self, name: str, *key: str) -> Table:
+        """The lake table."""
+        found = self.lake.stored_table(f"silos/{self.name}/{name}", ("tenant_id", *(key or ("id",))))
+        assert found is not None
+        return found
+
+    def held(self, name: str) -> pl.DataFrame:
+        """The rows of the lake table, by id."""
+        return self.lake.read(self.table(name)).sort("id")
+
+    def logged(self) -> list[tuple[Any, ...]]:
+        """What the log says of each table: name, status, mode, rows read, loaded and deleted, error."""
+        return self.rows_of(READ_TABLE_LOGS)
+
+
+@pytest.fixture
+def world(settings: Settings, control: ControlDb, lake: Lake) -> Iterator[World]:
+    login = postgres_login(settings, settings.etl_db_name)
+    name = f"silo_{uuid4().hex[:8]}"
+    with psycopg.connect(**{**login, "dbname": "postgres"}, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        row = control.execute(ADD_DATABASE, name=name, host=login["host"], port=login["port"], user=login["user"])
+        with psycopg.connect(**{**login, "dbname": name}, autocommit=True) as source:
+            yield World(login, name, row["database_id"], control, lake, source)
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+AWKWARD = """
+    CREATE TYPE mood AS ENUM ('sad', 'ok');
+    CREATE DOMAIN price AS numeric(12, 2) CHECK (value >= 0);
+    CREATE DOMAIN discount AS price;
+    CREATE TABLE awkward (
+        id int PRIMARY KEY, whole numeric(20, 0), exact numeric(38, 10), free numeric, huge numeric(60, 5),
+        negative_scale numeric(5, -2), amount discount, at timestamptz, local timestamp, day date, clock time,
+        span interval, uid uuid, doc jsonb, raw_doc json, numbers int[], words text[], bytes bytea, address inet,
+        network cidr, numbers_range int4range, padded char(5), feeling mood, money_in money, flag bool,
+        single real, double float8, small int2, big int8, object oid, "select" text,
+        "Grüße ""quoted"" x" text, bits bit(3)
+    );
+    INSERT INTO awkward VALUES (
+        1, 12345678901234567890, 1234567890123456789012345678.0123456789, 'NaN', 12345678901234567890123456789.5, 12300,
+        9.99, '2024-02-29 23:59:59.123456+02', '2024-02-29 23:59:59.123456', '2024-02-29', '23:59:59.5',
+        '1 mon 2 days 03:04:05', '0a0a0a0a-0000-0000-0000-00000000000a', '{"a": [1, null]}', '{"a":  1}', '{1,NULL,3}',
+        '{a,"b,c"}', '\\x00ff', '10.0.0.1/8', '10.0.0.0/8', '[1,5)', 'ab', 'ok', 12.34, true, 1.5, 0.1, -5,
+        9223372036854775807, 7, 'reserved', 'named', '101'
+    ), (2, NULL, NULL, NULL, NULL, NULL, NULL, 'infinity', '-infinity', 'infinity', NULL, NULL, NULL, NULL, NULL, NULL,
+        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'NaN', '-Infinity', NULL, NULL, NULL, NULL, NULL, NULL)
+"""
+
+
+def test_every_type_comes_through_without_loss(world: World) -> None:
+    world.source.execute(AWKWARD.encode())
+    world.add("awkward")
+    world.load()
+    first, second = world.held("awkward").to_dicts()
+    texts = {name: str(value) for name, value in first.items()}
+    assert texts["whole"] == "12345678901234567890"
+    assert texts["exact"] == "1234567890123456789012345678.0123456789"
+    assert (texts["free"], texts["huge"]) == ("NaN", "12345678901234567890123456789.50000")
+    assert (texts["negative_scale"], texts["amount"]) == ("12300", "9.99")
+    assert first["at"] == datetime(2024, 2, 29, 21, 59, 59, 123456, tzinfo=UTC)
+    assert first["local"] == datetime(2024, 2, 29, 23, 59, 59, 123456)  # noqa: DTZ001 - the source has no zone
+    assert (first["day"], texts["clock"]) == (date(2024, 2, 29), "23:59:59.5")
+    assert texts["span"] == "1 mon 2 days 03:04:05"
+    assert (texts["doc"], texts["raw_doc"]) == ('{"a": [1, null]}', '{"a":  1}')
+    assert (texts["numbers"], texts["words"]) == ("{1,NULL,3}", '{a,"b,c"}')
+    assert (first["bytes"], texts["address"], texts["network"]) == (b"\x00\xff", "10.0.0.1/8", "10.0.0.0/8")
+    assert (texts["numbers_range"], first["padded"], texts["feeling"]) == ("[1,5)", "ab", "ok")
+    assert (first["flag"], first["double"], first["big"], first["object"]) == (True, 0.1, 2**63 - 1, 7)
+    assert (first["select"], first['Grüße "quoted" x'], first["bits"]) == ("reserved", "named", "101")
+    assert second["at"] == datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+    assert (second["local"], second["day"]) == (datetime(1, 1, 1), date(9999, 12, 31))  # noqa: DTZ001
+    assert second["single"] != second["single"]
+    assert second["double"] == float("-inf")
+    before = world.lake.version(f"silos/{world.name}/awkward")
+    world.load()
+    assert world.lake.version(f"silos/{world.name}/awkward") == before
+
+
+def test_a_table_that_can_not_be_loaded_leaves_the_others_alone(world: World) -> None:
+    world.source.execute("CREATE TABLE bad (id int PRIMARY KEY, n numeric(10, 2)); INSERT INTO bad VALUES (1, 'NaN')")
+    world.source.execute("CREATE TABLE twice (id int, v text); INSERT INTO twice VALUES (1, 'a'), (1, 'b'), (2, 'c')")
+    world.source.execute("CREATE TABLE good (id int PRIMARY KEY); INSERT INTO good VALUES (1)")
+    for name in ("bad", "twice", "good"):
+        world.add(name)
+    with pytest.raises(ContractError, match="2 tables could not be loaded") as caught:
+        world.load()
+    assert "column 'n' of the row with id = '1': NaN" in str(caught.value)
+    assert "2 rows share a key with another, such as tenant_id = 'acme', id = 1" in str(caught.value)
+    assert [(name, status) for name, status, *_ in world.logged()] == [
+        ("bad", "failed"), ("twice", "failed"), ("good", "done"),
+    ]  # fmt: skip
+    assert world.lake.version(f"silos/{world.name}/bad") is None
+    ((_, status, plan_hash, error),) = world.rows_of(READ_RUN_LOGS)
+    assert (status, len(plan_hash)) == ("failed", 64)
+    assert "2 tables could not be loaded" in error
+
+
+def test_only_what_differs_is_written_and_the_rest_keeps_its_time(world: World) -> None:
+    world.source.execute("CREATE TABLE t (a text, b int, v text, PRIMARY KEY (a, b))")
+    world.source.execute("INSERT INTO t SELECT 'k' || g % 7, g, 'v' FROM generate_series(1, 1000) g")
+    world.add("t", key="a,b")
+    world.load()
+    world.source.execute("UPDATE t SET v = 'changed' WHERE b <= 10; DELETE FROM t WHERE b > 990")
+    world.source.execute("INSERT INTO t VALUES ('new', 5000, NULL)")
+    world.load()
+    assert world.logged()[-1][:6] == ("t", "done", "full", 991, 11, 10)
+    rows = world.lake.read(world.table("t", "a", "b"))
+    assert rows.height == 991
+    assert rows.group_by("run_id").len().sort("run_id").rows() == [("run-1", 980), ("run-2", 11)]
+    world.source.execute("TRUNCATE t")
+    world.load()
+    assert world.lake.count(world.table("t", "a", "b")) == 0
+    version = world.lake.version(f"silos/{world.name}/t")
+    world.load()
+    assert world.lake.version(f"silos/{world.name}/t") == version
+
+
+@pytest.mark.parametrize("spool_bytes", [0, 96 * 2**20])
+@pytest.mark.parametrize("merged_rows", [0, 200_000])
+def test_memory_and_disk_merge_and_rewrite_end_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, spool_bytes: int, merged_rows: int
+) -> None:
+    monkeypatch.setattr(silo_load, "SPOOL_BYTES", spool_bytes)
+    monkeypatch.setattr(silo_load, "MERGED_ROWS", merged_rows)
+    world.source.execute('CREATE TABLE t (id int PRIMARY KEY, "we`ird "" \' name" text, gone text)')
+    world.source.execute("INSERT INTO t SELECT g, g, g FROM generate_series(1, 5000) g")
+    world.add("t")
+    world.load()
+    world.source.execute("DELETE FROM t WHERE id % 10 = 0; INSERT INTO t VALUES (10, 'back', NULL), (9999, NULL, 'x')")
+    world.source.execute("UPDATE t SET gone = NULL WHERE id = 7")
+    world.load()
+    expected = world.source.execute("SELECT * FROM t ORDER BY id").fetchall()
+    assert world.held("t").drop("tenant_id", "extracted_at", "run_id").rows() == expected
+    world.source.execute("ALTER TABLE t DROP COLUMN gone; ALTER TABLE t ADD COLUMN added int DEFAULT 5")
+    world.load()
+    assert world.held("t").columns == ["tenant_id", "id", "we`ird \" ' name", "added", "extracted_at", "run_id"]
+    assert world.held("t")["added"].unique().to_list() == [5]
+    world.source.execute("ALTER TABLE t ALTER COLUMN added TYPE text")
+    world.load()
+    assert world.held("t")["added"].unique().to_list() == ["5"]
+
+
+def test_an_incremental_read_loses_no_row_at_ties_in_flight_or_without_cursor(world: World) -> None:
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY, v text, changed timestamptz)")
+    world.source.execute("INSERT INTO t SELECT g, 'v', '2025-01-01' FROM generate_series(1, 500) g")
+    world.add("t", cursor="changed", mode="incremental")
+    world.load()
+    with psycopg.connect(**{**world.login, "dbname": world.name}) as slow:
+        slow.execute("INSERT INTO t VALUES (900, 'in flight', '2024-06-01'), (901, 'in flight', '2025-01-01')")
+        with slow.transaction():  # a savepoint: its rows bear a transaction id of their own
+            slow.execute("INSERT INTO t VALUES (902, 'in a savepoint', '2024-06-02')")
+        world.source.execute("INSERT INTO t VALUES (600, 'tie', '2025-01-01'), (601, 'later', '2025-02-01')")
+        world.load()
+        assert world.held("t")["id"].to_list() == [*range(1, 501), 600, 601]
+    world.source.execute("INSERT INTO t VALUES (602, 'tie', '2025-02-01'), (603, 'no cursor', NULL)")
+    world.source.execute("UPDATE t SET v = 'old cursor' WHERE id = 5")
+    world.load()
+    assert world.held("t")["id"].to_list() == [*range(1, 501), 600, 601, 602, 603, 900, 901, 902]
+    assert world.held("t").filter(pl.col("id") == 5)["v"].item() == "old cursor"
+    world.source.execute("DELETE FROM t WHERE id IN (1, 600, 902)")
+    world.load()
+    assert world.held("t")["id"].to_list() == [*range(2, 501), 601, 602, 603, 900, 901]
+    modes = [(mode, loaded, deleted) for _, _, mode, _, loaded, deleted, _ in world.logged()]
+    assert modes == [("full", 500, 0), ("incremental", 2, 0), ("incremental", 6, 0), ("incremental", 0, 3)]
+    assert world.logged()[-1][3] < 10  # rows read
+
+
+def test_an_incremental_table_is_read_whole_when_its_lake_table_is_not_what_it_was(world: World) -> None:
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY, v text, n int)")
+    world.source.execute("INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g")
+    table_id = world.add("t", cursor="n", mode="incremental")
+    world.load()
+    world.lake.care_for_silo(f"silos/{world.name}/t")
+    world.load()
+    world.lake.merge(world.table("t"), world.held("t").clear(), world.held("t").head(3).select("tenant_id", "id"))
+    world.load()
+    world.configure(EXCLUDE, table_id, "v")
+    world.load()
+    assert [mode for _, _, mode, *_ in world.logged()] == ["full", "incremental", "full", "full"]
+    assert world.held("t").drop("extracted_at", "run_id").columns == ["tenant_id", "id", "n"]
+    assert world.held("t")["id"].to_list() == list(range(1, 101))
+
+
+def test_all_tables_of_a_silo_are_read_at_one_moment(world: World) -> None:
+    world.source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
+    world.source.execute("INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)")
+    for name in ("a", "b"):
+        world.add(name)
+    control = world.control.read()
+    first, second = make_plan(control, found_tables(control, open_silo)).extracts
+    with open_silo(control.databases[0]).snapshot() as snapshot:
+        assert pl.concat(snapshot.rows(first))["id"].to_list() == [1]
+        world.source.execute("INSERT INTO a VALUES (2); INSERT INTO b VALUES (2)")
+        assert pl.concat(snapshot.rows(second))["id"].to_list() == [1]
+
+
+def test_an_excluded_column_can_not_be_read_by_a_login_with_the_printed_grants(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.source.execute('CREATE SCHEMA "my schema"')
+    world.source.execute('CREATE TABLE "my schema"."t ""x" (id int PRIMARY KEY, "a b" text, secret text, n int)')
+    world.source.execute("""INSERT INTO "my schema"."t ""x" VALUES (1, 'a', 'top secret', 1)""")
+    table = world.add('t "x', schema="my schema", cursor="n", mode="incremental")
+    world.configure(EXCLUDE, table, "secret")
+    control = world.control.read()
+    assert readable_exclusions(control, open_silo) == [f'{world.name}.my schema.t "x.secret']
+    plan = make_plan(control, found_tables(control, open_silo))
+    role = f"reader_{world.name}"
+    world.source.execute(create_role_statement(role))
+    world.source.execute(sql.SQL("ALTER ROLE {} PASSWORD 'x y'").format(sql.Identifier(role)))
+    world.configure("UPDATE source_databases SET db_user = %s, password_ref = 'env:READER_PASSWORD'", role)
+    monkeypatch.setenv("READER_PASSWORD", "x y")
+    with pytest.raises(ConfigError, match="may not read column 'id'"):
+        world.load()
+    for statement in grant_statements(world.name, role, plan.extracts):
+        world.source.execute(statement)
+    assert readable_exclusions(world.control.read(), open_silo) == []
+    world.load()
+    world.load()
+    held = world.lake.read(world.table("t_x20__x22_x"))
+    assert held.columns == ["tenant_id", "id", "a b", "n", "extracted_at", "run_id"]
+    login = {**world.login, "dbname": world.name, "user": role, "password": "x y"}
+    with psycopg.connect(**login) as reader, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        reader.execute('SELECT secret FROM "my schema"."t ""x"')
+    world.source.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))
+
+
+@pytest.fixture
+def people(world: World) -> World:
+    """200 persons, two phones each, and their graph."""
+    world.source.execute("CREATE TABLE person (id int PRIMARY KEY, name text)")
+    world.source.execute("CREATE TABLE phone (id int PRIMARY KEY, person int, number text)")
+    world.source.execute("INSERT INTO person SELECT g, 'p' || g FROM generate_series(1, 200) g")
+    world.source.execute("INSERT INTO phone SELECT g, (g + 1) / 2, '+' || g FROM generate_series(1, 400) g")
+    world.add("person", label="Person")
+    world.add("phone", label="Phone")
+    world.configure(ADD_MAPPING, "Person", "Phone", "HAS_PHONE", "p.id = n.person", None)
+    world.load()
+    return world
+
+
+HELD_PAIRS = "MATCH (p:Person)-[:HAS_PHONE]->(n:Phone) RETURN p.tenant_id + p.id + '-' + n.id AS pair ORDER BY pair"
+
+
+def project(world: World, graph: Graph, *, force: bool = False) -> tuple[dict[str, int], dict[str, int]]:
+    silos = SiloGraph(world.lake, graph, world.control.read(), force=force)
+    nodes = silos.project_nodes()
+    return nodes, {name: changed for name, (_, changed) in silos.project_relationships().items()}
+
+
+def pairs(graph: Graph) -> list[str]:
+    return [row["pair"] for row in graph.run(HELD_PAIRS)]
+
+
+def test_the_graph_follows_what_changed_and_only_that(people: World, graph: Graph) -> None:
+    relationship = "(Person)-[:HAS_PHONE]->(Phone)"
+    assert project(people, graph) == ({"Person": 200, "Phone": 400}, {relationship: 400})
+    assert project(people, graph) == ({"Person": 0, "Phone": 0}, {relationship: 0})
+    people.source.execute("UPDATE phone SET person = 7 WHERE id = 1; DELETE FROM phone WHERE id = 400")
+    people.source.execute("INSERT INTO phone VALUES (401, 9, '+'), (402, NULL, '+'), (403, 9999, '+')")
+    people.source.execute("UPDATE person SET name = 'Ann' WHERE id = 3; DELETE FROM person WHERE id = 10")
+    people.load()
+    nodes, changed = project(people, graph)
+    assert nodes == {"Person": 2, "Phone": 5}
+    assert changed[relationship] <= 12
+    expected = people.source.execute("SELECT p.id, n.id FROM person p JOIN phone n ON n.person = p.id").fetchall()
+    assert pairs(graph) == sorted(f"acme{p}-{n}" for p, n in expected)
+    assert graph.run("MATCH (p:Person {id: 3}) RETURN p.name AS name") == [{"name": "Ann"}]
+
+
+def test_a_mass_removal_waits_for_a_word(people: World, graph: Graph) -> None:
+    project(people, graph)
+    people.source.execute("DELETE FROM phone WHERE id > 350")
+    people.load()
+    with pytest.raises(BrakeError, match=r"50 of 400 Phone would be removed .* --force-removal"):
+        project(people, graph)
+    assert graph.label_count("Phone") == 400
+    project(people, graph, force=True)
+    assert graph.label_count("Phone") == 350
+    people.configure("DELETE FROM node_label_mappings WHERE node_label = 'Phone'")
+    with pytest.raises(BrakeError, match="350 of 350 Phone"):
+        project(people, graph)
+    project(people, graph, force=True)
+    assert graph.label_count("Phone") == 0
+    assert graph.checkpoints("silo nodes ") == ["silo nodes Person"]
+
+
+def test_a_condition_that_changes_joins_all_anew(people: World, graph: Graph) -> None:
+    project(people, graph)
+    people.configure("UPDATE relationship_mappings SET join_condition = 'p.id = n.id'")
+    project(people, graph, force=True)
+    assert pairs(graph) == sorted(f"acme{n}-{n}" for n in range(1, 201))
+    people.configure("DELETE FROM relationship_mappings")
+    with pytest.raises(BrakeError, match="HAS_PHONE"):
+        project(people, graph)
+    project(people, graph, force=True)
+    assert pairs(graph) == []
+
+
+def test_an_excluded_property_leaves_the_nodes_that_have_it(people: World, graph: Graph) -> None:
+    project(people, graph)
+    control = people.control.read()
+    people.configure(EXCLUDE, next(t.table_id for t in control.tables if t.table_name == "person"), "name")
+    people.load()
+    project(people, graph)
+    assert graph.run("MATCH (p:Person) WHERE p.name IS NOT NULL RETURN count(p) AS number") == [{"number": 0}]
+
+
+def test_via_rows_and_pairs_that_hold_twice(people: World, graph: Graph) -> None:
+    people.source.execute("CREATE TABLE link (id int PRIMARY KEY, a int, b int)")
+    people.source.execute("INSERT INTO link VALUES (1, 1, 2), (2, 1, 2), (3, 3, 4)")
+    people.add("link", label="Link")
+    people.configure(ADD_MAPPING, "Person", "Person", "KNOWS", "a.id = l.a AND l.b = b.id", "Link")
+    people.load()
+    project(people, graph)
+    known = "MATCH (a:Person)-[:KNOWS]->(b:Person) RETURN a.id AS a, b.id AS b ORDER BY a"
+    assert graph.run(known) == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+    people.source.execute("DELETE FROM link WHERE id IN (2, 3)")
+    people.load()
+    project(people, graph)
+    assert graph.run(known) == [{"a": 1, "b": 2}]
+
+
+HOSTILE = (
+    "a'; DROP TABLE person; --", 'a"b', "a`b", "a}) DETACH DELETE n //", "$rows", "{id: 1}", "a.b", " ", "é\u0301",
+    "select", "NULL", "a;b", "a--b", "/*x*/", "a\nb", "a\tb", "%s", "%(x)s", ":tenant", "{}", "x" * 63, "🙂",
+)  # fmt: skip
+
+
+def test_hostile_names_and_values_change_nothing_but_their_row(people: World, graph: Graph) -> None:
+    columns = [sql.SQL("{} text").format(sql.Identifier(name)) for name in HOSTILE]
+    people.source.execute(sql.SQL("CREATE TABLE hostile (id text PRIMARY KEY, {})").format(sql.SQL(", ").join(columns)))
+    places = sql.SQL(", ").join([sql.Placeholder()] * (len(HOSTILE) + 1))
+    insert = sql.SQL("INSERT INTO hostile VALUES ({})").format(places)
+    values = [*HOSTILE, *(f"{one}{other}" for one in HOSTILE for other in HOSTILE[:10])]
+    for value in values:
+        people.source.execute(insert, [value, *([value] * len(HOSTILE))])
+    people.add("hostile", label="Hostile")
+    people.load()
+    project(people, graph)
+    assert graph.label_counts() == {"Person": 200, "Phone": 400, "Hostile": len(values)}
+    rows = [row["n"] for row in graph.run("MATCH (n:Hostile) RETURN properties(n) AS n")]
+    assert all(set(row.values()) == {"acme", row["id"]} for row in rows)
+    assert {row["id"] for row in rows} == set(values)
+    assert set(rows[0]) == {"tenant_id", "id", *HOSTILE}
+    assert people.source.execute("SELECT count(*) FROM person").fetchone() == (200,)
+
+
+def test_two_workers_at_once_end_like_one(people: World, graph: Graph) -> None:
+    people.source.execute("UPDATE person SET name = name || '!'; DELETE FROM phone WHERE id = 1")
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(people.load), pool.submit(people.load)]:
+            done.result()
+    assert people.held("person")["name"].str.ends_with("!").all()
+    assert people.lake.count(people.table("phone")) == 399
+    assert {status for _, status, *_ in people.logged()} == {"done"}
+
+
+def test_a_killed_run_is_closed_by_the_next(world: World) -> None:
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    world.add("t")
+    world.configure("INSERT INTO etl_run_logs (run_id, status) VALUES ('killed', 'running')")
+    world.load()
+    assert [row[:2] for row in world.rows_of(READ_RUN_LOGS)] == [("killed", "failed"), ("run-1", "done")]
+
+
+def test_an_older_control_database_gets_what_is_new(world: World) -> None:
+    world.configure("DROP TABLE applied_plans, control_schema; ALTER TABLE source_tables DROP COLUMN drift_policy")
+    world.control.ensure()
+    assert world.control.applied_plan() is None
+    with pytest.raises(psycopg.errors.CheckViolation):
+        world.add("t", mode="incremental")
+
+
+def test_drift_is_measured_against_the_last_run(world: World) -> None:
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+    table_id = world.add("t")
+    world.load()
+    world.configure("UPDATE source_tables SET drift_policy = 'fail' WHERE table_id = %s", table_id)
+    world.source.execute("ALTER TABLE t ADD COLUMN w int")
+    with pytest.raises(ConfigError, match=f"source_tables row {table_id} .*column 'w' is new"):
+        world.load()
+    world.configure("UPDATE source_tables SET drift_policy = 'freeze'")
+    world.load()
+    assert "w" not in world.held("t").columns
+    world.configure("UPDATE source_tables SET drift_policy = 'evolve'")
+    world.load()
+    assert "w" in world.held("t").columns
+
+
+def test_a_table_of_another_tenant_is_another_table(world: World) -> None:
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+    world.add("t")
+    world.load()
+    world.configure("UPDATE source_databases SET tenant_id = 'globex'")
+    world.load()
+    assert world.held("t")["tenant_id"].to_list() == ["globex"]
