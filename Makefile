@@ -74,8 +74,9 @@ lock: .venv/.synced  ## resolve the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile --quiet --group bench --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --universal --python-version 3.11 -o requirements-bench.lock
 
-docs: .venv/.synced  ## docs/reference.md and docs/event.schema.json from the code
+docs: .venv/.synced  ## docs/reference.md, docs/event.schema.json and docs/queries.md from code and golden answers
 	$(BIN)/python docs/build_reference.py
+	$(BIN)/python docs/build_queries.py
 
 clean:  ## stop what runs and remove state and caches; downloads stay
 	-$(BIN)/c360 down

@@ -25,6 +25,11 @@ EMPTY_GRAPH = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 10000 R
 FREE_PORTS = {"postgres": 0, "s3": 0, "neo4j": 0}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest --update-golden` writes the golden answers anew; look at the difference before you commit it."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test is marked by the folder that it stands in."""
     for item in items:

@@ -19,6 +19,7 @@ from c360_pipeline.stores.lake import Version
 
 BATCH_ROWS = 5_000
 CHECKPOINT = "ProjectionCheckpoint"
+TEMPORAL = (neo4j.time.DateTime, neo4j.time.Date, neo4j.time.Time, neo4j.time.Duration)
 
 COUNT_LABELS = """
     CALL db.labels() YIELD label
@@ -143,6 +144,22 @@ class Graph:
 
         with self._driver.session(database=self._database) as session:
             return session.execute_write(work)
+
+    def query(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Run one reading statement; returns its records as plain values, times and dates as ISO 8601 text."""
+
+        def work(transaction: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
+            return [
+                {k: _plain(v) for k, v in zip(record.keys(), record.values(), strict=True)}
+                for record in transaction.run(statement, parameters)
+            ]
+
+        with self._driver.session(database=self._database, default_access_mode=neo4j.READ_ACCESS) as session:
+            return session.execute_read(work)
+
+    def tenants_with_data(self) -> list[str]:
+        """Tenants that have users or accounts in the graph."""
+        return sorted({*self.tenants(), *self.tenants_of("Account")})
 
     def apply_schema(self, kinds: Sequence[NodeKind] = ()) -> None:
         """Create constraints and indexes, those of the script and those of labels from control rows."""
@@ -316,6 +333,12 @@ class Graph:
         """What the silos know of the person behind a user; None when there is no such user."""
         rows = self.run(READ_ACCOUNT, tenant_id=tenant_id, user_id=user_id)
         return rows[0] if rows else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value.iso_format() if isinstance(value, TEMPORAL) else value
 
 
 def _batches(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:

@@ -1,5 +1,6 @@
 """The whole asset graph on a sample: proved against the truth, repeated, killed, damaged and repaired."""
 
+import json
 import random
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from c360_pipeline.demo import found_against_truth
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, write_sample
 from c360_pipeline.devstack.sample_files import Written
+from c360_pipeline.queries import all_queries
 from c360_pipeline.runs import Outcome, close_abandoned_runs, instance, materialise
 from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stores.graph import Graph
@@ -30,6 +32,7 @@ from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import folder_for
 from c360_pipeline.stores.reconcile import Archive, digests, reconcile, summarise
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "queries.json"
 REQUEST = SampleRequest(events=1_500, tenants=2, seed=9, malformed_rate=0.04, duplicate_rate=0.04)
 DAMAGES = {
     "missing": "MATCH (e:Event) WITH e ORDER BY e.id LIMIT 1 DETACH DELETE e",
@@ -171,11 +174,29 @@ def test_every_kind_of_node_and_relationship_of_the_contract_is_there(world: Wor
 
 
 def test_excluded_columns_reach_neither_lake_nor_graph(world: World) -> None:
-    accounts = world.lake.read_silo("silos/profiles_db/accounts")
+    accounts = world.lake.stored_table("silos/profiles_db/accounts", ["account_id"])
+    tickets = world.lake.stored_table("silos/support_db/tickets", ["ticket_id"])
+    assert accounts is not None
+    assert tickets is not None
     assert {"hashed_password", "phone"}.isdisjoint(accounts.columns)
-    assert "body" not in world.lake.read_silo("silos/support_db/tickets").columns
+    assert "body" not in tickets.columns
     (row,) = world.graph.run("MATCH (n) WHERE n.hashed_password IS NOT NULL OR n.body IS NOT NULL RETURN count(n) AS n")
     assert row["n"] == 0
+
+
+def test_business_queries_give_their_golden_answers(world: World, request: pytest.FixtureRequest) -> None:
+    present = datetime(2025, 11, 3, tzinfo=UTC)
+    answers = {}
+    for query in all_queries().values():
+        given = {"limit": "300"} | ({"min_products": "2"} if "min_products" in query.parameters else {})
+        answers[query.name] = world.graph.query(query.statement, tenant_id="acme", **query.values(given, present))
+        assert answers[query.name], query.name
+    if request.config.getoption("--update-golden"):
+        text = json.dumps(answers, ensure_ascii=False).replace("}, {", "},\n{").replace("], ", "],\n\n")
+        GOLDEN.write_text(text + "\n", encoding="utf-8")
+    assert answers == json.loads(GOLDEN.read_text(encoding="utf-8"))
+    for query in all_queries().values():
+        assert world.graph.query(query.statement, tenant_id="nobody", **query.values({}, present)) == []
 
 
 def test_the_graph_equals_its_archive(world: World) -> None:
@@ -227,8 +248,13 @@ def test_silos_may_change_their_rows_types_and_exclusions(world: World, first_di
     with psycopg.connect(**control) as rows:
         rows.execute("INSERT INTO field_exclusion_rules (table_id, column_name) VALUES (1, 'country')")
     outcome = materialise(world.home, "*", None, lambda _: None)
+    assert "211 of 211 TicketTagLink would be removed" in str(outcome.error)
+    outcome = materialise(world.home, "*", None, lambda _: None, force_removal=True)
     assert outcome.error is None
-    assert outcome.failed_checks == ["mapped_relationships: every_mapping_joins_something"]
+    assert sorted(outcome.failed_checks) == [
+        "mapped_relationships: every_mapping_joins_something",
+        "silo_tables: no_login_may_read_what_is_excluded",  # until the statements of `c360 grants` are run again
+    ]
     assert Archive(world.lake, open_control(world.settings).read()).silo_nodes().frames["TicketTagLink"].is_empty()
     (row,) = world.graph.run("MATCH (n) WHERE n.country IS NOT NULL OR n:TicketTagLink RETURN count(n) AS number")
     assert row["number"] == 0

@@ -9,14 +9,18 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.fixture(scope="module")
-def build_reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_reference", DOCS / "build_reference.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def build_reference() -> ModuleType:
+    return script("build_reference")
 
 
 def test_the_reference_page_says_what_the_code_says(build_reference: ModuleType) -> None:
@@ -27,3 +31,11 @@ def test_the_schema_of_events_says_what_the_code_says(build_reference: ModuleTyp
     text = (DOCS / "event.schema.json").read_text()
     assert text == build_reference.schema(), "run `make docs`"
     jsonschema.Draft202012Validator.check_schema(json.loads(text))
+
+
+def test_the_page_of_queries_shows_the_golden_answers() -> None:
+    build_queries = script("build_queries")
+    golden = json.loads(build_queries.GOLDEN.read_text(encoding="utf-8"))
+    assert build_queries.PAGE.read_text(encoding="utf-8") == build_queries.page(golden), "run `make docs`"
+    pictures = {query.name for query in build_queries.all_queries().values() if query.chart}
+    assert {file.stem for file in build_queries.PICTURES.iterdir()} == pictures
