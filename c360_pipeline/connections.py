@@ -3,6 +3,8 @@
 Without Dagster, so that a command which needs a store only does not wait for the import of everything.
 """
 
+from functools import cache
+
 from c360_pipeline.core.silos import SourceDatabase
 from c360_pipeline.settings import Settings, c360_home, postgres_login, resolve_secret
 from c360_pipeline.stores.control import ControlDb
@@ -26,7 +28,8 @@ def open_landing(settings: Settings) -> Landing:
 
 
 def open_lake(settings: Settings) -> Lake:
-    """The lake in the same bucket."""
+    """The lake in the same bucket, which is there."""
+    _bucket_made(settings)
     options = {
         "AWS_ACCESS_KEY_ID": settings.aws_access_key_id,
         "AWS_SECRET_ACCESS_KEY": settings.aws_secret_access_key.get_secret_value(),
@@ -39,6 +42,12 @@ def open_lake(settings: Settings) -> Lake:
         if settings.aws_endpoint_url.startswith("http://"):
             options |= {"AWS_ALLOW_HTTP": "true"}
     return Lake(f"s3://{settings.bucket}/lake", options, c360_home() / "cache")
+
+
+@cache
+def _bucket_made(settings: Settings) -> None:
+    """Make the bucket, once per process: a run may begin with the lake."""
+    open_landing(settings)
 
 
 def open_control(settings: Settings) -> ControlDb:

@@ -10,7 +10,7 @@ defs = dg.Definitions(
     asset_checks=dg.load_asset_checks_from_modules([landing, silos, graph, stitching, reconcile, features, lake]),
     jobs=[automation.everything, automation.table_care],
     schedules=[automation.nightly, automation.nightly_care],
-    sensors=[automation.new_landing_files],
+    sensors=[automation.new_landing_files, automation.control_rows],
     resources={
         "landing": resources.LandingResource(),
         "lake": resources.LakeResource(),

@@ -16,6 +16,7 @@ import psutil
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus, EventLogEntry, RunsFilter
 from dagster_shared.error import SerializableErrorInfo
 
+from c360_pipeline.assets.partitions import keep_silo_partitions, range_tags
 from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
 from c360_pipeline.errors import C360Error, ConfigError
@@ -116,8 +117,10 @@ def materialise(
         braked = [name for name in BRAKED if keys is None or dg.AssetKey(name) in keys]
         ops |= {name: {"config": {"force_removal": True}} for name in braked}
     run_id = str(uuid4())
-    with open_control(load_settings(home)).exclusive_run(), instance(home) as dagster:
+    control = open_control(load_settings(home))
+    with control.exclusive_run(), instance(home) as dagster:
         close_abandoned_runs(dagster)
+        silo_tables = keep_silo_partitions(dagster, control.read().table_names)
         observer = _Observer(observe, lambda run_id: _count_steps(dagster, run_id))
         dagster.add_event_listener(run_id, observer)
         result = defs.resolve_job_def(JOB).execute_in_process(
@@ -126,7 +129,7 @@ def materialise(
             run_id=run_id,
             raise_on_error=False,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": ops},
-            tags=_process_tags(),
+            tags=_process_tags() | range_tags(silo_tables),
         )
     if observer.was_interrupted:
         raise KeyboardInterrupt

@@ -1,9 +1,14 @@
 """Silos: source tables into the lake, and from there into the graph, as the control database says."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import dagster as dg
 import polars as pl
 
+from c360_pipeline.assets.partitions import SILO_TABLES
 from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, preview, rows
+from c360_pipeline.core.silo_plan import Extract
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, SilosResource
 from c360_pipeline.stores.silo_graph import SiloGraph, label_tables, stored_silo_table
 from c360_pipeline.stores.silo_run import SiloRun, readable_exclusions
@@ -24,19 +29,40 @@ LINEAGE_MEANING = {
     group_name=GROUP,
     kinds={"postgres", "deltalake"},
     metadata={"dagster/column_schema": described_columns(LINEAGE_MEANING)},
+    partitions_def=SILO_TABLES,
+    backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def silo_tables(
     context: dg.AssetExecutionContext, control: ControlResource, silos: SilosResource, lake: LakeResource
 ) -> dg.MaterializeResult[None]:
-    """Plan, extract, and keep what changed."""
-    control_db = control.open()
+    """Plan, extract, and keep what changed; all tables when the run names no partition."""
+    control_db, tables = control.open(), lake.open()
+    chosen = context.partition_keys if context.has_partition_key_range or context.has_partition_key else None
     with control_db.logged_run(context.run.run_id) as log:
-        run = SiloRun(control_db, lake.open(), silos.open, context.run.run_id, log, context.log.info)
-        loaded = run.load()
+        run = SiloRun(control_db, tables, silos.open, context.run.run_id, log, context.log.info)
+        loaded = run.load(chosen)
+    for extract, row in zip(loaded.extracts, loaded.tables.iter_rows(named=True), strict=True):
+        if chosen:
+            context.add_asset_metadata(table_metadata(extract, row), partition_key=extract.name)
     return dg.MaterializeResult(
         metadata=rows(
             int(loaded.tables["rows"].sum()), tables=preview(loaded.tables, limit=100), plan_hash=loaded.plan.hash
         )
+    )
+
+
+def table_metadata(extract: Extract, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What one table shows in the UI: rows, columns as they were read, and what became of them."""
+    columns = [dg.TableColumn(name, str(dtype)) for name, dtype in extract.lake_schema.items()]
+    return rows(
+        row["rows"],
+        rows_read=row["read"],
+        rows_changed=row["changed"],
+        left_out=dg.MetadataValue.json(dict(extract.left_out)),
+        label=extract.label or "none: the table stays in the lake",
+        lake_table=extract.lake_table,
+        snapshot_mode=extract.table.snapshot_mode,
+        **{"dagster/column_schema": dg.TableSchema(columns=columns)},
     )
 
 

@@ -75,6 +75,15 @@ class ControlRows:
         """The database that a table is in."""
         return next(d for d in self.databases if d.database_id == table.database_id)
 
+    def table_name(self, table: SourceTable) -> str:
+        """How people call a table: `database.schema.table`."""
+        return f"{self.database_of(table).db_name}.{table.schema_name}.{table.table_name}"
+
+    @property
+    def table_names(self) -> list[str]:
+        """The names of all tables, in the order of their rows."""
+        return [self.table_name(table) for table in self.tables]
+
     def lake_table(self, table: SourceTable) -> str:
         """The Delta table that a source table's rows land in.
 

@@ -1,13 +1,13 @@
 """One run over the silos: plan, then every table of a silo in one snapshot of it, then the log and the applied plan."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
-from c360_pipeline.core.silo_plan import Extract, Plan, make_plan
+from c360_pipeline.core.silo_plan import Extract, Plan, make_plan, plan_hash
 from c360_pipeline.core.silos import ControlRows, FoundTable, SourceDatabase
 from c360_pipeline.errors import C360Error, ContractError
 from c360_pipeline.stores.control import ControlDb, RunLog, TableCounts
@@ -55,9 +55,16 @@ def readable_exclusions(control: ControlRows, open_silo: OpenSilo) -> list[str]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a run did: its plan, and one row per table with `SUMMARY`'s columns."""
+    """What a run did.
+
+    Attributes:
+        plan: what it was to do.
+        extracts: the tables that were read.
+        tables: one row per extract, with `SUMMARY`'s columns.
+    """
 
     plan: Plan
+    extracts: tuple[Extract, ...]
     tables: pl.DataFrame
 
 
@@ -82,8 +89,11 @@ class SiloRun:
     report: Callable[[str], Any]
     failures: dict[str, C360Error] = field(default_factory=dict)
 
-    def load(self) -> Loaded:
-        """Bring every table of the plan into the lake; a table that fails leaves the others alone.
+    def load(self, only: Collection[str] | None = None) -> Loaded:
+        """Bring tables of the plan into the lake; a table that fails leaves the others alone.
+
+        Args:
+            only: names of tables, `database.schema.table`; all if not given.
 
         Raises:
             ConfigError: the control rows ask for what can't be; nothing was read.
@@ -94,16 +104,18 @@ class SiloRun:
         plan = make_plan(control_rows, found_tables(control_rows, self.open_silo), self.control.applied_plan())
         self.log.note_plan(plan.hash)
         self.report(f"plan {plan.hash}: {len(plan.extracts)} tables, {len(plan.relationships)} relationships")
-        summary = []
+        summary, read = [], []
         for database in control_rows.databases:
-            extracts = [e for e in plan.extracts if e.table.database_id == database.database_id]
+            of_database = [e for e in plan.extracts if e.table.database_id == database.database_id]
+            extracts = [e for e in of_database if only is None or e.name in only]
             if extracts:
                 with self.open_silo(database).snapshot() as snapshot:
                     summary += [self._load(extract, snapshot) for extract in extracts]
-        self._keep(plan)
+                read += extracts
+        self._keep(plan, only)
         if self.failures:
             self._raise()
-        return Loaded(plan, pl.DataFrame(summary, schema=SUMMARY))
+        return Loaded(plan, tuple(read), pl.DataFrame(summary, schema=SUMMARY))
 
     def _load(self, extract: Extract, snapshot: SiloSnapshot) -> Mapping[str, Any]:
         started, mode = time.monotonic(), extract.table.snapshot_mode
@@ -116,23 +128,25 @@ class SiloRun:
         seconds = time.monotonic() - started
         self.log.finish_table(row, counts, seconds, error)
         changed = counts.rows_loaded + counts.rows_deleted
+        held = self.lake.stored_table(extract.lake_table, extract.table.key_columns)
         self.report(error or f"{extract.name}: {counts.rows_read:,} rows read, {changed:,} changed, {seconds:.1f} s")
         return {
-            "table": extract.name, "rows": extract.rows, "read": counts.rows_read, "changed": changed,
-            "left_out": ", ".join(extract.left_out),
+            "table": extract.name, "rows": self.lake.count(held) if held else 0, "read": counts.rows_read,
+            "changed": changed, "left_out": ", ".join(extract.left_out),
         }  # fmt: skip
 
-    def _keep(self, plan: Plan) -> None:
-        """Note the plan as carried out; of tables that failed, what was carried out before stands."""
+    def _keep(self, plan: Plan, only: Collection[str] | None) -> None:
+        """Note the plan as carried out; of tables that failed or were left out, what was carried out before stands."""
         before = self.control.applied_plan() or {"tables": {}, "relationships": {}}
         document = plan.document
-        for name in self.failures:
+        left = [] if only is None else [extract.name for extract in plan.extracts if extract.name not in only]
+        for name in (*self.failures, *left):
             earlier = before["tables"].get(name)
             document["tables"] = {n: t for n, t in document["tables"].items() if n != name}
             if earlier:
                 document["tables"][name] = earlier
         if document != before:
-            self.control.save_applied_plan(plan.hash, document, self.run_id)
+            self.control.save_applied_plan(plan_hash(document), document, self.run_id)
 
     def _raise(self) -> None:
         if len(self.failures) == 1:

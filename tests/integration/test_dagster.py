@@ -13,12 +13,17 @@ from typing import Any
 from urllib.error import URLError
 
 import dagster as dg
+import psycopg
 import pytest
 
+from c360_pipeline.assets.partitions import keep_silo_partitions
+from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
+from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.services import free_port
-from c360_pipeline.resources import LakeResource, LandingResource
-from c360_pipeline.settings import Settings
+from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
+from c360_pipeline.runs import instance
+from c360_pipeline.settings import Settings, c360_home, postgres_login
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
 
@@ -89,21 +94,95 @@ def test_every_asset_has_a_check_and_a_table_schema() -> None:
         assert "dagster/column_schema" in graph.get(key).metadata, key
 
 
-def test_materialise_by_dagsters_own_command(settings: Settings, graph: Graph) -> None:
-    command = [DAGSTER, "asset", "materialize", "-m", "c360_pipeline.definitions", "--select", "*"]
+def dagster_materialises(*arguments: str) -> str:
+    """What `dagster asset materialize` printed."""
+    command = [DAGSTER, "asset", "materialize", "-m", "c360_pipeline.definitions", *arguments]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "RUN_SUCCESS" in run.stderr
+    return run.stdout + run.stderr
+
+
+def test_materialise_by_dagsters_own_command(settings: Settings, graph: Graph) -> None:
+    login = postgres_login(settings, settings.etl_db_name)
+    control = open_control(settings)
+    silo_samples.seed(login, control, "sample", lambda _: None)
+    with instance(c360_home()) as dagster:
+        first, *_, last = keep_silo_partitions(dagster, control.read().table_names)
+    printed = dagster_materialises("--select", "silo_tables", "--partition-range", f"{first}...{last}")
+    printed += dagster_materialises("--select", 'not key:"silo_tables"')
+    assert graph.label_counts()["Account"] == 240
     for secret in (settings.neo4j_password, settings.etl_db_password, settings.aws_secret_access_key):
-        assert secret.get_secret_value() not in run.stdout + run.stderr
+        assert secret.get_secret_value() not in printed
+
+
+def test_a_silo_that_is_added_as_rows_is_in_the_ui_and_in_the_graph(settings: Settings, graph: Graph) -> None:
+    login = postgres_login(settings, settings.etl_db_name)
+    control = open_control(settings)
+    silo_samples.seed(login, control, "sample", lambda _: None)
+    sensor = defs.resolve_sensor_def("control_rows")
+    with instance(c360_home()) as dagster:
+        keep_silo_partitions(dagster, control.read().table_names)
+
+        def evaluate() -> Any:
+            return sensor(dg.build_sensor_context(instance=dagster, resources={"control": ControlResource()}))
+
+        assert isinstance(evaluate(), dg.SkipReason)
+        with psycopg.connect(**login) as rows:
+            rows.execute(ADD_COMMERCE)
+        asked = evaluate()
+        assert [request.partition_keys for request in asked.dynamic_partitions_requests] == [
+            ["commerce_db.public.users", "commerce_db.public.transactions"]
+        ]
+        (run,) = asked.run_requests
+        dagster.add_dynamic_partitions("silo_table", asked.dynamic_partitions_requests[0].partition_keys)
+        done = defs.resolve_job_def("everything").execute_in_process(
+            instance=dagster, tags=run.tags, asset_selection=run.asset_selection, raise_on_error=False
+        )
+        loaded = [e for e in done.get_asset_materialization_events() if e.asset_key == dg.AssetKey("silo_tables")]
+        assert sorted(str(e.partition) for e in loaded) == [
+            "commerce_db.public.transactions", "commerce_db.public.users"
+        ]  # fmt: skip
+        assert {e.partition: e.materialization.metadata["dagster/row_count"].value for e in loaded} == {
+            "commerce_db.public.users": 240, "commerce_db.public.transactions": 600
+        }  # fmt: skip
+        assert isinstance(evaluate(), dg.SkipReason)
+        with psycopg.connect(**login) as rows:
+            rows.execute("DELETE FROM source_databases WHERE db_name = 'commerce_db'")
+        assert [r.partition_keys for r in evaluate().dynamic_partitions_requests] == [
+            ["commerce_db.public.users", "commerce_db.public.transactions"]
+        ]
+    assert graph.label_counts() == {"ShopUser": 240, "Purchase": 600}
+    assert graph.type_counts() == {"BOUGHT": 600}
+
+
+ADD_COMMERCE = """
+    WITH added AS (
+        INSERT INTO source_databases (tenant_id, db_name, host, port, db_user, password_ref)
+        SELECT tenant_id, 'commerce_db', host, port, 'postgres', password_ref FROM source_databases
+        WHERE db_name = 'profiles_db' RETURNING database_id
+    ), users AS (
+        INSERT INTO source_tables (database_id, table_name, key_columns)
+        SELECT database_id, 'users', '{id}' FROM added RETURNING table_id
+    ), transactions AS (
+        INSERT INTO source_tables (database_id, table_name, key_columns)
+        SELECT database_id, 'transactions', '{id}' FROM added RETURNING table_id
+    ), labels AS (
+        INSERT INTO node_label_mappings (table_id, node_label)
+        SELECT table_id, 'ShopUser' FROM users UNION ALL SELECT table_id, 'Purchase' FROM transactions
+    )
+    INSERT INTO relationship_mappings (from_label, to_label, relationship_type, join_condition)
+    VALUES ('ShopUser', 'Purchase', 'BOUGHT', 'u.id = p.user_id')
+"""
 
 
 def test_the_sensor_asks_once_for_files_that_wait(landing: Landing, tmp_path: Path) -> None:
     sensor = defs.resolve_sensor_def("new_landing_files")
 
     def evaluate() -> dg.SensorResult | dg.RunRequest | dg.SkipReason | None:
-        context = dg.build_sensor_context(resources={"landing": LandingResource(), "lake": LakeResource()})
-        result: Any = sensor(context)
+        resources = {"landing": LandingResource(), "lake": LakeResource(), "control": ControlResource()}
+        with instance(c360_home()) as dagster:
+            result: Any = sensor(dg.build_sensor_context(instance=dagster, resources=resources))
         return result
 
     assert isinstance(evaluate(), dg.SkipReason)
