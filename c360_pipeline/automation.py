@@ -11,7 +11,8 @@ from c360_pipeline.stores.ingest import waiting_files
 OF_SILOS = [
     dg.AssetKey(name)
     for name in (
-        "silo_tables", "silo_nodes", "mapped_relationships", "reconciliations", "reconciliation_findings"
+        "silo_tables", "silo_nodes", "mapped_relationships", "cypher_script", "reconciliations",
+        "reconciliation_findings",
     )
 ]  # fmt: skip
 """What a new silo table needs."""

@@ -1,6 +1,9 @@
 """Silos: source tables into the lake, and from there into the graph, as the control database says."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dagster as dg
@@ -9,7 +12,9 @@ import polars as pl
 from c360_pipeline.assets.partitions import SILO_TABLES
 from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, preview, rows
 from c360_pipeline.core.silo_plan import Extract
-from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, SilosResource
+from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, LandingResource, SilosResource
+from c360_pipeline.stores.cypher_script import write_script
+from c360_pipeline.stores.reconcile import Archive
 from c360_pipeline.stores.silo_graph import SiloGraph, label_tables, stored_silo_table
 from c360_pipeline.stores.silo_run import SiloRun, readable_exclusions
 
@@ -162,6 +167,54 @@ def mapped_relationships(  # with checks of its own, Dagster takes the result ty
             )
         ],
     )
+
+
+class CypherScriptConfig(dg.Config):
+    """`max_rows`: beyond so many nodes and relationships no script is written; it would be gigabytes."""
+
+    max_rows: int = 500_000
+
+
+@dg.asset(
+    deps=[mapped_relationships],
+    description="The silos' part of the graph as a Cypher script in `cypher/`, which rebuilds it in an empty database.",
+    owners=OWNERS,
+    group_name="graph",
+    kinds={"cypher", "s3"},
+    metadata={"dagster/column_schema": described_columns({"statement": "one a line, in the order of running"})},
+)
+def cypher_script(
+    config: CypherScriptConfig, control: ControlResource, lake: LakeResource, landing: LandingResource
+) -> dg.MaterializeResult[None]:
+    """Write the script when the silo tables changed since the last one, and register it with its hash."""
+    control_db, tables = control.open(), lake.open()
+    archive = Archive(tables, control_db.read())
+    made_from, expected = archive.silo_versions(), archive.silo_rows()
+    last = control_db.last_script()
+    if last.get("made_from") == made_from:
+        return dg.MaterializeResult(metadata=rows(0, file=last["file_name"], sha256=last["sha256"], written=False))
+    if expected > config.max_rows:
+        why = f"{expected:,} rows of silos are more than max_rows, {config.max_rows:,}"
+        return dg.MaterializeResult(metadata=rows(0, written=False, why=why))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"silos-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.cypher"
+        script = write_script(archive, path)
+        if script.sha256 == last.get("sha256"):
+            control_db.note_script(last["script_id"], made_from)
+            return dg.MaterializeResult(metadata=rows(script.rows, file=last["file_name"], sha256=script.sha256))
+        uri = landing.open().put_file(path, "cypher/")
+    control_db.add_script(uri, script.sha256, made_from, script.statements)
+    return dg.MaterializeResult(
+        metadata=rows(script.rows, file=uri, sha256=script.sha256, statements=script.statements, written=True)
+    )
+
+
+@dg.asset_check(asset=cypher_script, description="The registered script is where the control database says, unchanged.")
+def the_script_is_what_was_registered(control: ControlResource, landing: LandingResource) -> dg.AssetCheckResult:
+    """Hash the file."""
+    last = control.open().last_script()
+    found = landing.open().sha256_of(last["file_name"]) if last else None
+    return dg.AssetCheckResult(passed=found == last.get("sha256"), metadata={"file": last.get("file_name", "none")})
 
 
 @dg.asset_check(asset=silo_nodes, blocking=True, description="As many nodes of every label as rows in its silo tables.")

@@ -17,7 +17,7 @@ from rich.table import Table
 from c360_pipeline.cli.dead_letters import letters_app
 from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, err, out, print_json
 from c360_pipeline.cli.query import query
-from c360_pipeline.cli.silos import grants, plan
+from c360_pipeline.cli.silos import clear_database, grants, plan
 from c360_pipeline.cli.suppress import suppress_app
 from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.settings import c360_home, load_settings, merged_environment, project_path
@@ -31,6 +31,7 @@ app.add_typer(letters_app, name="dead-letters")
 app.add_typer(suppress_app, name="suppress")
 app.command()(plan)
 app.command()(grants)
+app.command()(clear_database)
 app.command()(query)
 
 CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")

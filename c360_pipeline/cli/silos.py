@@ -76,4 +76,22 @@ def grants(
     err.print("Run these with psql, as a login that owns the tables.", highlight=False)
 
 
+def clear_database(
+    yes_remove_all_of: Annotated[str | None, typer.Option(help="the Neo4j address, instead of the questions")] = None,
+) -> None:
+    """Remove every node of the graph, of all tenants; the lake stays, and the next run projects it again."""
+    from c360_pipeline.connections import open_control, open_graph
+    from c360_pipeline.errors import ConfigError
+
+    settings = load_settings()
+    address = settings.neo4j_uri
+    if yes_remove_all_of is None:
+        typer.confirm(f"Remove every node and relationship from the graph at {address}?", abort=True, err=True)
+        yes_remove_all_of = typer.prompt("This can't be undone. Type the address to go on", err=True)
+    if yes_remove_all_of != address:
+        raise ConfigError(f"{yes_remove_all_of!r} is not {address}: nothing was removed.")
+    with open_control(settings).exclusive_run(), open_graph(settings) as graph:
+        err.print(f"{graph.clear():,} nodes removed", highlight=False)
+
+
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}

@@ -166,6 +166,9 @@ CREATE TABLE IF NOT EXISTS cypher_scripts (
 );
 
 ALTER TABLE cypher_scripts ADD COLUMN IF NOT EXISTS statements bigint NOT NULL DEFAULT 0;
+ALTER TABLE cypher_scripts ADD COLUMN IF NOT EXISTS made_from text NOT NULL DEFAULT '';
+COMMENT ON COLUMN cypher_scripts.made_from IS 'sha256 of the versions of the lake tables that it was made from.';
+COMMENT ON COLUMN cypher_scripts.last_run_time IS 'When the graph last held what the script makes.';
 COMMENT ON TABLE cypher_scripts IS 'Scripts that rebuild the silos'' part of the graph in an empty database.';
 
 CREATE TABLE IF NOT EXISTS suppressed_users (

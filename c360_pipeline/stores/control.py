@@ -87,6 +87,14 @@ SAVE_STATE = """
     SET lake_version = excluded.lake_version, cursor_value = excluded.cursor_value, snapshot = excluded.snapshot,
         reads = excluded.reads, saved_at = now()
 """
+READ_LAST_SCRIPT = "SELECT script_id, file_name, sha256, made_from FROM cypher_scripts ORDER BY script_id DESC LIMIT 1"
+ADD_SCRIPT = """
+    INSERT INTO cypher_scripts (file_name, sha256, made_from, statements, last_run_time)
+    VALUES (%(file_name)s, %(sha256)s, %(made_from)s, %(statements)s, now())
+"""
+NOTE_SCRIPT = """
+    UPDATE cypher_scripts SET made_from = %(made_from)s, last_run_time = now() WHERE script_id = %(script_id)s
+"""
 SCHEMA_VERSION = 2
 
 
@@ -207,6 +215,18 @@ class ControlDb:
     def save_applied_plan(self, plan_hash: str, document: dict[str, Any], run_id: str) -> None:
         """Note that a run has carried out a plan."""
         self.execute(SAVE_APPLIED_PLAN, plan_hash=plan_hash, document=Jsonb(document), run_id=run_id)
+
+    def last_script(self) -> dict[str, Any]:
+        """script_id, file_name, sha256 and made_from of the newest script; empty when there is none."""
+        return self.execute(READ_LAST_SCRIPT)
+
+    def add_script(self, file_name: str, sha256: str, made_from: str, statements: int) -> None:
+        """Register a script whose content was just brought into the graph."""
+        self.execute(ADD_SCRIPT, file_name=file_name, sha256=sha256, made_from=made_from, statements=statements)
+
+    def note_script(self, script_id: int, made_from: str) -> None:
+        """Note that a script's content was brought into the graph again."""
+        self.execute(NOTE_SCRIPT, script_id=script_id, made_from=made_from)
 
     def extraction_state(self, table_id: int) -> "ExtractionState | None":
         """How far an incremental table was read."""

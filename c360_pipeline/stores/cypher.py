@@ -54,6 +54,13 @@ def merge_statement(kind: Kind) -> str:
 
 
 @lru_cache
+def scripted_merge_statement(kind: Kind) -> str:
+    """Write rows of a kind that bring their tenant with them; what follows `UNWIND [ … ] AS row` in a script."""
+    statement = merge_statement(kind).removeprefix("UNWIND $rows AS row ").removesuffix(" RETURN count(*) AS written")
+    return statement.replace("$tenant_id", "row.tenant_id")
+
+
+@lru_cache
 def update_statement(kind: NodeKind) -> str:
     """Set properties of nodes that another projection makes; rows without a node are passed over."""
     return f"UNWIND $rows AS row MATCH {_node('n', kind)} SET n += row RETURN count(*) AS written"

@@ -45,6 +45,8 @@ READ_PROJECTIONS = """
 FORGET_CHECKPOINT = """
     MATCH (c:ProjectionCheckpoint {projection: $projection}) WHERE $source IS NULL OR c.source = $source DELETE c
 """
+COUNT_NODES = "MATCH (n) RETURN count(n) AS number"
+CLEAR = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF $batch_rows ROWS"
 SHOW_CONSTRAINTS = "SHOW CONSTRAINTS YIELD name RETURN count(name) AS number"
 SHOW_INDEXES_NOT_ONLINE = """
     SHOW INDEXES YIELD name, state WHERE state <> 'ONLINE' RETURN name, state ORDER BY name
@@ -296,6 +298,12 @@ class Graph:
     def tenants_of(self, label: str) -> list[str]:
         """Tenants that have nodes of a label."""
         return [r["tenant_id"] for r in self.run(cypher.tenants_statement(label))]
+
+    def clear(self) -> int:
+        """Remove every node and relationship, of all tenants; constraints stay. Returns how many nodes there were."""
+        count = int(self.run(COUNT_NODES)[0]["number"])
+        self._run_in_batches(CLEAR)
+        return count
 
     def clear_label(self, label: str) -> int:
         """Remove all nodes of a label and their relationships, of all tenants; returns how many nodes."""

@@ -234,6 +234,20 @@ class Landing:
                 return None
             raise
 
+    def sha256_of(self, uri: str) -> str | None:
+        """The sha256 of an object of this bucket; None when it is not there."""
+        key = uri.removeprefix(f"s3://{self.bucket}/")
+        try:
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
+        digest = hashlib.sha256()
+        for chunk in body.iter_chunks(1024 * 1024):
+            digest.update(chunk)
+        return digest.hexdigest()
+
     def put_dead_letters(self, letters: pl.DataFrame) -> None:
         """Keep the bytes of rejected lines under their sha256.
 

@@ -1,5 +1,6 @@
 """Both sides of reconciliation: what the archive says the graph holds, and what the graph holds."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from c360_pipeline.core.relationship_joins import join_labels, relationship_kind
 from c360_pipeline.core.silos import ControlRows
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.silo_graph import silo_node_frames
+from c360_pipeline.stores.silo_graph import label_tables, silo_node_frames
 
 OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
 """Kinds that are properties of nodes that another projection makes."""
@@ -54,6 +55,23 @@ class Archive:
     def __init__(self, lake: Lake, control: ControlRows) -> None:
         self._lake = lake
         self._control = control
+
+    @property
+    def lake(self) -> Lake:
+        """The Delta tables."""
+        return self._lake
+
+    def silo_versions(self) -> str:
+        """sha256 of the control rows, and of the versions of the tables that silo nodes and relationships come from."""
+        tables = [self._control.lake_table(table) for table in self._control.tables]
+        versions = {name: str(self._lake.version(name)) for name in (*tables, EVENTS.name)}
+        said = repr((sorted(self._control.labels.items()), self._control.relationships, sorted(versions.items())))
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def silo_rows(self) -> int:
+        """Rows of all silo tables that have a label."""
+        found = label_tables(self._lake, self._control).values()
+        return sum(self._lake.count(table) for label in found for table in label.tables)
 
     def silo_nodes(self) -> SiloNodes:
         """The node rows of every silo table that has a label; tables of one label are put together."""

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from c360_pipeline import cli
 from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.ingest import Ingest
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
@@ -185,3 +186,42 @@ def test_suppressed_users_are_listed_without_their_names(settings: Settings) -> 
     assert "john" not in listed
     assert run("suppress", "remove", "--tenant", "acme", "--user", "john@example.com").exit_code == 0
     assert json.loads(run("suppress", "list", "--json").stdout) == []
+
+
+def test_plan_and_grants_say_what_the_next_run_reads(settings: Settings, control: ControlDb) -> None:
+    assert run("seed").exit_code == 0
+    plan = json.loads(run("plan", "--json").stdout)
+    accounts = plan["tables"]["profiles_db.public.accounts"]
+    assert accounts["leaves_out"] == {"hashed_password": "a credential", "phone": "not needed for any question"}
+    assert accounts["label"] == "Account"
+    assert plan["expected_rows"]["streaming_db.public.play_events"] > 4_000
+    assert {"subject": "profiles_db.public.accounts", "change": "table is new"} in plan["changes"]
+    assert f"plan {plan['hash']}" in run("plan").stdout
+    grants = run("grants", "--role", "reader").stdout
+    assert 'GRANT SELECT ("ticket_id", "tag_id") ON TABLE "public"."ticket_tags" TO "reader";' in grants
+    assert "hashed_password" not in grants
+    with psycopg.connect(**postgres_login(settings, settings.etl_db_name)) as rows:
+        rows.execute("UPDATE source_tables SET table_name = 'acounts' WHERE table_id = 1")
+    refused = in_a_process("plan")
+    assert refused.returncode == 2
+    assert "source_tables row 1 (public.acounts): there is no such table" in refused.stderr
+
+
+def test_queries_are_listed_shown_and_refused(settings: Settings, graph: Graph) -> None:
+    names = [q["name"] for q in json.loads(run("query", "--list", "--json").stdout)]
+    assert len(names) == 11
+    assert "$tenant_id" in run("query", "churn-risk", "--show").stdout
+    assert json.loads(run("query", "churn_risk", "--tenant", "acme", "--json").stdout)["rows"] == []
+    for wrong in (["nothing"], ["churn_risk"], ["churn_risk", "--set", "x=1"], ["churn_risk", "--set", "limit=many"]):
+        refused = in_a_process("query", *wrong)
+        assert refused.returncode == 2, wrong
+        assert len(refused.stderr.strip().splitlines()) <= 2
+
+
+def test_the_graph_is_cleared_only_when_it_was_said_twice(settings: Settings, control: ControlDb, graph: Graph) -> None:
+    graph.run("CREATE (:Thing), (:Thing)")
+    for answers in ("n\n", "y\nno\n", ""):
+        assert RUNNER.invoke(cli.app, ["clear-database"], input=answers).exit_code != 0
+        assert graph.label_count("Thing") == 2
+    assert RUNNER.invoke(cli.app, ["clear-database"], input=f"y\n{settings.neo4j_uri}\n").exit_code == 0
+    assert graph.label_count("Thing") == 0

@@ -1,9 +1,10 @@
 """Silos with awkward types, names and writers: read over ADBC into the lake, and from there into the graph."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,8 +20,10 @@ from c360_pipeline.errors import BrakeError, ConfigError, ContractError
 from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stores import silo_load
 from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.cypher_script import write_script
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.reconcile import Archive, reconcile
 from c360_pipeline.stores.silo_grants import create_role_statement, grant_statements
 from c360_pipeline.stores.silo_graph import SiloGraph
 from c360_pipeline.stores.silo_run import Loaded, SiloRun, found_tables, readable_exclusions
@@ -429,6 +432,41 @@ def test_hostile_names_and_values_change_nothing_but_their_row(people: World, gr
     assert {row["id"] for row in rows} == set(values)
     assert set(rows[0]) == {"tenant_id", "id", *HOSTILE}
     assert people.source.execute("SELECT count(*) FROM person").fetchone() == (200,)
+
+
+def test_the_script_rebuilds_the_graph_in_an_empty_database(
+    people: World, graph: Graph, empty_graph: Callable[[], None], tmp_path: Path
+) -> None:
+    people.source.execute(
+        "CREATE TABLE odd (id int PRIMARY KEY, t text, f float8, at timestamptz, l timestamp, d date, b bool)"
+    )
+    texts = ("it's", 'a "b" \\', "line\nbreak;\r\ttab", "`", "${x}", "\u2028 \u2029 \x85", "🙂", "", "\\u0041")
+    for number, text in enumerate(texts):
+        people.source.execute(ADD_ODD, [number, text])
+    people.source.execute(
+        "INSERT INTO odd (id, f) VALUES (100, 'NaN'), (101, 'Infinity'), (102, '-Infinity'), (103, 1e300)"
+    )
+    people.add("odd", label="Odd")
+    people.load()
+    project(people, graph)
+    archive = Archive(people.lake, people.control.read())
+    script = write_script(archive, tmp_path / "a.cypher")
+    assert write_script(archive, tmp_path / "b.cypher") == script
+    assert (tmp_path / "a.cypher").read_bytes() == (tmp_path / "b.cypher").read_bytes()
+    counts = graph.counts()
+    empty_graph()
+    lines = (tmp_path / "a.cypher").read_text(encoding="utf-8").split("\n")
+    assert len(lines) == script.statements + 1
+    for line in filter(None, lines):
+        graph.run(line.removesuffix(";"))
+    assert graph.counts() == counts
+    differing = [r for r in reconcile(archive, graph) if not r.comparison.is_equal]
+    assert [(r.kind.name, r.comparison.findings.rows()) for r in differing] == []
+
+
+ADD_ODD = """
+    INSERT INTO odd VALUES (%s, %s, 0.1, '2024-01-01 10:00:00.123456+05', '0001-01-01 00:00:00', '0999-02-03', true)
+"""
 
 
 def test_two_workers_at_once_end_like_one(people: World, graph: Graph) -> None:
