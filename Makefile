@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench
+.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench bench-silos
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +38,9 @@ setup: .venv/.synced  ## virtual environment from the lock, Neo4j and GDS jars, 
 
 bench: setup .venv/.bench  ## landing against its floor and its peers; ARGS="--events 100000 --archive 0" for a short one
 	$(BIN)/python benchmarks/bench_landing.py $(ARGS)
+
+bench-silos: setup  ## silos against their floor and their peers; ARGS="--accounts 20000 --plays 100000" for a short one
+	$(BIN)/python benchmarks/bench_silos.py $(ARGS)
 
 movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 

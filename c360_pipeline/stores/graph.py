@@ -214,8 +214,8 @@ class Graph:
         self._write(cypher.delete_statement(kind), kind, keys, must_match=False)
 
     def _write(self, statement: str, kind: Kind, rows: pl.DataFrame, *, must_match: bool) -> None:
-        for tenant_id, batch in _batches(rows):
-            written = self.run(statement, tenant_id=tenant_id, rows=_to_rows(batch))[0]["written"]
+        for tenant_id, batch in batches(rows):
+            written = self.run(statement, tenant_id=tenant_id, rows=to_rows(batch))[0]["written"]
             if must_match and written != batch.height:
                 raise InvariantError(
                     f"{kind.name}: {batch.height - written} of {batch.height} rows of tenant {tenant_id} found no "
@@ -349,13 +349,14 @@ def _plain(value: Any) -> Any:
     return value.iso_format() if isinstance(value, TEMPORAL) else value
 
 
-def _batches(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+def batches(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The rows of each tenant in slices of at most `BATCH_ROWS`, without their tenant_id."""
     for (tenant_id,), part in rows.partition_by("tenant_id", as_dict=True, maintain_order=True).items():
         for batch in part.drop("tenant_id").iter_slices(BATCH_ROWS):
             yield str(tenant_id), batch
 
 
-def _to_rows(batch: pl.DataFrame) -> list[dict[str, Any]]:
+def to_rows(batch: pl.DataFrame) -> list[dict[str, Any]]:
     """Rows as the driver takes them; instants with the offset +00:00, so that Neo4j keeps no zone name."""
     zoned = [n for n, t in batch.schema.items() if isinstance(t, pl.Datetime) and t.time_zone]
     rows = batch.to_dicts()
