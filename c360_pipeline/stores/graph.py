@@ -1,8 +1,10 @@
 """The graph in Neo4j: one write path, every write repeatable, every statement with its tenant."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from importlib import resources
+from itertools import zip_longest
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,11 +15,14 @@ from neo4j.exceptions import AuthError, DriverError, Neo4jError, ServiceUnavaila
 
 from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.lake import Changes
+from c360_pipeline.core.row_hashes import identity_hash
 from c360_pipeline.errors import InvariantError, UnavailableError
 from c360_pipeline.stores import cypher
 from c360_pipeline.stores.lake import Version
 
 BATCH_ROWS = 5_000
+WRITERS = 4
+"""Transactions that write at once."""
 CHECKPOINT = "ProjectionCheckpoint"
 TEMPORAL = (neo4j.time.DateTime, neo4j.time.Date, neo4j.time.Time, neo4j.time.Duration)
 
@@ -187,11 +192,11 @@ class Graph:
         Raises:
             InvariantError: a relationship has no node at one of its ends.
         """
-        self._write(cypher.merge_statement(kind), kind, rows.sort(kind.key_columns), must_match=True)
+        self._write(cypher.merge_statement(kind), kind, apart(kind, rows.sort(kind.key_columns)), must_match=True)
 
     def update(self, kind: NodeKind, rows: pl.DataFrame) -> None:
         """Set properties on nodes that another projection makes."""
-        self._write(cypher.update_statement(kind), kind, rows.sort(kind.key_columns), must_match=False)
+        self._write(cypher.update_statement(kind), kind, apart(kind, rows.sort(kind.key_columns)), must_match=False)
 
     def move(self, kind: RelationshipKind, rows: pl.DataFrame) -> None:
         """Make these the only relationships of their sources; a reader sees the old or the new, never both or none.
@@ -199,7 +204,7 @@ class Graph:
         Raises:
             InvariantError: a relationship has no node at one of its ends.
         """
-        self._write(cypher.move_statement(kind), kind, rows.sort(kind.key_columns), must_match=True)
+        self._write(cypher.move_statement(kind), kind, in_turn(rows.sort(kind.key_columns)), must_match=True)
 
     def remove_undeclared_properties(self, kind: NodeKind) -> list[str]:
         """Remove properties that the kind does not declare from all nodes of its label; returns their names."""
@@ -211,16 +216,23 @@ class Graph:
 
     def delete(self, kind: Kind, keys: pl.DataFrame) -> None:
         """Remove rows of a kind by key; a node takes its relationships with it."""
-        self._write(cypher.delete_statement(kind), kind, keys, must_match=False)
+        self._write(cypher.delete_statement(kind), kind, in_turn(keys), must_match=False)
 
-    def _write(self, statement: str, kind: Kind, rows: pl.DataFrame, *, must_match: bool) -> None:
-        for tenant_id, batch in batches(rows):
+    def _write(
+        self, statement: str, kind: Kind, groups: Iterable[list[tuple[str, pl.DataFrame]]], *, must_match: bool
+    ) -> None:
+        def write(batch_of_tenant: tuple[str, pl.DataFrame]) -> None:
+            tenant_id, batch = batch_of_tenant
             written = self.run(statement, tenant_id=tenant_id, rows=to_rows(batch))[0]["written"]
             if must_match and written != batch.height:
                 raise InvariantError(
                     f"{kind.name}: {batch.height - written} of {batch.height} rows of tenant {tenant_id} found no "
                     "node to stand on. Materialise the assets upstream first."
                 )
+
+        for together in groups:
+            with ThreadPoolExecutor(WRITERS) as pool:
+                list(pool.map(write, together))
 
     def read(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
         """All rows of a kind of a tenant; a value of another type than the kind's turns its column to text."""
@@ -347,6 +359,38 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(part) for part in value]
     return value.iso_format() if isinstance(value, TEMPORAL) else value
+
+
+def apart(kind: Kind, rows: pl.DataFrame) -> Iterator[list[tuple[str, pl.DataFrame]]]:
+    """Batches in groups; those of a group touch no node in common, so they can be written at once without a deadlock.
+
+    Nodes are in one batch each. Relationships are parted by both their ends: of a table of parts by source and target,
+    a group is a diagonal. Where sources and targets are nodes of one label, each batch is a group of its own.
+    """
+    if isinstance(kind, NodeKind):
+        yield list(batches(rows))
+        return
+    if rows.height <= BATCH_ROWS or kind.source.label == kind.target.label:
+        yield from in_turn(rows)
+        return
+    cells = rows.with_columns(
+        __source=_part([f"from_{k}" for k in kind.source.key], rows),
+        __target=_part([f"to_{k}" for k in kind.target.key], rows),
+    ).partition_by("__source", "__target", as_dict=True, include_key=False, maintain_order=True)
+    for shift in range(WRITERS):
+        diagonal = [cells.get((part, (part + shift) % WRITERS)) for part in range(WRITERS)]
+        slices = [list(batches(cell)) for cell in diagonal if cell is not None]
+        # One batch of each cell at a time: two of one cell may share a node.
+        yield from ([batch for batch in group if batch is not None] for group in zip_longest(*slices))
+
+
+def in_turn(rows: pl.DataFrame) -> Iterator[list[tuple[str, pl.DataFrame]]]:
+    """Batches one after the other: for statements that touch more nodes than their rows name."""
+    return ([batch] for batch in batches(rows))
+
+
+def _part(columns: list[str], rows: pl.DataFrame) -> pl.Series:
+    return identity_hash(rows, ["tenant_id", *columns]) % WRITERS
 
 
 def batches(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:

@@ -11,7 +11,7 @@ from c360_pipeline.core.lake import Changes
 from c360_pipeline.errors import ConfigError, InvariantError
 from c360_pipeline.stores import cypher
 from c360_pipeline.stores import graph as statements
-from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.graph import Graph, apart
 
 AT = datetime(2025, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
 KINDS = [
@@ -144,3 +144,30 @@ def test_a_property_may_have_any_name(graph: Graph) -> None:
     rows = pl.DataFrame([("acme", 1, "x")], schema=kind.schema, orient="row")
     graph.merge(kind, rows)
     assert graph.read(kind, "acme").equals(rows)
+
+
+def test_many_relationships_of_few_nodes_are_written_at_once_without_a_deadlock(graph: Graph) -> None:
+    sources = users(*(f"u{n}" for n in range(6_000)))
+    graph.merge(model.USER, sources)
+    graph.merge(model.SESSION, sessions("s1", "s2", "s3"))
+    every = pl.concat(sources.select("tenant_id", from_id="id").with_columns(to_id=pl.lit(f"s{n}")) for n in (1, 2, 3))
+    graph.merge(model.HAS_SESSION, every)
+    graph.merge(model.HAS_SESSION, every)
+    assert graph.type_counts() == {"HAS_SESSION": 18_000}
+
+
+@pytest.mark.parametrize("kind", [model.HAS_SESSION, model.USER])
+def test_batches_that_are_written_at_once_share_no_node(kind: model.Kind) -> None:
+    ends = [(f"u{n % 977}", f"s{n % 7}") for n in range(30_000)]
+    rows = (
+        pl.DataFrame(ends, schema=["from_id", "to_id"], orient="row").unique()
+        if kind is model.HAS_SESSION
+        else pl.DataFrame({"id": [f"u{n}" for n in range(30_000)]})
+    ).select(pl.lit("acme").alias("tenant_id"), pl.all())
+    written = []
+    for group in apart(kind, pl.concat([rows] * 5) if kind is model.HAS_SESSION else rows):
+        for column in ("from_id", "to_id", "id"):
+            values = [set(batch[column]) for _, batch in group if column in batch.columns]
+            assert sum(map(len, values)) == len(set().union(*values)), column
+        written += [batch for _, batch in group]
+    assert pl.concat(written).height == (rows.height * 5 if kind is model.HAS_SESSION else rows.height)
