@@ -1,6 +1,6 @@
 """Silos: source tables into the lake, and from there into the graph, as the control database says."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +11,13 @@ import polars as pl
 
 from c360_pipeline.assets.partitions import SILO_TABLES
 from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, preview, rows
+from c360_pipeline.core.relationship_joins import joined_columns
 from c360_pipeline.core.silo_plan import Extract
+from c360_pipeline.core.silos import LINEAGE, ControlRows, RelationshipRow
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, LandingResource, SilosResource
 from c360_pipeline.stores.cypher_script import write_script
 from c360_pipeline.stores.reconcile import Archive
-from c360_pipeline.stores.silo_graph import SiloGraph, label_tables, stored_silo_table
+from c360_pipeline.stores.silo_graph import LabelTables, SiloGraph, label_tables, stored_silo_table
 from c360_pipeline.stores.silo_run import SiloRun, readable_exclusions
 
 GROUP = "silos"
@@ -123,11 +125,44 @@ def silo_nodes(
     config: SiloGraphConfig, control: ControlResource, lake: LakeResource, graph: GraphResource
 ) -> dg.MaterializeResult[None]:
     """Project the rows that changed."""
+    control_rows = control.open().read()
     with graph.open() as neo4j:
-        silos = SiloGraph(lake.open(), neo4j, control.open().read(), force=config.force_removal)
+        silos = SiloGraph(lake.open(), neo4j, control_rows, force=config.force_removal)
         changed = silos.project_nodes()
         total = sum(neo4j.label_count(label) for label in silos.labels)
-    return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "label")))
+    lineage = {"dagster/column_lineage": node_lineage(control_rows, silos.labels)}
+    return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "label"), **lineage))
+
+
+def node_lineage(control_rows: ControlRows, labels: Mapping[str, LabelTables]) -> dg.TableColumnLineage:
+    """Which columns of which source tables each property of each label comes from."""
+    deps: dict[str, list[dg.TableColumnDep]] = {}
+    for source in control_rows.tables:
+        label = control_rows.labels.get(source.table_id, "")
+        found = [
+            t for t in (labels[label].tables if label in labels else ()) if t.name == control_rows.lake_table(source)
+        ]
+        for column in (c for table in found for c in table.columns if c not in LINEAGE):
+            dep = dg.TableColumnDep(dg.AssetKey("silo_tables"), f"{control_rows.table_name(source)}.{column}")
+            deps.setdefault(f"{label}.{column}", []).append(dep)
+    return dg.TableColumnLineage(deps)
+
+
+def relationship_lineage(silos: SiloGraph, mappings: Iterable[RelationshipRow]) -> dg.TableColumnLineage:
+    """Which properties of which labels each relationship is joined by."""
+    asset_of = {"User": dg.AssetKey("event_graph")}
+    return dg.TableColumnLineage(
+        {
+            f"({row.from_label})-[:{row.relationship_type}]->({row.to_label})": [
+                dg.TableColumnDep(asset_of.get(label, dg.AssetKey("silo_nodes")), f"{label}.{column}")
+                for label, columns in joined_columns(row, silos.kinds).items()
+                for column in columns
+                if column not in LINEAGE
+            ]
+            for row in mappings
+            if silos.has_labels_of(row)
+        }
+    )
 
 
 @dg.asset(
@@ -151,12 +186,15 @@ def mapped_relationships(  # with checks of its own, Dagster takes the result ty
     config: SiloGraphConfig, control: ControlResource, lake: LakeResource, graph: GraphResource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Join the rows that changed, and bring what differs into the graph."""
+    control_rows = control.open().read()
     with graph.open() as neo4j:
-        done = SiloGraph(lake.open(), neo4j, control.open().read(), force=config.force_removal).project_relationships()
+        silos = SiloGraph(lake.open(), neo4j, control_rows, force=config.force_removal)
+        done = silos.project_relationships()
+    lineage = {"dagster/column_lineage": relationship_lineage(silos, control_rows.relationships)}
     empty = sorted(name for name, (made, _) in done.items() if not made)
     changed = {name: written for name, (_, written) in done.items()}
     return dg.MaterializeResult(
-        metadata=rows(sum(made for made, _ in done.values()), changed=counts_table(changed, "relationship")),
+        metadata=rows(sum(made for made, _ in done.values()), changed=counts_table(changed, "relationship"), **lineage),
         check_results=[
             dg.AssetCheckResult(
                 check_name="every_mapping_joins_something",

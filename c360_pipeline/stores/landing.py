@@ -234,6 +234,12 @@ class Landing:
                 return None
             raise
 
+    def named(self, uri: str) -> LandingFile:
+        """An object of this bucket by its address, as it is now."""
+        key = uri.removeprefix(f"s3://{self.bucket}/")
+        found = self._client.head_object(Bucket=self.bucket, Key=key)
+        return LandingFile(uri, key, found["ETag"].strip('"'), found["ContentLength"])
+
     def sha256_of(self, uri: str) -> str | None:
         """The sha256 of an object of this bucket; None when it is not there."""
         key = uri.removeprefix(f"s3://{self.bucket}/")

@@ -85,6 +85,15 @@ class SiloGraph:
         self._force = force
         self.labels = label_tables(lake, control)
 
+    @property
+    def kinds(self) -> dict[str, NodeKind]:
+        """The kinds of node that a mapping may name, by label."""
+        return {"User": model.USER, **{label: found.kind for label, found in self.labels.items()}}
+
+    def has_labels_of(self, row: RelationshipRow) -> bool:
+        """Whether there are tables for all labels that a mapping names."""
+        return {row.from_label, row.to_label, *([row.via_label] if row.via_label else [])} <= self.kinds.keys()
+
     def project_nodes(self) -> dict[str, int]:
         """Bring the nodes of every label up to date; returns how many rows were written or removed, by label.
 
@@ -170,12 +179,11 @@ class SiloGraph:
             BrakeError: too many would be removed; none of that relationship was.
             ConfigError: a mapping row that can't be carried out.
         """
-        kinds = {"User": model.USER, **{label: found.kind for label, found in self.labels.items()}}
+        kinds = self.kinds
         done: dict[str, tuple[int, int]] = {}
         wanted = set()
         for row in self._control.relationships:
-            used = {row.from_label, row.to_label, *([row.via_label] if row.via_label else [])}
-            if not used <= kinds.keys():
+            if not self.has_labels_of(row):
                 continue  # a table that no run has read yet
             if problems := join_problems(row, kinds):
                 raise ConfigError("\n".join(problems))

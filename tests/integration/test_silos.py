@@ -420,7 +420,8 @@ def test_hostile_names_and_values_change_nothing_but_their_row(people: World, gr
     people.source.execute(sql.SQL("CREATE TABLE hostile (id text PRIMARY KEY, {})").format(sql.SQL(", ").join(columns)))
     places = sql.SQL(", ").join([sql.Placeholder()] * (len(HOSTILE) + 1))
     insert = sql.SQL("INSERT INTO hostile VALUES ({})").format(places)
-    values = [*HOSTILE, *(f"{one}{other}" for one in HOSTILE for other in HOSTILE[:10])]
+    values = [*HOSTILE, *(f"{one}{other}{n}" for one in HOSTILE for other in HOSTILE for n in (1, 2, 3))]
+    assert len(values) > 1_000
     for value in values:
         people.source.execute(insert, [value, *([value] * len(HOSTILE))])
     people.add("hostile", label="Hostile")
