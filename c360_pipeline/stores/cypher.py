@@ -170,6 +170,16 @@ def key_constraint(kind: NodeKind) -> str:
     """The composite uniqueness constraint of a label that control rows name."""
     key = ", ".join(f"n.{quoted_property(k)}" for k in kind.key_columns)
     return (
-        f"CREATE CONSTRAINT {quoted(f'{kind.label}_key_of_control_rows')} IF NOT EXISTS "
+        f"CREATE CONSTRAINT {quoted(key_constraint_name(kind))} IF NOT EXISTS "
         f"FOR (n:{quoted(kind.label)}) REQUIRE ({key}) IS UNIQUE"
     )
+
+
+def key_constraint_name(kind: NodeKind) -> str:
+    """The name of that constraint."""
+    return f"{kind.label}_key_of_control_rows"
+
+
+def drop_constraint(name: str) -> str:
+    """Drop a constraint."""
+    return f"DROP CONSTRAINT {quoted(name)} IF EXISTS"

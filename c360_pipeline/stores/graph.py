@@ -53,6 +53,9 @@ FORGET_CHECKPOINT = """
 COUNT_NODES = "MATCH (n) RETURN count(n) AS number"
 CLEAR = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF $batch_rows ROWS"
 SHOW_CONSTRAINTS = "SHOW CONSTRAINTS YIELD name RETURN count(name) AS number"
+SHOW_KEY_CONSTRAINTS = """
+    SHOW CONSTRAINTS YIELD name, properties WHERE name IN $names RETURN name, properties
+"""
 SHOW_INDEXES_NOT_ONLINE = """
     SHOW INDEXES YIELD name, state WHERE state <> 'ONLINE' RETURN name, state ORDER BY name
 """
@@ -172,10 +175,18 @@ class Graph:
         """Create constraints and indexes, those of the script and those of labels from control rows."""
         script = resources.files("c360_pipeline.ddl").joinpath("graph.cypher").read_text(encoding="utf-8")
         code = "\n".join(line for line in script.splitlines() if not line.startswith("//"))
+        self._drop_constraints_of_other_keys(kinds)
         for statement in [*code.split(";"), *(cypher.key_constraint(kind) for kind in kinds)]:
             if statement.strip():
                 self.run(statement)
         self.run("CALL db.awaitIndexes(300)")
+
+    def _drop_constraints_of_other_keys(self, kinds: Sequence[NodeKind]) -> None:
+        """A control row may name another key than before: its constraint would keep the new one out."""
+        wanted = {cypher.key_constraint_name(kind): kind.key_columns for kind in kinds}
+        for found in self.run(SHOW_KEY_CONSTRAINTS, names=list(wanted)):
+            if found["properties"] != wanted[found["name"]]:
+                self.run(cypher.drop_constraint(found["name"]))
 
     def apply(self, kind: Kind, changes: Changes) -> None:
         """Bring a kind from one version to the next: delete what is gone, write what is new or altered.

@@ -470,6 +470,19 @@ ADD_ODD = """
 """
 
 
+def test_a_table_may_get_another_key(people: World, graph: Graph) -> None:
+    project(people, graph)
+    people.configure("UPDATE source_tables SET key_columns = '{name}' WHERE table_name = 'person'")
+    people.load()
+    people.configure("UPDATE relationship_mappings SET is_active = false")
+    project(people, graph, force=True)
+    (row,) = graph.run(
+        "SHOW CONSTRAINTS YIELD labelsOrTypes, properties WHERE labelsOrTypes = ['Person'] RETURN properties"
+    )
+    assert row["properties"] == ["tenant_id", "name"]
+    assert graph.label_count("Person") == 200
+
+
 def test_two_workers_at_once_end_like_one(people: World, graph: Graph) -> None:
     people.source.execute("UPDATE person SET name = name || '!'; DELETE FROM phone WHERE id = 1")
     with ThreadPoolExecutor(2) as pool:
