@@ -6,7 +6,7 @@ snapshot (see docs/adr/0006).
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,7 +35,13 @@ MAX_ATTEMPTS = 20
 WRITER = "exclusive"
 FILES_AT_ONCE = 64
 TARGET_FILE_BYTES = 128 * 1024 * 1024
-BATCH_ROWS = 100_000
+WRITTEN_ROWS = 16 * 1024
+"""Rows handed to the writer at once: it takes several such batches ahead."""
+ROW_GROUP_ROWS = 128 * 1024
+"""Rows of a row group: what a reader or writer has in memory of a file."""
+BATCH_ROWS = 2 * ROW_GROUP_ROWS
+SPILL_BYTES = 128 * 1024 * 1024
+"""Memory of a merge before it spills to disk."""
 CARE_OPERATIONS = ("OPTIMIZE", "VACUUM START", "VACUUM END")
 T = TypeVar("T")
 
@@ -259,6 +265,7 @@ class Lake:
                     source_alias="s",
                     target_alias="t",
                     writer_properties=_writer_properties(table),
+                    max_spill_size=SPILL_BYTES,
                     streamed_exec=False,  # the rows are in memory; their partitions then limit what is read
                     commit_properties=_next_transaction(snapshot),
                 )
@@ -350,7 +357,9 @@ class Lake:
         """The same for a table of a silo."""
         if self._open(name) is None:
             return None
-        return self._care_for(name, SILO_RETENTION, WriterProperties(), lambda snapshot: snapshot)
+        return self._care_for(
+            name, SILO_RETENTION, WriterProperties(max_row_group_size=ROW_GROUP_ROWS), lambda snapshot: snapshot
+        )
 
     def _care_for(
         self,
@@ -390,7 +399,7 @@ class Lake:
         def arrow_batches() -> Iterator[pa.RecordBatch]:
             try:
                 for frame in batches:
-                    yield from frame.to_arrow().cast(schema).to_batches()
+                    yield from frame.to_arrow().cast(schema).to_batches(max_chunksize=WRITTEN_ROWS)
             except C360Error as error:
                 failures.append(error)  # on its way through the writer it would become text
                 raise
@@ -414,13 +423,21 @@ class Lake:
             raise
         vars(self._writers).pop(table.name, None)
 
-    def batches(self, table: Table) -> Iterator[pl.DataFrame]:
-        """The rows of a table, a file at a time; a column that the table does not have is null."""
-        snapshot = self._open(table.name)
-        yield from self._batches(table, snapshot.file_uris() if snapshot else ())
+    def append(self, table: Table, rows: pl.DataFrame) -> None:
+        """Append rows that the caller knows to be new, in one commit, unless another worker committed meanwhile."""
 
-    def _batches(self, table: Table, files: Iterable[str]) -> Iterator[pl.DataFrame]:
-        for uri in sorted(files):
+        def attempt() -> None:
+            _commit_exclusive(self._ensure(table), table, rows, "append")
+
+        self._retried(table.name, attempt)
+
+    def batches(self, table: Table) -> Iterator[pl.DataFrame]:
+        """The rows of a table in bounded batches; a column that the table does not have is null."""
+        snapshot = self._open(table.name)
+        return self._batches(table, _rows_by_file(snapshot) if snapshot else {})
+
+    def _batches(self, table: Table, rows_by_file: Mapping[str, int]) -> Iterator[pl.DataFrame]:
+        for uri, count in sorted(rows_by_file.items()):
             rows = pl.scan_parquet(
                 uri,
                 storage_options=self._options,
@@ -428,7 +445,9 @@ class Lake:
                 extra_columns="ignore",
                 schema=table.empty().schema,
             )
-            yield from rows.collect_batches(chunk_size=BATCH_ROWS)
+            # One slice after the other: an engine that reads ahead holds the table when its reader is slow.
+            for start in range(0, count, BATCH_ROWS):
+                yield rows.slice(start, BATCH_ROWS).collect()
 
     def has_columns(self, table: Table) -> bool:
         """Whether the table as it is has exactly these columns."""
@@ -480,9 +499,8 @@ class Lake:
         before_marks = self._read_files(table, files_before - files_now, marks)
         changed = after_marks.join(before_marks, on=marks, how="anti", nulls_equal=True).select(key)
         gone = before_marks.select(key).join(after_marks.select(key), on=key, how="anti")
-        rows = (
-            part.join(changed, on=key, how="semi") for part in self._batches(table, added if changed.height else ())
-        )
+        to_read = {uri: n for uri, n in _rows_by_file(now).items() if uri in added} if changed.height else {}
+        rows = (part.join(changed, on=key, how="semi") for part in self._batches(table, to_read))
         return rows, gone, _version(now)
 
     def stored_bytes(self, table: Table) -> int:
@@ -576,6 +594,11 @@ def _rows(snapshot: DeltaTable, table: Table) -> pl.LazyFrame:
     )
 
 
+def _rows_by_file(snapshot: DeltaTable) -> dict[str, int]:
+    files = _data_files(snapshot)
+    return dict(zip(files["uri"], files["num_records"], strict=True))
+
+
 def _data_files(snapshot: DeltaTable) -> pl.DataFrame:
     """One row per data file: uri, num_records, partition values and statistics as delta-rs names them."""
     by_name = {uri.rpartition("/")[2]: uri for uri in snapshot.file_uris()}
@@ -627,4 +650,4 @@ def _commit_exclusive(
 
 def _writer_properties(table: Table) -> WriterProperties:
     plain = ColumnProperties(dictionary_enabled=False)
-    return WriterProperties(column_properties=dict.fromkeys(table.distinct, plain))
+    return WriterProperties(max_row_group_size=ROW_GROUP_ROWS, column_properties=dict.fromkeys(table.distinct, plain))

@@ -30,6 +30,8 @@ SPOOL_BYTES = 96 * 1024 * 1024
 PARTS = 32
 MERGED_ROWS = 200_000
 """Up to so many changed rows are merged into the files that hold them; for more, the table is written anew."""
+MERGED_BYTES = 64 * 1024 * 1024
+"""Up to this size of its files the engine merges into a table, holding it in memory; larger ones are passed along."""
 BYTES_PER_STORED_BYTE = 6
 """How much larger rows are in memory than in the lake's files, roughly."""
 
@@ -74,7 +76,7 @@ class _Spool:
         self.bytes += size
         self._bytes += size
         self._frames.append(rows)
-        if self._bytes > (SPOOL_BYTES // 4 if self.on_disk else SPOOL_BYTES):
+        if self._bytes > (SPOOL_BYTES // 8 if self.on_disk else SPOOL_BYTES):
             self.spill()
 
     def spill(self) -> None:
@@ -105,11 +107,13 @@ class _Difference:
 
     changes: list[RowChanges] = field(default_factory=list)
     loaded: int = 0
+    altered: int = 0
     deleted: int = 0
 
     def add(self, changes: RowChanges) -> None:
         """Count the changes of a part, and keep them while they are few."""
         self.loaded += changes.inserted.height + changes.updated.height
+        self.altered += changes.updated.height
         self.deleted += changes.deleted.height
         if self.is_small:
             self.changes.append(changes)
@@ -227,7 +231,9 @@ class _Load:
                 hashes.append(identity_hash(keys, self._key).to_numpy())
                 yield self._stamped(batch)
             together = np.concatenate([np.empty(0, np.uint64), *hashes])
-            if len(np.unique(together)) < len(together):
+            hashes.clear()
+            together.sort()
+            if (together[1:] == together[:-1]).any():
                 self._refuse(self._repeated(snapshot))
 
         batches = seen()
@@ -287,8 +293,24 @@ class _Load:
             self._lake.overwrite(self._table, self._rewritten(read, held))
 
     def _merge(self, difference: _Difference) -> None:
-        if difference.loaded + difference.deleted:
-            self._lake.merge(self._table, self._stamped(difference.upserts()), difference.gone())
+        """Bring few changes into the table: into the files that hold them, or where these are large, batch by batch."""
+        upserts, gone = self._stamped(difference.upserts()), difference.gone()
+        if not upserts.height + gone.height:
+            return
+        if not difference.altered and not gone.height:
+            self._lake.append(self._table, upserts)
+        elif self._lake.stored_bytes(self._table) <= MERGED_BYTES:
+            self._lake.merge(self._table, upserts, gone)
+        else:
+            self._lake.overwrite(self._table, self._with_changes(self._held_rows(), upserts, gone))
+
+    def _with_changes(
+        self, held: Iterator[pl.DataFrame], upserts: pl.DataFrame, gone: pl.DataFrame
+    ) -> Iterator[pl.DataFrame]:
+        touched = pl.concat([upserts.select(self._key), gone.select(self._key)])
+        for batch in held:
+            yield batch.join(touched, on=list(self._key), how="anti").select(list(self._table.columns))
+        yield upserts
 
     def _rewritten(self, read: _Spool, held: _Spool) -> Iterator[pl.DataFrame]:
         """All rows as they should be; those that did not change keep the time of their last change."""

@@ -204,12 +204,13 @@ def test_only_what_differs_is_written_and_the_rest_keeps_its_time(world: World) 
 
 
 @pytest.mark.parametrize("spool_bytes", [0, 96 * 2**20])
-@pytest.mark.parametrize("merged_rows", [0, 200_000])
+@pytest.mark.parametrize(("merged_rows", "merged_bytes"), [(0, 0), (200_000, 0), (200_000, 64 * 2**20)])
 def test_memory_and_disk_merge_and_rewrite_end_the_same(
-    world: World, monkeypatch: pytest.MonkeyPatch, spool_bytes: int, merged_rows: int
+    world: World, monkeypatch: pytest.MonkeyPatch, spool_bytes: int, merged_rows: int, merged_bytes: int
 ) -> None:
     monkeypatch.setattr(silo_load, "SPOOL_BYTES", spool_bytes)
     monkeypatch.setattr(silo_load, "MERGED_ROWS", merged_rows)
+    monkeypatch.setattr(silo_load, "MERGED_BYTES", merged_bytes)
     world.source.execute('CREATE TABLE t (id int PRIMARY KEY, "we`ird "" \' name" text, gone text)')
     world.source.execute("INSERT INTO t SELECT g, g, g FROM generate_series(1, 5000) g")
     world.add("t")
