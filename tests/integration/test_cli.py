@@ -201,10 +201,10 @@ def test_plan_and_grants_say_what_the_next_run_reads(settings: Settings, control
     assert 'GRANT SELECT ("ticket_id", "tag_id") ON TABLE "public"."ticket_tags" TO "reader";' in grants
     assert "hashed_password" not in grants
     with psycopg.connect(**postgres_login(settings, settings.etl_db_name)) as rows:
-        rows.execute("UPDATE source_tables SET table_name = 'acounts' WHERE table_id = 1")
+        rows.execute("UPDATE source_tables SET table_name = 'people' WHERE table_id = 1")
     refused = in_a_process("plan")
     assert refused.returncode == 2
-    assert "source_tables row 1 (public.acounts): there is no such table" in refused.stderr
+    assert "source_tables row 1 (public.people): there is no such table" in refused.stderr
 
 
 def test_queries_are_listed_shown_and_refused(settings: Settings, graph: Graph) -> None:

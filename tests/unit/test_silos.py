@@ -97,7 +97,7 @@ def test_control_rows_that_can_not_be_are_all_named(change: dict[str, object], s
     [
         (RelationshipRow(3, "User", "Account", "IS_ACCOUNT", "u.id = a.hashed_password", None), "is excluded or does"),
         (RelationshipRow(3, "User", "Account", "IS_ACCOUNT", "u.id = a.account_id", None), "with toString"),
-        (RelationshipRow(3, "User", "Acount", "IS_ACCOUNT", "u.id = a.email", None), "has the label Acount"),
+        (RelationshipRow(3, "User", "Person", "IS_ACCOUNT", "u.id = a.email", None), "has the label Person"),
         (RelationshipRow(3, "User", "Account", "IS]->() DELETE", "u.id = a.email", None), "must match"),
         (RelationshipRow(3, "User", "Account", "X", "u.id = a.email OR u.id = u.id", None), "same alias on both"),
     ],
