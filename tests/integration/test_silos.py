@@ -254,6 +254,56 @@ def test_an_incremental_read_loses_no_row_at_ties_in_flight_or_without_cursor(wo
     assert world.logged()[-1][3] < 10  # rows read
 
 
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+@pytest.mark.parametrize(
+    ("create", "name"),
+    [
+        ("CREATE TABLE t (id int, n int, PRIMARY KEY (id, n)) PARTITION BY RANGE (n);"
+         "CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (10);"
+         "CREATE TABLE t2 PARTITION OF t FOR VALUES FROM (10) TO (100)", "t"),
+        ("CREATE TABLE t (id bytea PRIMARY KEY, n int)", "t"),
+        ("CREATE TABLE t (id numeric PRIMARY KEY, n int)", "t"),
+        ("CREATE TABLE t (id float8 PRIMARY KEY, n int)", "t"),
+        ("CREATE TABLE t (id date PRIMARY KEY, n int)", "t"),
+        ("CREATE TABLE t (id timestamptz PRIMARY KEY, n int)", "t"),
+        ("CREATE TABLE t (id bool PRIMARY KEY, n int)", "t"),
+        ("CREATE TABLE base (id int, n int); CREATE VIEW t AS SELECT id, n FROM base", "base"),
+    ],
+)  # fmt: skip
+def test_whatever_is_a_key_or_a_table(world: World, graph: Graph, create: str, name: str, mode: str) -> None:
+    forms = {"bytea": "'\\x0{}'::bytea", "date": "date '2025-01-0{}'", "bool": "({} = 1)",
+              "timestamptz": "timestamptz '2025-01-0{}'"}  # fmt: skip
+    literal = next((form for kind, form in forms.items() if f"id {kind}" in create), "{}")
+    world.source.execute(create.encode())
+    table = sql.Identifier(name)
+    for number in (1, 2):
+        values = sql.SQL(literal.format(number)), sql.Literal(number)
+        world.source.execute(sql.SQL("INSERT INTO {} VALUES ({}, {})").format(table, *values))
+    world.add("t", label="Thing", cursor="n", mode=mode)
+    for _ in range(2):
+        world.load()
+        project(world, graph)
+        assert graph.label_count("Thing") == 2
+    world.source.execute(sql.SQL("DELETE FROM {} WHERE n = 1").format(table))
+    world.source.execute(sql.SQL("UPDATE {} SET n = 5 WHERE n = 2").format(table))
+    world.load()
+    project(world, graph)
+    assert world.held("t")["n"].to_list() == [5]
+    assert graph.run("MATCH (t:Thing) RETURN t.n AS n") == [{"n": 5}]
+
+
+def test_many_deletes_beside_few_changes_are_all_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silo_load, "MERGED_ROWS", 50)
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY, n int)")
+    world.source.execute("INSERT INTO t SELECT g, g FROM generate_series(1, 1000) g")
+    world.add("t", cursor="n", mode="incremental")
+    world.load()
+    world.source.execute("DELETE FROM t WHERE id <= 100; INSERT INTO t SELECT g, g FROM generate_series(2001, 2010) g")
+    world.load()
+    assert world.held("t")["id"].to_list() == [*range(101, 1001), *range(2001, 2011)]
+    assert world.logged()[-1][4:6] == (10, 100)
+
+
 def test_an_incremental_table_is_read_whole_when_its_lake_table_is_not_what_it_was(world: World) -> None:
     world.source.execute("CREATE TABLE t (id int PRIMARY KEY, v text, n int)")
     world.source.execute("INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g")
