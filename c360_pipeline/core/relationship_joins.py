@@ -16,6 +16,9 @@ from c360_pipeline.core.graph import NodeKind, RelationshipKind
 from c360_pipeline.core.silos import IDENTIFIER, RelationshipRow
 from c360_pipeline.errors import ConfigError
 
+JOINED_USER = NodeKind("User", ("id",), {"id": pl.String()})
+"""What a condition may name of a user: the id that events bear."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -120,6 +123,11 @@ def join_problems(row: RelationshipRow, kinds: Mapping[str, NodeKind]) -> list[s
     if unknown:
         return [*problems, f"{where}: no active table has the label {', '.join(unknown)}"]
     for left, right in dict.fromkeys(pair for alternative in join.alternatives for pair in alternative):
+        problems += [
+            f"{where}: {term.alias}.tenant_id is compared in every join; leave it out"
+            for term in (left, right)
+            if term.column == "tenant_id"
+        ]
         types = [_type_of(term, kinds[by_alias[term.alias]]) for term in (left, right)]
         for term, dtype in zip((left, right), types, strict=True):
             if dtype is None:

@@ -13,9 +13,8 @@ from typing import Any
 
 import polars as pl
 
-from c360_pipeline.core import graph as model
 from c360_pipeline.core.graph import NodeKind
-from c360_pipeline.core.relationship_joins import join_problems
+from c360_pipeline.core.relationship_joins import JOINED_USER, join_problems
 from c360_pipeline.core.silos import (
     EVOLVE,
     FREEZE,
@@ -55,6 +54,7 @@ class Extract:
         label: node label, or None for a table that stays in the lake.
         lake_table: the Delta table that the rows land in.
         rows: about how many rows the source has.
+        server: host and port of the source.
         is_stored: a table with rows of its own, not a view or a foreign table.
     """
 
@@ -66,6 +66,7 @@ class Extract:
     label: str | None
     lake_table: str
     rows: int
+    server: str
     is_stored: bool
 
     @property
@@ -146,7 +147,7 @@ def make_plan(control: ControlRows, found: Mapping[int, FoundTable], applied: Do
         problems += _drift_problems(extract, applied)
         extracts.append(extract)
     problems += _shared_paths(extracts) + _labels_apart(extracts)
-    kinds: dict[str, NodeKind] = {"User": model.USER, **label_kinds(extracts)}
+    kinds = {"User": JOINED_USER, **label_kinds(extracts)}
     problems += [problem for row in control.relationships for problem in join_problems(row, kinds)]
     if problems:
         raise ConfigError("The control database asks for what can't be:\n- " + "\n- ".join(problems))
@@ -180,13 +181,15 @@ def _extract(control: ControlRows, table: SourceTable, found: FoundTable, applie
         label=control.labels.get(table.table_id),
         lake_table=control.lake_table(table),
         rows=found.rows,
+        server=f"{database.host}:{database.port}",
         is_stored=found.is_stored,
     )
 
 
 def _applied_table(applied: Document | None, db_name: str, table: SourceTable) -> Document | None:
     name = f"{db_name}.{table.schema_name}.{table.table_name}"
-    found: Document | None = (applied or {}).get("tables", {}).get(name)
+    known = applied or {}
+    found: Document | None = known.get("tables", {}).get(name) or known.get("paused", {}).get(name)
     return found
 
 
@@ -229,20 +232,30 @@ def _shared_paths(extracts: list[Extract]) -> list[str]:
 def _labels_apart(extracts: list[Extract]) -> list[str]:
     """Tables of one label whose keys, or types of a column, differ: their nodes could not be told apart or compared."""
     first: dict[str, Extract] = {}
+    types: dict[tuple[str, str], tuple[Extract, pl.DataType]] = {}
     problems = []
     for extract in extracts:
-        other = first.setdefault(extract.label, extract) if extract.label else extract
-        rows = f"label {extract.label!r} of the source_tables rows {other.table.table_id} and {extract.table.table_id}"
+        label = extract.label
+        if label is None:
+            continue
+        other = first.setdefault(label, extract)
         if other.table.key_columns != extract.table.key_columns:
             problems.append(
-                f"node_label_mappings: {rows} has two keys, {other.table.key_columns} and {extract.table.key_columns}"
+                f"node_label_mappings: {_two(label, other, extract)} has two keys, {other.table.key_columns} and "
+                f"{extract.table.key_columns}"
             )
-        problems += [
-            f"node_label_mappings: {rows} has two types of column {name!r}, {other.lake_schema[name]} and {dtype}"
-            for name, dtype in extract.lake_schema.items()
-            if other.lake_schema.get(name, dtype) != dtype
-        ]
+        for name, dtype in extract.lake_schema.items():
+            earlier, known = types.setdefault((label, name), (extract, dtype))
+            if known != dtype:
+                problems.append(
+                    f"node_label_mappings: {_two(label, earlier, extract)} has two types of column {name!r}, {known} "
+                    f"and {dtype}"
+                )
     return problems
+
+
+def _two(label: str, one: Extract, other: Extract) -> str:
+    return f"label {label!r} of the source_tables rows {one.table.table_id} and {other.table.table_id}"
 
 
 def _row(table: SourceTable) -> str:
@@ -260,6 +273,16 @@ def _table_problems(control: ControlRows, extract: Extract, found: FoundTable) -
     problems += [
         f"{row}: column {c.name!r} clashes with a column of ours" for c in extract.columns if c.name in LINEAGE
     ]
+    names = [c.name for c in extract.columns]
+    folded = [name.casefold() for name in names]
+    problems += [
+        f"{row}: columns that differ in case only can't be told apart in the lake: {name!r}"
+        for name in names
+        if folded.count(name.casefold()) > 1
+    ]
+    problems += [f"{row}: column {n!r} has a name that is kept for us" for n in names if n.startswith("__c360_")]
+    if len(set(table.key_columns)) < len(table.key_columns):
+        problems.append(f"{row}: key_columns {table.key_columns} names a column twice")
     problems += [
         f"{row}: the login may not read column {c.name!r}: run what `c360 grants` prints, or exclude the column"
         for c in extract.columns

@@ -179,13 +179,22 @@ def typed(rows: pl.DataFrame, columns: Sequence[Column], key: Sequence[str]) -> 
     for column in columns:
         lost = cast[column.name].is_null() & rows[column.name].is_not_null()
         if lost.any():
-            row = rows.filter(lost).select(pl.col(*key).cast(pl.String), value=pl.col(column.name).cast(pl.String))
-            *values, value = row.row(0)
+            first = rows.filter(lost).head(1)
+            shown = [_shown(first, name).alias(str(n)) for n, name in enumerate([*key, column.name])]
+            *values, value = first.select(shown).row(0)
             raise ContractError(
                 f"column {column.name!r} of the row with {_named(key, values)}: {value} is no {column.declared} that "
                 f"the lake can hold ({int(lost.sum()):,} such rows). Correct the rows or exclude the column."
             )
     return cast
+
+
+def _shown(rows: pl.DataFrame, name: str) -> pl.Expr:
+    """A value as text for a message; times may be out of all range."""
+    dtype, value = rows.schema[name], pl.col(name)
+    if dtype == pl.Binary():
+        return value.bin.encode("hex")
+    return (value.to_physical() if dtype.is_temporal() else value).cast(pl.String)
 
 
 def _named(key: Sequence[str], values: Sequence[object]) -> str:
@@ -235,8 +244,11 @@ def node_kind(label: str, key_columns: tuple[str, ...], lake_schema: pl.Schema) 
 
 
 def node_rows(kind: NodeKind, rows: pl.DataFrame) -> pl.DataFrame:
-    """Lake rows of a silo table as node rows; of a label with several tables, with the columns of this one."""
-    return rows.select(pl.col(name).cast(dtype) for name, dtype in kind.schema.items() if name in rows.columns)
+    """Lake rows of a silo table as node rows; columns that only another table of the label has are null."""
+    return rows.select(
+        (pl.col(name).cast(dtype) if name in rows.columns else pl.lit(None, dtype)).alias(name)
+        for name, dtype in kind.schema.items()
+    )
 
 
 @dataclass(frozen=True)

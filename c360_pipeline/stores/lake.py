@@ -248,9 +248,9 @@ class Lake:
             ConflictError: the table has another version than expected, or other workers were faster 20 times in a row.
         """
         columns, on = list(table.columns), list(on or table.key)
-        parts = [upserts.select(columns).with_columns(_gone=False)]
+        parts = [upserts.select(columns).with_columns(__c360_gone=False)]
         if gone is not None:
-            parts.append(gone.select(on).with_columns(_gone=True))
+            parts.append(gone.select(on).with_columns(__c360_gone=True))
         rows = pl.concat(parts, how="diagonal")
 
         def attempt() -> int:
@@ -269,9 +269,9 @@ class Lake:
                     streamed_exec=False,  # the rows are in memory; their partitions then limit what is read
                     commit_properties=_next_transaction(snapshot),
                 )
-                .when_matched_delete("s._gone")
-                .when_matched_update(values, predicate="NOT s._gone")
-                .when_not_matched_insert(values, predicate="NOT s._gone")
+                .when_matched_delete("s.__c360_gone")
+                .when_matched_update(values, predicate="NOT s.__c360_gone")
+                .when_not_matched_insert(values, predicate="NOT s.__c360_gone")
                 .execute()
             )
             return rows.height
@@ -417,6 +417,8 @@ class Lake:
                 commit_properties=_next_transaction(snapshot) if snapshot else None,
                 storage_options=self._options,
             )
+        except CommitFailedError as error:
+            raise ConflictError(f"{table.name} was changed by another worker meanwhile: {error}") from error
         except DeltaError:
             if failures:
                 raise failures[0] from None

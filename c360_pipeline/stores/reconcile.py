@@ -65,7 +65,9 @@ class Archive:
         """sha256 of the control rows, and of the versions of the tables that silo nodes and relationships come from."""
         tables = [self._control.lake_table(table) for table in self._control.tables]
         versions = {name: str(self._lake.version(name)) for name in (*tables, EVENTS.name)}
-        said = repr((sorted(self._control.labels.items()), self._control.relationships, sorted(versions.items())))
+        keys = [(table.table_id, table.key_columns) for table in self._control.tables]
+        labels = sorted(self._control.labels.items())
+        said = repr((labels, keys, self._control.relationships, sorted(versions.items())))
         return hashlib.sha256(said.encode()).hexdigest()
 
     def silo_rows(self) -> int:

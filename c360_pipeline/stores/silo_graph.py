@@ -7,7 +7,7 @@ graph over night.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -15,6 +15,7 @@ from c360_pipeline.core import graph as model
 from c360_pipeline.core.graph import NodeKind, RelationshipKind
 from c360_pipeline.core.lake import EVENTS, Changes, Table
 from c360_pipeline.core.relationship_joins import (
+    JOINED_USER,
     join_labels,
     join_problems,
     joined_columns,
@@ -28,6 +29,9 @@ from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake, Version
 
 STAMP = ("extracted_at", "run_id")
+OWN_SOURCES = {"shape", "key"}
+"""Checkpoints beside those of lake tables: what the rows are made into, and by which key."""
+GONE = Version("gone", 0)
 NODES, RELATIONSHIPS = "silo nodes ", "silo relationships "
 """How the names of checkpoints begin."""
 BRAKE_SHARE = 0.05
@@ -55,6 +59,9 @@ def label_tables(lake: Lake, control: ControlRows) -> dict[str, LabelTables]:
         label = control.labels.get(source.table_id)
         table = stored_silo_table(lake, control, source)
         if label and table:
+            hidden = {name for table_id, name in control.excluded if table_id == source.table_id}
+            # What was excluded since the table was read must not go on into the graph.
+            table = replace(table, columns={n: t for n, t in table.columns.items() if n not in hidden})
             kind = node_kind(label, source.key_columns, table.empty().schema)
             earlier = found.get(label)
             properties = {**(earlier.kind.properties if earlier else {}), **kind.properties}
@@ -100,28 +107,44 @@ class SiloGraph:
         Raises:
             BrakeError: too much would be removed; nothing of that label was.
         """
+        for found in self.labels.values():
+            self._clear_when_its_key_is_another(found.kind)
         self._graph.apply_schema([found.kind for found in self.labels.values()])
         done = {label: self._project_label(found) for label, found in self.labels.items()}
         wanted = {f"{NODES}{label}" for label in self._control.labels.values()}
         for projection in self._graph.checkpoints(NODES):
             if projection not in wanted:
                 label = projection.removeprefix(NODES)
-                self._brake(label, self._graph.label_count(label), self._graph.label_count(label))
-                done[label] = self._graph.clear_label(label)
-                self._graph.forget_checkpoint(projection)
+                done[label] = self._clear(label)
         return done
+
+    def _clear(self, label: str) -> int:
+        """Remove all nodes of a label and its checkpoint; done again after a crash anywhere in between."""
+        count = self._graph.label_count(label)
+        self._brake(label, count, count)
+        self._graph.save_checkpoint(f"{NODES}{label}", "shape", GONE)
+        self._graph.clear_label(label)
+        self._graph.forget_checkpoint(f"{NODES}{label}")
+        return count
+
+    def _clear_when_its_key_is_another(self, kind: NodeKind) -> None:
+        """Nodes under another key, or a key of another type, can't be told from those to come."""
+        known = self._graph.checkpoint(f"{NODES}{kind.label}").get("key")
+        if known is not None and known != _key_shape(kind):
+            self._clear(kind.label)
 
     def _project_label(self, found: LabelTables) -> int:
         kind, projection = found.kind, f"{NODES}{found.kind.label}"
         done = self._graph.checkpoint(projection)
-        shape = Version(_hash(str(dict(kind.schema)), str(kind.key)), 0)
+        columns = {table.name: sorted(table.columns) for table in found.tables}
+        shape = Version(_hash(str(dict(kind.schema)), str(kind.key), str(columns)), 0)
         is_same_shape = done.get("shape") == shape
         since = {
             table.name: self._lake.still_there(table, done.get(table.name)) if is_same_shape else None
             for table in found.tables
         }
         written = 0
-        if None in since.values() or set(done) - {"shape"} - set(since):
+        if None in since.values() or set(done) - OWN_SOURCES - set(since):
             # A column that is excluded from now on leaves the nodes that had it.
             self._graph.remove_undeclared_properties(kind)
             written += self._remove_ghosts(found)
@@ -138,8 +161,9 @@ class SiloGraph:
                 written += nodes.height
         for name, version in versions.items():
             self._graph.save_checkpoint(projection, name, version)
-        for name in set(done) - {"shape"} - set(versions):
+        for name in set(done) - OWN_SOURCES - set(versions):
             self._graph.forget_checkpoint(projection, name)
+        self._graph.save_checkpoint(projection, "key", _key_shape(kind))
         self._graph.save_checkpoint(projection, "shape", shape)
         return written
 
@@ -185,7 +209,7 @@ class SiloGraph:
         for row in self._control.relationships:
             if not self.has_labels_of(row):
                 continue  # a table that no run has read yet
-            if problems := join_problems(row, kinds):
+            if problems := join_problems(row, {**kinds, "User": JOINED_USER}):
                 raise ConfigError("\n".join(problems))
             kind = relationship_kind(row, kinds)
             wanted.add(f"{RELATIONSHIPS}{kind.name}")
@@ -206,6 +230,7 @@ class SiloGraph:
                 kind = RelationshipKind(relationship_type, NodeKind(source, (), {}), NodeKind(target, (), {}))
                 count = self._graph.relationship_count(kind)
                 self._brake(kind.name, count, count)
+                self._graph.save_checkpoint(projection, "shape", GONE)
                 self._graph.clear_relationships(kind)
                 self._graph.forget_checkpoint(projection)
 
@@ -239,21 +264,24 @@ class _MappedRelationship:
         kind = relationship_kind(self.row, self.kinds)
         projection = f"{RELATIONSHIPS}{kind.name}"
         done = graph.checkpoint(projection)
-        shape = Version(_hash(self.row.join_condition, str(self.row.via_label), str(dict(kind.schema))), 0)
+        types = {label: [str(self.kinds[label].schema[c]) for c in names] for label, names in self.columns.items()}
+        said = (self.row.join_condition, str(self.row.via_label), str(dict(kind.schema)), str(types))
+        shape = Version(_hash(*said), 0)
         every = {table.name: table for tables in self.tables.values() for table in tables}
         versions = {name: lake.version(name) for name in every}
         since = {name: lake.still_there(table, done.get(name)) for name, table in every.items()}
-        if done.get("shape") != shape or None in since.values() or set(done) - {"shape"} != set(every):
+        if done.get("shape") != shape or None in since.values() or set(done) - OWN_SOURCES != set(every):
             changes = self._all(kind)
+            removed = changes.deleted.height
         elif since == versions:
             return 0
         else:
-            changes = self._touched({name: v for name, v in since.items() if v is not None})
-        self.silos._brake(kind.name, changes.deleted.height, graph.relationship_count(kind))
+            changes, removed = self._touched({name: v for name, v in since.items() if v is not None})
+        self.silos._brake(kind.name, removed, graph.relationship_count(kind))
         graph.apply(kind, changes)
         for name, version in versions.items():
             graph.save_checkpoint(projection, name, version)
-        for name in set(done) - {"shape"} - set(versions):
+        for name in set(done) - OWN_SOURCES - set(versions):
             graph.forget_checkpoint(projection, name)
         graph.save_checkpoint(projection, "shape", shape)
         return changes.count
@@ -267,8 +295,14 @@ class _MappedRelationship:
         key = kind.key_columns
         return Changes(wanted.join(found, on=key, how="anti"), found.select(key).join(wanted, on=key, how="anti"))
 
-    def _touched(self, since: Mapping[str, Version]) -> Changes:
-        """What differs because of rows that changed: all pairs that such a row is, or was, in."""
+    def _touched(self, since: Mapping[str, Version]) -> tuple[Changes, int]:
+        """What differs because of rows that changed: all pairs that such a row is, or was, in.
+
+        A row that went and came back has another stamp: its node was made anew, and its relationships have to be.
+
+        Returns:
+            The difference, and how many relationships it takes from nodes that stay: others went with their node.
+        """
         now, before = self._frames(None), self._frames(since)
         touched = []
         for alias, label in labels_by_alias(self.row, parse_join(self.row)).items():
@@ -281,11 +315,17 @@ class _MappedRelationship:
         pairs = pl.concat(touched).unique()
         # A pair may hold by another row too.
         first = parse_join(self.row).aliases[0]
-        source = relationship_kind(self.row, self.kinds).source
+        kind = relationship_kind(self.row, self.kinds)
+        source = kind.source
         ends = pairs.select("tenant_id", *(pl.col(f"from_{k}").alias(k) for k in source.key)).unique()
         of_ends = now[source.label].join(ends, on=source.key_columns, how="semi")
         holds = join_labels(self.row, now, self.kinds, only=first, changed=of_ends)
-        return Changes(pairs.join(holds, on=pairs.columns, how="semi"), pairs.join(holds, on=pairs.columns, how="anti"))
+        gone = pairs.join(holds, on=pairs.columns, how="anti")
+        of_nodes = gone
+        for prefix, end in (("from_", kind.source), ("to_", kind.target)):
+            keys = now[end.label].select("tenant_id", *(pl.col(k).alias(f"{prefix}{k}") for k in end.key))
+            of_nodes = of_nodes.join(keys, on=keys.columns, how="semi")
+        return Changes(pairs.join(holds, on=pairs.columns, how="semi"), gone), of_nodes.height
 
     def _frames(self, at: Mapping[str, Version] | None) -> dict[str, pl.DataFrame]:
         """By label, the columns that the join needs, as they are now or were at earlier versions."""
@@ -304,7 +344,8 @@ def _columns_of(rows: pl.LazyFrame, kind: NodeKind, columns: Iterable[str]) -> p
     if kind is model.USER:
         return rows.select("tenant_id", id="user_id").unique()
     held = rows.collect_schema().names()
-    return rows.select(pl.col(c).cast(kind.schema[c]) for c in columns if c in held)
+    kept = [pl.col(c).cast(kind.schema[c]) for c in columns if c in held]
+    return rows.select(*kept, *(pl.col(c) for c in STAMP))
 
 
 def silo_node_frames(lake: Lake, control: ControlRows) -> Iterator[tuple[NodeKind, pl.DataFrame]]:
@@ -312,6 +353,10 @@ def silo_node_frames(lake: Lake, control: ControlRows) -> Iterator[tuple[NodeKin
     for found in label_tables(lake, control).values():
         frames = [node_rows(found.kind, lake.read(table)) for table in found.tables]
         yield found.kind, pl.concat(frames, how="diagonal")
+
+
+def _key_shape(kind: NodeKind) -> Version:
+    return Version(_hash(*(f"{k}: {kind.properties[k]}" for k in kind.key)), 0)
 
 
 def _hash(*parts: str) -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import uuid4
 
 import numpy as np
 import polars as pl
@@ -85,8 +86,10 @@ class _Spool:
         if not self._frames:
             return
         rows = pl.concat(self._frames)
-        part = (identity_hash(rows, self._key) % PARTS).alias("__part")
-        for (number,), group in rows.with_columns(part).partition_by("__part", as_dict=True, include_key=False).items():
+        part = (identity_hash(rows, self._key) % PARTS).alias("__c360_part")
+        for (number,), group in (
+            rows.with_columns(part).partition_by("__c360_part", as_dict=True, include_key=False).items()
+        ):
             folder = self._folder / str(number)
             folder.mkdir(parents=True, exist_ok=True)
             group.write_ipc(folder / f"{self._files:06}.arrow", compression="lz4")
@@ -182,6 +185,7 @@ class SiloLoader:
 
 def _reads(extract: Extract) -> str:
     document = {name: extract.document[name] for name in ("tenant", "key", "cursor", "reads")}
+    document |= {"table": extract.name, "server": extract.server}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -211,7 +215,10 @@ class _Load:
         for number in range(PARTS if read.on_disk else 1):
             part = read.part(number)
             self._refuse(unusable_keys(part, self._key))
-            difference.add(compare_rows(held.part(number).select(self._columns), part, self._key))
+            before = held.part(number).select(self._columns)
+            if unusable_keys(before, self._key):
+                return self._first(snapshot)  # the key is another than when these rows were written
+            difference.add(compare_rows(before, part, self._key))
         self._write(difference, read, held)
         return TableCounts(FULL, read.rows, difference.loaded, difference.deleted, read.bytes)
 
@@ -260,11 +267,12 @@ class _Load:
             difference.add(compare_rows(held, part, self._key, is_all=False))
         inserted = sum(change.inserted.height for change in difference.changes)
         # Of a stored table every change was read, so equal counts mean equal keys; a view may hide one behind another.
-        may_be_gone = not self._extract.is_stored or snapshot.count(self._extract) != held_rows + inserted
-        if difference.is_small and may_be_gone:
+        count = snapshot.count(self._extract)
+        if difference.is_small and (not self._extract.is_stored or count != held_rows + inserted):
             nothing = pl.DataFrame(schema=self._content)
             difference.add(RowChanges(nothing, nothing, self._gone(snapshot)))
-        if not difference.is_small:
+        if not difference.is_small or count != held_rows + inserted - difference.deleted:
+            # So much changed that all may be compared, or rows came that no cursor and no transaction told of.
             return self.whole(snapshot)
         self._merge(difference)
         return TableCounts(INCREMENTAL, read.rows, difference.loaded, difference.deleted, read.bytes)
@@ -326,9 +334,11 @@ class _Load:
     def _spooled(self, name: str, batches: Iterable[pl.DataFrame], *, on_disk: bool = False) -> _Spool:
         spool: _Spool | None = None
         for batch in batches:
-            spool = spool or _Spool(self._folder / name, self._key, batch.schema, on_disk=on_disk)
+            spool = spool or _Spool(self._folder / f"{name}-{uuid4().hex}", self._key, batch.schema, on_disk=on_disk)
             spool.add(batch)
-        spool = spool or _Spool(self._folder / name, self._key, self._table.empty().schema, on_disk=on_disk)
+        spool = spool or _Spool(
+            self._folder / f"{name}-{uuid4().hex}", self._key, self._table.empty().schema, on_disk=on_disk
+        )
         if spool.on_disk:
             spool.spill()
         return spool

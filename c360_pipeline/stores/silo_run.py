@@ -104,18 +104,32 @@ class SiloRun:
         plan = make_plan(control_rows, found_tables(control_rows, self.open_silo), self.control.applied_plan())
         self.log.note_plan(plan.hash)
         self.report(f"plan {plan.hash}: {len(plan.extracts)} tables, {len(plan.relationships)} relationships")
-        summary, read = [], []
+        summary: list[Mapping[str, Any]] = []
+        read: list[Extract] = []
+        try:
+            self._load_all(control_rows, plan, only, summary, read)
+        finally:
+            self._keep(plan, {extract.name for extract in read} - set(self.failures))
+        if self.failures:
+            self._raise()
+        return Loaded(plan, tuple(read), pl.DataFrame(summary, schema=SUMMARY))
+
+    def _load_all(
+        self,
+        control_rows: ControlRows,
+        plan: Plan,
+        only: Collection[str] | None,
+        summary: list[Mapping[str, Any]],
+        read: list[Extract],
+    ) -> None:
         for database in control_rows.databases:
             of_database = [e for e in plan.extracts if e.table.database_id == database.database_id]
             extracts = [e for e in of_database if only is None or e.name in only]
             if extracts:
                 with self.open_silo(database).snapshot() as snapshot:
-                    summary += [self._load(extract, snapshot) for extract in extracts]
-                read += extracts
-        self._keep(plan, only)
-        if self.failures:
-            self._raise()
-        return Loaded(plan, tuple(read), pl.DataFrame(summary, schema=SUMMARY))
+                    for extract in extracts:
+                        summary.append(self._load(extract, snapshot))
+                        read.append(extract)
 
     def _load(self, extract: Extract, snapshot: SiloSnapshot) -> Mapping[str, Any]:
         started, mode = time.monotonic(), extract.table.snapshot_mode
@@ -135,16 +149,20 @@ class SiloRun:
             "changed": changed, "left_out": ", ".join(extract.left_out),
         }  # fmt: skip
 
-    def _keep(self, plan: Plan, only: Collection[str] | None) -> None:
-        """Note the plan as carried out; of tables that failed or were left out, what was carried out before stands."""
+    def _keep(self, plan: Plan, loaded: Collection[str]) -> None:
+        """Note the plan as carried out; of tables that were not loaded, what was carried out before stands.
+
+        Tables that are not in the plan now keep their entry: they may come back, and drift is measured against it.
+        """
         before = self.control.applied_plan() or {"tables": {}, "relationships": {}}
-        document = plan.document
-        left = [] if only is None else [extract.name for extract in plan.extracts if extract.name not in only]
-        for name in (*self.failures, *left):
-            earlier = before["tables"].get(name)
-            document["tables"] = {n: t for n, t in document["tables"].items() if n != name}
-            if earlier:
-                document["tables"][name] = earlier
+        known = {**before.get("paused", {}), **before["tables"]}
+        planned = plan.document
+        tables = {name: entry if name in loaded else known.get(name) for name, entry in planned["tables"].items()}
+        document = {
+            "tables": {name: entry for name, entry in tables.items() if entry},
+            "relationships": planned["relationships"],
+            "paused": {name: entry for name, entry in known.items() if name not in planned["tables"]},
+        }
         if document != before:
             self.control.save_applied_plan(plan_hash(document), document, self.run_id)
 

@@ -1,7 +1,7 @@
 """A silo: one operational Postgres database, read as Arrow over ADBC; what is left out is never selected."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -96,8 +96,8 @@ class Silo:
                 password=self._password.get_secret_value(), connect_timeout=10,
             ) as connection:  # fmt: skip
                 return {table.table_id: _found(connection, table) for table in tables}
-        except psycopg.OperationalError as error:
-            raise UnavailableError(f"{self._where} can't be reached: {self._masked(str(error))}") from None
+        except psycopg.Error as error:
+            raise UnavailableError(f"{self._where} can't be reached or read: {self._masked(str(error))}") from None
 
     @property
     def _where(self) -> str:
@@ -146,7 +146,7 @@ def _found(connection: psycopg.Connection[Any], table: SourceTable) -> FoundTabl
         return FoundTable({})
     rows, is_stored = size
     can_count = all(column.readable for column in columns.values())
-    if rows < 0 and can_count:
+    if rows < 0 and can_count and is_stored:
         # The table was never analysed, so it is new or small.
         query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table.schema_name, table.table_name))
         counted = connection.execute(query).fetchone()
@@ -228,6 +228,8 @@ class SiloSnapshot:
                 for batch in reader:
                     yield _frame(pa.Table.from_batches([batch]))
         except (adbc.Error, pa.ArrowException, OSError) as error:
+            with suppress(adbc.Error):  # the connection may be gone; if not, the next table is read in a new snapshot
+                self._connection.rollback()
             raise UnavailableError(f"Reading {extract.name} failed: {self._masked(str(error))}") from None
 
 
