@@ -521,6 +521,69 @@ ADD_ODD = """
 """
 
 
+def test_an_excluded_column_leaves_a_label_that_another_table_fills_too(people: World, graph: Graph) -> None:
+    people.source.execute("CREATE TABLE guest (id int PRIMARY KEY, name text); INSERT INTO guest VALUES (1000, 'Gast')")
+    people.add("guest", label="Person")
+    people.load()
+    project(people, graph)
+    control = people.control.read()
+    people.configure(EXCLUDE, next(t.table_id for t in control.tables if t.table_name == "person"), "name")
+    project(people, graph)  # before the table is read again
+    assert graph.run("MATCH (p:Person) WHERE p.name IS NOT NULL RETURN p.name AS name") == [{"name": "Gast"}]
+    people.load()
+    project(people, graph)
+    assert graph.run("MATCH (p:Person) WHERE p.name IS NOT NULL RETURN p.name AS name") == [{"name": "Gast"}]
+
+
+def test_rows_that_went_and_came_back_have_their_relationships(people: World, graph: Graph) -> None:
+    project(people, graph)
+    people.source.execute("CREATE TABLE kept AS SELECT * FROM person WHERE id <= 4; DELETE FROM person WHERE id <= 4")
+    people.load()
+    SiloGraph(people.lake, graph, people.control.read()).project_nodes()  # and then the run was killed
+    people.source.execute("INSERT INTO person SELECT * FROM kept")
+    people.load()
+    project(people, graph)
+    assert len(pairs(graph)) == 400
+
+
+def test_relationships_of_removed_nodes_do_not_trip_the_brake(people: World, graph: Graph) -> None:
+    project(people, graph)
+    people.source.execute("UPDATE phone SET person = 1 WHERE id <= 200")
+    people.load()
+    project(people, graph, force=True)
+    people.source.execute("DELETE FROM person WHERE id = 1")
+    people.load()
+    project(people, graph)
+    assert len(pairs(graph)) == 200
+
+
+@pytest.mark.parametrize(("before", "after"), [("int", "text"), ("text", "int"), ("numeric(10, 0)", "numeric(12, 2)")])
+def test_a_key_may_get_another_type(world: World, graph: Graph, before: str, after: str) -> None:
+    world.source.execute(f"CREATE TABLE t (id {before} PRIMARY KEY)".encode())
+    world.source.execute(b"INSERT INTO t SELECT g FROM generate_series(1, 50) g")
+    world.add("t", label="Thing")
+    world.load()
+    project(world, graph)
+    world.source.execute(f"ALTER TABLE t ALTER COLUMN id TYPE {after} USING id::{after}".encode())
+    world.load()
+    with pytest.raises(BrakeError, match="50 of 50 Thing"):
+        project(world, graph)
+    project(world, graph, force=True)
+    assert graph.label_count("Thing") == 50
+
+
+def test_a_paused_table_is_frozen_when_it_comes_back(world: World) -> None:
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    world.add("t")
+    world.load()
+    world.configure("UPDATE source_tables SET is_active = false, drift_policy = 'freeze'")
+    world.load()
+    world.source.execute("ALTER TABLE t ADD COLUMN ssn text")
+    world.configure("UPDATE source_tables SET is_active = true")
+    world.load()
+    assert "ssn" not in world.held("t").columns
+
+
 def test_a_table_may_get_another_key(people: World, graph: Graph) -> None:
     project(people, graph)
     people.configure("UPDATE source_tables SET key_columns = '{name}' WHERE table_name = 'person'")

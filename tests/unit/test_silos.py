@@ -95,6 +95,14 @@ def test_control_rows_that_can_not_be_are_all_named(change: dict[str, object], s
 @pytest.mark.parametrize(
     ("mapping", "says"),
     [
+        (
+            RelationshipRow(3, "User", "Account", "X", "u.id = a.email AND u.tenant_id = a.tenant_id", None),
+            "leave it out",
+        ),
+        (
+            RelationshipRow(3, "User", "Account", "X", "u.first_seen = a.email", None),
+            "u.first_seen is excluded or does",
+        ),
         (RelationshipRow(3, "User", "Account", "IS_ACCOUNT", "u.id = a.hashed_password", None), "is excluded or does"),
         (RelationshipRow(3, "User", "Account", "IS_ACCOUNT", "u.id = a.account_id", None), "with toString"),
         (RelationshipRow(3, "User", "Person", "IS_ACCOUNT", "u.id = a.email", None), "has the label Person"),
@@ -112,6 +120,15 @@ def test_an_unreadable_column_is_named_with_the_way_out() -> None:
     hidden = {**COLUMNS, "email": Column("email", "text", readable=False)}
     with pytest.raises(ConfigError, match=r"may not read column 'email': run what `c360 grants` prints"):
         make_plan(CONTROL, {7: FoundTable(hidden)})
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"), [(("Email", "email"), "differ in case only"), (("__c360_gone",), "kept for us")]
+)
+def test_names_that_would_clash_are_refused(columns: tuple[str, ...], says: str) -> None:
+    found = {**COLUMNS, **{name: Column(name, "text") for name in columns}}
+    with pytest.raises(ConfigError, match=says):
+        make_plan(CONTROL, {7: FoundTable(found)})
 
 
 NEW_COLUMN = {**COLUMNS, "phone": Column("phone", "text")}
