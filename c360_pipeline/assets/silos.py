@@ -153,7 +153,7 @@ def relationship_lineage(silos: SiloGraph, mappings: Iterable[RelationshipRow]) 
     asset_of = {"User": dg.AssetKey("event_graph")}
     return dg.TableColumnLineage(
         {
-            f"({row.from_label})-[:{row.relationship_type}]->({row.to_label})": [
+            row.name: [
                 dg.TableColumnDep(asset_of.get(label, dg.AssetKey("silo_nodes")), f"{label}.{column}")
                 for label, columns in joined_columns(row, silos.kinds).items()
                 for column in columns

@@ -99,8 +99,7 @@ def _term(tree: sql.Expression, where: str) -> Term:
 
 def labels_by_alias(row: RelationshipRow, join: Join) -> dict[str, str]:
     """What each alias of a mapping's join condition stands for, in order."""
-    labels = [row.from_label, *([row.via_label] if row.via_label else []), row.to_label]
-    return dict(zip(join.aliases, labels, strict=True))
+    return dict(zip(join.aliases, row.labels, strict=True))
 
 
 def join_problems(row: RelationshipRow, kinds: Mapping[str, NodeKind]) -> list[str]:

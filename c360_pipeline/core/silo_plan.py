@@ -29,6 +29,7 @@ from c360_pipeline.core.silos import (
     SourceTable,
     lake_type,
     node_kind,
+    with_properties_of,
 )
 from c360_pipeline.errors import ConfigError
 
@@ -108,7 +109,7 @@ class Plan:
         return {
             "tables": {extract.name: extract.document for extract in sorted(self.extracts, key=lambda e: e.name)},
             "relationships": {
-                f"({r.from_label})-[:{r.relationship_type}]->({r.to_label})": {
+                r.name: {
                     "on": r.join_condition, "via": r.via_label
                 }
                 for r in sorted(self.relationships, key=lambda r: (r.from_label, r.relationship_type, r.to_label))
@@ -160,16 +161,14 @@ def label_kinds(extracts: Iterable[Extract]) -> dict[str, NodeKind]:
     for extract in extracts:
         if extract.label:
             kind = node_kind(extract.label, extract.table.key_columns, extract.lake_schema)
-            earlier = kinds.get(extract.label)
-            properties = {**(earlier.properties if earlier else {}), **kind.properties}
-            kinds[extract.label] = NodeKind(extract.label, kind.key, properties)
+            kinds[extract.label] = with_properties_of(kind, kinds.get(extract.label))
     return kinds
 
 
 def _extract(control: ControlRows, table: SourceTable, found: FoundTable, applied: Document | None) -> Extract:
     database = control.database_of(table)
     left_out = {name: reason for (table_id, name), reason in control.excluded.items() if table_id == table.table_id}
-    before = _applied_table(applied, database.db_name, table)
+    before = _applied_table(applied, control.table_name(table))
     if before and table.drift_policy == FREEZE:
         left_out |= {name: FROZEN for name in found.columns if name not in before["reads"] and name not in left_out}
     return Extract(
@@ -186,8 +185,7 @@ def _extract(control: ControlRows, table: SourceTable, found: FoundTable, applie
     )
 
 
-def _applied_table(applied: Document | None, db_name: str, table: SourceTable) -> Document | None:
-    name = f"{db_name}.{table.schema_name}.{table.table_name}"
+def _applied_table(applied: Document | None, name: str) -> Document | None:
     known = applied or {}
     found: Document | None = known.get("tables", {}).get(name) or known.get("paused", {}).get(name)
     return found
@@ -196,7 +194,7 @@ def _applied_table(applied: Document | None, db_name: str, table: SourceTable) -
 def _drift_problems(extract: Extract, applied: Document | None) -> list[str]:
     """Columns that came, went or changed where the table's policy refuses that."""
     table = extract.table
-    before = _applied_table(applied, extract.db_name, table)
+    before = _applied_table(applied, extract.name)
     if before is None or table.drift_policy == EVOLVE:
         return []
     now = {column.name: column.declared for column in extract.columns}

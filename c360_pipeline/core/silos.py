@@ -104,6 +104,17 @@ class RelationshipRow:
     join_condition: str
     via_label: str | None
 
+    @property
+    def name(self) -> str:
+        """How the kind of relationship that it makes is called."""
+        return f"({self.from_label})-[:{self.relationship_type}]->({self.to_label})"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that it joins, in the order of its aliases."""
+        via = [self.via_label] if self.via_label else []
+        return (self.from_label, *via, self.to_label)
+
 
 @dataclass(frozen=True)
 class Column:
@@ -241,6 +252,11 @@ def graph_type(in_lake: pl.DataType) -> pl.DataType:
 def node_kind(label: str, key_columns: tuple[str, ...], lake_schema: pl.Schema) -> NodeKind:
     """The kind of node that a row of a silo table becomes: every column that was not excluded is a property."""
     return NodeKind(label, key_columns, {c: graph_type(t) for c, t in lake_schema.items() if c not in LINEAGE})
+
+
+def with_properties_of(kind: NodeKind, earlier: NodeKind | None) -> NodeKind:
+    """The kind of a label that several tables fill: with the columns of all."""
+    return NodeKind(kind.label, kind.key, {**(earlier.properties if earlier else {}), **kind.properties})
 
 
 def node_rows(kind: NodeKind, rows: pl.DataFrame) -> pl.DataFrame:

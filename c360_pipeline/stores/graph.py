@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from importlib import resources
-from itertools import zip_longest
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +14,6 @@ from neo4j.exceptions import AuthError, DriverError, Neo4jError, ServiceUnavaila
 
 from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.lake import Changes
-from c360_pipeline.core.row_hashes import identity_hash
 from c360_pipeline.errors import InvariantError, UnavailableError
 from c360_pipeline.stores import cypher
 from c360_pipeline.stores.lake import Version
@@ -373,35 +371,20 @@ def _plain(value: Any) -> Any:
 
 
 def apart(kind: Kind, rows: pl.DataFrame) -> Iterator[list[tuple[str, pl.DataFrame]]]:
-    """Batches in groups; those of a group touch no node in common, so they can be written at once without a deadlock.
+    """Batches in groups whose batches can be written at once without a deadlock.
 
-    Nodes are in one batch each. Relationships are parted by both their ends: of a table of parts by source and target,
-    a group is a diagonal. Where sources and targets are nodes of one label, each batch is a group of its own.
+    Nodes of different keys share nothing. Relationships are written in turn: a new one locks the first of each of its
+    ends' others, whose far ends are anybody's, so that even batches without a node in common wait for each other.
     """
     if isinstance(kind, NodeKind):
         yield list(batches(rows))
-        return
-    if rows.height <= BATCH_ROWS or kind.source.label == kind.target.label:
+    else:
         yield from in_turn(rows)
-        return
-    cells = rows.with_columns(
-        __source=_part([f"from_{k}" for k in kind.source.key], rows),
-        __target=_part([f"to_{k}" for k in kind.target.key], rows),
-    ).partition_by("__source", "__target", as_dict=True, include_key=False, maintain_order=True)
-    for shift in range(WRITERS):
-        diagonal = [cells.get((part, (part + shift) % WRITERS)) for part in range(WRITERS)]
-        slices = [list(batches(cell)) for cell in diagonal if cell is not None]
-        # One batch of each cell at a time: two of one cell may share a node.
-        yield from ([batch for batch in group if batch is not None] for group in zip_longest(*slices))
 
 
 def in_turn(rows: pl.DataFrame) -> Iterator[list[tuple[str, pl.DataFrame]]]:
-    """Batches one after the other: for statements that touch more nodes than their rows name."""
+    """Batches one after the other: for statements that touch more than their rows name."""
     return ([batch] for batch in batches(rows))
-
-
-def _part(columns: list[str], rows: pl.DataFrame) -> pl.Series:
-    return identity_hash(rows, ["tenant_id", *columns]) % WRITERS
 
 
 def batches(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:

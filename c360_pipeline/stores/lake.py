@@ -418,7 +418,7 @@ class Lake:
                 storage_options=self._options,
             )
         except CommitFailedError as error:
-            raise ConflictError(f"{table.name} was changed by another worker meanwhile: {error}") from error
+            raise _overtaken(table, error) from error
         except DeltaError:
             if failures:
                 raise failures[0] from None
@@ -426,12 +426,15 @@ class Lake:
         vars(self._writers).pop(table.name, None)
 
     def append(self, table: Table, rows: pl.DataFrame) -> None:
-        """Append rows that the caller knows to be new, in one commit, unless another worker committed meanwhile."""
+        """Append rows that the caller knows to be new, in one commit.
 
-        def attempt() -> None:
+        Raises:
+            ConflictError: another worker committed meanwhile, so that they may not be new any more.
+        """
+        try:
             _commit_exclusive(self._ensure(table), table, rows, "append")
-
-        self._retried(table.name, attempt)
+        except CommitFailedError as error:
+            raise _overtaken(table, error) from error
 
     def batches(self, table: Table) -> Iterator[pl.DataFrame]:
         """The rows of a table in bounded batches; a column that the table does not have is null."""
@@ -581,6 +584,10 @@ class Lake:
             )(attempt)
         except CommitFailedError as error:
             raise ConflictError(f"Other workers changed {name} {MAX_ATTEMPTS} times in a row: {error}") from error
+
+
+def _overtaken(table: Table, error: CommitFailedError) -> ConflictError:
+    return ConflictError(f"{table.name} was changed by another worker meanwhile: {error}")
 
 
 def _version(snapshot: DeltaTable) -> Version:

@@ -86,8 +86,7 @@ class Archive:
         kinds = {"User": model.USER, **silos.kinds}
         frames = {"User": users, **silos.frames}
         for row in self._control.relationships:
-            labels = {row.from_label, row.to_label, *([row.via_label] if row.via_label else [])}
-            if labels <= frames.keys():
+            if frames.keys() >= set(row.labels):
                 yield relationship_kind(row, kinds), join_labels(row, frames, kinds)
 
     def expected(self) -> list[tuple[Kind, pl.DataFrame]]:

@@ -23,7 +23,7 @@ from c360_pipeline.core.relationship_joins import (
     parse_join,
     relationship_kind,
 )
-from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceTable, node_kind, node_rows
+from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceTable, node_kind, node_rows, with_properties_of
 from c360_pipeline.errors import BrakeError, ConfigError
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake, Version
@@ -64,9 +64,8 @@ def label_tables(lake: Lake, control: ControlRows) -> dict[str, LabelTables]:
             table = replace(table, columns={n: t for n, t in table.columns.items() if n not in hidden})
             kind = node_kind(label, source.key_columns, table.empty().schema)
             earlier = found.get(label)
-            properties = {**(earlier.kind.properties if earlier else {}), **kind.properties}
             tables = (*(earlier.tables if earlier else ()), table)
-            found[label] = LabelTables(NodeKind(label, kind.key, properties), tables)
+            found[label] = LabelTables(with_properties_of(kind, earlier.kind if earlier else None), tables)
     return found
 
 
@@ -99,7 +98,7 @@ class SiloGraph:
 
     def has_labels_of(self, row: RelationshipRow) -> bool:
         """Whether there are tables for all labels that a mapping names."""
-        return {row.from_label, row.to_label, *([row.via_label] if row.via_label else [])} <= self.kinds.keys()
+        return self.kinds.keys() >= set(row.labels)
 
     def project_nodes(self) -> dict[str, int]:
         """Bring the nodes of every label up to date; returns how many rows were written or removed, by label.
@@ -159,12 +158,7 @@ class SiloGraph:
                 nodes = node_rows(kind, batch)
                 self._graph.merge(kind, nodes)
                 written += nodes.height
-        for name, version in versions.items():
-            self._graph.save_checkpoint(projection, name, version)
-        for name in set(done) - OWN_SOURCES - set(versions):
-            self._graph.forget_checkpoint(projection, name)
-        self._graph.save_checkpoint(projection, "key", _key_shape(kind))
-        self._graph.save_checkpoint(projection, "shape", shape)
+        _save(self._graph, projection, done, {**versions, "key": _key_shape(kind), "shape": shape})
         return written
 
     def _remove_ghosts(self, found: LabelTables) -> int:
@@ -205,27 +199,22 @@ class SiloGraph:
         """
         kinds = self.kinds
         done: dict[str, tuple[int, int]] = {}
-        wanted = set()
         for row in self._control.relationships:
             if not self.has_labels_of(row):
                 continue  # a table that no run has read yet
             if problems := join_problems(row, {**kinds, "User": JOINED_USER}):
                 raise ConfigError("\n".join(problems))
             kind = relationship_kind(row, kinds)
-            wanted.add(f"{RELATIONSHIPS}{kind.name}")
             written = _MappedRelationship(self, row, kinds).project()
             done[kind.name] = (self._graph.relationship_count(kind), written)
-        self._remove_unmapped(wanted)
+        self._remove_unmapped()
         return done
 
-    def _remove_unmapped(self, wanted: set[str]) -> None:
+    def _remove_unmapped(self) -> None:
         """Remove relationships whose mapping row is gone."""
-        mapped = {
-            f"{RELATIONSHIPS}({r.from_label})-[:{r.relationship_type}]->({r.to_label})"
-            for r in self._control.relationships
-        }
+        mapped = {f"{RELATIONSHIPS}{row.name}" for row in self._control.relationships}
         for projection in self._graph.checkpoints(RELATIONSHIPS):
-            if projection not in wanted | mapped:
+            if projection not in mapped:
                 source, relationship_type, target = model.parts_of(projection.removeprefix(RELATIONSHIPS))
                 kind = RelationshipKind(relationship_type, NodeKind(source, (), {}), NodeKind(target, (), {}))
                 count = self._graph.relationship_count(kind)
@@ -279,11 +268,7 @@ class _MappedRelationship:
             changes, removed = self._touched({name: v for name, v in since.items() if v is not None})
         self.silos._brake(kind.name, removed, graph.relationship_count(kind))
         graph.apply(kind, changes)
-        for name, version in versions.items():
-            graph.save_checkpoint(projection, name, version)
-        for name in set(done) - OWN_SOURCES - set(versions):
-            graph.forget_checkpoint(projection, name)
-        graph.save_checkpoint(projection, "shape", shape)
+        _save(graph, projection, done, {**versions, "shape": shape})
         return changes.count
 
     def _all(self, kind: RelationshipKind) -> Changes:
@@ -353,6 +338,14 @@ def silo_node_frames(lake: Lake, control: ControlRows) -> Iterator[tuple[NodeKin
     for found in label_tables(lake, control).values():
         frames = [node_rows(found.kind, lake.read(table)) for table in found.tables]
         yield found.kind, pl.concat(frames, how="diagonal")
+
+
+def _save(graph: Graph, projection: str, before: Mapping[str, Version], now: Mapping[str, Version | None]) -> None:
+    """Save a projection's checkpoints, the last one last, and forget those of tables that it no longer reads."""
+    for name in set(before) - OWN_SOURCES - set(now):
+        graph.forget_checkpoint(projection, name)
+    for name, version in now.items():
+        graph.save_checkpoint(projection, name, version)
 
 
 def _key_shape(kind: NodeKind) -> Version:

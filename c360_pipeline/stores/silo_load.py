@@ -160,8 +160,8 @@ class SiloLoader:
             UnavailableError: the source can't be read to its end; the lake table stays as it was.
         """
         incremental = extract.table.snapshot_mode == INCREMENTAL
-        since = self._since(extract, snapshot) if incremental else None
         position = snapshot.position(extract) if incremental else None
+        since = self._since(extract, position) if position else None
         with TemporaryDirectory(prefix="c360-silo-") as folder:
             load = _Load(self._lake, extract, self._run_id, Path(folder))
             counts = load.changed(snapshot, since) if since else load.whole(snapshot)
@@ -171,7 +171,7 @@ class SiloLoader:
             self._control.save_extraction_state(extract.table.table_id, state)
         return counts
 
-    def _since(self, extract: Extract, snapshot: SiloSnapshot) -> Position | None:
+    def _since(self, extract: Extract, position: Position) -> Position | None:
         """Where the lake table stands; None when that is not known, so that all is read."""
         state = self._control.extraction_state(extract.table.table_id)
         if state is None or state.reads != _reads(extract):
@@ -180,7 +180,7 @@ class SiloLoader:
             return None
         since = Position(state.cursor_value, state.snapshot)
         # A server that counts transactions from lower on is another one: restored from a dump, for example.
-        return since if snapshot.newest_transaction(extract) >= since.horizon else None
+        return since if position.next_transaction >= since.horizon else None
 
 
 def _reads(extract: Extract) -> str:
@@ -199,8 +199,8 @@ class _Load:
         self._key = self._table.key
         self._folder = folder
         self._stamp = {"extracted_at": datetime.now(UTC), "run_id": run_id}
-        self._columns = ["tenant_id", *extract.lake_schema]
         self._content = pl.Schema({"tenant_id": pl.String(), **extract.lake_schema})
+        self._columns = list(self._content)
 
     def whole(self, snapshot: SiloSnapshot) -> TableCounts:
         """All rows of the source against all of the lake table."""

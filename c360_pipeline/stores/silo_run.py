@@ -46,8 +46,7 @@ def readable_exclusions(control: ControlRows, open_silo: OpenSilo) -> list[str]:
     found = found_tables(control, open_silo)
     tables = {table.table_id: table for table in control.tables}
     return sorted(
-        f"{control.database_of(tables[table_id]).db_name}.{tables[table_id].schema_name}."
-        f"{tables[table_id].table_name}.{name}"
+        f"{control.table_name(tables[table_id])}.{name}"
         for table_id, name in control.excluded
         if table_id in found and name in found[table_id].columns and found[table_id].columns[name].readable
     )

@@ -70,6 +70,11 @@ class Position:
         """Transactions from here on may not have been seen."""
         return int(self.snapshot.split(":")[0])
 
+    @property
+    def next_transaction(self) -> int:
+        """The first transaction that had no id yet."""
+        return int(self.snapshot.split(":")[1])
+
 
 class Silo:
     """A source database.
@@ -210,10 +215,6 @@ class SiloSnapshot:
             sql.Identifier(extract.table.cursor_column), _table(extract)
         )
         return Position(self._value(query, extract), snapshot)
-
-    def newest_transaction(self, extract: Extract) -> int:
-        """The first transaction id that was not yet given out."""
-        return int(self._value(sql.SQL("SELECT pg_current_snapshot()::text AS value"), extract).split(":")[1])
 
     def _value(self, query: sql.Composable, extract: Extract) -> Any:
         return pl.concat(self._batches(query, extract)).item()
