@@ -63,6 +63,7 @@ class Outcome:
         succeeded: whether every step and every blocking check did.
         rows: row count by materialised asset, None where an asset does not count.
         failed_checks: asset and name of each check that did not pass.
+        warned_checks: the same of checks that only warn.
         error: message of the first step that failed.
         exit_code: of a command that did nothing else.
     """
@@ -71,6 +72,7 @@ class Outcome:
     succeeded: bool
     rows: dict[str, int | None]
     failed_checks: list[str]
+    warned_checks: list[str]
     error: str | None
     exit_code: int
 
@@ -200,6 +202,7 @@ class _Observer:
         self._total = 0
         self._rows: dict[str, Any] = {}
         self._failed_checks: list[str] = []
+        self._warned_checks: list[str] = []
         self._error: SerializableErrorInfo | None = None
 
     def __call__(self, entry: EventLogEntry) -> None:
@@ -220,7 +223,9 @@ class _Observer:
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             check = event.asset_check_evaluation_data
             if not check.passed:
-                self._failed_checks.append(f"{check.asset_key.to_user_string()}: {check.check_name}")
+                is_warning = check.severity is dg.AssetCheckSeverity.WARN
+                named = f"{check.asset_key.to_user_string()}: {check.check_name}"
+                (self._warned_checks if is_warning else self._failed_checks).append(named)
 
     def _end(self, event: DagsterEvent) -> None:
         self._ended += 1
@@ -242,6 +247,7 @@ class _Observer:
             succeeded=succeeded,
             rows=self._rows,
             failed_checks=self._failed_checks,
+            warned_checks=self._warned_checks,
             error=cause.message.strip() if cause else None,
             exit_code=0 if succeeded and not self._failed_checks else _exit_code(cause),
         )

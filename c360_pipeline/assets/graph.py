@@ -9,16 +9,14 @@ from c360_pipeline.core import graph as model
 from c360_pipeline.core.lake import (
     CATALOG,
     EVENT_JOURNEY,
-    EVENT_KEYS,
     EVENTS,
-    JOURNEY_KEYS,
-    JOURNEYS,
     USER_COMMUNITIES,
     Changes,
     compare_versions,
 )
 from c360_pipeline.resources import GraphResource, LakeResource
 from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.journey_graph import JourneyGraph
 from c360_pipeline.stores.lake import Lake, Version
 
 GROUP = "graph"
@@ -170,36 +168,20 @@ def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetC
 
 @dg.asset(
     deps=["journeys", "event_journey", "journey_keys", "event_keys", event_graph],
-    description="Correlation and Journey nodes, HAS_KEY and PART_OF; stitched events become PROCESSED.",
+    description="Correlation and Journey nodes, HAS_KEY, PART_OF, IN_JOURNEY; stitched events become PROCESSED.",
     owners=OWNERS,
     group_name=GROUP,
     kinds=NEO4J,
     metadata={"dagster/column_schema": kind_schema(model.JOURNEY)},
 )
 def journey_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
-    """Project what stitching changed since this graph's checkpoint."""
+    """Project the commits of stitching that this graph does not have yet."""
     tables = lake.open()
     with graph.open() as neo4j:
-        since = neo4j.checkpoint("journey_graph")
-        deltas = {
-            t.name: tables.changes(t, since.get(t.name)) for t in (JOURNEYS, JOURNEY_KEYS, EVENT_KEYS, EVENT_JOURNEY)
-        }
-        journeys, keys, pairs, events = (changes for changes, _ in deltas.values())
-        neo4j.merge(model.JOURNEY, model.journeys(journeys.upserted))
-        neo4j.merge(model.CORRELATION, model.correlations(keys.upserted))
-        neo4j.delete(model.CORRELATION, keys.deleted.select("tenant_id", id=model.correlation_id()))
-        neo4j.move(model.PART_OF, model.correlation_journeys(keys.upserted))
-        neo4j.apply(
-            model.HAS_KEY, Changes(model.event_correlations(pairs.upserted), model.event_correlations(pairs.deleted))
-        )
-        # Losers go last: until here their events were theirs, from here on they are the survivor's.
-        neo4j.delete(model.JOURNEY, journeys.deleted.select("tenant_id", id="journey_id"))
-        neo4j.update(model.EVENT_STATUS, model.event_status(events.upserted, events.upserted))
-        for name, (_, version) in deltas.items():
-            neo4j.save_checkpoint("journey_graph", name, version)
+        projected = JourneyGraph(tables, neo4j).project()
         counts = neo4j.counts()
     return dg.MaterializeResult(
-        metadata=rows(counts.get("Journey", 0), keys=counts.get("HAS_KEY", 0), changed=keys.count + pairs.count)
+        metadata=rows(counts.get("Journey", 0), keys=counts.get("HAS_KEY", 0), changed=counts_table(projected, "kind"))
     )
 
 

@@ -2,9 +2,13 @@
 
 import base64
 import io
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import polars as pl
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = {"landed": "#2a7f62", "duplicates": "#b8b8b8", "suppressed": "#6c757d", "dead": "#c44536"}
 DAYS_SHOWN = 90
@@ -32,7 +36,34 @@ def lines_per_day(files: pl.DataFrame) -> dg.MarkdownMetadataValue:
     axes.tick_params(axis="x", rotation=60, labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return _image(figure, "lines per landing date")
+
+
+def journey_sizes(sizes: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """How many journeys have so many events, both by powers of two.
+
+    Args:
+        sizes: event_count of each journey.
+    """
+    from matplotlib.figure import Figure
+
+    power = pl.col("event_count").log(2).floor().cast(pl.Int64)
+    counts = sizes.select(power=power).group_by("power").len().sort("power")
+    labels = [f"{2**p:,}" if p == 0 else f"{2**p:,}-{2 ** (p + 1) - 1:,}" for p in counts["power"]]
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.bar(labels, counts["len"].to_list(), color="#2a7f62")
+    axes.bar_label(bars, labels=[f"{number:,}" for number in counts["len"]], fontsize=8)
+    axes.set_yscale("log")
+    axes.set_xlabel("events of a journey")
+    axes.set_ylabel("journeys")
+    axes.tick_params(axis="x", rotation=30, labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _image(figure, "sizes of journeys")
+
+
+def _image(figure: "Figure", name: str) -> dg.MarkdownMetadataValue:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
     encoded = base64.b64encode(image.getvalue()).decode()
-    return dg.MetadataValue.md(f"![lines per landing date](data:image/png;base64,{encoded})")
+    return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{encoded})")

@@ -1,123 +1,208 @@
 """Stitching: the events of the archive become journeys with ids that stay."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from c360_pipeline.assets.specs import preview, rows, table_spec
-from c360_pipeline.core.keys import extract_keys
+from c360_pipeline.assets.plots import journey_sizes
+from c360_pipeline.assets.specs import OWNERS, column_schema, found_none, preview, rows, table_spec
 from c360_pipeline.core.lake import (
     EVENT_JOURNEY,
     EVENT_KEYS,
     EVENTS,
     JOURNEY_ALIASES,
+    JOURNEY_CONFLICTS,
     JOURNEY_KEYS,
+    JOURNEY_LOG,
     JOURNEY_MERGES,
     JOURNEYS,
+    QUARANTINED_KEYS,
     Table,
 )
-from c360_pipeline.core.stitching import Known, stitch
 from c360_pipeline.resources import ControlResource, LakeResource
+from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
+from c360_pipeline.stores.journeys import BatchReport, Journeys
 from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.stitching import Progress, Stitching
 
 GROUP = "stitching"
-# The memory of stitching is `journeys`: it is written last, after the log and the aliases that say what became of
-# journeys that it will no longer name. A crash in between is healed by the next run.
-IN_ORDER_OF_WRITING = (EVENT_KEYS, JOURNEY_MERGES, JOURNEY_ALIASES, JOURNEYS, EVENT_JOURNEY, JOURNEY_KEYS)
+TOP_KEYS = 20
 
 CHECKS = {
     "every_event_has_one_journey": (EVENT_JOURNEY, "Each event of the archive stands in event_journey once."),
     "every_key_belongs_to_an_event": (EVENT_KEYS, "No key is of an event that the archive does not hold."),
-    "journeys_count_their_events": (JOURNEYS, "The event count of a journey is the number of its events."),
+    "journeys_count_their_events": (JOURNEYS, "The counts of a journey are the numbers of its events and keys."),
     "every_key_leads_to_a_journey": (JOURNEY_KEYS, "The journey of each key is one that lives."),
-    "every_loser_is_an_alias": (JOURNEY_MERGES, "Each journey that was merged away has an alias."),
+    "every_loser_is_an_alias": (JOURNEY_MERGES, "Each journey that was merged away lives, or has an alias."),
 }
+
+
+class StitchingConfig(dg.Config):
+    """`force_rules` lets rules that changed touch more journeys than the brake does."""
+
+    force_rules: bool = False
+
+
+@dg.asset(
+    deps=["landed_events"],
+    description=JOURNEY_LOG.description,
+    owners=OWNERS,
+    group_name=GROUP,
+    kinds={"deltalake", "s3"},
+    metadata={"dagster/column_schema": column_schema(JOURNEY_LOG), "lake_table": JOURNEY_LOG.name},
+)
+def journey_log(
+    context: dg.AssetExecutionContext, config: StitchingConfig, control: ControlResource, lake: LakeResource
+) -> dg.MaterializeResult[None]:
+    """Stitch what came, changed or went in the archive; each batch is one commit."""
+    tables = lake.open()
+
+    def log(progress: Progress) -> None:
+        context.log.info("stitched %s of %s events: %s", f"{progress.done:,}", f"{progress.total:,}", progress.report)
+
+    stitching = Stitching(tables, Journeys(tables), control.open().key_policy())
+    report = stitching.catch_up(log, force=config.force_rules)
+    return dg.MaterializeResult(metadata=rows(tables.count(JOURNEY_LOG), **_what_was_done(report)))
+
+
+def _what_was_done(report: BatchReport) -> dict[str, Any]:
+    counts = {name: value for name, value in vars(report).items() if name != "seconds"}
+    rate = report.events / report.seconds if report.seconds else 0.0
+    return {**counts, "seconds": round(report.seconds, 3), "events_per_second": round(rate)}
 
 
 @dg.multi_asset(
     name="stitching",
-    specs=[table_spec(t.name, t, GROUP, deps=["landed_events"]) for t in IN_ORDER_OF_WRITING],
+    specs=[table_spec(t.name, t, GROUP, deps=["journey_log"]) for t in PUBLISHED],
     check_specs=[
         dg.AssetCheckSpec(name, asset=table.name, blocking=True, description=description)
         for name, (table, description) in CHECKS.items()
     ],
 )
-def stitching_assets(
-    control: ControlResource, lake: LakeResource
-) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    """Read, stitch, write what changed."""
+def stitching_assets(lake: LakeResource) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    """Bring the tables of journeys up to the log."""
     tables = lake.open()
-    events = tables.read(EVENTS)
-    keys = extract_keys(events, control.open().key_rules())
-    stitched = stitch(events, keys, _known(tables), datetime.now(UTC))
-    results = {
-        EVENT_KEYS: keys,
-        JOURNEY_MERGES: stitched.merges,
-        JOURNEY_ALIASES: stitched.aliases,
-        JOURNEYS: stitched.journeys,
-        EVENT_JOURNEY: stitched.event_journey,
-        JOURNEY_KEYS: stitched.journey_keys,
-    }
-    for table in IN_ORDER_OF_WRITING:
-        changed = tables.replace(table, results[table]).count
-        yield dg.MaterializeResult(asset_key=table.name, metadata=_metadata(table, results[table], changed))
-    for name, wrong in wrong_rows(events, results).items():
-        table, _ = CHECKS[name]
-        yield dg.AssetCheckResult(
-            asset_key=table.name, check_name=name, passed=wrong.is_empty(), metadata={"wrong": preview(wrong)}
-        )
+    published = JourneyTables(tables)
+    target = published.target()
+    for table in PUBLISHED:
+        changed = published.publish(table, target).count
+        yield dg.MaterializeResult(asset_key=table.name, metadata=_metadata(tables, table, changed))
+    for name, wrong in wrong_rows(tables).items():
+        yield found_none(CHECKS[name][0].name, name, wrong=wrong.collect(engine="streaming"))
 
 
-def wrong_rows(events: pl.DataFrame, results: dict[Table, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+def wrong_rows(lake: Lake) -> dict[str, pl.LazyFrame]:
     """Rows that break what must hold, by check; all empty when all is well."""
-    key = ["tenant_id", "event_id"]
-    assigned = results[EVENT_JOURNEY]
-    journeys, identity = results[JOURNEYS], ["tenant_id", "journey_id"]
-    counted = assigned.group_by(identity).agg(found=pl.len().cast(pl.Int64))
-    losers = results[JOURNEY_MERGES].select("tenant_id", journey_id="loser")
+    key, identity = ["tenant_id", "event_id"], ["tenant_id", "journey_id"]
+    events, assigned = lake.scan(EVENTS).select(key), lake.scan(EVENT_JOURNEY)
+    journeys, pairs, keys = lake.scan(JOURNEYS), lake.scan(EVENT_KEYS), lake.scan(JOURNEY_KEYS)
+    repeated = assigned.group_by(key).len().filter(pl.col("len") > 1).select(key)
+    counted = assigned.group_by(identity).agg(events=pl.len().cast(pl.Int64))
+    tied = keys.group_by(identity).agg(keys=pl.len().cast(pl.Int64))
+    counts = journeys.join(counted, on=identity, how="left").join(tied, on=identity, how="left")
+    losers = lake.scan(JOURNEY_MERGES).select("tenant_id", journey_id="loser").unique()
     return {
         "every_event_has_one_journey": pl.concat(
             [
-                events.select(key).join(assigned, on=key, how="anti"),
-                assigned.filter(pl.struct(key).is_duplicated()).select(key),
+                events.join(assigned, on=key, how="anti"),
+                assigned.select(key).join(events, on=key, how="anti"),
+                repeated,
             ]
         ),
-        "every_key_belongs_to_an_event": results[EVENT_KEYS].join(events, on=key, how="anti"),
-        "journeys_count_their_events": journeys.join(counted, on=identity, how="left").filter(
-            pl.col("event_count").ne_missing(pl.col("found"))
+        "every_key_belongs_to_an_event": pairs.join(events, on=key, how="anti"),
+        "journeys_count_their_events": counts.filter(
+            pl.col("event_count").ne_missing(pl.col("events")) | (pl.col("key_count") != pl.col("keys").fill_null(0))
         ),
-        "every_key_leads_to_a_journey": results[JOURNEY_KEYS].join(journeys, on=identity, how="anti"),
-        "every_loser_is_an_alias": losers.join(results[JOURNEY_ALIASES], on=identity, how="anti"),
+        "every_key_leads_to_a_journey": keys.join(journeys, on=identity, how="anti"),
+        "every_loser_is_an_alias": losers.join(lake.scan(JOURNEY_ALIASES), on=identity, how="anti").join(
+            journeys, on=identity, how="anti"
+        ),
     }
 
 
-def _known(lake: Lake) -> Known:
-    return Known(
-        journeys=lake.read(JOURNEYS),
-        event_journey=lake.read(EVENT_JOURNEY),
-        journey_keys=lake.read(JOURNEY_KEYS),
-        aliases=lake.read(JOURNEY_ALIASES),
-        merges=lake.read(JOURNEY_MERGES),
-    )
-
-
-def _metadata(table: Table, frame: pl.DataFrame, changed: int) -> dict[str, Any]:
-    metadata = rows(frame.height, changed_rows=changed)
-    if table is JOURNEYS and frame.height:
-        largest = frame.sort("event_count", descending=True).select(
-            "tenant_id", "journey_id", "event_count", "key_count"
-        )
-        metadata |= {"largest_journeys": preview(largest, limit=10)}
+def _metadata(lake: Lake, table: Table, changed: int) -> dict[str, Any]:
+    metadata = rows(lake.count(table), changed_rows=changed)
+    if table is JOURNEYS:
+        metadata |= _of_journeys(lake)
+    if table is EVENT_KEYS:
+        metadata |= _of_keys(lake)
     return metadata
+
+
+def _of_journeys(lake: Lake) -> dict[str, Any]:
+    """The largest journeys, and how sizes are spread."""
+    sizes = lake.scan(JOURNEYS).select("tenant_id", "journey_id", "event_count", "key_count").collect()
+    if sizes.is_empty():
+        return {}
+    return {
+        "largest_journeys": preview(sizes.sort("event_count", descending=True), limit=10),
+        "largest_journey_events": int(sizes["event_count"].max() or 0),  # type: ignore[arg-type]  # a number
+        "p99_keys_per_journey": float(sizes["key_count"].quantile(0.99) or 0),
+        "sizes": journey_sizes(sizes),
+    }
+
+
+def _of_keys(lake: Lake) -> dict[str, Any]:
+    """The keys of most events, and what became of keys."""
+    pairs = lake.scan(EVENT_KEYS)
+    degrees = pairs.group_by("tenant_id", "key_type", "key_hash").agg(events=pl.len())
+    top = degrees.top_k(TOP_KEYS, by="events").collect(engine="streaming").sort("events", descending=True)
+    by_status = pairs.group_by("status").len().collect(engine="streaming").sort("status")
+    counts = dict(by_status.iter_rows())
+    refused = sum(number for status, number in counts.items() if status.startswith("refused"))
+    total = sum(counts.values())
+    return {
+        "top_keys": preview(top),
+        "keys_by_status": preview(by_status),
+        "conflict_rate": refused / total if total else 0.0,
+        "events_without_usable_key": lake.count(EVENTS)
+        - int(pairs.select(pl.struct("tenant_id", "event_id").n_unique()).collect(engine="streaming").item()),
+    }
 
 
 @dg.asset_check(asset=JOURNEY_ALIASES.name, description="Every id that a journey ever had leads to a journey of today.")
 def every_alias_resolves(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for aliases whose target is no journey."""
     tables = lake.open()
-    targets = tables.read(JOURNEYS).select("tenant_id", merged_into="journey_id")
-    lost = tables.read(JOURNEY_ALIASES).join(targets, on=["tenant_id", "merged_into"], how="anti")
+    targets = tables.scan(JOURNEYS).select("tenant_id", merged_into="journey_id")
+    lost = tables.scan(JOURNEY_ALIASES).join(targets, on=["tenant_id", "merged_into"], how="anti").collect()
     return dg.AssetCheckResult(passed=lost.is_empty(), metadata={"lost": preview(lost)})
+
+
+@dg.asset_check(asset=JOURNEYS.name, description="No journey has more keys than the soft limit of its tenant.")
+def no_journey_is_too_large(lake: LakeResource, control: ControlResource) -> dg.AssetCheckResult:
+    """A journey that grows and grows is most often several customers that share a key."""
+    policy = control.open().key_policy()
+    sizes = lake.open().scan(JOURNEYS).select("tenant_id", "journey_id", "event_count", "key_count")
+    tenants = sizes.select("tenant_id").unique().collect()["tenant_id"]
+    limits = {tenant: policy.limit_of(tenant).soft_max_keys for tenant in tenants}
+    limit = pl.col("tenant_id").replace_strict(limits, return_dtype=pl.Int64, default=None)
+    large = sizes.filter(pl.col("key_count") > limit).sort("key_count", descending=True).collect()
+    return dg.AssetCheckResult(
+        passed=large.is_empty(), severity=dg.AssetCheckSeverity.WARN, metadata={"large": preview(large)}
+    )
+
+
+@dg.asset_check(asset=JOURNEY_CONFLICTS.name, description="No tie waits for review.")
+def nothing_waits_for_review(lake: LakeResource) -> dg.AssetCheckResult:
+    """Ties that a unique key or the size of a journey refused; a person decides what they mean."""
+    waiting = lake.open().read(JOURNEY_CONFLICTS)
+    by_reason = waiting.group_by("tenant_id", "reason").len().sort("tenant_id", "reason")
+    return dg.AssetCheckResult(
+        passed=waiting.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"by_reason": preview(by_reason), "newest": preview(waiting.sort("found_at", descending=True))},
+    )
+
+
+@dg.asset_check(asset=QUARANTINED_KEYS.name, description="No key is in quarantine for meeting too many others.")
+def no_key_is_quarantined(lake: LakeResource) -> dg.AssetCheckResult:
+    """Keys that tie nothing any more: shared devices, test accounts, values that producers made up."""
+    found = lake.open().read(QUARANTINED_KEYS)
+    return dg.AssetCheckResult(
+        passed=found.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"quarantined": preview(found.sort("partners", descending=True))},
+    )

@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from c360_pipeline.cli.dead_letters import letters_app
+from c360_pipeline.cli.journey import journey_app
 from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, err, out, print_json
 from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
@@ -25,7 +26,6 @@ from c360_pipeline.settings import c360_home, load_settings, merged_environment,
 app = typer.Typer(
     help="One graph per customer, provably equal to its archive.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-journey_app = typer.Typer(help="Stitched customer journeys.", no_args_is_help=True)
 app.add_typer(journey_app, name="journey")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(suppress_app, name="suppress")
@@ -240,8 +240,16 @@ def run(
     with RunProgress() as progress:
         outcome = materialise(c360_home(), select, partition, progress, force_removal=force_removal)
     if as_json:
-        print_json({"run_id": outcome.run_id, "succeeded": outcome.succeeded, "rows": outcome.rows,
-                    "failed_checks": outcome.failed_checks, "error": outcome.error})  # fmt: skip
+        print_json(
+            {
+                "run_id": outcome.run_id,
+                "succeeded": outcome.succeeded,
+                "rows": outcome.rows,
+                "failed_checks": outcome.failed_checks,
+                "warned_checks": outcome.warned_checks,
+                "error": outcome.error,
+            }
+        )
     report_outcome(outcome)
     raise typer.Exit(outcome.exit_code)
 
@@ -250,6 +258,8 @@ def report_outcome(outcome: Any) -> None:
     """Say on stderr how a run ended."""
     for check in outcome.failed_checks:
         err.print(f"check failed: {check}", highlight=False)
+    for check in outcome.warned_checks:
+        err.print(f"warning: {check}", highlight=False)
     if outcome.error:
         err.print(f"error: {outcome.error}", highlight=False)
     err.print(f"run {outcome.run_id} {'succeeded' if outcome.succeeded else 'failed'}", highlight=False)
@@ -319,39 +329,6 @@ def digest(as_json: AsJson = False) -> None:
         print_json({"digest": combined_digest(parts), "parts": parts})
     else:
         out.print(combined_digest(parts), highlight=False)
-
-
-@journey_app.command("show")
-def show_journey(
-    event_id: Annotated[str, typer.Argument(help="id of any event of the journey")],
-    tenant: Annotated[str | None, typer.Option(help="needed when tenants share the id")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the journey that an event belongs to, and the keys that tie it together."""
-    from c360_pipeline.connections import open_graph
-
-    with open_graph(load_settings()) as graph:
-        tenants = [tenant] if tenant else graph.tenants_with_event(event_id)
-        if len(tenants) > 1:
-            raise ConfigError(f"Event {event_id!r} exists for {', '.join(tenants)}: choose one with --tenant.")
-        events = [e for t in tenants for e in graph.journey_of_event(t, event_id)]
-    if not events:
-        raise ConfigError(f"There is no stitched event {event_id!r}.")
-    if as_json:
-        print_json(events)
-    else:
-        out.print(journey_table(events))
-
-
-def journey_table(events: list[dict[str, Any]]) -> Table:
-    """The events of a journey by time."""
-    table = Table("time", "user", "session", "action", "product", "keys", title=f"journey {events[0]['journey_id']}")
-    for e in events:
-        at = e["ts"].to_native().strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(
-            at, e["user_id"], e["session_id"], e["action"], e["product_id"] or "", " ".join(sorted(e["key_types"]))
-        )
-    return table
 
 
 @app.command()

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from c360_pipeline.core.stitching import LINKED
+
 TEXT = pl.String()
 WHOLE = pl.Int64()
 REAL = pl.Float64()
@@ -109,6 +111,8 @@ VIEWED = RelationshipKind("VIEWED", USER, PRODUCT, INTERACTION)
 PURCHASED = RelationshipKind("PURCHASED", USER, PRODUCT, INTERACTION)
 HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION)
 PART_OF = RelationshipKind("PART_OF", CORRELATION, JOURNEY)
+IN_JOURNEY = RelationshipKind("IN_JOURNEY", ACTION, JOURNEY)
+"""The journey of an event that no key ties: of one without keys, or with weak ones only."""
 
 EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT})
 """The status of an event, a property that stitching owns: NEW until the event has a journey, then PROCESSED."""
@@ -239,8 +243,15 @@ def journeys(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def event_correlations(event_keys: pl.DataFrame) -> pl.DataFrame:
-    """`HAS_KEY` rows."""
-    return event_keys.select("tenant_id", from_id="event_id", to_id=correlation_id())
+    """`HAS_KEY` rows: keys that tie; those that are weak, refused, blocked or in quarantine lead nowhere."""
+    return event_keys.filter(pl.col("status") == LINKED).select("tenant_id", from_id="event_id", to_id=correlation_id())
+
+
+def untied_events(event_journey: pl.DataFrame, event_keys: pl.DataFrame) -> pl.DataFrame:
+    """`IN_JOURNEY` rows."""
+    tied = event_keys.filter(pl.col("status") == LINKED).select("tenant_id", "event_id")
+    untied = event_journey.join(tied, on=["tenant_id", "event_id"], how="anti")
+    return untied.select("tenant_id", from_id="event_id", to_id="journey_id")
 
 
 def correlation_journeys(journey_keys: pl.DataFrame) -> pl.DataFrame:

@@ -153,8 +153,8 @@ EVENT_JOURNEY = Table(
 EVENT_KEYS = Table(
     "event_keys",
     ("tenant_id", "event_id", "key_type", "key_hash"),
-    {"tenant_id": TEXT, "event_id": TEXT, "key_type": TEXT, "key_hash": TEXT},
-    "The identifiers seen on each event, hashed.",
+    {"tenant_id": TEXT, "event_id": TEXT, "key_type": TEXT, "key_hash": TEXT, "status": TEXT},
+    "The identifiers seen on each event, hashed, and whether each ties: linked, weak, refused, quarantined, blocked.",
 )
 JOURNEY_KEYS = Table(
     "journey_keys",
@@ -181,6 +181,69 @@ JOURNEY_MERGES = Table(
         "merged_at": UTC_MICROS,
     },
     "The log of merges: which event and kind of identifier joined two journeys.",
+)
+JOURNEY_SPLITS = Table(
+    "journey_splits",
+    ("tenant_id", "split_id"),
+    {
+        "split_id": TEXT,
+        "tenant_id": TEXT,
+        "journey_id": TEXT,
+        "split_off": TEXT,
+        "event_count": INT,
+        "cause": TEXT,
+        "split_at": UTC_MICROS,
+    },
+    "The log of splits: which part left a journey, under which id, and why.",
+)
+JOURNEY_CONFLICTS = Table(
+    "journey_conflicts",
+    ("tenant_id", "event_id", "key_type", "key_hash"),
+    {
+        "tenant_id": TEXT,
+        "event_id": TEXT,
+        "key_type": TEXT,
+        "key_hash": TEXT,
+        "reason": TEXT,
+        "journey_id": TEXT,
+        "refused_journey_id": TEXT,
+        "found_at": UTC_MICROS,
+    },
+    "The review queue: ties that a guard refused, because of a unique key or the size of a journey.",
+)
+QUARANTINED_KEYS = Table(
+    "quarantined_keys",
+    ("tenant_id", "key_type", "key_hash"),
+    {"tenant_id": TEXT, "key_type": TEXT, "key_hash": TEXT, "partners": INT, "quarantined_at": UTC_MICROS},
+    "Keys that met more others than their rule allows; they tie nothing.",
+)
+JOURNEY_LOG = Table(
+    "journey_log",
+    (),
+    {
+        "tenant_id": TEXT,
+        "seq": INT,
+        "kind": TEXT,
+        "event_id": TEXT,
+        "ts": UTC_MICROS,
+        "key_type": TEXT,
+        "key_hash": TEXT,
+        "status": TEXT,
+        "journey_id": TEXT,
+        "other_journey_id": TEXT,
+        "created_at": UTC_MICROS,
+        "founding_event_id": TEXT,
+        "first_event_ts": UTC_MICROS,
+        "last_event_ts": UTC_MICROS,
+        "event_count": INT,
+        "key_count": INT,
+        "unique_keys": pa.list_(TEXT),
+        "partners": INT,
+        "detail": TEXT,
+        "committed_at": UTC_MICROS,
+    },
+    "All that stitching ever decided, one commit per batch; the tables of journeys are made from it.",
+    retention=timedelta(days=30),
 )
 RECONCILIATIONS = Table(
     "reconciliations",
@@ -223,7 +286,8 @@ TABLES = {
     table.name: table
     for table in (
         EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS,
-        JOURNEY_KEYS, JOURNEY_ALIASES, JOURNEY_MERGES, RECONCILIATIONS, RECONCILIATION_FINDINGS, USER_COMMUNITIES,
+        JOURNEY_KEYS, JOURNEY_ALIASES, JOURNEY_MERGES, JOURNEY_SPLITS, JOURNEY_CONFLICTS, QUARANTINED_KEYS, JOURNEY_LOG,
+        RECONCILIATIONS, RECONCILIATION_FINDINGS, USER_COMMUNITIES,
     )
 }  # fmt: skip
 
@@ -244,6 +308,26 @@ class Changes:
     def count(self) -> int:
         """Rows that differ."""
         return self.upserted.height + self.deleted.height
+
+
+@dataclass(frozen=True)
+class RowChanges:
+    """How rows as they should be differ from those that a table holds.
+
+    Attributes:
+        inserted: rows whose key the table does not hold.
+        updated: rows of which the table holds other values, as they should be.
+        deleted: key columns of rows that should not be there any more.
+    """
+
+    inserted: pl.DataFrame
+    updated: pl.DataFrame
+    deleted: pl.DataFrame
+
+    @property
+    def count(self) -> int:
+        """Rows that differ."""
+        return self.inserted.height + self.updated.height + self.deleted.height
 
 
 def compare_versions(before: pl.DataFrame, after: pl.DataFrame, key: tuple[str, ...]) -> Changes:

@@ -76,7 +76,7 @@ def row_hashes(frame: pl.DataFrame) -> pl.Series:
     if frame.is_empty():
         return pl.Series("row_hash", [], dtype=pl.String)
     parts = [_encoded(name, frame.schema[name]) for name in sorted(frame.columns)]
-    return frame.select(hash128(pl.concat_str(parts)).alias("row_hash")).to_series()
+    return frame.select(hash128(pl.concat_str(parts)).cast(pl.String).alias("row_hash")).to_series()
 
 
 def _encoded(name: str, dtype: pl.DataType) -> pl.Expr:

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime
 import polars as pl
 
 from c360_pipeline.core.graph import NodeKind
+from c360_pipeline.core.lake import RowChanges
 from c360_pipeline.errors import ContractError
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -265,26 +266,6 @@ def node_rows(kind: NodeKind, rows: pl.DataFrame) -> pl.DataFrame:
         (pl.col(name).cast(dtype) if name in rows.columns else pl.lit(None, dtype)).alias(name)
         for name, dtype in kind.schema.items()
     )
-
-
-@dataclass(frozen=True)
-class RowChanges:
-    """How a source table differs from its table in the lake.
-
-    Attributes:
-        inserted: rows whose key the lake does not have.
-        updated: rows of which the lake has other values, as the source has them.
-        deleted: key columns of rows that the source does not have any more.
-    """
-
-    inserted: pl.DataFrame
-    updated: pl.DataFrame
-    deleted: pl.DataFrame
-
-    @property
-    def count(self) -> int:
-        """Rows that differ."""
-        return self.inserted.height + self.updated.height + self.deleted.height
 
 
 def compare_rows(held: pl.DataFrame, read: pl.DataFrame, key: Sequence[str], *, is_all: bool = True) -> RowChanges:

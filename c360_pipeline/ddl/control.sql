@@ -89,7 +89,28 @@ CREATE TABLE IF NOT EXISTS correlation_key_rules (
     max_partners     integer NOT NULL DEFAULT 1000 CHECK (max_partners > 0),
     UNIQUE (tenant_id, key_type, source_attribute)
 );
+ALTER TABLE correlation_key_rules ADD COLUMN IF NOT EXISTS window_seconds integer CHECK (window_seconds > 0);
+ALTER TABLE correlation_key_rules ALTER COLUMN max_partners DROP NOT NULL;
 COMMENT ON TABLE correlation_key_rules IS 'Which attributes of events are keys that stitch; tenant * speaks for all.';
+COMMENT ON COLUMN correlation_key_rules.rule_id IS
+    'Where keys of one event lead to journeys that may not meet, the event goes with the key of the first rule; unique ones come first.';
+COMMENT ON COLUMN correlation_key_rules.mode IS
+    'link ties events; weak attaches an event that nothing stronger ties and never makes two journeys one; ignore makes no key.';
+COMMENT ON COLUMN correlation_key_rules.is_unique IS 'Two values of this type never share a journey.';
+COMMENT ON COLUMN correlation_key_rules.max_partners IS
+    'Other keys that one value may meet; one that meets more ties nothing any more. Null for any number.';
+COMMENT ON COLUMN correlation_key_rules.window_seconds IS
+    'A value ties only events of the same window of time, counted from 1970; null for ever.';
+
+CREATE TABLE IF NOT EXISTS journey_limits (
+    tenant_id     text PRIMARY KEY CHECK (tenant_id <> ''),
+    soft_max_keys integer CHECK (soft_max_keys > 0),
+    hard_max_keys integer CHECK (hard_max_keys > 0)
+);
+COMMENT ON TABLE journey_limits IS 'How many keys a journey may have; tenant * speaks for those without a row.';
+COMMENT ON COLUMN journey_limits.soft_max_keys IS 'A check names journeys with more.';
+COMMENT ON COLUMN journey_limits.hard_max_keys IS
+    'Two journeys that would have more together stay two, and stand in journey_conflicts; null for no limit.';
 
 CREATE TABLE IF NOT EXISTS blocked_keys (
     tenant_id  text NOT NULL,
@@ -192,4 +213,6 @@ INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode) 
     ('*', 'ip', 'attrs.ip', 'ignore')
 ON CONFLICT DO NOTHING;
 
-INSERT INTO control_schema (version) VALUES (2) ON CONFLICT DO NOTHING;
+INSERT INTO journey_limits (tenant_id, soft_max_keys) VALUES ('*', 1000) ON CONFLICT DO NOTHING;
+
+INSERT INTO control_schema (version) VALUES (3) ON CONFLICT DO NOTHING;

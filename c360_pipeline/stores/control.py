@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from c360_pipeline.core.keys import KeyRule
+from c360_pipeline.core.keys import JourneyLimit, KeyPolicy, KeyRule
 from c360_pipeline.core.row_hashes import user_hash
 from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.errors import UnavailableError
@@ -33,7 +33,19 @@ READ_RELATIONSHIPS = """
     SELECT mapping_id, from_label, to_label, relationship_type, join_condition, via_label
     FROM relationship_mappings WHERE is_active ORDER BY mapping_id
 """
-READ_KEY_RULES = "SELECT tenant_id, key_type, source_attribute, mode FROM correlation_key_rules ORDER BY rule_id"
+READ_KEY_RULES = """
+    SELECT tenant_id, key_type, source_attribute AS source, mode, is_unique, max_partners, window_seconds
+    FROM correlation_key_rules ORDER BY rule_id
+"""
+READ_LIMITS = "SELECT tenant_id, soft_max_keys, hard_max_keys FROM journey_limits ORDER BY tenant_id"
+READ_BLOCKED = "SELECT tenant_id, key_type, key_hash FROM blocked_keys"
+BLOCK_KEY = """
+    INSERT INTO blocked_keys (tenant_id, key_type, key_hash, reason)
+    VALUES (%(tenant_id)s, %(key_type)s, %(key_hash)s, %(reason)s) ON CONFLICT DO NOTHING
+"""
+UNBLOCK_KEY = """
+    DELETE FROM blocked_keys WHERE tenant_id = %(tenant_id)s AND key_type = %(key_type)s AND key_hash = %(key_hash)s
+"""
 READ_SUPPRESSED = "SELECT tenant_id, user_hash FROM suppressed_users ORDER BY tenant_id, user_hash"
 SUPPRESS = """
     INSERT INTO suppressed_users (tenant_id, user_hash, reason) VALUES (%(tenant_id)s, %(user_hash)s, %(reason)s)
@@ -95,7 +107,7 @@ ADD_SCRIPT = """
 NOTE_SCRIPT = """
     UPDATE cypher_scripts SET made_from = %(made_from)s, last_run_time = now() WHERE script_id = %(script_id)s
 """
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class ControlDb:
@@ -153,13 +165,29 @@ class ControlDb:
                 relationships=tuple(RelationshipRow(**row) for row in connection.execute(READ_RELATIONSHIPS)),
             )
 
-    def key_rules(self) -> list[KeyRule]:
-        """Which attributes of events are keys."""
+    def key_policy(self) -> KeyPolicy:
+        """Which attributes of events are keys, and what keys may do, as one consistent picture."""
         with self._connect() as connection:
-            return [
-                KeyRule(r["tenant_id"], r["key_type"], r["source_attribute"], r["mode"])
-                for r in connection.execute(READ_KEY_RULES)
-            ]
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            return KeyPolicy(
+                rules=tuple(KeyRule(**row) for row in connection.execute(READ_KEY_RULES)),
+                limits=tuple(JourneyLimit(**row) for row in connection.execute(READ_LIMITS)),
+                blocked=frozenset(
+                    (r["tenant_id"], r["key_type"], r["key_hash"]) for r in connection.execute(READ_BLOCKED)
+                ),
+            )
+
+    def block_key(self, tenant_id: str, key_type: str, key_hash: str, reason: str) -> bool:
+        """Put a key on the list of those that never tie; False when it was on it."""
+        values = {"tenant_id": tenant_id, "key_type": key_type, "key_hash": key_hash}
+        with self._connect() as connection:
+            return connection.execute(BLOCK_KEY, {**values, "reason": reason}).rowcount > 0
+
+    def unblock_key(self, tenant_id: str, key_type: str, key_hash: str) -> bool:
+        """Take a key off that list; False when it was not on it."""
+        values = {"tenant_id": tenant_id, "key_type": key_type, "key_hash": key_hash}
+        with self._connect() as connection:
+            return connection.execute(UNBLOCK_KEY, values).rowcount > 0
 
     def suppressed_users(self) -> pl.DataFrame:
         """The users whose events never land: tenant_id and user_hash, as `core.landing.user_hash` makes it."""

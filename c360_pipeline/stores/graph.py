@@ -19,6 +19,8 @@ from c360_pipeline.stores import cypher
 from c360_pipeline.stores.lake import Version
 
 BATCH_ROWS = 5_000
+ABSORBED_AT_ONCE = 500
+"""Journeys that one transaction puts into others, about."""
 WRITERS = 4
 """Transactions that write at once."""
 CHECKPOINT = "ProjectionCheckpoint"
@@ -80,16 +82,35 @@ CANDIDATE_SCHEMA = {
 
 READ_TENANTS_WITH_EVENT = "MATCH (e:Event {id: $event_id}) RETURN e.tenant_id AS tenant_id ORDER BY tenant_id"
 READ_JOURNEY_OF_EVENT = """
-    MATCH (:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY]->(:Correlation {tenant_id: $tenant_id})
-        -[:PART_OF]->(j:Journey {tenant_id: $tenant_id})
+    MATCH (:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY|IN_JOURNEY|PART_OF*1..2]
+        ->(j:Journey {tenant_id: $tenant_id})
     WITH DISTINCT j
-    MATCH (j)<-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id})<-[:HAS_KEY]-(e:Event {tenant_id: $tenant_id})
-    WITH j, e, collect(DISTINCT c.key_type) AS key_types
-    MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
+    MATCH (j)<-[:HAS_KEY|IN_JOURNEY|PART_OF*1..2]-(e:Event {tenant_id: $tenant_id})
+    WITH DISTINCT j, e
+    OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
     OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
     RETURN j.id AS journey_id, e.id AS event_id, e.ts AS ts, e.type AS action, e.user_id AS user_id, s.id AS session_id,
-           p.id AS product_id, p.name AS product_name, key_types
+           p.id AS product_id, p.name AS product_name,
+           COLLECT { MATCH (e)-[:HAS_KEY]->(c:Correlation) RETURN DISTINCT c.key_type } AS key_types
     ORDER BY ts, event_id
+"""
+READ_EXPLANATION = """
+    MATCH (a:Event {tenant_id: $tenant_id, id: $first}), (b:Event {tenant_id: $tenant_id, id: $second})
+    MATCH path = shortestPath((a)-[:HAS_KEY*]-(b))
+    RETURN [n IN nodes(path) | CASE WHEN n:Event THEN {event_id: n.id, ts: n.ts, action: n.type, user_id: n.user_id}
+        ELSE {key: n.id, key_type: n.key_type} END] AS chain
+"""
+ABSORB = """
+    UNWIND $rows AS row
+    MERGE (s:Journey {tenant_id: $tenant_id, id: row.id}) SET s += row.properties
+    WITH s, row UNWIND row.losers AS loser_id
+    MATCH (l:Journey {tenant_id: $tenant_id, id: loser_id})
+    CALL (s, l) { MATCH (c:Correlation)-[old:PART_OF]->(l) DELETE old MERGE (c)-[:PART_OF]->(s) }
+    CALL (s, l) { MATCH (e:Event)-[old:IN_JOURNEY]->(l) DELETE old MERGE (e)-[:IN_JOURNEY]->(s) }
+    DETACH DELETE l
+"""
+UNTIE = """
+    UNWIND $rows AS row MATCH (e:Event {tenant_id: $tenant_id, id: row.id})-[old:HAS_KEY|IN_JOURNEY]->() DELETE old
 """
 READ_FIRST_EVENT = """
     MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:HAS_SESSION]->(:Session {tenant_id: $tenant_id})
@@ -214,6 +235,36 @@ class Graph:
             InvariantError: a relationship has no node at one of its ends.
         """
         self._write(cypher.move_statement(kind), kind, in_turn(rows.sort(kind.key_columns)), must_match=True)
+
+    def absorb(self, journeys: pl.DataFrame, absorbed: pl.DataFrame) -> None:
+        """Put merged journeys into the ones that go on; a reader sees all of a journey before or after, never a part.
+
+        Args:
+            journeys: `JOURNEY` rows of those that go on.
+            absorbed: tenant_id, journey_id, merged_into.
+        """
+        losers = absorbed.group_by("tenant_id", id="merged_into").agg(losers="journey_id")
+        names = [name for name in journeys.columns if name not in ("tenant_id", "id")]
+        together = losers.join(journeys, on=["tenant_id", "id"]).select(
+            "tenant_id", "id", "losers", *names, group=pl.col("losers").list.len().cum_sum() // ABSORBED_AT_ONCE
+        )
+        for (tenant_id, _), part in together.group_by("tenant_id", "group", maintain_order=True):
+            rows = [
+                {"id": row["id"], "losers": row["losers"], "properties": {name: row[name] for name in names}}
+                for row in to_rows(part)
+            ]
+            self.run(ABSORB, tenant_id=tenant_id, rows=rows)
+
+    def untie(self, events: pl.DataFrame) -> None:
+        """Take all keys and the journey from events that are tied otherwise now: tenant_id, id."""
+        for group in in_turn(events):
+            for tenant_id, batch in group:
+                self.run(UNTIE, tenant_id=tenant_id, rows=to_rows(batch))
+
+    def explanation(self, tenant_id: str, first: str, second: str) -> list[dict[str, Any]] | None:
+        """The shortest chain of events and keys between two events, both ends included; None when there is none."""
+        found = self.query(READ_EXPLANATION, tenant_id=tenant_id, first=first, second=second)
+        return list(found[0]["chain"]) if found else None
 
     def remove_undeclared_properties(self, kind: NodeKind) -> list[str]:
         """Remove properties that the kind does not declare from all nodes of its label; returns their names."""

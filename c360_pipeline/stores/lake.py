@@ -6,9 +6,10 @@ snapshot (see docs/adr/0006).
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -26,7 +27,7 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from c360_pipeline.core.lake import SILO_RETENTION, Care, Changes, Table, compare_versions
+from c360_pipeline.core.lake import SILO_RETENTION, Care, Changes, RowChanges, Table, compare_versions
 from c360_pipeline.core.row_hashes import identity_hash
 from c360_pipeline.errors import C360Error, ConflictError, UnavailableError
 from c360_pipeline.stores.key_index import Hashes, KeyIndex
@@ -40,6 +41,8 @@ WRITTEN_ROWS = 16 * 1024
 ROW_GROUP_ROWS = 128 * 1024
 """Rows of a row group: what a reader or writer has in memory of a file."""
 BATCH_ROWS = 2 * ROW_GROUP_ROWS
+MERGED_BYTES = 64 * 1024 * 1024
+"""Up to this size a table takes changes by a merge, which holds it in memory; a larger one is written anew."""
 SPILL_BYTES = 128 * 1024 * 1024
 """Memory of a merge before it spills to disk."""
 CARE_OPERATIONS = ("OPTIMIZE", "VACUUM START", "VACUUM END")
@@ -79,6 +82,11 @@ class Lake:
         self._indexes: dict[str, KeyIndex] = {}
         self._writers = threading.local()
 
+    @property
+    def cache(self) -> Path:
+        """Folder on this machine for what can be made again at any time."""
+        return self._cache
+
     def uri(self, name: str) -> str:
         """Where a table is."""
         return f"{self._root}/{name}"
@@ -111,6 +119,82 @@ class Lake:
             description=table.description,
             storage_options=self._options,
         )
+
+    def snapshot(self, table: Table) -> DeltaTable:
+        """The table as it is now, made where it is missing: what a decision is taken and committed on."""
+        return self._ensure(table)
+
+    def append_numbered(
+        self, table: Table, snapshot: DeltaTable, rows: pl.DataFrame, numbers: Mapping[str, int]
+    ) -> None:
+        """Append rows that were decided on a snapshot, and set named numbers with them; no rows set just the numbers.
+
+        Args:
+            table: where to.
+            snapshot: of this table; afterwards that of the commit.
+            rows: columns of the table.
+            numbers: by name; each is above the snapshot's, as `DeltaTable.transaction_version` tells.
+
+        Raises:
+            CommitFailedError: another worker set one of these numbers since the snapshot.
+        """
+        write_deltalake(
+            snapshot,
+            rows.select(list(table.columns)),
+            mode="append",
+            writer_properties=_writer_properties(table),
+            commit_properties=CommitProperties(app_transactions=_transactions(numbers)),
+        )
+
+    def apply(self, table: Table, snapshot: DeltaTable, changes: RowChanges, numbers: Mapping[str, int]) -> None:
+        """Bring changes into a table and set named numbers, in one commit on a snapshot.
+
+        The cost follows the changes while rows only come; rows that change or go are merged into a small table, and of
+        a large one all rows are written anew, batch by batch.
+
+        Args:
+            table: where.
+            snapshot: what the changes were decided on; afterwards that of the commit.
+            changes: of whole rows.
+            numbers: as `append_numbered` takes them.
+
+        Raises:
+            CommitFailedError: another worker set one of these numbers, or changed the table, since the snapshot.
+        """
+        properties = _next_transaction(snapshot, numbers=numbers)
+        upserts = pl.concat([changes.inserted, changes.updated]).select(list(table.columns))
+        if not changes.updated.height + changes.deleted.height:
+            write_deltalake(
+                snapshot, upserts, mode="append", writer_properties=_writer_properties(table),
+                commit_properties=properties,
+            )  # fmt: skip
+        elif _stored_bytes(snapshot) <= MERGED_BYTES:
+            _merge(snapshot, table, upserts, changes.deleted, table.key, properties)
+        else:
+            touched = pl.concat([changes.updated.select(table.key), changes.deleted.select(table.key)])
+            held = self._batches(table, _rows_by_file(snapshot))
+            kept = (batch.join(touched, on=list(table.key), how="anti") for batch in held)
+            schema = table.empty().to_arrow().schema
+            write_deltalake(
+                snapshot,
+                pa.RecordBatchReader.from_batches(schema, _arrow_batches(chain(kept, [upserts]), schema)),
+                mode="overwrite",
+                target_file_size=TARGET_FILE_BYTES,
+                writer_properties=_writer_properties(table),
+                commit_properties=properties,
+            )
+
+    def scan_files(self, table: Table, files: set[str]) -> pl.LazyFrame:
+        """The rows of some data files, lazily."""
+        return self._scan_parquet(table, sorted(files)) if files else table.empty().lazy()
+
+    def retried(self, name: str, attempt: Callable[[], T]) -> T:
+        """Do what commits on a snapshot, again on a new one as long as other workers were faster.
+
+        Raises:
+            ConflictError: other workers were faster 20 times in a row.
+        """
+        return self._retried(name, attempt)
 
     def version(self, name: str) -> Version | None:
         """The newest version; None when there is no such table."""
@@ -247,36 +331,18 @@ class Lake:
         Raises:
             ConflictError: the table has another version than expected, or other workers were faster 20 times in a row.
         """
-        columns, on = list(table.columns), list(on or table.key)
-        parts = [upserts.select(columns).with_columns(__c360_gone=False)]
-        if gone is not None:
-            parts.append(gone.select(on).with_columns(__c360_gone=True))
-        rows = pl.concat(parts, how="diagonal")
+        on = list(on or table.key)
+        gone = upserts.select(on).clear() if gone is None else gone
+        given = upserts.height + gone.height
 
         def attempt() -> int:
             snapshot = self._ensure(table)
             if expected is not None and expected != _version(snapshot):
                 raise ConflictError(f"{table.name} was changed by another worker after {expected}.")
-            values = {_quoted(name): f"s.{_quoted(name)}" for name in columns}
-            (
-                snapshot.merge(
-                    rows,
-                    " AND ".join(f"t.{_quoted(name)} = s.{_quoted(name)}" for name in on),
-                    source_alias="s",
-                    target_alias="t",
-                    writer_properties=_writer_properties(table),
-                    max_spill_size=SPILL_BYTES,
-                    streamed_exec=False,  # the rows are in memory; their partitions then limit what is read
-                    commit_properties=_next_transaction(snapshot),
-                )
-                .when_matched_delete("s.__c360_gone")
-                .when_matched_update(values, predicate="NOT s.__c360_gone")
-                .when_not_matched_insert(values, predicate="NOT s.__c360_gone")
-                .execute()
-            )
-            return rows.height
+            _merge(snapshot, table, upserts, gone, on, _next_transaction(snapshot))
+            return given
 
-        return self._retried(table.name, attempt) if rows.height else 0
+        return self._retried(table.name, attempt) if given else 0
 
     def count(self, table: Table) -> int:
         """Rows of a table, from its log."""
@@ -398,8 +464,7 @@ class Lake:
 
         def arrow_batches() -> Iterator[pa.RecordBatch]:
             try:
-                for frame in batches:
-                    yield from frame.to_arrow().cast(schema).to_batches(max_chunksize=WRITTEN_ROWS)
+                yield from _arrow_batches(batches, schema)
             except C360Error as error:
                 failures.append(error)  # on its way through the writer it would become text
                 raise
@@ -442,14 +507,9 @@ class Lake:
         return self._batches(table, _rows_by_file(snapshot) if snapshot else {})
 
     def _batches(self, table: Table, rows_by_file: Mapping[str, int]) -> Iterator[pl.DataFrame]:
+        columns = list(table.empty().schema)
         for uri, count in sorted(rows_by_file.items()):
-            rows = pl.scan_parquet(
-                uri,
-                storage_options=self._options,
-                missing_columns="insert",
-                extra_columns="ignore",
-                schema=table.empty().schema,
-            )
+            rows = self._scan_parquet(table, [uri]).select(columns)
             # One slice after the other: an engine that reads ahead holds the table when its reader is slow.
             for start in range(0, count, BATCH_ROWS):
                 yield rows.slice(start, BATCH_ROWS).collect()
@@ -511,7 +571,7 @@ class Lake:
     def stored_bytes(self, table: Table) -> int:
         """Bytes of the table's data files, from its log."""
         snapshot = self._open(table.name)
-        return int(_data_files(snapshot)["size_bytes"].sum()) if snapshot else 0
+        return _stored_bytes(snapshot) if snapshot else 0
 
     def only_cared_for_since(self, name: str, since: Version) -> bool:
         """Whether the table is the same as at a version but for the arrangement of its files."""
@@ -558,16 +618,21 @@ class Lake:
         schema = {name: dtype for name, dtype in table.empty().schema.items() if columns is None or name in columns}
         if not files:
             return pl.DataFrame(schema=schema)
-        scan = pl.scan_parquet(
-            sorted(files),
+        scan = self._scan_parquet(table, sorted(files))
+        return scan.select(pl.col(name).cast(dtype) for name, dtype in schema.items()).collect()
+
+    def _scan_parquet(self, table: Table, files: list[str]) -> pl.LazyFrame:
+        """Data files with their partition values; a column that a file does not have is null."""
+        schema = table.empty().schema
+        return pl.scan_parquet(
+            files,
             hive_partitioning=bool(table.partition_by),
-            hive_schema={c: table.empty().schema[c] for c in table.partition_by} if table.partition_by else None,
+            hive_schema={c: schema[c] for c in table.partition_by} if table.partition_by else None,
             storage_options=self._options or None,
             missing_columns="insert",
-            schema={n: d for n, d in table.empty().schema.items() if n not in table.partition_by},
+            schema={n: d for n, d in schema.items() if n not in table.partition_by},
             extra_columns="ignore",
         )
-        return scan.select(pl.col(name).cast(dtype) for name, dtype in schema.items()).collect()
 
     def _read_in_parts(self, table: Table, files: set[str], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         ordered = sorted(files)
@@ -584,6 +649,45 @@ class Lake:
             )(attempt)
         except CommitFailedError as error:
             raise ConflictError(f"Other workers changed {name} {MAX_ATTEMPTS} times in a row: {error}") from error
+
+
+def _merge(
+    snapshot: DeltaTable,
+    table: Table,
+    upserts: pl.DataFrame,
+    gone: pl.DataFrame,
+    on: Sequence[str],
+    properties: CommitProperties,
+) -> None:
+    columns = list(table.columns)
+    kept, removed = upserts.select(columns).with_columns(__c360_gone=False), gone.select(on)
+    rows = pl.concat([kept, removed.with_columns(__c360_gone=True)], how="diagonal")
+    values = {_quoted(name): f"s.{_quoted(name)}" for name in columns}
+    (
+        snapshot.merge(
+            rows,
+            " AND ".join(f"t.{_quoted(name)} = s.{_quoted(name)}" for name in on),
+            source_alias="s",
+            target_alias="t",
+            writer_properties=_writer_properties(table),
+            max_spill_size=SPILL_BYTES,
+            streamed_exec=False,  # the rows are in memory; their partitions then limit what is read
+            commit_properties=properties,
+        )
+        .when_matched_delete("s.__c360_gone")
+        .when_matched_update(values, predicate="NOT s.__c360_gone")
+        .when_not_matched_insert(values, predicate="NOT s.__c360_gone")
+        .execute()
+    )
+
+
+def _arrow_batches(frames: Iterable[pl.DataFrame], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for frame in frames:
+        yield from frame.to_arrow().cast(schema).to_batches(max_chunksize=WRITTEN_ROWS)
+
+
+def _stored_bytes(snapshot: DeltaTable) -> int:
+    return int(_data_files(snapshot)["size_bytes"].sum())
 
 
 def _overtaken(table: Table, error: CommitFailedError) -> ConflictError:
@@ -631,9 +735,16 @@ def _quoted(column: str) -> str:
     return f'"{doubled}"'
 
 
-def _next_transaction(snapshot: DeltaTable, about: dict[str, str] | None = None) -> CommitProperties:
+def _transactions(numbers: Mapping[str, int]) -> list[Transaction]:
+    return [Transaction(name, number) for name, number in numbers.items()]
+
+
+def _next_transaction(
+    snapshot: DeltaTable, about: dict[str, str] | None = None, numbers: Mapping[str, int] | None = None
+) -> CommitProperties:
     last = snapshot.transaction_version(WRITER) or 0
-    return CommitProperties(custom_metadata=about, app_transactions=[Transaction(WRITER, last + 1)])
+    transactions = _transactions({WRITER: last + 1, **(numbers or {})})
+    return CommitProperties(custom_metadata=about, app_transactions=transactions)
 
 
 def _commit_exclusive(

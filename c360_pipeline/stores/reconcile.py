@@ -30,10 +30,11 @@ OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
 """Kinds that are properties of nodes that another projection makes."""
 
 BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date", "first_seen_at", "merged_at",
-               "extracted_at", "run_id", "reconciled_at", "reason")  # fmt: skip
+               "extracted_at", "run_id", "reconciled_at", "reason", "committed_at",
+               "split_at", "found_at", "quarantined_at", "split_id")  # fmt: skip
 """Columns that say when, whence and why a row came, not what it says: two runs differ in them and are equal."""
 
-NOT_IN_DIGEST = ("reconciliations", "reconciliation_findings", "landing_files")
+NOT_IN_DIGEST = ("reconciliations", "reconciliation_findings", "landing_files", "journey_log")
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,14 @@ class Archive:
         yield model.PRODUCT, model.products(events, catalog)
         yield model.CATEGORY, model.categories(catalog)
         yield model.IN_CATEGORY, model.product_categories(catalog)
-        yield model.EVENT_STATUS, model.event_status(events, self._lake.read(EVENT_JOURNEY))
+        assigned, event_keys = self._lake.read(EVENT_JOURNEY), self._lake.read(EVENT_KEYS)
+        yield model.EVENT_STATUS, model.event_status(events, assigned)
         yield model.USER_COMMUNITY, self._communities(events)
         keys = self._lake.read(JOURNEY_KEYS)
         yield model.CORRELATION, model.correlations(keys)
         yield model.JOURNEY, model.journeys(self._lake.read(JOURNEYS))
-        yield model.HAS_KEY, model.event_correlations(self._lake.read(EVENT_KEYS))
+        yield model.HAS_KEY, model.event_correlations(event_keys)
+        yield model.IN_JOURNEY, model.untied_events(assigned, event_keys)
         yield model.PART_OF, model.correlation_journeys(keys)
         silos = self.silo_nodes()
         yield from ((silos.kinds[label], frame) for label, frame in silos.frames.items())

@@ -17,13 +17,13 @@ from uuid import uuid4
 import numpy as np
 import polars as pl
 
-from c360_pipeline.core.lake import SILO_RETENTION, Table
+from c360_pipeline.core.lake import SILO_RETENTION, RowChanges, Table
 from c360_pipeline.core.row_hashes import identity_hash
 from c360_pipeline.core.silo_plan import Extract
-from c360_pipeline.core.silos import FULL, INCREMENTAL, RowChanges, compare_rows, unusable_keys
+from c360_pipeline.core.silos import FULL, INCREMENTAL, compare_rows, unusable_keys
 from c360_pipeline.errors import ContractError
 from c360_pipeline.stores.control import ControlDb, ExtractionState, TableCounts
-from c360_pipeline.stores.lake import Lake, Version
+from c360_pipeline.stores.lake import MERGED_BYTES, Lake, Version
 from c360_pipeline.stores.silos import Position, SiloSnapshot
 
 SPOOL_BYTES = 96 * 1024 * 1024
@@ -31,8 +31,6 @@ SPOOL_BYTES = 96 * 1024 * 1024
 PARTS = 32
 MERGED_ROWS = 200_000
 """Up to so many changed rows are merged into the files that hold them; for more, the table is written anew."""
-MERGED_BYTES = 64 * 1024 * 1024
-"""Up to this size of its files the engine merges into a table, holding it in memory; larger ones are passed along."""
 BYTES_PER_STORED_BYTE = 6
 """How much larger rows are in memory than in the lake's files, roughly."""
 

@@ -1,37 +1,56 @@
+"""Laws of stitching over random events, splits, orders and replays; an oracle merges sets, the slow and obvious way."""
+
+import tempfile
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from random import Random
 
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c360_pipeline.core.lake import EVENT_JOURNEY, JOURNEY_ALIASES, JOURNEY_KEYS, JOURNEY_MERGES, JOURNEYS
-from c360_pipeline.core.stitching import Known, Stitched, stitch
+from c360_pipeline.core.journey_log import Gone, aliases, events_now, log_rows
+from c360_pipeline.core.keys import KeyPolicy, KeyRule, extract_keys
+from c360_pipeline.core.lake import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS, JOURNEYS
+from c360_pipeline.core.stitching import Known, prepare, stitch
+from c360_pipeline.stores.journey_index import JourneyIndex
+from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
+from c360_pipeline.stores.journeys import Journeys
+from c360_pipeline.stores.lake import Lake
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
-NOTHING = Known(
-    JOURNEYS.empty(), EVENT_JOURNEY.empty(), JOURNEY_KEYS.empty(), JOURNEY_ALIASES.empty(), JOURNEY_MERGES.empty()
-)
-Events = list[frozenset[int]]
-"""The keys of each event; its place in the list is its id and its minute."""
-EVENTS = st.lists(st.frozensets(st.integers(0, 12), max_size=3), max_size=25)
+KINDS = ("a", "b", "c")
+POLICY = KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}", max_partners=None) for kind in KINDS))
+Numbered = tuple[int, dict[str, str]]
+"""An event: its number, which is its id and its minute, and its keys by type."""
+Journeyed = dict[str, str]
+"""The journey of each event."""
+KEYS = st.dictionaries(st.sampled_from(KINDS), st.integers(1, 6).map(lambda n: f"v{n}"), max_size=3)
+EVENTS = st.lists(KEYS, min_size=1, max_size=24).map(lambda found: list(enumerate(found)))
+CUTS = st.lists(st.integers(1, 23), max_size=4)
+RANDOM = st.randoms(use_true_random=False)
 
 
-def stitched(events: list[tuple[int, frozenset[int]]], known: Known = NOTHING) -> Stitched:
-    rows = [("t", f"{n:03}", NOW - timedelta(days=1) + timedelta(minutes=n)) for n, _ in events]
-    pairs = [("t", f"{n:03}", "k", str(key)) for n, keys in events for key in sorted(keys)]
-    schema = {"tenant_id": pl.String, "event_id": pl.String, "ts": pl.Datetime("us", "UTC")}
-    keys = pl.DataFrame(
-        pairs, schema=dict.fromkeys(("tenant_id", "event_id", "key_type", "key_hash"), pl.String), orient="row"
+def archive(events: list[Numbered]) -> pl.DataFrame:
+    entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+    schema = {"tenant_id": pl.String, "event_id": pl.String, "ts": pl.Datetime("us", "UTC"), "attrs": entries}
+    rows = [
+        ("t", f"{n:03}", NOW + timedelta(minutes=n - 1000), [{"key": k, "value": v} for k, v in keys.items()])
+        for n, keys in events
+    ]
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(
+        pl.col("attrs").cast(pl.Map(pl.String, pl.String))
     )
-    return stitch(pl.DataFrame(rows, schema=schema, orient="row"), keys, known, NOW)
 
 
-def oracle(events: Events) -> set[frozenset[str]]:
-    """Components by merging sets, the slow and obvious way."""
-    groups: list[tuple[set[str], set[int]]] = []
-    for n, keys in enumerate(events):
-        names, all_keys = {f"{n:03}"}, set(keys)
-        for group in [g for g in groups if g[1] & keys]:
+def oracle(events: list[Numbered], ignored: Iterable[tuple[str, str]] = ()) -> set[frozenset[str]]:
+    """Components by merging sets."""
+    groups: list[tuple[set[str], set[tuple[str, str]]]] = []
+    for n, keys in events:
+        names, all_keys = {f"{n:03}"}, {pair for pair in keys.items() if pair not in ignored}
+        for group in [g for g in groups if g[1] & all_keys]:
             groups.remove(group)
             names |= group[0]
             all_keys |= group[1]
@@ -39,38 +58,184 @@ def oracle(events: Events) -> set[frozenset[str]]:
     return {frozenset(names) for names, _ in groups}
 
 
-def partition(result: Stitched) -> set[frozenset[str]]:
-    return {frozenset(ids) for ids in result.event_journey.group_by("journey_id").agg("event_id")["event_id"]}
+def partition(found: Journeyed) -> set[frozenset[str]]:
+    groups: dict[str, set[str]] = {}
+    for event, journey in found.items():
+        groups.setdefault(journey, set()).add(event)
+    return {frozenset(group) for group in groups.values()}
 
 
+def at_once(events: list[Numbered], policy: KeyPolicy = POLICY) -> Journeyed:
+    rows = archive(events)
+    batch = prepare(rows, extract_keys(rows, policy.rules), policy)
+    return dict(stitch(batch, Known.nothing(batch), policy).events.select("event_id", "journey_id").iter_rows())
+
+
+def batches(events: list[Numbered], cuts: list[int]) -> list[list[Numbered]]:
+    places = [0, *sorted({cut for cut in cuts if cut < len(events)}), len(events)]
+    return [events[low:high] for low, high in pairwise(places)]
+
+
+class Log:
+    """The log of stitching in memory, with the index that batches look into."""
+
+    def __init__(self, folder: Path) -> None:
+        self.index = JourneyIndex(folder)
+        self.rows: list[pl.DataFrame] = []
+
+    def add(self, events: list[Numbered]) -> None:
+        rows = archive(events)
+        known = self.index.known_events(rows)["fingerprint"].is_not_null()
+        fresh = [event for event, is_known in zip(events, known, strict=True) if not is_known]
+        if not fresh:
+            return
+        rows = archive(fresh)
+        batch = prepare(rows, extract_keys(rows, POLICY.rules), POLICY)
+        decided = stitch(batch, self.index.known(batch), POLICY)
+        self.rows.append(log_rows(decided, Gone.nothing(), {"t": len(self.rows) + 1}, {}, NOW, ""))
+        self.index.absorb(self.rows[-1], set())
+
+    def now(self) -> Journeyed:
+        rows = pl.concat(self.rows).lazy()
+        found = events_now(rows, aliases(rows)).select("event_id", "journey_id").collect()
+        return dict(found.iter_rows())
+
+
+@settings(max_examples=300)
 @given(EVENTS)
-def test_journeys_are_the_connected_components(events: Events) -> None:
-    assert partition(stitched(list(enumerate(events)))) == oracle(events)
+def test_journeys_are_the_connected_components(events: list[Numbered]) -> None:
+    assert partition(at_once(events)) == oracle(events)
 
 
-@settings(deadline=None)
-@given(EVENTS, st.lists(st.integers(0, 24), max_size=4), st.randoms(use_true_random=False))
-def test_any_split_and_order_gives_the_same_partition_and_keeps_ids(
-    events: Events, cuts: list[int], rng: object
+@settings(max_examples=1000, print_blob=True)
+@given(EVENTS, CUTS, RANDOM)
+def test_any_split_order_and_replay_gives_the_same_partition(
+    events: list[Numbered], cuts: list[int], rng: Random
 ) -> None:
-    numbered = list(enumerate(events))
-    rng.shuffle(numbered)  # type: ignore[attr-defined]  # a Random
-    known: Known = NOTHING
-    for cut in sorted({*cuts, len(numbered)}):
-        before, known = known, stitched(numbered[:cut], known)
-        alive = set(known.journeys["journey_id"])
-        aliases = dict(known.aliases.select("journey_id", "merged_into").rows())
-        for old in before.journeys["journey_id"]:
-            assert (old in alive) != (old in aliases), "an id lives on or is an alias, never both, never neither"
-        assert set(aliases.values()) <= alive
-    assert partition(known) == oracle(events)
+    shuffled = list(events)
+    rng.shuffle(shuffled)
+    given_out: dict[str, set[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Log(Path(folder))
+        for batch in batches(shuffled, cuts):
+            log.add(batch + rng.sample(shuffled, rng.randint(0, len(shuffled))) if rng.random() < 0.3 else batch)
+            for event, journey in log.now().items():
+                given_out.setdefault(event, set()).add(journey)
+        found = log.now()
+        merged = dict(aliases(pl.concat(log.rows).lazy()).select("journey_id", "merged_into").iter_rows())
+    assert partition(found) == oracle(events)
+    for event, names in given_out.items():
+        assert {merged.get(name, name) for name in names} == {found[event]}, "an id resolves to the journey of today"
 
 
-@settings(deadline=None)
-@given(EVENTS, st.lists(st.integers(0, 24), max_size=4))
-def test_in_the_order_of_time_ids_do_not_depend_on_the_split(events: Events, cuts: list[int]) -> None:
-    numbered = list(enumerate(events))
-    known: Known = NOTHING
-    for cut in sorted({*cuts, len(numbered)}):
-        known = stitched(numbered[:cut], known)
-    assert known.event_journey.sort("event_id").equals(stitched(numbered).event_journey.sort("event_id"))
+@settings(max_examples=300)
+@given(EVENTS, CUTS)
+def test_in_the_order_of_time_ids_do_not_depend_on_the_split(events: list[Numbered], cuts: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Log(Path(folder))
+        for batch in batches(events, cuts):
+            log.add(batch)
+        assert log.now() == at_once(events)
+
+
+class Store:
+    """The store of journeys over a lake in a folder."""
+
+    def __init__(self, folder: str, policy: KeyPolicy) -> None:
+        (Path(folder) / "lake").mkdir()
+        self.folder, self.policy = folder, policy
+        self.lake = Lake(f"{folder}/lake", {}, Path(folder) / "cache")
+        self.journeys = Journeys(self.lake)
+
+    def add(self, events: list[Numbered], gone: Iterable[int] = ()) -> None:
+        out = pl.DataFrame([("t", f"{n:03}") for n in gone], schema={"tenant_id": pl.String, "event_id": pl.String},
+                           orient="row")  # fmt: skip
+        self.journeys.add(archive(events), self.policy, out)
+
+    def now(self) -> Journeyed:
+        """The journey of each event, once the tables are found to agree with each other."""
+        tables = JourneyTables(self.lake)
+        target = tables.target()
+        for table in PUBLISHED:
+            tables.publish(table, target)
+        found = self.lake.read(EVENT_JOURNEY)
+        counted = found.group_by("journey_id").len("events")
+        linked = self.lake.read(EVENT_KEYS).filter(pl.col("status") == "linked")
+        held = linked.join(found, on="event_id").select("key_type", "key_hash", "journey_id").unique()
+        keys = self.lake.read(JOURNEY_KEYS).select("key_type", "key_hash", "journey_id")
+        assert held.sort(pl.all()).equals(keys.sort(pl.all()))
+        counts = counted.join(keys.group_by("journey_id").len("keys"), on="journey_id", how="left")
+        journeys = self.lake.read(JOURNEYS).select("journey_id", "event_count", "key_count").sort("journey_id")
+        expected = counts.select("journey_id", pl.col("events", "keys").fill_null(0).cast(pl.Int64)).sort("journey_id")
+        assert journeys.rows() == expected.rows()
+        return dict(found.select("event_id", "journey_id").iter_rows())
+
+    def forget_cache(self) -> None:
+        """Go on as another machine would, that has only the log."""
+        self.lake = Lake(f"{self.folder}/lake", {}, Path(tempfile.mkdtemp(dir=self.folder)))
+        self.journeys = Journeys(self.lake)
+
+
+@settings(max_examples=60)
+@given(EVENTS, CUTS, RANDOM, st.integers(1, 4))
+def test_quarantine_does_not_depend_on_order_or_split(
+    events: list[Numbered], cuts: list[int], rng: Random, limit: int
+) -> None:
+    partners: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for _, keys in events:
+        for pair in keys.items():
+            partners.setdefault(pair, set()).update(set(keys.items()) - {pair})
+    over = [pair for pair, met in partners.items() if len(met) > limit]
+    policy = KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}", max_partners=limit) for kind in KINDS))
+    shuffled = list(events)
+    rng.shuffle(shuffled)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder, policy)
+        for batch in batches(shuffled, cuts):
+            store.add(batch)
+            if rng.random() < 0.3:
+                store.forget_cache()
+        assert partition(store.now()) == oracle(events, over)
+
+
+@settings(max_examples=60)
+@given(EVENTS, CUTS, RANDOM)
+def test_events_that_go_or_change_leave_nothing_behind(events: list[Numbered], cuts: list[int], rng: Random) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder, POLICY)
+        there: dict[int, dict[str, str]] = {}
+        for batch in batches(events, cuts):
+            gone = [n for n in there if rng.random() < 0.2]
+            other = [(n, {"a": f"v{rng.randint(1, 6)}"}) for n in there if n not in gone and rng.random() < 0.2]
+            there = {n: keys for n, keys in there.items() if n not in gone} | dict(other) | dict(batch)
+            store.add(batch + other, gone)
+            assert partition(store.now()) == oracle(sorted(there.items()))
+
+
+@settings(max_examples=60)
+@given(EVENTS, CUTS, RANDOM)
+def test_guards_in_the_order_of_time_do_not_depend_on_the_split(
+    events: list[Numbered], cuts: list[int], rng: Random
+) -> None:
+    policy = KeyPolicy(
+        (
+            KeyRule("*", "a", "attrs.a", is_unique=True, max_partners=None),
+            KeyRule("*", "b", "attrs.b", max_partners=None),
+            KeyRule("*", "c", "attrs.c", "weak"),
+        )
+    )
+    expected = at_once(events, policy)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder, policy)
+        for batch in batches(events, cuts):
+            store.add(batch)
+            if rng.random() < 0.3:
+                store.forget_cache()
+        found = store.now()
+        assert found == expected
+        users: dict[str, set[str]] = {}
+        for n, keys in events:
+            users.setdefault(found[f"{n:03}"], set()).update(v for k, v in keys.items() if k == "a")
+        assert all(len(values) <= 1 for values in users.values()), "two values of a unique type never share a journey"
+        again = store.journeys.rebase("t", archive(events), policy)
+        assert again.change is None, "all events under the same rules are what they are"

@@ -1,136 +1,97 @@
+import uuid
 from datetime import UTC, datetime, timedelta
-from itertools import permutations
 
+import numpy as np
 import polars as pl
 import pytest
 
-from c360_pipeline.core.lake import EVENT_JOURNEY, JOURNEY_ALIASES, JOURNEY_KEYS, JOURNEY_MERGES, JOURNEYS
-from c360_pipeline.core.stitching import Known, Stitched, journey_id, stitch
+from c360_pipeline.core import journey_kernel as kernel
+from c360_pipeline.core.components import Engine, connected_components
+from c360_pipeline.core.journey_log import in_one_step
+from c360_pipeline.core.keys import KEY_COLUMNS, KeyPolicy, KeyRule
+from c360_pipeline.core.stitching import JOURNEY_NAMESPACE, Known, journey_id, journey_ids, prepare, stitch
 
-NOW = datetime(2025, 11, 3, tzinfo=UTC)
 START = datetime(2025, 10, 1, tzinfo=UTC)
-NOTHING = Known(
-    JOURNEYS.empty(), EVENT_JOURNEY.empty(), JOURNEY_KEYS.empty(), JOURNEY_ALIASES.empty(), JOURNEY_MERGES.empty()
-)
-Seen = tuple[str, int, list[str]]
-"""An event: id, minute, keys written as `type:value`; a tenant other than acme as `tenant/id`."""
+POLICY = KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "device", "attrs.deviceId")))
 
 
-def frames(seen: list[Seen]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    events, keys = [], []
-    for name, minute, found in seen:
-        tenant, _, event_id = name.rpartition("/")
-        events.append((tenant or "acme", event_id, START + timedelta(minutes=minute)))
-        keys += [(tenant or "acme", event_id, *key.split(":")) for key in found]
-    ts = pl.Datetime("us", "UTC")
-    return (
-        pl.DataFrame(events, schema={"tenant_id": pl.String, "event_id": pl.String, "ts": ts}, orient="row"),
-        pl.DataFrame(keys, schema=["tenant_id", "event_id", "key_type", "key_hash"], orient="row"),
-    )
+def test_a_journeys_id_is_the_uuid5_of_its_tenant_and_founder() -> None:
+    founders = [("acme", f"e{n}") for n in range(300)] + [("ümlaut", "x" * 64)]
+    found = journey_ids([t for t, _ in founders], [e for _, e in founders])
+    assert found == [str(uuid.uuid5(JOURNEY_NAMESPACE, f"{len(t)}:{t}{e}")) for t, e in founders]
+    assert journey_id("acme", "e7") == found[7]
 
 
-def stitched(seen: list[Seen], known: Known = NOTHING) -> Stitched:
-    events, keys = frames(seen)
-    keys = (
-        keys if keys.height else JOURNEY_KEYS.empty().select("tenant_id", "key_type", "key_hash", event_id="journey_id")
-    )
-    return stitch(events, keys.select("tenant_id", "event_id", "key_type", "key_hash"), known, NOW)
+@pytest.mark.parametrize("engine", ["numba", "scipy"])
+def test_components_are_named_by_their_smallest_node(engine: Engine) -> None:
+    left, right = np.array([1, 4, 5, 5]), np.array([2, 3, 4, 5])
+    assert connected_components(left, right, 7, engine).tolist() == [0, 1, 1, 3, 3, 3, 6]
 
 
-def groups(result: Stitched) -> set[frozenset[str]]:
-    return {
-        frozenset(ids) for ids in result.event_journey.group_by("tenant_id", "journey_id").agg("event_id")["event_id"]
-    }
+@pytest.mark.parametrize("seed", range(20))
+def test_both_engines_and_the_fold_agree(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    events, keys = 400, int(rng.integers(50, 800))
+    pairs = [(e, int(k)) for e in range(events) for k in set(rng.integers(0, keys, rng.integers(0, 4)))]
+    left, right = np.array([e for e, _ in pairs]), np.array([events + k for _, k in pairs])
+    by_numba, by_scipy = (connected_components(left, right, events + keys, e) for e in ("numba", "scipy"))
+    assert (by_numba == by_scipy).all()
+    rows = pl.DataFrame({"tenant_id": ["t"] * events, "event_id": [f"{e:04}" for e in range(events)],
+                         "ts": [START + timedelta(minutes=e) for e in range(events)]})  # fmt: skip
+    found = pl.DataFrame([(e, "user", k) for e, k in pairs], schema=KEY_COLUMNS, orient="row")
+    batch = prepare(rows, found, POLICY)
+    decided = stitch(batch, Known.nothing(batch), POLICY).events.sort("event_id")
+    first_of = {}
+    for event, name in enumerate(decided["journey_id"]):
+        first_of.setdefault(name, event)
+    assert [first_of[name] for name in decided["journey_id"]] == by_numba[:events].tolist()
 
 
-def test_events_that_share_a_key_are_one_journey() -> None:
-    result = stitched([("a", 1, ["user:1", "cookie:c"]), ("b", 2, ["cookie:c"]), ("c", 3, ["user:2"])])
-    assert groups(result) == {frozenset("ab"), frozenset("c")}
-    journey = result.journeys.sort("event_count", descending=True).row(0, named=True)
-    assert (journey["founding_event_id"], journey["event_count"], journey["key_count"]) == ("a", 2, 2)
-    assert journey["journey_id"] == journey_id("acme", "a")
+def test_keys_of_an_event_stand_from_the_strongest_to_the_weakest() -> None:
+    event, strength = np.array([1, 0, 1, 1]), np.array([2, 0, 0, 2], np.int16)
+    high, low = np.zeros(4, np.uint64), np.array([9, 1, 5, 3], np.uint64)
+    starts, order = kernel.order_by_event(event, strength, high, low, 3)
+    assert starts.tolist() == [0, 1, 4, 4]
+    assert order.tolist() == [1, 2, 3, 0]
 
 
-def test_a_chain_is_one_journey_whatever_its_length() -> None:
-    result = stitched([(f"e{n}", n, [f"k:{n}", f"k:{n + 1}"]) for n in range(2000)])
-    assert result.journeys.height == 1
+def test_the_compiled_fold_and_the_plain_one_agree() -> None:
+    rng = np.random.default_rng(5)
+    events = 200
+    starts = np.arange(0, 2 * events + 1, 2)
+    key = rng.integers(0, 120, 2 * events)
+    key[1::2] = np.where(key[1::2] == key[::2], key[1::2] + 120, key[1::2])
+    slot = np.where(np.arange(240) < 40, 0, -1)
+
+    def arguments() -> tuple[object, ...]:
+        return (
+            starts, key, key % 7 == 0, np.full(240, -1), slot, np.empty(0, np.int64), np.zeros(events, np.int64),
+            np.full((events, 1), -1), np.full(events, -1), np.full(events, 30), 0,
+        )  # fmt: skip
+
+    for compiled, plain in zip(kernel.fold_events(*arguments()), kernel.fold_events.py_func(*arguments()), strict=True):
+        assert (compiled == plain).all()
 
 
-def test_tenants_never_meet() -> None:
-    result = stitched([("a", 1, ["user:1"]), ("globex/a", 1, ["user:1"])])
-    assert result.journeys["journey_id"].n_unique() == 2
+def test_aliases_of_aliases_lead_to_the_last() -> None:
+    rows = [("t", "c", "b"), ("t", "b", "a"), ("t", "d", "c"), ("u", "c", None)]
+    found = in_one_step(pl.DataFrame(rows, schema=["tenant_id", "journey_id", "merged_into"], orient="row"))
+    assert found["merged_into"].to_list() == ["a", "a", "a", None]
 
 
-def test_types_of_keys_never_meet() -> None:
-    assert len(groups(stitched([("a", 1, ["order:123"]), ("b", 2, ["session:123"])]))) == 2
-
-
-def test_an_event_without_keys_is_a_journey_of_its_own() -> None:
-    result = stitched([("a", 1, []), ("b", 2, [])])
-    assert groups(result) == {frozenset("a"), frozenset("b")}
-    assert result.journeys["key_count"].to_list() == [0, 0]
-
-
-def test_the_oldest_journey_survives_and_the_other_becomes_its_alias() -> None:
-    seen: list[Seen] = [("a", 1, ["user:1"]), ("b", 2, ["user:2"])]
-    first = stitched(seen)
-    second = stitched([*seen, ("c", 3, ["user:1", "user:2"])], first)
-    old, young = journey_id("acme", "a"), journey_id("acme", "b")
-    assert second.journeys["journey_id"].to_list() == [old]
-    assert second.aliases.rows() == [("acme", young, old)]
-    merge = second.merges.row(0, named=True)
-    assert (merge["survivor"], merge["loser"], merge["via_event_id"]) == (old, young, "c")
-    assert (merge["via_key_type"], merge["merged_at"]) == ("user", NOW)
-
-
-def test_the_log_names_the_event_that_tied_not_the_first_that_came() -> None:
-    seen: list[Seen] = [("a", 1, ["user:1"]), ("b", 2, ["user:2"])]
-    second = stitched([*seen, ("c", 3, ["user:2"]), ("x", 4, ["user:1", "user:2"])], stitched(seen))
-    assert second.merges["via_event_id"].to_list() == ["x"]
-
-
-def test_a_bridge_of_three_journeys_leaves_two_aliases() -> None:
-    seen: list[Seen] = [("a", 1, ["k:1"]), ("b", 2, ["k:2"]), ("c", 3, ["k:3"])]
-    second = stitched([*seen, ("d", 4, ["k:1", "k:2", "k:3"])], stitched(seen))
-    assert second.merges["survivor"].unique().to_list() == [journey_id("acme", "a")]
-    assert second.merges.height == second.aliases.height == 2
-
-
-def test_aliases_of_a_merged_journey_follow_the_survivor() -> None:
-    one: list[Seen] = [("a", 1, ["k:1"]), ("b", 2, ["k:2"]), ("c", 3, ["k:3"])]
-    two = [*one, ("d", 4, ["k:2", "k:3"])]
-    three = [*two, ("e", 5, ["k:1", "k:2"])]
-    last = stitched(three, stitched(two, stitched(one)))
-    assert dict(last.aliases.select("journey_id", "merged_into").rows()) == {
-        journey_id("acme", "b"): journey_id("acme", "a"),
-        journey_id("acme", "c"): journey_id("acme", "a"),
-    }
-
-
-def test_a_late_event_joins_and_renames_nothing() -> None:
-    first = stitched([("b", 5, ["user:1"])])
-    second = stitched([("b", 5, ["user:1"]), ("a", 1, ["user:1"])], first)
-    journey = second.journeys.row(0, named=True)
-    assert (journey["journey_id"], journey["created_at"]) == (journey_id("acme", "b"), START + timedelta(minutes=5))
-    assert journey["first_event_ts"] == START + timedelta(minutes=1)
-
-
-def test_ties_go_to_the_lower_founding_event() -> None:
-    seen: list[Seen] = [("b", 1, ["k:2"]), ("a", 1, ["k:1"])]
-    assert stitched([*seen, ("c", 2, ["k:1", "k:2"])], stitched(seen)).journeys["founding_event_id"].to_list() == ["a"]
-
-
-def test_a_second_run_changes_nothing() -> None:
-    seen: list[Seen] = [("a", 1, ["k:1"]), ("b", 2, ["k:2"])]
-    first = stitched([*seen, ("c", 3, ["k:1", "k:2"])], stitched(seen))
-    second = stitched([*seen, ("c", 3, ["k:1", "k:2"])], first)
-    for table in ("journeys", "aliases", "merges"):
-        assert getattr(second, table).equals(getattr(first, table))
-
-
-@pytest.mark.parametrize("order", list(permutations(range(5)))[::7])
-def test_the_order_of_rows_does_not_matter(order: tuple[int, ...]) -> None:
-    seen: list[Seen] = [
-        ("a", 1, ["k:1"]), ("b", 2, ["k:2"]), ("c", 3, ["k:3"]), ("d", 4, ["k:1", "k:2"]), ("e", 5, ["k:2", "k:3"]),
+def test_the_stronger_rule_is_the_unique_one_then_the_first() -> None:
+    policy = KeyPolicy(
+        (KeyRule("*", "device", "attrs.d"), KeyRule("*", "user", "userId", is_unique=True),
+         KeyRule("acme", "device", "attrs.d", "weak"), KeyRule("*", "ip", "attrs.ip", "ignore"))
+    )  # fmt: skip
+    rows = policy.by_type(["acme", "globex"]).select("tenant_id", "key_type", "is_weak", "unique_slot", "strength")
+    assert sorted(rows.iter_rows()) == [
+        ("acme", "device", True, -1, 1), ("acme", "user", False, 0, 0),
+        ("globex", "device", False, -1, 1), ("globex", "user", False, 0, 0),
     ]  # fmt: skip
-    assert stitched([seen[n] for n in order]).journeys.equals(stitched(seen).journeys)
+
+
+def test_rules_of_one_tenant_do_not_change_the_fingerprint_of_another() -> None:
+    other = KeyPolicy((*POLICY.rules, KeyRule("acme", "device", "attrs.deviceId", "weak")))
+    assert POLICY.fingerprint("globex") == other.fingerprint("globex")
+    assert POLICY.fingerprint("acme") != other.fingerprint("acme")

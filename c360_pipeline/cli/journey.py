@@ -1,0 +1,195 @@
+"""`c360 journey …`: what belongs together, why, and how to take it apart."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.tree import Tree
+
+from c360_pipeline.cli.output import AsJson, err, out, print_json
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.settings import load_settings
+
+journey_app = typer.Typer(help="Stitched customer journeys.", no_args_is_help=True)
+Tenant = Annotated[str | None, typer.Option(help="needed when tenants share the id")]
+
+
+@journey_app.command("show")
+def show(
+    event_id: Annotated[str, typer.Argument(help="id of any event of the journey")],
+    tenant: Tenant = None,
+    as_of: Annotated[datetime | None, typer.Option(help="UTC; as stitching saw it then, from the log")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the journey that an event belongs to, and the keys that tie it together."""
+    from c360_pipeline.connections import open_graph, open_lake
+    from c360_pipeline.stores.journey_history import JourneyHistory
+
+    settings = load_settings()
+    if as_of is not None:
+        history = JourneyHistory(open_lake(settings))
+        events = history.journey_at(_one_tenant(history.tenants_of(event_id), event_id, tenant), event_id,
+                                    as_of.replace(tzinfo=as_of.tzinfo or UTC))  # fmt: skip
+    else:
+        with open_graph(settings) as graph:
+            owner = _one_tenant(graph.tenants_with_event(event_id), event_id, tenant)
+            events = graph.journey_of_event(owner, event_id)
+    if not events:
+        raise ConfigError(f"There is no stitched event {event_id!r}.")
+    print_json(events) if as_json else out.print(_journey_table(events))
+
+
+@journey_app.command("explain")
+def explain(
+    first: Annotated[str, typer.Argument(help="id of an event")],
+    second: Annotated[str, typer.Argument(help="id of another")],
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the shortest chain of events and keys between two events; exit code 1 when there is none."""
+    from c360_pipeline.connections import open_graph
+
+    with open_graph(load_settings()) as graph:
+        shared = [t for t in graph.tenants_with_event(first) if t in graph.tenants_with_event(second)]
+        owner = _one_tenant(shared, f"{first!r} and {second!r}", tenant)
+        chain = graph.explanation(owner, first, second)
+    if as_json:
+        print_json({"tenant_id": owner, "chain": chain})
+    elif chain:
+        out.print(_chain_tree(chain))
+    if chain is None:
+        err.print(
+            f"No chain of keys ties {first} and {second}: they are in different journeys, or in one by weak keys."
+        )
+        raise typer.Exit(1)
+
+
+@journey_app.command("unmerge")
+def unmerge(
+    key: Annotated[str, typer.Argument(help="type:hash, as the graph has it, or type=value")],
+    tenant: Tenant = None,
+    reason: Annotated[str, typer.Option(help="kept with the control row")] = "unmerged",
+    undo: Annotated[bool, typer.Option("--undo", help="let the key tie again")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key tie nothing any more, and take apart what it alone held together; old ids come back."""
+    from c360_pipeline.connections import open_control, open_graph, open_lake
+    from c360_pipeline.stores.journey_care import block_key
+
+    settings = load_settings()
+    control, lake = open_control(settings), open_lake(settings)
+    with control.exclusive_run(), open_graph(settings) as graph:
+        found = block_key(control, lake, graph, key, tenant, reason, undo=undo)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        _print_changes(found.merges, found.splits)
+        err.print(
+            f"{found.key} of {found.tenant_id} ties {'again' if undo else 'nothing any more'}: "
+            f"{found.splits.height:,} split off, {found.merges.height:,} merged, {found.report.reread:,} reread.",
+            highlight=False,
+        )
+
+
+@journey_app.command("rebase")
+def rebase(
+    tenant: Annotated[str | None, typer.Option(help="only this one")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="show what would merge and split, and change nothing")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stitch all events anew under today's rules; ids stay where journeys stay."""
+    from c360_pipeline.connections import open_control, open_graph, open_lake
+    from c360_pipeline.stores.journey_care import apply_rules, rebase_plans
+
+    settings = load_settings()
+    control, lake = open_control(settings), open_lake(settings)
+    with control.exclusive_run(), err.status("stitching all events under today's rules"):
+        plans = rebase_plans(control, lake, tenant)
+        if not plan:
+            with open_graph(settings) as graph:
+                apply_rules(control, lake, graph, plans)
+    if as_json:
+        print_json([found.as_dict() for found in plans])
+        return
+    for found in plans:
+        _print_changes(found.merges, found.splits)
+        for row in found.keys.iter_rows(named=True):
+            out.print("{tenant_id}  {len} {key_type} keys: {before} -> {status}".format(**row), highlight=False)
+        out.print(
+            f"{found.tenant_id}: {found.merges.height:,} journeys {'would merge' if plan else 'merged'}, "
+            f"{found.splits.height:,} {'would split' if plan else 'split'} off, {found.moved.height:,} events of "
+            f"{found.journeys:,} journeys {'would move' if plan else 'moved'}.",
+            highlight=False,
+        )
+
+
+@journey_app.command("conflicts")
+def conflicts(
+    tenant: Annotated[str | None, typer.Option(help="only this one")] = None, as_json: AsJson = False
+) -> None:
+    """List ties that wait for review: a unique key or the size of a journey refused them."""
+    from c360_pipeline.connections import open_lake
+    from c360_pipeline.core.lake import JOURNEY_CONFLICTS
+
+    found = open_lake(load_settings()).read(JOURNEY_CONFLICTS).sort("found_at", descending=True)
+    rows = [row for row in found.to_dicts() if tenant in (None, row["tenant_id"])]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("tenant", "event", "key", "reason", "went to", "not to")
+    for row in rows:
+        table.add_row(
+            row["tenant_id"], row["event_id"], f"{row['key_type']}:{row['key_hash']}", row["reason"],
+            row["journey_id"], row["refused_journey_id"],
+        )  # fmt: skip
+    out.print(table if rows else "Nothing waits for review.")
+
+
+def _one_tenant(tenants: list[str], what: str, chosen: str | None) -> str:
+    if chosen is not None:
+        return chosen
+    if len(tenants) > 1:
+        raise ConfigError(f"Event {what!r} exists for {', '.join(tenants)}: choose one with --tenant.")
+    if not tenants:
+        raise ConfigError(f"There is no stitched event {what!r}.")
+    return tenants[0]
+
+
+def _journey_table(events: list[dict[str, Any]]) -> Table:
+    """The events of a journey by time."""
+    table = Table("time", "user", "session", "action", "product", "keys", title=f"journey {events[0]['journey_id']}")
+    for e in events:
+        table.add_row(
+            _at(e["ts"]), e["user_id"], e["session_id"], e["action"], e["product_id"] or "",
+            " ".join(sorted(e["key_types"])),
+        )  # fmt: skip
+    return table
+
+
+def _chain_tree(chain: list[dict[str, Any]]) -> Tree:
+    """Events and the keys between them, one below the other."""
+    tree = Tree(_link(chain[0]))
+    for node in chain[1:]:
+        tree.add(_link(node))
+    return tree
+
+
+def _link(node: dict[str, Any]) -> str:
+    if "key" in node:
+        return f"[dim]shares the {node['key_type']} {node['key']}[/]"
+    return f"{node['event_id']}  {_at(node['ts'])}  {node['action']} by {node['user_id']}"
+
+
+def _at(ts: Any) -> str:
+    native = ts.to_native() if hasattr(ts, "to_native") else ts
+    return native if isinstance(native, str) else str(native.strftime("%Y-%m-%d %H:%M:%S"))
+
+
+def _print_changes(merges: Any, splits: Any) -> None:
+    for row in merges.iter_rows(named=True):
+        out.print("{tenant_id}  {loser} goes into {survivor}".format(**row), highlight=False)
+    for row in splits.iter_rows(named=True):
+        out.print(
+            "{tenant_id}  {split_off} splits off {journey_id} with {event_count} events".format(**row), highlight=False
+        )

@@ -1,0 +1,403 @@
+"""What stitching knows, as an index on this machine, so that a batch costs what it holds and not what there is.
+
+The index is a cache of the log of stitching (`core.journey_log`): it may be lost at any time and is then read anew. It
+is of one moment of the log: for each tenant up to one commit. Processes share it: files never change, and the list of
+those that count is replaced as a whole.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from c360_pipeline.core import journey_kernel as kernel
+from c360_pipeline.core.journey_log import ALIAS, COMMIT, EVENT, JOURNEY, KEY, REMOVED
+from c360_pipeline.core.keys import hash128
+from c360_pipeline.core.stitching import (
+    BLOCKED,
+    EXCESS,
+    KNOWN_JOURNEY,
+    LINKED,
+    WEAK,
+    WORD,
+    Batch,
+    Known,
+    words,
+)
+from c360_pipeline.stores.sorted_runs import Ints, SortedRuns, Words
+
+WORD64 = pa.uint64()
+_IDENTITY: list[tuple[str, pa.DataType]] = [("high", WORD64), ("low", WORD64)]
+_JOURNEY: list[tuple[str, pa.DataType]] = [("journey_high", WORD64), ("journey_low", WORD64)]
+KEY_ROWS = pa.schema(
+    [*_IDENTITY, *_JOURNEY, ("partners", pa.int64()), ("is_weak", pa.bool_()), ("is_quarantined", pa.bool_())]
+)
+EVENT_ROWS = pa.schema([*_IDENTITY, *_JOURNEY, ("fingerprint", WORD64)])
+JOURNEY_ROWS = pa.schema(
+    [
+        *_IDENTITY, ("tenant_id", pa.string()), ("journey_id", pa.string()), ("created_at", pa.int64()),
+        ("founding_event_id", pa.string()), ("first_event_ts", pa.int64()), ("last_event_ts", pa.int64()),
+        ("event_count", pa.int64()), ("key_count", pa.int64()), ("unique_keys", pa.list_(pa.string())),
+    ]
+)  # fmt: skip
+ALIAS_ROWS = pa.schema([*_IDENTITY, *_JOURNEY])
+PAIR_ROWS = pa.schema(_IDENTITY)
+KINDS = {"keys": KEY_ROWS, "events": EVENT_ROWS, "journeys": JOURNEY_ROWS, "aliases": ALIAS_ROWS, "pairs": PAIR_ROWS}
+_INSTANT = pl.Datetime("us", "UTC")
+
+
+@dataclass(frozen=True)
+class TenantState:
+    """How far a tenant is stitched.
+
+    Attributes:
+        seq: number of its last commit; 0 before the first.
+        detail: what that commit says.
+    """
+
+    seq: int = 0
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+class JourneyIndex:
+    """The index of one log.
+
+    Args:
+        folder: of this log; created when it is first written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._runs = {kind: SortedRuns(folder, schema) for kind, schema in KINDS.items()}
+        self._tenants: dict[str, TenantState] = {}
+        self._files: set[str] = set()
+
+    def tenant(self, tenant_id: str) -> TenantState:
+        """How far a tenant is stitched."""
+        return self._tenants.get(tenant_id, TenantState())
+
+    @property
+    def files(self) -> set[str]:
+        """Files of the log that are in the index."""
+        return self._files
+
+    @property
+    def seqs(self) -> dict[str, int]:
+        """Number of the last commit of each tenant."""
+        return {tenant: state.seq for tenant, state in self._tenants.items()}
+
+    def load(self) -> None:
+        """Take up what is on disk; what another process added counts too."""
+        while (self._folder / "index.json").exists():
+            said = json.loads((self._folder / "index.json").read_text(encoding="utf-8"))
+            try:
+                for kind, runs in self._runs.items():
+                    runs.load(said["runs"][kind])
+            except FileNotFoundError:
+                continue  # another process merged a run meanwhile, and wrote a new list before it did away with it
+            self._files = set(said["files"])
+            self._tenants = {name: TenantState(seq, detail) for name, (seq, detail) in said["tenants"].items()}
+            return
+
+    def forget(self) -> None:
+        """Begin anew: the log is another than the index was made from."""
+        self._runs = {kind: SortedRuns(self._folder, schema) for kind, schema in KINDS.items()}
+        self._tenants, self._files = {}, set()
+
+    def absorb(self, rows: pl.DataFrame, files: set[str]) -> None:
+        """Take up rows of the log.
+
+        Args:
+            rows: whole commits, none of which is in the index.
+            files: all files of the log that are in the index now.
+        """
+        needless: list[str] = []
+        if rows.height:
+            for kind, table in self._tables(rows).items():
+                needless += self._runs[kind].add(table)
+            commits = rows.filter(pl.col("kind") == COMMIT).sort("seq")
+            for tenant, seq, detail in commits.select("tenant_id", "seq", "detail").iter_rows():
+                self._tenants[tenant] = TenantState(seq, json.loads(detail))
+        self._files = set(files)
+        self._save()
+        for name in needless:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        said = {
+            "files": sorted(self._files),
+            "tenants": {name: [state.seq, dict(state.detail)] for name, state in self._tenants.items()},
+            "runs": {kind: runs.names for kind, runs in self._runs.items()},
+        }
+        unfinished = self._folder / f"{uuid4().hex}.json"
+        unfinished.write_text(json.dumps(said), encoding="utf-8")
+        unfinished.rename(self._folder / "index.json")
+
+    def _tables(self, rows: pl.DataFrame) -> dict[str, pa.Table]:
+        rows = rows.sort("seq", maintain_order=True)
+        events = rows.filter(pl.col("kind") == EVENT)
+        facts = Facts.of(events)
+        pairs = facts.new_pairs(self._runs["pairs"])
+        return {
+            "pairs": pairs.rows,
+            "keys": self._key_rows(rows, events, facts, pairs.met),
+            "events": _event_rows(events, rows.filter(pl.col("kind") == REMOVED)),
+            "journeys": _journey_rows(rows.filter(pl.col("kind") == JOURNEY)),
+            "aliases": _alias_rows(rows.filter(pl.col("kind") == ALIAS)),
+        }
+
+    def _key_rows(self, rows: pl.DataFrame, events: pl.DataFrame, facts: "Facts", met: Ints) -> pa.Table:
+        """Keys that the rows speak of, as they are after them; what they do not say of a key stays."""
+        held = events.filter(pl.col("key_type").is_not_null() & (pl.col("status") == LINKED)).select(
+            "key_hash", "journey_id", status=pl.lit(None, pl.String), partners=pl.lit(None, pl.Int64)
+        )
+        said = rows.filter(pl.col("kind") == KEY).select("key_hash", "journey_id", "status", "partners")
+        last = (
+            pl.concat([held, said])
+            .unique("key_hash", keep="last", maintain_order=True)
+            .with_columns(pl.col("key_hash").cast(pl.UInt128), is_said=pl.lit(value=True))
+        )
+        counted = pl.DataFrame({"key_hash": facts.key_hash, "met": met}, schema_overrides={"met": pl.Int64})
+        keys = last.join(counted, on="key_hash", how="full", coalesce=True)
+        high, low = words(keys["key_hash"])
+        is_found, found = self._runs["keys"].find(high, low)
+        old = keys.select("key_hash").filter(pl.Series(is_found)).hstack(
+            pl.DataFrame(found).drop("high", "low").rename(lambda name: f"old_{name}")
+        )  # fmt: skip
+        journey_high, journey_low = journey_words(keys["journey_id"])
+        now = (
+            keys.with_columns(journey_high=pl.Series(journey_high), journey_low=pl.Series(journey_low))
+            .with_columns(high=pl.Series(high), low=pl.Series(low))
+            .join(old, on="key_hash", how="left", maintain_order="left")
+        )
+        is_said = pl.col("is_said").is_not_null()
+        partners = pl.col("old_partners").fill_null(0) + pl.col("met").fill_null(0)
+        weak, quarantined = (pl.col("status").eq_missing(pl.lit(status)) for status in ("weak", "quarantined"))
+        stated = now.select(
+            "high", "low",
+            *(pl.when(is_said).then(name).otherwise(pl.col(f"old_{name}").fill_null(0)).alias(name)
+              for name in ("journey_high", "journey_low")),
+            partners=pl.coalesce("partners", partners),
+            is_weak=pl.when(is_said).then(weak).otherwise(pl.col("old_is_weak").fill_null(value=False)),
+            is_quarantined=pl.when(is_said).then(quarantined).otherwise(
+                pl.col("old_is_quarantined").fill_null(value=False)),
+        )  # fmt: skip
+        return stated.to_arrow().cast(KEY_ROWS)
+
+    def known_events(self, events: pl.DataFrame) -> pl.DataFrame:
+        """Events with what is known of them.
+
+        Args:
+            events: tenant_id, event_id.
+
+        Returns:
+            fingerprint (null: not known), journey_high and journey_low as last assigned, in the same order.
+        """
+        high, low = event_words(events)
+        is_found, rows = self._runs["events"].find(high, low)
+        found = pl.DataFrame(rows).select("journey_high", "journey_low", "fingerprint")
+        place = pl.Series(np.where(is_found, np.cumsum(is_found) - 1, -1))
+        asked = pl.DataFrame({"place": place}).with_columns(pl.col("place").cast(pl.Int64))
+        known = asked.join(found.with_row_index("place").cast({"place": pl.Int64}), on="place", how="left",
+                           maintain_order="left").drop("place")  # fmt: skip
+        # A removed event has no journey and is as good as new.
+        is_there = pl.col("journey_low") + pl.col("journey_high") > 0
+        return known.select(pl.when(is_there).then(pl.all()))
+
+    def current(self, high: Words, low: Words) -> tuple[Words, Words]:
+        """The ids of journeys that those given are in now."""
+        high, low = high.copy(), low.copy()
+        left = np.arange(len(low))
+        while len(left):
+            is_alias, rows = self._runs["aliases"].find(high[left], low[left])
+            to_high, to_low = (np.asarray(rows[name].combine_chunks()) for name in ("journey_high", "journey_low"))
+            left = left[is_alias]
+            # An alias that was taken back leads nowhere.
+            leads = (to_high != 0) | (to_low != 0)
+            left, to_high, to_low = left[leads], to_high[leads], to_low[leads]
+            high[left], low[left] = to_high, to_low
+        return high, low
+
+    def journeys(self, high: Words, low: Words) -> pl.DataFrame:
+        """The states of journeys, one row per id given.
+
+        Raises:
+            LookupError: an id is of no journey.
+        """
+        is_found, rows = self._runs["journeys"].find(high, low)
+        if not is_found.all():
+            raise LookupError(f"{(~is_found).sum()} journeys are not in the index at {self._folder}")
+        return pl.DataFrame(rows).with_columns(pl.col("created_at", "first_event_ts", "last_event_ts").cast(_INSTANT))
+
+    def known(self, batch: Batch) -> Known:
+        """What is known of the keys of a batch."""
+        is_found, rows = self._runs["keys"].find(batch.high, batch.low)
+        found = pl.DataFrame(rows)
+        size = batch.keys.height
+        raw_high, raw_low = found["journey_high"].to_numpy(), found["journey_low"].to_numpy()
+        is_held = (raw_high != 0) | (raw_low != 0)
+        high, low = self.current(raw_high[is_held].astype(np.uint64), raw_low[is_held].astype(np.uint64))
+        numbers, first = kernel.dense_ids(high, low)
+        journeys = self.journeys(high[first], low[first]).with_row_index("number").sort(
+            "created_at", "founding_event_id"
+        )  # fmt: skip
+        place = np.empty(journeys.height, np.int64)
+        place[journeys["number"].to_numpy()] = np.arange(journeys.height)
+        key_journey = np.full(size, -1, np.int64)
+        key_journey[np.flatnonzero(is_found)[is_held]] = place[numbers]
+        is_quarantined, partners = np.zeros(size, np.bool_), np.zeros(size, np.int64)
+        is_quarantined[is_found] = found["is_quarantined"].to_numpy()
+        partners[is_found] = found["partners"].to_numpy()
+        _, _, hashes = batch.pairs()
+        is_known_pair, _ = self._runs["pairs"].find(np.zeros_like(hashes), hashes)
+        open_ = journeys.select(
+            pl.col(name) if name in journeys.columns else pl.lit(None, dtype).alias(name)
+            for name, dtype in KNOWN_JOURNEY.items()
+        ).with_columns(is_open=pl.lit(value=True), was_active=pl.lit(value=True))
+        return Known(open_, key_journey, is_quarantined, partners, ~is_known_pair)
+
+    def are_held_by(self, keys: pl.DataFrame, journeys: pl.DataFrame) -> pl.Series:
+        """Of each key (key_hash) whether one of some journeys (journey_id, as they are now) holds it."""
+        is_found, rows = self._runs["keys"].find(*words(keys["key_hash"]))
+        raw = pl.DataFrame(rows)
+        high, low = self.current(raw["journey_high"].to_numpy(), raw["journey_low"].to_numpy())
+        wanted = set(zip(*(word.tolist() for word in journey_words(journeys["journey_id"])), strict=True))
+        held = np.zeros(keys.height, np.bool_)
+        held[is_found] = [pair in wanted for pair in zip(high.tolist(), low.tolist(), strict=True)]
+        return pl.Series(held)
+
+    def _current_journeys(self, raw: pl.DataFrame) -> pl.DataFrame:
+        held = raw.filter((pl.col("journey_high") > 0) | (pl.col("journey_low") > 0))
+        high, low = self.current(
+            held["journey_high"].to_numpy().astype(np.uint64), held["journey_low"].to_numpy().astype(np.uint64)
+        )
+        _, first = kernel.dense_ids(high, low)
+        return self.journeys(high[first], low[first])
+
+    def event_journeys(self, events: pl.DataFrame) -> pl.DataFrame:
+        """`JOURNEY_STATE` of the journeys that some events are in now."""
+        return self._current_journeys(self.known_events(events).drop_nulls())
+
+
+@dataclass(frozen=True)
+class _NewPairs:
+    rows: pa.Table
+    met: Ints
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The keys of events as the log has them, numbered.
+
+    Attributes:
+        key_hash: of each different key, as 128 bits.
+        high: its upper word.
+        low: its lower word.
+        starts: place of each event's first key.
+        key: number of the key at each place.
+    """
+
+    key_hash: pl.Series
+    high: Words
+    low: Words
+    starts: Ints
+    key: Ints
+
+    @classmethod
+    def of(cls, events: pl.DataFrame) -> "Facts":
+        """From event rows; only keys that may tie count as partners."""
+        rows = events.filter(
+            pl.col("key_type").is_not_null() & ~pl.col("status").is_in([BLOCKED, EXCESS, WEAK])
+        ).select("tenant_id", "event_id", pl.col("key_hash").cast(pl.UInt128))
+        high, low = words(rows["key_hash"])
+        numbers, first = kernel.dense_ids(high, low)
+        event_high, event_low = event_words(rows)
+        event, _ = kernel.dense_ids(event_high, event_low)
+        count = int(event.max()) + 1 if len(event) else 0
+        starts, order = kernel.order_by_event(event.astype(np.int64), np.zeros(len(event), np.int16), high, low, count)
+        return cls(rows["key_hash"].gather(first), high[first], low[first], starts, numbers[order].astype(np.int64))
+
+    def new_pairs(self, known: SortedRuns) -> _NewPairs:
+        """Pairs that no row before had, and how many each key is in."""
+        left, right = kernel.partner_pairs(self.starts, self.key)
+        different = np.unique((left << 32) | right)
+        left, right = different >> 32, different & 0xFFFFFFFF
+        hashes = kernel.pair_hashes(left, right, self.high, self.low)
+        is_known, _ = known.find(np.zeros_like(hashes), hashes)
+        met = np.bincount(left[~is_known], minlength=len(self.low))
+        met += np.bincount(right[~is_known], minlength=len(self.low))
+        new = hashes[~is_known]
+        words_of = [pa.array(column, WORD64) for column in (np.zeros_like(new), new)]
+        return _NewPairs(pa.table(words_of, schema=PAIR_ROWS), met)
+
+
+def event_words(events: pl.DataFrame) -> tuple[Words, Words]:
+    """128 bits for each event, by tenant and id."""
+    tenant = pl.col("tenant_id")
+    text = pl.concat_str(tenant.str.len_bytes(), pl.lit(":"), tenant, pl.col("event_id"))
+    return words(events.select(hash128(text)).to_series())
+
+
+def fingerprints(events: pl.DataFrame) -> pl.DataFrame:
+    """tenant_id, event_id, fingerprint (64 bits of the time and the keys of each event) from event rows."""
+    text = pl.concat_str(
+        pl.col("ts").dt.epoch("us").cast(pl.String), pl.lit("|"), pl.col("key_hash").cast(pl.String).fill_null("")
+    )
+    low = (hash128(text) % pl.lit(WORD, dtype=pl.UInt128)).cast(pl.UInt64)
+    # A sum that wraps: the order of keys does not matter.
+    return (
+        events.select("tenant_id", "event_id", part=low)
+        .group_by("tenant_id", "event_id", maintain_order=True)
+        .agg(fingerprint=pl.col("part").sum())
+    )
+
+
+def _event_rows(events: pl.DataFrame, removed: pl.DataFrame) -> pa.Table:
+    last = events.filter(pl.col("seq") == pl.col("seq").max().over("tenant_id", "event_id"))
+    marked = fingerprints(last).join(
+        last.unique(["tenant_id", "event_id"], keep="last").select("tenant_id", "event_id", "journey_id", "seq"),
+        on=["tenant_id", "event_id"],
+    )
+    gone = removed.select("tenant_id", "event_id", "journey_id", "seq", fingerprint=pl.lit(0, pl.UInt64))
+    rows = pl.concat([marked.select(gone.columns), gone]).sort("seq", maintain_order=True)
+    high, low = event_words(rows)
+    journey_high, journey_low = journey_words(rows["journey_id"])
+    columns = [high, low, journey_high, journey_low, rows["fingerprint"].to_numpy()]
+    return pa.table([pa.array(column, WORD64) for column in columns], schema=EVENT_ROWS)
+
+
+def _journey_rows(rows: pl.DataFrame) -> pa.Table:
+    high, low = journey_words(rows["journey_id"])
+    numbers = rows.select(
+        pl.col("created_at", "first_event_ts", "last_event_ts").dt.epoch("us"), "event_count", "key_count"
+    )
+    columns: dict[str, Any] = {
+        "high": high, "low": low,
+        **{name: rows[name].to_arrow().cast(pa.string()) for name in ("tenant_id", "journey_id", "founding_event_id")},
+        **{name: numbers[name].to_arrow() for name in numbers.columns},
+        "unique_keys": rows["unique_keys"].to_arrow().cast(pa.list_(pa.string())),
+    }  # fmt: skip
+    return pa.table([columns[name] for name in JOURNEY_ROWS.names], schema=JOURNEY_ROWS)
+
+
+def _alias_rows(rows: pl.DataFrame) -> pa.Table:
+    high, low = journey_words(rows["journey_id"])
+    to_high, to_low = journey_words(rows["other_journey_id"])
+    return pa.table([pa.array(column, WORD64) for column in (high, low, to_high, to_low)], schema=ALIAS_ROWS)
+
+
+def journey_words(ids: pl.Series) -> tuple[Words, Words]:
+    """The two halves of journey ids, 0 for null."""
+    digits = ids.to_frame("id").select(pl.col("id").str.replace_all("-", "", literal=True))
+    halves = digits.select(
+        pl.col("id").str.slice(start, 16).str.to_integer(base=16, dtype=pl.UInt64).fill_null(0).alias(name)
+        for name, start in (("high", 0), ("low", 16))
+    )
+    return halves["high"].to_numpy().astype(np.uint64), halves["low"].to_numpy().astype(np.uint64)

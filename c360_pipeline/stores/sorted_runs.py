@@ -1,0 +1,153 @@
+"""Rows by 128-bit key in sorted files on this machine: looking rows up costs what is looked for, not what is there.
+
+Writing adds a sorted run; runs are merged so that their sizes grow geometrically, as in a log-structured merge tree.
+The newest row of a key counts. Files are Arrow IPC, mapped into memory; once written they never change.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Words = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+HIGH, LOW = "high", "low"
+GROWTH = 2
+"""A run is merged into the next larger one until that is at least so many times as large."""
+
+
+@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _find(held_high: Words, held_low: Words, high: Words, low: Words, order: Ints, found: Ints) -> None:
+    """Set the place of each key that is held; keys are walked in the order of their lower words."""
+    at = 0
+    size = len(held_low)
+    for n in range(len(order)):
+        i = order[n]
+        step = 1
+        end = at
+        while end < size and held_low[end] < low[i]:
+            at = end + 1
+            end += step
+            step *= 2
+        end = min(end, size)
+        while at < end:
+            middle = (at + end) // 2
+            if held_low[middle] < low[i]:
+                at = middle + 1
+            else:
+                end = middle
+        # Keys of the same lower word are told apart by the upper one.
+        place = at
+        while place < size and held_low[place] == low[i]:
+            if held_high[place] == high[i]:
+                found[i] = place
+                break
+            place += 1
+
+
+@dataclass(frozen=True)
+class _Run:
+    path: Path
+    table: pa.Table
+
+    @classmethod
+    def open(cls, path: Path) -> "_Run":
+        with pa.memory_map(str(path)) as source:
+            return cls(path, pa.ipc.open_file(source).read_all())
+
+    def word(self, name: str) -> Words:
+        return np.asarray(self.table[name].chunk(0)) if self.table.num_rows else np.empty(0, np.uint64)
+
+
+class SortedRuns:
+    """Rows of one schema, whose first columns are `high` and `low`.
+
+    Args:
+        folder: where the files are.
+        schema: of the rows.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self._folder = folder
+        self._schema = schema
+        self._runs: list[_Run] = []
+
+    @property
+    def names(self) -> list[str]:
+        """File names of the runs, the oldest first."""
+        return [run.path.name for run in self._runs]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all runs; a key counts once per run."""
+        return sum(run.table.num_rows for run in self._runs)
+
+    def load(self, names: Sequence[str]) -> None:
+        """Take these files as the runs.
+
+        Raises:
+            FileNotFoundError: another worker merged one of them.
+        """
+        held = {run.path.name: run for run in self._runs}
+        self._runs = [held.get(name) or _Run.open(self._folder / name) for name in names]
+
+    def find(self, high: Words, low: Words) -> tuple[npt.NDArray[np.bool_], pa.Table]:
+        """Look keys up.
+
+        Returns:
+            Of each key whether it is there, and the rows of those that are, in the order of the keys.
+        """
+        run_of = np.full(len(low), -1, np.int64)
+        place_of = np.full(len(low), -1, np.int64)
+        order = np.argsort(low)
+        for number in range(len(self._runs) - 1, -1, -1):
+            run = self._runs[number]
+            left = order[run_of[order] < 0]
+            _find(run.word(HIGH), run.word(LOW), high, low, left, place_of)
+            run_of[left[place_of[left] >= 0]] = number
+        is_found = run_of >= 0
+        parts, positions = [self._schema.empty_table()], [np.empty(0, np.int64)]
+        for number, run in enumerate(self._runs):
+            asked = np.flatnonzero(run_of == number)
+            if len(asked):
+                parts.append(run.table.take(pa.array(place_of[asked], pa.int64())))
+                positions.append(asked)
+        rows = pa.concat_tables(parts).combine_chunks()
+        return is_found, rows.take(pa.array(np.argsort(np.concatenate(positions)), pa.int64()))
+
+    def add(self, rows: pa.Table) -> list[str]:
+        """Add rows, of which the last of a key counts; returns the names of files that are not needed any more."""
+        if not rows.num_rows:
+            return []
+        merged: list[_Run] = []
+        table = _sorted([rows.cast(self._schema)])
+        while self._runs and self._runs[-1].table.num_rows < GROWTH * table.num_rows:
+            merged.append(self._runs.pop())
+            table = _sorted([merged[-1].table, table])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{uuid4().hex}.arrow"
+        with pa.ipc.new_file(str(path), self._schema) as writer:
+            writer.write_table(table)
+        self._runs.append(_Run.open(path))
+        return [run.path.name for run in merged]
+
+
+def _sorted(tables: list[pa.Table]) -> pa.Table:
+    """Rows by lower word; of those of one key the last."""
+    table = pa.concat_tables(tables).combine_chunks()
+    high, low = (np.asarray(table[name].chunk(0)) for name in (HIGH, LOW))
+    order = np.argsort(low, kind="stable")
+    is_last = np.ones(len(order), np.bool_)
+    sorted_high, sorted_low = high[order], low[order]
+    same = (sorted_low[1:] == sorted_low[:-1]) & (sorted_high[1:] == sorted_high[:-1])
+    is_last[:-1] = ~same
+    if (~same & (sorted_low[1:] == sorted_low[:-1])).any():
+        # Keys that share a lower word stand mixed: their order is that of both words.
+        order = np.lexsort((np.arange(len(low)), high, low))
+        is_last[:-1] = (low[order][1:] != low[order][:-1]) | (high[order][1:] != high[order][:-1])
+    return table.take(pa.array(order[is_last], pa.int64())).combine_chunks()

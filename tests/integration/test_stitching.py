@@ -1,0 +1,656 @@
+"""The adversarial cases of stitching, by number, against the store of journeys over a lake in a folder."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from deltalake.exceptions import CommitFailedError
+
+from c360_pipeline.core import journey_kernel as kernel
+from c360_pipeline.core.keys import JUNK, JourneyLimit, KeyPolicy, KeyRule, extract_keys, value_hash
+from c360_pipeline.core.lake import (
+    EVENT_JOURNEY,
+    EVENT_KEYS,
+    JOURNEY_ALIASES,
+    JOURNEY_CONFLICTS,
+    JOURNEY_KEYS,
+    JOURNEY_LOG,
+    JOURNEY_MERGES,
+    JOURNEY_SPLITS,
+    JOURNEYS,
+    QUARANTINED_KEYS,
+)
+from c360_pipeline.core.stitching import Known, journey_id, prepare, stitch
+from c360_pipeline.stores.journey_history import JourneyHistory
+from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
+from c360_pipeline.stores.journeys import BatchReport, Journeys
+from c360_pipeline.stores.lake import Lake
+
+START = datetime(2025, 10, 1, tzinfo=UTC)
+TYPES = ("user", "session", "device", "cookie", "order", "email_hash")
+RULES = tuple(KeyRule("*", kind, f"attrs.{kind}") for kind in TYPES)
+POLICY = KeyPolicy(RULES)
+Event = tuple[str, int, list[str]]
+"""Id (with `tenant/` before it for another than acme), minute, keys as `type:value`."""
+
+
+def archive(events: list[Event]) -> pl.DataFrame:
+    """Rows of the archive."""
+    rows: dict[str, list[Any]] = {"tenant_id": [], "event_id": [], "ts": [], "attrs": []}
+    for name, minute, keys in events:
+        tenant, _, event_id = name.rpartition("/")
+        rows["tenant_id"].append(tenant or "acme")
+        rows["event_id"].append(event_id)
+        rows["ts"].append(START + timedelta(minutes=minute))
+        rows["attrs"].append([{"key": k.split(":", 1)[0], "value": k.split(":", 1)[1]} for k in keys])
+    entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+    frame = pl.DataFrame(rows, schema={"tenant_id": pl.String, "event_id": pl.String,
+                                       "ts": pl.Datetime("us", "UTC"), "attrs": entries})  # fmt: skip
+    return frame.with_columns(pl.col("attrs").cast(pl.Map(pl.String, pl.String)))
+
+
+class Stitcher:
+    """The store of journeys and its tables."""
+
+    def __init__(self, folder: Path, name: str = "cache") -> None:
+        (folder / "lake").mkdir(exist_ok=True)
+        self.lake = Lake(str(folder / "lake"), {}, folder / name)
+        self.journeys = Journeys(self.lake)
+        self.policy = POLICY
+
+    def add(self, *events: Event, gone: list[str] | None = None) -> BatchReport:
+        out = pl.DataFrame([("acme", e) for e in gone or []], schema=["tenant_id", "event_id"], orient="row")
+        return self.journeys.add(archive(list(events)), self.policy, out.cast(pl.String))
+
+    def table(self, table: Any) -> pl.DataFrame:
+        tables = JourneyTables(self.lake)
+        target = tables.target()
+        for published in PUBLISHED:
+            tables.publish(published, target)
+        return self.lake.read(table)
+
+    def assigned(self) -> dict[str, str]:
+        rows = self.table(EVENT_JOURNEY)
+        return {(f"{t}/" if t != "acme" else "") + e: j for t, e, j in rows.iter_rows()}
+
+    def partition(self) -> set[frozenset[str]]:
+        groups: dict[str, set[str]] = {}
+        for event, journey in self.assigned().items():
+            groups.setdefault(journey, set()).add(event)
+        return {frozenset(group) for group in groups.values()}
+
+    def log(self) -> pl.DataFrame:
+        return self.lake.read(JOURNEY_LOG)
+
+    def statuses(self, event_id: str) -> dict[str, str]:
+        rows = self.table(EVENT_KEYS).filter(pl.col("event_id") == event_id)
+        return dict(rows.select("key_type", "status").iter_rows())
+
+    def block(self, key_type: str, value: str, tenant: str = "acme", *, undo: bool = False) -> BatchReport:
+        key = (tenant, key_type, value_hash(tenant, key_type, value) or "")
+        blocked = self.policy.blocked - {key} if undo else self.policy.blocked | {key}
+        self.policy = KeyPolicy(self.policy.rules, self.policy.limits, blocked)
+        touched = self.journeys.with_keys(tenant, [f"{key_type}:{key[2]}"])
+        return self.journeys.find_anew(touched, self.policy, tenant, "test")
+
+    def unique_user(self) -> None:
+        self.policy = KeyPolicy((KeyRule("*", "user", "attrs.user", is_unique=True), *RULES[1:]))
+
+    def capped(self, kind: str, partners: int) -> None:
+        rules = tuple(KeyRule("*", k, f"attrs.{k}", max_partners=partners if k == kind else None) for k in TYPES)
+        self.policy = KeyPolicy(rules)
+
+
+@pytest.fixture
+def stitcher(tmp_path: Path) -> Stitcher:
+    return Stitcher(tmp_path)
+
+
+def name_of(event: str, tenant: str = "acme") -> str:
+    return journey_id(tenant, event)
+
+
+def apart(*events: str) -> set[frozenset[str]]:
+    return {frozenset([event]) for event in events}
+
+
+def in_batches(events: list[Event], size: int) -> Iterator[list[Event]]:
+    for start in range(0, len(events), size):
+        yield events[start : start + size]
+
+
+def test_case_01_a_shuffled_chain_of_2000_events_is_one_journey(stitcher: Stitcher) -> None:
+    chain: list[Event] = [(f"e{n:04}", n, [f"cookie:c{n}", f"cookie_next:c{n + 1}"]) for n in range(2000)]
+    rules = (KeyRule("*", "cookie", "attrs.cookie"), KeyRule("*", "cookie", "attrs.cookie_next"))
+    stitcher.policy = KeyPolicy(rules)
+    shuffled = [chain[n] for n in np.random.default_rng(1).permutation(2000)]
+    founded = sum(stitcher.add(*batch).founded for batch in in_batches(shuffled, 100))
+    assert stitcher.table(JOURNEYS)["event_count"].to_list() == [2000]
+    assert stitcher.table(JOURNEY_MERGES).height == founded - 1
+
+
+def test_case_02_a_star_below_the_cap_is_one_journey(stitcher: Stitcher) -> None:
+    stitcher.add(*((f"e{n}", n, ["device:d", f"session:s{n}"]) for n in range(500)))
+    assert stitcher.table(JOURNEYS).select("event_count", "key_count").rows() == [(500, 501)]
+
+
+@pytest.mark.parametrize("value", ["", " ", "\u200b", "\ufeff \u2060", "\u00a0"])
+def test_case_03_blank_keys_tie_nothing(stitcher: Stitcher, value: str) -> None:
+    stitcher.add(("a", 1, [f"user:{value}"]), ("b", 2, [f"user:{value}"]))
+    assert stitcher.partition() == apart("a", "b")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["null", "NULL", "undefined", "00000000-0000-0000-0000-000000000000", "-1", "N/A", "0", "anonymous", "Unknown"],
+)
+def test_case_04_words_for_nobody_tie_nothing(stitcher: Stitcher, value: str) -> None:
+    stitcher.add(("a", 1, [f"user:{value}"]), ("b", 2, [f"user:{value}"]))
+    assert stitcher.partition() == apart("a", "b")
+    assert stitcher.table(EVENT_KEYS).is_empty()
+
+
+@pytest.mark.parametrize("digest", ["md5", "sha1", "sha256"])
+@pytest.mark.parametrize("value", ["", " ", "null", "NULL", "none", "undefined", "unknown"])
+def test_case_05_digests_of_nothing_tie_nothing(stitcher: Stitcher, digest: str, value: str) -> None:
+    hashed = hashlib.new(digest, value.encode()).hexdigest()
+    stitcher.add(("a", 1, [f"email_hash:{hashed}"]), ("b", 2, [f"email_hash:{hashed.upper()}"]))
+    assert stitcher.partition() == apart("a", "b")
+
+
+def test_case_06_tenants_never_meet(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:u"]), ("globex/a", 1, ["user:u"]))
+    assert stitcher.assigned() == {"a": name_of("a"), "globex/a": name_of("a", "globex")}
+    assert name_of("a") != name_of("a", "globex")
+
+
+def test_case_08_types_never_meet(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["order:123"]), ("b", 2, ["session:123"]))
+    assert stitcher.partition() == apart("a", "b")
+
+
+def test_case_09_separators_do_not_collide(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1:x"]), ("b", 2, ["user:x"]), ("x|y/c", 3, ["user:z"]), ("x/d", 4, ["user:y|z"]))
+    assert len(stitcher.partition()) == 4
+    assert stitcher.table(JOURNEY_KEYS)["key_hash"].n_unique() == 4
+
+
+def test_case_10_an_event_given_twice_counts_once(stitcher: Stitcher) -> None:
+    event: Event = ("a", 1, ["user:u"])
+    stitcher.add(event)
+    report = stitcher.add(event, ("b", 2, ["user:u"]))
+    assert (report.events, report.known) == (1, 1)
+    assert stitcher.table(JOURNEYS)["event_count"].to_list() == [2]
+
+
+def test_case_12_spellings_of_a_key_in_one_event_are_one(stitcher: Stitcher) -> None:
+    rules = (KeyRule("*", "email_hash", "attrs.email_hash"), KeyRule("*", "email_hash", "attrs.other"))
+    stitcher.policy = KeyPolicy(rules)
+    stitcher.add(("a", 1, ["email_hash:ABCDEF", "other: abcdef "]))
+    assert stitcher.table(JOURNEYS)["key_count"].to_list() == [1]
+    assert stitcher.table(EVENT_KEYS).height == 1
+
+
+def test_case_13_a_late_event_joins_and_renames_nothing(stitcher: Stitcher) -> None:
+    stitcher.add(("b", 5, ["user:u"]))
+    stitcher.add(("a", 1, ["user:u"]))
+    journey = stitcher.table(JOURNEYS).row(0, named=True)
+    assert (journey["journey_id"], journey["created_at"]) == (name_of("b"), START + timedelta(minutes=5))
+    assert journey["first_event_ts"] == START + timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_case_14_a_tie_goes_to_the_lower_founding_event(stitcher: Stitcher, order: tuple[str, str]) -> None:
+    for event in order:
+        stitcher.add((event, 1, [f"user:{event}"]))
+    stitcher.add(("c", 2, ["user:a", "cookie:x"]), ("d", 3, ["user:b", "cookie:x"]))
+    assert set(stitcher.assigned().values()) == {name_of("a")}
+
+
+def test_case_15_a_bridge_of_three_leads_to_the_oldest(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["device:2"]), ("c", 3, ["cookie:3"]))
+    stitcher.add(("d", 4, ["user:1", "device:2", "cookie:3"]))
+    merges = stitcher.table(JOURNEY_MERGES)
+    assert merges["survivor"].unique().to_list() == [name_of("a")]
+    assert set(merges["loser"]) == {name_of("b"), name_of("c")}
+    assert merges["via_event_id"].unique().to_list() == ["d"]
+
+
+BRIDGES: list[Event] = [
+    ("a", 1, ["user:1"]), ("b", 2, ["device:2"]), ("c", 3, ["cookie:3"]),
+    ("d", 4, ["user:1", "device:2"]), ("e", 5, ["device:2", "cookie:3"]),
+]  # fmt: skip
+
+
+def test_case_16_two_bridges_in_one_batch_in_all_120_orders() -> None:
+    def of(events: list[Event]) -> list[tuple[str, str]]:
+        rows = archive(events)
+        batch = prepare(rows, extract_keys(rows, RULES), POLICY)
+        decided = stitch(batch, Known.nothing(batch), POLICY)
+        return sorted(decided.events.select("event_id", "journey_id").iter_rows())
+
+    expected = [(event, name_of("a")) for event in "abcde"]
+    assert all(of([BRIDGES[n] for n in order]) == expected for order in permutations(range(5)))
+
+
+def test_case_17_a_bridge_20_batches_later_touches_only_what_it_ties(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 0, ["user:1"]), ("b", 0, ["device:2"]))
+    for n in range(20):
+        stitcher.add((f"x{n}", n + 1, [f"user:x{n}"]))
+    report = stitcher.add(("z", 99, ["user:1", "device:2"]))
+    assert (report.events, report.merged, report.reread) == (1, 1, 0)
+    last = stitcher.log().filter(pl.col("seq") == 22)
+    assert set(last["journey_id"].drop_nulls()) <= {name_of("a"), name_of("b")}
+
+
+def test_case_18_aliases_of_aliases_lead_to_the_oldest(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["device:2"]), ("c", 3, ["cookie:3"]))
+    stitcher.add(("d", 4, ["device:2", "cookie:3"]))
+    stitcher.add(("e", 5, ["user:1", "device:2"]))
+    aliases = dict(stitcher.table(JOURNEY_ALIASES).select("journey_id", "merged_into").iter_rows())
+    assert aliases == {name_of("b"): name_of("a"), name_of("c"): name_of("a")}
+    assert stitcher.table(JOURNEY_MERGES).height == 2, "an alias that leads elsewhere now is no merge"
+
+
+def test_case_19_and_20_a_batch_given_again_changes_nothing(stitcher: Stitcher) -> None:
+    events: list[Event] = [("a", 1, ["user:1"]), ("b", 2, ["user:1", "device:2"]), ("c", 3, ["device:2"])]
+    stitcher.add(*events)
+    before, version = stitcher.log(), stitcher.lake.version(JOURNEY_LOG.name)
+    assert stitcher.add(*events).known == 0, "nothing was stitched, so nothing was committed"
+    stitcher.add(*events[1:])
+    stitcher.add(events[2], events[0])
+    assert stitcher.log().equals(before)
+    assert stitcher.lake.version(JOURNEY_LOG.name) == version
+
+
+def test_case_21_a_replayed_batch_does_not_revive_a_merged_journey(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]))
+    stitcher.add(("b", 2, ["device:2"]))
+    stitcher.add(("c", 3, ["user:1", "device:2"]))
+    stitcher.add(("b", 2, ["device:2"]), ("d", 4, ["device:2"]))
+    assert set(stitcher.assigned().values()) == {name_of("a")}
+    assert stitcher.table(JOURNEYS)["event_count"].to_list() == [4]
+
+
+def test_case_22_and_43_a_batch_that_died_before_its_commit_left_nothing(
+    stitcher: Stitcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stitcher.add(("a", 1, ["user:1"]))
+    before = stitcher.log()
+    with monkeypatch.context() as patch:
+
+        def dies(*_: object) -> None:
+            raise RuntimeError("killed")
+
+        patch.setattr(Lake, "append_numbered", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            stitcher.add(("b", 2, ["user:1"]))
+    assert stitcher.log().equals(before)
+    stitcher.add(("b", 2, ["user:1"]))
+    assert stitcher.partition() == {frozenset("ab")}
+
+
+def test_case_23_a_key_of_everybody_is_quarantined(stitcher: Stitcher) -> None:
+    stitcher.capped("device", 100)
+    stitcher.add(*((f"e{n}", n, ["device:kiosk", f"session:s{n}"]) for n in range(300)))
+    assert stitcher.table(JOURNEYS).height == 300
+    assert stitcher.table(QUARANTINED_KEYS).select("key_type", "partners").rows() == [("device", 300)]
+    assert stitcher.statuses("e7") == {"device": "quarantined", "session": "linked"}
+
+
+def test_case_24_a_key_that_crosses_its_cap_later_lets_go_of_what_it_held(stitcher: Stitcher) -> None:
+    stitcher.capped("device", 3)
+    stitcher.add(("a", 1, ["device:d", "session:1"]), ("b", 2, ["device:d", "session:2"]))
+    stitcher.add(("c", 3, ["device:d", "session:3"]), ("x", 4, ["session:2"]))
+    assert stitcher.partition() == {frozenset("abcx")}
+    report = stitcher.add(("d", 5, ["device:d", "session:4"]))
+    assert stitcher.assigned() == {
+        "a": name_of("a"), "b": name_of("b"), "x": name_of("b"), "c": name_of("c"), "d": name_of("d"),
+    }  # fmt: skip
+    assert (report.quarantined, report.split) == (1, 2)
+    assert stitcher.table(JOURNEY_KEYS).filter(pl.col("key_type") == "device").is_empty()
+
+
+def test_case_25_quarantine_does_not_depend_on_the_order(tmp_path: Path) -> None:
+    events: list[Event] = [(f"e{n}", n, ["device:d", f"session:s{n % 5}"]) for n in range(10)]
+    events += [(f"f{n}", 20 + n, [f"session:s{n}", "cookie:c"]) for n in range(2)]
+    found = []
+    for n in range(6):
+        (tmp_path / str(n)).mkdir()
+        stitcher = Stitcher(tmp_path / str(n))
+        stitcher.capped("device", 4)
+        shuffled = [events[i] for i in np.random.default_rng(n).permutation(len(events))]
+        for batch in in_batches(shuffled, n + 1):
+            stitcher.add(*batch)
+        found.append(stitcher.partition())
+    assert found[0] == {
+        frozenset(["e0", "e5", "f0", "e1", "e6", "f1"]), frozenset(["e2", "e7"]), frozenset(["e3", "e8"]),
+        frozenset(["e4", "e9"]),
+    }  # fmt: skip
+    assert all(partition == found[0] for partition in found)
+
+
+def test_case_26_a_key_of_a_million_events_costs_no_more_than_its_events(stitcher: Stitcher) -> None:
+    count = 1_000_000
+    ids = pl.Series([f"{n:07}" for n in range(count)])
+    rows = pl.DataFrame(
+        {"tenant_id": pl.repeat("acme", count, eager=True), "event_id": ids,
+         "ts": pl.datetime_range(START, START + timedelta(seconds=count - 1), "1s", time_unit="us", eager=True),
+         "user_id": pl.repeat("kiosk", count, eager=True)}
+    )  # fmt: skip
+    policy = KeyPolicy((KeyRule("*", "user", "userId"),))
+    batch = prepare(rows, extract_keys(rows, policy.rules), policy)
+    assert len(batch.key) == count, "one key per event, no pair of events"
+    decided = stitch(batch, Known.nothing(batch), policy)
+    assert decided.journeys.select("event_count", "key_count").rows() == [(count, 1)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("e\u0301", "é"), ("\uff41\uff42\uff43", "abc"), ("\ufb01n", "fin"), ("Å", "\u212b")]
+)
+def test_case_27_forms_of_unicode_are_one_key(stitcher: Stitcher, one: str, other: str) -> None:
+    stitcher.add(("a", 1, [f"user:{one}"]), ("b", 2, [f"user:{other}"]))
+    assert stitcher.partition() == {frozenset("ab")}
+
+
+def test_case_28_case_counts_but_for_digests(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["email_hash:ABC123"]), ("b", 2, ["email_hash:abc123"]))
+    stitcher.add(("c", 3, ["session:ABC123"]), ("d", 4, ["session:abc123"]))
+    assert stitcher.partition() == {frozenset("ab"), *apart("c", "d")}
+
+
+def test_case_29_whole_numbers_are_one_key_and_leading_zeros_another(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:123456"]), ("b", 2, ["user:123456.0"]), ("c", 3, ["user:0123456"]))
+    assert stitcher.partition() == {frozenset("ab"), frozenset("c")}
+
+
+@pytest.mark.parametrize("value", ["NaN", "nan", "true", "False", "[object Object]"])
+def test_case_30_values_of_other_types_tie_nothing(stitcher: Stitcher, value: str) -> None:
+    stitcher.add(("a", 1, [f"user:{value}"]), ("b", 2, [f"user:{value}"]))
+    assert stitcher.partition() == apart("a", "b")
+
+
+def test_case_31_an_event_without_a_usable_key_is_a_journey_of_its_own(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, []), ("b", 2, ["user:null"]))
+    stitcher.add(("c", 3, ["user:u"]))
+    assert stitcher.assigned() == {event: name_of(event) for event in "abc"}
+    assert stitcher.table(JOURNEYS).sort("founding_event_id")["key_count"].to_list() == [0, 0, 1]
+
+
+def test_case_32_a_value_of_6000_characters_ties_nothing(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:" + "x" * 6000]), ("b", 2, ["user:" + "x" * 6000]))
+    assert stitcher.partition() == apart("a", "b")
+
+
+def test_case_33_an_event_of_65_keys_ties_nothing_and_is_named(stitcher: Stitcher) -> None:
+    stitcher.policy = KeyPolicy(tuple(KeyRule("*", f"k{n}", f"attrs.k{n}") for n in range(65)))
+    stitcher.add(("a", 1, [f"k{n}:v{n}" for n in range(64)]), ("b", 2, [f"k{n}:v{n}" for n in range(65)]))
+    stitcher.add(("c", 3, ["k5:v5"]))
+    assert stitcher.partition() == {frozenset("ac"), frozenset("b")}
+    assert set(stitcher.statuses("b").values()) == {"excess"}
+
+
+def test_case_35_an_ignored_type_ties_nothing_and_an_unknown_one_is_reported() -> None:
+    policy = KeyPolicy((KeyRule("*", "user", "attrs.user"), KeyRule("*", "ip", "attrs.ip", "ignore")))
+    rows = archive([("a", 1, ["ip:10.0.0.1"]), ("b", 2, ["ip:10.0.0.1"])])
+    assert extract_keys(rows, policy.rules).is_empty()
+    keys = extract_keys(rows, [KeyRule("*", "fax", "attrs.ip")])
+    batch = prepare(rows, keys, policy)
+    assert batch.unknown_types.select("key_type", "len").rows() == [("fax", 2)]
+    assert stitch(batch, Known.nothing(batch), policy).journeys.height == 2
+
+
+def test_case_36_two_users_of_one_device_stay_two(stitcher: Stitcher) -> None:
+    stitcher.unique_user()
+    stitcher.add(("a", 1, ["user:ann", "device:d"]))
+    stitcher.add(("b", 2, ["user:bob", "device:d"]))
+    stitcher.add(("c", 3, ["user:bob", "session:s"]), ("d", 4, ["session:s"]), ("e", 5, ["device:d"]))
+    assert stitcher.partition() == {frozenset("ae"), frozenset("bcd")}
+    conflict = stitcher.table(JOURNEY_CONFLICTS).row(0, named=True)
+    assert (conflict["event_id"], conflict["key_type"], conflict["reason"]) == ("b", "device", "refused_unique")
+    assert (conflict["journey_id"], conflict["refused_journey_id"]) == (name_of("b"), name_of("a"))
+
+
+def test_case_36_in_one_batch_or_many_is_the_same(tmp_path: Path) -> None:
+    events: list[Event] = [
+        ("a", 1, ["user:ann", "device:d"]), ("b", 2, ["user:bob", "device:d"]), ("c", 3, ["user:bob", "session:s"]),
+        ("d", 4, ["session:s", "device:d"]), ("e", 5, ["device:d"]), ("f", 6, ["user:cat", "session:s", "cookie:x"]),
+    ]  # fmt: skip
+    found = []
+    for size in (1, 2, 3, 6):
+        (tmp_path / str(size)).mkdir()
+        stitcher = Stitcher(tmp_path / str(size))
+        stitcher.unique_user()
+        for batch in in_batches(events, size):
+            stitcher.add(*batch)
+        found.append(stitcher.assigned())
+    assert all(one == found[0] for one in found)
+
+
+def test_case_37_a_third_event_does_not_tie_two_users(stitcher: Stitcher) -> None:
+    stitcher.unique_user()
+    stitcher.add(("a", 1, ["user:ann", "device:1"]), ("b", 2, ["user:bob", "cookie:2"]))
+    stitcher.add(("c", 3, ["cookie:2", "device:1"]))
+    assert stitcher.partition() == {frozenset("ac"), frozenset("b")}, "the device is the stronger key"
+    assert stitcher.statuses("c") == {"device": "linked", "cookie": "refused_unique"}
+
+
+def test_case_38_blocking_the_key_that_tied_brings_both_ids_back(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["device:2"]))
+    stitcher.add(("c", 3, ["user:1", "order:o"]), ("d", 4, ["device:2", "order:o"]))
+    assert set(stitcher.assigned().values()) == {name_of("a")}
+    stitcher.block("order", "o")
+    together = {"a": name_of("a"), "c": name_of("a"), "b": name_of("b"), "d": name_of("b")}
+    assert stitcher.assigned() == together
+    split = stitcher.table(JOURNEY_SPLITS).row(0, named=True)
+    assert (split["journey_id"], split["split_off"], split["event_count"]) == (name_of("a"), name_of("b"), 2)
+    assert stitcher.table(JOURNEY_ALIASES).is_empty()
+    stitcher.add(("c", 3, ["user:1", "order:o"]), ("d", 4, ["device:2", "order:o"]), ("e", 5, ["order:o"]))
+    assert stitcher.assigned() == {**together, "e": name_of("e")}, "a replay does not tie again"
+    stitcher.block("order", "o", undo=True)
+    assert set(stitcher.assigned().values()) == {name_of("a")}
+
+
+def test_case_39_a_key_blocked_for_one_tenant_ties_for_the_other(stitcher: Stitcher) -> None:
+    for tenant in ("", "globex/"):
+        stitcher.add((f"{tenant}a", 1, ["order:o"]), (f"{tenant}b", 2, ["order:o"]))
+    stitcher.block("order", "o")
+    assert stitcher.partition() == {*apart("a", "b"), frozenset(["globex/a", "globex/b"])}
+
+
+def test_case_41_a_cycle_of_keys_is_one_journey(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1", "device:2"]), ("b", 2, ["device:2", "cookie:3"]), ("c", 3, ["cookie:3", "user:1"]))
+    stitcher.add(("d", 4, ["user:1", "device:2", "cookie:3"]))
+    assert stitcher.partition() == {frozenset("abcd")}
+
+
+def test_case_42_two_workers_on_one_tenant_are_as_good_as_one(tmp_path: Path) -> None:
+    workers = [Stitcher(tmp_path, f"cache{n}") for n in range(4)]
+    events: list[Event] = [(f"e{n:02}", n, [f"user:{n % 7}", f"device:{n % 5}"]) for n in range(40)]
+
+    def work(number: int) -> None:
+        for batch in in_batches(events[number::4], 2):
+            workers[number].add(*batch)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    (tmp_path / "alone").mkdir()
+    alone = Stitcher(tmp_path / "alone")
+    alone.add(*events)
+    assert workers[0].partition() == alone.partition()
+    assert workers[0].table(JOURNEYS)["event_count"].sum() == 40
+    seqs = workers[0].log().filter(pl.col("kind") == "commit")["seq"].sort()
+    assert seqs.to_list() == list(range(1, seqs.len() + 1)), "each commit has a number of its own"
+
+
+def test_case_42_two_commits_on_one_snapshot_are_one(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]))
+    other = Lake(stitcher.lake.uri("").rstrip("/"), {}, Path("/nowhere"))
+    first, second = stitcher.lake.snapshot(JOURNEY_LOG), other.snapshot(JOURNEY_LOG)
+    nothing = JOURNEY_LOG.empty()
+    stitcher.lake.append_numbered(JOURNEY_LOG, first, nothing, {"stitch:acme": 2})
+    with pytest.raises(CommitFailedError):
+        other.append_numbered(JOURNEY_LOG, second, nothing, {"stitch:acme": 7})
+    other.append_numbered(JOURNEY_LOG, other.snapshot(JOURNEY_LOG), nothing, {"stitch:globex": 1})
+
+
+def test_case_44_an_empty_batch_commits_nothing(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]))
+    version = stitcher.lake.version(JOURNEY_LOG.name)
+    assert stitcher.add().events == 0
+    assert stitcher.lake.version(JOURNEY_LOG.name) == version
+
+
+def test_case_47_keys_that_share_64_bits_are_told_apart() -> None:
+    low = np.array([7, 7, 7, 9], np.uint64)
+    high = np.array([1, 2, 1, 1], np.uint64)
+    ids, first = kernel.dense_ids(high, low)
+    assert ids.tolist() == [0, 1, 0, 2]
+    assert first.tolist() == [0, 1, 3]
+
+
+def test_case_47_keys_that_share_64_bits_are_told_apart_by_the_index(stitcher: Stitcher) -> None:
+    word = 1 << 64
+
+    def rows(event: str, minute: int, key: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+        keys = pl.DataFrame({"row": [0], "key_type": ["user"], "key_hash": [key]},
+                            schema={"row": pl.UInt32, "key_type": pl.String, "key_hash": pl.UInt128})  # fmt: skip
+        return archive([(event, minute, [])]), keys
+
+    found = []
+    for minute, (event, key) in enumerate([("a", 5 + word), ("b", 5 + 2 * word), ("c", 5 + word)]):
+        events, keys = rows(event, minute, key)
+        nothing = events.select("tenant_id", "event_id").clear()
+        stitcher.journeys._committed(
+            lambda index, e=events, k=keys, n=nothing: stitcher.journeys._added(index, e, k, n, POLICY), POLICY, None
+        )
+        found.append(stitcher.assigned()[event])
+    assert found == [name_of("a"), name_of("b"), name_of("a")]
+
+
+def test_case_48_a_tightened_rule_touches_only_the_journeys_of_its_key(stitcher: Stitcher) -> None:
+    events: list[Event] = [
+        ("a", 1, ["user:1"]), ("b", 2, ["device:2"]), ("c", 3, ["user:1", "device:2"]),
+        ("x", 1, ["user:7"]), ("y", 2, ["user:7"]),
+    ]  # fmt: skip
+    for event in events:
+        stitcher.add(event)
+    before = stitcher.assigned()
+    tighter = KeyPolicy(tuple(rule for rule in RULES if rule.key_type != "device"))
+    plan = stitcher.journeys.rebase("acme", archive(events), tighter)
+    assert stitcher.assigned() == before, "a plan changes nothing"
+    assert plan.splits.select("journey_id", "split_off").rows() == [(name_of("a"), name_of("b"))]
+    assert set(plan.moved["event_id"]) == {"b"}
+    before_seq = stitcher.journeys.state("acme").seq
+    stitcher.journeys.apply(plan, tighter)
+    assert stitcher.assigned() == {**before, "b": name_of("b")}
+    written = stitcher.log().filter(pl.col("seq") == before_seq + 1)
+    assert set(written["event_id"].drop_nulls()) == {"b", "c"}, "x and y are not written again"
+    again = stitcher.journeys.rebase("acme", archive(events), tighter)
+    assert again.change is None
+
+
+def test_case_49_of_a_person_that_is_gone_nothing_stays_tied(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["user:1", "device:2"]), ("c", 3, ["device:2"]))
+    stitcher.add(gone=["b"])
+    assert stitcher.assigned() == {"a": name_of("a"), "c": name_of("c")}
+    stitcher.add(gone=["a"])
+    assert stitcher.assigned() == {"c": name_of("c")}
+    assert stitcher.table(JOURNEY_KEYS)["key_type"].to_list() == ["device"]
+    assert stitcher.table(EVENT_KEYS)["event_id"].to_list() == ["c"]
+    assert stitcher.table(JOURNEYS)["journey_id"].to_list() == [name_of("c")]
+
+
+def test_case_50_care_while_a_batch_commits_changes_no_row(stitcher: Stitcher) -> None:
+    for n in range(5):
+        stitcher.add((f"e{n}", n, ["user:1", f"device:{n}"]))
+    before = stitcher.assigned()
+    other = Stitcher(Path(stitcher.lake.uri("")).parent, "other")
+    with ThreadPoolExecutor(2) as pool:
+        care = pool.submit(other.lake.care_for, JOURNEY_LOG)
+        batch = pool.submit(stitcher.add, ("z", 9, ["device:3"]))
+        care.result()
+        batch.result()
+    assert stitcher.assigned() == {**before, "z": name_of("e0")}
+    fresh = Stitcher(Path(stitcher.lake.uri("")).parent, "fresh")
+    fresh.add(("y", 10, ["device:4"]))
+    assert fresh.assigned()["y"] == name_of("e0"), "the index is made from the log as it was arranged anew"
+
+
+def test_an_altered_event_moves_and_leaves_nothing_behind(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["user:1", "device:2"]), ("c", 3, ["device:2"]))
+    stitcher.add(("b", 2, ["user:1", "device:9"]))
+    assert stitcher.partition() == {frozenset("ab"), frozenset("c")}
+    assert stitcher.table(JOURNEYS)["key_count"].sort().to_list() == [1, 2]
+    assert stitcher.table(EVENT_KEYS).filter(pl.col("event_id") == "b").height == 2
+
+
+def test_a_journey_keeps_its_name_when_its_founder_is_gone(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["user:1"]), ("c", 3, ["user:1"]))
+    stitcher.add(gone=["a"])
+    assert set(stitcher.assigned().values()) == {name_of("a")}
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_weak_key_attaches_and_never_merges(tmp_path: Path, order: tuple[int, ...]) -> None:
+    weak = KeyPolicy((*RULES[:2], KeyRule("*", "device", "attrs.device", "weak")))
+    events: list[Event] = [("a", 1, ["user:1", "device:d"]), ("b", 2, ["user:2", "device:d"]), ("w", 3, ["device:d"])]
+    stitcher = Stitcher(tmp_path)
+    stitcher.policy = weak
+    for n in order:
+        stitcher.add(events[n])
+    found = stitcher.assigned()
+    assert found["a"] != found["b"]
+    assert found["w"] in (found["a"], found["b"])
+    assert stitcher.table(JOURNEYS)["event_count"].sort().to_list() == [1, 2]
+
+
+def test_a_key_with_a_window_ties_within_it_only(stitcher: Stitcher) -> None:
+    stitcher.policy = KeyPolicy((KeyRule("*", "session", "attrs.session", window_seconds=1800),))
+    stitcher.add(("a", 0, ["session:s"]), ("b", 20, ["session:s"]), ("c", 40, ["session:s"]))
+    assert stitcher.partition() == {frozenset("ab"), frozenset("c")}
+
+
+def test_a_merge_beyond_the_hard_limit_waits_for_review(stitcher: Stitcher) -> None:
+    stitcher.policy = KeyPolicy(RULES, (JourneyLimit("*", 2, 3),))
+    stitcher.add(("a", 1, ["user:1", "device:1"]), ("b", 2, ["user:2", "device:2"]))
+    stitcher.add(("c", 3, ["user:1", "device:2"]))
+    assert stitcher.partition() == {frozenset("ac"), frozenset("b")}
+    assert stitcher.table(JOURNEY_CONFLICTS)["reason"].to_list() == ["refused_size"]
+    stitcher.policy = POLICY
+    plan = stitcher.journeys.rebase("acme", archive([("a", 1, ["user:1", "device:1"]),
+                                                     ("b", 2, ["user:2", "device:2"]),
+                                                     ("c", 3, ["user:1", "device:2"])]), POLICY)  # fmt: skip
+    stitcher.journeys.apply(plan, POLICY)
+    assert stitcher.partition() == {frozenset("abc")}
+    assert stitcher.table(JOURNEY_CONFLICTS).is_empty()
+
+
+def test_the_journey_of_an_event_at_an_instant(tmp_path: Path) -> None:
+    (tmp_path / "lake").mkdir()
+    lake = Lake(str(tmp_path / "lake"), {}, tmp_path / "cache")
+    now = START
+    journeys = Journeys(lake, lambda: now)
+    journeys.add(archive([("a", 1, ["user:1"]), ("b", 2, ["device:2"])]), POLICY)
+    now = START + timedelta(days=1)
+    journeys.add(archive([("c", 3, ["user:1", "device:2"])]), POLICY)
+    history = JourneyHistory(lake)
+    assert history.tenants_of("b") == ["acme"]
+    before = history.journey_at("acme", "b", START + timedelta(hours=1))
+    after = history.journey_at("acme", "b", now)
+    assert [e["journey_id"] for e in before] == [name_of("b")]
+    assert {e["journey_id"] for e in after} == {name_of("a")}
+    assert len(after) == 3
+    ids = history.ids("acme").filter(pl.col("journey_id") == name_of("b"))
+    assert ids.select("leads_to", "is_current").rows() == [(name_of("b"), False), (name_of("a"), True)]
+
+
+def test_junk_holds_the_digests_of_the_empty_string() -> None:
+    assert {hashlib.md5(b"").hexdigest(), hashlib.sha256(b"").hexdigest()} <= set(JUNK)  # noqa: S324
