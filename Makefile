@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench bench-silos
+.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench bench-silos bench-stitching
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,6 +41,9 @@ bench: setup .venv/.bench  ## landing against its floor and its peers; ARGS="--e
 
 bench-silos: setup  ## silos against their floor and their peers; ARGS="--accounts 20000 --plays 100000" for a short one
 	$(BIN)/python benchmarks/bench_silos.py $(ARGS)
+
+bench-stitching: setup .venv/.bench  ## stitching against its limit and its peers; ARGS="--events 400000 --graph-events 0" for a short one
+	$(BIN)/python benchmarks/bench_stitching.py $(ARGS)
 
 movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 

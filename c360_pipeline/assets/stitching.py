@@ -8,6 +8,7 @@ import polars as pl
 
 from c360_pipeline.assets.plots import journey_sizes
 from c360_pipeline.assets.specs import OWNERS, column_schema, found_none, preview, rows, table_spec
+from c360_pipeline.core.journey_log import COMMIT, JOURNEY
 from c360_pipeline.core.lake import (
     EVENT_JOURNEY,
     EVENT_KEYS,
@@ -17,6 +18,7 @@ from c360_pipeline.core.lake import (
     JOURNEY_KEYS,
     JOURNEY_LOG,
     JOURNEY_MERGES,
+    JOURNEY_SPLITS,
     JOURNEYS,
     QUARANTINED_KEYS,
     Table,
@@ -169,6 +171,34 @@ def every_alias_resolves(lake: LakeResource) -> dg.AssetCheckResult:
     targets = tables.scan(JOURNEYS).select("tenant_id", merged_into="journey_id")
     lost = tables.scan(JOURNEY_ALIASES).join(targets, on=["tenant_id", "merged_into"], how="anti").collect()
     return dg.AssetCheckResult(passed=lost.is_empty(), metadata={"lost": preview(lost)})
+
+
+@dg.asset_check(
+    asset=journey_log,
+    blocking=True,
+    description="The commits of each tenant are numbered 1, 2, 3, none twice, none left out.",
+)
+def commits_are_numbered(lake: LakeResource) -> dg.AssetCheckResult:
+    """A number that is there twice, or missing: two workers committed on one snapshot, or rows are lost."""
+    commits = lake.open().scan(JOURNEY_LOG).filter(pl.col("kind") == COMMIT)
+    counted = commits.group_by("tenant_id").agg(
+        commits=pl.len(), numbers=pl.col("seq").n_unique(), last=pl.col("seq").max()
+    )
+    wrong = counted.filter((pl.col("commits") != pl.col("last")) | (pl.col("numbers") != pl.col("last"))).collect()
+    return dg.AssetCheckResult(passed=wrong.is_empty(), metadata={"wrong": preview(wrong)})
+
+
+@dg.asset_check(asset=JOURNEY_SPLITS.name, description="What was split off is a journey, or went into one later.")
+def every_split_leads_to_a_journey(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for parts of journeys that are nowhere."""
+    tables = lake.open()
+    identity = ["tenant_id", "journey_id"]
+    ids = pl.concat([tables.scan(JOURNEYS).select(identity), tables.scan(JOURNEY_ALIASES).select(identity)])
+    parts = tables.scan(JOURNEY_SPLITS).select("tenant_id", journey_id="split_off").unique()
+    emptied = tables.scan(JOURNEY_LOG).filter((pl.col("kind") == JOURNEY) & (pl.col("event_count") == 0))
+    known = pl.concat([ids, emptied.select(identity)])
+    return found_none(JOURNEY_SPLITS.name, "every_split_leads_to_a_journey",
+                      lost=parts.join(known, on=identity, how="anti").collect())  # fmt: skip
 
 
 @dg.asset_check(asset=JOURNEYS.name, description="No journey has more keys than the soft limit of its tenant.")

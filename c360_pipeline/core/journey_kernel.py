@@ -294,6 +294,38 @@ def pair_hashes(left, right, high, low):
 
 
 @nb.njit(nogil=True, cache=True)
+def event_fingerprints(starts, key, high, low, ts):
+    """64 bits of the time and the keys of each event; the order of keys does not matter.
+
+    Args:
+        starts: place of each event's first key, and the number of places.
+        key: number of the key at each place.
+        high: upper 64 bits of each key.
+        low: its lower 64 bits.
+        ts: microseconds of each event.
+    """
+    prints = np.empty(len(ts), np.uint64)
+    for e in range(len(ts)):
+        total = _mixed(np.uint64(ts[e]), _SPREAD)
+        for p in range(starts[e], starts[e + 1]):
+            total += _mixed(high[key[p]], low[key[p]])
+        prints[e] = total
+    return prints
+
+
+@nb.njit(nogil=True, cache=True)
+def different_pairs(left, right):
+    """Each pair once, sorted."""
+    order = np.sort((left << 32) | right)
+    count = 0
+    for i in range(len(order)):
+        if i == 0 or order[i] != order[i - 1]:
+            order[count] = order[i]
+            count += 1
+    return order[:count] >> 32, order[:count] & 0xFFFFFFFF
+
+
+@nb.njit(nogil=True, cache=True)
 def _mixed(high, low):
     value = (high ^ (low * _SPREAD)) + _SPREAD
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

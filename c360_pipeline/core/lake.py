@@ -243,6 +243,7 @@ JOURNEY_LOG = Table(
         "committed_at": UTC_MICROS,
     },
     "All that stitching ever decided, one commit per batch; the tables of journeys are made from it.",
+    distinct=("event_id", "key_hash", "founding_event_id", "ts"),
     retention=timedelta(days=30),
 )
 RECONCILIATIONS = Table(

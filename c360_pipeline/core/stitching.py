@@ -12,6 +12,7 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -79,11 +80,10 @@ class Batch:
     excess: pl.DataFrame
     unknown_types: pl.DataFrame
 
+    @cached_property
     def pairs(self) -> tuple[Ints, Ints, Words]:
         """The different pairs of keys that meet in an event: their numbers, and 64 bits that stand for the pair."""
-        left, right = kernel.partner_pairs(self.starts, self.key)
-        different = np.unique((left << 32) | right)
-        left, right = different >> 32, different & 0xFFFFFFFF
+        left, right = kernel.different_pairs(*kernel.partner_pairs(self.starts, self.key))
         return left, right, kernel.pair_hashes(left, right, self.high, self.low)
 
 
@@ -223,7 +223,7 @@ def quarantines(batch: Batch, known: Known) -> tuple[Ints, Flags]:
     is_weak = batch.keys["is_weak"].to_numpy()
     limit = batch.keys["max_partners"].to_numpy()
     partners = known.partners.copy()
-    left, right, _ = batch.pairs() if known.is_new_pair is not None else _pairs_near_limits(batch, limit)
+    left, right, _ = batch.pairs if known.is_new_pair is not None else _pairs_near_limits(batch, limit)
     if known.is_new_pair is not None:
         left, right = left[known.is_new_pair], right[known.is_new_pair]
     counts = ~(is_weak[left] | is_weak[right])
@@ -237,19 +237,20 @@ def _pairs_near_limits(batch: Batch, limit: Ints) -> tuple[Ints, Ints, Words]:
     sizes = np.diff(batch.starts)
     upper = np.bincount(batch.key, weights=np.repeat(sizes - 1, sizes), minlength=len(limit))
     if ((limit >= 0) & (upper > limit)).any():
-        return batch.pairs()
+        return batch.pairs
     return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint64)
 
 
-def stitch(batch: Batch, known: Known, policy: KeyPolicy) -> Stitched:
+def stitch(batch: Batch, known: Known, policy: KeyPolicy, quarantine: tuple[Ints, Flags] | None = None) -> Stitched:
     """Decide the journey of each event of a batch.
 
     Args:
         batch: as `prepare` makes it.
         known: about its keys.
         policy: what keys may do.
+        quarantine: what `quarantines` said of these, where the caller knows.
     """
-    partners, is_quarantined = quarantines(batch, known)
+    partners, is_quarantined = quarantine or quarantines(batch, known)
     is_blocked = _blocked(batch, policy)
     fold = _fold(batch, known, policy, is_quarantined | is_blocked)
     named = _named(batch, known, fold)
@@ -277,7 +278,7 @@ def stitch(batch: Batch, known: Known, policy: KeyPolicy) -> Stitched:
             "tenant_id", "key_type", "key_hash",
             partners=pl.Series(partners[is_quarantined & ~known.is_quarantined], dtype=pl.Int64),
         ),
-        new_pairs=batch.pairs()[2][known.is_new_pair] if known.is_new_pair is not None else np.empty(0, np.uint64),
+        new_pairs=batch.pairs[2][known.is_new_pair] if known.is_new_pair is not None else np.empty(0, np.uint64),
     )  # fmt: skip
 
 
@@ -353,6 +354,13 @@ class _Fold:
     group_keys: Ints
     group_unique: Ints
     unique_names: list[str]
+
+    @cached_property
+    def roots(self) -> Ints:
+        """Groups that have an event of the batch."""
+        is_root = np.zeros(len(self.parent), np.bool_)
+        is_root[self.event_group] = True
+        return np.flatnonzero(is_root)
 
 
 def _fold(batch: Batch, known: Known, policy: KeyPolicy, is_out: Flags) -> _Fold:
@@ -451,7 +459,7 @@ class _Named:
 
 def _named(batch: Batch, known: Known, fold: _Fold) -> _Named:
     """The oldest journey of a group gives its name; a group without one is founded by its first event."""
-    roots = np.unique(fold.event_group)
+    roots = fold.roots
     new = roots[fold.oldest[roots] < 0]
     of_group = fold.oldest.copy()
     of_group[new] = known.journeys.height + np.arange(len(new))
@@ -509,7 +517,7 @@ def _states(batch: Batch, known: Known, fold: _Fold, named: _Named) -> pl.DataFr
     np.add.at(events, into, before["event_count"].to_numpy())
     np.minimum.at(first, into, before["first_event_ts"].dt.epoch("us").to_numpy())
     np.maximum.at(last, into, before["last_event_ts"].dt.epoch("us").to_numpy())
-    roots = np.unique(fold.event_group)
+    roots = fold.roots
     touched = named.of_group[roots]
     rows = named.journeys[touched].with_columns(
         first_event_ts=pl.Series(first[touched]).cast(_INSTANT), last_event_ts=pl.Series(last[touched]).cast(_INSTANT),

@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from c360_pipeline.core import journey_kernel as kernel
-from c360_pipeline.core.journey_log import ALIAS, COMMIT, EVENT, JOURNEY, KEY, REMOVED
+from c360_pipeline.core.journey_log import ALIAS, COMMIT, EVENT, JOURNEY, KEY, REMOVED, Gone
 from c360_pipeline.core.keys import hash128
 from c360_pipeline.core.stitching import (
     BLOCKED,
@@ -25,9 +25,9 @@ from c360_pipeline.core.stitching import (
     KNOWN_JOURNEY,
     LINKED,
     WEAK,
-    WORD,
     Batch,
     Known,
+    Stitched,
     words,
 )
 from c360_pipeline.stores.sorted_runs import Ints, SortedRuns, Words
@@ -117,13 +117,34 @@ class JourneyIndex:
             rows: whole commits, none of which is in the index.
             files: all files of the log that are in the index now.
         """
-        needless: list[str] = []
-        if rows.height:
-            for kind, table in self._tables(rows).items():
-                needless += self._runs[kind].add(table)
-            commits = rows.filter(pl.col("kind") == COMMIT).sort("seq")
-            for tenant, seq, detail in commits.select("tenant_id", "seq", "detail").iter_rows():
-                self._tenants[tenant] = TenantState(seq, json.loads(detail))
+        commits = rows.filter(pl.col("kind") == COMMIT).sort("seq").select("tenant_id", "seq", "detail")
+        self._take_up(self._tables(rows) if rows.height else {}, commits, files)
+
+    def absorb_decision(
+        self, batch: Batch, stitched: Stitched, gone: Gone, commits: pl.DataFrame, files: set[str]
+    ) -> None:
+        """Take up one commit whose decision is at hand: the same as its rows, without reading them anew.
+
+        Args:
+            batch: what was decided on.
+            stitched: what was decided.
+            gone: what went with it.
+            commits: tenant_id, seq, detail.
+            files: all files of the log that are in the index now.
+        """
+        tables = {
+            "pairs": _pair_table(stitched.new_pairs),
+            "keys": _key_table(stitched.key_journey, batch.high, batch.low, gone.keys),
+            "events": _event_table(stitched.events, fingerprints(batch), gone.events),
+            "journeys": _journey_rows(pl.concat([stitched.journeys, _without_events(gone.journeys)], how="diagonal")),
+            "aliases": _alias_rows(stitched.aliases.rename({"merged_into": "other_journey_id"})),
+        }
+        self._take_up(tables, commits, files)
+
+    def _take_up(self, tables: Mapping[str, pa.Table], commits: pl.DataFrame, files: set[str]) -> None:
+        needless = [name for kind, table in tables.items() for name in self._runs[kind].add(table)]
+        for tenant, seq, detail in commits.iter_rows():
+            self._tenants[tenant] = TenantState(seq, json.loads(detail))
         self._files = set(files)
         self._save()
         for name in needless:
@@ -255,7 +276,7 @@ class JourneyIndex:
         is_quarantined, partners = np.zeros(size, np.bool_), np.zeros(size, np.int64)
         is_quarantined[is_found] = found["is_quarantined"].to_numpy()
         partners[is_found] = found["partners"].to_numpy()
-        _, _, hashes = batch.pairs()
+        _, _, hashes = batch.pairs
         is_known_pair, _ = self._runs["pairs"].find(np.zeros_like(hashes), hashes)
         open_ = journeys.select(
             pl.col(name) if name in journeys.columns else pl.lit(None, dtype).alias(name)
@@ -326,16 +347,13 @@ class Facts:
 
     def new_pairs(self, known: SortedRuns) -> _NewPairs:
         """Pairs that no row before had, and how many each key is in."""
-        left, right = kernel.partner_pairs(self.starts, self.key)
-        different = np.unique((left << 32) | right)
-        left, right = different >> 32, different & 0xFFFFFFFF
+        left, right = kernel.different_pairs(*kernel.partner_pairs(self.starts, self.key))
         hashes = kernel.pair_hashes(left, right, self.high, self.low)
         is_known, _ = known.find(np.zeros_like(hashes), hashes)
         met = np.bincount(left[~is_known], minlength=len(self.low))
         met += np.bincount(right[~is_known], minlength=len(self.low))
         new = hashes[~is_known]
-        words_of = [pa.array(column, WORD64) for column in (np.zeros_like(new), new)]
-        return _NewPairs(pa.table(words_of, schema=PAIR_ROWS), met)
+        return _NewPairs(_pair_table(new), met)
 
 
 def event_words(events: pl.DataFrame) -> tuple[Words, Words]:
@@ -345,32 +363,66 @@ def event_words(events: pl.DataFrame) -> tuple[Words, Words]:
     return words(events.select(hash128(text)).to_series())
 
 
-def fingerprints(events: pl.DataFrame) -> pl.DataFrame:
-    """tenant_id, event_id, fingerprint (64 bits of the time and the keys of each event) from event rows."""
-    text = pl.concat_str(
-        pl.col("ts").dt.epoch("us").cast(pl.String), pl.lit("|"), pl.col("key_hash").cast(pl.String).fill_null("")
-    )
-    low = (hash128(text) % pl.lit(WORD, dtype=pl.UInt128)).cast(pl.UInt64)
-    # A sum that wraps: the order of keys does not matter.
-    return (
-        events.select("tenant_id", "event_id", part=low)
-        .group_by("tenant_id", "event_id", maintain_order=True)
-        .agg(fingerprint=pl.col("part").sum())
-    )
+def fingerprints(batch: Batch) -> Words:
+    """64 bits of the time and the keys of each event of a batch, by which an altered event shows."""
+    held = pl.DataFrame({"row": np.repeat(np.arange(batch.events.height), np.diff(batch.starts))})
+    keys = held.with_columns(batch.keys["key_hash"].gather(batch.key))
+    excess = batch.excess.select(row="event", key_hash="key_hash")
+    return event_fingerprints(batch.events["ts"], pl.concat([keys, excess]))
+
+
+def _pair_table(hashes: Words) -> pa.Table:
+    return pa.table([pa.array(column, WORD64) for column in (np.zeros_like(hashes), hashes)], schema=PAIR_ROWS)
+
+
+def _key_table(keys: pl.DataFrame, high: Words, low: Words, gone: pl.DataFrame) -> pa.Table:
+    gone_high, gone_low = words(gone["key_hash"])
+    nothing = np.zeros(gone.height, np.uint64)
+    journey_high, journey_low = journey_words(keys["journey_id"])
+    columns = {
+        "high": np.concatenate([high, gone_high]),
+        "low": np.concatenate([low, gone_low]),
+        "journey_high": np.concatenate([journey_high, nothing]),
+        "journey_low": np.concatenate([journey_low, nothing]),
+        "partners": np.concatenate([keys["partners"].to_numpy(), np.zeros(gone.height, np.int64)]),
+        "is_weak": np.concatenate([keys["is_weak"].to_numpy(), np.zeros(gone.height, np.bool_)]),
+        "is_quarantined": np.concatenate([keys["is_quarantined"].to_numpy(), np.zeros(gone.height, np.bool_)]),
+    }
+    return pa.table([pa.array(columns[field.name], field.type) for field in KEY_ROWS], schema=KEY_ROWS)
+
+
+def _event_table(events: pl.DataFrame, prints: Words, gone: pl.DataFrame) -> pa.Table:
+    """Events that are gone stand first: one that came back with other keys stands again behind them."""
+    high, low = event_words(pl.concat([gone.select("tenant_id", "event_id"), events.select("tenant_id", "event_id")]))
+    nothing = np.zeros(gone.height, np.uint64)
+    journey_high, journey_low = journey_words(events["journey_id"])
+    columns = [high, low, *(np.concatenate([nothing, part]) for part in (journey_high, journey_low, prints))]
+    return pa.table([pa.array(column, WORD64) for column in columns], schema=EVENT_ROWS)
+
+
+def _without_events(journeys: pl.DataFrame) -> pl.DataFrame:
+    return journeys.with_columns(event_count=pl.lit(0, pl.Int64), key_count=pl.lit(0, pl.Int64))
 
 
 def _event_rows(events: pl.DataFrame, removed: pl.DataFrame) -> pa.Table:
-    last = events.filter(pl.col("seq") == pl.col("seq").max().over("tenant_id", "event_id"))
-    marked = fingerprints(last).join(
-        last.unique(["tenant_id", "event_id"], keep="last").select("tenant_id", "event_id", "journey_id", "seq"),
-        on=["tenant_id", "event_id"],
-    )
-    gone = removed.select("tenant_id", "event_id", "journey_id", "seq", fingerprint=pl.lit(0, pl.UInt64))
-    rows = pl.concat([marked.select(gone.columns), gone]).sort("seq", maintain_order=True)
-    high, low = event_words(rows)
-    journey_high, journey_low = journey_words(rows["journey_id"])
-    columns = [high, low, journey_high, journey_low, rows["fingerprint"].to_numpy()]
-    return pa.table([pa.array(column, WORD64) for column in columns], schema=EVENT_ROWS)
+    """Events as the log has them, in the order of commits."""
+    parts = []
+    for seq in sorted({*events["seq"].unique(), *removed["seq"].unique()}):
+        now = events.filter(pl.col("seq") == seq)
+        rows = now.unique(["tenant_id", "event_id"], keep="first", maintain_order=True).with_row_index("row")
+        numbered = now.join(rows.select("tenant_id", "event_id", "row"), on=["tenant_id", "event_id"])
+        keys = numbered.drop_nulls("key_type").with_columns(pl.col("key_hash").cast(pl.UInt128))
+        prints = event_fingerprints(rows["ts"], keys)
+        parts.append(_event_table(rows, prints, removed.filter(pl.col("seq") == seq)))
+    return pa.concat_tables(parts) if parts else EVENT_ROWS.empty_table()
+
+
+def event_fingerprints(ts: pl.Series, keys: pl.DataFrame) -> Words:
+    """The same from the times of events and their keys: row (place of the event), key_hash."""
+    high, low = words(keys["key_hash"])
+    row = keys["row"].to_numpy().astype(np.int64)
+    starts, order = kernel.order_by_event(row, np.zeros(len(row), np.int16), high, low, len(ts))
+    return np.asarray(kernel.event_fingerprints(starts, order, high, low, ts.dt.epoch("us").to_numpy()))
 
 
 def _journey_rows(rows: pl.DataFrame) -> pa.Table:

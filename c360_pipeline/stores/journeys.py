@@ -16,6 +16,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from c360_pipeline.core.journey_log import (
+    COMMIT,
     EVENT,
     KEY,
     Gone,
@@ -32,6 +33,7 @@ from c360_pipeline.core.keys import KEY_COLUMNS, KeyPolicy, extract_keys
 from c360_pipeline.core.lake import JOURNEY_LOG
 from c360_pipeline.core.stitching import (
     KNOWN_JOURNEY,
+    Batch,
     Known,
     Stitched,
     prepare,
@@ -39,7 +41,7 @@ from c360_pipeline.core.stitching import (
     stitch,
 )
 from c360_pipeline.errors import ConflictError
-from c360_pipeline.stores.journey_index import JourneyIndex, TenantState, fingerprints, journey_words
+from c360_pipeline.stores.journey_index import JourneyIndex, TenantState, event_fingerprints, journey_words
 from c360_pipeline.stores.lake import Lake
 
 ABSORBED_ROWS = 2_000_000
@@ -90,11 +92,12 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class _Change:
-    """What is to be committed."""
+    """What is to be committed; with the batch, where all that it says of the batch's keys is committed."""
 
     stitched: Stitched
     gone: Gone
     report: BatchReport
+    batch: Batch | None = None
     cause: str = ""
 
 
@@ -212,7 +215,17 @@ class Journeys:
         Raises:
             ConflictError: other workers were faster 20 times in a row.
         """
-        keys = extract_keys(events, policy.rules)
+        return self.add_keyed(events, extract_keys(events, policy.rules), policy, gone, details)
+
+    def add_keyed(
+        self,
+        events: pl.DataFrame,
+        keys: pl.DataFrame,
+        policy: KeyPolicy,
+        gone: pl.DataFrame | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> BatchReport:
+        """The same with keys that are extracted already: `KEY_COLUMNS`, row being the place in `events`."""
         gone = events.select(EVENT_COLUMNS[:2]).clear() if gone is None else gone.select(EVENT_COLUMNS[:2])
         return self._committed(lambda index: self._added(index, events, keys, gone, policy), policy, details)
 
@@ -369,13 +382,25 @@ class Journeys:
             for tenant in tenants
         }
         rows = log_rows(change.stitched, change.gone, seqs, said, self._clock(), change.cause)
-        self._append(snapshot, index, rows, seqs)
+        self._append(snapshot, index, rows, seqs, change)
 
-    def _append(self, snapshot: DeltaTable, index: JourneyIndex, rows: pl.DataFrame, seqs: Mapping[str, int]) -> None:
+    def _append(
+        self,
+        snapshot: DeltaTable,
+        index: JourneyIndex,
+        rows: pl.DataFrame,
+        seqs: Mapping[str, int],
+        change: _Change | None = None,
+    ) -> None:
         before = set(snapshot.file_uris())
         self._lake.append_numbered(JOURNEY_LOG, snapshot, rows, {log_number(t): seq for t, seq in seqs.items()})
-        if index.files == before:
+        if index.files != before:
+            return  # another worker's commit came in between; all is read from the log the next time
+        if change is None or change.batch is None:
             index.absorb(rows, set(snapshot.file_uris()))
+        else:
+            commits = rows.filter(pl.col("kind") == COMMIT).select("tenant_id", "seq", "detail")
+            index.absorb_decision(change.batch, change.stitched, change.gone, commits, set(snapshot.file_uris()))
 
     def _added(
         self, index: JourneyIndex, events: pl.DataFrame, keys: pl.DataFrame, gone: pl.DataFrame, policy: KeyPolicy
@@ -396,7 +421,8 @@ class Journeys:
         batch = prepare(rows, kept_keys, policy)
         found = index.known(batch)
         apart = [index.event_journeys(out)] if out.height else []
-        _, is_quarantined = quarantines(batch, found)
+        quarantine = quarantines(batch, found)
+        _, is_quarantined = quarantine
         crossing = found.key_journey[is_quarantined & ~found.is_quarantined & (found.key_journey >= 0)]
         if len(crossing):
             apart.append(index.journeys(*journey_words(found.journeys["journey_id"].gather(np.unique(crossing)))))
@@ -405,8 +431,8 @@ class Journeys:
             cause = "events changed" if out.height else "quarantine"
             change = self._found_anew(index, rows, kept_keys, out, torn, policy, cause)
         else:
-            stitched = stitch(batch, found, policy)
-            change = _Change(stitched, Gone.nothing(), _report(stitched, found))
+            stitched = stitch(batch, found, policy, quarantine)
+            change = _Change(stitched, Gone.nothing(), _report(stitched, found), batch)
         return replace(change, report=replace(change.report, known=passed_over))
 
     def _found_anew(
@@ -448,7 +474,7 @@ class Journeys:
             _report(stitched, known), events=rows.height, reread=facts.height,
             removed=out.join(rows, on=EVENT_COLUMNS[:2], how="anti").height,
         )  # fmt: skip
-        return _Change(stitched, gone, report, cause)
+        return _Change(stitched, gone, report, batch, cause)
 
     def _log(self, tenants: list[str]) -> pl.LazyFrame:
         snapshot = self._lake.snapshot(JOURNEY_LOG)
@@ -503,11 +529,7 @@ class Journeys:
 
 def _fingerprints(events: pl.DataFrame, keys: pl.DataFrame) -> pl.Series:
     """The fingerprint of each event, in order."""
-    rows = events.select(EVENT_COLUMNS).with_row_index("row").join(keys, on="row", how="left", maintain_order="left")
-    found = fingerprints(rows)
-    return events.select(EVENT_COLUMNS[:2]).join(
-        found, on=EVENT_COLUMNS[:2], how="left", maintain_order="left"
-    )["fingerprint"]  # fmt: skip
+    return pl.Series("fingerprint", event_fingerprints(events["ts"], keys))  # fmt: skip
 
 
 def _renumbered(keys: pl.DataFrame, wanted: pl.Series) -> pl.DataFrame:
@@ -579,7 +601,7 @@ def _rebase(
         _report(kept, known), events=0, reread=kept.events.height, removed=out.height,
         founded=kept.journeys.join(known.journeys, on="journey_id", how="anti").height,
     )  # fmt: skip
-    change = None if is_same else _Change(kept, Gone(out, gone_keys, emptied), report, "rules changed")
+    change = None if is_same else _Change(kept, Gone(out, gone_keys, emptied), report, cause="rules changed")
     otherwise = event_keys.join(before.select(*key, before="status"), on=key, how="left").filter(
         pl.col("status").ne_missing(pl.col("before"))
     )

@@ -17,8 +17,8 @@ import pyarrow as pa
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 HIGH, LOW = "high", "low"
-GROWTH = 2
-"""A run is merged into the next larger one until that is at least so many times as large."""
+FAN = 4
+"""So many runs of about one size become one: a row is written anew log4 of the number of batches times."""
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -124,17 +124,24 @@ class SortedRuns:
         """Add rows, of which the last of a key counts; returns the names of files that are not needed any more."""
         if not rows.num_rows:
             return []
+        tables = [rows.cast(self._schema)]
         merged: list[_Run] = []
-        table = _sorted([rows.cast(self._schema)])
-        while self._runs and self._runs[-1].table.num_rows < GROWTH * table.num_rows:
-            merged.append(self._runs.pop())
-            table = _sorted([merged[-1].table, table])
+        while _are_alike([*(run.table.num_rows for run in self._runs[-FAN + 1 :]), sum(t.num_rows for t in tables)]):
+            merged += self._runs[-FAN + 1 :]
+            tables = [*(run.table for run in self._runs[-FAN + 1 :]), *tables]
+            self._runs = self._runs[: -FAN + 1]
+        table = _sorted(tables)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{uuid4().hex}.arrow"
         with pa.ipc.new_file(str(path), self._schema) as writer:
             writer.write_table(table)
         self._runs.append(_Run.open(path))
         return [run.path.name for run in merged]
+
+
+def _are_alike(sizes: list[int]) -> bool:
+    """Whether these are as many runs as are merged, and none is much larger than the others."""
+    return len(sizes) == FAN and max(sizes) <= 2 * (sum(sizes) - max(sizes)) / (FAN - 1)
 
 
 def _sorted(tables: list[pa.Table]) -> pa.Table:
