@@ -18,6 +18,7 @@ defs = dg.Definitions(
         "silos": resources.SilosResource(),
         "graph": resources.GraphResource(),
         "gds": resources.GdsResource(),
+        "metrics": resources.MetricsResource(),
     },
     # Steps are columnar and use all cores by themselves; a process per step would import everything again, 3 s each.
     executor=dg.in_process_executor,

@@ -14,10 +14,12 @@ from c360_pipeline.core.lake import (
     Changes,
     compare_versions,
 )
-from c360_pipeline.resources import GraphResource, LakeResource
+from c360_pipeline.resources import GraphResource, LakeResource, MetricsResource
 from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.graph_statistics import GraphStatistics
 from c360_pipeline.stores.journey_graph import JourneyGraph
 from c360_pipeline.stores.lake import Lake, Version
+from c360_pipeline.stores.metrics import Figure
 
 GROUP = "graph"
 NEO4J = {"neo4j"}
@@ -174,15 +176,38 @@ def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetC
     kinds=NEO4J,
     metadata={"dagster/column_schema": kind_schema(model.JOURNEY)},
 )
-def journey_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
+def journey_graph(lake: LakeResource, graph: GraphResource, metrics: MetricsResource) -> dg.MaterializeResult[None]:
     """Project the commits of stitching that this graph does not have yet."""
     tables = lake.open()
     with graph.open() as neo4j:
         projected = JourneyGraph(tables, neo4j).project()
         counts = neo4j.counts()
+        written = neo4j.statistics
+    metrics.open().write("journey_graph", graph_figures(written, sum(projected.values())))
     return dg.MaterializeResult(
-        metadata=rows(counts.get("Journey", 0), keys=counts.get("HAS_KEY", 0), changed=counts_table(projected, "kind"))
+        metadata=rows(
+            counts.get("Journey", 0),
+            keys=counts.get("HAS_KEY", 0),
+            changed=counts_table(projected, "kind"),
+            writing=dg.MetadataValue.json(written.as_dict()),
+        )
     )
+
+
+def graph_figures(written: GraphStatistics, changed: int) -> list[Figure]:
+    """How writing to the graph went."""
+    rate = changed / written.seconds if written.seconds else 0.0
+    return [
+        Figure("graph_rows_per_second", "Rows written per second of statements in the last run.", rate),
+        Figure("graph_slowest_statement_seconds", "The slowest statement of the last run.", written.slowest),
+        Figure("graph_retries", "Statements of the last run that were tried again.", written.retries),
+        Figure("graph_failed_statements", "Statements of the last run that failed.", written.failed),
+        Figure("graph_connections_in_use", "Connections that the last run used at once.", written.most_in_use),
+        *(
+            Figure("graph_slow_statements", "Statements over one second in the last run.", count, {"statement": name})
+            for name, count in written.slow.items()
+        ),
+    ]
 
 
 @dg.asset_check(asset=journey_graph, description="No event in the graph waits for its journey (status NEW).")

@@ -23,10 +23,11 @@ from c360_pipeline.core.lake import (
     QUARANTINED_KEYS,
     Table,
 )
-from c360_pipeline.resources import ControlResource, LakeResource
+from c360_pipeline.resources import ControlResource, LakeResource, MetricsResource
 from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
 from c360_pipeline.stores.journeys import BatchReport, Journeys
 from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.metrics import Figure, by_tenant
 from c360_pipeline.stores.stitching import Progress, Stitching
 
 GROUP = "stitching"
@@ -56,7 +57,11 @@ class StitchingConfig(dg.Config):
     metadata={"dagster/column_schema": column_schema(JOURNEY_LOG), "lake_table": JOURNEY_LOG.name},
 )
 def journey_log(
-    context: dg.AssetExecutionContext, config: StitchingConfig, control: ControlResource, lake: LakeResource
+    context: dg.AssetExecutionContext,
+    config: StitchingConfig,
+    control: ControlResource,
+    lake: LakeResource,
+    metrics: MetricsResource,
 ) -> dg.MaterializeResult[None]:
     """Stitch what came, changed or went in the archive; each batch is one commit."""
     tables = lake.open()
@@ -66,13 +71,30 @@ def journey_log(
 
     stitching = Stitching(tables, Journeys(tables), control.open().key_policy())
     report = stitching.catch_up(log, force=config.force_rules)
+    metrics.open().write("stitching", _figures(report))
     return dg.MaterializeResult(metadata=rows(tables.count(JOURNEY_LOG), **_what_was_done(report)))
 
 
 def _what_was_done(report: BatchReport) -> dict[str, Any]:
-    counts = {name: value for name, value in vars(report).items() if name != "seconds"}
-    rate = report.events / report.seconds if report.seconds else 0.0
-    return {**counts, "seconds": round(report.seconds, 3), "events_per_second": round(rate)}
+    counts = {name: value for name, value in vars(report).items() if not name.endswith("seconds")}
+    return {
+        **counts,
+        "seconds": round(report.seconds, 3),
+        "longest_batch_seconds": round(report.longest_seconds, 3),
+        "events_per_second": round(report.events_per_second),
+    }
+
+
+def _figures(report: BatchReport) -> list[Figure]:
+    return [
+        Figure("stitch_events_per_second", "Events stitched per second of the last run.", report.events_per_second),
+        Figure("stitch_batch_seconds", "Seconds of the longest batch of the last run.", report.longest_seconds),
+        Figure("stitch_events", "Events stitched by the last run.", report.events),
+        Figure("stitch_reread_events", "Events of journeys that the last run found anew.", report.reread),
+        Figure("stitch_merged_journeys", "Journeys that went into others in the last run.", report.merged),
+        Figure("stitch_split_journeys", "Parts that left a journey in the last run.", report.split),
+        Figure("stitch_retries", "Commits of the last run that another worker was faster than.", report.retries),
+    ]
 
 
 @dg.multi_asset(
@@ -83,7 +105,9 @@ def _what_was_done(report: BatchReport) -> dict[str, Any]:
         for name, (table, description) in CHECKS.items()
     ],
 )
-def stitching_assets(lake: LakeResource) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+def stitching_assets(
+    lake: LakeResource, metrics: MetricsResource
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Bring the tables of journeys up to the log."""
     tables = lake.open()
     published = JourneyTables(tables)
@@ -91,6 +115,7 @@ def stitching_assets(lake: LakeResource) -> Iterator[dg.MaterializeResult[None] 
     for table in PUBLISHED:
         changed = published.publish(table, target).count
         yield dg.MaterializeResult(asset_key=table.name, metadata=_metadata(tables, table, changed))
+    metrics.open().write("journeys", _journey_figures(tables))
     for name, wrong in wrong_rows(tables).items():
         yield found_none(CHECKS[name][0].name, name, wrong=wrong.collect(engine="streaming"))
 
@@ -131,6 +156,24 @@ def _metadata(lake: Lake, table: Table, changed: int) -> dict[str, Any]:
     if table is EVENT_KEYS:
         metadata |= _of_keys(lake)
     return metadata
+
+
+def _journey_figures(lake: Lake) -> list[Figure]:
+    """Sizes of journeys and what guards hold back, by tenant."""
+    sizes = lake.scan(JOURNEYS).group_by("tenant_id").agg(
+        journeys=pl.len(), largest=pl.col("event_count").max(), p99=pl.col("key_count").quantile(0.99)
+    ).collect(engine="streaming")  # fmt: skip
+    tenants = sizes["tenant_id"].to_list()
+    waiting = dict(lake.count_by(JOURNEY_CONFLICTS, "tenant_id").iter_rows())
+    quarantined = dict(lake.count_by(QUARANTINED_KEYS, "tenant_id").iter_rows())
+    per_tenant = {
+        ("journeys", "Journeys."): dict(zip(tenants, sizes["journeys"], strict=True)),
+        ("largest_journey_events", "Events of the largest journey."): dict(zip(tenants, sizes["largest"], strict=True)),
+        ("journey_keys_p99", "Keys that 99 % of journeys have at most."): dict(zip(tenants, sizes["p99"], strict=True)),
+        ("refused_ties", "Ties that a guard refuses now."): waiting,
+        ("quarantined_keys", "Keys that tie nothing, for they met too many others."): quarantined,
+    }
+    return [figure for (name, text), values in per_tenant.items() for figure in by_tenant(name, text, values)]
 
 
 def _of_journeys(lake: Lake) -> dict[str, Any]:

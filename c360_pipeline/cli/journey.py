@@ -19,7 +19,7 @@ Tenant = Annotated[str | None, typer.Option(help="needed when tenants share the 
 def show(
     event_id: Annotated[str, typer.Argument(help="id of any event of the journey")],
     tenant: Tenant = None,
-    as_of: Annotated[datetime | None, typer.Option(help="UTC; as stitching saw it then, from the log")] = None,
+    as_of: Annotated[str | None, typer.Option(help="ISO 8601; as stitching saw it then, from its log")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the journey that an event belongs to, and the keys that tie it together."""
@@ -29,8 +29,8 @@ def show(
     settings = load_settings()
     if as_of is not None:
         history = JourneyHistory(open_lake(settings))
-        events = history.journey_at(_one_tenant(history.tenants_of(event_id), event_id, tenant), event_id,
-                                    as_of.replace(tzinfo=as_of.tzinfo or UTC))  # fmt: skip
+        owner = _one_tenant(history.tenants_of(event_id), event_id, tenant)
+        events = history.journey_at(owner, event_id, _instant(as_of))
     else:
         with open_graph(settings) as graph:
             owner = _one_tenant(graph.tenants_with_event(event_id), event_id, tenant)
@@ -144,6 +144,14 @@ def conflicts(
             row["journey_id"], row["refused_journey_id"],
         )  # fmt: skip
     out.print(table if rows else "Nothing waits for review.")
+
+
+def _instant(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--as-of {text!r} is no instant: 2026-01-31T12:00:00Z is right.") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _one_tenant(tenants: list[str], what: str, chosen: str | None) -> str:

@@ -10,12 +10,13 @@ import dagster as dg
 
 from c360_pipeline.connections import neo4j_login, open_control, open_graph, open_lake, open_landing, open_silo
 from c360_pipeline.core.silos import SourceDatabase
-from c360_pipeline.settings import load_settings
+from c360_pipeline.settings import c360_home, load_settings
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.gds import Gds
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import Landing
+from c360_pipeline.stores.metrics import Metrics
 from c360_pipeline.stores.silos import Silo
 
 
@@ -65,3 +66,11 @@ class GdsResource(dg.ConfigurableResource[Gds]):
     def open(self) -> Gds:
         """The GDS library."""
         return Gds(*neo4j_login(load_settings()))
+
+
+class MetricsResource(dg.ConfigurableResource[Metrics]):
+    """Opens the folder of figures for Prometheus."""
+
+    def open(self) -> Metrics:
+        """The folder, in the state folder."""
+        return Metrics(c360_home() / "metrics")

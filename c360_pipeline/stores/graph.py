@@ -16,11 +16,14 @@ from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.lake import Changes
 from c360_pipeline.errors import InvariantError, UnavailableError
 from c360_pipeline.stores import cypher
+from c360_pipeline.stores.graph_statistics import GraphStatistics
 from c360_pipeline.stores.lake import Version
 
 BATCH_ROWS = 5_000
 ABSORBED_AT_ONCE = 500
 """Journeys that one transaction puts into others, about."""
+POOL_SIZE = 10
+"""Connections of one process."""
 WRITERS = 4
 """Transactions that write at once."""
 CHECKPOINT = "ProjectionCheckpoint"
@@ -132,6 +135,9 @@ class Graph:
 
     Use it as a context manager: it holds a driver with its pool of connections.
 
+    Attributes:
+        statistics: of the statements that were run.
+
     Args:
         uri: bolt:// or neo4j:// address.
         user: login.
@@ -142,8 +148,9 @@ class Graph:
     def __init__(self, uri: str, user: str, password: str, database: str) -> None:
         self._uri = uri
         self._database = database
+        self.statistics = GraphStatistics(POOL_SIZE)
         self._driver = neo4j.GraphDatabase.driver(
-            uri, auth=(user, password), notifications_min_severity="OFF", max_connection_pool_size=10,
+            uri, auth=(user, password), notifications_min_severity="OFF", max_connection_pool_size=POOL_SIZE,
             connection_timeout=10, max_transaction_retry_time=60,
         )  # fmt: skip
 
@@ -167,11 +174,17 @@ class Graph:
 
     def run(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         """Run one statement in a transaction that is retried on transient errors; returns its records."""
+        attempts = 0
 
         def work(transaction: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
+            nonlocal attempts
+            attempts += 1
             return transaction.run(statement, parameters).data()
 
-        with self._driver.session(database=self._database) as session:
+        with (
+            self.statistics.measured(statement, lambda: attempts),
+            self._driver.session(database=self._database) as session,
+        ):
             return session.execute_write(work)
 
     def query(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:

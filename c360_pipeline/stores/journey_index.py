@@ -7,6 +7,7 @@ those that count is replaced as a whole.
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from c360_pipeline.core.stitching import (
     Stitched,
     words,
 )
-from c360_pipeline.stores.sorted_runs import Ints, SortedRuns, Words
+from c360_pipeline.stores.sorted_runs import Ints, SortedRuns, StagedRun, Words
 
 WORD64 = pa.uint64()
 _IDENTITY: list[tuple[str, pa.DataType]] = [("high", WORD64), ("low", WORD64)]
@@ -50,6 +51,10 @@ ALIAS_ROWS = pa.schema([*_IDENTITY, *_JOURNEY])
 PAIR_ROWS = pa.schema(_IDENTITY)
 KINDS = {"keys": KEY_ROWS, "events": EVENT_ROWS, "journeys": JOURNEY_ROWS, "aliases": ALIAS_ROWS, "pairs": PAIR_ROWS}
 _INSTANT = pl.Datetime("us", "UTC")
+WRITERS = 2
+"""Runs that are sorted and written at once."""
+Staged = Mapping[str, StagedRun | None]
+"""By kind, what the index is to take up."""
 
 
 @dataclass(frozen=True)
@@ -118,31 +123,36 @@ class JourneyIndex:
             files: all files of the log that are in the index now.
         """
         commits = rows.filter(pl.col("kind") == COMMIT).sort("seq").select("tenant_id", "seq", "detail")
-        self._take_up(self._tables(rows) if rows.height else {}, commits, files)
+        self.adopt(self._staged(self._tables(rows)) if rows.height else {}, commits, files)
 
-    def absorb_decision(
-        self, batch: Batch, stitched: Stitched, gone: Gone, commits: pl.DataFrame, files: set[str]
-    ) -> None:
-        """Take up one commit whose decision is at hand: the same as its rows, without reading them anew.
+    def stage(self, batch: Batch, stitched: Stitched, gone: Gone) -> Staged:
+        """Write what the index is after a decision, while that is committed: the same as from its rows in the log."""
+        return self._staged(
+            {
+                "pairs": _pair_table(stitched.new_pairs),
+                "keys": _key_table(stitched.key_journey, batch.high, batch.low, gone.keys),
+                "events": _event_table(stitched.events, fingerprints(batch), gone.events),
+                "journeys": _journey_rows(
+                    pl.concat([stitched.journeys, _without_events(gone.journeys)], how="diagonal")
+                ),
+                "aliases": _alias_rows(stitched.aliases.rename({"merged_into": "other_journey_id"})),
+            }
+        )
+
+    def _staged(self, tables: Mapping[str, pa.Table]) -> Staged:
+        with ThreadPoolExecutor(WRITERS) as pool:
+            runs = pool.map(lambda kind: self._runs[kind].stage(tables[kind]), tables)
+            return dict(zip(tables, runs, strict=True))
+
+    def adopt(self, staged: Staged, commits: pl.DataFrame, files: set[str]) -> None:
+        """Take up what was staged.
 
         Args:
-            batch: what was decided on.
-            stitched: what was decided.
-            gone: what went with it.
-            commits: tenant_id, seq, detail.
+            staged: as `stage` wrote it.
+            commits: tenant_id, seq, detail of the commits that it is of.
             files: all files of the log that are in the index now.
         """
-        tables = {
-            "pairs": _pair_table(stitched.new_pairs),
-            "keys": _key_table(stitched.key_journey, batch.high, batch.low, gone.keys),
-            "events": _event_table(stitched.events, fingerprints(batch), gone.events),
-            "journeys": _journey_rows(pl.concat([stitched.journeys, _without_events(gone.journeys)], how="diagonal")),
-            "aliases": _alias_rows(stitched.aliases.rename({"merged_into": "other_journey_id"})),
-        }
-        self._take_up(tables, commits, files)
-
-    def _take_up(self, tables: Mapping[str, pa.Table], commits: pl.DataFrame, files: set[str]) -> None:
-        needless = [name for kind, table in tables.items() for name in self._runs[kind].add(table)]
+        needless = [name for kind, run in staged.items() for name in self._runs[kind].adopt(run)]
         for tenant, seq, detail in commits.iter_rows():
             self._tenants[tenant] = TenantState(seq, json.loads(detail))
         self._files = set(files)

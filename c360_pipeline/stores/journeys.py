@@ -7,6 +7,7 @@ can be given again in any cut (docs/adr/0024).
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -70,6 +71,7 @@ class BatchReport:
         conflicts: ties that a guard refused.
         quarantined: keys that tie no longer.
         seconds: from the first lookup to the commit.
+        longest_seconds: of a batch.
         retries: times that another worker was faster.
     """
 
@@ -84,10 +86,17 @@ class BatchReport:
     conflicts: int = 0
     quarantined: int = 0
     seconds: float = 0.0
+    longest_seconds: float = 0.0
     retries: int = 0
 
     def __add__(self, other: "BatchReport") -> "BatchReport":
-        return BatchReport(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
+        sums = {name: getattr(self, name) + getattr(other, name) for name in vars(self)}
+        return BatchReport(**{**sums, "longest_seconds": max(self.longest_seconds, other.longest_seconds)})
+
+    @property
+    def events_per_second(self) -> float:
+        """Events stitched per second of work."""
+        return self.events / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -359,7 +368,8 @@ class Journeys:
             return change.report
 
         report = self._lake.retried(JOURNEY_LOG.name, attempt)
-        return replace(report, seconds=time.perf_counter() - started, retries=attempts - 1)
+        seconds = time.perf_counter() - started
+        return replace(report, seconds=seconds, longest_seconds=seconds, retries=attempts - 1)
 
     def _commit(
         self,
@@ -392,15 +402,23 @@ class Journeys:
         seqs: Mapping[str, int],
         change: _Change | None = None,
     ) -> None:
-        before = set(snapshot.file_uris())
-        self._lake.append_numbered(JOURNEY_LOG, snapshot, rows, {log_number(t): seq for t, seq in seqs.items()})
-        if index.files != before:
-            return  # another worker's commit came in between; all is read from the log the next time
-        if change is None or change.batch is None:
-            index.absorb(rows, set(snapshot.file_uris()))
-        else:
-            commits = rows.filter(pl.col("kind") == COMMIT).select("tenant_id", "seq", "detail")
-            index.absorb_decision(change.batch, change.stitched, change.gone, commits, set(snapshot.file_uris()))
+        numbers = {log_number(tenant): seq for tenant, seq in seqs.items()}
+        is_next = index.files == set(snapshot.file_uris())
+        if not is_next or change is None or change.batch is None:
+            self._lake.append_numbered(JOURNEY_LOG, snapshot, rows, numbers)
+            if is_next:
+                index.absorb(rows, set(snapshot.file_uris()))
+            return  # else another worker's commit came in between, and all is read from the log the next time
+        with ThreadPoolExecutor(1) as pool:
+            commit = pool.submit(self._lake.append_numbered, JOURNEY_LOG, snapshot, rows, numbers)
+            staged = index.stage(change.batch, change.stitched, change.gone)
+            if commit.exception():
+                for run in staged.values():
+                    if run is not None:
+                        run.discard()
+            commit.result()
+        commits = rows.filter(pl.col("kind") == COMMIT).select("tenant_id", "seq", "detail")
+        index.adopt(staged, commits, set(snapshot.file_uris()))
 
     def _added(
         self, index: JourneyIndex, events: pl.DataFrame, keys: pl.DataFrame, gone: pl.DataFrame, policy: KeyPolicy

@@ -120,23 +120,46 @@ class SortedRuns:
         rows = pa.concat_tables(parts).combine_chunks()
         return is_found, rows.take(pa.array(np.argsort(np.concatenate(positions)), pa.int64()))
 
-    def add(self, rows: pa.Table) -> list[str]:
-        """Add rows, of which the last of a key counts; returns the names of files that are not needed any more."""
+    def stage(self, rows: pa.Table) -> "StagedRun | None":
+        """Write what the runs would be with some more rows, of which the last of a key counts; nothing reads it yet."""
         if not rows.num_rows:
-            return []
+            return None
         tables = [rows.cast(self._schema)]
-        merged: list[_Run] = []
-        while _are_alike([*(run.table.num_rows for run in self._runs[-FAN + 1 :]), sum(t.num_rows for t in tables)]):
-            merged += self._runs[-FAN + 1 :]
-            tables = [*(run.table for run in self._runs[-FAN + 1 :]), *tables]
-            self._runs = self._runs[: -FAN + 1]
+        kept = list(self._runs)
+        while _are_alike([*(run.table.num_rows for run in kept[-FAN + 1 :]), sum(t.num_rows for t in tables)]):
+            tables = [*(run.table for run in kept[-FAN + 1 :]), *tables]
+            kept = kept[: -FAN + 1]
         table = _sorted(tables)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{uuid4().hex}.arrow"
         with pa.ipc.new_file(str(path), self._schema) as writer:
             writer.write_table(table)
-        self._runs.append(_Run.open(path))
-        return [run.path.name for run in merged]
+        return StagedRun(_Run.open(path), tuple(kept))
+
+    def adopt(self, staged: "StagedRun | None") -> list[str]:
+        """Take a staged run up; returns the names of files that are not needed any more."""
+        if staged is None:
+            return []
+        needless = [run.path.name for run in self._runs[len(staged.kept) :]]
+        self._runs = [*staged.kept, staged.run]
+        return needless
+
+
+@dataclass(frozen=True)
+class StagedRun:
+    """A run that is written and not read yet.
+
+    Attributes:
+        run: the new one.
+        kept: those before it; others are in it.
+    """
+
+    run: _Run
+    kept: tuple[_Run, ...]
+
+    def discard(self) -> None:
+        """Do away with the file."""
+        self.run.path.unlink(missing_ok=True)
 
 
 def _are_alike(sizes: list[int]) -> bool:

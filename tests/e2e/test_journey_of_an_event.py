@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,4 +57,22 @@ def test_one_event_becomes_a_recommendation(graph: Graph, tmp_path: Path) -> Non
     assert all("cookie" in e["key_types"] for e in journey)
     reason = recommended(graph, "ann")["bulb"]
     assert reason == "1 customer who bought 1 product that this customer bought or viewed also bought it"
+    assert json.loads(c360("reconcile", "--json"))["found"]["findings"] == []
+
+    # Why, and what if not.
+    chain = json.loads(c360("journey", "explain", "a1", "a2", "--json"))["chain"]
+    assert [node.get("event_id") or node["key_type"] for node in chain] == ["a1", "cookie", "a2"]
+    together = datetime.now(UTC).isoformat()
+    unmerged = json.loads(c360("journey", "unmerge", "cookie=c-7", "--json"))
+    assert [split["event_count"] for split in unmerged["splits"]] == [1]
+    assert [e["event_id"] for e in json.loads(c360("journey", "show", "a1", "--json"))] == ["a1"]
+    past = json.loads(c360("journey", "show", "a1", "--as-of", together, "--json"))
+    assert [e["event_id"] for e in past] == ["a1", "a2"]
+    assert {e["journey_id"] for e in past} == {journey[0]["journey_id"]}
+    assert json.loads(c360("run", "--json"))["failed_checks"] == []
+    (plan,) = json.loads(c360("journey", "rebase", "--plan", "--json"))
+    assert (plan["merges"], plan["splits"], plan["moved"]) == ([], [], 0)
+    c360("journey", "unmerge", "cookie:" + chain[1]["key"].partition(":")[2], "--undo")
+    assert len(json.loads(c360("journey", "show", "a2", "--json"))) == 2
+    assert json.loads(c360("journey", "conflicts", "--json")) == []
     assert json.loads(c360("reconcile", "--json"))["found"]["findings"] == []

@@ -1,0 +1,229 @@
+"""Journeys in the graph: readers see a journey before or after a merge, and what a killed run left is healed."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from c360_pipeline.core import graph as model
+from c360_pipeline.core.keys import KeyPolicy, KeyRule, value_hash
+from c360_pipeline.core.lake import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS, JOURNEYS
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.settings import Settings
+from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.journey_care import block_key, bring_up
+from c360_pipeline.stores.journey_graph import JourneyGraph
+from c360_pipeline.stores.journeys import Journeys
+from c360_pipeline.stores.lake import Lake
+
+START = datetime(2025, 10, 1, tzinfo=UTC)
+KINDS = ("user", "device", "cookie")
+POLICY = KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}") for kind in KINDS))
+Event = tuple[str, int, dict[str, str]]
+
+
+class World:
+    """Stitching over a lake in S3, and the graph."""
+
+    def __init__(self, lake: Lake, graph: Graph) -> None:
+        self.lake, self.graph, self.policy = lake, graph, POLICY
+        self.journeys = Journeys(lake)
+
+    def stitch(self, *events: Event, gone: tuple[str, ...] = ()) -> None:
+        """Stitch events, whose nodes the projection of events has made."""
+        entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+        rows = pl.DataFrame(
+            [("acme", e, START + timedelta(minutes=m), [{"key": k, "value": v} for k, v in keys.items()])
+             for e, m, keys in events],
+            schema={"tenant_id": pl.String, "event_id": pl.String, "ts": pl.Datetime("us", "UTC"), "attrs": entries},
+            orient="row",
+        ).with_columns(pl.col("attrs").cast(pl.Map(pl.String, pl.String)))  # fmt: skip
+        nodes = rows.select("tenant_id", id="event_id", type=pl.lit("view"), ts="ts", user_id=pl.lit("u"),
+                            attrs=pl.lit("{}"))  # fmt: skip
+        self.graph.merge(model.ACTION, nodes)
+        out = pl.DataFrame([("acme", e) for e in gone], schema={"tenant_id": pl.String, "event_id": pl.String},
+                           orient="row")  # fmt: skip
+        self.graph.delete(model.ACTION, out.select("tenant_id", id="event_id"))
+        self.journeys.add(rows, self.policy, out)
+
+    def project(self) -> None:
+        bring_up(self.lake, self.graph)
+
+    def assert_graph_is_what_the_tables_say(self) -> None:
+        pairs, assigned = self.lake.read(EVENT_KEYS), self.lake.read(EVENT_JOURNEY)
+        keys = self.lake.read(JOURNEY_KEYS)
+        for kind, expected in (
+            (model.JOURNEY, model.journeys(self.lake.read(JOURNEYS))),
+            (model.CORRELATION, model.correlations(keys)),
+            (model.HAS_KEY, model.event_correlations(pairs)),
+            (model.PART_OF, model.correlation_journeys(keys)),
+            (model.IN_JOURNEY, model.untied_events(assigned, pairs)),
+        ):
+            found = self.graph.read(kind, "acme").select(expected.columns)
+            assert sorted(found.rows()) == sorted(expected.rows()), kind.name
+        for event, journey in assigned.select("event_id", "journey_id").iter_rows():
+            assert {e["journey_id"] for e in self.graph.journey_of_event("acme", event)} == {journey}
+
+
+@pytest.fixture
+def world(lake: Lake, graph: Graph) -> World:
+    return World(lake, graph)
+
+
+def random_events(count: int, seed: int) -> list[Event]:
+    rng = np.random.default_rng(seed)
+    return [
+        (f"e{n:03}", n, {kind: f"v{rng.integers(0, 12)}" for kind in KINDS if rng.random() < 0.4}) for n in range(count)
+    ]
+
+
+def test_the_graph_follows_every_batch(world: World) -> None:
+    events = random_events(60, 3)
+    for start in range(0, 60, 12):
+        gone = tuple(e for e, *_ in events[max(start - 12, 0) : max(start - 10, 0)])
+        world.stitch(*events[start : start + 12], gone=gone)
+        world.project()
+        world.assert_graph_is_what_the_tables_say()
+
+
+def test_guards_show_in_the_graph(world: World) -> None:
+    world.policy = KeyPolicy(
+        (KeyRule("*", "user", "attrs.user", is_unique=True), KeyRule("*", "device", "attrs.device", max_partners=3),
+         KeyRule("*", "cookie", "attrs.cookie", "weak"))
+    )  # fmt: skip
+    events = random_events(60, 4)
+    for start in range(0, 60, 7):
+        world.stitch(*events[start : start + 7])
+        world.project()
+    world.assert_graph_is_what_the_tables_say()
+    assert not world.graph.read(model.IN_JOURNEY, "acme").is_empty()
+
+
+def test_a_projection_that_was_killed_anywhere_is_healed_by_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.stitch(("a", 1, {"user": "1"}), ("b", 2, {"device": "2"}), ("w", 3, {}))
+    world.project()
+    world.stitch(("c", 4, {"user": "1", "device": "2"}), ("d", 5, {"cookie": "3"}), gone=("w",))
+    run = Graph.run
+    for kills_at in range(1, 40):
+        calls = 0
+
+        def dies(self: Graph, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+            nonlocal calls
+            calls += 1
+            if calls == kills_at:  # noqa: B023 - called within this turn only
+                raise ConnectionError("killed")
+            return run(self, statement, **parameters)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Graph, "run", dies)
+            try:
+                world.project()
+                break
+            except ConnectionError:
+                continue
+    assert kills_at > 5, "it was killed at several places before it came through"
+    world.assert_graph_is_what_the_tables_say()
+
+
+def test_no_reader_sees_half_a_merge(world: World) -> None:
+    many = 400
+    world.stitch(*((f"a{n}", n, {"user": "1", "device": f"a{n}"}) for n in range(many)))
+    world.stitch(*((f"b{n}", n, {"user": "2", "device": f"b{n}"}) for n in range(many)))
+    world.project()
+    sizes: set[int] = set()
+    names: set[int] = set()
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            events = world.graph.journey_of_event("acme", "b7")
+            sizes.add(len(events))
+            names.add(len({e["journey_id"] for e in events}))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    world.stitch(("c", 999, {"user": "1", "cookie": "x"}), ("d", 999, {"user": "2", "cookie": "x"}))
+    world.project()
+    stop.set()
+    reader.join()
+    assert names == {1}
+    # The journey alone, the merged one, and that with the two events that tied it.
+    assert sizes <= {many, 2 * many, 2 * many + 1, 2 * many + 2}
+    assert many in sizes
+
+
+def test_the_shortest_chain_between_two_events(world: World) -> None:
+    world.stitch(
+        ("a", 1, {"user": "1", "cookie": "x"}), ("b", 2, {"cookie": "x", "device": "d"}), ("c", 3, {"device": "d"}),
+        ("z", 4, {"user": "9"}), ("w", 5, {}),
+    )  # fmt: skip
+    world.project()
+    chain = world.graph.explanation("acme", "a", "c")
+    assert chain is not None
+    keys = {kind: value_hash("acme", kind, value) for kind, value in (("cookie", "x"), ("device", "d"))}
+    assert [node.get("event_id") or node["key"] for node in chain] == [
+        "a", f"cookie:{keys['cookie']}", "b", f"device:{keys['device']}", "c",
+    ]  # fmt: skip
+    assert world.graph.explanation("acme", "a", "z") is None
+    assert world.graph.explanation("acme", "a", "w") is None
+    assert world.graph.explanation("globex", "a", "c") is None
+
+
+def seeded(control: ControlDb, world: World) -> None:
+    """Control rows that say what the policy of these tests says."""
+    rows = (
+        "INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute) VALUES ('*', %(kind)s, %(source)s)"
+    )
+    control.execute("DELETE FROM correlation_key_rules")
+    for kind in KINDS:
+        control.execute(rows, kind=kind, source=f"attrs.{kind}")
+    world.policy = control.key_policy()
+
+
+@pytest.mark.parametrize("written", ["cookie=x", "cookie:{hash}"])
+def test_unmerging_brings_old_ids_back_everywhere(
+    world: World, control: ControlDb, settings: Settings, written: str
+) -> None:
+    seeded(control, world)
+    world.stitch(("a", 1, {"user": "1"}), ("b", 2, {"device": "2"}))
+    world.project()
+    before = world.lake.read(EVENT_JOURNEY).sort("event_id")["journey_id"].to_list()
+    world.stitch(("c", 3, {"user": "1", "cookie": "x"}), ("d", 4, {"device": "2", "cookie": "x"}))
+    world.project()
+    key = written.format(hash=value_hash("acme", "cookie", "x"))
+    done = block_key(control, world.lake, world.graph, key, None, "shared", undo=False)
+    assert done.splits.select("journey_id", "split_off", "event_count").rows() == [(before[0], before[1], 2)]
+    world.assert_graph_is_what_the_tables_say()
+    found = dict(world.lake.read(EVENT_JOURNEY).select("event_id", "journey_id").iter_rows())
+    assert found == {"a": before[0], "c": before[0], "b": before[1], "d": before[1]}
+    done = block_key(control, world.lake, world.graph, key, None, "", undo=True)
+    assert done.merges.select("survivor", "loser").rows() == [(before[0], before[1])]
+    world.assert_graph_is_what_the_tables_say()
+
+
+def test_a_key_that_no_event_has_can_not_be_unmerged(world: World, control: ControlDb) -> None:
+    seeded(control, world)
+    world.stitch(("a", 1, {"user": "1"}))
+    refuse: Callable[[str], object] = lambda key: block_key(  # noqa: E731 - one call, twice
+        control, world.lake, world.graph, key, None, "", undo=False
+    )
+    for key in ("user=7", "user:123", "fax=1", "user=null"):
+        with pytest.raises(ConfigError, match="No event has the key"):
+            refuse(key)
+    assert control.key_policy().blocked == frozenset()
+
+
+def test_checkpoints_of_another_log_count_as_none(world: World) -> None:
+    world.stitch(("a", 1, {"user": "1"}))
+    world.project()
+    assert JourneyGraph(world.lake, world.graph).project() == {}
+    world.graph.clear()
+    world.stitch(("a", 1, {"user": "1"}))
+    assert JourneyGraph(world.lake, world.graph).project()["Journey"] == 1
