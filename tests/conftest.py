@@ -1,11 +1,13 @@
 """Embedded services, started once per session on ports and state of their own; a missing one is a failure."""
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import hypothesis
+import hypothesis.core
 import neo4j
 import pytest
 
@@ -28,6 +30,17 @@ FREE_PORTS = {"postgres": 0, "s3": 0, "neo4j": 0}
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`pytest --update-golden` writes the golden answers anew; look at the difference before you commit it."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each run of the properties has a seed of its own, and says which: `pytest --hypothesis-seed=SEED` repeats it."""
+    if config.getoption("hypothesis_seed", None) is None:
+        hypothesis.core.global_force_seed = random.SystemRandom().randrange(2**32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """The seed of the properties."""
+    return f"--hypothesis-seed={config.getoption('hypothesis_seed', None) or hypothesis.core.global_force_seed}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

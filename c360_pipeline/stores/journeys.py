@@ -41,7 +41,7 @@ from c360_pipeline.core.stitching import (
     quarantines,
     stitch,
 )
-from c360_pipeline.errors import ConflictError
+from c360_pipeline.errors import ConfigError, ConflictError
 from c360_pipeline.stores.journey_index import JourneyIndex, TenantState, event_fingerprints, journey_words
 from c360_pipeline.stores.lake import Lake
 
@@ -347,6 +347,32 @@ class Journeys:
         report = self._committed(decide, policy, None)
         self._note_rules(rebase.tenant_id, policy)
         return report
+
+    def purge(self, events: pl.DataFrame) -> int:
+        """Take events that are gone out of the log, with the keys that only they had; returns how many rows went.
+
+        The tables of journeys must have taken the log up: what a row tells them is told once it is gone. Data files of
+        earlier versions are removed by the table's care, once they are older than it keeps them.
+
+        Args:
+            events: tenant_id, event_id.
+
+        Raises:
+            ConfigError: one of them is still there.
+        """
+        _, index = self.refresh()
+        if index.known_events(events)["fingerprint"].is_not_null().any():
+            raise ConfigError("Events that are still there can't be purged: take them out of the archive and stitch.")
+        rows = self._log(events["tenant_id"].unique().to_list())
+        theirs = rows.join(events.lazy(), on=EVENT_COLUMNS[:2], how="semi")
+        keys = theirs.select("tenant_id", "key_hash").drop_nulls().unique()
+        others = rows.filter(pl.col("kind") == EVENT).join(events.lazy(), on=EVENT_COLUMNS[:2], how="anti")
+        lonely = keys.join(others.select("tenant_id", "key_hash"), on=["tenant_id", "key_hash"], how="anti").collect()
+        ids = events["event_id"].to_list()
+        return self._lake.delete_rows(
+            JOURNEY_LOG, events["tenant_id"].unique().to_list(),
+            {"event_id": ids, "founding_event_id": ids, "key_hash": lonely["key_hash"].to_list()},
+        )  # fmt: skip
 
     def _committed(
         self,

@@ -184,6 +184,19 @@ class Lake:
                 commit_properties=properties,
             )
 
+    def delete_rows(self, table: Table, tenants: Sequence[str], values: Mapping[str, Sequence[str]]) -> int:
+        """Remove the rows of some tenants that have one of some values in one of some columns; returns how many."""
+        any_of = [f"{_quoted(name)} IN ({_literals(held)})" for name, held in values.items() if held]
+        if not (tenants and any_of):
+            return 0
+        predicate = f"{_quoted('tenant_id')} IN ({_literals(tenants)}) AND ({' OR '.join(any_of)})"
+
+        def attempt() -> int:
+            done = self._ensure(table).delete(predicate, writer_properties=_writer_properties(table))
+            return int(done["num_deleted_rows"])
+
+        return self._retried(table.name, attempt)
+
     def scan_files(self, table: Table, files: set[str]) -> pl.LazyFrame:
         """The rows of some data files, lazily."""
         return self._scan_parquet(table, sorted(files)) if files else table.empty().lazy()
@@ -733,6 +746,11 @@ def _quoted(column: str) -> str:
     """A column in SQL."""
     doubled = column.replace('"', '""')
     return f'"{doubled}"'
+
+
+def _literals(values: Sequence[str]) -> str:
+    """Texts in SQL."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
 
 
 def _transactions(numbers: Mapping[str, int]) -> list[Transaction]:

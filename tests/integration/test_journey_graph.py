@@ -159,7 +159,7 @@ def test_no_reader_sees_half_a_merge(world: World) -> None:
     assert many in sizes
 
 
-def test_the_shortest_chain_between_two_events(world: World) -> None:
+def test_case_40_the_shortest_chain_between_two_events(world: World) -> None:
     world.stitch(
         ("a", 1, {"user": "1", "cookie": "x"}), ("b", 2, {"cookie": "x", "device": "d"}), ("c", 3, {"device": "d"}),
         ("z", 4, {"user": "9"}), ("w", 5, {}),

@@ -1,6 +1,7 @@
 """The adversarial cases of stitching, by number, against the store of journeys over a lake in a folder."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from c360_pipeline.core.keys import JUNK, JourneyLimit, KeyPolicy, KeyRule, extr
 from c360_pipeline.core.lake import (
     EVENT_JOURNEY,
     EVENT_KEYS,
+    EVENTS,
     JOURNEY_ALIASES,
     JOURNEY_CONFLICTS,
     JOURNEY_KEYS,
@@ -27,7 +29,9 @@ from c360_pipeline.core.lake import (
     JOURNEYS,
     QUARANTINED_KEYS,
 )
+from c360_pipeline.core.landing import ARCHIVED_FACTS, Delivery, LineBlock, classify, decode
 from c360_pipeline.core.stitching import Known, journey_id, prepare, stitch
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.journey_history import JourneyHistory
 from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
 from c360_pipeline.stores.journeys import BatchReport, Journeys
@@ -171,6 +175,19 @@ def test_case_06_tenants_never_meet(stitcher: Stitcher) -> None:
     assert name_of("a") != name_of("a", "globex")
 
 
+@pytest.mark.parametrize("tenant", ["", " ", None])
+def test_case_07_without_a_tenant_a_line_is_rejected(tenant: str | None) -> None:
+    read = decode(LineBlock(Delivery("f", "1"), 1, 0, delivered(tenantId=tenant)), START + timedelta(days=99))
+    assert read.events.is_empty()
+    assert read.rejected.height == 1
+
+
+def delivered(**fields: object) -> bytes:
+    """A line as a producer sends it; a field that is None is left out."""
+    line = {"tenantId": "acme", "userId": "u", "sessionId": "s", "ts": "2025-11-01T00:00:00Z", "action": "view"}
+    return json.dumps({k: v for k, v in (line | fields).items() if v is not None}).encode() + b"\n"
+
+
 def test_case_08_types_never_meet(stitcher: Stitcher) -> None:
     stitcher.add(("a", 1, ["order:123"]), ("b", 2, ["session:123"]))
     assert stitcher.partition() == apart("a", "b")
@@ -188,6 +205,14 @@ def test_case_10_an_event_given_twice_counts_once(stitcher: Stitcher) -> None:
     report = stitcher.add(event, ("b", 2, ["user:u"]))
     assert (report.events, report.known) == (1, 1)
     assert stitcher.table(JOURNEYS)["event_count"].to_list() == [2]
+
+
+def test_case_11_an_id_with_other_keys_is_set_aside_before_it_can_bridge() -> None:
+    lines = delivered(eventId="a", userId="1") + delivered(eventId="a", userId="2")
+    read = decode(LineBlock(Delivery("f", "1"), 1, 0, lines), START + timedelta(days=99)).events
+    verdict = classify(read, EVENTS.empty().select(ARCHIVED_FACTS))
+    assert verdict.to_append["user_id"].to_list() == ["1"]
+    assert verdict.conflicts["user_id"].to_list() == ["2"]
 
 
 def test_case_12_spellings_of_a_key_in_one_event_are_one(stitcher: Stitcher) -> None:
@@ -397,6 +422,16 @@ def test_case_33_an_event_of_65_keys_ties_nothing_and_is_named(stitcher: Stitche
     assert set(stitcher.statuses("b").values()) == {"excess"}
 
 
+@pytest.mark.parametrize(
+    ("ts", "reason"),
+    [(None, "missing_field"), (-5, "timestamp_out_of_range"), (1_762_077_600, "timestamp_out_of_range"),
+     ("soon", "bad_timestamp")],
+)  # fmt: skip
+def test_case_34_a_time_that_is_none_is_rejected(ts: object, reason: str) -> None:
+    read = decode(LineBlock(Delivery("f", "1"), 1, 0, delivered(ts=ts)), START + timedelta(days=99))
+    assert read.rejected["error_class"].to_list() == [reason]
+
+
 def test_case_35_an_ignored_type_ties_nothing_and_an_unknown_one_is_reported() -> None:
     policy = KeyPolicy((KeyRule("*", "user", "attrs.user"), KeyRule("*", "ip", "attrs.ip", "ignore")))
     rows = archive([("a", 1, ["ip:10.0.0.1"]), ("b", 2, ["ip:10.0.0.1"])])
@@ -566,6 +601,18 @@ def test_case_49_of_a_person_that_is_gone_nothing_stays_tied(stitcher: Stitcher)
     assert stitcher.table(JOURNEY_KEYS)["key_type"].to_list() == ["device"]
     assert stitcher.table(EVENT_KEYS)["event_id"].to_list() == ["c"]
     assert stitcher.table(JOURNEYS)["journey_id"].to_list() == [name_of("c")]
+    gone = pl.DataFrame({"tenant_id": ["acme", "acme"], "event_id": ["a", "b"]})
+    hashes = {value_hash("acme", kind, value) for kind, value in (("user", "1"), ("device", "2"))}
+    assert stitcher.journeys.purge(gone) > 0
+    left = stitcher.log()
+    assert set(left["event_id"].drop_nulls()) == {"c"}
+    assert set(left["founding_event_id"].drop_nulls()) == {"c"}
+    assert set(left["key_hash"].drop_nulls()) == hashes - {value_hash("acme", "user", "1")}
+    fresh = Stitcher(Path(stitcher.lake.uri("")).parent, "fresh")
+    fresh.add(("d", 9, ["device:2"]))
+    assert fresh.assigned() == {"c": name_of("c"), "d": name_of("c")}
+    with pytest.raises(ConfigError, match="still there"):
+        stitcher.journeys.purge(pl.DataFrame({"tenant_id": ["acme"], "event_id": ["c"]}))
 
 
 def test_case_50_care_while_a_batch_commits_changes_no_row(stitcher: Stitcher) -> None:

@@ -109,7 +109,7 @@ def test_journeys_are_the_connected_components(events: list[Numbered]) -> None:
 
 @settings(max_examples=1000, print_blob=True)
 @given(EVENTS, CUTS, RANDOM)
-def test_any_split_order_and_replay_gives_the_same_partition(
+def test_case_45_and_46_any_split_order_and_replay_gives_the_same_partition(
     events: list[Numbered], cuts: list[int], rng: Random
 ) -> None:
     shuffled = list(events)
@@ -130,7 +130,7 @@ def test_any_split_order_and_replay_gives_the_same_partition(
 
 @settings(max_examples=300)
 @given(EVENTS, CUTS)
-def test_in_the_order_of_time_ids_do_not_depend_on_the_split(events: list[Numbered], cuts: list[int]) -> None:
+def test_case_45_in_the_order_of_time_ids_do_not_depend_on_the_split(events: list[Numbered], cuts: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder))
         for batch in batches(events, cuts):
