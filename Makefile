@@ -72,7 +72,7 @@ dev: setup  ## services and the Dagster UI, until Ctrl-C
 	$(BIN)/c360 dev
 
 lock: .venv/.synced  ## resolve the dependencies of pyproject.toml anew
-	$(BIN)/uv pip compile pyproject.toml --quiet --extra devstack --group dev --generate-hashes --no-emit-index-url \
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra devstack --extra spark --group dev --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --universal --python-version 3.11 -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --quiet --extra movielens --no-deps --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --universal --python-version 3.11 -o .venv/movielens.lock

@@ -68,6 +68,8 @@ class Settings(BaseSettings):
     aws_access_key_id: str = Field(alias="AWS_ACCESS_KEY_ID")
     aws_secret_access_key: SecretStr = Field(alias="AWS_SECRET_ACCESS_KEY")
     aws_region: str = Field("us-east-1", alias="AWS_REGION")
+    spark_master: str = Field("local[*]", alias="C360_SPARK_MASTER")
+    spark_jars: Path | None = Field(None, alias="C360_SPARK_JARS")
     bucket: str = Field("c360-lake", alias="C360_BUCKET", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
     @classmethod

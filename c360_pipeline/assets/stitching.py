@@ -1,7 +1,7 @@
 """Stitching: the events of the archive become journeys with ids that stay."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import polars as pl
@@ -24,6 +24,7 @@ from c360_pipeline.core.lake import (
     Table,
 )
 from c360_pipeline.resources import ControlResource, LakeResource, MetricsResource
+from c360_pipeline.settings import load_settings
 from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
 from c360_pipeline.stores.journeys import BatchReport, Journeys
 from c360_pipeline.stores.lake import Lake
@@ -43,9 +44,16 @@ CHECKS = {
 
 
 class StitchingConfig(dg.Config):
-    """`force_rules` lets rules that changed touch more journeys than the brake does."""
+    """How to stitch.
+
+    `force_rules` lets rules that changed touch more journeys than the brake does. `engine` is where the very first
+    stitching runs: `local`, `spark`, or `auto`, which takes Spark from `spark_from_events` events on. What comes later
+    is stitched here, batch by batch.
+    """
 
     force_rules: bool = False
+    engine: Literal["auto", "local", "spark"] = "auto"
+    spark_from_events: int = 200_000_000
 
 
 @dg.asset(
@@ -69,10 +77,22 @@ def journey_log(
     def log(progress: Progress) -> None:
         context.log.info("stitched %s of %s events: %s", f"{progress.done:,}", f"{progress.total:,}", progress.report)
 
-    stitching = Stitching(tables, Journeys(tables), control.open().key_policy())
+    journeys, policy = Journeys(tables), control.open().key_policy()
+    if _is_for_spark(config, tables, journeys):
+        from c360_pipeline.spark.engine import stitch_all_first  # an extra: most installations go without
+
+        stitch_all_first(load_settings(), tables, journeys, policy, context.log.info)
+    stitching = Stitching(tables, journeys, policy)
     report = stitching.catch_up(log, force=config.force_rules)
     metrics.open().write("stitching", _figures(report))
     return dg.MaterializeResult(metadata=rows(tables.count(JOURNEY_LOG), **_what_was_done(report)))
+
+
+def _is_for_spark(config: StitchingConfig, lake: Lake, journeys: Journeys) -> bool:
+    """Whether this is the first stitching, and large enough."""
+    if config.engine == "local" or journeys.states():
+        return False
+    return config.engine == "spark" or lake.count(EVENTS) >= config.spark_from_events
 
 
 def _what_was_done(report: BatchReport) -> dict[str, Any]:

@@ -109,8 +109,16 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def install() -> None:
+def install(
+    spark: Annotated[bool, typer.Option("--spark", help="the jars by which Spark reaches S3; prints where")] = False,
+) -> None:
     """Fetch the programs of the embedded services: Neo4j and GDS (Maven), the S3 gateway (Go); compile the scanner."""
+    if spark:
+        from c360_pipeline.devstack.distributions import install_spark_jars
+
+        with err.status("looking for the jars of Spark") as shown:
+            out.print(f"C360_SPARK_JARS={install_spark_jars(lambda line: shown.update(line[:100]))}", soft_wrap=True)
+        return
     from c360_pipeline.core.landing import Delivery, decode_file
     from c360_pipeline.devstack.distributions import install as fetch
     from c360_pipeline.devstack.doctor import require

@@ -131,6 +131,9 @@ class Stitched:
         conflicts: tenant_id, event_id, key_type, key_hash, reason, journey_id, refused_journey_id.
         quarantines: tenant_id, key_type, key_hash, partners.
         new_pairs: `Batch.pairs` hashes that were met for the first time.
+        ids: ids of journeys by number.
+        number_of_event: number of the journey of each event.
+        number_of_key: number of the journey of each key, -1 for none.
     """
 
     events: pl.DataFrame
@@ -143,6 +146,9 @@ class Stitched:
     conflicts: pl.DataFrame
     quarantines: pl.DataFrame
     new_pairs: Words
+    ids: pl.Series
+    number_of_event: Ints
+    number_of_key: Ints
 
 
 def prepare(events: pl.DataFrame, keys: pl.DataFrame, policy: KeyPolicy) -> Batch:
@@ -258,8 +264,8 @@ def stitch(batch: Batch, known: Known, policy: KeyPolicy, quarantine: tuple[Ints
     number = named.of_group[fold.event_group]
     ids = named.journeys["journey_id"]
     events = batch.events.select("tenant_id", "event_id", "ts", "was", journey_id=ids.gather(number))
-    released = fold.key_group < 0
-    key_number = np.where(released, 0, named.of_group[np.where(released, 0, fold.key_group)])
+    # The place -1, of a key without a group, is the last of these.
+    key_number = np.append(named.of_group, -1)[fold.key_group]
     now_quarantined = batch.keys.filter(pl.Series(is_quarantined & ~known.is_quarantined))
     return Stitched(
         events=events,
@@ -267,7 +273,7 @@ def stitch(batch: Batch, known: Known, policy: KeyPolicy, quarantine: tuple[Ints
         journeys=_states(batch, known, fold, named),
         key_journey=batch.keys.select(
             "tenant_id", "key_type", "key_hash", "is_weak",
-            journey_id=_gathered(ids, key_number, ~released),
+            journey_id=_gathered(ids, key_number, key_number >= 0),
             partners=pl.Series(partners), is_quarantined=pl.Series(is_quarantined),
         ),
         aliases=_aliases(batch, known, fold, named),
@@ -279,6 +285,9 @@ def stitch(batch: Batch, known: Known, policy: KeyPolicy, quarantine: tuple[Ints
             partners=pl.Series(partners[is_quarantined & ~known.is_quarantined], dtype=pl.Int64),
         ),
         new_pairs=batch.pairs[2][known.is_new_pair] if known.is_new_pair is not None else np.empty(0, np.uint64),
+        ids=ids,
+        number_of_event=number,
+        number_of_key=key_number,
     )  # fmt: skip
 
 
@@ -576,6 +585,8 @@ def _merges(batch: Batch, known: Known, fold: _Fold, named: _Named) -> pl.DataFr
 
 def _splits(batch: Batch, named: _Named, number: Ints) -> pl.DataFrame:
     """Parts of a journey that was found anew and that are others now, with the number of their events."""
+    if batch.events["was"].null_count() == batch.events.height:
+        return pl.DataFrame(schema=_SPLIT)
     now = named.journeys["journey_id"].gather(number)
     moved = batch.events.select("tenant_id", journey_id="was", split_off=now).drop_nulls("journey_id")
     parts = moved.group_by("tenant_id", "journey_id", "split_off").agg(event_count=pl.len().cast(pl.Int64))
@@ -584,7 +595,10 @@ def _splits(batch: Batch, named: _Named, number: Ints) -> pl.DataFrame:
         ["tenant_id", "journey_id"], keep="first", maintain_order=True
     )
     off = parts.join(goes_on, on=["tenant_id", "journey_id", "split_off"], how="anti")
-    return off.sort("tenant_id", "journey_id", "split_off")
+    return off.sort("tenant_id", "journey_id", "split_off").select(list(_SPLIT))
+
+
+_SPLIT = {"tenant_id": pl.String, "journey_id": pl.String, "split_off": pl.String, "event_count": pl.Int64}
 
 
 def _conflicts(batch: Batch, fold: _Fold, named: _Named, number: Ints, status: pl.Series) -> pl.DataFrame:

@@ -19,6 +19,8 @@ from c360_pipeline.errors import ConfigError, UnavailableError
 NEO4J_VERSION = "5.26.30"
 GDS_VERSION = "2.13.9"
 VERSITYGW_VERSION = "v1.8.0"
+SPARK_JARS_VERSION = "delta-4.3.1-hadoop-3.4.2"
+"""As in spark/pom.xml."""
 COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 
 Report = Callable[[str], None]
@@ -39,6 +41,36 @@ def neo4j_distribution() -> Path:
 def versitygw_binary() -> Path:
     """The S3 gateway's executable."""
     return cache_folder() / f"versitygw-{VERSITYGW_VERSION}" / "versitygw"
+
+
+def spark_jars() -> Path:
+    """The folder with the jars by which Spark reads and writes S3."""
+    return cache_folder() / f"spark-jars-{SPARK_JARS_VERSION}"
+
+
+def install_spark_jars(report: Report) -> Path:
+    """Fetch the jars of Spark where they are missing; returns their folder.
+
+    Raises:
+        ConfigError: mvn is not installed.
+        UnavailableError: a download failed; the message holds the end of the tool's output.
+    """
+    if not spark_jars().exists():
+        with _appears_whole(spark_jars()) as folder:
+            pom = Path(__file__).parents[1] / "spark" / "pom.xml"
+            _run_reporting(
+                [
+                    "mvn",
+                    "-B",
+                    "-f",
+                    str(pom),
+                    COPY_DEPENDENCIES,
+                    "-DincludeScope=runtime",
+                    f"-DoutputDirectory={folder}",
+                ],
+                partial(_report_jar, report, "spark"),
+            )  # fmt: skip
+    return spark_jars()
 
 
 def missing_distributions() -> list[str]:

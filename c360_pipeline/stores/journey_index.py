@@ -130,8 +130,10 @@ class JourneyIndex:
         return self._staged(
             {
                 "pairs": _pair_table(stitched.new_pairs),
-                "keys": _key_table(stitched.key_journey, batch.high, batch.low, gone.keys),
-                "events": _event_table(stitched.events, fingerprints(batch), gone.events),
+                "keys": _key_table(batch, stitched, gone.keys),
+                "events": _event_table(
+                    stitched.events, stitched.ids, stitched.number_of_event, fingerprints(batch), gone.events
+                ),
                 "journeys": _journey_rows(
                     pl.concat([stitched.journeys, _without_events(gone.journeys)], how="diagonal")
                 ),
@@ -385,13 +387,13 @@ def _pair_table(hashes: Words) -> pa.Table:
     return pa.table([pa.array(column, WORD64) for column in (np.zeros_like(hashes), hashes)], schema=PAIR_ROWS)
 
 
-def _key_table(keys: pl.DataFrame, high: Words, low: Words, gone: pl.DataFrame) -> pa.Table:
+def _key_table(batch: Batch, stitched: Stitched, gone: pl.DataFrame) -> pa.Table:
     gone_high, gone_low = words(gone["key_hash"])
-    nothing = np.zeros(gone.height, np.uint64)
-    journey_high, journey_low = journey_words(keys["journey_id"])
+    keys, nothing = stitched.key_journey, np.zeros(gone.height, np.uint64)
+    journey_high, journey_low = _words_of(stitched.ids, stitched.number_of_key)
     columns = {
-        "high": np.concatenate([high, gone_high]),
-        "low": np.concatenate([low, gone_low]),
+        "high": np.concatenate([batch.high, gone_high]),
+        "low": np.concatenate([batch.low, gone_low]),
         "journey_high": np.concatenate([journey_high, nothing]),
         "journey_low": np.concatenate([journey_low, nothing]),
         "partners": np.concatenate([keys["partners"].to_numpy(), np.zeros(gone.height, np.int64)]),
@@ -401,12 +403,17 @@ def _key_table(keys: pl.DataFrame, high: Words, low: Words, gone: pl.DataFrame) 
     return pa.table([pa.array(columns[field.name], field.type) for field in KEY_ROWS], schema=KEY_ROWS)
 
 
-def _event_table(events: pl.DataFrame, prints: Words, gone: pl.DataFrame) -> pa.Table:
+def _words_of(ids: pl.Series, numbers: Ints) -> tuple[Words, Words]:
+    """The two halves of journey ids by number, 0 for none: of each journey its id is read once."""
+    high, low = (np.append(word, np.uint64(0)) for word in journey_words(ids))
+    return high[numbers], low[numbers]
+
+
+def _event_table(events: pl.DataFrame, ids: pl.Series, numbers: Ints, prints: Words, gone: pl.DataFrame) -> pa.Table:
     """Events that are gone stand first: one that came back with other keys stands again behind them."""
     high, low = event_words(pl.concat([gone.select("tenant_id", "event_id"), events.select("tenant_id", "event_id")]))
     nothing = np.zeros(gone.height, np.uint64)
-    journey_high, journey_low = journey_words(events["journey_id"])
-    columns = [high, low, *(np.concatenate([nothing, part]) for part in (journey_high, journey_low, prints))]
+    columns = [high, low, *(np.concatenate([nothing, part]) for part in (*_words_of(ids, numbers), prints))]
     return pa.table([pa.array(column, WORD64) for column in columns], schema=EVENT_ROWS)
 
 
@@ -423,7 +430,8 @@ def _event_rows(events: pl.DataFrame, removed: pl.DataFrame) -> pa.Table:
         numbered = now.join(rows.select("tenant_id", "event_id", "row"), on=["tenant_id", "event_id"])
         keys = numbered.drop_nulls("key_type").with_columns(pl.col("key_hash").cast(pl.UInt128))
         prints = event_fingerprints(rows["ts"], keys)
-        parts.append(_event_table(rows, prints, removed.filter(pl.col("seq") == seq)))
+        gone = removed.filter(pl.col("seq") == seq)
+        parts.append(_event_table(rows, rows["journey_id"], np.arange(rows.height), prints, gone))
     return pa.concat_tables(parts) if parts else EVENT_ROWS.empty_table()
 
 

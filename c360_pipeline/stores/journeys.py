@@ -251,6 +251,25 @@ class Journeys:
 
         self._lake.retried(JOURNEY_LOG.name, attempt)
 
+    def adopt_first(self, tenant_id: str, folder: str) -> int:
+        """Commit rows of the log that another engine wrote as files below the log; returns how many.
+
+        Args:
+            tenant_id: whose; there is nothing of it yet.
+            folder: below the log.
+
+        Raises:
+            ConflictError: the tenant has journeys already.
+        """
+
+        def attempt() -> int:
+            snapshot, index = self.refresh()
+            if index.tenant(tenant_id).seq:
+                raise ConflictError(f"{tenant_id} was stitched meanwhile: what was found for it is out of date.")
+            return self._lake.commit_files(JOURNEY_LOG, snapshot, folder, {log_number(tenant_id): 1})
+
+        return self._lake.retried(JOURNEY_LOG.name, attempt)
+
     def count(self, tenant_id: str) -> int:
         """Journeys that a tenant has now."""
         rows = self._log([tenant_id])

@@ -5,6 +5,7 @@ commits on that very snapshot; a worker that was faster makes the commit fail an
 snapshot (see docs/adr/0006).
 """
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import (
     ColumnProperties,
     CommitProperties,
@@ -25,6 +27,9 @@ from deltalake import (
     write_deltalake,
 )
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+from deltalake.transaction import AddAction, RemoveAction
+from pyarrow.fs import FileSelector, PyFileSystem
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from c360_pipeline.core.lake import SILO_RETENTION, Care, Changes, RowChanges, Table, compare_versions
@@ -183,6 +188,40 @@ class Lake:
                 writer_properties=_writer_properties(table),
                 commit_properties=properties,
             )
+
+    def commit_files(self, table: Table, snapshot: DeltaTable, folder: str, numbers: Mapping[str, int]) -> int:
+        """Commit Parquet files that somebody wrote below a table's own folder; returns how many rows they hold.
+
+        Args:
+            table: without partitions.
+            snapshot: what the rows were decided on; afterwards that of the commit.
+            folder: below the table, where the files are.
+            numbers: as `append_numbered` takes them.
+
+        Raises:
+            CommitFailedError: another worker set one of these numbers since the snapshot.
+        """
+        files = PyFileSystem(DeltaStorageHandler(self.uri(table.name), self._options))
+        found = [f for f in files.get_file_info(FileSelector(folder)) if f.path.endswith(".parquet") and f.size]
+        actions: list[AddAction | RemoveAction] = []
+        rows = 0
+        for file in sorted(found, key=lambda one: one.path):
+            with files.open_input_file(file.path) as opened:
+                count = pq.ParquetFile(opened).metadata.num_rows
+            rows += count
+            stats = json.dumps({"numRecords": count})
+            changed = int(file.mtime_ns or 0) // 1_000_000
+            actions.append(AddAction(file.path, file.size, {}, changed, data_change=True, stats=stats))
+        snapshot.create_write_transaction(
+            actions, "append", table.schema, commit_properties=CommitProperties(app_transactions=_transactions(numbers))
+        )
+        snapshot.update_incremental()
+        return rows
+
+    def file_uris(self, table: Table, version: Version | None = None) -> list[str]:
+        """The data files of a table, at a version or now: for engines that read them by themselves."""
+        snapshot = self._open(table.name, version.number if version else None)
+        return snapshot.file_uris() if snapshot else []
 
     def delete_rows(self, table: Table, tenants: Sequence[str], values: Mapping[str, Sequence[str]]) -> int:
         """Remove the rows of some tenants that have one of some values in one of some columns; returns how many."""
