@@ -55,6 +55,8 @@ def log_rows(
     details: Mapping[str, Mapping[str, Any]],
     now: datetime,
     cause: str,
+    *,
+    all_keys: bool = False,
 ) -> pl.DataFrame:
     """The rows of one commit, sorted by tenant and kind.
 
@@ -65,12 +67,13 @@ def log_rows(
         details: what the commit row of each tenant says.
         now: UTC.
         cause: why journeys were split, if any was.
+        all_keys: whether the partners of every key are to be noted: those that rows of events don't tell.
     """
     keyless = stitched.events.join(
         stitched.event_keys.select("tenant_id", "event_id"), on=["tenant_id", "event_id"], how="anti"
     )
     moved = stitched.key_journey.filter(
-        pl.col("is_weak") | pl.col("is_quarantined") | pl.col("journey_id").is_null()
+        pl.lit(all_keys) | pl.col("is_weak") | pl.col("is_quarantined") | pl.col("journey_id").is_null()
     ).with_columns(status=pl.when("is_quarantined").then(pl.lit("quarantined")).when("is_weak").then(pl.lit("weak")))
     parts = [
         (EVENT, _as_text(stitched.event_keys).rename({"was": "other_journey_id"})),

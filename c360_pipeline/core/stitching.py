@@ -10,7 +10,7 @@ Sources: "Apache AGE Journey Stitching" (oldest journey wins by created_at); doc
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,6 +34,7 @@ STATUSES = (LINKED, WEAK, REFUSED_UNIQUE, REFUSED_SIZE, QUARANTINED, BLOCKED, EX
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
+AreTaken = Callable[[Sequence[str]], Flags]
 
 _INSTANT = pl.Datetime("us", "UTC")
 JOURNEY_STATE = pl.Schema(
@@ -220,22 +221,31 @@ def words(hashes: pl.Series) -> tuple[Words, Words]:
     return parts["high"].to_numpy(), parts["low"].to_numpy()
 
 
-def quarantines(batch: Batch, known: Known) -> tuple[Ints, Flags]:
+def quarantines(batch: Batch, known: Known, policy: KeyPolicy) -> tuple[Ints, Flags]:
     """How many partners each key has met with this batch, and which keys are in quarantine for it.
 
     The count is that of all different keys that a key stood beside in any event, blocked ones aside, so that the order
     of events does not matter.
     """
-    is_weak = batch.keys["is_weak"].to_numpy()
+    is_aside = batch.keys["is_weak"].to_numpy() | _blocked(batch, policy)
     limit = batch.keys["max_partners"].to_numpy()
     partners = known.partners.copy()
     left, right, _ = batch.pairs if known.is_new_pair is not None else _pairs_near_limits(batch, limit)
+    counts = ~(is_aside[left] | is_aside[right])
     if known.is_new_pair is not None:
-        left, right = left[known.is_new_pair], right[known.is_new_pair]
-    counts = ~(is_weak[left] | is_weak[right])
+        counts &= known.is_new_pair
     partners += np.bincount(left[counts], minlength=len(partners))
     partners += np.bincount(right[counts], minlength=len(partners))
-    return partners, known.is_quarantined | ((limit >= 0) & (partners > limit) & ~is_weak)
+    return partners, known.is_quarantined | ((limit >= 0) & (partners > limit) & ~is_aside)
+
+
+def _new_pairs(batch: Batch, known: Known, is_blocked: Flags) -> Words:
+    """Pairs that count from now on: those that no event before had, of keys that may tie."""
+    if known.is_new_pair is None:
+        return np.empty(0, np.uint64)
+    left, right, hashes = batch.pairs
+    is_aside = batch.keys["is_weak"].to_numpy() | is_blocked
+    return hashes[known.is_new_pair & ~(is_aside[left] | is_aside[right])]
 
 
 def _pairs_near_limits(batch: Batch, limit: Ints) -> tuple[Ints, Ints, Words]:
@@ -247,7 +257,13 @@ def _pairs_near_limits(batch: Batch, limit: Ints) -> tuple[Ints, Ints, Words]:
     return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint64)
 
 
-def stitch(batch: Batch, known: Known, policy: KeyPolicy, quarantine: tuple[Ints, Flags] | None = None) -> Stitched:
+def stitch(
+    batch: Batch,
+    known: Known,
+    policy: KeyPolicy,
+    quarantine: tuple[Ints, Flags] | None = None,
+    are_taken: AreTaken = lambda ids: np.zeros(len(ids), np.bool_),
+) -> Stitched:
     """Decide the journey of each event of a batch.
 
     Args:
@@ -255,11 +271,12 @@ def stitch(batch: Batch, known: Known, policy: KeyPolicy, quarantine: tuple[Ints
         known: about its keys.
         policy: what keys may do.
         quarantine: what `quarantines` said of these, where the caller knows.
+        are_taken: of ids whether another journey has or had them; one that is founded gets an id of its own.
     """
-    partners, is_quarantined = quarantine or quarantines(batch, known)
+    partners, is_quarantined = quarantine or quarantines(batch, known, policy)
     is_blocked = _blocked(batch, policy)
     fold = _fold(batch, known, policy, is_quarantined | is_blocked)
-    named = _named(batch, known, fold)
+    named = _named(batch, known, fold, are_taken)
     status = _statuses(batch, fold, is_quarantined, is_blocked)
     number = named.of_group[fold.event_group]
     ids = named.journeys["journey_id"]
@@ -278,13 +295,13 @@ def stitch(batch: Batch, known: Known, policy: KeyPolicy, quarantine: tuple[Ints
         ),
         aliases=_aliases(batch, known, fold, named),
         merges=_merges(batch, known, fold, named),
-        splits=_splits(batch, named, number),
+        splits=_splits(batch, known, fold, named, number),
         conflicts=_conflicts(batch, fold, named, number, status),
         quarantines=now_quarantined.select(
             "tenant_id", "key_type", "key_hash",
             partners=pl.Series(partners[is_quarantined & ~known.is_quarantined], dtype=pl.Int64),
         ),
-        new_pairs=batch.pairs[2][known.is_new_pair] if known.is_new_pair is not None else np.empty(0, np.uint64),
+        new_pairs=_new_pairs(batch, known, is_blocked),
         ids=ids,
         number_of_event=number,
         number_of_key=key_number,
@@ -408,25 +425,29 @@ def _caps(batch: Batch, policy: KeyPolicy) -> Ints:
     return batch.events["tenant_id"].replace_strict(caps, return_dtype=pl.Int64).to_numpy()
 
 
-def _formers(batch: Batch, known: Known) -> Ints:
-    """For each event the journey without a group that it founded, -1 for none.
+def _founders(batch: Batch, known: Known) -> tuple[Ints, Ints]:
+    """The places of events by which journeys without a group are found again, and the numbers of these journeys.
 
     Where the founding event of an active journey is gone, the earliest of its events stands for it.
     """
-    former = np.full(batch.events.height, -1, np.int64)
     closed = known.journeys.with_row_index("number").filter(~pl.col("is_open"))
     if closed.is_empty():
-        return former
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     places = batch.events.with_row_index("place")
-    orphans = closed.filter("was_active").join(
-        places, left_on=["tenant_id", "founding_event_id"], right_on=["tenant_id", "event_id"], how="anti"
-    )
+    founder = places.rename({"event_id": "founding_event_id"})
+    found = closed.join(founder, on=["tenant_id", "founding_event_id"]).select("place", "number")
+    orphans = closed.filter("was_active").join(founder, on=["tenant_id", "founding_event_id"], how="anti")
     firsts = places.drop_nulls("was").unique("was", keep="first", maintain_order=True)
     heirs = orphans.join(firsts, left_on=["tenant_id", "journey_id"], right_on=["tenant_id", "was"])
-    former[heirs["place"].to_numpy()] = heirs["number"].to_numpy()
-    found = closed.join(places, left_on=["tenant_id", "founding_event_id"], right_on=["tenant_id", "event_id"])
-    former[found["place"].to_numpy()] = found["number"].to_numpy()
-    return former
+    both = pl.concat([found, heirs.select("place", "number")]).cast(pl.Int64)
+    return both["place"].to_numpy(), both["number"].to_numpy()
+
+
+def _formers(batch: Batch, known: Known) -> Ints:
+    """For each event the oldest journey that is found again by it, -1 for none."""
+    former = np.full(batch.events.height, known.journeys.height, np.int64)
+    np.minimum.at(former, *_founders(batch, known))
+    return np.where(former < known.journeys.height, former, -1)
 
 
 def _unique_keys(batch: Batch, known: Known, policy: KeyPolicy, open_: Ints) -> tuple[Ints, list[str]]:
@@ -466,7 +487,7 @@ class _Named:
     journeys: pl.DataFrame
 
 
-def _named(batch: Batch, known: Known, fold: _Fold) -> _Named:
+def _named(batch: Batch, known: Known, fold: _Fold, are_taken: AreTaken) -> _Named:
     """The oldest journey of a group gives its name; a group without one is founded by its first event."""
     roots = fold.roots
     new = roots[fold.oldest[roots] < 0]
@@ -475,10 +496,27 @@ def _named(batch: Batch, known: Known, fold: _Fold) -> _Named:
     founders = batch.events[fold.founder[new]].select(
         "tenant_id", created_at=pl.col("ts"), founding_event_id="event_id"
     )
-    ids = journey_ids(founders["tenant_id"].to_list(), founders["founding_event_id"].to_list())
+    ids = _free_ids(founders["tenant_id"].to_list(), founders["founding_event_id"].to_list(), are_taken)
     columns = ["tenant_id", "journey_id", "created_at", "founding_event_id"]
     founded = founders.with_columns(journey_id=pl.Series(ids, dtype=pl.String)).select(columns)
     return _Named(of_group[fold.parent], pl.concat([known.journeys.select(columns), founded]))
+
+
+def _free_ids(tenants: list[str], founders: list[str], are_taken: AreTaken) -> list[str]:
+    """Ids of journeys that are founded.
+
+    An event that was taken out and comes back may have left a journey that goes on under its name, or went into
+    another: what it founds now is the next of that event.
+    """
+    ids = journey_ids(tenants, founders)
+    taken, turn = np.flatnonzero(are_taken(ids)), 1
+    while len(taken):
+        turn += 1
+        names = [f"{founders[n]}\x1f{turn}" for n in taken]
+        for n, name in zip(taken, journey_ids([tenants[n] for n in taken], names), strict=True):
+            ids[n] = name
+        taken = taken[are_taken([ids[n] for n in taken])]
+    return ids
 
 
 def _statuses(batch: Batch, fold: _Fold, is_quarantined: Flags, is_blocked: Flags) -> pl.Series:
@@ -549,9 +587,8 @@ def _final_numbers(batch: Batch, known: Known, fold: _Fold, named: _Named) -> In
     """Of each known journey the number of the one that it is in now; -1 where nothing of it was in the batch."""
     final = np.full(known.journeys.height, -1, np.int64)
     final[fold.open] = named.of_group[: len(fold.open)]
-    former = _formers(batch, known)
-    is_former = former >= 0
-    final[former[is_former]] = named.of_group[fold.event_group[is_former]]
+    places, numbers = _founders(batch, known)
+    final[numbers] = named.of_group[fold.event_group[places]]
     return final
 
 
@@ -583,18 +620,16 @@ def _merges(batch: Batch, known: Known, fold: _Fold, named: _Named) -> pl.DataFr
     )  # fmt: skip
 
 
-def _splits(batch: Batch, named: _Named, number: Ints) -> pl.DataFrame:
-    """Parts of a journey that was found anew and that are others now, with the number of their events."""
+def _splits(batch: Batch, known: Known, fold: _Fold, named: _Named, number: Ints) -> pl.DataFrame:
+    """Parts of a journey that are not where its id leads now, with the number of their events."""
     if batch.events["was"].null_count() == batch.events.height:
         return pl.DataFrame(schema=_SPLIT)
-    now = named.journeys["journey_id"].gather(number)
-    moved = batch.events.select("tenant_id", journey_id="was", split_off=now).drop_nulls("journey_id")
+    ids = named.journeys["journey_id"]
+    moved = batch.events.select("tenant_id", journey_id="was", split_off=ids.gather(number)).drop_nulls("journey_id")
     parts = moved.group_by("tenant_id", "journey_id", "split_off").agg(event_count=pl.len().cast(pl.Int64))
-    # The part that goes on under the journey's own name, or else the largest, is not split off.
-    goes_on = parts.sort(pl.col("journey_id") != pl.col("split_off"), -pl.col("event_count"), "split_off").unique(
-        ["tenant_id", "journey_id"], keep="first", maintain_order=True
-    )
-    off = parts.join(goes_on, on=["tenant_id", "journey_id", "split_off"], how="anti")
+    final = _final_numbers(batch, known, fold, named)
+    leads = known.journeys.select("journey_id", leads_to=_gathered(ids, np.maximum(final, 0), final >= 0))
+    off = parts.join(leads, on="journey_id", how="left").filter(pl.col("split_off").ne_missing(pl.col("leads_to")))
     return off.sort("tenant_id", "journey_id", "split_off").select(list(_SPLIT))
 
 

@@ -37,7 +37,7 @@ class SparkOptions:
 
     Attributes:
         jars: the folder that Maven filled, None for a session without Delta and S3.
-        s3: login of the buckets; None leaves it to the cluster.
+        s3: login of the buckets; None leaves it to the cluster, or to `log_in`.
         master: `local[n]`, or a cluster's address; None takes the one of spark-submit.
         checkpoint_folder: where `connected_components` keeps its rounds, a file system that all workers reach. None
             keeps them on the workers' disks: faster, but the loss of one worker ends the job.
@@ -83,14 +83,22 @@ def log_in(spark: SparkSession, login: S3Login) -> None:
 
     After the start, because what is set before stands on the command line of the JVM for every user to see.
     """
-    context: Any = spark.sparkContext
-    configuration = context._jsc.hadoopConfiguration()
-    configuration.set("fs.s3a.access.key", login.access_key_id)
-    configuration.set("fs.s3a.secret.key", login.secret_access_key.get_secret_value())
-    configuration.set("fs.s3a.endpoint.region", login.region)
+    settings = {
+        "aws.credentials.provider": "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider",
+        "access.key": login.access_key_id,
+        "secret.key": login.secret_access_key.get_secret_value(),
+        "endpoint.region": login.region,
+    }
     if login.endpoint_url:
-        configuration.set("fs.s3a.endpoint", login.endpoint_url)
-        configuration.set("fs.s3a.connection.ssl.enabled", str(login.endpoint_url.startswith("https:")).lower())
+        settings |= {
+            "endpoint": login.endpoint_url,
+            "connection.ssl.enabled": str(login.endpoint_url.startswith("https:")).lower(),
+            # The bucket is part of the path, for an address like 127.0.0.1 has no subdomains.
+            "path.style.access": "true",
+        }
+    context: Any = spark.sparkContext
+    for name, value in settings.items():
+        context._jsc.hadoopConfiguration().set(f"fs.s3a.{name}", value)
 
 
 def end_session(spark: SparkSession) -> None:
@@ -102,13 +110,13 @@ def end_session(spark: SparkSession) -> None:
     if process := getattr(gateway, "proc", None):
         # The JVM of a Python process ends when its input does.
         process.stdin.close()
-        process.wait()
+        process.wait(timeout=60)
     context._gateway = context._jvm = None
 
 
 def _settings() -> dict[str, str]:
     return {
-        # Larger batches save Python workers a third of their time; 128 Ki edges are some 5 MB.
+        # Thirteen times the default; 128 Ki edges of two identities are some 5 MB.
         "spark.sql.execution.arrow.maxRecordsPerBatch": str(1 << 17),
         "spark.sql.session.timeZone": "UTC",
         "spark.cleaner.referenceTracking.cleanCheckpoints": "true",
@@ -144,6 +152,4 @@ def _delta_settings(jars: Path | None) -> dict[str, str]:
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         # One address for Spark and for deltalake, which know S3 as s3a and as s3.
         "spark.hadoop.fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",
-        "spark.hadoop.fs.s3a.path.style.access": "true",
-        "spark.hadoop.fs.s3a.aws.credentials.provider": "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider",
     }

@@ -5,15 +5,19 @@ is of one moment of the log: for each tenant up to one commit. Processes share i
 those that count is replaced as a whole.
 """
 
+import fcntl
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -51,6 +55,11 @@ ALIAS_ROWS = pa.schema([*_IDENTITY, *_JOURNEY])
 PAIR_ROWS = pa.schema(_IDENTITY)
 KINDS = {"keys": KEY_ROWS, "events": EVENT_ROWS, "journeys": JOURNEY_ROWS, "aliases": ALIAS_ROWS, "pairs": PAIR_ROWS}
 _INSTANT = pl.Datetime("us", "UTC")
+LIST = "index.json"
+LOADS = 5
+"""Times that a list is read whose files another process merges meanwhile."""
+UNNAMED_SECONDS = 600.0
+"""Files without a name in the list are swept after as many seconds."""
 WRITERS = 2
 """Runs that are sorted and written at once."""
 Staged = Mapping[str, StagedRun | None]
@@ -82,6 +91,7 @@ class JourneyIndex:
         self._runs = {kind: SortedRuns(folder, schema) for kind, schema in KINDS.items()}
         self._tenants: dict[str, TenantState] = {}
         self._files: set[str] = set()
+        self._generation: str | None = None
 
     def tenant(self, tenant_id: str) -> TenantState:
         """How far a tenant is stitched."""
@@ -98,22 +108,46 @@ class JourneyIndex:
         return {tenant: state.seq for tenant, state in self._tenants.items()}
 
     def load(self) -> None:
-        """Take up what is on disk; what another process added counts too."""
-        while (self._folder / "index.json").exists():
-            said = json.loads((self._folder / "index.json").read_text(encoding="utf-8"))
+        """Take up what is on disk; what another process added counts too. What can't be read counts as lost."""
+        for _ in range(LOADS):
             try:
+                said = json.loads((self._folder / LIST).read_text(encoding="utf-8"))
                 for kind, runs in self._runs.items():
                     runs.load(said["runs"][kind])
             except FileNotFoundError:
                 continue  # another process merged a run meanwhile, and wrote a new list before it did away with it
+            except (ValueError, KeyError, pa.ArrowInvalid):
+                break
+            self._generation = said["generation"]
             self._files = set(said["files"])
             self._tenants = {name: TenantState(seq, detail) for name, (seq, detail) in said["tenants"].items()}
             return
+        self.forget()
+
+    def is_newest(self) -> bool:
+        """Whether no other process has written the list since it was loaded."""
+        try:
+            said = json.loads((self._folder / LIST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return self._generation is None
+        return bool(said.get("generation") == self._generation)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Only one process at a time writes the list."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def forget(self) -> None:
         """Begin anew: the log is another than the index was made from."""
         self._runs = {kind: SortedRuns(self._folder, schema) for kind, schema in KINDS.items()}
         self._tenants, self._files = {}, set()
+        try:
+            self._generation = json.loads((self._folder / LIST).read_text(encoding="utf-8")).get("generation")
+        except (FileNotFoundError, ValueError):
+            self._generation = None
 
     def absorb(self, rows: pl.DataFrame, files: set[str]) -> None:
         """Take up rows of the log.
@@ -130,7 +164,7 @@ class JourneyIndex:
         return self._staged(
             {
                 "pairs": _pair_table(stitched.new_pairs),
-                "keys": _key_table(batch, stitched, gone.keys),
+                "keys": _key_table(batch, stitched, self._with_partners(gone.keys)),
                 "events": _event_table(
                     stitched.events, stitched.ids, stitched.number_of_event, fingerprints(batch), gone.events
                 ),
@@ -141,37 +175,66 @@ class JourneyIndex:
             }
         )
 
+    def _with_partners(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """Keys that no event has any more, with the partners that they have met: pairs stay known, so do counts."""
+        is_found, rows = self._runs["keys"].find(*words(keys["key_hash"]))
+        partners = np.zeros(keys.height, np.int64)
+        partners[is_found] = np.asarray(rows["partners"].combine_chunks())
+        return keys.with_columns(partners=pl.Series(partners))
+
+    def are_taken(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Of journey ids whether a journey that lives has them, or one that went into another."""
+        high, low = journey_words(pl.Series(ids, dtype=pl.String))
+        is_known, rows = self._runs["journeys"].find(high, low)
+        now_high, now_low = self.current(high, low)
+        taken: npt.NDArray[np.bool_] = (now_high != high) | (now_low != low)
+        taken[is_known] |= np.asarray(rows["event_count"].combine_chunks()) > 0
+        return taken
+
     def _staged(self, tables: Mapping[str, pa.Table]) -> Staged:
         with ThreadPoolExecutor(WRITERS) as pool:
             runs = pool.map(lambda kind: self._runs[kind].stage(tables[kind]), tables)
             return dict(zip(tables, runs, strict=True))
 
     def adopt(self, staged: Staged, commits: pl.DataFrame, files: set[str]) -> None:
-        """Take up what was staged.
+        """Take up what was staged; where another process was faster, what it wrote, so that the rest is read anew.
 
         Args:
             staged: as `stage` wrote it.
             commits: tenant_id, seq, detail of the commits that it is of.
             files: all files of the log that are in the index now.
         """
-        needless = [name for kind, run in staged.items() for name in self._runs[kind].adopt(run)]
-        for tenant, seq, detail in commits.iter_rows():
-            self._tenants[tenant] = TenantState(seq, json.loads(detail))
-        self._files = set(files)
-        self._save()
-        for name in needless:
-            (self._folder / name).unlink(missing_ok=True)
+        with self._alone():
+            if not self.is_newest():
+                discard(staged)
+                self.load()
+                return
+            for kind, run in staged.items():
+                self._runs[kind].adopt(run)
+            for tenant, seq, detail in commits.iter_rows():
+                self._tenants[tenant] = TenantState(seq, json.loads(detail))
+            self._files = set(files)
+            self._save()
 
     def _save(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._generation = uuid4().hex
+        named = {kind: runs.names for kind, runs in self._runs.items()}
         said = {
+            "generation": self._generation,
             "files": sorted(self._files),
             "tenants": {name: [state.seq, dict(state.detail)] for name, state in self._tenants.items()},
-            "runs": {kind: runs.names for kind, runs in self._runs.items()},
+            "runs": named,
         }
-        unfinished = self._folder / f"{uuid4().hex}.json"
+        unfinished = self._folder / f"{self._generation}.json"
         unfinished.write_text(json.dumps(said), encoding="utf-8")
-        unfinished.rename(self._folder / "index.json")
+        unfinished.rename(self._folder / LIST)
+        self._sweep({name for names in named.values() for name in names})
+
+    def _sweep(self, named: set[str]) -> None:
+        """Do away with files that the list does not name, once nobody can be about to name them."""
+        for path in self._folder.glob("*.arrow"):
+            if path.name not in named and time.time() - path.stat().st_mtime > UNNAMED_SECONDS:
+                path.unlink(missing_ok=True)
 
     def _tables(self, rows: pl.DataFrame) -> dict[str, pa.Table]:
         rows = rows.sort("seq", maintain_order=True)
@@ -346,9 +409,11 @@ class Facts:
     @classmethod
     def of(cls, events: pl.DataFrame) -> "Facts":
         """From event rows; only keys that may tie count as partners."""
-        rows = events.filter(
-            pl.col("key_type").is_not_null() & ~pl.col("status").is_in([BLOCKED, EXCESS, WEAK])
-        ).select("tenant_id", "event_id", pl.col("key_hash").cast(pl.UInt128))
+        rows = (
+            events.filter(pl.col("key_type").is_not_null() & ~pl.col("status").is_in([BLOCKED, EXCESS, WEAK]))
+            .select("tenant_id", "event_id", pl.col("key_hash").cast(pl.UInt128))
+            .unique(maintain_order=True)
+        )
         high, low = words(rows["key_hash"])
         numbers, first = kernel.dense_ids(high, low)
         event_high, event_low = event_words(rows)
@@ -366,6 +431,13 @@ class Facts:
         met += np.bincount(right[~is_known], minlength=len(self.low))
         new = hashes[~is_known]
         return _NewPairs(_pair_table(new), met)
+
+
+def discard(staged: Staged) -> None:
+    """Do away with what was staged and is not taken up."""
+    for run in staged.values():
+        if run is not None:
+            run.discard()
 
 
 def event_words(events: pl.DataFrame) -> tuple[Words, Words]:
@@ -396,7 +468,7 @@ def _key_table(batch: Batch, stitched: Stitched, gone: pl.DataFrame) -> pa.Table
         "low": np.concatenate([batch.low, gone_low]),
         "journey_high": np.concatenate([journey_high, nothing]),
         "journey_low": np.concatenate([journey_low, nothing]),
-        "partners": np.concatenate([keys["partners"].to_numpy(), np.zeros(gone.height, np.int64)]),
+        "partners": np.concatenate([keys["partners"].to_numpy(), gone["partners"].to_numpy()]),
         "is_weak": np.concatenate([keys["is_weak"].to_numpy(), np.zeros(gone.height, np.bool_)]),
         "is_quarantined": np.concatenate([keys["is_quarantined"].to_numpy(), np.zeros(gone.height, np.bool_)]),
     }
@@ -424,13 +496,14 @@ def _without_events(journeys: pl.DataFrame) -> pl.DataFrame:
 def _event_rows(events: pl.DataFrame, removed: pl.DataFrame) -> pa.Table:
     """Events as the log has them, in the order of commits."""
     parts = []
-    for seq in sorted({*events["seq"].unique(), *removed["seq"].unique()}):
-        now = events.filter(pl.col("seq") == seq)
+    came, went = (frame.partition_by("seq", as_dict=True, maintain_order=True) for frame in (events, removed))
+    for seq in sorted({*came, *went}):
+        now = came.get(seq, events.clear())
         rows = now.unique(["tenant_id", "event_id"], keep="first", maintain_order=True).with_row_index("row")
         numbered = now.join(rows.select("tenant_id", "event_id", "row"), on=["tenant_id", "event_id"])
         keys = numbered.drop_nulls("key_type").with_columns(pl.col("key_hash").cast(pl.UInt128))
         prints = event_fingerprints(rows["ts"], keys)
-        gone = removed.filter(pl.col("seq") == seq)
+        gone = went.get(seq, removed.clear())
         parts.append(_event_table(rows, rows["journey_id"], np.arange(rows.height), prints, gone))
     return pa.concat_tables(parts) if parts else EVENT_ROWS.empty_table()
 

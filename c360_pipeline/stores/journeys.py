@@ -6,7 +6,7 @@ can be given again in any cut (docs/adr/0024).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 
 from c360_pipeline.core.journey_log import (
     COMMIT,
@@ -42,8 +43,8 @@ from c360_pipeline.core.stitching import (
     stitch,
 )
 from c360_pipeline.errors import ConfigError, ConflictError
-from c360_pipeline.stores.journey_index import JourneyIndex, TenantState, event_fingerprints, journey_words
-from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.journey_index import JourneyIndex, TenantState, discard, event_fingerprints, journey_words
+from c360_pipeline.stores.lake import MAX_ATTEMPTS, Lake
 
 ABSORBED_ROWS = 2_000_000
 """Rows of the log that are taken into the index at once."""
@@ -140,6 +141,17 @@ class Rebase:
         """As `Stitched.splits`."""
         return self.change.stitched.splits if self.change else pl.DataFrame()
 
+    def counting(self, stitched: Stitched, partners: np.ndarray[Any, Any]) -> "Rebase":
+        """The same, with keys of which other partners are known than were counted."""
+        is_other = pl.Series(stitched.key_journey["partners"].to_numpy() != partners)
+        others = stitched.key_journey.filter(is_other)
+        if self.change is None:
+            return self  # counts alone tie nothing otherwise
+        said = self.change.stitched.key_journey
+        more = others.join(said, on=["key_type", "key_hash"], how="anti")
+        counted = replace(self.change.stitched, key_journey=pl.concat([said, more]))
+        return replace(self, change=replace(self.change, stitched=counted))
+
     @property
     def touched(self) -> int:
         """Journeys that would merge or split."""
@@ -176,15 +188,18 @@ class Journeys:
             self._index = (table_id, JourneyIndex(self._lake.cache / "journeys" / table_id))
         index = self._index[1]
         files = set(snapshot.file_uris())
-        if index.files != files:
-            index.load()
-        if not files >= index.files and any(
-            (snapshot.transaction_version(log_number(tenant)) or 0) < seq for tenant, seq in index.seqs.items()
-        ):
-            index.forget()  # the log was restored to an earlier version
-        if index.files != files:
+        for _ in range(MAX_ATTEMPTS):
+            if index.files != files or not index.is_newest():
+                index.load()
+            if any(number < index.tenant(tenant).seq for tenant, number in self._numbers(snapshot, index)):
+                index.forget()  # the log was restored to an earlier version
+            if index.files == files:
+                return snapshot, index
             self._absorb(index, files)
-        return snapshot, index
+        raise ConflictError(f"Other processes changed the index of journeys {MAX_ATTEMPTS} times in a row.")
+
+    def _numbers(self, snapshot: DeltaTable, index: JourneyIndex) -> Iterator[tuple[str, int]]:
+        return ((tenant, snapshot.transaction_version(log_number(tenant)) or 0) for tenant in index.seqs)
 
     def _absorb(self, index: JourneyIndex, files: set[str]) -> None:
         known = pl.LazyFrame(list(index.seqs.items()), schema={"tenant_id": pl.String, "known": pl.Int64}, orient="row")
@@ -312,14 +327,10 @@ class Journeys:
                 index, events, pl.DataFrame(schema=KEY_COLUMNS), nothing, living, policy, cause
             )  # fmt: skip
 
-        report = self._committed(decide, policy, None)
-        self._note_rules(tenant_id, policy)
+        blocked = {"blocked": policy.blocked_of(tenant_id)}
+        report = self._committed(decide, policy, blocked)
+        self.note(tenant_id, {**self.state(tenant_id).detail, **blocked})
         return report
-
-    def _note_rules(self, tenant_id: str, policy: KeyPolicy) -> None:
-        """Rules that tie nothing otherwise are noted too, so that they are not looked at again."""
-        rules = {"policy": policy.fingerprint(tenant_id), "blocked": policy.blocked_of(tenant_id)}
-        self.note(tenant_id, {**self.state(tenant_id).detail, **rules})
 
     def rebase(self, tenant_id: str, events: pl.DataFrame, policy: KeyPolicy) -> Rebase:
         """What rules make of all events of a tenant; nothing is changed.
@@ -346,8 +357,11 @@ class Journeys:
             Known.nothing(batch), index.journeys(*journey_words(living["journey_id"])),
             index.journeys(*journey_words(former["journey_id"])), former,
         )  # fmt: skip
-        stitched = stitch(batch, known, policy)
-        return _rebase(tenant_id, index.tenant(tenant_id).seq, stitched, known, now, held_keys, out)
+        known = replace(known, is_new_pair=np.ones(len(batch.pairs[0]), np.bool_))
+        stitched = stitch(batch, known, policy, are_taken=index.are_taken)
+        raw = last_event_rows(rows).select("tenant_id", "event_id", "journey_id").unique().collect(engine="streaming")
+        found = _rebase(tenant_id, index.tenant(tenant_id).seq, stitched, known, now, held_keys, raw, out)
+        return found.counting(stitched, index.known(batch).partners)
 
     def apply(self, rebase: Rebase, policy: KeyPolicy) -> BatchReport:
         """Carry out what `rebase` found, in one commit.
@@ -363,8 +377,10 @@ class Journeys:
                 )
             return rebase.change
 
-        report = self._committed(decide, policy, None)
-        self._note_rules(rebase.tenant_id, policy)
+        rules = _rules(rebase.tenant_id, policy)
+        report = self._committed(decide, policy, rules)
+        # Rules that tie nothing otherwise are noted too, so that they are not looked at again.
+        self.note(rebase.tenant_id, {**self.state(rebase.tenant_id).detail, **rules})
         return report
 
     def purge(self, events: pl.DataFrame) -> int:
@@ -390,7 +406,7 @@ class Journeys:
         ids = events["event_id"].to_list()
         return self._lake.delete_rows(
             JOURNEY_LOG, events["tenant_id"].unique().to_list(),
-            {"event_id": ids, "founding_event_id": ids, "key_hash": lonely["key_hash"].to_list()},
+            {"event_id": ids, "key_hash": lonely["key_hash"].to_list()}, blank={"founding_event_id": ids},
         )  # fmt: skip
 
     def _committed(
@@ -424,19 +440,15 @@ class Journeys:
         policy: KeyPolicy,
         details: Mapping[str, Any],
     ) -> None:
-        frames = (change.stitched.events, change.gone.events, change.gone.journeys)
+        frames = (change.stitched.events, change.stitched.journeys, change.gone.events, change.gone.journeys)
         tenants = sorted({tenant for frame in frames for tenant in frame["tenant_id"].unique()})
         seqs = {tenant: index.tenant(tenant).seq + 1 for tenant in tenants}
-        said = {
-            tenant: {
-                **details,
-                "policy": policy.fingerprint(tenant),
-                "blocked": policy.blocked_of(tenant),
-                "events": change.report.events,
-            }
-            for tenant in tenants
-        }
-        rows = log_rows(change.stitched, change.gone, seqs, said, self._clock(), change.cause)
+        # Rules that are not applied yet stay pending: a tenant's first commit notes them, then who applies them.
+        noted = {tenant: {**_rules(tenant, policy), **index.tenant(tenant).detail} for tenant in tenants}
+        said = {tenant: {**noted[tenant], **details, "events": change.report.events} for tenant in tenants}
+        rows = log_rows(
+            change.stitched, change.gone, seqs, said, self._clock(), change.cause, all_keys=change.batch is None
+        )
         self._append(snapshot, index, rows, seqs, change)
 
     def _append(
@@ -448,22 +460,25 @@ class Journeys:
         change: _Change | None = None,
     ) -> None:
         numbers = {log_number(tenant): seq for tenant, seq in seqs.items()}
-        is_next = index.files == set(snapshot.file_uris())
-        if not is_next or change is None or change.batch is None:
-            self._lake.append_numbered(JOURNEY_LOG, snapshot, rows, numbers)
-            if is_next:
-                index.absorb(rows, set(snapshot.file_uris()))
-            return  # else another worker's commit came in between, and all is read from the log the next time
+        for name, seq in numbers.items():
+            if (snapshot.transaction_version(name) or 0) != seq - 1:
+                index.forget()
+                raise CommitFailedError(f"the index is not that of the log: {name} is not at {seq - 1}")
+        version = snapshot.version()
         with ThreadPoolExecutor(1) as pool:
             commit = pool.submit(self._lake.append_numbered, JOURNEY_LOG, snapshot, rows, numbers)
-            staged = index.stage(change.batch, change.stitched, change.gone)
-            if commit.exception():
-                for run in staged.values():
-                    if run is not None:
-                        run.discard()
+            staged = index.stage(change.batch, change.stitched, change.gone) if change and change.batch else None
+            if commit.exception() and staged:
+                discard(staged)
             commit.result()
-        commits = rows.filter(pl.col("kind") == COMMIT).select("tenant_id", "seq", "detail")
-        index.adopt(staged, commits, set(snapshot.file_uris()))
+        if snapshot.version() != version + 1:
+            # Another worker's commit came in between, of another tenant: both are read from the log the next time.
+            discard(staged or {})
+        elif staged is None:
+            index.absorb(rows, set(snapshot.file_uris()))
+        else:
+            commits = rows.filter(pl.col("kind") == COMMIT).select("tenant_id", "seq", "detail")
+            index.adopt(staged, commits, set(snapshot.file_uris()))
 
     def _added(
         self, index: JourneyIndex, events: pl.DataFrame, keys: pl.DataFrame, gone: pl.DataFrame, policy: KeyPolicy
@@ -484,7 +499,7 @@ class Journeys:
         batch = prepare(rows, kept_keys, policy)
         found = index.known(batch)
         apart = [index.event_journeys(out)] if out.height else []
-        quarantine = quarantines(batch, found)
+        quarantine = quarantines(batch, found, policy)
         _, is_quarantined = quarantine
         crossing = found.key_journey[is_quarantined & ~found.is_quarantined & (found.key_journey >= 0)]
         if len(crossing):
@@ -494,7 +509,7 @@ class Journeys:
             cause = "events changed" if out.height else "quarantine"
             change = self._found_anew(index, rows, kept_keys, out, torn, policy, cause)
         else:
-            stitched = stitch(batch, found, policy, quarantine)
+            stitched = stitch(batch, found, policy, quarantine, index.are_taken)
             change = _Change(stitched, Gone.nothing(), _report(stitched, found), batch)
         return replace(change, report=replace(change.report, known=passed_over))
 
@@ -525,13 +540,18 @@ class Journeys:
         all_keys = pl.concat([keys.select(moved.columns), moved])
         batch = prepare(events, all_keys, policy)
         known = _with_former(index.known(batch), torn, index.journeys(*journey_words(former["journey_id"])), former)
-        stitched = stitch(batch, known, policy)
+        stitched = stitch(batch, known, policy, are_taken=index.are_taken)
         unsaid = self._keys_of(torn, former).join(
             stitched.key_journey, on=["tenant_id", "key_type", "key_hash"], how="anti"
         )
         gone_keys = unsaid.filter(index.are_held_by(unsaid, torn))
         left = facts.select("tenant_id", journey_id="was").unique()
-        emptied = torn.select("tenant_id", "journey_id").join(left, on=["tenant_id", "journey_id"], how="anti")
+        emptied = (
+            torn.select("tenant_id", "journey_id")
+            .join(left, on=["tenant_id", "journey_id"], how="anti")
+            .join(stitched.journeys, on="journey_id", how="anti")
+            .join(stitched.aliases.drop_nulls("merged_into"), on="journey_id", how="anti")
+        )
         gone = Gone(out, gone_keys, emptied)
         report = replace(
             _report(stitched, known), events=rows.height, reread=facts.height,
@@ -590,6 +610,11 @@ class Journeys:
         return keys.with_columns(pl.col("key_hash").cast(pl.UInt128))
 
 
+def _rules(tenant_id: str, policy: KeyPolicy) -> dict[str, Any]:
+    """What a commit says of the rules that it was decided by."""
+    return {"policy": policy.fingerprint(tenant_id), "blocked": policy.blocked_of(tenant_id)}
+
+
 def _fingerprints(events: pl.DataFrame, keys: pl.DataFrame) -> pl.Series:
     """The fingerprint of each event, in order."""
     return pl.Series("fingerprint", event_fingerprints(events["ts"], keys))  # fmt: skip
@@ -624,6 +649,7 @@ def _rebase(
     known: Known,
     now: pl.DataFrame,
     held_keys: pl.DataFrame,
+    raw: pl.DataFrame,
     out: pl.DataFrame,
 ) -> Rebase:
     """Of all that was decided anew, what differs from what is."""
@@ -638,10 +664,11 @@ def _rebase(
             stitched.event_keys.select(said).join(before.select(said), on=said, how="anti").select(event),
             before.select(said).join(stitched.event_keys.select(said), on=said, how="anti").select(event),
             moved.select(event),
+            # Rows that speak of an id which leads elsewhere now would lead there too.
+            raw.join(stitched.aliases, on="journey_id", how="semi").select(event),
         ]
     ).unique()
-    states = ["journey_id", "event_count", "key_count", "first_event_ts", "last_event_ts"]
-    journeys = stitched.journeys.join(known.journeys.filter("was_active").select(states), on=states, how="anti")
+    journeys = _changed_states(stitched.journeys, known.journeys.filter("was_active"))
     event_keys = stitched.event_keys.join(altered, on=event, how="semi")
     touched_keys = pl.concat([event_keys.select(key[2:]), before.join(altered, on=event, how="semi").select(key[2:])])
     gone_keys = before.select("tenant_id", "key_type", "key_hash").unique().join(
@@ -670,6 +697,13 @@ def _rebase(
     )
     by_type = otherwise.group_by("tenant_id", "key_type", "status", "before").len().sort("key_type", "status")
     return Rebase(tenant_id, seq, change, int(known.journeys["was_active"].sum()), moved, by_type)
+
+
+def _changed_states(now: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
+    unique = pl.col("unique_keys").list.sort().list.join(" ").fill_null("")
+    states = ["journey_id", "event_count", "key_count", "first_event_ts", "last_event_ts", "unique"]
+    held = before.with_columns(unique=unique).select(states)
+    return now.with_columns(unique=unique).join(held, on=states, how="anti").drop("unique")
 
 
 def _report(stitched: Stitched, known: Known) -> BatchReport:

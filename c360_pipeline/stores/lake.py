@@ -223,15 +223,28 @@ class Lake:
         snapshot = self._open(table.name, version.number if version else None)
         return snapshot.file_uris() if snapshot else []
 
-    def delete_rows(self, table: Table, tenants: Sequence[str], values: Mapping[str, Sequence[str]]) -> int:
-        """Remove the rows of some tenants that have one of some values in one of some columns; returns how many."""
+    def delete_rows(
+        self,
+        table: Table,
+        tenants: Sequence[str],
+        values: Mapping[str, Sequence[str]],
+        blank: Mapping[str, Sequence[str]],
+    ) -> int:
+        """Remove the rows of some tenants that have one of some values in one of some columns; returns how many.
+
+        Values of columns in `blank` become empty, and their rows stay.
+        """
         any_of = [f"{_quoted(name)} IN ({_literals(held)})" for name, held in values.items() if held]
         if not (tenants and any_of):
             return 0
         predicate = f"{_quoted('tenant_id')} IN ({_literals(tenants)}) AND ({' OR '.join(any_of)})"
 
         def attempt() -> int:
-            done = self._ensure(table).delete(predicate, writer_properties=_writer_properties(table))
+            snapshot = self._ensure(table)
+            done = snapshot.delete(predicate, writer_properties=_writer_properties(table))
+            for name, held in blank.items():
+                of_tenants = f"{_quoted('tenant_id')} IN ({_literals(tenants)})"
+                snapshot.update({name: "''"}, predicate=f"{of_tenants} AND {_quoted(name)} IN ({_literals(held)})")
             return int(done["num_deleted_rows"])
 
         return self._retried(table.name, attempt)

@@ -136,13 +136,10 @@ class SortedRuns:
             writer.write_table(table)
         return StagedRun(_Run.open(path), tuple(kept))
 
-    def adopt(self, staged: "StagedRun | None") -> list[str]:
-        """Take a staged run up; returns the names of files that are not needed any more."""
-        if staged is None:
-            return []
-        needless = [run.path.name for run in self._runs[len(staged.kept) :]]
-        self._runs = [*staged.kept, staged.run]
-        return needless
+    def adopt(self, staged: "StagedRun | None") -> None:
+        """Take a staged run up."""
+        if staged is not None:
+            self._runs = [*staged.kept, staged.run]
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def guarded_events() -> tuple[pl.DataFrame, KeyPolicy]:
             KeyRule("*", "cookie", "attrs.cookie", window_seconds=86_400),
             KeyRule("*", "ip", "attrs.ip", "weak"),
         ),
-        (JourneyLimit("*", 4, 8),),
+        (JourneyLimit("*", 2, 3),),
     )
 
 

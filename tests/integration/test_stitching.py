@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import polars as pl
@@ -606,7 +608,7 @@ def test_case_49_of_a_person_that_is_gone_nothing_stays_tied(stitcher: Stitcher)
     assert stitcher.journeys.purge(gone) > 0
     left = stitcher.log()
     assert set(left["event_id"].drop_nulls()) == {"c"}
-    assert set(left["founding_event_id"].drop_nulls()) == {"c"}
+    assert set(left["founding_event_id"].drop_nulls()) == {"c", ""}
     assert set(left["key_hash"].drop_nulls()) == hashes - {value_hash("acme", "user", "1")}
     fresh = Stitcher(Path(stitcher.lake.uri("")).parent, "fresh")
     fresh.add(("d", 9, ["device:2"]))
@@ -629,6 +631,169 @@ def test_case_50_care_while_a_batch_commits_changes_no_row(stitcher: Stitcher) -
     fresh = Stitcher(Path(stitcher.lake.uri("")).parent, "fresh")
     fresh.add(("y", 10, ["device:4"]))
     assert fresh.assigned()["y"] == name_of("e0"), "the index is made from the log as it was arranged anew"
+
+
+def consistent(stitcher: Stitcher) -> dict[str, str]:
+    """The journey of each event, once tables, log and a machine with nothing but the log agree."""
+    found = stitcher.assigned()
+    journeys, aliases = stitcher.table(JOURNEYS), stitcher.table(JOURNEY_ALIASES)
+    assert set(found.values()) == set(journeys["journey_id"])
+    assert not set(aliases["journey_id"]) & set(journeys["journey_id"]), "an id is a journey or leads to one"
+    assert set(aliases["merged_into"]) <= set(journeys["journey_id"])
+    assert sorted(journeys["event_count"]) == sorted(Counter(found.values()).values())
+    fresh = Stitcher(Path(stitcher.lake.uri("")).parent, f"fresh-{uuid4().hex}")
+    for one in (stitcher, fresh):
+        _, index = one.journeys.refresh()
+        keys = one.lake.read(JOURNEY_KEYS)
+        held = index.are_held_by(keys.with_columns(pl.col("key_hash").cast(pl.UInt128)), journeys)
+        assert held.all()
+    return found
+
+
+def test_commits_of_two_tenants_at_once_lose_nothing(tmp_path: Path) -> None:
+    workers = [Stitcher(tmp_path, "shared") for _ in range(3)]
+    tenants = ("acme", "globex", "initech")
+
+    def work(number: int) -> None:
+        for n in range(12):
+            workers[number].add((f"{tenants[number]}/e{n}", n, [f"user:u{n % 4}"]))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert sorted(Counter(workers[0].assigned().values()).values()) == [3] * 12
+    commits = workers[0].log().filter(pl.col("kind") == "commit").group_by("tenant_id").agg(pl.col("seq").sort())
+    assert all(seqs == list(range(1, 13)) for seqs in commits["seq"].to_list())
+
+
+def test_a_foreign_commit_in_between_is_read_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Stitcher(tmp_path, "one"), Stitcher(tmp_path, "other")
+    one.add(("a", 1, ["user:1"]))
+    commit = Lake.append_numbered
+
+    def overtaken(self: Lake, *arguments: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Lake, "append_numbered", commit)
+            other.add(("globex/h", 1, ["user:2"]))
+        commit(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "append_numbered", overtaken)
+        one.add(("b", 2, ["user:1"]))
+    one.add(("globex/i", 2, ["user:2"]))
+    assert one.partition() == {frozenset("ab"), frozenset(["globex/h", "globex/i"])}
+
+
+def test_an_index_whose_files_are_lost_is_made_anew(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]))
+    (folder,) = (Path(stitcher.lake.uri("")).parent / "cache" / "journeys").iterdir()
+    for break_it in (
+        lambda: next(folder.glob("*.arrow")).unlink(),
+        lambda: (folder / "index.json").write_text(""),
+        lambda: (folder / "index.json").unlink(),
+    ):
+        break_it()
+        again = Stitcher(folder.parents[2])
+        again.add((f"x{uuid4().hex}", 2, ["user:1"]))
+        assert len(set(again.assigned().values())) == 1
+
+
+def test_altering_the_only_event_of_a_journey_keeps_its_id(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]))
+    stitcher.add(("a", 1, ["user:2"]))
+    stitcher.add(("b", 2, ["user:2"]))
+    assert consistent(stitcher) == {"a": name_of("a"), "b": name_of("a")}
+
+
+def test_a_journey_without_its_founder_outlives_those_that_it_absorbed(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["user:2"]))
+    stitcher.add(("c", 3, ["user:1", "device:1"]), ("d", 4, ["user:2", "device:1"]))
+    stitcher.add(gone=["a"])
+    assert consistent(stitcher) == dict.fromkeys("bcd", name_of("a"))
+
+
+def test_an_event_that_comes_back_does_not_take_the_id_that_went_on(stitcher: Stitcher) -> None:
+    stitcher.add(("b", 0, ["user:2"]), ("a", 1, ["user:1"]), ("c", 2, ["user:1"]))
+    stitcher.add(("d", 3, ["user:1", "device:1"]), ("e", 4, ["user:2", "device:1"]))
+    stitcher.add(gone=["a"])
+    stitcher.add(("a", 1, ["cookie:9"]))
+    stitcher.add(("f", 5, ["cookie:9"]))
+    found = consistent(stitcher)
+    assert {found[event] for event in "bcde"} == {name_of("b")}
+    assert found["a"] == found["f"] not in (name_of("a"), name_of("b"))
+
+
+def test_a_type_that_becomes_unique_guards_what_is_there(stitcher: Stitcher) -> None:
+    events: list[Event] = [("a", 1, ["user:ann", "device:d"])]
+    stitcher.add(*events)
+    stitcher.unique_user()
+    plan = stitcher.journeys.rebase("acme", archive(events), stitcher.policy)
+    assert plan.change is not None
+    stitcher.journeys.apply(plan, stitcher.policy)
+    stitcher.add(("b", 2, ["user:bob", "device:d"]))
+    assert consistent(stitcher) == {"a": name_of("a"), "b": name_of("b")}
+
+
+def test_a_rebase_that_gives_an_id_back_moves_what_stood_under_it(stitcher: Stitcher) -> None:
+    events: list[Event] = [
+        ("b", 1, ["cookie:c1"]), ("a", 2, ["user:1"]), ("y", 3, ["user:1", "device:2"]), ("x", 4, ["device:2"]),
+        ("c", 5, ["device:2", "cookie:c1"]),
+    ]  # fmt: skip
+    for event in events:
+        stitcher.add(event)
+    without = KeyPolicy(tuple(rule for rule in RULES if rule.key_type != "user"))
+    stitcher.journeys.apply(stitcher.journeys.rebase("acme", archive(events), without), without)
+    assert consistent(stitcher) == {"a": name_of("a"), **dict.fromkeys("bcxy", name_of("b"))}
+    assert stitcher.journeys.rebase("acme", archive(events), without).change is None
+
+
+def test_a_purged_founder_does_not_take_its_journey_along(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["user:1"]))
+    stitcher.add(gone=["a"])
+    stitcher.table(JOURNEYS)
+    stitcher.journeys.purge(pl.DataFrame({"tenant_id": ["acme"], "event_id": ["a"]}))
+    fresh = Stitcher(Path(stitcher.lake.uri("")).parent, "fresh")
+    fresh.add(("c", 3, ["user:1"]))
+    assert consistent(fresh) == {"b": name_of("a"), "c": name_of("a")}
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_partners_are_counted_alike_with_and_without_the_index(tmp_path: Path, *, is_lost: bool) -> None:
+    stitcher = Stitcher(tmp_path)
+    stitcher.policy = KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}", max_partners=2) for kind in TYPES))
+    stitcher.add(("a", 1, ["session:s", "user:u"]), ("b", 2, ["session:s", "device:d"]))
+    stitcher.add(("b", 2, ["session:s", "device:d", "cookie:c"]))  # s meets three, and its journey is found anew
+    if is_lost:
+        stitcher = Stitcher(tmp_path, "fresh")
+        stitcher.policy = KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}", max_partners=2) for kind in TYPES))
+    stitcher.add(("e", 3, ["user:u"]), ("f", 4, ["cookie:c"]))
+    assert consistent(stitcher) == {**dict.fromkeys("ae", name_of("a")), **dict.fromkeys("bf", name_of("b"))}
+    assert stitcher.table(QUARANTINED_KEYS)["key_type"].to_list() == ["session"]
+
+
+def test_blocked_keys_are_no_partners(stitcher: Stitcher) -> None:
+    stitcher.capped("device", 1)
+    stitcher.block("order", "o")
+    stitcher.add(("a", 1, ["device:d", "order:o"]), ("b", 2, ["device:d", "user:1"]), ("c", 3, ["device:d"]))
+    assert stitcher.partition() == {frozenset("abc")}
+
+
+def test_a_rebase_counts_partners_again(stitcher: Stitcher) -> None:
+    stitcher.capped("device", 2)
+    events: list[Event] = [(f"e{n}", n, ["device:d", f"user:u{n}"]) for n in range(3)]
+    stitcher.add(*events)
+    stitcher.add(gone=["e2"])
+    stitcher.journeys.apply(stitcher.journeys.rebase("acme", archive(events[:2]), stitcher.policy), stitcher.policy)
+    stitcher.add(("f", 9, ["device:d", "user:u0"]))
+    assert consistent(stitcher) == dict.fromkeys(("e0", "e1", "f"), name_of("e0"))
+    assert stitcher.table(QUARANTINED_KEYS).is_empty()
+
+
+def test_an_id_that_leads_elsewhere_than_its_events_is_a_split(stitcher: Stitcher) -> None:
+    stitcher.add(("z", 0, ["user:9"]), ("a", 1, ["user:1"]), ("b", 2, ["user:1"]))
+    stitcher.add(("a", 1, ["user:9"]))
+    found = consistent(stitcher)
+    assert (found["a"], found["b"]) == (name_of("z"), name_of("b"))
+    assert stitcher.table(JOURNEY_SPLITS).select("journey_id", "split_off").rows() == [(name_of("a"), name_of("b"))]
 
 
 def test_an_altered_event_moves_and_leaves_nothing_behind(stitcher: Stitcher) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from c360_pipeline.core.journey_log import Gone, aliases, events_now, log_rows
 from c360_pipeline.core.keys import KeyPolicy, KeyRule, extract_keys
-from c360_pipeline.core.lake import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS, JOURNEYS
+from c360_pipeline.core.lake import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_ALIASES, JOURNEY_KEYS, JOURNEYS
 from c360_pipeline.core.stitching import Known, prepare, stitch
 from c360_pipeline.stores.journey_index import JourneyIndex
 from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
@@ -168,6 +168,10 @@ class Store:
         journeys = self.lake.read(JOURNEYS).select("journey_id", "event_count", "key_count").sort("journey_id")
         expected = counts.select("journey_id", pl.col("events", "keys").fill_null(0).cast(pl.Int64)).sort("journey_id")
         assert journeys.rows() == expected.rows()
+        ids, gone = set(self.lake.read(JOURNEYS)["journey_id"]), self.lake.read(JOURNEY_ALIASES)
+        assert set(found["journey_id"]) == ids
+        assert not set(gone["journey_id"]) & ids, "an id is a journey or leads to one"
+        assert set(gone["merged_into"]) <= ids
         return dict(found.select("event_id", "journey_id").iter_rows())
 
     def forget_cache(self) -> None:
@@ -209,7 +213,11 @@ def test_events_that_go_or_change_leave_nothing_behind(events: list[Numbered], c
             other = [(n, {"a": f"v{rng.randint(1, 6)}"}) for n in there if n not in gone and rng.random() < 0.2]
             there = {n: keys for n, keys in there.items() if n not in gone} | dict(other) | dict(batch)
             store.add(batch + other, gone)
+            if rng.random() < 0.3:
+                store.forget_cache()
             assert partition(store.now()) == oracle(sorted(there.items()))
+        again = store.journeys.rebase("t", archive(sorted(there.items())), POLICY)
+        assert again.merges.is_empty() and again.splits.is_empty() and again.moved.is_empty()  # noqa: PT018
 
 
 @settings(max_examples=60)
