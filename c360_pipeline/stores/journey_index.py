@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ _INSTANT = pl.Datetime("us", "UTC")
 LIST = "index.json"
 LOADS = 5
 """Times that a list is read whose files another process merges meanwhile."""
-UNNAMED_SECONDS = 600.0
+UNNAMED_SECONDS = 120.0
 """Files without a name in the list are swept after as many seconds."""
 WRITERS = 2
 """Runs that are sorted and written at once."""
@@ -149,15 +149,15 @@ class JourneyIndex:
         except (FileNotFoundError, ValueError):
             self._generation = None
 
-    def absorb(self, rows: pl.DataFrame, files: set[str]) -> None:
-        """Take up rows of the log.
+    def absorb(self, rows: pl.DataFrame, files: set[str]) -> bool:
+        """Take up rows of the log; False where another process was faster, as in `adopt`.
 
         Args:
             rows: whole commits, none of which is in the index.
             files: all files of the log that are in the index now.
         """
         commits = rows.filter(pl.col("kind") == COMMIT).sort("seq").select("tenant_id", "seq", "detail")
-        self.adopt(self._staged(self._tables(rows)) if rows.height else {}, commits, files)
+        return self.adopt(self._staged(self._tables(rows)) if rows.height else {}, commits, files)
 
     def stage(self, batch: Batch, stitched: Stitched, gone: Gone) -> Staged:
         """Write what the index is after a decision, while that is committed: the same as from its rows in the log."""
@@ -196,8 +196,8 @@ class JourneyIndex:
             runs = pool.map(lambda kind: self._runs[kind].stage(tables[kind]), tables)
             return dict(zip(tables, runs, strict=True))
 
-    def adopt(self, staged: Staged, commits: pl.DataFrame, files: set[str]) -> None:
-        """Take up what was staged; where another process was faster, what it wrote, so that the rest is read anew.
+    def adopt(self, staged: Staged, commits: pl.DataFrame, files: set[str]) -> bool:
+        """Take up what was staged; False where another process was faster: then that is taken up, and nothing else.
 
         Args:
             staged: as `stage` wrote it.
@@ -208,13 +208,14 @@ class JourneyIndex:
             if not self.is_newest():
                 discard(staged)
                 self.load()
-                return
+                return False
             for kind, run in staged.items():
                 self._runs[kind].adopt(run)
             for tenant, seq, detail in commits.iter_rows():
                 self._tenants[tenant] = TenantState(seq, json.loads(detail))
             self._files = set(files)
             self._save()
+            return True
 
     def _save(self) -> None:
         self._generation = uuid4().hex
@@ -233,8 +234,9 @@ class JourneyIndex:
     def _sweep(self, named: set[str]) -> None:
         """Do away with files that the list does not name, once nobody can be about to name them."""
         for path in self._folder.glob("*.arrow"):
-            if path.name not in named and time.time() - path.stat().st_mtime > UNNAMED_SECONDS:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # discarded by the process that staged it
+                if path.name not in named and time.time() - path.stat().st_mtime > UNNAMED_SECONDS:
+                    path.unlink()
 
     def _tables(self, rows: pl.DataFrame) -> dict[str, pa.Table]:
         rows = rows.sort("seq", maintain_order=True)

@@ -209,7 +209,8 @@ class Journeys:
         windows = counts.with_columns(window=(pl.col("len").cum_sum() - 1) // ABSORBED_ROWS)
         for (_,), window in windows.group_by("window", maintain_order=True):
             low, high = window["seq"].min(), window["seq"].max()
-            index.absorb(rows.filter(pl.col("seq").is_between(low, high)).collect(), index.files)
+            if not index.absorb(rows.filter(pl.col("seq").is_between(low, high)).collect(), index.files):
+                return  # what another process has taken up is looked at first
         index.absorb(JOURNEY_LOG.empty(), files)
 
     def state(self, tenant_id: str) -> TenantState:
