@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
@@ -29,11 +30,11 @@ def show(
     settings = load_settings()
     if as_of is not None:
         history = JourneyHistory(open_lake(settings))
-        owner = _one_tenant(history.tenants_of(event_id), event_id, tenant)
+        owner = _one_tenant(history.tenants_of(event_id), repr(event_id), tenant)
         events = history.journey_at(owner, event_id, _instant(as_of))
     else:
         with open_graph(settings) as graph:
-            owner = _one_tenant(graph.tenants_with_event(event_id), event_id, tenant)
+            owner = _one_tenant(graph.tenants_with_event(event_id), repr(event_id), tenant)
             events = graph.journey_of_event(owner, event_id)
     if not events:
         raise ConfigError(f"There is no stitched event {event_id!r}.")
@@ -52,7 +53,7 @@ def explain(
 
     with open_graph(load_settings()) as graph:
         shared = [t for t in graph.tenants_with_event(first) if t in graph.tenants_with_event(second)]
-        owner = _one_tenant(shared, f"{first!r} and {second!r}", tenant)
+        owner = _one_tenant(shared, f"{first!r} together with {second!r}", tenant)
         chain = graph.explanation(owner, first, second)
     if as_json:
         print_json({"tenant_id": owner, "chain": chain})
@@ -140,7 +141,7 @@ def conflicts(
     table = Table("tenant", "event", "key", "reason", "went to", "not to")
     for row in rows:
         table.add_row(
-            row["tenant_id"], row["event_id"], f"{row['key_type']}:{row['key_hash']}", row["reason"],
+            escape(row["tenant_id"]), escape(row["event_id"]), f"{row['key_type']}:{row['key_hash']}", row["reason"],
             row["journey_id"], row["refused_journey_id"],
         )  # fmt: skip
     out.print(table if rows else "Nothing waits for review.")
@@ -155,13 +156,13 @@ def _instant(text: str) -> datetime:
 
 
 def _one_tenant(tenants: list[str], what: str, chosen: str | None) -> str:
-    if chosen is not None:
-        return chosen
-    if len(tenants) > 1:
-        raise ConfigError(f"Event {what!r} exists for {', '.join(tenants)}: choose one with --tenant.")
+    if chosen is not None and chosen not in tenants:
+        raise ConfigError(f"{chosen} has no stitched event {what}; {', '.join(tenants) or 'nobody'} has.")
+    if chosen is None and len(tenants) > 1:
+        raise ConfigError(f"Event {what} exists for {', '.join(tenants)}: choose one with --tenant.")
     if not tenants:
-        raise ConfigError(f"There is no stitched event {what!r}.")
-    return tenants[0]
+        raise ConfigError(f"There is no stitched event {what}.")
+    return chosen or tenants[0]
 
 
 def _journey_table(events: list[dict[str, Any]]) -> Table:
@@ -169,7 +170,7 @@ def _journey_table(events: list[dict[str, Any]]) -> Table:
     table = Table("time", "user", "session", "action", "product", "keys", title=f"journey {events[0]['journey_id']}")
     for e in events:
         table.add_row(
-            _at(e["ts"]), e["user_id"], e["session_id"], e["action"], e["product_id"] or "",
+            _at(e["ts"]), *(escape(e[name] or "") for name in ("user_id", "session_id", "action", "product_id")),
             " ".join(sorted(e["key_types"])),
         )  # fmt: skip
     return table
@@ -185,8 +186,8 @@ def _chain_tree(chain: list[dict[str, Any]]) -> Tree:
 
 def _link(node: dict[str, Any]) -> str:
     if "key" in node:
-        return f"[dim]shares the {node['key_type']} {node['key']}[/]"
-    return f"{node['event_id']}  {_at(node['ts'])}  {node['action']} by {node['user_id']}"
+        return f"[dim]shares the {node['key_type']} {escape(node['key'])}[/]"
+    return escape(f"{node['event_id']}  {_at(node['ts'])}  {node['action']} by {node['user_id']}")
 
 
 def _at(ts: Any) -> str:

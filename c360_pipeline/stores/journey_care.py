@@ -5,7 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from c360_pipeline.core.keys import EVERY_TENANT, value_hash
+from c360_pipeline.core.journey_log import MERGE, SPLIT
+from c360_pipeline.core.keys import EVERY_TENANT, KeyPolicy, value_hash
 from c360_pipeline.core.lake import JOURNEY_LOG
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.control import ControlDb
@@ -60,20 +61,24 @@ def block_key(
     Raises:
         ConfigError: there is no such key, or several tenants have it.
     """
-    owner, key_type, key_hash = _found_key(lake, key, tenant)
-    before = JourneyTables(lake).target()
+    owner, key_type, key_hash = _found_key(lake, control.key_policy(), key, tenant)
+    name = f"{key_type}:{key_hash}"
     if undo:
         control.unblock_key(owner, key_type, key_hash)
     else:
         control.block_key(owner, key_type, key_hash, reason)
-    report = Stitching(lake, Journeys(lake), control.key_policy()).catch_up(force=True)
+    journeys, policy = Journeys(lake), control.key_policy()
+    before = JourneyTables(lake).target()
+    cause = f"{name} ties again" if undo else f"{name} was blocked"
+    report = journeys.find_anew(journeys.with_keys(owner, [name]), policy, owner, cause)
     bring_up(lake, graph)
-    rows = JourneyTables(lake).between(before, JourneyTables(lake).target()).rows.collect(engine="streaming")
-    merges = rows.filter(pl.col("kind") == "merge").select("tenant_id", survivor="journey_id", loser="other_journey_id")
-    splits = rows.filter(pl.col("kind") == "split").select(
+    found = JourneyTables(lake).between(before, {owner: journeys.state(owner).seq})
+    rows = found.rows.collect(engine="streaming")
+    merges = rows.filter(pl.col("kind") == MERGE).select("tenant_id", survivor="journey_id", loser="other_journey_id")
+    splits = rows.filter(pl.col("kind") == SPLIT).select(
         "tenant_id", "journey_id", "event_count", split_off="other_journey_id"
     )
-    return BlockedKey(owner, f"{key_type}:{key_hash}", report, merges, splits)
+    return BlockedKey(owner, name, report, merges, splits)
 
 
 def bring_up(lake: Lake, graph: Graph) -> None:
@@ -85,11 +90,16 @@ def bring_up(lake: Lake, graph: Graph) -> None:
     JourneyGraph(lake, graph).project()
 
 
-def _found_key(lake: Lake, key: str, tenant: str | None) -> tuple[str, str, str]:
+def _found_key(lake: Lake, policy: KeyPolicy, key: str, tenant: str | None) -> tuple[str, str, str]:
     """Tenant, type and hash of a key that some event has."""
     said = lake.scan(JOURNEY_LOG).filter(pl.col("key_type").is_not_null())
     if "=" in key:
         key_type, _, value = key.partition("=")
+        if any(rule.key_type == key_type and rule.window_seconds for rule in policy.rules):
+            raise ConfigError(
+                f"{key_type!r} has a window: a value makes a key per window. Name the one that is meant as type:hash, "
+                "as `c360 journey explain A B` shows it."
+            )
         tenants = said.select("tenant_id").unique().collect(engine="streaming")["tenant_id"]
         hashes = {t: value_hash(t, key_type, value) for t in tenants if tenant in (None, t)}
     else:

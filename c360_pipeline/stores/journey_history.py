@@ -70,9 +70,12 @@ class JourneyHistory:
         moved = rows.filter(pl.col("kind") == log.ALIAS).select(
             "journey_id", effective_at="committed_at", leads_to=pl.coalesce("other_journey_id", "journey_id")
         )
+        living = log.living_journeys(rows, log.ended_journeys(rows, log.aliases(rows))).select("journey_id")
         spans = pl.concat([founded.select("journey_id", "leads_to", "effective_at"), moved.select(
             "journey_id", "leads_to", "effective_at")]).unique()  # fmt: skip
         later = pl.col("effective_at").shift(-1).over("journey_id", order_by="effective_at")
-        return spans.with_columns(superseded_at=later).with_columns(
-            is_current=pl.col("superseded_at").is_null()
-        ).sort("journey_id", "effective_at").collect(engine="streaming")  # fmt: skip
+        dated = spans.with_columns(superseded_at=later)
+        leads = dated.join(living.with_columns(lives=pl.lit(value=True)), left_on="leads_to", right_on="journey_id",
+                           how="left")  # fmt: skip
+        is_current = pl.col("superseded_at").is_null() & pl.col("lives").fill_null(value=False)
+        return leads.with_columns(is_current=is_current).drop("lives").sort("journey_id", "effective_at").collect()

@@ -182,21 +182,27 @@ class Journeys:
 
     def refresh(self) -> tuple[DeltaTable, JourneyIndex]:
         """The log as it is now, and the index brought up to it."""
-        snapshot = self._lake.snapshot(JOURNEY_LOG)
-        table_id = str(snapshot.metadata().id)
-        if self._index is None or self._index[0] != table_id:
-            self._index = (table_id, JourneyIndex(self._lake.cache / "journeys" / table_id))
-        index = self._index[1]
-        files = set(snapshot.file_uris())
         for _ in range(MAX_ATTEMPTS):
+            snapshot = self._lake.snapshot(JOURNEY_LOG)
+            index, files = self._index_of(snapshot), set(snapshot.file_uris())
             if index.files != files or not index.is_newest():
                 index.load()
             if any(number < index.tenant(tenant).seq for tenant, number in self._numbers(snapshot, index)):
-                index.forget()  # the log was restored to an earlier version
+                # The log was restored to an earlier version, or another process is further than this snapshot.
+                snapshot = self._lake.snapshot(JOURNEY_LOG)
+                files = set(snapshot.file_uris())
+                if any(number < index.tenant(tenant).seq for tenant, number in self._numbers(snapshot, index)):
+                    index.forget()
             if index.files == files:
                 return snapshot, index
             self._absorb(index, files)
         raise ConflictError(f"Other processes changed the index of journeys {MAX_ATTEMPTS} times in a row.")
+
+    def _index_of(self, snapshot: DeltaTable) -> JourneyIndex:
+        table_id = str(snapshot.metadata().id)
+        if self._index is None or self._index[0] != table_id:
+            self._index = (table_id, JourneyIndex(self._lake.cache / "journeys" / table_id))
+        return self._index[1]
 
     def _numbers(self, snapshot: DeltaTable, index: JourneyIndex) -> Iterator[tuple[str, int]]:
         return ((tenant, snapshot.transaction_version(log_number(tenant)) or 0) for tenant in index.seqs)
