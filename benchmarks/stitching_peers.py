@@ -16,8 +16,8 @@ def duckdb_distinct(folder: Path) -> int:
     """Count the different keys, as text: what any way over the keys must do at least."""
     import duckdb
 
-    found = duckdb.sql(f"SELECT count(DISTINCT key) FROM '{folder}/pairs.parquet'").fetchone()
-    return int(found[0]) if found else 0
+    ((found,),) = duckdb.sql(f"SELECT count(DISTINCT key) FROM '{folder}/pairs.parquet'").fetchall()
+    return int(found)
 
 
 def splink_clusters(folder: Path) -> int:
@@ -34,8 +34,8 @@ def splink_clusters(folder: Path) -> int:
         nodes="nodes", edges="edges", db_api=DuckDBAPI(connection), node_id_column_name="id",
         edge_id_column_name_left="id_l", edge_id_column_name_right="id_r",
     )  # fmt: skip
-    counted = connection.sql(f"SELECT count(DISTINCT cluster_id) FROM {found.physical_name}").fetchone()
-    return int(counted[0]) if counted else 0
+    ((counted,),) = connection.sql(f"SELECT count(DISTINCT cluster_id) FROM {found.physical_name}").fetchall()
+    return int(counted)
 
 
 def _edges(folder: Path) -> tuple[list[int], list[int], int]:

@@ -13,7 +13,6 @@ are compared as they are: a hash of them could collide, and dense numbers instea
 global sort, more than they save in the two or three rounds that are left.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, Final, cast
@@ -21,13 +20,11 @@ from typing import Any, Final, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark import cloudpickle
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as sf
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components as scipy_components
 
+from c360_pipeline.core.components import connected_components as numbered_components
 from c360_pipeline.errors import ConfigError
 
 EDGES_PER_TASK: Final = 1 << 22
@@ -87,8 +84,6 @@ def _shuffle(edges: DataFrame, partitions: int | None, column: str) -> DataFrame
 
 def _contract(edges: DataFrame, schema: StructType) -> DataFrame:
     """Replace the edges of each partition by stars around the smallest node of each of its components."""
-    # Sent by value, so that workers need numpy, pyarrow and scipy, but not this package.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]  # has no types
     return edges.mapInArrow(_contract_batches, schema)
 
 
@@ -113,11 +108,9 @@ def _stars(edges: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     if ends.null_count:
         raise ValueError("An edge has a null end. A lone node is an edge to itself.")
     nodes, codes = _rank(ends)
-    graph = coo_array((np.ones(len(codes) // 2, np.int8), np.split(codes, 2)), (len(nodes), len(nodes)))
-    count, component = scipy_components(graph, directed=False)
-    smallest = np.full(count, len(nodes))
-    np.minimum.at(smallest, component, np.arange(len(nodes)))
-    stars = pa.table({"node": nodes, "centre": nodes.take(pa.array(smallest[component]))})
+    left, right = np.split(codes, 2)
+    smallest = numbered_components(left, right, len(nodes), "scipy")  # needs no compiler on a worker
+    stars = pa.table({"node": nodes, "centre": nodes.take(pa.array(smallest))})
     yield from stars.to_batches(max_chunksize=ROWS_PER_BATCH)
 
 

@@ -292,6 +292,11 @@ class Journeys:
 
         return self._lake.retried(JOURNEY_LOG.name, attempt)
 
+    def events_there(self) -> pl.LazyFrame:
+        """tenant_id, event_id of all events that have a journey, as the log says."""
+        rows = self._lake.scan(JOURNEY_LOG).select(*EVENT_COLUMNS[:2], "seq", "kind")
+        return last_event_rows(rows).select(EVENT_COLUMNS[:2]).unique()
+
     def count(self, tenant_id: str) -> int:
         """Journeys that a tenant has now."""
         rows = self._log([tenant_id])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from c360_pipeline.core.keys import EVERY_TENANT, KeyPolicy
-from c360_pipeline.core.lake import EVENT_JOURNEY, EVENTS
+from c360_pipeline.core.lake import EVENTS
 from c360_pipeline.errors import BrakeError
 from c360_pipeline.stores.journeys import BatchReport, Journeys, Rebase
 from c360_pipeline.stores.lake import Lake, Version
@@ -92,8 +92,8 @@ class Stitching:
 
     def _gone_from_archive(self) -> pl.DataFrame:
         key = list(EVENTS.key)
-        there = self._lake.scan(EVENTS).select(key)
-        return self._lake.scan(EVENT_JOURNEY).select(key).join(there, on=key, how="anti").collect(engine="streaming")
+        archived = self._lake.scan(EVENTS).select(key)
+        return self._journeys.events_there().join(archived, on=key, how="anti").collect(engine="streaming")
 
     def _no_events(self) -> pl.DataFrame:
         return EVENTS.empty().select(SOURCE_COLUMNS)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ from c360_pipeline.stores.journey_history import JourneyHistory
 from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
 from c360_pipeline.stores.journeys import BatchReport, Journeys
 from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.stitching import Stitching
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
 TYPES = ("user", "session", "device", "cookie", "order", "email_hash")
@@ -866,3 +868,23 @@ def test_the_journey_of_an_event_at_an_instant(tmp_path: Path) -> None:
 
 def test_junk_holds_the_digests_of_the_empty_string() -> None:
     assert {hashlib.md5(b"").hexdigest(), hashlib.sha256(b"").hexdigest()} <= set(JUNK)  # noqa: S324
+
+
+def test_an_archive_that_was_made_anew_takes_its_lost_events_along(tmp_path: Path) -> None:
+    stitcher = Stitcher(tmp_path)
+
+    def archived(*events: Event) -> pl.DataFrame:
+        rows = archive(list(events)).with_columns(event_date=pl.col("ts").dt.date())
+        missing = {n: t for n, t in EVENTS.empty().schema.items() if n not in rows.columns}
+        return rows.with_columns(pl.lit(None, t).alias(n) for n, t in missing.items()).select(list(EVENTS.columns))
+
+    stitcher.lake.append(EVENTS, archived(("a", 1, ["user:1"]), ("b", 2, ["user:1"])))
+    stitching = Stitching(stitcher.lake, stitcher.journeys, POLICY)
+    assert stitching.catch_up().events == 2
+    shutil.rmtree(tmp_path / "lake" / "events")
+    fresh = Lake(str(tmp_path / "lake"), {}, tmp_path / "again")
+    fresh.append(EVENTS, archived(("b", 2, ["user:1"]), ("c", 3, ["user:1"])))
+    report = Stitching(fresh, Journeys(fresh), POLICY).catch_up()
+    assert (report.events, report.removed) == (1, 1)
+    stitcher.journeys = Journeys(fresh)
+    assert stitcher.partition() == {frozenset("bc")}
