@@ -326,7 +326,7 @@ def in_the_graph(events: int) -> None:
     from c360_pipeline.runs import materialise
     from c360_pipeline.settings import load_settings
 
-    selection = "+journey_graph"
+    selection = "*journey_graph"
     table = Table("in the graph", "events", "seconds", "aim")
     with tempfile.TemporaryDirectory() as where:
         os.environ["C360_HOME"] = where

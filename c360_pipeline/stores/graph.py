@@ -99,8 +99,11 @@ READ_JOURNEY_OF_EVENT = """
 """
 READ_EXPLANATION = """
     MATCH (a:Event {tenant_id: $tenant_id, id: $first}), (b:Event {tenant_id: $tenant_id, id: $second})
-    MATCH path = shortestPath((a)-[:HAS_KEY*]-(b))
-    RETURN [n IN nodes(path) | CASE WHEN n:Event THEN {event_id: n.id, ts: n.ts, action: n.type, user_id: n.user_id}
+    CALL (a, b) {
+        WITH a, b WHERE a <> b MATCH path = shortestPath((a)-[:HAS_KEY*]-(b)) RETURN nodes(path) AS chain
+        UNION WITH a, b WHERE a = b RETURN [a] AS chain
+    }
+    RETURN [n IN chain | CASE WHEN n:Event THEN {event_id: n.id, ts: n.ts, action: n.type, user_id: n.user_id}
         ELSE {key: n.id, key_type: n.key_type} END] AS chain
 """
 ABSORB = """

@@ -171,6 +171,7 @@ def test_case_40_the_shortest_chain_between_two_events(world: World) -> None:
     assert [node.get("event_id") or node["key"] for node in chain] == [
         "a", f"cookie:{keys['cookie']}", "b", f"device:{keys['device']}", "c",
     ]  # fmt: skip
+    assert [node["event_id"] for node in world.graph.explanation("acme", "a", "a") or ()] == ["a"]
     assert world.graph.explanation("acme", "a", "z") is None
     assert world.graph.explanation("acme", "a", "w") is None
     assert world.graph.explanation("globex", "a", "c") is None
