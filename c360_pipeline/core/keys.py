@@ -14,7 +14,6 @@ import polars_hash  # noqa: F401 - registers the `nchash` expressions
 
 MAX_KEY_CHARACTERS = 1024
 LINK, WEAK, IGNORE = "link", "weak", "ignore"
-MODES = (LINK, WEAK, IGNORE)
 EVERY_TENANT = "*"
 NOBODY = (
     "", "null", "none", "nil", "nan", "undefined", "unknown", "anonymous", "n/a", "na", "-", "-1", "0", "(null)",

@@ -283,6 +283,7 @@ def stitch(
     events = batch.events.select("tenant_id", "event_id", "ts", "was", journey_id=ids.gather(number))
     # The place -1, of a key without a group, is the last of these.
     key_number = np.append(named.of_group, -1)[fold.key_group]
+    final = _final_numbers(batch, known, fold, named)
     now_quarantined = batch.keys.filter(pl.Series(is_quarantined & ~known.is_quarantined))
     return Stitched(
         events=events,
@@ -293,9 +294,9 @@ def stitch(
             journey_id=_gathered(ids, key_number, key_number >= 0),
             partners=pl.Series(partners), is_quarantined=pl.Series(is_quarantined),
         ),
-        aliases=_aliases(batch, known, fold, named),
-        merges=_merges(batch, known, fold, named),
-        splits=_splits(batch, known, fold, named, number),
+        aliases=_aliases(known, named, final),
+        merges=_merges(batch, known, fold, named, final),
+        splits=_splits(batch, known, named, number, final),
         conflicts=_conflicts(batch, fold, named, number, status),
         quarantines=now_quarantined.select(
             "tenant_id", "key_type", "key_hash",
@@ -592,8 +593,8 @@ def _final_numbers(batch: Batch, known: Known, fold: _Fold, named: _Named) -> In
     return final
 
 
-def _aliases(batch: Batch, known: Known, fold: _Fold, named: _Named) -> pl.DataFrame:
-    final = _final_numbers(batch, known, fold, named)
+def _aliases(known: Known, named: _Named, final: Ints) -> pl.DataFrame:
+    """Ids that lead elsewhere than before; `final` as `_final_numbers` makes it."""
     number = np.arange(len(final))
     ids = named.journeys["journey_id"]
     target = _gathered(ids, np.maximum(final, 0), (final >= 0) & (final != number))
@@ -604,9 +605,8 @@ def _aliases(batch: Batch, known: Known, fold: _Fold, named: _Named) -> pl.DataF
     return changed.select("tenant_id", "journey_id", "merged_into")
 
 
-def _merges(batch: Batch, known: Known, fold: _Fold, named: _Named) -> pl.DataFrame:
+def _merges(batch: Batch, known: Known, fold: _Fold, named: _Named, final: Ints) -> pl.DataFrame:
     """One row per journey that was active and is in another now."""
-    final = _final_numbers(batch, known, fold, named)
     number = np.arange(len(final))
     lost = np.flatnonzero((final >= 0) & (final != number) & known.journeys["was_active"].to_numpy())
     event, key = fold.met_event[lost], fold.met_key[lost]
@@ -620,14 +620,13 @@ def _merges(batch: Batch, known: Known, fold: _Fold, named: _Named) -> pl.DataFr
     )  # fmt: skip
 
 
-def _splits(batch: Batch, known: Known, fold: _Fold, named: _Named, number: Ints) -> pl.DataFrame:
+def _splits(batch: Batch, known: Known, named: _Named, number: Ints, final: Ints) -> pl.DataFrame:
     """Parts of a journey that are not where its id leads now, with the number of their events."""
     if batch.events["was"].null_count() == batch.events.height:
         return pl.DataFrame(schema=_SPLIT)
     ids = named.journeys["journey_id"]
     moved = batch.events.select("tenant_id", journey_id="was", split_off=ids.gather(number)).drop_nulls("journey_id")
     parts = moved.group_by("tenant_id", "journey_id", "split_off").agg(event_count=pl.len().cast(pl.Int64))
-    final = _final_numbers(batch, known, fold, named)
     leads = known.journeys.select("journey_id", leads_to=_gathered(ids, np.maximum(final, 0), final >= 0))
     off = parts.join(leads, on="journey_id", how="left").filter(pl.col("split_off").ne_missing(pl.col("leads_to")))
     return off.sort("tenant_id", "journey_id", "split_off").select(list(_SPLIT))

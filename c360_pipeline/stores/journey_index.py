@@ -126,11 +126,15 @@ class JourneyIndex:
 
     def is_newest(self) -> bool:
         """Whether no other process has written the list since it was loaded."""
+        return self._written_generation() == self._generation
+
+    def _written_generation(self) -> str | None:
+        """What the list on disk calls itself; None for none that can be read."""
         try:
-            said = json.loads((self._folder / LIST).read_text(encoding="utf-8"))
+            generation: str | None = json.loads((self._folder / LIST).read_text(encoding="utf-8")).get("generation")
         except (FileNotFoundError, ValueError):
-            return self._generation is None
-        return bool(said.get("generation") == self._generation)
+            return None
+        return generation
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -144,10 +148,7 @@ class JourneyIndex:
         """Begin anew: the log is another than the index was made from."""
         self._runs = {kind: SortedRuns(self._folder, schema) for kind, schema in KINDS.items()}
         self._tenants, self._files = {}, set()
-        try:
-            self._generation = json.loads((self._folder / LIST).read_text(encoding="utf-8")).get("generation")
-        except (FileNotFoundError, ValueError):
-            self._generation = None
+        self._generation = self._written_generation()
 
     def absorb(self, rows: pl.DataFrame, files: set[str]) -> bool:
         """Take up rows of the log; False where another process was faster, as in `adopt`.
@@ -333,6 +334,11 @@ class JourneyIndex:
         if not is_found.all():
             raise LookupError(f"{(~is_found).sum()} journeys are not in the index at {self._folder}")
         return pl.DataFrame(rows).with_columns(pl.col("created_at", "first_event_ts", "last_event_ts").cast(_INSTANT))
+
+    def living(self, ids: pl.Series) -> pl.DataFrame:
+        """The states of the journeys that some ids lead to now, of those that have events."""
+        high, low = self.current(*journey_words(ids))
+        return self.journeys(high, low).unique("journey_id").filter(pl.col("event_count") > 0)
 
     def known(self, batch: Batch) -> Known:
         """What is known of the keys of a batch."""

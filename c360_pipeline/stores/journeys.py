@@ -233,7 +233,6 @@ class Journeys:
         events: pl.DataFrame,
         policy: KeyPolicy,
         gone: pl.DataFrame | None = None,
-        details: Mapping[str, Any] | None = None,
     ) -> BatchReport:
         """Stitch events, in one commit.
 
@@ -241,12 +240,11 @@ class Journeys:
             events: rows of the archive, new, known or altered; unique by tenant and event id.
             policy: what keys may do.
             gone: tenant_id, event_id of events that the archive does not hold any more.
-            details: kept with the commit of each tenant.
 
         Raises:
             ConflictError: other workers were faster 20 times in a row.
         """
-        return self.add_keyed(events, extract_keys(events, policy.rules), policy, gone, details)
+        return self.add_keyed(events, extract_keys(events, policy.rules), policy, gone)
 
     def add_keyed(
         self,
@@ -254,11 +252,10 @@ class Journeys:
         keys: pl.DataFrame,
         policy: KeyPolicy,
         gone: pl.DataFrame | None = None,
-        details: Mapping[str, Any] | None = None,
     ) -> BatchReport:
         """The same with keys that are extracted already: `KEY_COLUMNS`, row being the place in `events`."""
         gone = events.select(EVENT_COLUMNS[:2]).clear() if gone is None else gone.select(EVENT_COLUMNS[:2])
-        return self._committed(lambda index: self._added(index, events, keys, gone, policy), policy, details)
+        return self._committed(lambda index: self._added(index, events, keys, gone, policy), policy)
 
     def note(self, tenant_id: str, details: Mapping[str, Any]) -> None:
         """Commit a remark and nothing else; nothing when the last commit says the same."""
@@ -314,9 +311,7 @@ class Journeys:
         said = rows.filter((pl.col("kind") == EVENT) & pl.concat_str("key_type", pl.lit(":"), "key_hash").is_in(names))
         ids = said.select("journey_id").unique().collect(engine="streaming")["journey_id"]
         _, index = self.refresh()
-        high, low = index.current(*journey_words(ids))
-        found = index.journeys(high, low).unique("journey_id")
-        return found.filter(pl.col("event_count") > 0).select("tenant_id", "journey_id")
+        return index.living(ids).select("tenant_id", "journey_id")
 
     def find_anew(self, journeys: pl.DataFrame, policy: KeyPolicy, tenant_id: str, cause: str) -> BatchReport:
         """Take journeys apart and stitch their events anew, in one commit.
@@ -330,8 +325,7 @@ class Journeys:
 
         def decide(index: JourneyIndex) -> _Change | None:
             nothing = pl.DataFrame(schema={"tenant_id": pl.String, "event_id": pl.String})
-            high, low = index.current(*journey_words(journeys["journey_id"]))
-            living = index.journeys(high, low).unique("journey_id").filter(pl.col("event_count") > 0)
+            living = index.living(journeys["journey_id"])
             if living.is_empty():
                 return None
             events = JOURNEY_LOG.empty().select(EVENT_COLUMNS)
@@ -425,7 +419,7 @@ class Journeys:
         self,
         decide: Callable[[JourneyIndex], _Change | None],
         policy: KeyPolicy,
-        details: Mapping[str, Any] | None,
+        details: Mapping[str, Any] | None = None,
     ) -> BatchReport:
         started = time.perf_counter()
         attempts = 0
@@ -498,7 +492,9 @@ class Journeys:
         marks = index.known_events(events)
         known = marks["fingerprint"]
         is_new = known.is_null()
-        is_altered = ~is_new & (known != _fingerprints(events, keys)) if not is_new.all() else ~is_new
+        is_altered = (
+            ~is_new & (known != pl.Series(event_fingerprints(events["ts"], keys))) if not is_new.all() else ~is_new
+        )
         wanted = is_new | is_altered
         is_gone = index.known_events(gone)["fingerprint"].is_not_null()
         altered, gone = events.filter(is_altered).select(EVENT_COLUMNS[:2]), gone.filter(is_gone)
@@ -557,14 +553,7 @@ class Journeys:
             stitched.key_journey, on=["tenant_id", "key_type", "key_hash"], how="anti"
         )
         gone_keys = unsaid.filter(index.are_held_by(unsaid, torn))
-        left = facts.select("tenant_id", journey_id="was").unique()
-        emptied = (
-            torn.select("tenant_id", "journey_id")
-            .join(left, on=["tenant_id", "journey_id"], how="anti")
-            .join(stitched.journeys, on="journey_id", how="anti")
-            .join(stitched.aliases.drop_nulls("merged_into"), on="journey_id", how="anti")
-        )
-        gone = Gone(out, gone_keys, emptied)
+        gone = Gone(out, gone_keys, _emptied(torn, stitched))
         report = replace(
             _report(stitched, known), events=rows.height, reread=facts.height,
             removed=out.join(rows, on=EVENT_COLUMNS[:2], how="anti").height,
@@ -627,11 +616,6 @@ def _rules(tenant_id: str, policy: KeyPolicy) -> dict[str, Any]:
     return {"policy": policy.fingerprint(tenant_id), "blocked": policy.blocked_of(tenant_id)}
 
 
-def _fingerprints(events: pl.DataFrame, keys: pl.DataFrame) -> pl.Series:
-    """The fingerprint of each event, in order."""
-    return pl.Series("fingerprint", event_fingerprints(events["ts"], keys))  # fmt: skip
-
-
 def _renumbered(keys: pl.DataFrame, wanted: pl.Series) -> pl.DataFrame:
     """Keys of the wanted events, with the places that these have once the others are left out."""
     place = pl.Series(np.cumsum(wanted.to_numpy()) - 1, dtype=pl.Int64)
@@ -686,9 +670,7 @@ def _rebase(
     gone_keys = before.select("tenant_id", "key_type", "key_hash").unique().join(
         stitched.key_journey, on=["tenant_id", "key_type", "key_hash"], how="anti"
     )  # fmt: skip
-    left = known.journeys.filter("was_active").select("tenant_id", "journey_id")
-    ended = stitched.aliases.drop_nulls("merged_into").select("tenant_id", "journey_id")
-    emptied = left.join(stitched.journeys, on="journey_id", how="anti").join(ended, on="journey_id", how="anti")
+    emptied = _emptied(known.journeys.filter("was_active"), stitched)
     kept = replace(
         stitched,
         events=stitched.events.join(altered, on=event, how="semi"),
@@ -709,6 +691,13 @@ def _rebase(
     )
     by_type = otherwise.group_by("tenant_id", "key_type", "status", "before").len().sort("key_type", "status")
     return Rebase(tenant_id, seq, change, int(known.journeys["was_active"].sum()), moved, by_type)
+
+
+def _emptied(torn: pl.DataFrame, stitched: Stitched) -> pl.DataFrame:
+    """tenant_id, journey_id of journeys that were taken apart and neither live on nor went into another."""
+    ended = stitched.aliases.drop_nulls("merged_into")
+    ids = torn.select("tenant_id", "journey_id")
+    return ids.join(stitched.journeys, on="journey_id", how="anti").join(ended, on="journey_id", how="anti")
 
 
 def _changed_states(now: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:

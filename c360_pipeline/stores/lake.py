@@ -104,8 +104,11 @@ class Lake:
         except OSError as error:
             raise UnavailableError(f"The lake at {self._root} can't be read: {error}") from error
 
-    def _ensure(self, table: Table) -> DeltaTable:
-        """The table as it is now, made or completed where needed; each thread keeps its own up to date."""
+    def snapshot(self, table: Table) -> DeltaTable:
+        """The table as it is now, made or completed where needed: what a decision is taken and committed on.
+
+        Each thread keeps its own up to date.
+        """
         kept: dict[str, DeltaTable] = vars(self._writers)
         if table.name in kept:
             kept[table.name].update_incremental()
@@ -124,10 +127,6 @@ class Lake:
             description=table.description,
             storage_options=self._options,
         )
-
-    def snapshot(self, table: Table) -> DeltaTable:
-        """The table as it is now, made where it is missing: what a decision is taken and committed on."""
-        return self._ensure(table)
 
     def append_numbered(
         self, table: Table, snapshot: DeltaTable, rows: pl.DataFrame, numbers: Mapping[str, int]
@@ -240,26 +239,18 @@ class Lake:
         predicate = f"{_quoted('tenant_id')} IN ({_literals(tenants)}) AND ({' OR '.join(any_of)})"
 
         def attempt() -> int:
-            snapshot = self._ensure(table)
+            snapshot = self.snapshot(table)
             done = snapshot.delete(predicate, writer_properties=_writer_properties(table))
             for name, held in blank.items():
                 of_tenants = f"{_quoted('tenant_id')} IN ({_literals(tenants)})"
                 snapshot.update({name: "''"}, predicate=f"{of_tenants} AND {_quoted(name)} IN ({_literals(held)})")
             return int(done["num_deleted_rows"])
 
-        return self._retried(table.name, attempt)
+        return self.retried(table.name, attempt)
 
     def scan_files(self, table: Table, files: set[str]) -> pl.LazyFrame:
         """The rows of some data files, lazily."""
         return self._scan_parquet(table, sorted(files)) if files else table.empty().lazy()
-
-    def retried(self, name: str, attempt: Callable[[], T]) -> T:
-        """Do what commits on a snapshot, again on a new one as long as other workers were faster.
-
-        Raises:
-            ConflictError: other workers were faster 20 times in a row.
-        """
-        return self._retried(name, attempt)
 
     def version(self, name: str) -> Version | None:
         """The newest version; None when there is no such table."""
@@ -308,7 +299,7 @@ class Lake:
         """
 
         def attempt() -> pl.DataFrame:
-            snapshot = self._ensure(table)
+            snapshot = self.snapshot(table)
             rows = build(self._held(snapshot, table, keys, columns))
             if rows.height:
                 before = set(snapshot.file_uris())
@@ -316,7 +307,7 @@ class Lake:
                 self._index_appended(snapshot, table, before, rows)
             return rows
 
-        return self._retried(table.name, attempt)
+        return self.retried(table.name, attempt)
 
     def insert_new(self, table: Table, rows: pl.DataFrame) -> int:
         """Append the rows whose key the table does not hold; returns how many that were."""
@@ -401,13 +392,13 @@ class Lake:
         given = upserts.height + gone.height
 
         def attempt() -> int:
-            snapshot = self._ensure(table)
+            snapshot = self.snapshot(table)
             if expected is not None and expected != _version(snapshot):
                 raise ConflictError(f"{table.name} was changed by another worker after {expected}.")
             _merge(snapshot, table, upserts, gone, on, _next_transaction(snapshot))
             return given
 
-        return self._retried(table.name, attempt) if given else 0
+        return self.retried(table.name, attempt) if given else 0
 
     def count(self, table: Table) -> int:
         """Rows of a table, from its log."""
@@ -447,14 +438,14 @@ class Lake:
         """
 
         def attempt() -> Changes:
-            snapshot = self._ensure(table)
+            snapshot = self.snapshot(table)
             current = _rows(snapshot, table).collect()
             changes = compare_versions(current, rows.select(list(table.columns)), table.key)
             if changes.count:
                 _commit_exclusive(snapshot, table, rows, "overwrite")
             return changes
 
-        return self._retried(table.name, attempt)
+        return self.retried(table.name, attempt)
 
     def care_for(self, table: Table) -> Care | None:
         """Add columns that the table lacks, put small files together, remove files that no kept version needs.
@@ -514,7 +505,7 @@ class Lake:
             rows, size = int(files["num_records"].sum()), int(files["size_bytes"].sum())
             return Care(name, rows, before, files.height, size, len(vacuumed), 0)
 
-        return self._retried(name, attempt)
+        return self.retried(name, attempt)
 
     def overwrite(self, table: Table, batches: Iterator[pl.DataFrame]) -> None:
         """Make the table hold these rows and these columns, in one commit once all batches came.
@@ -562,7 +553,7 @@ class Lake:
             ConflictError: another worker committed meanwhile, so that they may not be new any more.
         """
         try:
-            _commit_exclusive(self._ensure(table), table, rows, "append")
+            _commit_exclusive(self.snapshot(table), table, rows, "append")
         except CommitFailedError as error:
             raise _overtaken(table, error) from error
 
@@ -704,7 +695,12 @@ class Lake:
         for start in range(0, len(ordered), FILES_AT_ONCE):
             yield self._read_files(table, set(ordered[start : start + FILES_AT_ONCE]), columns)
 
-    def _retried(self, name: str, attempt: Callable[[], T]) -> T:
+    def retried(self, name: str, attempt: Callable[[], T]) -> T:
+        """Do what commits on a snapshot, again on a new one as long as other workers were faster.
+
+        Raises:
+            ConflictError: other workers were faster 20 times in a row.
+        """
         try:
             return Retrying(
                 retry=retry_if_exception_type(CommitFailedError),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from c360_pipeline.core import graph as model
+from c360_pipeline.core.brake import BRAKE_SHARE, is_beyond_brake
 from c360_pipeline.core.graph import NodeKind, RelationshipKind
 from c360_pipeline.core.lake import EVENTS, Changes, Table
 from c360_pipeline.core.relationship_joins import (
@@ -34,9 +35,6 @@ OWN_SOURCES = {"shape", "key"}
 GONE = Version("gone", 0)
 NODES, RELATIONSHIPS = "silo nodes ", "silo relationships "
 """How the names of checkpoints begin."""
-BRAKE_SHARE = 0.05
-BRAKE_FREE = 5
-"""So many may always go: of a label with a handful of nodes, each is more than the share."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +222,7 @@ class SiloGraph:
                 self._graph.forget_checkpoint(projection)
 
     def _brake(self, name: str, removed: int, held: int) -> None:
-        if removed > max(BRAKE_FREE, BRAKE_SHARE * held) and not self._force:
+        if is_beyond_brake(removed, held) and not self._force:
             raise BrakeError(
                 f"{removed:,} of {held:,} {name} would be removed from the graph, more than {BRAKE_SHARE:.0%}. "
                 "If that is right, run again with `c360 run --force-removal`, or in the UI with force_removal: true."

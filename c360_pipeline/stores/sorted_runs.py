@@ -9,45 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from c360_pipeline.core.sorted_hashes import find_sorted
 
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 HIGH, LOW = "high", "low"
 FAN = 4
 """So many runs of about one size become one: a row is written anew log4 of the number of batches times."""
-
-
-@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _find(held_high: Words, held_low: Words, high: Words, low: Words, order: Ints, found: Ints) -> None:
-    """Set the place of each key that is held; keys are walked in the order of their lower words."""
-    at = 0
-    size = len(held_low)
-    for n in range(len(order)):
-        i = order[n]
-        step = 1
-        end = at
-        while end < size and held_low[end] < low[i]:
-            at = end + 1
-            end += step
-            step *= 2
-        end = min(end, size)
-        while at < end:
-            middle = (at + end) // 2
-            if held_low[middle] < low[i]:
-                at = middle + 1
-            else:
-                end = middle
-        # Keys of the same lower word are told apart by the upper one.
-        place = at
-        while place < size and held_low[place] == low[i]:
-            if held_high[place] == high[i]:
-                found[i] = place
-                break
-            place += 1
 
 
 @dataclass(frozen=True)
@@ -62,6 +34,19 @@ class _Run:
 
     def word(self, name: str) -> Words:
         return np.asarray(self.table[name].chunk(0)) if self.table.num_rows else np.empty(0, np.uint64)
+
+    def find(self, high: Words, low: Words) -> Ints:
+        """The place of each key, -1 where it is not; keys by their lower words."""
+        held_high = self.word(HIGH)
+        first, count = find_sorted(self.word(LOW), low)
+        place = np.where(count > 0, first, -1)
+        # Keys of the same lower word are told apart by the upper one; hardly ever are there several.
+        differs = np.flatnonzero(count > 0)
+        differs = differs[held_high[place[differs]] != high[differs]]
+        for n in differs:
+            same = np.flatnonzero(held_high[first[n] : first[n] + count[n]] == high[n])
+            place[n] = first[n] + same[0] if len(same) else -1
+        return place
 
 
 class SortedRuns:
@@ -81,11 +66,6 @@ class SortedRuns:
     def names(self) -> list[str]:
         """File names of the runs, the oldest first."""
         return [run.path.name for run in self._runs]
-
-    @property
-    def rows(self) -> int:
-        """Rows of all runs; a key counts once per run."""
-        return sum(run.table.num_rows for run in self._runs)
 
     def load(self, names: Sequence[str]) -> None:
         """Take these files as the runs.
@@ -108,7 +88,7 @@ class SortedRuns:
         for number in range(len(self._runs) - 1, -1, -1):
             run = self._runs[number]
             left = order[run_of[order] < 0]
-            _find(run.word(HIGH), run.word(LOW), high, low, left, place_of)
+            place_of[left] = run.find(high[left], low[left])
             run_of[left[place_of[left] >= 0]] = number
         is_found = run_of >= 0
         parts, positions = [self._schema.empty_table()], [np.empty(0, np.int64)]

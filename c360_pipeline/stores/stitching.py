@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from c360_pipeline.core.brake import BRAKE_SHARE, is_beyond_brake
 from c360_pipeline.core.keys import EVERY_TENANT, KeyPolicy
 from c360_pipeline.core.lake import EVENTS
 from c360_pipeline.errors import BrakeError
@@ -13,9 +14,6 @@ from c360_pipeline.stores.lake import Lake, Version
 
 BATCH_EVENTS = 500_000
 """Events of one commit."""
-BRAKE_SHARE = 0.05
-BRAKE_FREE = 5
-"""A change of rules that touches more journeys than this share, and than this number, waits for a word."""
 SOURCE_COLUMNS = ["tenant_id", "event_id", "ts", "user_id", "session_id", "item_id", "action", "attrs", "content_hash"]
 
 
@@ -122,7 +120,7 @@ class Stitching:
         return self._journeys.find_anew(touched, self._policy, tenant, cause)
 
     def _brake(self, tenant: str, touched: int, held: int, *, force: bool) -> None:
-        if touched > max(BRAKE_FREE, BRAKE_SHARE * held) and not force:
+        if is_beyond_brake(touched, held) and not force:
             raise BrakeError(
                 f"The rules of {tenant} changed, and {touched:,} of {held:,} journeys would with them, more than "
                 f"{BRAKE_SHARE:.0%}. Look at `c360 journey rebase --plan`, and apply it with `c360 journey rebase`."
