@@ -331,3 +331,53 @@ def _mixed(high, low):
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
+
+
+_HYPHENS = (8, 13, 18, 23)
+_DIGITS = np.array([n for n in range(36) if n not in _HYPHENS])
+_VALUES = np.full(256, 255, np.uint8)
+_VALUES[[ord(digit) for digit in "0123456789abcdef"]] = range(16)
+_LETTERS = np.array([ord(digit) for digit in "0123456789abcdef"], np.uint8)
+
+
+@nb.njit(nogil=True, cache=True)
+def uuid_words(letters, ends, is_there):
+    """The two halves of UUIDs in lower case, 0 where there is none; and the first that is no UUID, or -1.
+
+    Args:
+        letters: bytes of all texts.
+        ends: where each begins, and the end of the last.
+        is_there: which are not null.
+    """
+    high, low = np.zeros(len(is_there), np.uint64), np.zeros(len(is_there), np.uint64)
+    for i in range(len(is_there)):
+        if not is_there[i]:
+            continue
+        if ends[i + 1] - ends[i] != 36:
+            return high, low, i
+        text = letters[ends[i] : ends[i + 1]]
+        wrong = (text[8] ^ 45) | (text[13] ^ 45) | (text[18] ^ 45) | (text[23] ^ 45)
+        upper, lower = np.uint64(0), np.uint64(0)
+        for n in range(16):
+            a, b = _VALUES[text[_DIGITS[n]]], _VALUES[text[_DIGITS[n + 16]]]
+            upper, lower = (upper << np.uint64(4)) | np.uint64(a), (lower << np.uint64(4)) | np.uint64(b)
+            wrong |= (a | b) & 0xF0
+        if wrong:
+            return high, low, i
+        high[i], low[i] = upper, lower
+    return high, low, -1
+
+
+@nb.njit(nogil=True, cache=True)
+def uuid_letters(high, low):
+    """The bytes of UUIDs in lower case, 36 each."""
+    letters = np.full(36 * len(high), 45, np.uint8)
+    for i in range(len(high)):
+        text = letters[36 * i : 36 * i + 36]
+        upper, lower = high[i], low[i]
+        for n in range(15, -1, -1):
+            text[_DIGITS[n]] = _LETTERS[upper & np.uint64(15)]
+            text[_DIGITS[n + 16]] = _LETTERS[lower & np.uint64(15)]
+            upper >>= np.uint64(4)
+            lower >>= np.uint64(4)
+    return letters

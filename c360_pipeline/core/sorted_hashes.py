@@ -40,3 +40,19 @@ def find_sorted(held, wanted):
             at += 1
         count[i] = at - low
     return first, count
+
+
+@nb.njit(nogil=True, cache=True)
+def copy_texts(held, starts, lengths, into, places):
+    """Copy texts, one after the other.
+
+    Args:
+        held: bytes of many texts.
+        starts: where each that is wanted begins.
+        lengths: its bytes.
+        into: bytes that they are written to; changed.
+        places: where in these.
+    """
+    for i in range(len(starts)):
+        for n in range(lengths[i]):
+            into[places[i] + n] = held[starts[i] + n]

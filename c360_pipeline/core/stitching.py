@@ -8,8 +8,6 @@ journeys that it touches.
 Sources: "Apache AGE Journey Stitching" (oldest journey wins by created_at); docs/adr/0004 for names, 0023 for guards.
 """
 
-import hashlib
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +17,9 @@ import numpy.typing as npt
 import polars as pl
 
 from c360_pipeline.core import journey_kernel as kernel
+from c360_pipeline.core.journey_ids import journey_ids
 from c360_pipeline.core.keys import KeyPolicy
 
-JOURNEY_NAMESPACE = uuid.UUID("5a0c7f0e-6a3b-5c0e-9f0a-3c360c360c36")
 MAX_KEYS_PER_EVENT = 64
 WORD = 1 << 64
 
@@ -307,33 +305,6 @@ def stitch(
         number_of_event=number,
         number_of_key=key_number,
     )  # fmt: skip
-
-
-def journey_id(tenant_id: str, founding_event_id: str) -> str:
-    """uuid5 of tenant and founding event: the same in every run and on every machine."""
-    return journey_ids([tenant_id], [founding_event_id])[0]
-
-
-def journey_ids(tenants: Sequence[str], founding_event_ids: Sequence[str]) -> list[str]:
-    """`journey_id` of many."""
-    start = hashlib.sha1(JOURNEY_NAMESPACE.bytes, usedforsecurity=False)
-    digests = []
-    for tenant, event in zip(tenants, founding_event_ids, strict=True):
-        digest = start.copy()
-        digest.update(f"{len(tenant)}:{tenant}{event}".encode())
-        digests.append(digest.hexdigest())
-    # The version and the variant of a uuid5 are set for all at once: the fields of a UUID object cost more than SHA-1.
-    text = pl.Series("id", digests, dtype=pl.String).to_frame()
-    variant = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
-    shaped = text.select(
-        pl.concat_str(
-            pl.col("id").str.slice(0, 8), pl.lit("-"), pl.col("id").str.slice(8, 4), pl.lit("-5"),
-            pl.col("id").str.slice(13, 3), pl.lit("-"),
-            pl.col("id").str.slice(16, 1).replace_strict(variant, return_dtype=pl.String),
-            pl.col("id").str.slice(17, 3), pl.lit("-"), pl.col("id").str.slice(20, 12),
-        )
-    )  # fmt: skip
-    return shaped.to_series().to_list()
 
 
 def _blocked(batch: Batch, policy: KeyPolicy) -> Flags:

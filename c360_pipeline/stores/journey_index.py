@@ -8,7 +8,7 @@ those that count is replaced as a whole.
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,14 +19,15 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from c360_pipeline.core import journey_kernel as kernel
+from c360_pipeline.core.journey_ids import id_words, ids_of_words
 from c360_pipeline.core.journey_log import ALIAS, COMMIT, EVENT, JOURNEY, KEY, REMOVED, Gone
 from c360_pipeline.core.keys import hash128
 from c360_pipeline.core.stitching import (
     BLOCKED,
     EXCESS,
+    JOURNEY_STATE,
     KNOWN_JOURNEY,
     LINKED,
     WEAK,
@@ -35,27 +36,23 @@ from c360_pipeline.core.stitching import (
     Stitched,
     words,
 )
-from c360_pipeline.stores.sorted_runs import Ints, SortedRuns, StagedRun, Words
+from c360_pipeline.stores.sorted_runs import Ints, Rows, SortedRuns, StagedRun, Words, record
 
-WORD64 = pa.uint64()
-_IDENTITY: list[tuple[str, pa.DataType]] = [("high", WORD64), ("low", WORD64)]
-_JOURNEY: list[tuple[str, pa.DataType]] = [("journey_high", WORD64), ("journey_low", WORD64)]
-KEY_ROWS = pa.schema(
-    [*_IDENTITY, *_JOURNEY, ("partners", pa.int64()), ("is_weak", pa.bool_()), ("is_quarantined", pa.bool_())]
-)
-EVENT_ROWS = pa.schema([*_IDENTITY, *_JOURNEY, ("fingerprint", WORD64)])
-JOURNEY_ROWS = pa.schema(
-    [
-        *_IDENTITY, ("tenant_id", pa.string()), ("journey_id", pa.string()), ("created_at", pa.int64()),
-        ("founding_event_id", pa.string()), ("first_event_ts", pa.int64()), ("last_event_ts", pa.int64()),
-        ("event_count", pa.int64()), ("key_count", pa.int64()), ("unique_keys", pa.list_(pa.string())),
-    ]
+_IDENTITY, _JOURNEY = ("low", "high"), ("journey_low", "journey_high")
+KEYS = record([*_IDENTITY, *_JOURNEY], ["partners", "is_quarantined"])
+EVENTS = record([*_IDENTITY, *_JOURNEY, "fingerprint"])
+JOURNEYS = record(
+    _IDENTITY, ["created_at", "first_event_ts", "last_event_ts", "event_count", "key_count", "tenant_characters",
+                "founder_characters"], texts=True,
 )  # fmt: skip
-ALIAS_ROWS = pa.schema([*_IDENTITY, *_JOURNEY])
-PAIR_ROWS = pa.schema(_IDENTITY)
-KINDS = {"keys": KEY_ROWS, "events": EVENT_ROWS, "journeys": JOURNEY_ROWS, "aliases": ALIAS_ROWS, "pairs": PAIR_ROWS}
+"""The text is the tenant, the founding event and the unique keys, these with a blank between them."""
+ALIASES = record([*_IDENTITY, *_JOURNEY])
+PAIRS = record(["low"])
+KINDS = {"keys": KEYS, "events": EVENTS, "journeys": JOURNEYS, "aliases": ALIASES, "pairs": PAIRS}
+FORMAT = 2
+"""Of the files; an index of another is made anew."""
 _INSTANT = pl.Datetime("us", "UTC")
-LIST = "index.json"
+LIST, LOCK = "index.json", "lock"
 LOADS = 5
 """Times that a list is read whose files another process merges meanwhile."""
 UNNAMED_SECONDS = 120.0
@@ -88,7 +85,7 @@ class JourneyIndex:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._runs = {kind: SortedRuns(folder, schema) for kind, schema in KINDS.items()}
+        self._runs = {kind: SortedRuns(folder, layout) for kind, layout in KINDS.items()}
         self._tenants: dict[str, TenantState] = {}
         self._files: set[str] = set()
         self._generation: str | None = None
@@ -112,11 +109,13 @@ class JourneyIndex:
         for _ in range(LOADS):
             try:
                 said = json.loads((self._folder / LIST).read_text(encoding="utf-8"))
+                if said.get("format") != FORMAT:
+                    break
                 for kind, runs in self._runs.items():
                     runs.load(said["runs"][kind])
             except FileNotFoundError:
                 continue  # another process merged a run meanwhile, and wrote a new list before it did away with it
-            except (ValueError, KeyError, pa.ArrowInvalid):
+            except (ValueError, KeyError):
                 break
             self._generation = said["generation"]
             self._files = set(said["files"])
@@ -140,13 +139,13 @@ class JourneyIndex:
     def _alone(self) -> Iterator[None]:
         """Only one process at a time writes the list."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "lock").open("w") as lock:
+        with (self._folder / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def forget(self) -> None:
         """Begin anew: the log is another than the index was made from."""
-        self._runs = {kind: SortedRuns(self._folder, schema) for kind, schema in KINDS.items()}
+        self._runs = {kind: SortedRuns(self._folder, layout) for kind, layout in KINDS.items()}
         self._tenants, self._files = {}, set()
         self._generation = self._written_generation()
 
@@ -158,21 +157,22 @@ class JourneyIndex:
             files: all files of the log that are in the index now.
         """
         commits = rows.filter(pl.col("kind") == COMMIT).sort("seq").select("tenant_id", "seq", "detail")
-        return self.adopt(self._staged(self._tables(rows)) if rows.height else {}, commits, files)
+        return self.adopt(self._staged(self._rows_of(rows)) if rows.height else {}, commits, files)
 
     def stage(self, batch: Batch, stitched: Stitched, gone: Gone) -> Staged:
         """Write what the index is after a decision, while that is committed: the same as from its rows in the log."""
+        named = id_words(stitched.ids)
         return self._staged(
             {
-                "pairs": _pair_table(stitched.new_pairs),
-                "keys": _key_table(batch, stitched, self._with_partners(gone.keys)),
-                "events": _event_table(
-                    stitched.events, stitched.ids, stitched.number_of_event, fingerprints(batch), gone.events
-                ),
-                "journeys": _journey_rows(
+                "keys": lambda: _rows_of_keys(batch, stitched, named, self._with_partners(gone.keys)),
+                "journeys": lambda: _rows_of_journeys(
                     pl.concat([stitched.journeys, _without_events(gone.journeys)], how="diagonal")
                 ),
-                "aliases": _alias_rows(stitched.aliases.rename({"merged_into": "other_journey_id"})),
+                "events": lambda: _rows_of_events(
+                    stitched.events, _at(named, stitched.number_of_event), fingerprints(batch), gone.events
+                ),
+                "pairs": lambda: Rows.of(PAIRS, {"low": stitched.new_pairs}),
+                "aliases": lambda: _rows_of_aliases(stitched.aliases.rename({"merged_into": "other_journey_id"})),
             }
         )
 
@@ -180,22 +180,22 @@ class JourneyIndex:
         """Keys that no event has any more, with the partners that they have met: pairs stay known, so do counts."""
         is_found, rows = self._runs["keys"].find(*words(keys["key_hash"]))
         partners = np.zeros(keys.height, np.int64)
-        partners[is_found] = np.asarray(rows["partners"].combine_chunks())
+        partners[is_found] = rows["partners"]
         return keys.with_columns(partners=pl.Series(partners))
 
     def are_taken(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Of journey ids whether a journey that lives has them, or one that went into another."""
-        high, low = journey_words(pl.Series(ids, dtype=pl.String))
+        high, low = id_words(pl.Series(ids, dtype=pl.String))
         is_known, rows = self._runs["journeys"].find(high, low)
         now_high, now_low = self.current(high, low)
         taken: npt.NDArray[np.bool_] = (now_high != high) | (now_low != low)
-        taken[is_known] |= np.asarray(rows["event_count"].combine_chunks()) > 0
+        taken[is_known] |= rows["event_count"] > 0
         return taken
 
-    def _staged(self, tables: Mapping[str, pa.Table]) -> Staged:
+    def _staged(self, made: Mapping[str, Callable[[], Rows]]) -> Staged:
         with ThreadPoolExecutor(WRITERS) as pool:
-            runs = pool.map(lambda kind: self._runs[kind].stage(tables[kind]), tables)
-            return dict(zip(tables, runs, strict=True))
+            runs = pool.map(lambda kind: self._runs[kind].stage(made[kind]()), made)
+            return dict(zip(made, runs, strict=True))
 
     def adopt(self, staged: Staged, commits: pl.DataFrame, files: set[str]) -> bool:
         """Take up what was staged; False where another process was faster: then that is taken up, and nothing else.
@@ -222,6 +222,7 @@ class JourneyIndex:
         self._generation = uuid4().hex
         named = {kind: runs.names for kind, runs in self._runs.items()}
         said = {
+            "format": FORMAT,
             "generation": self._generation,
             "files": sorted(self._files),
             "tenants": {name: [state.seq, dict(state.detail)] for name, state in self._tenants.items()},
@@ -234,25 +235,26 @@ class JourneyIndex:
 
     def _sweep(self, named: set[str]) -> None:
         """Do away with files that the list does not name, once nobody can be about to name them."""
-        for path in self._folder.glob("*.arrow"):
+        kept = {Path(name).stem for name in (*named, LIST, LOCK)}
+        for path in self._folder.iterdir():
             with suppress(FileNotFoundError):  # discarded by the process that staged it
-                if path.name not in named and time.time() - path.stat().st_mtime > UNNAMED_SECONDS:
+                if path.stem not in kept and time.time() - path.stat().st_mtime > UNNAMED_SECONDS:
                     path.unlink()
 
-    def _tables(self, rows: pl.DataFrame) -> dict[str, pa.Table]:
+    def _rows_of(self, rows: pl.DataFrame) -> dict[str, Callable[[], Rows]]:
         rows = rows.sort("seq", maintain_order=True)
         events = rows.filter(pl.col("kind") == EVENT)
         facts = Facts.of(events)
         pairs = facts.new_pairs(self._runs["pairs"])
         return {
-            "pairs": pairs.rows,
-            "keys": self._key_rows(rows, events, facts, pairs.met),
-            "events": _event_rows(events, rows.filter(pl.col("kind") == REMOVED)),
-            "journeys": _journey_rows(rows.filter(pl.col("kind") == JOURNEY)),
-            "aliases": _alias_rows(rows.filter(pl.col("kind") == ALIAS)),
+            "keys": lambda: self._key_rows(rows, events, facts, pairs.met),
+            "journeys": lambda: _rows_of_journeys(rows.filter(pl.col("kind") == JOURNEY)),
+            "events": lambda: _rows_of_commits(events, rows.filter(pl.col("kind") == REMOVED)),
+            "pairs": lambda: pairs.rows,
+            "aliases": lambda: _rows_of_aliases(rows.filter(pl.col("kind") == ALIAS)),
         }
 
-    def _key_rows(self, rows: pl.DataFrame, events: pl.DataFrame, facts: "Facts", met: Ints) -> pa.Table:
+    def _key_rows(self, rows: pl.DataFrame, events: pl.DataFrame, facts: "Facts", met: Ints) -> Rows:
         """Keys that the rows speak of, as they are after them; what they do not say of a key stays."""
         held = events.filter(pl.col("key_type").is_not_null() & (pl.col("status") == LINKED)).select(
             "key_hash", "journey_id", status=pl.lit(None, pl.String), partners=pl.lit(None, pl.Int64)
@@ -267,28 +269,24 @@ class JourneyIndex:
         keys = last.join(counted, on="key_hash", how="full", coalesce=True)
         high, low = words(keys["key_hash"])
         is_found, found = self._runs["keys"].find(high, low)
-        old = keys.select("key_hash").filter(pl.Series(is_found)).hstack(
-            pl.DataFrame(found).drop("high", "low").rename(lambda name: f"old_{name}")
+        old = {name: np.zeros(keys.height, found[name].dtype) for name in KEYS.names or ()}
+        for name, column in old.items():
+            column[is_found] = found[name]
+        is_said = keys["is_said"].is_not_null().to_numpy()
+        journey_high, journey_low = id_words(keys["journey_id"])
+        partners = old["partners"] + keys["met"].fill_null(0).to_numpy()
+        stated = keys["partners"].is_not_null().to_numpy()
+        is_quarantined = keys["status"].eq_missing(pl.Series(["quarantined"])).to_numpy()
+        return Rows.of(
+            KEYS,
+            {
+                "high": high, "low": low,
+                "journey_high": np.where(is_said, journey_high, old["journey_high"]),
+                "journey_low": np.where(is_said, journey_low, old["journey_low"]),
+                "partners": np.where(stated, keys["partners"].fill_null(0).to_numpy(), partners),
+                "is_quarantined": np.where(is_said, is_quarantined, old["is_quarantined"]),
+            },
         )  # fmt: skip
-        journey_high, journey_low = journey_words(keys["journey_id"])
-        now = (
-            keys.with_columns(journey_high=pl.Series(journey_high), journey_low=pl.Series(journey_low))
-            .with_columns(high=pl.Series(high), low=pl.Series(low))
-            .join(old, on="key_hash", how="left", maintain_order="left")
-        )
-        is_said = pl.col("is_said").is_not_null()
-        partners = pl.col("old_partners").fill_null(0) + pl.col("met").fill_null(0)
-        weak, quarantined = (pl.col("status").eq_missing(pl.lit(status)) for status in ("weak", "quarantined"))
-        stated = now.select(
-            "high", "low",
-            *(pl.when(is_said).then(name).otherwise(pl.col(f"old_{name}").fill_null(0)).alias(name)
-              for name in ("journey_high", "journey_low")),
-            partners=pl.coalesce("partners", partners),
-            is_weak=pl.when(is_said).then(weak).otherwise(pl.col("old_is_weak").fill_null(value=False)),
-            is_quarantined=pl.when(is_said).then(quarantined).otherwise(
-                pl.col("old_is_quarantined").fill_null(value=False)),
-        )  # fmt: skip
-        return stated.to_arrow().cast(KEY_ROWS)
 
     def known_events(self, events: pl.DataFrame) -> pl.DataFrame:
         """Events with what is known of them.
@@ -299,16 +297,14 @@ class JourneyIndex:
         Returns:
             fingerprint (null: not known), journey_high and journey_low as last assigned, in the same order.
         """
-        high, low = event_words(events)
-        is_found, rows = self._runs["events"].find(high, low)
-        found = pl.DataFrame(rows).select("journey_high", "journey_low", "fingerprint")
-        place = pl.Series(np.where(is_found, np.cumsum(is_found) - 1, -1))
-        asked = pl.DataFrame({"place": place}).with_columns(pl.col("place").cast(pl.Int64))
-        known = asked.join(found.with_row_index("place").cast({"place": pl.Int64}), on="place", how="left",
-                           maintain_order="left").drop("place")  # fmt: skip
+        is_found, rows = self._runs["events"].find(*event_words(events))
         # A removed event has no journey and is as good as new.
-        is_there = pl.col("journey_low") + pl.col("journey_high") > 0
-        return known.select(pl.when(is_there).then(pl.all()))
+        is_there = (rows["journey_low"] != 0) | (rows["journey_high"] != 0)
+        place = np.full(events.height, -1, np.int64)
+        place[np.flatnonzero(is_found)[is_there]] = np.arange(is_there.sum())
+        known = pl.DataFrame({name: rows[name][is_there] for name in ("journey_high", "journey_low", "fingerprint")})
+        places = pl.Series(place).set(pl.Series(place < 0), None)
+        return known.select(pl.all().gather(places))
 
     def current(self, high: Words, low: Words) -> tuple[Words, Words]:
         """The ids of journeys that those given are in now."""
@@ -316,7 +312,7 @@ class JourneyIndex:
         left = np.arange(len(low))
         while len(left):
             is_alias, rows = self._runs["aliases"].find(high[left], low[left])
-            to_high, to_low = (np.asarray(rows[name].combine_chunks()) for name in ("journey_high", "journey_low"))
+            to_high, to_low = rows["journey_high"], rows["journey_low"]
             left = left[is_alias]
             # An alias that was taken back leads nowhere.
             leads = (to_high != 0) | (to_low != 0)
@@ -333,21 +329,20 @@ class JourneyIndex:
         is_found, rows = self._runs["journeys"].find(high, low)
         if not is_found.all():
             raise LookupError(f"{(~is_found).sum()} journeys are not in the index at {self._folder}")
-        return pl.DataFrame(rows).with_columns(pl.col("created_at", "first_event_ts", "last_event_ts").cast(_INSTANT))
+        return _states(rows)
 
     def living(self, ids: pl.Series) -> pl.DataFrame:
         """The states of the journeys that some ids lead to now, of those that have events."""
-        high, low = self.current(*journey_words(ids))
+        high, low = self.current(*id_words(ids))
         return self.journeys(high, low).unique("journey_id").filter(pl.col("event_count") > 0)
 
     def known(self, batch: Batch) -> Known:
         """What is known of the keys of a batch."""
         is_found, rows = self._runs["keys"].find(batch.high, batch.low)
-        found = pl.DataFrame(rows)
         size = batch.keys.height
-        raw_high, raw_low = found["journey_high"].to_numpy(), found["journey_low"].to_numpy()
+        raw_high, raw_low = rows["journey_high"], rows["journey_low"]
         is_held = (raw_high != 0) | (raw_low != 0)
-        high, low = self.current(raw_high[is_held].astype(np.uint64), raw_low[is_held].astype(np.uint64))
+        high, low = self.current(raw_high[is_held], raw_low[is_held])
         numbers, first = kernel.dense_ids(high, low)
         journeys = self.journeys(high[first], low[first]).with_row_index("number").sort(
             "created_at", "founding_event_id"
@@ -357,8 +352,8 @@ class JourneyIndex:
         key_journey = np.full(size, -1, np.int64)
         key_journey[np.flatnonzero(is_found)[is_held]] = place[numbers]
         is_quarantined, partners = np.zeros(size, np.bool_), np.zeros(size, np.int64)
-        is_quarantined[is_found] = found["is_quarantined"].to_numpy()
-        partners[is_found] = found["partners"].to_numpy()
+        is_quarantined[is_found] = rows["is_quarantined"] != 0
+        partners[is_found] = rows["partners"]
         _, _, hashes = batch.pairs
         is_known_pair, _ = self._runs["pairs"].find(np.zeros_like(hashes), hashes)
         open_ = journeys.select(
@@ -370,9 +365,8 @@ class JourneyIndex:
     def are_held_by(self, keys: pl.DataFrame, journeys: pl.DataFrame) -> pl.Series:
         """Of each key (key_hash) whether one of some journeys (journey_id, as they are now) holds it."""
         is_found, rows = self._runs["keys"].find(*words(keys["key_hash"]))
-        raw = pl.DataFrame(rows)
-        high, low = self.current(raw["journey_high"].to_numpy(), raw["journey_low"].to_numpy())
-        wanted = set(zip(*(word.tolist() for word in journey_words(journeys["journey_id"])), strict=True))
+        high, low = self.current(rows["journey_high"], rows["journey_low"])
+        wanted = set(zip(*(word.tolist() for word in id_words(journeys["journey_id"])), strict=True))
         held = np.zeros(keys.height, np.bool_)
         held[is_found] = [pair in wanted for pair in zip(high.tolist(), low.tolist(), strict=True)]
         return pl.Series(held)
@@ -392,7 +386,7 @@ class JourneyIndex:
 
 @dataclass(frozen=True)
 class _NewPairs:
-    rows: pa.Table
+    rows: Rows
     met: Ints
 
 
@@ -438,7 +432,7 @@ class Facts:
         met = np.bincount(left[~is_known], minlength=len(self.low))
         met += np.bincount(right[~is_known], minlength=len(self.low))
         new = hashes[~is_known]
-        return _NewPairs(_pair_table(new), met)
+        return _NewPairs(Rows.of(PAIRS, {"low": new}), met)
 
 
 def discard(staged: Staged) -> None:
@@ -463,45 +457,45 @@ def fingerprints(batch: Batch) -> Words:
     return event_fingerprints(batch.events["ts"], pl.concat([keys, excess]))
 
 
-def _pair_table(hashes: Words) -> pa.Table:
-    return pa.table([pa.array(column, WORD64) for column in (np.zeros_like(hashes), hashes)], schema=PAIR_ROWS)
-
-
-def _key_table(batch: Batch, stitched: Stitched, gone: pl.DataFrame) -> pa.Table:
+def _rows_of_keys(batch: Batch, stitched: Stitched, named: tuple[Words, Words], gone: pl.DataFrame) -> Rows:
     gone_high, gone_low = words(gone["key_hash"])
     keys, nothing = stitched.key_journey, np.zeros(gone.height, np.uint64)
-    journey_high, journey_low = _words_of(stitched.ids, stitched.number_of_key)
-    columns = {
-        "high": np.concatenate([batch.high, gone_high]),
-        "low": np.concatenate([batch.low, gone_low]),
-        "journey_high": np.concatenate([journey_high, nothing]),
-        "journey_low": np.concatenate([journey_low, nothing]),
-        "partners": np.concatenate([keys["partners"].to_numpy(), gone["partners"].to_numpy()]),
-        "is_weak": np.concatenate([keys["is_weak"].to_numpy(), np.zeros(gone.height, np.bool_)]),
-        "is_quarantined": np.concatenate([keys["is_quarantined"].to_numpy(), np.zeros(gone.height, np.bool_)]),
-    }
-    return pa.table([pa.array(columns[field.name], field.type) for field in KEY_ROWS], schema=KEY_ROWS)
+    journey_high, journey_low = _at(named, stitched.number_of_key)
+    return Rows.of(
+        KEYS,
+        {
+            "high": np.concatenate([batch.high, gone_high]),
+            "low": np.concatenate([batch.low, gone_low]),
+            "journey_high": np.concatenate([journey_high, nothing]),
+            "journey_low": np.concatenate([journey_low, nothing]),
+            "partners": np.concatenate([keys["partners"].to_numpy(), gone["partners"].to_numpy()]),
+            "is_quarantined": np.concatenate([keys["is_quarantined"].to_numpy(), np.zeros(gone.height, np.bool_)]),
+        },
+    )
 
 
-def _words_of(ids: pl.Series, numbers: Ints) -> tuple[Words, Words]:
-    """The two halves of journey ids by number, 0 for none: of each journey its id is read once."""
-    high, low = (np.append(word, np.uint64(0)) for word in journey_words(ids))
+def _at(named: tuple[Words, Words], numbers: Ints) -> tuple[Words, Words]:
+    """The two words of journeys by number, 0 for none."""
+    high, low = (np.append(word, np.uint64(0)) for word in named)
     return high[numbers], low[numbers]
 
 
-def _event_table(events: pl.DataFrame, ids: pl.Series, numbers: Ints, prints: Words, gone: pl.DataFrame) -> pa.Table:
+def _rows_of_events(events: pl.DataFrame, journey: tuple[Words, Words], prints: Words, gone: pl.DataFrame) -> Rows:
     """Events that are gone stand first: one that came back with other keys stands again behind them."""
     high, low = event_words(pl.concat([gone.select("tenant_id", "event_id"), events.select("tenant_id", "event_id")]))
+    columns = {"journey_high": journey[0], "journey_low": journey[1], "fingerprint": prints}
     nothing = np.zeros(gone.height, np.uint64)
-    columns = [high, low, *(np.concatenate([nothing, part]) for part in (*_words_of(ids, numbers), prints))]
-    return pa.table([pa.array(column, WORD64) for column in columns], schema=EVENT_ROWS)
+    return Rows.of(
+        EVENTS,
+        {"high": high, "low": low, **{name: np.concatenate([nothing, part]) for name, part in columns.items()}},
+    )
 
 
 def _without_events(journeys: pl.DataFrame) -> pl.DataFrame:
     return journeys.with_columns(event_count=pl.lit(0, pl.Int64), key_count=pl.lit(0, pl.Int64))
 
 
-def _event_rows(events: pl.DataFrame, removed: pl.DataFrame) -> pa.Table:
+def _rows_of_commits(events: pl.DataFrame, removed: pl.DataFrame) -> Rows:
     """Events as the log has them, in the order of commits."""
     parts = []
     came, went = (frame.partition_by("seq", as_dict=True, maintain_order=True) for frame in (events, removed))
@@ -512,8 +506,8 @@ def _event_rows(events: pl.DataFrame, removed: pl.DataFrame) -> pa.Table:
         keys = numbered.drop_nulls("key_type").with_columns(pl.col("key_hash").cast(pl.UInt128))
         prints = event_fingerprints(rows["ts"], keys)
         gone = went.get(seq, removed.clear())
-        parts.append(_event_table(rows, rows["journey_id"], np.arange(rows.height), prints, gone))
-    return pa.concat_tables(parts) if parts else EVENT_ROWS.empty_table()
+        parts.append(_rows_of_events(rows, id_words(rows["journey_id"]), prints, gone).records)
+    return Rows(np.concatenate(parts) if parts else np.empty(0, EVENTS))
 
 
 def event_fingerprints(ts: pl.Series, keys: pl.DataFrame) -> Words:
@@ -524,31 +518,37 @@ def event_fingerprints(ts: pl.Series, keys: pl.DataFrame) -> Words:
     return np.asarray(kernel.event_fingerprints(starts, order, high, low, ts.dt.epoch("us").to_numpy()))
 
 
-def _journey_rows(rows: pl.DataFrame) -> pa.Table:
-    high, low = journey_words(rows["journey_id"])
-    numbers = rows.select(
-        pl.col("created_at", "first_event_ts", "last_event_ts").dt.epoch("us"), "event_count", "key_count"
+def _rows_of_journeys(states: pl.DataFrame) -> Rows:
+    """From `JOURNEY_STATE`."""
+    high, low = id_words(states["journey_id"])
+    unique = pl.col("unique_keys").list.join(" ").fill_null("")
+    founder = pl.col("founding_event_id").fill_null("")
+    numbers = states.select(
+        pl.col("created_at", "first_event_ts", "last_event_ts").dt.epoch("us").fill_null(0), "event_count",
+        "key_count", tenant_characters=pl.col("tenant_id").str.len_chars(), founder_characters=founder.str.len_chars(),
+    )  # fmt: skip
+    columns = {name: numbers[name].to_numpy() for name in numbers.columns}
+    texts = states.select(pl.concat_str("tenant_id", founder, unique)).to_series()
+    return Rows.of(JOURNEYS, {"high": high, "low": low, **columns}, texts)
+
+
+def _states(rows: Rows) -> pl.DataFrame:
+    """`JOURNEY_STATE` of rows."""
+    numbers = ["event_count", "key_count", "tenant_characters", "founder_characters"]
+    instants = ["created_at", "first_event_ts", "last_event_ts"]
+    told = pl.DataFrame(
+        [rows.text(), ids_of_words(rows["high"], rows["low"]), *(pl.Series(n, rows[n]) for n in [*instants, *numbers])]
     )
-    columns: dict[str, Any] = {
-        "high": high, "low": low,
-        **{name: rows[name].to_arrow().cast(pa.string()) for name in ("tenant_id", "journey_id", "founding_event_id")},
-        **{name: numbers[name].to_arrow() for name in numbers.columns},
-        "unique_keys": rows["unique_keys"].to_arrow().cast(pa.list_(pa.string())),
-    }  # fmt: skip
-    return pa.table([columns[name] for name in JOURNEY_ROWS.names], schema=JOURNEY_ROWS)
+    text, tenant, founder = pl.col("text"), pl.col("tenant_characters"), pl.col("founder_characters")
+    unique = text.str.slice(tenant + founder)
+    return told.select(
+        "journey_id", pl.col(instants).cast(_INSTANT), *numbers[:2],
+        tenant_id=text.str.slice(0, tenant), founding_event_id=text.str.slice(tenant, founder),
+        unique_keys=pl.when(unique == "").then(pl.lit([], pl.List(pl.String))).otherwise(unique.str.split(" ")),
+    ).select(list(JOURNEY_STATE))  # fmt: skip
 
 
-def _alias_rows(rows: pl.DataFrame) -> pa.Table:
-    high, low = journey_words(rows["journey_id"])
-    to_high, to_low = journey_words(rows["other_journey_id"])
-    return pa.table([pa.array(column, WORD64) for column in (high, low, to_high, to_low)], schema=ALIAS_ROWS)
-
-
-def journey_words(ids: pl.Series) -> tuple[Words, Words]:
-    """The two halves of journey ids, 0 for null."""
-    digits = ids.to_frame("id").select(pl.col("id").str.replace_all("-", "", literal=True))
-    halves = digits.select(
-        pl.col("id").str.slice(start, 16).str.to_integer(base=16, dtype=pl.UInt64).fill_null(0).alias(name)
-        for name, start in (("high", 0), ("low", 16))
-    )
-    return halves["high"].to_numpy().astype(np.uint64), halves["low"].to_numpy().astype(np.uint64)
+def _rows_of_aliases(rows: pl.DataFrame) -> Rows:
+    high, low = id_words(rows["journey_id"])
+    to_high, to_low = id_words(rows["other_journey_id"])
+    return Rows.of(ALIASES, {"high": high, "low": low, "journey_high": to_high, "journey_low": to_low})

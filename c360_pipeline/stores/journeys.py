@@ -17,6 +17,7 @@ import polars as pl
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
+from c360_pipeline.core.journey_ids import id_words
 from c360_pipeline.core.journey_log import (
     COMMIT,
     EVENT,
@@ -43,7 +44,7 @@ from c360_pipeline.core.stitching import (
     stitch,
 )
 from c360_pipeline.errors import ConfigError, ConflictError
-from c360_pipeline.stores.journey_index import JourneyIndex, TenantState, discard, event_fingerprints, journey_words
+from c360_pipeline.stores.journey_index import JourneyIndex, TenantState, discard, event_fingerprints
 from c360_pipeline.stores.lake import MAX_ATTEMPTS, Lake
 
 ABSORBED_ROWS = 2_000_000
@@ -360,8 +361,8 @@ class Journeys:
         living = living_journeys(rows, ended_journeys(rows, merged)).select("journey_id").collect()
         former = merged.drop_nulls("merged_into")
         known = _with_former(
-            Known.nothing(batch), index.journeys(*journey_words(living["journey_id"])),
-            index.journeys(*journey_words(former["journey_id"])), former,
+            Known.nothing(batch), index.journeys(*id_words(living["journey_id"])),
+            index.journeys(*id_words(former["journey_id"])), former,
         )  # fmt: skip
         known = replace(known, is_new_pair=np.ones(len(batch.pairs[0]), np.bool_))
         stitched = stitch(batch, known, policy, are_taken=index.are_taken)
@@ -511,7 +512,7 @@ class Journeys:
         _, is_quarantined = quarantine
         crossing = found.key_journey[is_quarantined & ~found.is_quarantined & (found.key_journey >= 0)]
         if len(crossing):
-            apart.append(index.journeys(*journey_words(found.journeys["journey_id"].gather(np.unique(crossing)))))
+            apart.append(index.journeys(*id_words(found.journeys["journey_id"].gather(np.unique(crossing)))))
         if apart:
             torn = pl.concat(apart).unique("journey_id")
             cause = "events changed" if out.height else "quarantine"
@@ -547,7 +548,7 @@ class Journeys:
         moved = fact_keys.with_columns((pl.col("row") + rows.height).cast(pl.UInt32))
         all_keys = pl.concat([keys.select(moved.columns), moved])
         batch = prepare(events, all_keys, policy)
-        known = _with_former(index.known(batch), torn, index.journeys(*journey_words(former["journey_id"])), former)
+        known = _with_former(index.known(batch), torn, index.journeys(*id_words(former["journey_id"])), former)
         stitched = stitch(batch, known, policy, are_taken=index.are_taken)
         unsaid = self._keys_of(torn, former).join(
             stitched.key_journey, on=["tenant_id", "key_type", "key_hash"], how="anti"

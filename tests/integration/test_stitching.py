@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 from deltalake.exceptions import CommitFailedError
 
 from c360_pipeline.core import journey_kernel as kernel
+from c360_pipeline.core.journey_ids import journey_id
 from c360_pipeline.core.keys import JUNK, JourneyLimit, KeyPolicy, KeyRule, extract_keys, value_hash
 from c360_pipeline.core.lake import (
     EVENT_JOURNEY,
@@ -33,7 +35,7 @@ from c360_pipeline.core.lake import (
     QUARANTINED_KEYS,
 )
 from c360_pipeline.core.landing import ARCHIVED_FACTS, Delivery, LineBlock, classify, decode
-from c360_pipeline.core.stitching import Known, journey_id, prepare, stitch
+from c360_pipeline.core.stitching import Known, prepare, stitch
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.journey_history import JourneyHistory
 from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
@@ -685,11 +687,18 @@ def test_a_foreign_commit_in_between_is_read_from_the_log(tmp_path: Path, monkey
     assert one.partition() == {frozenset("ab"), frozenset(["globex/h", "globex/i"])}
 
 
+def _truncate_all(folder: Path, size: int) -> None:
+    for path in folder.glob("*.records"):
+        os.truncate(path, size)
+
+
 def test_an_index_whose_files_are_lost_is_made_anew(stitcher: Stitcher) -> None:
     stitcher.add(("a", 1, ["user:1"]))
     (folder,) = (Path(stitcher.lake.uri("")).parent / "cache" / "journeys").iterdir()
     for break_it in (
-        lambda: next(folder.glob("*.arrow")).unlink(),
+        lambda: next(folder.glob("*.records")).unlink(),
+        lambda: next(path for path in folder.glob("*.texts") if path.stat().st_size).write_bytes(b""),
+        *(lambda size=size: _truncate_all(folder, size) for size in (0, 7, 40)),
         lambda: (folder / "index.json").write_text(""),
         lambda: (folder / "index.json").unlink(),
     ):

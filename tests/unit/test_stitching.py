@@ -7,9 +7,10 @@ import pytest
 
 from c360_pipeline.core import journey_kernel as kernel
 from c360_pipeline.core.components import Engine, connected_components
+from c360_pipeline.core.journey_ids import JOURNEY_NAMESPACE, id_words, ids_of_words, journey_id, journey_ids
 from c360_pipeline.core.journey_log import in_one_step
 from c360_pipeline.core.keys import KEY_COLUMNS, KeyPolicy, KeyRule
-from c360_pipeline.core.stitching import JOURNEY_NAMESPACE, Known, journey_id, journey_ids, prepare, stitch
+from c360_pipeline.core.stitching import Known, prepare, stitch
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
 POLICY = KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "device", "attrs.deviceId")))
@@ -20,6 +21,24 @@ def test_a_journeys_id_is_the_uuid5_of_its_tenant_and_founder() -> None:
     found = journey_ids([t for t, _ in founders], [e for _, e in founders])
     assert found == [str(uuid.uuid5(JOURNEY_NAMESPACE, f"{len(t)}:{t}{e}")) for t, e in founders]
     assert journey_id("acme", "e7") == found[7]
+
+
+def test_the_id_of_a_journey_is_two_words_and_back() -> None:
+    ids = pl.Series([str(uuid.UUID(int=n)) for n in (0, 1, (1 << 128) - 1, 0x0123456789ABCDEF << 61)])
+    high, low = id_words(ids)
+    assert [(int(a) << 64) + int(b) for a, b in zip(high, low, strict=True)] == [uuid.UUID(i).int for i in ids]
+    assert ids_of_words(high, low).to_list() == ids.to_list()
+    assert [word.tolist() for word in id_words(pl.Series([None, ids[1]]))] == [[0, 0], [0, 1]]
+    assert [word.tolist() for word in id_words(pl.Series([], dtype=pl.String))] == [[], []]
+    assert ids_of_words(*id_words(ids.slice(1, 2))).to_list() == ids.to_list()[1:3]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "journey", str(uuid.UUID(int=171)).upper(), "x" * 36, str(uuid.UUID(int=1)) + "0"]
+)
+def test_what_is_no_id_of_a_journey_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="is not the id of a journey"):
+        id_words(pl.Series([str(uuid.UUID(int=7)), text]))
 
 
 @pytest.mark.parametrize("engine", ["numba", "scipy"])
