@@ -190,7 +190,14 @@ def incremental(folder: Path) -> dict[str, Any]:
     return {
         "seconds": sum(seconds), "first_batches": statistics.median(seconds[:tenth]),
         "last_batches": statistics.median(seconds[-tenth:]), "batch_median": statistics.median(seconds),
+        "mapped_bytes": _mapped_bytes(),
     }  # fmt: skip
+
+
+def _mapped_bytes() -> int:
+    """Pages of files, libraries among them, that this process has in memory: the system may take them back."""
+    said = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
+    return int(said["RssFile"].split()[0]) * 1024
 
 
 def reopened(folder: Path) -> dict[str, Any]:
@@ -298,6 +305,7 @@ def in_batches(folder: Path, events: int) -> None:
         ("last tenth", f"{found['last_batches']:.2f}"),
         ("last of first", f"{found['last_batches'] / found['first_batches']:.2f}"),
         ("peak MiB", f"{found['peak_bytes'] / 2**20:,.0f}"),
+        ("pages of files at the end, MiB", f"{found['mapped_bytes'] / 2**20:,.0f}"),
         ("journeys that are not a true one", str(again["wrong"])),
         ("the index anew from the log, seconds", f"{again['seconds']:.1f}"),
     ):
