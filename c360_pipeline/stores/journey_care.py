@@ -12,7 +12,7 @@ from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.journey_graph import JourneyGraph
-from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
+from c360_pipeline.stores.journey_tables import JourneyTables
 from c360_pipeline.stores.journeys import BatchReport, Journeys, Rebase
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.stitching import Stitching
@@ -83,10 +83,7 @@ def block_key(
 
 def bring_up(lake: Lake, graph: Graph) -> None:
     """Bring the tables of journeys and the graph up to the log."""
-    tables = JourneyTables(lake)
-    target = tables.target()
-    for table in PUBLISHED:
-        tables.publish(table, target)
+    JourneyTables(lake).publish_all()
     JourneyGraph(lake, graph).project()
 
 

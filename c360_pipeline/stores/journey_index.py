@@ -7,6 +7,7 @@ those that count is replaced as a whole.
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,14 @@ class TenantState:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+Stamp = tuple[int, int, int]
+"""Inode, time of the last change in nanoseconds, bytes: lists are replaced and never changed."""
+
+
+def _stamp(of: os.stat_result) -> Stamp:
+    return of.st_ino, of.st_mtime_ns, of.st_size
+
+
 class JourneyIndex:
     """The index of one log.
 
@@ -88,7 +97,7 @@ class JourneyIndex:
         self._runs = {kind: SortedRuns(folder, layout) for kind, layout in KINDS.items()}
         self._tenants: dict[str, TenantState] = {}
         self._files: set[str] = set()
-        self._generation: str | None = None
+        self._stamp: Stamp | None = None
 
     def tenant(self, tenant_id: str) -> TenantState:
         """How far a tenant is stitched."""
@@ -108,7 +117,8 @@ class JourneyIndex:
         """Take up what is on disk; what another process added counts too. What can't be read counts as lost."""
         for _ in range(LOADS):
             try:
-                said = json.loads((self._folder / LIST).read_text(encoding="utf-8"))
+                with (self._folder / LIST).open(encoding="utf-8") as listed:
+                    stamp, said = _stamp(os.fstat(listed.fileno())), json.load(listed)
                 if said.get("format") != FORMAT:
                     break
                 for kind, runs in self._runs.items():
@@ -117,7 +127,7 @@ class JourneyIndex:
                 continue  # another process merged a run meanwhile, and wrote a new list before it did away with it
             except (ValueError, KeyError):
                 break
-            self._generation = said["generation"]
+            self._stamp = stamp
             self._files = set(said["files"])
             self._tenants = {name: TenantState(seq, detail) for name, (seq, detail) in said["tenants"].items()}
             return
@@ -125,15 +135,14 @@ class JourneyIndex:
 
     def is_newest(self) -> bool:
         """Whether no other process has written the list since it was loaded."""
-        return self._written_generation() == self._generation
+        return self._written() == self._stamp
 
-    def _written_generation(self) -> str | None:
-        """What the list on disk calls itself; None for none that can be read."""
+    def _written(self) -> "Stamp | None":
+        """By what the list on disk is told from others; None when there is none."""
         try:
-            generation: str | None = json.loads((self._folder / LIST).read_text(encoding="utf-8")).get("generation")
-        except (FileNotFoundError, ValueError):
+            return _stamp((self._folder / LIST).stat())
+        except FileNotFoundError:
             return None
-        return generation
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -147,7 +156,7 @@ class JourneyIndex:
         """Begin anew: the log is another than the index was made from."""
         self._runs = {kind: SortedRuns(self._folder, layout) for kind, layout in KINDS.items()}
         self._tenants, self._files = {}, set()
-        self._generation = self._written_generation()
+        self._stamp = self._written()
 
     def absorb(self, rows: pl.DataFrame, files: set[str]) -> bool:
         """Take up rows of the log; False where another process was faster, as in `adopt`.
@@ -219,17 +228,16 @@ class JourneyIndex:
             return True
 
     def _save(self) -> None:
-        self._generation = uuid4().hex
         named = {kind: runs.names for kind, runs in self._runs.items()}
         said = {
             "format": FORMAT,
-            "generation": self._generation,
             "files": sorted(self._files),
             "tenants": {name: [state.seq, dict(state.detail)] for name, state in self._tenants.items()},
             "runs": named,
         }
-        unfinished = self._folder / f"{self._generation}.json"
+        unfinished = self._folder / f"{uuid4().hex}.json"
         unfinished.write_text(json.dumps(said), encoding="utf-8")
+        self._stamp = _stamp(unfinished.stat())
         unfinished.rename(self._folder / LIST)
         self._sweep({name for names in named.values() for name in names})
 

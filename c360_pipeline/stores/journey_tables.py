@@ -135,6 +135,12 @@ class JourneyTables:
 
         return self._lake.retried(table.name, attempt)
 
+    def publish_all(self) -> None:
+        """Bring all tables up to the log as it is now."""
+        target = self.target()
+        for table in PUBLISHED:
+            self.publish(table, target)
+
     def _log(self) -> pl.LazyFrame:
         snapshot = self._lake.snapshot(JOURNEY_LOG)
         return self._lake.scan_files(JOURNEY_LOG, set(snapshot.file_uris()))

@@ -46,11 +46,9 @@ def lake(folder: Path, events: pl.DataFrame) -> Lake:
 
 def tables(lake: Lake) -> dict[str, pl.DataFrame]:
     """The tables of journeys without the times of commits."""
-    published = JourneyTables(lake)
-    target = published.target()
+    JourneyTables(lake).publish_all()
     found = {}
     for table in PUBLISHED:
-        published.publish(table, target)
         rows = lake.read(table)
         times = ("merged_at", "split_at", "found_at", "quarantined_at")
         found[table.name] = rows.drop(name for name in times if name in rows.columns).sort(pl.all())

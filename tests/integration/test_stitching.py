@@ -38,7 +38,7 @@ from c360_pipeline.core.landing import ARCHIVED_FACTS, Delivery, LineBlock, clas
 from c360_pipeline.core.stitching import Known, prepare, stitch
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.journey_history import JourneyHistory
-from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
+from c360_pipeline.stores.journey_tables import JourneyTables
 from c360_pipeline.stores.journeys import BatchReport, Journeys
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.stitching import Stitching
@@ -80,10 +80,7 @@ class Stitcher:
         return self.journeys.add(archive(list(events)), self.policy, out.cast(pl.String))
 
     def table(self, table: Any) -> pl.DataFrame:
-        tables = JourneyTables(self.lake)
-        target = tables.target()
-        for published in PUBLISHED:
-            tables.publish(published, target)
+        JourneyTables(self.lake).publish_all()
         return self.lake.read(table)
 
     def assigned(self) -> dict[str, str]:

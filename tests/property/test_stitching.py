@@ -16,7 +16,7 @@ from c360_pipeline.core.keys import KeyPolicy, KeyRule, extract_keys
 from c360_pipeline.core.lake import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_ALIASES, JOURNEY_KEYS, JOURNEYS
 from c360_pipeline.core.stitching import Known, prepare, stitch
 from c360_pipeline.stores.journey_index import JourneyIndex
-from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
+from c360_pipeline.stores.journey_tables import JourneyTables
 from c360_pipeline.stores.journeys import Journeys
 from c360_pipeline.stores.lake import Lake
 
@@ -152,12 +152,16 @@ class Store:
                            orient="row")  # fmt: skip
         self.journeys.add(archive(events), self.policy, out)
 
+    def feed(self, parts: list[list[Numbered]], rng: Random) -> None:
+        """Add batches, sometimes going on without the cache."""
+        for batch in parts:
+            self.add(batch)
+            if rng.random() < 0.3:
+                self.forget_cache()
+
     def now(self) -> Journeyed:
         """The journey of each event, once the tables are found to agree with each other."""
-        tables = JourneyTables(self.lake)
-        target = tables.target()
-        for table in PUBLISHED:
-            tables.publish(table, target)
+        JourneyTables(self.lake).publish_all()
         found = self.lake.read(EVENT_JOURNEY)
         counted = found.group_by("journey_id").len("events")
         linked = self.lake.read(EVENT_KEYS).filter(pl.col("status") == "linked")
@@ -195,10 +199,7 @@ def test_quarantine_does_not_depend_on_order_or_split(
     rng.shuffle(shuffled)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder, policy)
-        for batch in batches(shuffled, cuts):
-            store.add(batch)
-            if rng.random() < 0.3:
-                store.forget_cache()
+        store.feed(batches(shuffled, cuts), rng)
         assert partition(store.now()) == oracle(events, over)
 
 
@@ -235,10 +236,7 @@ def test_guards_in_the_order_of_time_do_not_depend_on_the_split(
     expected = at_once(events, policy)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder, policy)
-        for batch in batches(events, cuts):
-            store.add(batch)
-            if rng.random() < 0.3:
-                store.forget_cache()
+        store.feed(batches(events, cuts), rng)
         found = store.now()
         assert found == expected
         users: dict[str, set[str]] = {}
