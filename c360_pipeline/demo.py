@@ -37,10 +37,11 @@ from c360_pipeline.settings import (
     merged_environment,
     postgres_login,
 )
+from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import folder_for
-from c360_pipeline.stores.reconcile import Archive, digests, reconcile, summarise
+from c360_pipeline.stores.reconcile import digests, reconcile, summarise
 
 SAMPLE = SampleRequest(events=20_000, tenants=3, seed=1, malformed_rate=0.02, duplicate_rate=0.03)
 STORY_EVENTS = 10

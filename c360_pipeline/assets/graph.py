@@ -8,17 +8,12 @@ from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, 
 from c360_pipeline.core import graph as model
 from c360_pipeline.core.lake import (
     CATALOG,
-    EVENT_JOURNEY,
     EVENTS,
-    USER_COMMUNITIES,
-    Changes,
-    compare_versions,
 )
 from c360_pipeline.resources import GraphResource, LakeResource, MetricsResource
-from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
 from c360_pipeline.stores.graph_statistics import GraphStatistics
 from c360_pipeline.stores.journey_graph import JourneyGraph
-from c360_pipeline.stores.lake import Lake, Version
 from c360_pipeline.stores.metrics import Figure
 
 GROUP = "graph"
@@ -58,30 +53,10 @@ def every_index_is_online(graph: GraphResource) -> dg.AssetCheckResult:
 )
 def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
     """Project the products that changed."""
-    tables = lake.open()
     with graph.open() as neo4j:
-        done = neo4j.checkpoint("product_graph")
-        events, events_version = tables.changes(EVENTS, done.get(EVENTS.name))
-        catalog, catalog_version = tables.changes(CATALOG, done.get(CATALOG.name))
-        if events.count or catalog.count:
-            _project_products(tables, neo4j, tables.still_there(CATALOG, done.get(CATALOG.name)))
-        neo4j.save_checkpoint("product_graph", EVENTS.name, events_version)
-        neo4j.save_checkpoint("product_graph", CATALOG.name, catalog_version)
+        ProductGraph(lake.open(), neo4j).project()
         counts = neo4j.label_counts()
     return dg.MaterializeResult(metadata=rows(counts.get("Product", 0), categories=counts.get("Category", 0)))
-
-
-def _project_products(lake: Lake, graph: Graph, catalog_before: Version | None) -> None:
-    now = lake.read(CATALOG)
-    items = lake.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
-    before = lake.read(CATALOG, catalog_before.number) if catalog_before else CATALOG.empty()
-    wanted = model.products(items, now)
-    tenants = set(wanted["tenant_id"]) | set(before["tenant_id"])
-    held = [graph.read(model.PRODUCT, tenant) for tenant in sorted(tenants)]
-    found = pl.concat(held, how="diagonal_relaxed") if held else wanted.head(0)
-    graph.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
-    for kind, build in ((model.CATEGORY, model.categories), (model.IN_CATEGORY, model.product_categories)):
-        graph.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
 
 
 @dg.asset_check(
@@ -110,53 +85,11 @@ def event_graph(
     context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource
 ) -> dg.MaterializeResult[None]:
     """Project the events that came, changed or went since this graph's checkpoint."""
-    tables = lake.open()
-    changed_rows = {}
     with graph.open() as neo4j:
-        done = neo4j.checkpoint("event_graph")
-        since = tables.still_there(EVENTS, done.get(EVENTS.name))
-        changed, version = tables.changes(EVENTS, since)
-        touched = touched_events(tables, changed, since)
-        for projection in model.EVENT_PROJECTIONS if changed.count else ():
-            changes = project_touched(tables, projection, touched, since)
-            neo4j.apply(projection.kind, changes)
-            changed_rows[projection.kind.name] = changes.count
-            context.log.info("projected: %s rows of %s", f"{changes.count:,}", projection.kind.name)
-        if changed.upserted.height:
-            # Properties that later stages own, for nodes that were made anew.
-            neo4j.update(model.EVENT_STATUS, model.event_status(changed.upserted, tables.read(EVENT_JOURNEY)))
-            users = changed.upserted.select("tenant_id", "user_id").unique().lazy()
-            communities = tables.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
-            neo4j.update(model.USER_COMMUNITY, model.user_communities(communities.collect()))
-        # Communities that an interrupted run has kept in the lake and not written here.
-        late, late_version = tables.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
-        neo4j.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
-        neo4j.save_checkpoint("event_graph", USER_COMMUNITIES.name, late_version)
-        neo4j.save_checkpoint("event_graph", EVENTS.name, version)
+        changed = EventGraph(lake.open(), neo4j).project()
         counts = neo4j.label_counts()
-    return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), changed=counts_table(changed_rows, "kind")))
-
-
-def touched_events(lake: Lake, changed: Changes, since: Version | None) -> pl.DataFrame:
-    """The changed events as they are now and as they were: both decide which rows of the graph may differ."""
-    if since is None:
-        return changed.upserted
-    key = list(EVENTS.key)
-    keys = pl.concat([changed.upserted.select(key), changed.deleted]).lazy()
-    return pl.concat([changed.upserted, lake.scan(EVENTS, since.number).join(keys, on=key, how="semi").collect()])
-
-
-def project_touched(lake: Lake, projection: model.Projection, touched: pl.DataFrame, since: Version | None) -> Changes:
-    """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
-    scope = list(projection.scope)
-    scopes = touched.select(scope).unique().lazy()
-
-    def rows_at(version: int | None) -> pl.DataFrame:
-        return projection.build(lake.scan(EVENTS, version).join(scopes, on=scope, how="semi").collect())
-
-    now = rows_at(None)
-    before = rows_at(since.number) if since else now.head(0)
-    return compare_versions(before, now, tuple(projection.kind.key_columns))
+    context.log.info("projected: %s", ", ".join(f"{count:,} rows of {kind}" for kind, count in changed.items()))
+    return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), changed=counts_table(changed, "kind")))
 
 
 @dg.asset_check(asset=event_graph, blocking=True, description="As many Action nodes as events in the archive.")

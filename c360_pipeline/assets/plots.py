@@ -62,6 +62,35 @@ def journey_sizes(sizes: pl.DataFrame) -> dg.MarkdownMetadataValue:
     return _image(figure, "sizes of journeys")
 
 
+def differences_by_day(buckets: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """Tenants against days: green where graph and archive are equal, red by how many kinds differ; the last 90 days.
+
+    Args:
+        buckets: rows of `RECONCILIATIONS` of one run; the last column is of rows without a day.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    differs = pl.col("expected_digest") != pl.col("found_digest")
+    cells = buckets.group_by("tenant_id", "day").agg(differs.sum().alias("kinds"))
+    if cells.is_empty():
+        return dg.MetadataValue.md("nothing to compare yet")
+    days = [*cells["day"].drop_nulls().unique().sort().tail(DAYS_SHOWN).to_list(), None]
+    tenants = cells["tenant_id"].unique().sort().to_list()
+    counts = {(tenant, day): kinds for tenant, day, kinds in cells.select("tenant_id", "day", "kinds").iter_rows()}
+    table = [[counts.get((tenant, day), float("nan")) for day in days] for tenant in tenants]
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(tenants)), layout="constrained")
+    axes = figure.subplots()
+    colours = LinearSegmentedColormap.from_list("drift", ["#2a7f62", "#f2c14e", "#c44536"])
+    axes.imshow(table, aspect="auto", cmap=colours, vmin=0, vmax=3)
+    step = max(len(days) // 15, 1)
+    shown = [n for n in range(len(days)) if n % step == 0 or days[n] is None]
+    axes.set_xticks(shown, [str(days[n] or "no day") for n in shown], rotation=60, fontsize=8)
+    axes.set_yticks(range(len(tenants)), [tenant or "no tenant" for tenant in tenants])
+    axes.set_title("kinds that differ: none (green) to three or more (red)", fontsize=9)
+    return _image(figure, "graph against archive, by tenant and day")
+
+
 def _image(figure: "Figure", name: str) -> dg.MarkdownMetadataValue:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)

@@ -1,15 +1,16 @@
 """Reconciliation: proof that the graph equals its archive."""
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
 
 import dagster as dg
 import polars as pl
 
+from c360_pipeline.assets.plots import differences_by_day
 from c360_pipeline.assets.specs import preview, rows, table_spec
 from c360_pipeline.core.lake import RECONCILIATION_FINDINGS, RECONCILIATIONS
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource
-from c360_pipeline.stores.reconcile import Archive, Reconciled, entity_name, reconcile
+from c360_pipeline.stores.archive import Archive
+from c360_pipeline.stores.reconcile import Reconciled, bucket_rows, entity_name, finding_rows, keep, reconcile
 
 GROUP = "reconcile"
 UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_graph")
@@ -42,18 +43,18 @@ def reconciliation_assets(
     tables = lake.open()
     with graph.open() as neo4j:
         results = reconcile(Archive(tables, control.open().read()), neo4j)
-    summary, findings = summary_rows(results, context.run.run_id), finding_rows(results, context.run.run_id)
-    tables.insert_new(RECONCILIATIONS, summary)
-    tables.insert_new(RECONCILIATION_FINDINGS, findings)
-    differing = summary.filter(pl.col("expected_digest") != pl.col("found_digest"))
-    shown = summary.select("tenant_id", "entity", "expected", "found")
+    keep(tables, results, context.run.run_id)
+    buckets, findings = bucket_rows(results, context.run.run_id), finding_rows(results, context.run.run_id)
+    by_kind = buckets.group_by("tenant_id", "entity", maintain_order=True).agg(pl.col("expected", "found").sum())
+    differing = [result for result in results if not result.comparison.is_equal]
     yield dg.MaterializeResult(
-        asset_key=RECONCILIATIONS.name, metadata=rows(summary.height, both_sides=preview(shown, 200))
+        asset_key=RECONCILIATIONS.name,
+        metadata=rows(buckets.height, both_sides=preview(by_kind, 200), days=differences_by_day(buckets)),
     )
     yield dg.MaterializeResult(
         asset_key=RECONCILIATION_FINDINGS.name, metadata=rows(findings.height, findings=preview(findings))
     )
-    unnamed = differing.join(findings, left_on=["tenant_id", "entity"], right_on=["tenant_id", "label"], how="anti")
+    unnamed = named_kinds(result for result in differing if result.comparison.findings.is_empty())
     yield dg.AssetCheckResult(
         asset_key=RECONCILIATION_FINDINGS.name,
         check_name="every_difference_is_named",
@@ -63,41 +64,16 @@ def reconciliation_assets(
     yield dg.AssetCheckResult(
         asset_key=RECONCILIATIONS.name,
         check_name="graph_equals_archive",
-        passed=differing.is_empty(),
+        passed=not differing,
         metadata={
-            "compared_rows": int(summary["expected"].sum()),
-            "differing": preview(differing),
+            "compared_rows": int(buckets["expected"].sum()),
+            "differing": preview(named_kinds(differing)),
             "what_to_do": "c360 reconcile --repair brings the graph back to its archive.",
         },
     )
 
 
-def summary_rows(results: list[Reconciled], run_id: str) -> pl.DataFrame:
-    """Rows of `RECONCILIATIONS`."""
-    now = datetime.now(UTC)
-    records = [
-        (
-            run_id, r.tenant_id, now.date(), entity_name(r.kind), r.comparison.expected_count,
-            r.comparison.found_count, r.comparison.expected_digest, r.comparison.found_digest, now,
-        )
-        for r in results
-    ]  # fmt: skip
-    return pl.DataFrame(records, schema=RECONCILIATIONS.empty().schema, orient="row")
-
-
-def finding_rows(results: list[Reconciled], run_id: str) -> pl.DataFrame:
-    """Rows of `RECONCILIATION_FINDINGS`."""
-    parts = [
-        r.comparison.findings.select(
-            run_id=pl.lit(run_id),
-            tenant_id=pl.lit(r.tenant_id),
-            kind="kind",
-            label=pl.lit(entity_name(r.kind)),
-            key="key",
-            difference="difference",
-            repaired=pl.lit(value=False),
-        )
-        for r in results
-        if r.comparison.findings.height
-    ]
-    return pl.concat([RECONCILIATION_FINDINGS.empty(), *parts])
+def named_kinds(results: Iterable[Reconciled]) -> pl.DataFrame:
+    """tenant_id, entity, and how many rows differ."""
+    found = [(r.tenant_id, entity_name(r.kind), r.comparison.findings.height) for r in results]
+    return pl.DataFrame(found, schema={"tenant_id": pl.String, "entity": pl.String, "rows": pl.Int64}, orient="row")

@@ -15,8 +15,8 @@ from c360_pipeline.core.relationship_joins import joined_columns
 from c360_pipeline.core.silo_plan import Extract
 from c360_pipeline.core.silos import LINEAGE, ControlRows, RelationshipRow
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, LandingResource, SilosResource
+from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.cypher_script import write_script
-from c360_pipeline.stores.reconcile import Archive
 from c360_pipeline.stores.silo_graph import LabelTables, SiloGraph, label_tables, stored_silo_table
 from c360_pipeline.stores.silo_run import SiloRun, readable_exclusions
 

@@ -10,6 +10,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 from rich.table import Table
@@ -290,20 +291,29 @@ def dev(
 
 @app.command()
 def reconcile(
-    repair: Annotated[bool, typer.Option(help="bring the graph back to its archive")] = False, as_json: AsJson = False
+    repair: Annotated[bool, typer.Option(help="bring the graph back to its archive")] = False,
+    force: Annotated[bool, typer.Option(help="repair even where more than 5 % of a label differ")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the graph with its archive, row by row; exit code 1 when they differ."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.stores.reconcile import Archive, summarise
+    from c360_pipeline.stores.archive import Archive
+    from c360_pipeline.stores.reconcile import keep, summarise
     from c360_pipeline.stores.reconcile import reconcile as compare
 
     settings = load_settings()
-    control = open_control(settings)
-    archive = Archive(open_lake(settings), control.read())
+    control, lake = open_control(settings), open_lake(settings)
+    archive = Archive(lake, control.read())
     # A run projects what the archive read here does not hold yet: a repair in between would take that for ghosts.
-    with control.exclusive_run(), open_graph(settings) as graph, err.status("comparing the graph with its archive"):
-        found = summarise(compare(archive, graph, repair=repair))
-        left = summarise(compare(archive, graph)) if repair else found
+    with control.exclusive_run(), open_graph(settings) as graph, err.status("comparing") as shown:
+
+        def observe(kind: str, tenant: str) -> None:
+            shown.update(f"comparing {kind} of {tenant}")
+
+        results = compare(archive, graph, repair=repair, force=force, observe=observe)
+        keep(lake, results, f"reconcile {uuid4()}")
+        found = summarise(results)
+        left = summarise(compare(archive, graph, observe=observe)) if repair and found["findings"] else found
     print_json({"found": found, "left": left}) if as_json else print_reconciliation(found, left, repair=repair)
     if left["findings"]:
         raise typer.Exit(1)
@@ -325,7 +335,8 @@ def digest(as_json: AsJson = False) -> None:
     """Print the canonical digest of lake and graph: equal digests, equal content."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.core.reconcile import combined_digest
-    from c360_pipeline.stores.reconcile import Archive, digests
+    from c360_pipeline.stores.archive import Archive
+    from c360_pipeline.stores.reconcile import digests
     from c360_pipeline.stores.reconcile import reconcile as compare
 
     settings = load_settings()

@@ -25,13 +25,14 @@ class NodeKind:
     """A kind of node: its label, the properties that with tenant_id are its key, and the types of all properties.
 
     `extra_labels` are set beside the label. Properties that are not named belong to another projection, which has
-    a kind of its own for them; they are left alone.
+    a kind of its own for them; they are left alone. `day` names the instant by whose date a node is counted.
     """
 
     label: str
     key: tuple[str, ...]
     properties: Mapping[str, pl.DataType] = field(hash=False)
     extra_labels: tuple[str, ...] = ()
+    day: str | None = None
 
     @property
     def name(self) -> str:
@@ -51,12 +52,16 @@ class NodeKind:
 
 @dataclass(frozen=True)
 class RelationshipKind:
-    """A kind of relationship between two kinds of node, with the types of its properties."""
+    """A kind of relationship between two kinds of node, with the types of its properties.
+
+    `day` says by what date one is counted: `from` or `to` is that of the node there, another name its own property.
+    """
 
     type: str
     source: NodeKind
     target: NodeKind
     properties: Mapping[str, pl.DataType] = field(default_factory=dict, hash=False)
+    day: str | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +82,8 @@ class RelationshipKind:
 
 
 Kind = NodeKind | RelationshipKind
+DAY = "day"
+"""The column that says by what date a row is counted; null for rows that have none."""
 _RELATIONSHIP_NAME = re.compile(r"\((\w+)\)-\[:(\w+)\]->\((\w+)\)")
 
 
@@ -88,10 +95,10 @@ def parts_of(name: str) -> tuple[str, str, str]:
     return found[1], found[2], found[3]
 
 
-USER = NodeKind("User", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT})
-SESSION = NodeKind("Session", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT})
+USER = NodeKind("User", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
+SESSION = NodeKind("Session", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
 ACTION = NodeKind(
-    "Action", ("id",), {"id": TEXT, "type": TEXT, "ts": INSTANT, "user_id": TEXT, "attrs": TEXT}, ("Event",)
+    "Action", ("id",), {"id": TEXT, "type": TEXT, "ts": INSTANT, "user_id": TEXT, "attrs": TEXT}, ("Event",), "ts"
 )
 PRODUCT = NodeKind("Product", ("id",), {"id": TEXT, "name": TEXT, "category": TEXT, "price": REAL})
 CATEGORY = NodeKind("Category", ("name",), {"name": TEXT})
@@ -100,18 +107,19 @@ JOURNEY = NodeKind(
     "Journey",
     ("id",),
     {"id": TEXT, "created_at": INSTANT, "first_event_ts": INSTANT, "last_event_ts": INSTANT, "event_count": WHOLE},
+    day="first_event_ts",
 )
 INTERACTION = {"count": WHOLE, "first_interaction": INSTANT, "last_interaction": INSTANT}
 
-HAS_SESSION = RelationshipKind("HAS_SESSION", USER, SESSION)
-HAS_ACTION = RelationshipKind("HAS_ACTION", SESSION, ACTION)
-ON_PRODUCT = RelationshipKind("ON_PRODUCT", ACTION, PRODUCT)
+HAS_SESSION = RelationshipKind("HAS_SESSION", USER, SESSION, day="to")
+HAS_ACTION = RelationshipKind("HAS_ACTION", SESSION, ACTION, day="to")
+ON_PRODUCT = RelationshipKind("ON_PRODUCT", ACTION, PRODUCT, day="from")
 IN_CATEGORY = RelationshipKind("IN_CATEGORY", PRODUCT, CATEGORY)
-VIEWED = RelationshipKind("VIEWED", USER, PRODUCT, INTERACTION)
-PURCHASED = RelationshipKind("PURCHASED", USER, PRODUCT, INTERACTION)
-HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION)
-PART_OF = RelationshipKind("PART_OF", CORRELATION, JOURNEY)
-IN_JOURNEY = RelationshipKind("IN_JOURNEY", ACTION, JOURNEY)
+VIEWED = RelationshipKind("VIEWED", USER, PRODUCT, INTERACTION, "first_interaction")
+PURCHASED = RelationshipKind("PURCHASED", USER, PRODUCT, INTERACTION, "first_interaction")
+HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION, day="from")
+PART_OF = RelationshipKind("PART_OF", CORRELATION, JOURNEY, day="to")
+IN_JOURNEY = RelationshipKind("IN_JOURNEY", ACTION, JOURNEY, day="from")
 """The journey of an event that no key ties: of one without keys, or with weak ones only."""
 
 EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT})
@@ -265,6 +273,34 @@ def event_status(events: pl.DataFrame, event_journey: pl.DataFrame) -> pl.DataFr
     return events.join(processed, on=["tenant_id", "event_id"], how="left").select(
         "tenant_id", pl.col("status").fill_null("NEW"), id="event_id"
     )
+
+
+def day_source(kind: Kind) -> tuple[str, str] | None:
+    """Where the day of a row is: `n`, `r`, `a` (source) or `b` (target), and the property that is an instant."""
+    if isinstance(kind, NodeKind):
+        return ("n", kind.day) if kind.day else None
+    ends = {"from": ("a", kind.source.day), "to": ("b", kind.target.day)}
+    variable, name = ends.get(kind.day or "", ("r", kind.day))
+    return (variable, name) if name else None
+
+
+def with_days(kind: Kind, rows: pl.DataFrame, days: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Rows with the column `DAY`.
+
+    Args:
+        kind: of the rows.
+        rows: columns of the kind.
+        days: by label, key columns and `DAY` of the nodes at the ends.
+    """
+    at = day_source(kind)
+    if at is None:
+        return rows.with_columns(pl.lit(None, pl.Date).alias(DAY))
+    if isinstance(kind, NodeKind) or at[0] == "r":
+        return rows.with_columns(pl.col(at[1]).dt.date().alias(DAY))
+    end, prefix = (kind.source, "from_") if at[0] == "a" else (kind.target, "to_")
+    nodes = days[end.label].rename({name: f"{prefix}{name}" for name in end.key})
+    on = ["tenant_id", *(f"{prefix}{name}" for name in end.key)]
+    return rows.join(nodes, on=on, how="left", maintain_order="left")
 
 
 def user_communities(communities: pl.DataFrame) -> pl.DataFrame:

@@ -260,7 +260,8 @@ RECONCILIATIONS = Table(
         "found_digest": TEXT,
         "reconciled_at": UTC_MICROS,
     },
-    "Graph against archive, per label or relationship type: counts and digests of both sides.",
+    "Graph against archive, per label or relationship type and day: counts and digests of both sides. Rows without a "
+    "date of their own, such as products, have no day.",
 )
 RECONCILIATION_FINDINGS = Table(
     "reconciliation_findings",
@@ -273,6 +274,7 @@ RECONCILIATION_FINDINGS = Table(
         "key": TEXT,
         "difference": TEXT,
         "repaired": pa.bool_(),
+        "day": pa.date32(),
     },
     "Each node or relationship that differed: missing, ghost, altered or duplicate.",
 )

@@ -1,15 +1,18 @@
 """Reconciliation: is the graph equal to its archive, and where is it not.
 
-Both sides are frames of the same columns, key first; a row is compared by a hash of its canonical text.
+Both sides are frames of the same columns. A row is told by a hash of its canonical text, many rows by how many they are
+and the sum of their hashes: in any order the same, and of two sets together the sum of both (docs/adr/0027).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
+from c360_pipeline.core.graph import DAY
 from c360_pipeline.core.keys import hash128
+from c360_pipeline.core.stitching import words
 
 
 @dataclass(frozen=True)
@@ -17,13 +20,15 @@ class Comparison:
     """One label or relationship type of one tenant, archive against graph.
 
     Attributes:
+        buckets: day, expected, found (rows), expected_digest, found_digest: of each day, null for rows without one.
         expected_count: rows in the archive.
         found_count: rows in the graph.
-        expected_digest: order-free digest of the archive's rows.
-        found_digest: order-free digest of the graph's rows.
-        findings: kind (missing, ghost, altered, duplicate), key, difference.
+        expected_digest: of the archive's rows.
+        found_digest: of the graph's rows.
+        findings: `FINDING_COLUMNS`.
     """
 
+    buckets: pl.DataFrame
     expected_count: int
     found_count: int
     expected_digest: str
@@ -36,7 +41,18 @@ class Comparison:
         return self.expected_digest == self.found_digest
 
 
-FINDING_COLUMNS = {"kind": pl.String, "key": pl.String, "difference": pl.String}
+FINDING_COLUMNS = {"kind": pl.String, "key": pl.String, "difference": pl.String, DAY: pl.Date}
+"""kind is missing, ghost, altered or duplicate."""
+FROM, TO = "from_", "to_"
+"""How key columns of the two ends of a relationship begin."""
+_STRANGE = " (strange)"
+NO_ROWS = "0-0"
+"""The digest of no rows."""
+
+
+def strange(name: str) -> str:
+    """The column that says what is at a place where no value of a column's type is."""
+    return name + _STRANGE
 
 
 def canonical_text(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -69,14 +85,14 @@ def type_class(dtype: pl.DataType) -> str:
 
 
 def row_hashes(frame: pl.DataFrame) -> pl.Series:
-    """A 128-bit hash of each row's columns, taken in the order of their names.
+    """A 128-bit hash of each row's columns, taken in the order of their names; UInt128.
 
     Names and kinds of values count too: 1 is neither "1" nor 1.0, and null is like nothing but null.
     """
     if frame.is_empty():
-        return pl.Series("row_hash", [], dtype=pl.String)
+        return pl.Series("row_hash", [], dtype=pl.UInt128)
     parts = [_encoded(name, frame.schema[name]) for name in sorted(frame.columns)]
-    return frame.select(hash128(pl.concat_str(parts)).cast(pl.String).alias("row_hash")).to_series()
+    return frame.select(hash128(pl.concat_str(parts)).alias("row_hash")).to_series()
 
 
 def _encoded(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -87,8 +103,41 @@ def _encoded(name: str, dtype: pl.DataType) -> pl.Expr:
 
 
 def digest(hashes: pl.Series) -> str:
-    """sha256 over the sorted row hashes, in hex: equal for the same set of rows in any order."""
-    return hashlib.sha256("\n".join(hashes.sort().to_list()).encode()).hexdigest()
+    """Of rows by their hashes: how many, and the sum of the hashes modulo 2^128, in hex."""
+    return digests_by_bucket(pl.Series(DAY, [None], dtype=pl.Date).new_from_index(0, len(hashes)), hashes).total
+
+
+@dataclass(frozen=True)
+class BucketDigests:
+    """The digests of the buckets of one side.
+
+    Attributes:
+        buckets: day, rows, digest.
+        total: the digest of all rows.
+        rows: of all buckets.
+    """
+
+    buckets: pl.DataFrame
+    total: str
+    rows: int
+
+
+def digests_by_bucket(days: pl.Series, hashes: pl.Series) -> BucketDigests:
+    """The digest of the rows of each day."""
+    high, low = words(hashes)
+    # Sums of 64 bits wrap, so 128 bits are added in four parts: 2^32 rows fit.
+    quarters = {"a": high >> 32, "b": high & 0xFFFFFFFF, "c": low >> 32, "d": low & 0xFFFFFFFF}
+    frame = pl.DataFrame({DAY: days, **quarters})
+    sums = frame.group_by(DAY).agg(pl.len().alias("rows"), pl.col(*quarters).sum()).sort(DAY)
+    rows = sums.select("rows", *quarters).rows()
+    each = pl.Series("digest", [_digest_text(row) for row in rows], dtype=pl.String)
+    totals = [sum(column) for column in zip(*rows, strict=True)] or [0] * 5
+    return BucketDigests(sums.select(DAY, "rows", each), _digest_text(totals), totals[0])
+
+
+def _digest_text(sums: Sequence[int]) -> str:
+    count, a, b, c, d = sums
+    return f"{count}-{((a << 96) + (b << 64) + (c << 32) + d) % (1 << 128):x}"
 
 
 def combined_digest(parts: Mapping[str, str]) -> str:
@@ -97,44 +146,101 @@ def combined_digest(parts: Mapping[str, str]) -> str:
 
 
 def compare(expected: pl.DataFrame, found: pl.DataFrame, key: list[str]) -> Comparison:
-    """Compare archive and graph; rows are looked at only when the digests differ.
+    """Compare archive and graph; only rows of days whose digests differ are looked at one by one.
 
     Args:
-        expected: rows as the archive has them.
+        expected: rows as the archive has them; with a column `DAY` they are told apart by day.
         found: rows as the graph has them, the same columns.
         key: columns that name a row.
     """
-    expected_hashes, found_hashes = row_hashes(expected), row_hashes(found)
-    expected_digest, found_digest = digest(expected_hashes), digest(found_hashes)
+    columns = [c for c in found.columns if c != DAY]
+    expected = expected.with_columns(pl.lit(None, pl.String).alias(c) for c in columns if c not in expected.columns)
+    (ours, expected_sums), (theirs, found_sums) = (_hashed(side, columns) for side in (expected, found))
+    buckets = _side_by_side(expected_sums.buckets, found_sums.buckets)
+    differing = buckets.filter(pl.col("expected_digest") != pl.col("found_digest")).select(DAY)
     findings = pl.DataFrame(schema=FINDING_COLUMNS)
-    if expected_digest != found_digest:
-        findings = _findings(
-            expected.with_columns(expected_hashes), found.with_columns(found_hashes), key, expected.columns
-        )
-    return Comparison(expected.height, found.height, expected_digest, found_digest, findings)
+    if differing.height:
+        ours, theirs = (side.join(differing, on=DAY, how="semi", nulls_equal=True) for side in (ours, theirs))
+        findings = _findings(ours, theirs, key, columns)
+    return Comparison(
+        buckets, expected_sums.rows, found_sums.rows, expected_sums.total, found_sums.total, findings
+    )  # fmt: skip
+
+
+def only_ghosts(keys: Sequence[str]) -> Comparison:
+    """Of rows that the archive does not have, by what they are called."""
+    findings = pl.DataFrame(
+        {"kind": "ghost", "key": pl.Series(keys, dtype=pl.String), "difference": "", DAY: None}, schema=FINDING_COLUMNS
+    )
+    found = digests_by_bucket(findings[DAY], row_hashes(findings.select("key")))
+    buckets = _side_by_side(found.buckets.clear(), found.buckets)
+    return Comparison(buckets, 0, found.rows, NO_ROWS, found.total, findings)
+
+
+def _hashed(rows: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, BucketDigests]:
+    said = rows.select(columns)
+    day = rows[DAY] if DAY in rows.columns else pl.Series(DAY, [None], dtype=pl.Date).new_from_index(0, rows.height)
+    hashes = row_hashes(said)
+    return said.with_columns(hashes, day), digests_by_bucket(day, hashes)
+
+
+def _side_by_side(expected: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+    both = expected.join(found, on=DAY, how="full", coalesce=True, nulls_equal=True, suffix="_found").sort(DAY)
+    return both.select(
+        DAY,
+        expected=pl.col("rows").fill_null(0).cast(pl.Int64),
+        found=pl.col("rows_found").fill_null(0).cast(pl.Int64),
+        expected_digest=pl.col("digest").fill_null(NO_ROWS),
+        found_digest=pl.col("digest_found").fill_null(NO_ROWS),
+    )
 
 
 def _findings(expected: pl.DataFrame, found: pl.DataFrame, key: list[str], columns: list[str]) -> pl.DataFrame:
     expected, found = _with_comparable_keys(expected, found, key)
-    duplicated = found.group_by(key).len().filter(pl.col("len") > 1)
+    duplicated = found.group_by(key).agg(pl.len(), pl.col(DAY).first()).filter(pl.col("len") > 1)
     both = expected.join(found, on=key, suffix="_found", nulls_equal=True).filter(
         pl.col("row_hash") != pl.col("row_hash_found")
     )
+    missing = expected.join(found, on=key, how="anti", nulls_equal=True)
+    ghosts = found.join(expected, on=key, how="anti", nulls_equal=True)
     parts = [
-        _named("missing", expected.join(found, on=key, how="anti", nulls_equal=True), key, pl.lit("")),
-        _named("ghost", found.join(expected, on=key, how="anti", nulls_equal=True), key, pl.lit("")),
+        _named("missing", missing, key, _redirected(missing, ghosts, key, "the graph has {} instead")),
+        _named("ghost", ghosts, key, _redirected(ghosts, missing, key, "the archive has {} instead")),
         _named("altered", both, key, _difference([c for c in columns if c not in key], both.schema)),
         _named("duplicate", duplicated, key, pl.format("{} times", pl.col("len")) if duplicated.height else pl.lit("")),
     ]
     return pl.concat(parts)
 
 
+def _redirected(rows: pl.DataFrame, others: pl.DataFrame, key: list[str], text: str) -> pl.Expr:
+    """What stands in place of a relationship that leads from, or to, another node than it should; empty where nothing.
+
+    Such a one is missing where it should be and a ghost where it is.
+    """
+    sources = [name for name in key if name.startswith(FROM)]
+    if not sources or rows.is_empty() or others.is_empty():
+        return pl.lit("")
+    said = []
+    for shared, other in ((FROM, TO), (TO, FROM)):
+        same = ["tenant_id", *(name for name in key if name.startswith(shared))]
+        ends = [name for name in key if name.startswith(other)]
+        once = others.filter(pl.struct(same).is_unique())
+        named = once.select(*same, instead=_key_text(ends, once.schema))
+        met = rows.select(same).join(named, on=same, how="left", maintain_order="left", nulls_equal=True)
+        alone = rows.select(pl.struct(same).is_unique()).to_series()
+        said.append(pl.select(pl.when(alone).then(met["instead"])).to_series())
+    return pl.format(text, pl.coalesce(*map(pl.lit, said))).fill_null("")
+
+
 def _with_comparable_keys(
     expected: pl.DataFrame, found: pl.DataFrame, key: list[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Both sides with keys of the same types: text, where somebody wrote a key of another type into the graph."""
-    differing = [c for c in key if expected.schema[c] != found.schema[c]]
-    sides = (side.with_columns(canonical_text(c, side.schema[c]) for c in differing) for side in (expected, found))
+    """Both sides with keys as text, where somebody wrote a key of another type into the graph."""
+    odd = [c for c in key if strange(c) in found.columns]
+    sides = (
+        side.with_columns(pl.coalesce(strange(c), canonical_text(c, side.schema[c])).alias(c) for c in odd)
+        for side in (expected, found)
+    )
     first, second = sides
     return first, second
 
@@ -142,16 +248,39 @@ def _with_comparable_keys(
 def _named(kind: str, rows: pl.DataFrame, key: list[str], difference: pl.Expr) -> pl.DataFrame:
     if rows.is_empty():
         return pl.DataFrame(schema=FINDING_COLUMNS)
-    label = pl.concat_str([canonical_text(c, rows.schema[c]).fill_null("nothing") for c in key], separator=" ")
-    return rows.select(kind=pl.lit(kind), key=label, difference=difference.cast(pl.String))
+    label = _key_text(key, rows.schema)
+    return rows.select(kind=pl.lit(kind), key=label, difference=difference.cast(pl.String), day=DAY)
+
+
+def _key_text(columns: Sequence[str], schema: pl.Schema) -> pl.Expr:
+    """A key as people read it; a text that holds a blank stands in quotes, so that two keys are never alike."""
+    parts = [canonical_text(c, schema[c]) for c in columns]
+    shown = [pl.when(p.str.contains(r'[\s"]') | (p == "")).then(_in_quotes(p)).otherwise(p) for p in parts]
+    return pl.concat_str([p.fill_null("nothing") for p in shown], separator=" ")
+
+
+def _in_quotes(text: pl.Expr) -> pl.Expr:
+    return pl.concat_str(pl.lit('"'), text.str.replace_all('"', '""', literal=True), pl.lit('"'))
 
 
 def _difference(columns: list[str], schema: pl.Schema) -> pl.Expr:
     """`price: archive 9.5, graph 9.0; name: …` for each column that differs."""
     parts = []
     for name in columns:
+        if name.endswith(_STRANGE):
+            if (base := name.removesuffix(_STRANGE)) not in columns:
+                parts.append(pl.when(pl.col(f"{name}_found").is_not_null()).then(
+                    pl.format("{}: {}", pl.lit(base), f"{name}_found")))  # fmt: skip
+            continue
         sides = [(n, schema[n]) for n in (name, f"{name}_found")]
         ours, theirs = (_encoded(n, t).str.strip_prefix(n) for n, t in sides)
-        shown = (canonical_text(n, t).str.slice(0, 80).fill_null("nothing") for n, t in sides)
-        parts.append(pl.when(ours != theirs).then(pl.format("{}: archive {}, graph {}", pl.lit(name), *shown)))
+        archived, found = (canonical_text(n, t).str.slice(0, 80) for n, t in sides)
+        differs = ours != theirs
+        if strange(name) in columns:
+            odd = pl.col(f"{strange(name)}_found")
+            differs, found = differs | odd.is_not_null(), pl.coalesce(odd.str.slice(0, 80), found)
+        said = pl.format(
+            "{}: archive {}, graph {}", pl.lit(name), archived.fill_null("nothing"), found.fill_null("nothing")
+        )
+        parts.append(pl.when(differs).then(said))
     return pl.concat_str(parts, separator="; ", ignore_nulls=True) if parts else pl.lit("")

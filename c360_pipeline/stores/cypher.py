@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import polars as pl
 
-from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind
+from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind, day_source
 from c360_pipeline.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -100,8 +100,11 @@ def delete_statement(kind: Kind) -> str:
 
 
 @lru_cache
-def read_statement(kind: Kind) -> str:
+def read_statement(kind: Kind, *, audited: bool = False) -> str:
     """All rows of a kind of one tenant, columns in the order of the kind's schema.
+
+    For an audit, further columns: the day since 1970 by which a row is counted, null where that is not an instant, and
+    whether a node has each of its extra labels.
 
     Rows come as lists of `$batch_rows`, instants as microseconds since 1970: a record and a temporal object per row
     would cost several times the rest. A value that should be an instant and is not comes inside a list.
@@ -118,6 +121,8 @@ def read_statement(kind: Kind) -> str:
             f"MATCH (a:{quoted(kind.source.label)} {{tenant_id: $tenant_id}})-[r:{quoted(kind.type)}]->"
             f"(b:{quoted(kind.target.label)} {{tenant_id: $tenant_id}})"
         )
+    if audited:
+        columns += [_read_day(kind), *(f"n:{quoted(label)}" for label in extra_labels(kind))]
     return (
         f"{rows} WITH collect([{', '.join(columns)}]) AS found WHERE size(found) > 0 "
         "UNWIND range(0, size(found) - 1, $batch_rows) AS first RETURN found[first..first + $batch_rows] AS rows"
@@ -131,6 +136,71 @@ def _read_value(variable: str, name: str, dtype: pl.DataType) -> str:
     micros = f"{value}.epochSeconds * 1000000 + {value}.microsecond"
     is_instant = f"{value} IS :: ZONED DATETIME NOT NULL AND {value}.nanosecond % 1000 = 0"
     return f"CASE WHEN {value} IS NULL THEN null WHEN {is_instant} THEN {micros} ELSE [{value}] END"
+
+
+def extra_labels(kind: Kind) -> tuple[str, ...]:
+    """Labels that rows of a kind have beside the kind's own."""
+    return kind.extra_labels if isinstance(kind, NodeKind) else ()
+
+
+def _read_day(kind: Kind) -> str:
+    at = day_source(kind)
+    if at is None:
+        return "null"
+    value = f"{at[0]}.{quoted_property(at[1])}"
+    return f"CASE WHEN {value} IS :: ZONED DATETIME NOT NULL THEN {value}.epochSeconds / 86400 END"
+
+
+_CYPHER_TYPES: dict[type[pl.DataType], str] = {
+    pl.String: "STRING", pl.Int64: "INTEGER", pl.Float64: "FLOAT", pl.Boolean: "BOOLEAN", pl.Date: "DATE",
+}  # fmt: skip
+
+
+@lru_cache
+def delete_mistyped_statement(kind: NodeKind, name: str) -> str:
+    """Remove the nodes of a tenant whose key column holds a value of another type."""
+    value, dtype = f"n.{quoted_property(name)}", kind.properties[name]
+    if isinstance(dtype, pl.Datetime):
+        expected = "ZONED DATETIME" if dtype.time_zone else "LOCAL DATETIME"
+    else:
+        expected = _CYPHER_TYPES[type(dtype)]
+    return (
+        f"MATCH (n:{quoted(kind.label)}) WHERE n.tenant_id = $tenant_id AND {value} IS NOT NULL "
+        f"AND NOT {value} IS :: {expected} DETACH DELETE n"
+    )
+
+
+@lru_cache
+def stray_nodes_statement(kind: NodeKind) -> str:
+    """Element id and text of nodes of a label that have none of `$tenants`, or no key, or an extra label only."""
+    keyless = " OR ".join(f"n.{quoted_property(k)} IS NULL" for k in kind.key)
+    shown = ", ".join(f"n.{quoted_property(k)}" for k in kind.key_columns)
+    text = f"reduce(t = '', v IN [{shown}, elementId(n)] | t + coalesce(toStringOrNull(v), 'nothing') + ' ') AS text"
+    lonely = [
+        f"UNION MATCH (n:{quoted(label)}) WHERE NOT n:{quoted(kind.label)} RETURN elementId(n) AS element_id, {text}"
+        for label in kind.extra_labels
+    ]
+    return (
+        f"MATCH (n:{quoted(kind.label)}) WHERE n.tenant_id IS NULL OR NOT n.tenant_id IN $tenants OR {keyless} "
+        f"RETURN elementId(n) AS element_id, {text} {' '.join(lonely)}"
+    )
+
+
+@lru_cache
+def stray_relationships_statement(kinds: tuple[RelationshipKind, ...]) -> str:
+    """Element id and text of relationships of a type that are of no such kind, or not within one of `$tenants`."""
+    ends = " OR ".join(f"(a:{quoted(k.source.label)} AND b:{quoted(k.target.label)})" for k in kinds)
+    return (
+        f"MATCH (a)-[r:{quoted(kinds[0].type)}]->(b) WHERE NOT ({ends}) OR a.tenant_id IS NULL OR b.tenant_id IS NULL "
+        "OR a.tenant_id <> b.tenant_id OR NOT a.tenant_id IN $tenants "
+        "RETURN elementId(r) AS element_id, reduce(t = '', v IN labels(a) + [a.tenant_id, 'to'] + labels(b) + "
+        "[b.tenant_id, elementId(r)] | t + coalesce(toStringOrNull(v), 'nothing') + ' ') AS text"
+    )
+
+
+def type_count_statement(name: str) -> str:
+    """How many relationships a type has, from the database's own count."""
+    return f"MATCH ()-[r:{quoted(name)}]->() RETURN count(r) AS number"
 
 
 def label_count_statement(label: str) -> str:

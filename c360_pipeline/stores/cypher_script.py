@@ -12,7 +12,7 @@ from c360_pipeline.core.cypher_literals import row_literals
 from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.lake import EVENTS
 from c360_pipeline.stores import cypher
-from c360_pipeline.stores.reconcile import Archive
+from c360_pipeline.stores.archive import Archive
 
 ROWS_PER_STATEMENT = 500
 

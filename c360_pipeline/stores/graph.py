@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC
 from importlib import resources
 from types import TracebackType
@@ -12,8 +13,9 @@ import neo4j.time
 import polars as pl
 from neo4j.exceptions import AuthError, DriverError, Neo4jError, ServiceUnavailable
 
-from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind
+from c360_pipeline.core.graph import DAY, Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.lake import Changes
+from c360_pipeline.core.reconcile import strange
 from c360_pipeline.errors import InvariantError, UnavailableError
 from c360_pipeline.stores import cypher
 from c360_pipeline.stores.graph_statistics import GraphStatistics
@@ -24,6 +26,8 @@ ABSORBED_AT_ONCE = 500
 """Journeys that one transaction puts into others, about."""
 POOL_SIZE = 10
 """Connections of one process."""
+FIRST_RETRY_SECONDS, RETRY_MULTIPLIER = 0.1, 1.7
+"""A statement that met a deadlock waits 0.1, 0.17, 0.29, 0.49 … seconds before it is tried again, a minute in all."""
 WRITERS = 4
 """Transactions that write at once."""
 CHECKPOINT = "ProjectionCheckpoint"
@@ -63,6 +67,9 @@ SHOW_INDEXES_NOT_ONLINE = """
     SHOW INDEXES YIELD name, state WHERE state <> 'ONLINE' RETURN name, state ORDER BY name
 """
 READ_TENANTS = "MATCH (u:User) RETURN DISTINCT u.tenant_id AS tenant_id ORDER BY tenant_id"
+
+REMOVE_NODES = "MATCH (n) WHERE elementId(n) IN $ids DETACH DELETE n"
+REMOVE_RELATIONSHIPS = "MATCH ()-[r]->() WHERE elementId(r) IN $ids DELETE r"
 
 READ_CANDIDATES = """
     MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED|VIEWED]->(shared:Product {tenant_id: $tenant_id})
@@ -133,6 +140,19 @@ READ_ACCOUNT = """
 """
 
 
+@dataclass(frozen=True)
+class Stray:
+    """A node or relationship that belongs nowhere.
+
+    Attributes:
+        element_id: as the database calls it.
+        text: what it is.
+    """
+
+    element_id: str
+    text: str
+
+
 class Graph:
     """A Neo4j database.
 
@@ -154,7 +174,8 @@ class Graph:
         self.statistics = GraphStatistics(POOL_SIZE)
         self._driver = neo4j.GraphDatabase.driver(
             uri, auth=(user, password), notifications_min_severity="OFF", max_connection_pool_size=POOL_SIZE,
-            connection_timeout=10, max_transaction_retry_time=60,
+            connection_timeout=10, max_transaction_retry_time=60, initial_retry_delay=FIRST_RETRY_SECONDS,
+            retry_delay_multiplier=RETRY_MULTIPLIER, retry_delay_jitter_factor=0.2,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -311,16 +332,56 @@ class Graph:
                 list(pool.map(write, together))
 
     def read(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
-        """All rows of a kind of a tenant; a value of another type than the kind's turns its column to text."""
+        """All rows of a kind of a tenant; a value of another type than the kind's reads as null."""
+        return self._read(kind, tenant_id, cypher.read_statement(kind)).select(list(kind.schema))
+
+    def audit(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
+        """All rows of a kind of a tenant with `DAY`, and with what is strange about them.
+
+        Returns:
+            The columns of the kind, `DAY`, and for each column with values of another type than the kind's one more,
+            `strange(name)`: such a value as text, null where there is none. Of a node without one of its extra labels
+            this is said under the label's name.
+        """
+        return self._read(kind, tenant_id, cypher.read_statement(kind, audited=True), DAY, *cypher.extra_labels(kind))
+
+    def _read(self, kind: Kind, tenant_id: str, statement: str, day: str = "", *labels: str) -> pl.DataFrame:
         names = [name for name in kind.schema if name != "tenant_id"]
-        columns: list[list[Any]] = [[] for _ in names]
-        statement = cypher.read_statement(kind)
+        columns: list[list[Any]] = [[] for _ in (*names, *([day] if day else []), *labels)]
         with self._driver.session(database=self._database, fetch_size=10) as session:
             for (rows,) in session.run(statement, tenant_id=tenant_id, batch_rows=BATCH_ROWS):
                 for column, values in zip(columns, zip(*rows, strict=True), strict=True):
                     column.extend(values)
-        series = [_to_series(n, values, kind.schema[n]) for n, values in zip(names, columns, strict=True)]
+        series = [part for n, values in zip(names, columns, strict=False) for part in _read_series(n, values, kind)]
+        if day:
+            series.append(pl.Series(day, columns[len(names)], dtype=pl.Int32).cast(pl.Date))
+        for label, has in zip(labels, columns[len(columns) - len(labels) :], strict=True):
+            if not all(has):
+                series.append(pl.Series(strange(f":{label}"), [None if it else "not there" for it in has]))
         return pl.DataFrame(series).select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
+
+    def stray_nodes(self, kind: NodeKind, tenants: Sequence[str]) -> list["Stray"]:
+        """Nodes of a label that have no tenant of these, or no key, or an extra label only."""
+        return [Stray(**row) for row in self.query(cypher.stray_nodes_statement(kind), tenants=list(tenants))]
+
+    def stray_relationships(self, kinds: Sequence[RelationshipKind], tenants: Sequence[str]) -> list["Stray"]:
+        """Relationships of one type that lead between other labels than these kinds say, or from tenant to tenant."""
+        statement = cypher.stray_relationships_statement(tuple(kinds))
+        return [Stray(**row) for row in self.query(statement, tenants=list(tenants))]
+
+    def remove(self, kind: Kind, element_ids: Sequence[str]) -> None:
+        """Remove nodes with their relationships, or relationships, by element id."""
+        statement = REMOVE_NODES if isinstance(kind, NodeKind) else REMOVE_RELATIONSHIPS
+        for start in range(0, len(element_ids), BATCH_ROWS):
+            self.run(statement, ids=list(element_ids[start : start + BATCH_ROWS]))
+
+    def delete_mistyped(self, kind: NodeKind, tenant_id: str, name: str) -> None:
+        """Remove the nodes of a tenant whose key column has a value of another type than the kind's."""
+        self.run(cypher.delete_mistyped_statement(kind, name), tenant_id=tenant_id)
+
+    def type_count(self, name: str) -> int:
+        """Relationships of a type, of all tenants."""
+        return int(self.run(cypher.type_count_statement(name))[0]["number"])
 
     def label_counts(self) -> dict[str, int]:
         """Nodes by label; the checkpoints of the projection itself are left out."""
@@ -472,14 +533,26 @@ def to_rows(batch: pl.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _to_series(name: str, values: list[Any], dtype: pl.DataType) -> pl.Series:
+def _read_series(name: str, values: list[Any], kind: Kind) -> Iterator[pl.Series]:
+    """A column as its kind has it, and where values of another type were written behind our back, what they are."""
+    dtype = kind.schema[name]
     expected, wire_type = _wire_types(dtype)
     if set(map(type, values)) - {type(None), expected}:
-        # A value of a wrong type was written behind our back; its text and type make the difference visible.
-        return pl.Series(name, [None if v is None else f"{type(v).__name__} {v}" for v in values], dtype=pl.String)
+        is_right = [v is None or type(v) is expected for v in values]
+        yield pl.Series(
+            strange(name), [None if ok else _typed_text(v, dtype) for v, ok in zip(values, is_right, strict=True)],
+            dtype=pl.String,
+        )  # fmt: skip
+        values = [v if ok else None for v, ok in zip(values, is_right, strict=True)]
     if expected in (neo4j.time.Date, neo4j.time.DateTime):
         values = [None if v is None else v.to_native() for v in values]
-    return pl.Series(name, values, dtype=wire_type).cast(dtype)
+    yield pl.Series(name, values, dtype=wire_type).cast(dtype)
+
+
+def _typed_text(value: Any, dtype: pl.DataType) -> str:
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone and isinstance(value, list):
+        (value,) = value  # `cypher.read_statement` wraps what should be an instant and is not
+    return f"{_plain(value)!r} ({type(value).__name__})"
 
 
 def _wire_types(dtype: pl.DataType) -> tuple[type, pl.DataType]:

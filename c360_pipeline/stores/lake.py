@@ -315,7 +315,7 @@ class Lake:
         fresh = rows.unique(key, keep="first", maintain_order=True)
 
         def build(held: pl.DataFrame) -> pl.DataFrame:
-            return fresh.join(held, on=key, how="anti", maintain_order="left")
+            return fresh.join(held, on=key, how="anti", maintain_order="left", nulls_equal=True)
 
         return self.append_exclusive(table, fresh, key, build).height if rows.height else 0
 
@@ -336,7 +336,8 @@ class Lake:
         wanted = keys.select(key).filter(pl.Series(is_found)).unique()
         needed = list(dict.fromkeys((*columns, *key)))
         parts = [
-            part.join(wanted, on=key, how="semi").select(columns) for part in self._read_in_parts(table, files, needed)
+            part.join(wanted, on=key, how="semi", nulls_equal=True).select(columns)
+            for part in self._read_in_parts(table, files, needed)
         ]
         return pl.concat(parts)
 

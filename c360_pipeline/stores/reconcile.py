@@ -1,30 +1,22 @@
-"""Both sides of reconciliation: what the archive says the graph holds, and what the graph holds."""
+"""Reconciliation of a graph with its archive: what differs, by name, and its repair."""
 
-import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
 from c360_pipeline.core import graph as model
-from c360_pipeline.core.graph import Kind, NodeKind
-from c360_pipeline.core.lake import (
-    CATALOG,
-    EVENT_JOURNEY,
-    EVENT_KEYS,
-    EVENTS,
-    JOURNEY_KEYS,
-    JOURNEYS,
-    TABLES,
-    USER_COMMUNITIES,
-)
-from c360_pipeline.core.reconcile import Comparison, compare, digest, row_hashes
-from c360_pipeline.core.relationship_joins import join_labels, relationship_kind
-from c360_pipeline.core.silos import ControlRows
-from c360_pipeline.stores.graph import Graph
+from c360_pipeline.core.brake import BRAKE_SHARE, is_beyond_brake
+from c360_pipeline.core.graph import DAY, Kind, NodeKind, RelationshipKind
+from c360_pipeline.core.lake import RECONCILIATION_FINDINGS, RECONCILIATIONS, TABLES
+from c360_pipeline.core.reconcile import Comparison, compare, digest, only_ghosts, row_hashes, strange
+from c360_pipeline.errors import BrakeError
+from c360_pipeline.stores.archive import Archive, Pins
+from c360_pipeline.stores.graph import Graph, Stray
 from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.silo_graph import label_tables, silo_node_frames
 
 OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
 """Kinds that are properties of nodes that another projection makes."""
@@ -35,144 +27,215 @@ BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date",
 """Columns that say when, whence and why a row came, not what it says: two runs differ in them and are equal."""
 
 NOT_IN_DIGEST = ("reconciliations", "reconciliation_findings", "landing_files", "journey_log")
-
-
-@dataclass(frozen=True)
-class SiloNodes:
-    """The node rows of all silo tables, by label."""
-
-    kinds: dict[str, NodeKind]
-    frames: dict[str, pl.DataFrame]
-
-
-class Archive:
-    """What the lake says the graph holds.
-
-    Args:
-        lake: the Delta tables.
-        control: the control rows, for labels and relationships of silo tables.
-    """
-
-    def __init__(self, lake: Lake, control: ControlRows) -> None:
-        self._lake = lake
-        self._control = control
-
-    @property
-    def lake(self) -> Lake:
-        """The Delta tables."""
-        return self._lake
-
-    def silo_versions(self) -> str:
-        """sha256 of the control rows, and of the versions of the tables that silo nodes and relationships come from."""
-        tables = [self._control.lake_table(table) for table in self._control.tables]
-        versions = {name: str(self._lake.version(name)) for name in (*tables, EVENTS.name)}
-        keys = [(table.table_id, table.key_columns) for table in self._control.tables]
-        labels = sorted(self._control.labels.items())
-        said = repr((labels, keys, self._control.relationships, sorted(versions.items())))
-        return hashlib.sha256(said.encode()).hexdigest()
-
-    def silo_rows(self) -> int:
-        """Rows of all silo tables that have a label."""
-        found = label_tables(self._lake, self._control).values()
-        return sum(self._lake.count(table) for label in found for table in label.tables)
-
-    def silo_nodes(self) -> SiloNodes:
-        """The node rows of every silo table that has a label; tables of one label are put together."""
-        pairs = list(silo_node_frames(self._lake, self._control))
-        return SiloNodes({kind.label: kind for kind, _ in pairs}, {kind.label: frame for kind, frame in pairs})
-
-    def mapped_relationships(self, silos: SiloNodes) -> Iterator[tuple[Kind, pl.DataFrame]]:
-        """Relationships as the control rows' join conditions make them; mappings of absent labels are passed over."""
-        users = self._lake.scan(EVENTS).select("tenant_id", id="user_id").unique().collect(engine="streaming")
-        kinds = {"User": model.USER, **silos.kinds}
-        frames = {"User": users, **silos.frames}
-        for row in self._control.relationships:
-            if frames.keys() >= set(row.labels):
-                yield relationship_kind(row, kinds), join_labels(row, frames, kinds)
-
-    def expected(self) -> list[tuple[Kind, pl.DataFrame]]:
-        """Every kind with all its rows; nodes before relationships, which a repair can stand on them."""
-        return sorted(self._expected(), key=lambda pair: not isinstance(pair[0], NodeKind))
-
-    def _expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
-        events, catalog = self._lake.read(EVENTS), self._lake.read(CATALOG)
-        for projection in model.EVENT_PROJECTIONS:
-            yield projection.kind, projection.build(events)
-        yield model.PRODUCT, model.products(events, catalog)
-        yield model.CATEGORY, model.categories(catalog)
-        yield model.IN_CATEGORY, model.product_categories(catalog)
-        assigned, event_keys = self._lake.read(EVENT_JOURNEY), self._lake.read(EVENT_KEYS)
-        yield model.EVENT_STATUS, model.event_status(events, assigned)
-        yield model.USER_COMMUNITY, self._communities(events)
-        keys = self._lake.read(JOURNEY_KEYS)
-        yield model.CORRELATION, model.correlations(keys)
-        yield model.JOURNEY, model.journeys(self._lake.read(JOURNEYS))
-        yield model.HAS_KEY, model.event_correlations(event_keys)
-        yield model.IN_JOURNEY, model.untied_events(assigned, event_keys)
-        yield model.PART_OF, model.correlation_journeys(keys)
-        silos = self.silo_nodes()
-        yield from ((silos.kinds[label], frame) for label, frame in silos.frames.items())
-        yield from self.mapped_relationships(silos)
-
-    def _communities(self, events: pl.DataFrame) -> pl.DataFrame:
-        users = events.select("tenant_id", id="user_id").unique()
-        known = model.user_communities(self._lake.read(USER_COMMUNITIES))
-        return users.join(known, on=["tenant_id", "id"], how="left")
+NO_TENANT = ""
+"""Whose what is that bears no tenant that the archive knows."""
 
 
 @dataclass(frozen=True)
 class Reconciled:
-    """The comparison of one kind of one tenant."""
+    """The comparison of one kind of one tenant.
+
+    Attributes:
+        tenant_id: whose; `NO_TENANT` for nodes and relationships of no tenant that the archive knows.
+        kind: of the rows.
+        comparison: both sides.
+        is_repaired: whether what differs was brought back.
+    """
 
     tenant_id: str
     kind: Kind
     comparison: Comparison
+    is_repaired: bool = False
 
 
-def reconcile(archive: Archive, graph: Graph, *, repair: bool = False) -> list[Reconciled]:
+@dataclass(frozen=True)
+class _Repair:
+    """What brings rows of a kind of a tenant back.
+
+    Attributes:
+        kind: of the rows.
+        tenant_id: whose.
+        upserts: rows as the archive has them.
+        deletes: key columns of rows that go first.
+        mistyped: key columns that have values of another type somewhere; such nodes are nobody's.
+    """
+
+    kind: Kind
+    tenant_id: str
+    upserts: pl.DataFrame
+    deletes: pl.DataFrame
+    mistyped: tuple[str, ...]
+
+
+def reconcile(
+    archive: Archive,
+    graph: Graph,
+    *,
+    repair: bool = False,
+    force: bool = False,
+    observe: Callable[[str, str], None] = lambda kind, tenant: None,
+) -> list[Reconciled]:
     """Compare every kind, tenant by tenant; repairs what differs when asked to.
 
+    The archive is read as of the graph's checkpoints, and what later commits touch is left out on both sides: writers
+    may go on meanwhile. All is compared before anything is repaired.
+
+    Args:
+        archive: what the graph should hold.
+        graph: what it holds.
+        repair: whether to bring the graph back.
+        force: whether more may be repaired than the brake lets pass.
+        observe: told each kind and tenant before it is compared.
+
     Returns:
-        What was found before the repair.
+        What was found, before the repair.
+
+    Raises:
+        BrakeError: too much of a kind differs to be repaired without `force`; nothing was repaired.
     """
-    expected = archive.expected()
-    in_archive = {t for _, frame in expected for t in frame["tenant_id"].unique()}
-    tenants = sorted(in_archive | set(graph.tenants()))
-    results = []
-    for kind, frame in expected:
-        for tenant in tenants:
-            ours = frame.filter(pl.col("tenant_id") == tenant).select(list(kind.schema))
-            theirs = graph.read(kind, tenant)
-            comparison = compare(ours, theirs, kind.key_columns)
-            results.append(Reconciled(tenant, kind, comparison))
-            if repair and not comparison.is_equal:
-                _repair(graph, kind, ours, theirs)
-    return results
+    pinned = archive.at(Pins.of(graph, archive.lake))
+    results: list[Reconciled] = []
+    repairs: list[_Repair] = []
+    held: Counter[Kind] = Counter()
+    tenants: set[str] = set()
+    for kind, frame in pinned.expected():
+        parts = {str(tenant): rows for (tenant,), rows in frame.partition_by("tenant_id", as_dict=True).items()}
+        tenants |= parts.keys()
+        for tenant in sorted(tenants):
+            observe(entity_name(kind), tenant)
+            ours = parts.get(tenant, frame.clear()).select(*kind.schema, DAY)
+            theirs = graph.audit(kind, tenant)
+            held[kind] += theirs.height
+            found, step = _compared(pinned, kind, tenant, ours, theirs)
+            results.append(Reconciled(tenant, kind, found))
+            repairs += [step] if step else []
+    strays = _strays(graph, held, sorted(tenants))
+    results += [Reconciled(NO_TENANT, kind, only_ghosts([one.text for one in lost])) for kind, lost in strays]
+    if not repair:
+        return results
+    if not force:
+        _brake(results)
+    # Strays first, for they may stand where a node should be; relationships last, for they stand on nodes.
+    for kind, lost in strays:
+        graph.remove(kind, [stray.element_id for stray in lost])
+    for step in sorted(repairs, key=lambda one: not isinstance(one.kind, NodeKind)):
+        _carry_out(graph, step)
+    return [Reconciled(r.tenant_id, r.kind, r.comparison, r.comparison.findings.height > 0) for r in results]
 
 
-def _repair(graph: Graph, kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> None:
-    """Make the graph hold our rows; only rows that differ are written."""
-    if kind in OWNED_PROPERTIES and isinstance(kind, NodeKind):
-        graph.update(kind, _differing(ours, theirs))
-        return
+def _compared(
+    archive: Archive, kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFrame
+) -> tuple[Comparison, _Repair | None]:
+    found = _compared_rows(kind, ours, theirs)
+    # A node that is made anew needs the properties that others own, too.
+    if found.is_equal and ours.height == theirs.height:
+        return found, None
+    newer = archive.newer()
+    ours, theirs = newer.left_out(kind, ours), newer.left_out(kind, theirs)
+    return _compared_rows(kind, ours, theirs), _repair_of(kind, tenant_id, ours, theirs)
+
+
+def _compared_rows(kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> Comparison:
+    if kind in OWNED_PROPERTIES:
+        # Nodes that are missing, or ghosts, are told by the kind that makes them.
+        ours, theirs = _with_key_of(ours, theirs, kind), _with_key_of(theirs, ours, kind)
+    return compare(ours, theirs, kind.key_columns)
+
+
+def _with_key_of(rows: pl.DataFrame, others: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    return rows.join(others.select(kind.key_columns), on=kind.key_columns, how="semi")
+
+
+def _brake(results: Iterable[Reconciled]) -> None:
+    expected, differing = Counter[str](), Counter[str]()
+    for result in results:
+        expected[entity_name(result.kind)] += result.comparison.expected_count
+        differing[entity_name(result.kind)] += result.comparison.findings.height
+    stopped = [name for name, count in differing.items() if is_beyond_brake(count, expected[name])]
+    if stopped:
+        raise BrakeError(
+            f"{', '.join(stopped)}: more than {BRAKE_SHARE:.0%} differ, which looks like another graph or another "
+            "archive. Nothing was repaired. If it is right, repair with `c360 reconcile --repair --force`."
+        )
+
+
+def _repair_of(kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFrame) -> _Repair:
     key = kind.key_columns
-    strange_keys = any(theirs.schema[c] != ours.schema[c] for c in key)
+    mistyped = tuple(name for name in key if strange(name) in theirs.columns)
+    odd = [strange(name) for name in mistyped]
+    theirs = theirs.filter(pl.all_horizontal(pl.lit(value=True), *(pl.col(name).is_null() for name in odd)))
+    stranger = [c for c in theirs.columns if c not in ours.columns]
+    columns = [c for c in ours.columns if c != DAY]
+    as_ours = theirs.filter(pl.all_horizontal(pl.lit(value=True), *(pl.col(name).is_null() for name in stranger)))
+    differing = ours.join(as_ours, on=columns, how="anti", nulls_equal=True)
     repeated = theirs.filter(pl.struct(key).is_duplicated()).select(key)
-    ghosts = theirs.select(key).join(ours, on=key, how="anti") if not strange_keys else theirs.select(key)
+    ghosts = theirs.select(key).join(ours, on=key, how="anti")
     # Of a row that is there twice, both go and one comes back.
-    graph.delete(kind, pl.concat([ghosts, repeated]).unique())
-    graph.merge(
-        kind, ours if strange_keys else pl.concat([_differing(ours, theirs), _rows_of(ours, repeated)]).unique()
-    )
+    upserts = pl.concat([differing, ours.join(repeated, on=key, how="semi")]).select(list(kind.schema)).unique()
+    return _Repair(kind, tenant_id, upserts, pl.concat([ghosts, repeated]).unique(), mistyped)
 
 
-def _differing(ours: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
-    same_types = theirs.schema == ours.schema
-    return ours.join(theirs, on=ours.columns, how="anti", nulls_equal=True) if same_types else ours
+def _carry_out(graph: Graph, step: _Repair) -> None:
+    if step.kind in OWNED_PROPERTIES and isinstance(step.kind, NodeKind):
+        graph.update(step.kind, step.upserts)
+        return
+    if isinstance(step.kind, NodeKind):
+        for name in step.mistyped:
+            graph.delete_mistyped(step.kind, step.tenant_id, name)
+    graph.delete(step.kind, step.deletes)
+    graph.merge(step.kind, step.upserts)
 
 
-def _rows_of(rows: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
-    return rows.join(keys, on=keys.columns, how="semi")
+def _strays(graph: Graph, held: Counter[Kind], tenants: Sequence[str]) -> list[tuple[Kind, list[Stray]]]:
+    """Nodes and relationships of declared labels and types that no tenant of the archive has.
+
+    The database counts labels and types by itself: only where there are more than were read is anything looked for.
+    """
+    found: list[tuple[Kind, list[Stray]]] = []
+    of_type: dict[str, list[RelationshipKind]] = {}
+    for kind, count in held.items():
+        if isinstance(kind, RelationshipKind):
+            of_type.setdefault(kind.type, []).append(kind)
+        elif kind not in OWNED_PROPERTIES and any(
+            graph.label_count(label) != count for label in (kind.label, *kind.extra_labels)
+        ):
+            found.append((kind, graph.stray_nodes(kind, tenants)))
+    for name, kinds in of_type.items():
+        if graph.type_count(name) != sum(held[kind] for kind in kinds):
+            found.append((kinds[0], graph.stray_relationships(kinds, tenants)))
+    return [(kind, strays) for kind, strays in found if strays]
+
+
+def keep(lake: Lake, results: Sequence[Reconciled], run_id: str) -> None:
+    """Keep what was found, and whether it was repaired, under the id of a run."""
+    lake.insert_new(RECONCILIATIONS, bucket_rows(results, run_id))
+    lake.insert_new(RECONCILIATION_FINDINGS, finding_rows(results, run_id))
+
+
+def bucket_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:
+    """Rows of `RECONCILIATIONS`."""
+    now = datetime.now(UTC)
+    parts = [
+        r.comparison.buckets.with_columns(
+            run_id=pl.lit(run_id), tenant_id=pl.lit(r.tenant_id), entity=pl.lit(entity_name(r.kind)),
+            reconciled_at=pl.lit(now).cast(RECONCILIATIONS.empty().schema["reconciled_at"]),
+        ).select(list(RECONCILIATIONS.columns))
+        for r in results
+    ]  # fmt: skip
+    return pl.concat([RECONCILIATIONS.empty(), *parts])
+
+
+def finding_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:
+    """Rows of `RECONCILIATION_FINDINGS`."""
+    parts = [
+        r.comparison.findings.with_columns(
+            run_id=pl.lit(run_id), tenant_id=pl.lit(r.tenant_id), label=pl.lit(entity_name(r.kind)),
+            repaired=pl.lit(r.is_repaired),
+        ).select(list(RECONCILIATION_FINDINGS.columns))
+        for r in results
+        if r.comparison.findings.height
+    ]  # fmt: skip
+    return pl.concat([RECONCILIATION_FINDINGS.empty(), *parts])
 
 
 def digests(lake: Lake, results: list[Reconciled]) -> dict[str, str]:
@@ -202,8 +265,12 @@ def entity_name(kind: Kind) -> str:
 def summarise(results: list[Reconciled]) -> dict[str, Any]:
     """Plain values for people and JSON: rows compared, and every finding with its tenant and kind."""
     findings = [
-        {"tenant_id": r.tenant_id, "entity": entity_name(r.kind), **finding}
+        {"tenant_id": r.tenant_id, "entity": entity_name(r.kind), "repaired": r.is_repaired, **_as_text(finding)}
         for r in results
         for finding in r.comparison.findings.iter_rows(named=True)
     ]
     return {"rows": sum(r.comparison.expected_count for r in results), "findings": findings}
+
+
+def _as_text(finding: dict[str, Any]) -> dict[str, Any]:
+    return {**finding, DAY: finding[DAY].isoformat() if finding[DAY] else None}

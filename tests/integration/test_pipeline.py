@@ -28,10 +28,11 @@ from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.queries import all_queries
 from c360_pipeline.runs import Outcome, close_abandoned_runs, instance, materialise
 from c360_pipeline.settings import Settings, load_settings, postgres_login
+from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import folder_for
-from c360_pipeline.stores.reconcile import Archive, digests, reconcile, summarise
+from c360_pipeline.stores.reconcile import digests, reconcile, summarise
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "queries.json"
 REQUEST = SampleRequest(events=1_500, tenants=2, seed=9, malformed_rate=0.04, duplicate_rate=0.04)

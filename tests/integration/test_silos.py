@@ -19,11 +19,12 @@ from c360_pipeline.core.silo_plan import make_plan
 from c360_pipeline.errors import BrakeError, ConfigError, ContractError
 from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stores import silo_load
+from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.cypher_script import write_script
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.reconcile import Archive, reconcile
+from c360_pipeline.stores.reconcile import reconcile
 from c360_pipeline.stores.silo_grants import create_role_statement, grant_statements
 from c360_pipeline.stores.silo_graph import SiloGraph
 from c360_pipeline.stores.silo_run import Loaded, SiloRun, found_tables, readable_exclusions

@@ -1,0 +1,302 @@
+"""What the lake says the graph holds, at the moment that the graph has been brought to.
+
+A graph follows its archive: what was committed after the checkpoints that it carries is not its drift. So the archive
+is read as of these, and what later commits touch, of which a writer may have written a part, is left out on both sides
+(docs/adr/0027).
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+
+import polars as pl
+
+from c360_pipeline.core import graph as model
+from c360_pipeline.core import journey_log as log
+from c360_pipeline.core.graph import DAY, Kind, NodeKind
+from c360_pipeline.core.lake import (
+    CATALOG,
+    EVENT_JOURNEY,
+    EVENT_KEYS,
+    EVENTS,
+    JOURNEY_KEYS,
+    JOURNEY_LOG,
+    JOURNEYS,
+    USER_COMMUNITIES,
+    Table,
+)
+from c360_pipeline.core.relationship_joins import join_labels, relationship_kind
+from c360_pipeline.core.silos import ControlRows
+from c360_pipeline.stores.event_graph import (
+    EVENT_PROJECTION,
+    PRODUCT_PROJECTION,
+    events_around,
+    rows_of_scopes,
+    touched_events,
+)
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.journey_graph import PROJECTION as JOURNEY_PROJECTION
+from c360_pipeline.stores.journey_tables import JourneyTables, News
+from c360_pipeline.stores.lake import Lake, Version
+from c360_pipeline.stores.silo_graph import label_tables, silo_node_frames
+
+
+@dataclass(frozen=True)
+class SiloNodes:
+    """The node rows of all silo tables, by label."""
+
+    kinds: dict[str, NodeKind]
+    frames: dict[str, pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class Pins:
+    """A moment of the archive.
+
+    Attributes:
+        versions: of lake tables by projection and name; of others the newest counts.
+        commits: of stitching by tenant, None for all that there are.
+    """
+
+    versions: Mapping[tuple[str, str], Version] = field(default_factory=dict)
+    commits: Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, graph: Graph, lake: Lake) -> "Pins":
+        """The moment that a graph has been brought to; what it does not know, or the lake has lost, is not pinned."""
+        versions = {
+            (projection, table.name): version
+            for projection in (EVENT_PROJECTION, PRODUCT_PROJECTION)
+            for table, version in _known(graph, lake, projection)
+        }
+        log_id = str(lake.snapshot(JOURNEY_LOG).metadata().id)
+        commits = {
+            tenant: version.number
+            for tenant, version in graph.checkpoint(JOURNEY_PROJECTION).items()
+            if version.table_id == log_id
+        }
+        return cls(versions, commits or None)
+
+    def version(self, projection: str, table: Table) -> Version | None:
+        """The version of a table that a projection has taken up; None for the newest."""
+        return self.versions.get((projection, table.name))
+
+
+def _known(graph: Graph, lake: Lake, projection: str) -> Iterator[tuple[Table, Version]]:
+    done = graph.checkpoint(projection)
+    for table in (EVENTS, CATALOG, USER_COMMUNITIES):
+        if (version := lake.still_there(table, done.get(table.name))) is not None:
+            yield table, version
+
+
+@dataclass(frozen=True)
+class Newer:
+    """Keys of what was committed after the moment that an archive is read at.
+
+    Attributes:
+        keys: by kind, frames of columns that name rows of the kind, or some of these columns.
+    """
+
+    keys: Mapping[Kind, tuple[pl.DataFrame, ...]]
+
+    def left_out(self, kind: Kind, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows without those that later commits touch."""
+        for keys in self.keys.get(kind, ()):
+            rows = rows.join(keys, on=keys.columns, how="anti")
+        return rows
+
+
+class Archive:
+    """What the lake says the graph holds.
+
+    Args:
+        lake: the Delta tables.
+        control: the control rows, for labels and relationships of silo tables.
+        pins: the moment; the newest where nothing is said.
+    """
+
+    def __init__(self, lake: Lake, control: ControlRows, pins: Pins | None = None) -> None:
+        self._lake = lake
+        self._control = control
+        self._pins = pins or Pins()
+        self._newer: tuple[object, Newer] | None = None
+
+    @property
+    def lake(self) -> Lake:
+        """The Delta tables."""
+        return self._lake
+
+    def at(self, pins: Pins) -> "Archive":
+        """The same at another moment."""
+        return Archive(self._lake, self._control, pins)
+
+    def silo_versions(self) -> str:
+        """sha256 of the control rows, and of the versions of the tables that silo nodes and relationships come from."""
+        tables = [self._control.lake_table(table) for table in self._control.tables]
+        versions = {name: str(self._lake.version(name)) for name in (*tables, EVENTS.name)}
+        keys = [(table.table_id, table.key_columns) for table in self._control.tables]
+        labels = sorted(self._control.labels.items())
+        said = repr((labels, keys, self._control.relationships, sorted(versions.items())))
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def silo_rows(self) -> int:
+        """Rows of all silo tables that have a label."""
+        found = label_tables(self._lake, self._control).values()
+        return sum(self._lake.count(table) for label in found for table in label.tables)
+
+    def silo_nodes(self) -> SiloNodes:
+        """The node rows of every silo table that has a label; tables of one label are put together."""
+        pairs = list(silo_node_frames(self._lake, self._control))
+        return SiloNodes({kind.label: kind for kind, _ in pairs}, {kind.label: frame for kind, frame in pairs})
+
+    def mapped_relationships(self, silos: SiloNodes) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        """Relationships as the control rows' join conditions make them; mappings of absent labels are passed over."""
+        users = self._scan(EVENTS).select("tenant_id", id="user_id").unique().collect(engine="streaming")
+        kinds = {"User": model.USER, **silos.kinds}
+        frames = {"User": users, **silos.frames}
+        for row in self._control.relationships:
+            if frames.keys() >= set(row.labels):
+                yield relationship_kind(row, kinds), join_labels(row, frames, kinds)
+
+    def _scan(self, table: Table, projection: str = EVENT_PROJECTION) -> pl.LazyFrame:
+        version = self._pins.version(projection, table)
+        return self._lake.scan(table, version.number if version else None)
+
+    @cached_property
+    def _events(self) -> pl.DataFrame:
+        return self._scan(EVENTS).collect()
+
+    def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        """Every kind with all its rows and `DAY`; nodes come before relationships, which a repair can stand on them."""
+        days: dict[str, pl.DataFrame] = {}
+        silos = self.silo_nodes()
+        journeys = self._journeys()
+        for kind, frame in (*self._nodes(journeys), *((silos.kinds[name], f) for name, f in silos.frames.items())):
+            dated = model.with_days(kind, frame, days)
+            if isinstance(kind, NodeKind) and kind.day:
+                days[kind.label] = dated.select(*kind.key_columns, DAY)
+            yield kind, dated
+        for kind, frame in (*self._relationships(journeys), *self.mapped_relationships(silos)):
+            yield kind, model.with_days(kind, frame, days)
+
+    def _nodes(self, journeys: "_Journeys") -> Iterator[tuple[Kind, pl.DataFrame]]:
+        for projection in model.EVENT_PROJECTIONS:
+            if isinstance(projection.kind, NodeKind):
+                yield projection.kind, projection.build(self._events)
+        catalog = self._scan(CATALOG, PRODUCT_PROJECTION).collect()
+        items = self._scan(EVENTS, PRODUCT_PROJECTION).select("tenant_id", "item_id").unique().collect()
+        yield model.PRODUCT, model.products(items, catalog)
+        yield model.CATEGORY, model.categories(catalog)
+        yield model.CORRELATION, model.correlations(journeys.keys)
+        yield model.JOURNEY, model.journeys(journeys.journeys)
+        yield model.EVENT_STATUS, model.event_status(self._events, journeys.assigned)
+        yield model.USER_COMMUNITY, self._communities(self._events)
+
+    def _relationships(self, journeys: "_Journeys") -> Iterator[tuple[Kind, pl.DataFrame]]:
+        for projection in model.EVENT_PROJECTIONS:
+            if not isinstance(projection.kind, NodeKind):
+                yield projection.kind, projection.build(self._events)
+        yield model.IN_CATEGORY, model.product_categories(self._scan(CATALOG, PRODUCT_PROJECTION).collect())
+        yield model.HAS_KEY, model.event_correlations(journeys.event_keys)
+        yield model.IN_JOURNEY, model.untied_events(journeys.assigned, journeys.event_keys)
+        yield model.PART_OF, model.correlation_journeys(journeys.keys)
+
+    def _communities(self, events: pl.DataFrame) -> pl.DataFrame:
+        users = events.select("tenant_id", id="user_id").unique()
+        known = model.user_communities(self._scan(USER_COMMUNITIES).collect())
+        return users.join(known, on=["tenant_id", "id"], how="left")
+
+    def _journeys(self) -> "_Journeys":
+        tables = JourneyTables(self._lake)
+        if self._pins.commits is None or dict(self._pins.commits) == tables.published():
+            read = self._lake.read
+            return _Journeys(read(JOURNEYS), read(EVENT_JOURNEY), read(EVENT_KEYS), read(JOURNEY_KEYS))
+        news = News.of(tables.between({}, self._pins.commits).rows)
+        keys = log.keys_now(news.rows, news.aliases).filter(pl.col("journey_id").is_not_null())
+        found = (
+            log.living_journeys(news.rows, news.ended), log.events_now(news.rows, news.aliases),
+            log.event_keys_now(news.rows), keys,
+        )  # fmt: skip
+        return _Journeys(*(rows.collect(engine="streaming") for rows in found))
+
+    def newer(self) -> "Newer":
+        """What was committed since the moment that this archive is read at, as of now."""
+        tables = (EVENTS, CATALOG, USER_COMMUNITIES, JOURNEY_LOG)
+        now = tuple(str(self._lake.version(table.name)) for table in tables)
+        if self._newer is not None and self._newer[0] == now:
+            return self._newer[1]
+        parts = [self._newer_events(), self._newer_products(), self._newer_communities(), self._newer_journeys()]
+        keys: dict[Kind, tuple[pl.DataFrame, ...]] = {}
+        for kind, frame in chain.from_iterable(parts):
+            keys[kind] = (*keys.get(kind, ()), frame)
+        found = Newer(keys)
+        self._newer = (now, found)
+        return found
+
+    def _newer_events(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        since = self._pins.version(EVENT_PROJECTION, EVENTS)
+        changed, _ = self._lake.changes(EVENTS, since) if since else (None, None)
+        if since is None or changed is None or not changed.count:
+            return
+        touched = touched_events(self._lake, changed, since)
+        moments = [events_around(self._lake, touched, at) for at in (since, None)]
+        for projection in model.EVENT_PROJECTIONS:
+            rows = [rows_of_scopes(projection, touched, events) for events in moments]
+            yield projection.kind, pl.concat(rows).select(projection.kind.key_columns).unique()
+        yield model.EVENT_STATUS, touched.select("tenant_id", id="event_id").unique()
+        yield model.USER_COMMUNITY, touched.select("tenant_id", id="user_id").unique()
+        # An event that comes makes the product that it is about.
+        yield model.PRODUCT, touched.select("tenant_id", id="item_id").drop_nulls().unique()
+
+    def _newer_products(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        since = self._pins.version(PRODUCT_PROJECTION, CATALOG)
+        changed, _ = self._lake.changes(CATALOG, since) if since else (None, None)
+        if since is None or changed is None or not changed.count:
+            return
+        ids = pl.concat(
+            [changed.upserted.select("tenant_id", "id"), changed.deleted.select("tenant_id", "id")]
+        ).unique()
+        both = pl.concat([self._lake.read(CATALOG, since.number), changed.upserted])
+        names = both.join(ids, on=["tenant_id", "id"], how="semi").select("tenant_id", name="category").drop_nulls()
+        yield model.PRODUCT, ids
+        yield model.IN_CATEGORY, ids.rename({"id": "from_id"})
+        yield model.CATEGORY, names.unique()
+
+    def _newer_communities(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        since = self._pins.version(EVENT_PROJECTION, USER_COMMUNITIES)
+        changed, _ = self._lake.changes(USER_COMMUNITIES, since) if since else (None, None)
+        if changed is None or not changed.count:
+            return
+        ids = [rows.select("tenant_id", id="user_id") for rows in (changed.upserted, changed.deleted)]
+        yield model.USER_COMMUNITY, pl.concat(ids).unique()
+
+    def _newer_journeys(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        tables = JourneyTables(self._lake)
+        found = tables.between(self._pins.commits or {}, tables.target())
+        if self._pins.commits is None or not found.seqs:
+            return
+        rows = found.rows.select("tenant_id", "event_id", "key_type", "key_hash", "journey_id", "other_journey_id")
+        said = rows.collect(engine="streaming")
+        events = said.select("tenant_id", id="event_id").drop_nulls().unique()
+        keys = said.drop_nulls("key_type").select("tenant_id", id=model.correlation_id()).unique()
+        ids = [said.select("tenant_id", id=name) for name in ("journey_id", "other_journey_id")]
+        journeys = pl.concat(ids).drop_nulls().unique()
+        yield model.EVENT_STATUS, events
+        yield model.CORRELATION, keys
+        yield model.JOURNEY, journeys
+        for kind in (model.HAS_KEY, model.IN_JOURNEY):
+            yield kind, events.rename({"id": "from_id"})
+        yield model.PART_OF, keys.rename({"id": "from_id"})
+        # What a journey absorbs moves with it.
+        for kind in (model.IN_JOURNEY, model.PART_OF):
+            yield kind, journeys.rename({"id": "to_id"})
+
+
+@dataclass(frozen=True)
+class _Journeys:
+    journeys: pl.DataFrame
+    assigned: pl.DataFrame
+    event_keys: pl.DataFrame
+    keys: pl.DataFrame

@@ -1,0 +1,125 @@
+"""Events and the catalogue in the graph: what changed since its checkpoints, from both sides of the change."""
+
+import polars as pl
+
+from c360_pipeline.core import graph as model
+from c360_pipeline.core.lake import CATALOG, EVENT_JOURNEY, EVENTS, USER_COMMUNITIES, Changes, compare_versions
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake, Version
+
+EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
+
+
+class EventGraph:
+    """Brings events into a graph.
+
+    Args:
+        lake: where they are.
+        graph: where they go; it keeps how far it is.
+    """
+
+    def __init__(self, lake: Lake, graph: Graph) -> None:
+        self._lake = lake
+        self._graph = graph
+
+    def project(self) -> dict[str, int]:
+        """Project what came, changed or went since the graph's checkpoint; returns rows by kind."""
+        lake, graph = self._lake, self._graph
+        changed_rows = {}
+        done = graph.checkpoint(EVENT_PROJECTION)
+        since = lake.still_there(EVENTS, done.get(EVENTS.name))
+        changed, version = lake.changes(EVENTS, since)
+        if changed.count:
+            touched = touched_events(lake, changed, since)
+            now, before = events_around(lake, touched, None), events_around(lake, touched, since) if since else None
+            for projection in model.EVENT_PROJECTIONS:
+                changes = project_touched(projection, touched, now, before)
+                graph.apply(projection.kind, changes)
+                changed_rows[projection.kind.name] = changes.count
+        if changed.upserted.height:
+            # Properties that later stages own, for nodes that were made anew.
+            graph.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
+            users = changed.upserted.select("tenant_id", "user_id").unique().lazy()
+            communities = lake.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
+            graph.update(model.USER_COMMUNITY, model.user_communities(communities.collect()))
+        # Communities that an interrupted run has kept in the lake and not written here.
+        late, late_version = lake.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
+        graph.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
+        graph.save_checkpoint(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
+        graph.save_checkpoint(EVENT_PROJECTION, EVENTS.name, version)
+        return changed_rows
+
+
+class ProductGraph:
+    """Brings products and categories into a graph.
+
+    Args:
+        lake: the catalogue, and events with items that it does not know.
+        graph: where they go; it keeps how far it is.
+    """
+
+    def __init__(self, lake: Lake, graph: Graph) -> None:
+        self._lake = lake
+        self._graph = graph
+
+    def project(self) -> None:
+        """Project the products that changed since the graph's checkpoint."""
+        lake, graph = self._lake, self._graph
+        done = graph.checkpoint(PRODUCT_PROJECTION)
+        events, events_version = lake.changes(EVENTS, done.get(EVENTS.name))
+        catalog, catalog_version = lake.changes(CATALOG, done.get(CATALOG.name))
+        if events.count or catalog.count:
+            self._write(lake.still_there(CATALOG, done.get(CATALOG.name)))
+        graph.save_checkpoint(PRODUCT_PROJECTION, EVENTS.name, events_version)
+        graph.save_checkpoint(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
+
+    def _write(self, catalog_before: Version | None) -> None:
+        lake, graph = self._lake, self._graph
+        now = lake.read(CATALOG)
+        items = lake.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
+        before = lake.read(CATALOG, catalog_before.number) if catalog_before else CATALOG.empty()
+        wanted = model.products(items, now)
+        tenants = set(wanted["tenant_id"]) | set(before["tenant_id"])
+        held = [graph.read(model.PRODUCT, tenant) for tenant in sorted(tenants)]
+        found = pl.concat(held) if held else wanted.head(0)
+        graph.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
+        for kind, build in ((model.CATEGORY, model.categories), (model.IN_CATEGORY, model.product_categories)):
+            graph.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
+
+
+def touched_events(lake: Lake, changed: Changes, since: Version | None) -> pl.DataFrame:
+    """The changed events as they are now and as they were: both decide which rows of the graph may differ."""
+    if since is None:
+        return changed.upserted
+    key = list(EVENTS.key)
+    keys = pl.concat([changed.upserted.select(key), changed.deleted]).lazy()
+    return pl.concat([changed.upserted, lake.scan(EVENTS, since.number).join(keys, on=key, how="semi").collect()])
+
+
+def events_around(lake: Lake, touched: pl.DataFrame, version: Version | None) -> pl.DataFrame:
+    """All events, at a version, of the users and of the sessions of some events: every scope of these is among them."""
+    marks = [
+        touched.lazy().select("tenant_id", name).unique().with_columns(pl.lit(value=True).alias(f"of_{name}"))
+        for name in ("user_id", "session_id")
+    ]
+    events = lake.scan(EVENTS, version.number if version else None)
+    names = events.collect_schema().names()
+    for mark, name in zip(marks, ("user_id", "session_id"), strict=True):
+        events = events.join(mark, on=["tenant_id", name], how="left")
+    is_around = pl.any_horizontal(pl.col("of_user_id", "of_session_id"))
+    return events.filter(is_around).select(names).collect(engine="streaming")
+
+
+def rows_of_scopes(projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """Rows of a kind of the scopes that some events lie in; `events` as `events_around` these."""
+    scope = list(projection.scope)
+    return projection.build(events.join(touched.select(scope).unique(), on=scope, how="semi"))
+
+
+def project_touched(
+    projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame, before: pl.DataFrame | None
+) -> Changes:
+    """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
+    now = rows_of_scopes(projection, touched, events)
+    earlier = rows_of_scopes(projection, touched, before) if before is not None else now.head(0)
+    return compare_versions(earlier, now, tuple(projection.kind.key_columns))

@@ -1,0 +1,327 @@
+"""Reconciliation: damages of all kinds are found, named and repaired, none is invented, and writers may go on."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from c360_pipeline.core import graph as model
+from c360_pipeline.core.brake import BRAKE_FREE
+from c360_pipeline.core.keys import KeyPolicy, KeyRule
+from c360_pipeline.core.lake import CATALOG, EVENTS, RECONCILIATION_FINDINGS, RECONCILIATIONS
+from c360_pipeline.core.reconcile import combined_digest
+from c360_pipeline.core.silos import ControlRows
+from c360_pipeline.errors import BrakeError
+from c360_pipeline.stores.archive import Archive
+from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.journey_care import bring_up
+from c360_pipeline.stores.journeys import Journeys
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.reconcile import OWNED_PROPERTIES, digests, entity_name, keep, reconcile, summarise
+
+START = datetime(2025, 10, 1, tzinfo=UTC)
+TENANTS = ("acme", "globex", "initech")
+DAYS = 6
+POLICY = KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId")))
+Finding = tuple[str, str, str, str]
+"""Tenant, entity, kind, key."""
+
+
+class World:
+    """Events of three tenants and a catalogue, stitched and projected, without silos."""
+
+    def __init__(self, lake: Lake, graph: Graph) -> None:
+        self.lake, self.graph = lake, graph
+        self.archive = Archive(lake, ControlRows((), (), {}, {}, ()))
+        self.count = 0
+
+    def land(self, count: int, seed: int = 1) -> pl.DataFrame:
+        """Put events into the archive and stitch them."""
+        rng = np.random.default_rng([seed, self.count])
+        rows = []
+        for n in range(self.count, self.count + count):
+            tenant = TENANTS[n % 3]
+            user = f"u{rng.integers(0, 60)}"
+            at = START + timedelta(minutes=int(rng.integers(0, DAYS * 24 * 60)))
+            item = f"p{rng.integers(0, 40)}" if rng.random() < 0.8 else None
+            rows.append((f"e{n:06}", tenant, user, f"{user}-s{rng.integers(0, 5)}", at,
+                         ("view", "purchase", "search")[rng.integers(0, 3)], item, [], at.date(), at))  # fmt: skip
+        self.count += count
+        kinds = EVENTS.empty().schema
+        names = ["event_id", "tenant_id", "user_id", "session_id", "ts", "action", "item_id", "attrs", "event_date",
+                 "landed_at"]  # fmt: skip
+        entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+        given = {name: entries if name == "attrs" else kinds[name] for name in names}
+        events = pl.DataFrame(rows, schema=given, orient="row").with_columns(pl.col("attrs").cast(kinds["attrs"]))
+        whole = events.with_columns(
+            pl.lit(None, kinds[name]).alias(name) for name in kinds if name not in names
+        ).select(list(kinds))  # fmt: skip
+        self.lake.insert_new(EVENTS, whole)
+        Journeys(self.lake).add(whole, POLICY)
+        return whole
+
+    def catalogue(self) -> None:
+        """Products of all tenants; some items of events are not among them."""
+        rows = [(t, f"p{n}", f"Product {n}", f"c{n % 4}", n + 0.5, "x") for t in TENANTS for n in range(30)]
+        self.lake.insert_new(CATALOG, pl.DataFrame(rows, schema=CATALOG.empty().schema, orient="row"))
+
+    def project(self) -> None:
+        """Bring the graph up."""
+        ProductGraph(self.lake, self.graph).project()
+        EventGraph(self.lake, self.graph).project()
+        bring_up(self.lake, self.graph)
+
+    def findings(self, *, repair: bool = False, force: bool = False) -> set[Finding]:
+        """What is found, each once."""
+        found = summarise(reconcile(self.archive, self.graph, repair=repair, force=force))["findings"]
+        named = [(f["tenant_id"], f["entity"], f["kind"], f["key"]) for f in found]
+        assert len(named) == len(set(named))
+        return set(named)
+
+    def digest(self) -> str:
+        return combined_digest(digests(self.lake, reconcile(self.archive, self.graph)))
+
+
+@pytest.fixture
+def world(lake: Lake, graph: Graph) -> World:
+    made = World(lake, graph)
+    made.catalogue()
+    made.land(1_500)
+    made.project()
+    return made
+
+
+class Damages:
+    """Damages done by hand-written Cypher, each to an event of its own, and what should be found."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.run: Callable[..., Any] = world.graph.run
+        self.rng = np.random.default_rng(seed)
+        self.events = world.lake.read(EVENTS).sort("event_id").sample(fraction=1, shuffle=True, seed=seed).to_dicts()
+        self.of_event: dict[tuple[str, str], list[Finding]] = {}
+        for kind, frame in world.archive.expected():
+            end = {"Action": "id"}.get(kind.name.split(".")[0])
+            if isinstance(kind, model.RelationshipKind):
+                end = "from_id" if kind.source is model.ACTION else "to_id" if kind.target is model.ACTION else None
+            if end is None or kind in OWNED_PROPERTIES:
+                continue
+            for row in frame.select(kind.key_columns).to_dicts():
+                key = " ".join(row[name] for name in kind.key_columns)
+                self.of_event.setdefault((row["tenant_id"], row[end]), []).append(
+                    (row["tenant_id"], entity_name(kind), "missing", key)
+                )
+        self.expected: set[Finding] = set()
+
+    def do(self, number: int) -> None:
+        """One damage of one of eight kinds."""
+        event = self.events[number]
+        ids = {"t": event["tenant_id"], "e": event["event_id"]}
+        (self.lost_node, self.lost_relationship, self.ghost, self.altered, self.twice, self.elsewhere,
+         self.ghost_relationship, self.unlabelled)[number % 8](event, ids, number)  # fmt: skip
+
+    def lost_node(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
+        self.run("MATCH (e:Event {tenant_id: $t, id: $e}) DETACH DELETE e", **ids)
+        self.expected |= set(self.of_event[ids["t"], ids["e"]])
+
+    def lost_relationship(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
+        self.run("MATCH (:Session)-[r:HAS_ACTION]->(:Event {tenant_id: $t, id: $e}) DELETE r", **ids)
+        self._expect(event, "missing")
+
+    def ghost(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
+        self.run("CREATE (:Product {tenant_id: $t, id: $id, name: 'nothing', price: 1.0})", t=ids["t"], id=f"g{number}")
+        self.expected.add((ids["t"], "Product", "ghost", f"{ids['t']} g{number}"))
+
+    def altered(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
+        change = ("e.type = 'stolen'", "e.ts = e.ts + duration('PT1S')", "e.user_id = null", "e.attrs = 5",
+                  "e.ts = toString(e.ts)", "e.ts = localdatetime(e.ts)", "e.type = [e.type]",
+                  "e.ts = e.ts + duration({days: 3})", "e.attrs = ''")[number // 8 % 9]  # fmt: skip
+        self.run(f"MATCH (e:Event {{tenant_id: $t, id: $e}}) SET {change}", **ids)
+        self.expected.add((ids["t"], "Action", "altered", f"{ids['t']} {ids['e']}"))
+
+    def twice(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
+        self.run("MATCH (s)-[:HAS_ACTION]->(e:Event {tenant_id: $t, id: $e}) CREATE (s)-[:HAS_ACTION]->(e)", **ids)
+        self._expect(event, "duplicate")
+
+    def elsewhere(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
+        other = next(e for e in self.events if e["tenant_id"] == ids["t"] and e["session_id"] != event["session_id"])
+        self.run(
+            "MATCH (:Session)-[r:HAS_ACTION]->(e:Event {tenant_id: $t, id: $e}) "
+            "MATCH (s:Session {tenant_id: $t, id: $s}) DELETE r CREATE (s)-[:HAS_ACTION]->(e)",
+            s=other["session_id"], **ids,
+        )  # fmt: skip
+        self._expect(event, "missing")
+        self._expect({**event, "session_id": other["session_id"]}, "ghost")
+
+    def ghost_relationship(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
+        other = next(e for e in self.events if e["tenant_id"] == ids["t"] and e["session_id"] != event["session_id"])
+        self.run(
+            "MATCH (e:Event {tenant_id: $t, id: $e}), (s:Session {tenant_id: $t, id: $s}) "
+            "CREATE (s)-[:HAS_ACTION]->(e)",
+            s=other["session_id"], **ids,
+        )  # fmt: skip
+        self._expect({**event, "session_id": other["session_id"]}, "ghost")
+
+    def unlabelled(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
+        self.run("MATCH (e:Event {tenant_id: $t, id: $e}) REMOVE e:Event", **ids)
+        self.expected.add((ids["t"], "Action", "altered", f"{ids['t']} {ids['e']}"))
+
+    def _expect(self, event: dict[str, Any], kind: str) -> None:
+        tenant = event["tenant_id"]
+        key = f"{tenant} {event['session_id']} {event['event_id']}"
+        self.expected.add((tenant, "(Session)-[:HAS_ACTION]->(Action)", kind, key))
+
+
+def test_300_random_damages_are_found_named_and_repaired_and_none_is_invented(world: World) -> None:
+    before = world.digest()
+    damages = Damages(world, 7)
+    for number in range(300):
+        damages.do(number)
+    assert world.findings() == damages.expected
+    assert world.findings(repair=True, force=True) == damages.expected
+    assert world.findings() == set()
+    assert world.digest() == before
+
+
+def test_what_differs_is_told_with_both_values_and_the_day(world: World) -> None:
+    world.graph.run("MATCH (p:Product {tenant_id: 'acme', id: 'p1'}) SET p.price = toString(p.price), p.name = 'x'")
+    event = world.lake.read(EVENTS).row(0, named=True)
+    ids = {"t": event["tenant_id"], "e": event["event_id"]}
+    world.graph.run("MATCH (e:Event {tenant_id: $t, id: $e}) SET e.ts = '2025' REMOVE e:Event", **ids)
+    found = {f["entity"]: f for f in summarise(reconcile(world.archive, world.graph))["findings"]}
+    assert found["Product"]["difference"] == "name: archive Product 1, graph x; price: archive 1.5, graph '1.5' (str)"
+    assert found["Product"]["day"] is None
+    at = int(event["ts"].timestamp() * 1_000_000)
+    assert found["Action"]["difference"] == f"ts: archive {at}, graph '2025' (str); :Event: not there"
+    assert found["Action"]["day"] == event["event_date"].isoformat()
+
+
+def test_a_relationship_that_leads_elsewhere_says_where_it_should(world: World) -> None:
+    world.graph.run("MATCH (:Product {tenant_id: 'acme', id: 'p1'})-[r:IN_CATEGORY]->() DELETE r")
+    world.graph.run("MATCH (p:Product {tenant_id: 'acme', id: 'p1'}), (c:Category {tenant_id: 'acme', name: 'c3'}) "
+                    "CREATE (p)-[:IN_CATEGORY]->(c)")  # fmt: skip
+    found = summarise(reconcile(world.archive, world.graph))["findings"]
+    assert {(f["kind"], f["key"], f["difference"]) for f in found} == {
+        ("missing", "acme p1 c1", "the graph has c3 instead"),
+        ("ghost", "acme p1 c3", "the archive has c1 instead"),
+    }
+
+
+STRAYS = {
+    "a tenant that nobody has": "CREATE (:Journey {tenant_id: 'nobody', id: 'x'})",
+    "no tenant": "CREATE (:User {id: 'x'})",
+    "no key": "CREATE (:Session {tenant_id: 'acme'})",
+    "a key of another type": "CREATE (:Product {tenant_id: 'acme', id: 5})",
+    "another label": "CREATE (:Event {tenant_id: 'acme', id: 'x'})",
+    "half of the labels": "MATCH (e:Event) WITH e ORDER BY e.id LIMIT 1 REMOVE e:Action",
+    "across tenants": (
+        "MATCH (u:User {tenant_id: 'acme'}), (p:Product {tenant_id: 'globex'}) WITH u, p LIMIT 1 "
+        "CREATE (u)-[:VIEWED]->(p)"
+    ),
+    "between other labels": (
+        "MATCH (u:User {tenant_id: 'acme'}), (c:Category {tenant_id: 'acme'}) WITH u, c LIMIT 1 "
+        "CREATE (u)-[:VIEWED]->(c)"
+    ),
+}
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_what_belongs_to_nobody_is_found_and_removed(world: World, stray: str) -> None:
+    before, counts = world.digest(), world.graph.counts()
+    world.graph.run(STRAYS[stray])
+    found = world.findings()
+    assert any(kind == "ghost" for _, _, kind, _ in found)
+    world.findings(repair=True)
+    assert world.findings() == set()
+    assert world.digest() == before
+    assert world.graph.counts() == counts
+
+
+def test_too_many_differences_stop_the_repair(world: World) -> None:
+    before = world.digest()
+    world.graph.run("MATCH (u:User) WITH u ORDER BY u.tenant_id, u.id LIMIT $n SET u.first_seen = null", n=BRAKE_FREE)
+    assert len(world.findings(repair=True)) == BRAKE_FREE
+    world.graph.run("MATCH (u:User) WITH u ORDER BY u.id LIMIT $n SET u.first_seen = null", n=60)
+    damaged = world.digest()
+    with pytest.raises(BrakeError, match=r"User: more than 5% differ.*--force"):
+        world.findings(repair=True)
+    assert world.digest() == damaged
+    assert len(world.findings(repair=True, force=True)) == 60
+    assert world.digest() == before
+
+
+def test_what_was_found_and_repaired_is_kept(world: World) -> None:
+    world.graph.run("CREATE (:User {tenant_id: 'acme', id: 'nobody'})")
+    for run_id in ("one", "one"):  # a step that is tried again
+        keep(world.lake, reconcile(world.archive, world.graph), run_id)
+    keep(world.lake, reconcile(world.archive, world.graph, repair=True), "two")
+    rows = world.lake.read(RECONCILIATION_FINDINGS).select("run_id", "label", "kind", "key", "repaired").sort("run_id")
+    ghost = ("User", "ghost", "acme nobody")
+    assert rows.rows() == [("one", *ghost, False), ("two", *ghost, True)]
+    buckets = world.lake.read(RECONCILIATIONS).filter(pl.col("run_id") == "one")
+    actions = buckets.filter((pl.col("entity") == "Action") & (pl.col("tenant_id") == "acme"))
+    assert actions.height == DAYS
+    assert actions["expected"].sum() == 500
+    assert buckets.select("tenant_id", "entity", "day").is_duplicated().sum() == 0
+
+
+def test_what_the_graph_has_not_taken_up_yet_is_no_drift(world: World) -> None:
+    world.land(60, seed=2)
+    assert world.findings() == set()
+    damaged = {("acme", "User", "ghost", "acme nobody")}
+    world.graph.run("CREATE (:User {tenant_id: 'acme', id: 'nobody'})")
+    assert world.findings() == damaged
+    world.findings(repair=True)
+    world.project()
+    assert world.findings() == set()
+
+
+def test_half_of_a_projection_is_no_drift(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = world.graph._write
+    for after in range(1, 14, 2):
+        world.land(60, seed=3)
+        writes = 0
+
+        def failing(*arguments: Any, allowed: int = after, **options: Any) -> None:
+            nonlocal writes
+            writes += 1
+            if writes > allowed:
+                raise ConnectionError
+            whole(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.graph, "_write", failing)
+            with pytest.raises(ConnectionError):
+                world.project()
+        assert world.findings() == set(), after
+    world.project()
+    assert world.findings() == set()
+
+
+def test_writers_may_go_on_meanwhile(world: World) -> None:
+    stop, failed = threading.Event(), []
+
+    def write() -> None:
+        try:
+            while not stop.is_set():
+                world.land(12, seed=4)
+                world.project()
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5):
+            assert world.findings() == set()
+    finally:
+        stop.set()
+        writer.join()
+    assert not failed
+    assert world.count > 1_500
+    assert world.findings() == set()
