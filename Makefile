@@ -50,8 +50,8 @@ movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 demo: setup $(if $(filter movielens,$(DATA)),.venv/.movielens)  ## the whole way on sample data; KEEP=1 leaves it running, DATA=movielens
 	$(BIN)/c360 demo --data $(DATA) $(if $(KEEP),--keep)
 
-test: setup  ## every test, against embedded services of its own
-	$(BIN)/pytest
+test: setup  ## every test, in two processes, each against embedded services of its own
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 fast: .venv/.synced  ## tests without services
 	$(BIN)/pytest -m "unit or property"

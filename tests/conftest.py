@@ -35,12 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Each run of the properties has a seed of its own, and says which: `pytest --hypothesis-seed=SEED` repeats it."""
     if config.getoption("hypothesis_seed", None) is None:
-        hypothesis.core.global_force_seed = random.SystemRandom().randrange(2**32)
+        # Processes that tests are shared among get the options of the first one.
+        config.option.hypothesis_seed = random.SystemRandom().randrange(2**32)
+        hypothesis.core.global_force_seed = config.option.hypothesis_seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """The seed of the properties."""
-    return f"--hypothesis-seed={config.getoption('hypothesis_seed', None) or hypothesis.core.global_force_seed}"
+    return f"--hypothesis-seed={config.getoption('hypothesis_seed')}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
