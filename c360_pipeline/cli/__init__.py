@@ -331,6 +331,35 @@ def print_reconciliation(found: dict[str, Any], left: dict[str, Any], *, repair:
 
 
 @app.command()
+def rebuild(as_json: AsJson = False) -> None:
+    """Make the graph anew from its archive, and prove it; readers see it grow meanwhile."""
+    from c360_pipeline.connections import open_control, open_graph, open_lake
+    from c360_pipeline.stores.archive import Archive
+    from c360_pipeline.stores.rebuild import rebuild as make_anew
+    from c360_pipeline.stores.reconcile import graph_digest, keep, summarise
+    from c360_pipeline.stores.reconcile import reconcile as compare
+
+    settings = load_settings()
+    control, lake = open_control(settings), open_lake(settings)
+    archive = Archive(lake, control.read())
+    with control.exclusive_run(), open_graph(settings) as graph, err.status("reading the graph") as shown:
+        before = graph_digest(compare(archive, graph))
+        removed = make_anew(lake, control.read(), graph, lambda what: shown.update(f"making anew: {what}"))
+        shown.update("comparing with the archive")
+        results = compare(archive, graph)
+        keep(lake, results, f"rebuild {uuid4()}")
+    after, found = graph_digest(results), summarise(results)
+    if as_json:
+        print_json({"removed_nodes": removed, "digest_before": before, "digest": after, "found": found})
+    else:
+        verdict = "the same as before" if before == after else f"other than before ({before}): the graph had drifted"
+        out.print(f"{removed:,} nodes removed and made anew. Digest {after}, {verdict}.", highlight=False)
+        print_reconciliation(found, found, repair=False)
+    if found["findings"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def digest(as_json: AsJson = False) -> None:
     """Print the canonical digest of lake and graph: equal digests, equal content."""
     from c360_pipeline.connections import open_control, open_graph, open_lake

@@ -10,6 +10,6 @@ CREATE CONSTRAINT journey_key IF NOT EXISTS FOR (n:Journey) REQUIRE (n.tenant_id
 CREATE CONSTRAINT checkpoint_key IF NOT EXISTS FOR (n:ProjectionCheckpoint) REQUIRE (n.projection, n.source) IS UNIQUE;
 CREATE INDEX product_category IF NOT EXISTS FOR (n:Product) ON (n.category);
 CREATE INDEX event_id IF NOT EXISTS FOR (n:Event) ON (n.id);
-CREATE INDEX event_status IF NOT EXISTS FOR (n:Event) ON (n.tenant_id, n.status);
+CREATE INDEX event_waiting IF NOT EXISTS FOR (n:Event) ON (n.status);
 CREATE INDEX viewed_last_interaction IF NOT EXISTS FOR ()-[r:VIEWED]-() ON (r.last_interaction);
 CREATE INDEX purchased_last_interaction IF NOT EXISTS FOR ()-[r:PURCHASED]-() ON (r.last_interaction);

@@ -57,6 +57,7 @@ READ_PROJECTIONS = """
 FORGET_CHECKPOINT = """
     MATCH (c:ProjectionCheckpoint {projection: $projection}) WHERE $source IS NULL OR c.source = $source DELETE c
 """
+FORGET_CHECKPOINTS = "MATCH (c:ProjectionCheckpoint) DELETE c"
 COUNT_NODES = "MATCH (n) RETURN count(n) AS number"
 CLEAR = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF $batch_rows ROWS"
 SHOW_CONSTRAINTS = "SHOW CONSTRAINTS YIELD name RETURN count(name) AS number"
@@ -435,6 +436,10 @@ class Graph:
     def forget_checkpoint(self, projection: str, source: str | None = None) -> None:
         """Forget what a projection has brought into this graph, of one source or all."""
         self.run(FORGET_CHECKPOINT, projection=projection, source=source)
+
+    def forget_all_checkpoints(self) -> None:
+        """Forget what every projection has brought into this graph."""
+        self.run(FORGET_CHECKPOINTS)
 
     def label_count(self, label: str) -> int:
         """Nodes of a label, of all tenants."""

@@ -12,7 +12,15 @@ from c360_pipeline.core import graph as model
 from c360_pipeline.core.brake import BRAKE_SHARE, is_beyond_brake
 from c360_pipeline.core.graph import DAY, Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.lake import RECONCILIATION_FINDINGS, RECONCILIATIONS, TABLES
-from c360_pipeline.core.reconcile import Comparison, compare, digest, only_ghosts, row_hashes, strange
+from c360_pipeline.core.reconcile import (
+    Comparison,
+    combined_digest,
+    compare,
+    digest,
+    only_ghosts,
+    row_hashes,
+    strange,
+)
 from c360_pipeline.errors import BrakeError
 from c360_pipeline.stores.archive import Archive, Pins
 from c360_pipeline.stores.graph import Graph, Stray
@@ -248,9 +256,16 @@ def digests(lake: Lake, results: list[Reconciled]) -> dict[str, str]:
         if name not in NOT_IN_DIGEST:
             rows = lake.read(table)
             result[f"lake {name}"] = digest(row_hashes(rows.select(c for c in rows.columns if c not in BOOKKEEPING)))
-    for reconciled in results:
-        result[f"graph {reconciled.tenant_id} {entity_name(reconciled.kind)}"] = reconciled.comparison.found_digest
-    return result
+    return result | _graph_digests(results)
+
+
+def _graph_digests(results: Iterable[Reconciled]) -> dict[str, str]:
+    return {f"graph {r.tenant_id} {entity_name(r.kind)}": r.comparison.found_digest for r in results}
+
+
+def graph_digest(results: Iterable[Reconciled]) -> str:
+    """The digest of the graph alone, as reconciled."""
+    return combined_digest(_graph_digests(results))
 
 
 def _property_suffix(kind: Kind) -> str:

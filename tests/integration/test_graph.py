@@ -1,6 +1,8 @@
 """The graph: repeatable writes, exact reads, and statements that the server understands."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import polars as pl
 import pytest
@@ -17,6 +19,10 @@ AT = datetime(2025, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
 KINDS = [
     *(p.kind for p in model.EVENT_PROJECTIONS), model.PRODUCT, model.CATEGORY, model.IN_CATEGORY, model.CORRELATION,
     model.JOURNEY, model.HAS_KEY, model.PART_OF, model.EVENT_STATUS, model.USER_COMMUNITY,
+]  # fmt: skip
+NAMED = [
+    name for name, value in vars(statements).items()
+    if isinstance(value, str) and name.startswith(("READ_", "SAVE_", "COUNT_", "ABSORB", "UNTIE", "FORGET_"))
 ]  # fmt: skip
 CONSTANTS = [getattr(statements, name) for name in dir(statements) if name.startswith(("READ_", "SAVE_", "COUNT_"))]
 
@@ -57,6 +63,40 @@ def test_the_server_understands_every_statement_of_a_kind(graph: Graph, kind: mo
         made.append(cypher.move_statement(kind))
     for statement in made:
         graph.run(f"EXPLAIN {statement}", **parameters(statement))
+
+
+LOOKS_AT_ALL = {
+    "READ_TENANTS", "READ_WITHOUT_COMMUNITY", "COUNT_NODES", "COUNT_LABELS", "COUNT_TYPES",
+}  # fmt: skip
+"""Statements whose answer is about everything there is: they count, or name the tenants, once per run."""
+SCANS = ("LabelScan", "LabelsScan", "AllNodesScan", "TypeScan", "AllRelationshipsScan")
+
+
+def scans(graph: Graph, statement: str, **values: object) -> list[str]:
+    """Operators of a plan that look at all nodes of a label, or at all relationships."""
+
+    def walk(plan: Any) -> Iterator[str]:
+        yield plan["operatorType"].partition("@")[0]
+        for child in plan.get("children", ()):
+            yield from walk(child)
+
+    with graph._driver.session() as session:
+        plan = session.run(f"EXPLAIN {statement}", {**parameters(statement), **values}).consume().plan
+    return [name for name in walk(plan) if name.endswith(SCANS)]
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in (model.EVENT_STATUS,)], ids=lambda kind: kind.name)
+def test_no_statement_of_a_kind_scans(graph: Graph, kind: model.Kind) -> None:
+    made = [cypher.merge_statement(kind), cypher.delete_statement(kind), cypher.read_statement(kind),
+            cypher.read_statement(kind, audited=True)]  # fmt: skip
+    made.append(cypher.update_statement(kind) if isinstance(kind, NodeKind) else cypher.move_statement(kind))
+    assert {statement: found for statement in made if (found := scans(graph, statement))} == {}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_no_statement_scans_but_those_that_are_about_everything(graph: Graph, name: str) -> None:
+    found = scans(graph, getattr(statements, name), first="x", second="y", prefix="x")
+    assert not found or name in LOOKS_AT_ALL
 
 
 @pytest.mark.parametrize("statement", CONSTANTS)

@@ -13,11 +13,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import dagster as dg
+import polars as pl
 import psycopg
 import pytest
 from psycopg import sql
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
+from c360_pipeline.core.graph import Kind
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.reconcile import combined_digest
 from c360_pipeline.definitions import defs
@@ -32,6 +34,7 @@ from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import folder_for
+from c360_pipeline.stores.rebuild import rebuild
 from c360_pipeline.stores.reconcile import digests, reconcile, summarise
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "queries.json"
@@ -265,6 +268,29 @@ def test_drift_fails_the_check_in_dagster(world: World) -> None:
 
 def test_an_emptied_graph_is_projected_again(world: World, first_digest: str, empty_graph: Callable[[], None]) -> None:
     empty_graph()
+    world.run()
+    assert world.digest() == first_digest
+
+
+def test_a_graph_is_made_anew_from_its_archive(
+    world: World, first_digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.graph.run("MATCH (u:User) DETACH DELETE u")
+    control = open_control(world.settings).read()
+    merge = Graph.merge
+
+    def failing(graph: Graph, kind: Kind, rows: pl.DataFrame) -> None:
+        if kind.name == "Journey":
+            raise ConnectionError
+        merge(graph, kind, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Graph, "merge", failing)
+        with pytest.raises(ConnectionError):
+            rebuild(world.lake, control, world.graph)
+    rebuild(world.lake, control, world.graph)
+    assert world.findings() == []
+    assert world.digest() == first_digest
     world.run()
     assert world.digest() == first_digest
 
