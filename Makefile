@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench bench-silos bench-stitching
+.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -44,6 +44,9 @@ bench-silos: setup  ## silos against their floor and their peers; ARGS="--accoun
 
 bench-stitching: setup .venv/.bench  ## stitching against its limit and its peers; ARGS="--events 400000 --graph-events 0" for a short one
 	$(BIN)/python benchmarks/bench_stitching.py $(ARGS)
+
+bench-graph: setup  ## the graph against its floor; ARGS="--events 50000 --written 10000" for a short one
+	$(BIN)/python benchmarks/bench_graph.py $(ARGS)
 
 movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 

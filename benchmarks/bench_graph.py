@@ -1,0 +1,225 @@
+"""The graph against its floor: `make bench-graph`.
+
+Events of one tenant with a catalogue are put into the archive, stitched and projected into an empty graph, each kind
+against a bare `UNWIND … CREATE` of the same rows in batches of the same size, and against one statement per row. Then
+the graph is compared with its archive: as it is, and with 100 damages.
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+NOTE = Console(stderr=True)
+TENANT = "bench"
+START = datetime(2025, 1, 1, tzinfo=UTC)
+DAYS = 60
+BATCH_ROWS = 5_000
+ROW_BY_ROW = 1_000
+DAMAGES = 100
+
+
+def events(count: int, seed: int) -> pl.DataFrame:
+    """Rows of the archive: users with sessions, views and purchases of products."""
+    from c360_pipeline.core.lake import EVENTS
+
+    rng = np.random.default_rng(seed)
+    users, products = max(count // 20, 1), max(count // 50, 1)
+    user = rng.integers(0, users, count)
+    seconds = np.sort(rng.integers(0, DAYS * 86_400, count))
+    frame = pl.DataFrame(
+        {"n": np.arange(count), "user": user, "second": seconds, "item": rng.integers(0, products, count),
+         "session": rng.integers(0, 5, count), "kind": rng.integers(0, 5, count)}
+    )  # fmt: skip
+    schema = EVENTS.empty().schema
+    entries = pl.lit([], pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
+    made = frame.select(
+        event_id=pl.format("e{}", "n"), tenant_id=pl.lit(TENANT), user_id=pl.format("u{}", "user"),
+        session_id=pl.format("u{}-s{}", "user", "session"),
+        ts=(pl.lit(START) + pl.duration(seconds="second")).cast(schema["ts"]),
+        action=pl.when(pl.col("kind") == 0).then(pl.lit("purchase")).otherwise(pl.lit("view")),
+        item_id=pl.format("p{}", "item"),
+    ).with_columns(
+        event_date=pl.col("ts").dt.date(), attrs=entries.cast(schema["attrs"]), landed_at="ts",
+    )  # fmt: skip
+    return made.select(
+        pl.col(name).cast(dtype) if name in made.columns else pl.lit(None, dtype).alias(name)
+        for name, dtype in schema.items()
+    )
+
+
+class World:
+    """A lake on disk with events that are stitched, and an empty graph."""
+
+    def __init__(self, folder: Path, graph: Any, count: int) -> None:
+        from c360_pipeline.core.keys import KeyPolicy, KeyRule
+        from c360_pipeline.core.lake import CATALOG, EVENTS
+        from c360_pipeline.core.silos import ControlRows
+        from c360_pipeline.stores.archive import Archive
+        from c360_pipeline.stores.journey_tables import JourneyTables
+        from c360_pipeline.stores.journeys import Journeys
+        from c360_pipeline.stores.lake import Lake
+
+        (folder / "lake").mkdir()
+        self.lake, self.graph = Lake(f"{folder}/lake", {}, folder / "cache"), graph
+        landed = events(count, 1)
+        self.lake.insert_new(EVENTS, landed)
+        n = pl.int_range(max(count // 50, 1))
+        catalogue = pl.select(
+            tenant_id=pl.lit(TENANT), id=pl.format("p{}", n), name=pl.format("Product {}", n),
+            category=pl.format("c{}", n % 20), price=n + 0.5, source_uri=pl.lit("bench"),
+        )  # fmt: skip
+        self.lake.insert_new(CATALOG, catalogue)
+        policy = KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId")))
+        journeys = Journeys(self.lake)
+        for batch in landed.iter_slices(100_000):
+            journeys.add(batch, policy)
+        JourneyTables(self.lake).publish_all()
+        self.archive = Archive(self.lake, ControlRows((), (), {}, {}, ()))
+
+    def project(self) -> None:
+        """Bring the whole archive into the graph, as a run does."""
+        from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
+        from c360_pipeline.stores.journey_graph import JourneyGraph
+
+        ProductGraph(self.lake, self.graph).project()
+        EventGraph(self.lake, self.graph).project()
+        JourneyGraph(self.lake, self.graph).project()
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that something takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+class Floor:
+    """The same rows by statements that check nothing."""
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+
+    def create(self, kind: Any, frame: pl.DataFrame) -> None:
+        """`UNWIND … CREATE`; ends of relationships are found by the index."""
+        for batch in frame.iter_slices(BATCH_ROWS):
+            self.graph.run(f"UNWIND $rows AS row {self.statement(kind)}", rows=_rows(batch))
+
+    def row_by_row(self, kind: Any, frame: pl.DataFrame) -> None:
+        """One statement per row, as the documents do it."""
+        for row in _rows(frame):
+            self.graph.run(f"WITH $row AS row {self.statement(kind)}", row=row)
+
+    @staticmethod
+    def statement(kind: Any) -> str:
+        """Identifiers are those of our own kinds."""
+        from c360_pipeline.core.graph import NodeKind
+
+        if isinstance(kind, NodeKind):
+            return f"CREATE (n:{':'.join((kind.label, *kind.extra_labels))}) SET n = row"
+        source = ", ".join(f"{k}: row.from_{k}" for k in kind.source.key)
+        target = ", ".join(f"{k}: row.to_{k}" for k in kind.target.key)
+        properties = ", ".join(f"{name}: row.{name}" for name in kind.properties)
+        return (
+            f"MATCH (a:{kind.source.label} {{tenant_id: row.tenant_id, {source}}}) "
+            f"MATCH (b:{kind.target.label} {{tenant_id: row.tenant_id, {target}}}) "
+            f"CREATE (a)-[:{kind.type} {{{properties}}}]->(b)"
+        )
+
+
+def _rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    from c360_pipeline.stores.graph import to_rows
+
+    return to_rows(frame)
+
+
+def compare_writes(world: World) -> None:
+    """Print rows per second of every kind: ours, bare, one by one."""
+    from c360_pipeline.stores.reconcile import OWNED_PROPERTIES
+
+    expected = [(kind, frame.select(list(kind.schema))) for kind, frame in world.archive.expected()]
+    kinds = [(kind, frame) for kind, frame in expected if frame.height and kind not in OWNED_PROPERTIES]
+    floor = Floor(world.graph)
+    table = Table("writing", "rows", "ours, rows/s", "bare CREATE, rows/s", "of the floor", "row by row, rows/s")
+    world.graph.clear()
+    bare = {}
+    for kind, frame in kinds:
+        NOTE.print("bare", kind.name)
+        bare[kind.name] = timed(lambda kind=kind, frame=frame: floor.create(kind, frame))
+    world.graph.clear()
+    for kind, frame in kinds:
+        NOTE.print("one by one", kind.name)
+        some = frame.head(ROW_BY_ROW)
+        single = timed(lambda kind=kind, some=some: floor.row_by_row(kind, some))
+        world.graph.delete(kind, some.select(kind.key_columns))
+        NOTE.print("ours", kind.name)
+        ours = timed(lambda kind=kind, frame=frame: world.graph.merge(kind, frame))
+        table.add_row(
+            kind.name, f"{frame.height:,}", f"{frame.height / ours:,.0f}", f"{frame.height / bare[kind.name]:,.0f}",
+            f"{bare[kind.name] / ours:.2f}", f"{some.height / single:,.0f}",
+        )  # fmt: skip
+    Console().print(table)
+
+
+def compare_reads(world: World) -> None:
+    """Print how long the projection takes, and reconciliation with and without damages."""
+    from c360_pipeline.stores.reconcile import reconcile, summarise
+
+    world.graph.clear()
+    projected = timed(world.project)
+    found: dict[str, Any] = {}
+
+    def look() -> None:
+        found.update(summarise(reconcile(world.archive, world.graph)))
+
+    equal = timed(look)
+    if found["findings"]:
+        raise RuntimeError(f"the graph is not its archive: {found['findings'][:3]}")
+    world.graph.run("MATCH (e:Event) WITH e LIMIT $n SET e.type = 'stolen'", n=DAMAGES)
+    damaged = timed(look)
+    table = Table("whole graph", "seconds", "rows/s", "ratio", "aim")
+    rows = found["rows"]
+    table.add_row("projection from an empty graph", f"{projected:.1f}", f"{rows / projected:,.0f}", "", "")
+    table.add_row("reconciliation, equal", f"{equal:.1f}", f"{rows / equal:,.0f}", f"{equal / projected:.2f}", "0.20")
+    table.add_row(
+        f"reconciliation, {len(found['findings'])} damages", f"{damaged:.1f}", f"{rows / damaged:,.0f}",
+        f"{damaged / equal:.2f}", "1.30",
+    )  # fmt: skip
+    Console().print(table)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Console().print(f"{rows:,} rows compared; peak memory of this process {peak / 1024:,.0f} MiB (aim 1,536)")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--written", type=int, default=200_000, help="events whose rows are written in three ways")
+    chosen = parser.parse_args()
+    from c360_pipeline.connections import open_graph
+    from c360_pipeline.devstack import stack
+    from c360_pipeline.settings import load_settings
+
+    with tempfile.TemporaryDirectory() as where:
+        os.environ["C360_HOME"] = where
+        ports = {"postgres": 0, "s3": 0, "neo4j": 0}
+        with stack.attached(Path(where), lambda _: None, ports=ports), open_graph(load_settings(Path(where))) as graph:
+            graph.apply_schema()
+            for count, compare in ((chosen.written, compare_writes), (chosen.events, compare_reads)):
+                NOTE.print(f"{count:,} events")
+                with tempfile.TemporaryDirectory() as folder:
+                    compare(World(Path(folder), graph, count))
+
+
+if __name__ == "__main__":
+    main()
