@@ -66,9 +66,11 @@ def test_the_server_understands_every_statement_of_a_kind(graph: Graph, kind: mo
 
 
 LOOKS_AT_ALL = {
-    "READ_TENANTS", "READ_WITHOUT_COMMUNITY", "COUNT_NODES", "COUNT_LABELS", "COUNT_TYPES",
+    "READ_TENANTS", "READ_WITHOUT_COMMUNITY", "COUNT_NODES", "COUNT_LABELS", "COUNT_TYPES", "READ_CHECKPOINTS",
+    "READ_PROJECTIONS", "FORGET_CHECKPOINT", "FORGET_CHECKPOINTS",
 }  # fmt: skip
-"""Statements whose answer is about everything there is: they count, or name the tenants, once per run."""
+"""Statements whose answer is about everything there is: they count, or name the tenants, once per run; and those about
+checkpoints, of which there are a few dozen."""
 SCANS = ("LabelScan", "LabelsScan", "AllNodesScan", "TypeScan", "AllRelationshipsScan")
 
 
