@@ -41,10 +41,10 @@ def splink_clusters(folder: Path) -> int:
 def _edges(folder: Path) -> tuple[list[int], list[int], int]:
     """Event and key of each pair, both numbered; keys after the events."""
     table = pq.read_table(folder / "pairs.parquet", columns=["event", "key"])
-    keys = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
-    events = table["event"].to_numpy()
-    size = int(events.max()) + 1
-    return events.tolist(), (keys + size).tolist(), size + int(keys.max()) + 1
+    numbered = table["key"].combine_chunks().dictionary_encode()
+    events: list[int] = table["event"].to_pylist()
+    size = max(events) + 1
+    return events, [size + key for key in numbered.indices.to_pylist()], size + len(numbered.dictionary)
 
 
 def igraph_components(folder: Path) -> int:
