@@ -14,7 +14,6 @@ so that the truth is known; every result is compared with it. Three tables:
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -190,14 +189,15 @@ def incremental(folder: Path) -> dict[str, Any]:
     return {
         "seconds": sum(seconds), "first_batches": statistics.median(seconds[:tenth]),
         "last_batches": statistics.median(seconds[-tenth:]), "batch_median": statistics.median(seconds),
-        "mapped_bytes": _mapped_bytes(),
+        "mapped_bytes": _status_bytes("RssFile"),
     }  # fmt: skip
 
 
-def _mapped_bytes() -> int:
-    """Pages of files, libraries among them, that this process has in memory: the system may take them back."""
+def _status_bytes(name: str) -> int:
+    """A figure of this process: `VmHWM` is its peak, not that of the process that started it, as getrusage has it;
+    `RssFile` are pages of files, libraries among them, which the system may take back."""
     said = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
-    return int(said["RssFile"].split()[0]) * 1024
+    return int(said[name].split()[0]) * 1024
 
 
 def reopened(folder: Path) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def child(name: str, folder: Path) -> None:
         began = time.perf_counter()
         labels = OURS[name](folder)
         found = {"seconds": time.perf_counter() - began, "wrong": _wrong(labels, _truth(folder))}
-    found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["peak_bytes"] = _status_bytes("VmHWM")
     print(json.dumps(found))
 
 
