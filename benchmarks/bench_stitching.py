@@ -194,8 +194,11 @@ def incremental(folder: Path) -> dict[str, Any]:
 
 
 def _status_bytes(name: str) -> int:
-    """A figure of this process: `VmHWM` is its peak, not that of the process that started it, as getrusage has it;
-    `RssFile` are pages of files, libraries among them, which the system may take back."""
+    """A figure of this process, as the system keeps it.
+
+    `VmHWM` is its peak, not that of the process that started it, as getrusage has it; `RssFile` are pages of files,
+    libraries among them, which the system may take back.
+    """
     said = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
     return int(said[name].split()[0]) * 1024
 
