@@ -322,7 +322,9 @@ def reconcile(
 def print_reconciliation(found: dict[str, Any], left: dict[str, Any], *, repair: bool) -> None:
     """Print findings and the verdict."""
     for finding in found["findings"]:
-        out.print("{tenant_id} {entity} {kind} {key} {difference}".format(**finding), highlight=False, markup=False)
+        whose = finding["tenant_id"] or "no tenant:"
+        said = "{entity} {kind} {key} {difference}".format(**finding)
+        out.print(f"{whose} {said}".rstrip(), highlight=False, markup=False, soft_wrap=True)
     if repair and found["findings"]:
         repaired = len(found["findings"]) - len(left["findings"])
         out.print(f"{repaired:,} of {len(found['findings']):,} findings repaired.")
@@ -353,7 +355,9 @@ def rebuild(as_json: AsJson = False) -> None:
         print_json({"removed_nodes": removed, "digest_before": before, "digest": after, "found": found})
     else:
         verdict = "the same as before" if before == after else f"other than before ({before}): the graph had drifted"
-        out.print(f"{removed:,} nodes removed and made anew. Digest {after}, {verdict}.", highlight=False)
+        out.print(
+            f"{removed:,} nodes removed and made anew. Digest {after}, {verdict}.", highlight=False, soft_wrap=True
+        )
         print_reconciliation(found, found, repair=False)
     if found["findings"]:
         raise typer.Exit(1)
