@@ -10,7 +10,7 @@ from c360_pipeline.assets.specs import preview, rows, table_spec
 from c360_pipeline.core.lake import RECONCILIATION_FINDINGS, RECONCILIATIONS
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource
 from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.reconcile import Reconciled, bucket_rows, entity_name, finding_rows, keep, reconcile
+from c360_pipeline.stores.reconcile import Reconciled, entity_name, keep, reconcile
 
 GROUP = "reconcile"
 UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_graph")
@@ -43,8 +43,7 @@ def reconciliation_assets(
     tables = lake.open()
     with graph.open() as neo4j:
         results = reconcile(Archive(tables, control.open().read()), neo4j)
-    keep(tables, results, context.run.run_id)
-    buckets, findings = bucket_rows(results, context.run.run_id), finding_rows(results, context.run.run_id)
+    buckets, findings = keep(tables, results, context.run.run_id)
     by_kind = buckets.group_by("tenant_id", "entity", maintain_order=True).agg(pl.col("expected", "found").sum())
     differing = [result for result in results if not result.comparison.is_equal]
     yield dg.MaterializeResult(

@@ -343,10 +343,11 @@ def rebuild(as_json: AsJson = False) -> None:
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
-    archive = Archive(lake, control.read())
+    rows = control.read()
+    archive = Archive(lake, rows)
     with control.exclusive_run(), open_graph(settings) as graph, err.status("reading the graph") as shown:
         before = graph_digest(compare(archive, graph))
-        removed = make_anew(lake, control.read(), graph, lambda what: shown.update(f"making anew: {what}"))
+        removed = make_anew(lake, rows, graph, lambda what: shown.update(f"making anew: {what}"))
         shown.update("comparing with the archive")
         results = compare(archive, graph)
         keep(lake, results, f"rebuild {uuid4()}")

@@ -104,7 +104,11 @@ def _encoded(name: str, dtype: pl.DataType) -> pl.Expr:
 
 def digest(hashes: pl.Series) -> str:
     """Of rows by their hashes: how many, and the sum of the hashes modulo 2^128, in hex."""
-    return digests_by_bucket(pl.Series(DAY, [None], dtype=pl.Date).new_from_index(0, len(hashes)), hashes).total
+    return digests_by_bucket(_no_days(len(hashes)), hashes).total
+
+
+def _no_days(rows: int) -> pl.Series:
+    return pl.Series(DAY, [None], dtype=pl.Date).new_from_index(0, rows)
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ def only_ghosts(keys: Sequence[str]) -> Comparison:
 
 def _hashed(rows: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, BucketDigests]:
     said = rows.select(columns)
-    day = rows[DAY] if DAY in rows.columns else pl.Series(DAY, [None], dtype=pl.Date).new_from_index(0, rows.height)
+    day = rows[DAY] if DAY in rows.columns else _no_days(rows.height)
     hashes = row_hashes(said)
     return said.with_columns(hashes, day), digests_by_bucket(day, hashes)
 

@@ -214,10 +214,12 @@ def _strays(graph: Graph, held: Counter[Kind], tenants: Sequence[str]) -> list[t
     return [(kind, strays) for kind, strays in found if strays]
 
 
-def keep(lake: Lake, results: Sequence[Reconciled], run_id: str) -> None:
-    """Keep what was found, and whether it was repaired, under the id of a run."""
-    lake.insert_new(RECONCILIATIONS, bucket_rows(results, run_id))
-    lake.insert_new(RECONCILIATION_FINDINGS, finding_rows(results, run_id))
+def keep(lake: Lake, results: Sequence[Reconciled], run_id: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Keep what was found, and whether it was repaired, under the id of a run; returns the rows of both tables."""
+    buckets, findings = bucket_rows(results, run_id), finding_rows(results, run_id)
+    lake.insert_new(RECONCILIATIONS, buckets)
+    lake.insert_new(RECONCILIATION_FINDINGS, findings)
+    return buckets, findings
 
 
 def bucket_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:

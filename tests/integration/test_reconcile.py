@@ -148,27 +148,31 @@ class Damages:
         self._expect(event, "duplicate")
 
     def elsewhere(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
-        other = next(e for e in self.events if e["tenant_id"] == ids["t"] and e["session_id"] != event["session_id"])
+        other = self._with_another_session(event)
         self.run(
             "MATCH (:Session)-[r:HAS_ACTION]->(e:Event {tenant_id: $t, id: $e}) "
             "MATCH (s:Session {tenant_id: $t, id: $s}) DELETE r CREATE (s)-[:HAS_ACTION]->(e)",
             s=other["session_id"], **ids,
         )  # fmt: skip
         self._expect(event, "missing")
-        self._expect({**event, "session_id": other["session_id"]}, "ghost")
+        self._expect(other, "ghost")
 
     def ghost_relationship(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
-        other = next(e for e in self.events if e["tenant_id"] == ids["t"] and e["session_id"] != event["session_id"])
+        other = self._with_another_session(event)
         self.run(
             "MATCH (e:Event {tenant_id: $t, id: $e}), (s:Session {tenant_id: $t, id: $s}) "
             "CREATE (s)-[:HAS_ACTION]->(e)",
             s=other["session_id"], **ids,
         )  # fmt: skip
-        self._expect({**event, "session_id": other["session_id"]}, "ghost")
+        self._expect(other, "ghost")
 
     def unlabelled(self, event: dict[str, Any], ids: dict[str, str], number: int) -> None:
         self.run("MATCH (e:Event {tenant_id: $t, id: $e}) REMOVE e:Event", **ids)
         self.expected.add((ids["t"], "Action", "altered", f"{ids['t']} {ids['e']}"))
+
+    def _with_another_session(self, event: dict[str, Any]) -> dict[str, Any]:
+        others = (e["session_id"] for e in self.events if e["tenant_id"] == event["tenant_id"])
+        return {**event, "session_id": next(session for session in others if session != event["session_id"])}
 
     def _expect(self, event: dict[str, Any], kind: str) -> None:
         tenant = event["tenant_id"]
