@@ -162,13 +162,15 @@ _CYPHER_TYPES: dict[type[pl.DataType], str] = {
 def delete_mistyped_statement(kind: NodeKind, name: str) -> str:
     """Remove the nodes of a tenant whose key column holds a value of another type."""
     value, dtype = f"n.{quoted_property(name)}", kind.properties[name]
-    if isinstance(dtype, pl.Datetime):
-        expected = "ZONED DATETIME" if dtype.time_zone else "LOCAL DATETIME"
+    if isinstance(dtype, pl.Binary):
+        is_other = f"{value} IS :: STRING | INTEGER | FLOAT | BOOLEAN"  # Cypher has no name for bytes
+    elif isinstance(dtype, pl.Datetime):
+        is_other = f"NOT {value} IS :: {'ZONED' if dtype.time_zone else 'LOCAL'} DATETIME"
     else:
-        expected = _CYPHER_TYPES[type(dtype)]
+        is_other = f"NOT {value} IS :: {_CYPHER_TYPES[type(dtype)]}"
     return (
         f"MATCH (n:{quoted(kind.label)}) WHERE n.tenant_id = $tenant_id AND {value} IS NOT NULL "
-        f"AND NOT {value} IS :: {expected} DETACH DELETE n"
+        f"AND {is_other} DETACH DELETE n"
     )
 
 

@@ -188,6 +188,22 @@ def test_a_property_may_have_any_name(graph: Graph) -> None:
     assert graph.read(kind, "acme").equals(rows)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "right", "wrong"),
+    [(pl.String(), "'a'", "1"), (pl.Int64(), "1", "'1'"), (pl.Float64(), "1.5", "1"), (pl.Boolean(), "true", "'true'"),
+     (pl.Date(), "date()", "datetime()"), (pl.Datetime("us", "UTC"), "datetime()", "localdatetime()"),
+     (pl.Datetime("us"), "localdatetime()", "datetime()"), (pl.Binary(), "$bytes", "'a'")],
+)  # fmt: skip
+def test_nodes_whose_key_is_of_another_type_go(graph: Graph, dtype: pl.DataType, right: str, wrong: str) -> None:
+    kind = NodeKind("Odd", ("id",), {"id": dtype})
+    for value in (right, wrong):
+        graph.run(
+            f"CREATE (:Odd {{tenant_id: 'acme', id: {value}, is_right: {str(value == right).lower()}}})", bytes=b"a"
+        )
+    graph.delete_mistyped(kind, "acme", "id")
+    assert graph.run("MATCH (n:Odd) RETURN n.is_right AS kept") == [{"kept": True}]
+
+
 def test_many_relationships_of_few_nodes_are_written_without_a_deadlock(
     graph: Graph, caplog: pytest.LogCaptureFixture
 ) -> None:
