@@ -10,6 +10,7 @@ import hypothesis
 import hypothesis.core
 import neo4j
 import pytest
+from event_world import World
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.devstack import stack
@@ -120,3 +121,13 @@ def graph(settings: Settings, empty_graph: Callable[[], None]) -> Iterator[Graph
     with open_graph(settings) as opened:
         opened.apply_schema()
         yield opened
+
+
+@pytest.fixture
+def world(lake: Lake, graph: Graph) -> World:
+    """1,500 events of three tenants, stitched and projected."""
+    made = World(lake, graph)
+    made.catalogue()
+    made.land(1_500)
+    made.project()
+    return made

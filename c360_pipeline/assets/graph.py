@@ -6,15 +6,14 @@ import polars as pl
 from c360_pipeline.assets.landing import product_catalog
 from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, kind_schema, preview, rows
 from c360_pipeline.core import graph as model
-from c360_pipeline.core.lake import (
-    CATALOG,
-    EVENTS,
-)
+from c360_pipeline.core.lake import CATALOG, EVENTS
+from c360_pipeline.core.refused import stands_on
 from c360_pipeline.resources import GraphResource, LakeResource, MetricsResource
 from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
 from c360_pipeline.stores.graph_statistics import GraphStatistics
 from c360_pipeline.stores.journey_graph import JourneyGraph
 from c360_pipeline.stores.metrics import Figure
+from c360_pipeline.stores.refused import RefusedRows
 
 GROUP = "graph"
 NEO4J = {"neo4j"}
@@ -70,6 +69,7 @@ def every_item_is_a_product(lake: LakeResource, graph: GraphResource) -> dg.Asse
     with graph.open() as neo4j:
         held = [neo4j.read(model.PRODUCT, tenant).select("tenant_id", "id") for tenant in wanted["tenant_id"].unique()]
     missing = wanted.join(pl.concat([wanted.clear(), *held]), on=["tenant_id", "id"], how="anti")
+    missing = missing.filter(~stands_on(model.PRODUCT, missing, RefusedRows(tables, neo4j.refusals).refused))
     return dg.AssetCheckResult(passed=missing.is_empty(), metadata={"missing": preview(missing)})
 
 
@@ -92,13 +92,22 @@ def event_graph(
     return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), changed=counts_table(changed, "kind")))
 
 
-@dg.asset_check(asset=event_graph, blocking=True, description="As many Action nodes as events in the archive.")
+@dg.asset_check(
+    asset=event_graph,
+    blocking=True,
+    description="As many Action nodes as events in the archive, less those in the dead-letter queue.",
+)
 def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
     """Count both sides."""
-    archived = lake.open().scan(EVENTS).select(pl.len()).collect().item()
+    tables = lake.open()
+    archived = tables.count(EVENTS)
     with graph.open() as neo4j:
         nodes = neo4j.label_counts().get("Action", 0)
-    return dg.AssetCheckResult(passed=archived == nodes, metadata={"archive_rows": archived, "nodes": nodes})
+        refused = len(RefusedRows(tables, neo4j.refusals).refused.get("Action", ()))
+    return dg.AssetCheckResult(
+        passed=archived - refused == nodes,
+        metadata={"archive_rows": archived, "nodes": nodes, "refused_by_graph": refused},
+    )
 
 
 @dg.asset(

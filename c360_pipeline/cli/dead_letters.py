@@ -29,12 +29,11 @@ def _open_queue() -> Any:
 def _selection(
     reason: str | None, tenant: str | None, file: str | None, day: str | None, status: str, ids: list[str] | None
 ) -> Any:
-    from c360_pipeline.core.dead_letters import STATUSES
-    from c360_pipeline.core.events import ERROR_CLASSES
+    from c360_pipeline.core.dead_letters import LETTER_CLASSES, STATUSES
     from c360_pipeline.stores.dead_letters import Selection
 
-    if reason is not None and reason not in ERROR_CLASSES:
-        raise ConfigError(f"--reason {reason!r}: one of {', '.join(ERROR_CLASSES)} is right.")
+    if reason is not None and reason not in LETTER_CLASSES:
+        raise ConfigError(f"--reason {reason!r}: one of {', '.join(LETTER_CLASSES)} is right.")
     if status not in (*STATUSES, "all"):
         raise ConfigError(f"--status {status!r}: one of {', '.join(STATUSES)}, all is right.")
     return Selection(
@@ -125,7 +124,7 @@ def letters_table(letters: Any) -> Table:
     for row in letters.iter_rows(named=True):
         table.add_row(
             row["dead_letter_id"][:12], row["error_class"], row["tenant_id"] or "", Path(row["source_uri"]).name,
-            f"{row['source_line']:,}", row["status"], row["reason"],
+            "" if row["source_line"] is None else f"{row['source_line']:,}", row["status"], row["reason"],
         )  # fmt: skip
     return table
 

@@ -19,7 +19,9 @@ from c360_pipeline.core.landing import (
     decode,
     rejected_conflicts,
 )
+from c360_pipeline.core.refused import REFUSED
 
+LETTER_CLASSES = (*ERROR_CLASSES, REFUSED)
 STATUSES = ("open", "replayed", "discarded")
 REPLAY_SCHEMA = pl.Schema(
     dict.fromkeys(("dead_letter_id", "outcome", "error_class", "reason", "tenant_id", "source_uri"), pl.String)
@@ -175,10 +177,10 @@ def resolved_letters(letters: pl.DataFrame, outcome: pl.DataFrame, now: datetime
 
 
 def damaged(letters: pl.DataFrame) -> pl.DataFrame:
-    """Letters whose id is not the sha256 of their bytes, or whose class the contract does not know.
+    """Letters whose id is not the sha256 of their bytes, or whose class is none that there is.
 
     Args:
         letters: dead_letter_id, raw, error_class.
     """
     hashes = pl.Series([hashlib.sha256(raw).hexdigest() for raw in letters["raw"]], dtype=pl.String)
-    return letters.filter((pl.col("dead_letter_id") != hashes) | ~pl.col("error_class").is_in(ERROR_CLASSES))
+    return letters.filter((pl.col("dead_letter_id") != hashes) | ~pl.col("error_class").is_in(LETTER_CLASSES))

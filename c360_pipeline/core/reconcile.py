@@ -229,7 +229,7 @@ def _redirected(rows: pl.DataFrame, others: pl.DataFrame, key: list[str], text: 
         same = ["tenant_id", *(name for name in key if name.startswith(shared))]
         ends = [name for name in key if name.startswith(other)]
         once = others.filter(pl.struct(same).is_unique())
-        named = once.select(*same, instead=_key_text(ends, once.schema))
+        named = once.select(*same, instead=key_text(ends, once.schema))
         met = rows.select(same).join(named, on=same, how="left", maintain_order="left", nulls_equal=True)
         alone = rows.select(pl.struct(same).is_unique()).to_series()
         said.append(pl.select(pl.when(alone).then(met["instead"])).to_series())
@@ -252,11 +252,11 @@ def _with_comparable_keys(
 def _named(kind: str, rows: pl.DataFrame, key: list[str], difference: pl.Expr) -> pl.DataFrame:
     if rows.is_empty():
         return pl.DataFrame(schema=FINDING_COLUMNS)
-    label = _key_text(key, rows.schema)
+    label = key_text(key, rows.schema)
     return rows.select(kind=pl.lit(kind), key=label, difference=difference.cast(pl.String), day=DAY)
 
 
-def _key_text(columns: Sequence[str], schema: pl.Schema) -> pl.Expr:
+def key_text(columns: Sequence[str], schema: pl.Schema) -> pl.Expr:
     """A key as people read it; a text that holds a blank stands in quotes, so that two keys are never alike."""
     parts = [canonical_text(c, schema[c]) for c in columns]
     shown = [pl.when(p.str.contains(r'[\s"]') | (p == "")).then(_in_quotes(p)).otherwise(p) for p in parts]

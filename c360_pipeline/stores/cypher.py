@@ -89,6 +89,16 @@ def move_statement(kind: RelationshipKind) -> str:
 
 
 @lru_cache
+def without_ends_statement(kind: RelationshipKind) -> str:
+    """The numbers of rows, from 0, that lack a node at one of their ends."""
+    return (
+        "UNWIND range(0, size($rows) - 1) AS number WITH number, $rows[number] AS row "
+        f"WHERE NOT EXISTS {{ MATCH {_node('a', kind.source, 'from_')} }} "
+        f"OR NOT EXISTS {{ MATCH {_node('b', kind.target, 'to_')} }} RETURN number ORDER BY number"
+    )
+
+
+@lru_cache
 def delete_statement(kind: Kind) -> str:
     """Remove rows of a kind by key; rows that are gone already are passed over."""
     if isinstance(kind, NodeKind):

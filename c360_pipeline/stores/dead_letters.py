@@ -17,6 +17,7 @@ from c360_pipeline.core.dead_letters import (
 )
 from c360_pipeline.core.lake import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import ARCHIVED_FACTS, classify, split_suppressed
+from c360_pipeline.core.refused import REFUSED
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.ingest import Ingest
 from c360_pipeline.stores.lake import Lake
@@ -96,12 +97,21 @@ class DeadLetters:
         found = places.drop("dead_letter_id").sort("source_uri", "source_line").collect()
         return {
             **letter,
-            "raw": self.ingest.landing.read_dead_letter(letter["dead_letter_id"]),
+            "raw": self._raw(str(letter["dead_letter_id"])),
             "places": found.to_dicts(),
         }
 
+    def _raw(self, letter_id: str) -> bytes:
+        """The bytes: rows that the graph refused are in the lake only, the longest lines in the store only."""
+        letter = self.ingest.lake.scan(DEAD_LETTERS).filter(pl.col("dead_letter_id") == letter_id).select("raw")
+        raw: bytes | None = letter.collect().item()
+        return self.ingest.landing.read_dead_letter(letter_id) if raw is None else raw
+
     def replay(self, selection: Selection, *, dry_run: bool) -> pl.DataFrame:
         """Land what passes under today's rules; what does not gets today's class and reason.
+
+        Rows that the graph refused are left alone: they came from the archive, and `c360 reconcile --repair` tries
+        them again.
 
         Done again, or after a crash at any point, it changes nothing more.
 
@@ -134,7 +144,7 @@ class DeadLetters:
 
     def _chunks(self, selection: Selection) -> Iterator[pl.DataFrame]:
         """The letters with their bytes, in bounded parts; those too long to be held stay what they are."""
-        letters = selection.letters(self.ingest.lake)
+        letters = selection.letters(self.ingest.lake).filter(pl.col("error_class") != REFUSED)
         sizes = letters.select("dead_letter_id", size=pl.col("raw").bin.size()).drop_nulls().collect(engine="streaming")
         chunks = sizes.with_columns(chunk=pl.col("size").cast(pl.Int64).cum_sum() // CHUNK_BYTES)
         for chunk in chunks.partition_by("chunk", maintain_order=True):

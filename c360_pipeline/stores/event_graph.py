@@ -6,6 +6,7 @@ from c360_pipeline.core import graph as model
 from c360_pipeline.core.lake import CATALOG, EVENT_JOURNEY, EVENTS, USER_COMMUNITIES, Changes, compare_versions
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake, Version
+from c360_pipeline.stores.refused import RefusedRows
 
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
 
@@ -25,6 +26,7 @@ class EventGraph:
     def project(self) -> dict[str, int]:
         """Project what came, changed or went since the graph's checkpoint; returns rows by kind."""
         lake, graph = self._lake, self._graph
+        refused = RefusedRows(lake, graph.refusals)
         changed_rows = {}
         done = graph.checkpoint(EVENT_PROJECTION)
         since = lake.still_there(EVENTS, done.get(EVENTS.name))
@@ -45,6 +47,7 @@ class EventGraph:
         # Communities that an interrupted run has kept in the lake and not written here.
         late, late_version = lake.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
         graph.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
+        refused.keep()
         graph.save_checkpoint(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
         graph.save_checkpoint(EVENT_PROJECTION, EVENTS.name, version)
         return changed_rows
@@ -68,8 +71,10 @@ class ProductGraph:
         done = graph.checkpoint(PRODUCT_PROJECTION)
         events, events_version = lake.changes(EVENTS, done.get(EVENTS.name))
         catalog, catalog_version = lake.changes(CATALOG, done.get(CATALOG.name))
+        refused = RefusedRows(lake, graph.refusals)
         if events.count or catalog.count:
             self._write(lake.still_there(CATALOG, done.get(CATALOG.name)))
+        refused.keep()
         graph.save_checkpoint(PRODUCT_PROJECTION, EVENTS.name, events_version)
         graph.save_checkpoint(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
 

@@ -11,15 +11,17 @@ from typing import Any, Self
 import neo4j
 import neo4j.time
 import polars as pl
-from neo4j.exceptions import AuthError, DriverError, Neo4jError, ServiceUnavailable
+from neo4j.exceptions import AuthError, DriverError, IncompleteCommit, Neo4jError, ServiceUnavailable
 
 from c360_pipeline.core.graph import DAY, Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.lake import Changes
 from c360_pipeline.core.reconcile import strange
+from c360_pipeline.core.refused import stands_on
 from c360_pipeline.errors import InvariantError, UnavailableError
 from c360_pipeline.stores import cypher
 from c360_pipeline.stores.graph_statistics import GraphStatistics
 from c360_pipeline.stores.lake import Version
+from c360_pipeline.stores.refused import Refusals
 
 BATCH_ROWS = 5_000
 ABSORBED_AT_ONCE = 500
@@ -30,6 +32,11 @@ FIRST_RETRY_SECONDS, RETRY_MULTIPLIER = 0.1, 1.7
 """A statement that met a deadlock waits 0.1, 0.17, 0.29, 0.49 … seconds before it is tried again, a minute in all."""
 WRITERS = 4
 """Transactions that write at once."""
+COMMITS_WITHOUT_REPLY = 3
+"""How often a statement whose commit got no reply is run again; each has the same result however often it is run."""
+OF_A_ROW = ("Neo.ClientError.Schema.", "Neo.ClientError.Statement.", "Neo.DatabaseError.Statement.ExecutionFailed")
+"""Codes of errors that a row can be the cause of: a constraint, a value that an index or a property can't hold."""
+OF_THE_STATEMENT = ("Neo.ClientError.Statement.SyntaxError", "Neo.ClientError.Statement.AccessMode")
 CHECKPOINT = "ProjectionCheckpoint"
 TEMPORAL = (neo4j.time.DateTime, neo4j.time.Date, neo4j.time.Time, neo4j.time.Duration)
 
@@ -161,6 +168,7 @@ class Graph:
 
     Attributes:
         statistics: of the statements that were run.
+        refusals: rows that the database did not take.
 
     Args:
         uri: bolt:// or neo4j:// address.
@@ -173,6 +181,7 @@ class Graph:
         self._uri = uri
         self._database = database
         self.statistics = GraphStatistics(POOL_SIZE)
+        self.refusals = Refusals()
         self._driver = neo4j.GraphDatabase.driver(
             uri, auth=(user, password), notifications_min_severity="OFF", max_connection_pool_size=POOL_SIZE,
             connection_timeout=10, max_transaction_retry_time=60, initial_retry_delay=FIRST_RETRY_SECONDS,
@@ -198,7 +207,11 @@ class Graph:
         self._driver.close()
 
     def run(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Run one statement in a transaction that is retried on transient errors; returns its records."""
+        """Run one statement in a transaction that is retried on transient errors; returns its records.
+
+        It is run again, too, where the connection broke before the reply to its commit: nobody knows then whether it
+        was carried out, so a statement must have the same result when it is carried out twice.
+        """
         attempts = 0
 
         def work(transaction: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
@@ -210,7 +223,13 @@ class Graph:
             self.statistics.measured(statement, lambda: attempts),
             self._driver.session(database=self._database) as session,
         ):
-            return session.execute_write(work)
+            for attempt in range(COMMITS_WITHOUT_REPLY):
+                try:
+                    return session.execute_write(work)
+                except IncompleteCommit:
+                    if attempt == COMMITS_WITHOUT_REPLY - 1:
+                        raise
+            raise AssertionError("the last attempt returns or raises")
 
     def query(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         """Run one reading statement; returns its records as plain values, times and dates as ISO 8601 text."""
@@ -321,16 +340,38 @@ class Graph:
     ) -> None:
         def write(batch_of_tenant: tuple[str, pl.DataFrame]) -> None:
             tenant_id, batch = batch_of_tenant
-            written = self.run(statement, tenant_id=tenant_id, rows=to_rows(batch))[0]["written"]
-            if must_match and written != batch.height:
-                raise InvariantError(
-                    f"{kind.name}: {batch.height - written} of {batch.height} rows of tenant {tenant_id} found no "
-                    "node to stand on. Materialise the assets upstream first."
-                )
+            try:
+                written = self.run(statement, tenant_id=tenant_id, rows=to_rows(batch))[0]["written"]
+            except Neo4jError as error:
+                if not is_of_a_row(error):
+                    raise
+                if batch.height == 1:
+                    row = batch.select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
+                    self.refusals.add(kind, row, str(error.code), str(error.message), statement)
+                    return
+                half = batch.height // 2
+                write((tenant_id, batch.head(half)))
+                write((tenant_id, batch.tail(batch.height - half)))
+                return
+            if must_match and written != batch.height and isinstance(kind, RelationshipKind):
+                self._explain_unwritten(kind, tenant_id, batch)
 
         for together in groups:
             with ThreadPoolExecutor(WRITERS) as pool:
                 list(pool.map(write, together))
+
+    def _explain_unwritten(self, kind: RelationshipKind, tenant_id: str, batch: pl.DataFrame) -> None:
+        """Relationships stand on nodes; where the database refused such a node, they wait with it."""
+        found = self.run(cypher.without_ends_statement(kind), tenant_id=tenant_id, rows=to_rows(batch))
+        lost = batch[[r["number"] for r in found]].select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
+        self.refusals.wait(kind, lost)
+        unexplained = lost.filter(~stands_on(kind, lost, self.refusals.keys))
+        if unexplained.height:
+            raise InvariantError(
+                f"{kind.name}: {unexplained.height} of {batch.height} rows of tenant {tenant_id} found no "
+                f"node to stand on, such as {unexplained.select(kind.key_columns).row(0, named=True)}. "
+                "Materialise the assets upstream first."
+            )
 
     def read(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
         """All rows of a kind of a tenant; a value of another type than the kind's reads as null."""
@@ -495,6 +536,12 @@ class Graph:
         """What the silos know of the person behind a user; None when there is no such user."""
         rows = self.run(READ_ACCOUNT, tenant_id=tenant_id, user_id=user_id)
         return rows[0] if rows else None
+
+
+def is_of_a_row(error: Neo4jError) -> bool:
+    """Whether one of the rows that a statement was given can be what the database did not take."""
+    code = str(error.code)
+    return not error.is_retryable() and code.startswith(OF_A_ROW) and not code.startswith(OF_THE_STATEMENT)
 
 
 def _plain(value: Any) -> Any:

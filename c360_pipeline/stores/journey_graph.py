@@ -8,6 +8,7 @@ from c360_pipeline.core.lake import JOURNEY_LOG
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.journey_tables import JourneyTables, News
 from c360_pipeline.stores.lake import Lake, Version
+from c360_pipeline.stores.refused import RefusedRows
 
 PROJECTION = "journey_graph"
 
@@ -39,7 +40,9 @@ class JourneyGraph:
         found = tables.between(done, tables.published())
         if not found.seqs:
             return {}
+        refused = RefusedRows(self._lake, self._graph.refusals)
         counts = self._write(News.of(found.rows))
+        refused.keep()
         for tenant, seq in found.seqs.items():
             self._graph.save_checkpoint(PROJECTION, tenant, Version(log_id, seq))
         return counts

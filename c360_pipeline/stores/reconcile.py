@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,10 +21,12 @@ from c360_pipeline.core.reconcile import (
     row_hashes,
     strange,
 )
+from c360_pipeline.core.refused import REFUSED, row_keys, stands_on
 from c360_pipeline.errors import BrakeError
 from c360_pipeline.stores.archive import Archive, Pins
 from c360_pipeline.stores.graph import Graph, Stray
 from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.refused import RefusedRows
 
 OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
 """Kinds that are properties of nodes that another projection makes."""
@@ -35,6 +37,7 @@ BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date",
 """Columns that say when, whence and why a row came, not what it says: two runs differ in them and are equal."""
 
 NOT_IN_DIGEST = ("reconciliations", "reconciliation_findings", "landing_files", "journey_log")
+REFUSED_TEXT = f"refused by the graph, see `c360 dead-letters list --reason {REFUSED}`"
 NO_TENANT = ""
 """Whose what is that bears no tenant that the archive knows."""
 
@@ -48,12 +51,19 @@ class Reconciled:
         kind: of the rows.
         comparison: both sides.
         is_repaired: whether what differs was brought back.
+        refused: keys of findings that the graph would not take all the same.
     """
 
     tenant_id: str
     kind: Kind
     comparison: Comparison
     is_repaired: bool = False
+    refused: tuple[str, ...] = ()
+
+    def findings(self) -> pl.DataFrame:
+        """The findings, and of each whether it was `repaired`."""
+        is_repaired = pl.lit(self.is_repaired) & ~pl.col("key").is_in(list(self.refused))
+        return self.comparison.findings.with_columns(repaired=is_repaired)
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,7 @@ def reconcile(
         BrakeError: too much of a kind differs to be repaired without `force`; nothing was repaired.
     """
     pinned = archive.at(Pins.of(graph, archive.lake))
+    queue = RefusedRows(archive.lake, graph.refusals)
     results: list[Reconciled] = []
     repairs: list[_Repair] = []
     held: Counter[Kind] = Counter()
@@ -114,7 +125,7 @@ def reconcile(
             ours = parts.get(tenant, frame.clear()).select(*kind.schema, DAY)
             theirs = graph.audit(kind, tenant)
             held[kind] += theirs.height
-            found, step = _compared(pinned, kind, tenant, ours, theirs)
+            found, step = _compared(pinned, queue, kind, tenant, ours, theirs)
             results.append(Reconciled(tenant, kind, found))
             repairs += [step] if step else []
     strays = _strays(graph, held, sorted(tenants))
@@ -128,19 +139,41 @@ def reconcile(
         graph.remove(kind, [stray.element_id for stray in lost])
     for step in sorted(repairs, key=lambda one: not isinstance(one.kind, NodeKind)):
         _carry_out(graph, step)
-    return [Reconciled(r.tenant_id, r.kind, r.comparison, r.comparison.findings.height > 0) for r in results]
+        queue.resolve(step.kind, step.upserts, "written by a repair")
+    queue.keep()
+    return [_as_repaired(result, graph) for result in results]
+
+
+def _as_repaired(result: Reconciled, graph: Graph) -> Reconciled:
+    findings, unwritten = result.comparison.findings, graph.refusals.unwritten(result.kind)
+    left = tuple(findings.filter(pl.col("key").is_in(list(unwritten)))["key"])
+    return replace(result, is_repaired=findings.height > 0, refused=left)
+
+
+def _with_refusals(found: Comparison, kind: Kind, refused: pl.DataFrame) -> Comparison:
+    """Say of rows that are missing because the graph refuses them, or their nodes, that this is so."""
+    if refused.is_empty():
+        return found
+    is_refused = (pl.col("kind") == "missing") & pl.col("key").is_in(list(row_keys(kind, refused)))
+    said = pl.when(is_refused).then(pl.lit(REFUSED_TEXT)).otherwise("difference").alias("difference")
+    return replace(found, findings=found.findings.with_columns(said))
 
 
 def _compared(
-    archive: Archive, kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFrame
+    archive: Archive, queue: RefusedRows, kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFrame
 ) -> tuple[Comparison, _Repair | None]:
+    if queue.put_aside:
+        ours, theirs = (rows.filter(~stands_on(kind, rows, queue.put_aside)) for rows in (ours, theirs))
     found = _compared_rows(kind, ours, theirs)
     # A node that is made anew needs the properties that others own, too.
     if found.is_equal and ours.height == theirs.height:
         return found, None
     newer = archive.newer()
     ours, theirs = newer.left_out(kind, ours), newer.left_out(kind, theirs)
-    return _compared_rows(kind, ours, theirs), _repair_of(kind, tenant_id, ours, theirs)
+    found = _compared_rows(kind, ours, theirs)
+    if queue.waiting:
+        found = _with_refusals(found, kind, ours.filter(stands_on(kind, ours, queue.waiting)))
+    return found, _repair_of(kind, tenant_id, ours, theirs)
 
 
 def _compared_rows(kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> Comparison:
@@ -238,9 +271,8 @@ def bucket_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:
 def finding_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:
     """Rows of `RECONCILIATION_FINDINGS`."""
     parts = [
-        r.comparison.findings.with_columns(
+        r.findings().with_columns(
             run_id=pl.lit(run_id), tenant_id=pl.lit(r.tenant_id), label=pl.lit(entity_name(r.kind)),
-            repaired=pl.lit(r.is_repaired),
         ).select(list(RECONCILIATION_FINDINGS.columns))
         for r in results
         if r.comparison.findings.height
@@ -282,9 +314,9 @@ def entity_name(kind: Kind) -> str:
 def summarise(results: list[Reconciled]) -> dict[str, Any]:
     """Plain values for people and JSON: rows compared, and every finding with its tenant and kind."""
     findings = [
-        {"tenant_id": r.tenant_id, "entity": entity_name(r.kind), "repaired": r.is_repaired, **_as_text(finding)}
+        {"tenant_id": r.tenant_id, "entity": entity_name(r.kind), **_as_text(finding)}
         for r in results
-        for finding in r.comparison.findings.iter_rows(named=True)
+        for finding in r.findings().iter_rows(named=True)
     ]
     return {"rows": sum(r.comparison.expected_count for r in results), "findings": findings}
 

@@ -28,6 +28,7 @@ from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceTable, 
 from c360_pipeline.errors import BrakeError, ConfigError
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake, Version
+from c360_pipeline.stores.refused import RefusedRows
 
 STAMP = ("extracted_at", "run_id")
 OWN_SOURCES = {"shape", "key"}
@@ -88,6 +89,7 @@ class SiloGraph:
         self._control = control
         self._force = force
         self.labels = label_tables(lake, control)
+        self._refused = RefusedRows(lake, graph.refusals)
 
     @property
     def kinds(self) -> dict[str, NodeKind]:
@@ -133,8 +135,7 @@ class SiloGraph:
     def _project_label(self, found: LabelTables) -> int:
         kind, projection = found.kind, f"{NODES}{found.kind.label}"
         done = self._graph.checkpoint(projection)
-        columns = {table.name: sorted(table.columns) for table in found.tables}
-        shape = Version(_hash(str(dict(kind.schema)), str(kind.key), str(columns)), 0)
+        shape = _shape(found)
         is_same_shape = done.get("shape") == shape
         since = {
             table.name: self._lake.still_there(table, done.get(table.name)) if is_same_shape else None
@@ -156,6 +157,7 @@ class SiloGraph:
                 nodes = node_rows(kind, batch)
                 self._graph.merge(kind, nodes)
                 written += nodes.height
+        self._refused.keep()
         _save(self._graph, projection, done, {**versions, "key": _key_shape(kind), "shape": shape})
         return written
 
@@ -184,6 +186,17 @@ class SiloGraph:
                 held = self._lake.scan(other).select(gone.columns)
                 gone = gone.lazy().join(held, on=gone.columns, how="anti").collect(engine="streaming")
         return gone
+
+    def note_projected(self) -> None:
+        """Save checkpoints as if nodes and relationships had just been projected: for a graph that was made whole."""
+        for found in self.labels.values():
+            versions = {table.name: self._lake.version(table.name) for table in found.tables}
+            _save(self._graph, f"{NODES}{found.kind.label}", {}, {
+                **versions, "key": _key_shape(found.kind), "shape": _shape(found),
+            })  # fmt: skip
+        for row in self._control.relationships:
+            if self.has_labels_of(row):
+                _MappedRelationship(self, row, self.kinds).note_projected()
 
     def project_relationships(self) -> dict[str, tuple[int, int]]:
         """Bring mapped relationships up to date.
@@ -245,16 +258,30 @@ class _MappedRelationship:
             label: (EVENTS,) if label == "User" else self.silos.labels[label].tables for label in self.columns
         }
 
+    @property
+    def _kind(self) -> RelationshipKind:
+        return relationship_kind(self.row, self.kinds)
+
+    @property
+    def _every(self) -> dict[str, Table]:
+        return {table.name: table for tables in self.tables.values() for table in tables}
+
+    def _shape(self) -> Version:
+        types = {label: [str(self.kinds[label].schema[c]) for c in names] for label, names in self.columns.items()}
+        said = (self.row.join_condition, str(self.row.via_label), str(dict(self._kind.schema)), str(types))
+        return Version(_hash(*said), 0)
+
+    def note_projected(self) -> None:
+        """Save the checkpoint as if they had just been projected."""
+        versions = {name: self.silos._lake.version(name) for name in self._every}
+        _save(self.silos._graph, f"{RELATIONSHIPS}{self._kind.name}", {}, {**versions, "shape": self._shape()})
+
     def project(self) -> int:
         """Bring them up to date; returns how many were written or removed."""
         lake, graph = self.silos._lake, self.silos._graph
-        kind = relationship_kind(self.row, self.kinds)
+        kind, shape, every = self._kind, self._shape(), self._every
         projection = f"{RELATIONSHIPS}{kind.name}"
         done = graph.checkpoint(projection)
-        types = {label: [str(self.kinds[label].schema[c]) for c in names] for label, names in self.columns.items()}
-        said = (self.row.join_condition, str(self.row.via_label), str(dict(kind.schema)), str(types))
-        shape = Version(_hash(*said), 0)
-        every = {table.name: table for tables in self.tables.values() for table in tables}
         versions = {name: lake.version(name) for name in every}
         since = {name: lake.still_there(table, done.get(name)) for name, table in every.items()}
         if done.get("shape") != shape or None in since.values() or set(done) - OWN_SOURCES != set(every):
@@ -266,6 +293,7 @@ class _MappedRelationship:
             changes, removed = self._touched({name: v for name, v in since.items() if v is not None})
         self.silos._brake(kind.name, removed, graph.relationship_count(kind))
         graph.apply(kind, changes)
+        self.silos._refused.keep()
         _save(graph, projection, done, {**versions, "shape": shape})
         return changes.count
 
@@ -331,10 +359,12 @@ def _columns_of(rows: pl.LazyFrame, kind: NodeKind, columns: Iterable[str]) -> p
     return rows.select(*kept, *(pl.col(c) for c in STAMP))
 
 
-def silo_node_frames(lake: Lake, control: ControlRows) -> Iterator[tuple[NodeKind, pl.DataFrame]]:
-    """The node rows of every label, whole."""
+def silo_node_frames(
+    lake: Lake, control: ControlRows, versions: Mapping[str, int]
+) -> Iterator[tuple[NodeKind, pl.DataFrame]]:
+    """The node rows of every label, whole; of tables that `versions` names, as they were then."""
     for found in label_tables(lake, control).values():
-        frames = [node_rows(found.kind, lake.read(table)) for table in found.tables]
+        frames = [node_rows(found.kind, lake.read(table, versions.get(table.name))) for table in found.tables]
         yield found.kind, pl.concat(frames, how="diagonal")
 
 
@@ -344,6 +374,11 @@ def _save(graph: Graph, projection: str, before: Mapping[str, Version], now: Map
         graph.forget_checkpoint(projection, name)
     for name, version in now.items():
         graph.save_checkpoint(projection, name, version)
+
+
+def _shape(found: LabelTables) -> Version:
+    columns = {table.name: sorted(table.columns) for table in found.tables}
+    return Version(_hash(str(dict(found.kind.schema)), str(found.kind.key), str(columns)), 0)
 
 
 def _key_shape(kind: NodeKind) -> Version:

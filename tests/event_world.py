@@ -1,0 +1,80 @@
+"""Events of three tenants with a catalogue, in archive and graph: what tests of the projection damage and repair."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+
+from c360_pipeline.core.keys import KeyPolicy, KeyRule
+from c360_pipeline.core.lake import CATALOG, EVENTS
+from c360_pipeline.core.reconcile import combined_digest
+from c360_pipeline.core.silos import ControlRows
+from c360_pipeline.stores.archive import Archive
+from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.journey_care import bring_up
+from c360_pipeline.stores.journeys import Journeys
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.reconcile import digests, reconcile, summarise
+
+START = datetime(2025, 10, 1, tzinfo=UTC)
+TENANTS = ("acme", "globex", "initech")
+DAYS = 6
+POLICY = KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId")))
+Finding = tuple[str, str, str, str]
+"""Tenant, entity, kind, key."""
+
+
+class World:
+    """Events of three tenants and a catalogue, stitched and projected, without silos."""
+
+    def __init__(self, lake: Lake, graph: Graph) -> None:
+        self.lake, self.graph = lake, graph
+        self.archive = Archive(lake, ControlRows((), (), {}, {}, ()))
+        self.count = 0
+
+    def land(self, count: int, seed: int = 1) -> pl.DataFrame:
+        """Put events into the archive and stitch them."""
+        rng = np.random.default_rng([seed, self.count])
+        rows = []
+        for n in range(self.count, self.count + count):
+            tenant = TENANTS[n % 3]
+            user = f"u{rng.integers(0, 60)}"
+            at = START + timedelta(minutes=int(rng.integers(0, DAYS * 24 * 60)))
+            item = f"p{rng.integers(0, 40)}" if rng.random() < 0.8 else None
+            rows.append((f"e{n:06}", tenant, user, f"{user}-s{rng.integers(0, 5)}", at,
+                         ("view", "purchase", "search")[rng.integers(0, 3)], item, [], at.date(), at))  # fmt: skip
+        self.count += count
+        kinds = EVENTS.empty().schema
+        names = ["event_id", "tenant_id", "user_id", "session_id", "ts", "action", "item_id", "attrs", "event_date",
+                 "landed_at"]  # fmt: skip
+        entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+        given = {name: entries if name == "attrs" else kinds[name] for name in names}
+        events = pl.DataFrame(rows, schema=given, orient="row").with_columns(pl.col("attrs").cast(kinds["attrs"]))
+        whole = events.with_columns(
+            pl.lit(None, kinds[name]).alias(name) for name in kinds if name not in names
+        ).select(list(kinds))  # fmt: skip
+        self.lake.insert_new(EVENTS, whole)
+        Journeys(self.lake).add(whole, POLICY)
+        return whole
+
+    def catalogue(self) -> None:
+        """Products of all tenants; some items of events are not among them."""
+        rows = [(t, f"p{n}", f"Product {n}", f"c{n % 4}", n + 0.5, "x") for t in TENANTS for n in range(30)]
+        self.lake.insert_new(CATALOG, pl.DataFrame(rows, schema=CATALOG.empty().schema, orient="row"))
+
+    def project(self) -> None:
+        """Bring the graph up."""
+        ProductGraph(self.lake, self.graph).project()
+        EventGraph(self.lake, self.graph).project()
+        bring_up(self.lake, self.graph)
+
+    def findings(self, *, repair: bool = False, force: bool = False) -> set[Finding]:
+        """What is found, each once."""
+        found = summarise(reconcile(self.archive, self.graph, repair=repair, force=force))["findings"]
+        named = [(f["tenant_id"], f["entity"], f["kind"], f["key"]) for f in found]
+        assert len(named) == len(set(named))
+        return set(named)
+
+    def digest(self) -> str:
+        return combined_digest(digests(self.lake, reconcile(self.archive, self.graph)))
