@@ -33,11 +33,11 @@ JAVA_OPENS = (
     "-Dio.netty.tryReflectionSetAccessible=true",
 )
 NEO4J_CONF = """\
-server.directories.data={home}/data
+server.directories.data={data}
 server.directories.logs={home}/logs
 server.directories.run={home}/run
 server.directories.import={home}/import
-server.directories.transaction.logs.root={home}/data/transactions
+server.directories.transaction.logs.root={data}/transactions
 server.directories.plugins={distribution}/plugins
 server.directories.lib={distribution}/lib
 server.default_listen_address=127.0.0.1
@@ -230,6 +230,31 @@ def s3(home: Path, port: int, password: str) -> Service:
     )  # fmt: skip
 
 
+def neo4j_data(folder: Path) -> Path:
+    """The folder of the store that the server uses: `data`, or the one that `store` names (see `use_neo4j_data`)."""
+    pointer = folder / "store"
+    return folder / (pointer.read_text(encoding="utf-8").strip() if pointer.exists() else "data")
+
+
+def use_neo4j_data(folder: Path, data: Path) -> None:
+    """Make the server use another store from its next start on; done at once or not at all."""
+    write_private(folder / "store", f"{data.relative_to(folder)}\n")
+
+
+def write_neo4j_conf(folder: Path, data: Path, port: int) -> None:
+    """Write the configuration of a server, or of the tools that work on its files."""
+    conf = NEO4J_CONF.format(home=folder, data=data, distribution=neo4j_distribution(), port=port)
+    (folder / "conf").mkdir(parents=True, exist_ok=True)
+    (folder / "conf" / "neo4j.conf").write_text(conf, encoding="utf-8")
+
+
+def neo4j_admin(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """The command line and environment of Neo4j's own tool, for the configuration in a folder."""
+    command = ["java", "-Xmx1g", *JAVA_OPENS, "-cp", f"{neo4j_distribution()}/lib/*", "org.neo4j.cli.AdminTool"]
+    environment = {"NEO4J_HOME": str(folder), "NEO4J_CONF": str(folder / "conf")}
+    return [*with_parent(signal.SIGTERM), *command, *arguments], environment
+
+
 def neo4j_community(home: Path, port: int, password: str) -> Service:
     """Neo4j Community with OpenGDS, from jars."""
     folder = home / "neo4j"
@@ -238,15 +263,13 @@ def neo4j_community(home: Path, port: int, password: str) -> Service:
     uri = f"bolt://{LOOPBACK}:{port}"
 
     def prepare() -> list[tuple[list[str], dict[str, str]]]:
-        for name in ("conf", "data", "logs", "run", "import"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        conf = NEO4J_CONF.format(home=folder, distribution=distribution, port=port)
-        (folder / "conf" / "neo4j.conf").write_text(conf, encoding="utf-8")
-        if (folder / "data" / "dbms" / "auth.ini").exists() or (folder / "data" / "databases").exists():
+        data = neo4j_data(folder)
+        for path in (data, *(folder / name for name in ("conf", "logs", "run", "import"))):
+            path.mkdir(parents=True, exist_ok=True)
+        write_neo4j_conf(folder, data, port)
+        if (data / "dbms" / "auth.ini").exists() or (data / "databases" / "system").exists():
             return []
-        set_password = ["java", "-cp", f"{distribution}/lib/*", "org.neo4j.cli.AdminTool",
-                        "dbms", "set-initial-password", password]  # fmt: skip
-        return [([*with_parent(signal.SIGTERM), *set_password], environment)]
+        return [neo4j_admin(folder, "dbms", "set-initial-password", password)]
 
     def probe() -> str:
         with (
@@ -278,7 +301,7 @@ PREFERRED_PORTS = {"postgres": 15432, "s3": 17070, "neo4j": 17687}
 
 
 def services_at(home: Path, ports: dict[str, int]) -> list[Service]:
-    """All services at these ports, in the order of their start."""
+    """The services that have a port here, in the order of their start."""
     secret = passwords(home)
     factories = (("neo4j", neo4j_community), ("postgres", postgres), ("s3", s3))
-    return [factory(home, ports[name], secret[name]) for name, factory in factories]
+    return [factory(home, ports[name], secret[name]) for name, factory in factories if name in ports]

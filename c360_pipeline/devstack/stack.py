@@ -114,7 +114,7 @@ def _service_status(entry: dict[str, Any], probe: Callable[[], str]) -> ServiceS
         memory = sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
         version, state = probe(), "ready"
     except psutil.Error:
-        memory, version, state = 0, entry["version"], "stopped"
+        memory, version, state = 0, entry["version"], "stopped" if entry["state"] == "ready" else entry["state"]
     except NOT_READY as error:
         version, state = entry["version"], f"not ready: {type(error).__name__}"
     return ServiceStatus(entry["service"], state, entry["port"], entry["pid"], memory, version)

@@ -4,6 +4,8 @@ It starts them, waits until each answers, and stops them in reverse order. It en
 - it gets SIGTERM or SIGINT,
 - whoever started it goes away before saying `detach` on the channel (a socket pair, so kill -9 counts), or
 - it is killed itself: the kernel then signals the servers (see `services.with_parent`).
+
+A single server is stopped while somebody holds its file in `pause/` (see `pause.paused`), and started again after.
 """
 
 import fcntl
@@ -23,6 +25,7 @@ from typing import IO, Any
 
 import structlog
 
+from c360_pipeline.devstack.pause import is_pause_wanted
 from c360_pipeline.devstack.services import NOT_READY, Service, free_port, services_at, write_private
 from c360_pipeline.errors import C360Error, UnavailableError
 from c360_pipeline.settings import connection_file
@@ -30,6 +33,7 @@ from c360_pipeline.settings import connection_file
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.1
+WATCH_SECONDS = 0.25
 
 log = structlog.get_logger()
 
@@ -82,12 +86,23 @@ class Owner:
 
 @dataclass
 class Running:
-    """A started server and the open file that takes its output."""
+    """A started server.
+
+    Attributes:
+        service: what it is.
+        process: its process.
+        started_at: of the monotonic clock, seconds.
+        version: what it says; empty while it does not answer.
+        state: ready, paused, or failed.
+        message: why it failed.
+    """
 
     service: Service
     process: subprocess.Popen[bytes]
     started_at: float
     version: str = ""
+    state: str = "ready"
+    message: str = ""
 
 
 def main(arguments: list[str]) -> int:
@@ -119,12 +134,7 @@ def supervise(home: Path, ports: dict[str, int], owner: Owner, running: list[Run
     services = services_at(home, {name: free_port(port) for name, port in ports.items()})
     for service in services:
         owner.tell(service=service.name, state="starting", port=service.port)
-        try:
-            commands = service.prepare()
-        except OSError as error:
-            raise UnavailableError(f"Preparing {service.name} failed: {error}") from error
-        for command, environment in commands:
-            _complete(home, service, command, environment, owner)
+        _prepare(home, service, owner)
         running.append(_start(home, service))
     for server in running:
         server.version = _wait_until_ready(home, server, owner)
@@ -138,11 +148,43 @@ def supervise(home: Path, ports: dict[str, int], owner: Owner, running: list[Run
     publish(home, running)
     owner.tell(state="ready")
     while True:
-        owner.wait(1.0)
+        owner.wait(WATCH_SECONDS)
         for server in running:
-            if server.process.poll() is not None and server.version:
+            if _keep_paused(home, server, owner):
+                publish(home, running)
+            elif server.state == "ready" and server.process.poll() is not None and server.version:
                 log.error("service_died", service=server.service.name, exit_code=server.process.returncode)
                 server.version = ""
+
+
+def _keep_paused(home: Path, server: Running, owner: Owner) -> bool:
+    """Stop a server that somebody wants to pause, start one that nobody wants to any more; whether that changed it."""
+    wanted = is_pause_wanted(home, server.service.name)
+    if wanted == (server.state == "paused"):
+        return False
+    if wanted:
+        _stop(server)
+        server.state, server.version = "paused", ""
+        return True
+    try:
+        _prepare(home, server.service, owner)
+        again = _start(home, server.service)
+        server.process, server.started_at = again.process, again.started_at
+        server.version = _wait_until_ready(home, server, owner)
+        server.state, server.message = "ready", ""
+    except UnavailableError as error:
+        log.exception("start_failed", service=server.service.name)
+        server.state, server.message = "failed", str(error)
+    return True
+
+
+def _prepare(home: Path, service: Service, owner: Owner) -> None:
+    try:
+        commands = service.prepare()
+    except OSError as error:
+        raise UnavailableError(f"Preparing {service.name} failed: {error}") from error
+    for command, environment in commands:
+        _complete(home, service, command, environment, owner)
 
 
 def publish(home: Path, running: list[Running]) -> None:
@@ -150,8 +192,12 @@ def publish(home: Path, running: list[Running]) -> None:
     connection = {k: v for server in running for k, v in server.service.connection.items()}
     write_private(connection_file(home), "".join(f"{k}={v}\n" for k, v in connection.items()))
     servers = [
-        {"service": s.service.name, "port": s.service.port, "pid": s.process.pid, "version": s.version} for s in running
-    ]
+        {
+            "service": s.service.name, "port": s.service.port, "pid": s.process.pid, "version": s.version,
+            "state": s.state, "message": s.message,
+        }
+        for s in running
+    ]  # fmt: skip
     write_private(home / "services.json", json.dumps({"supervisor": os.getpid(), "services": servers}))
 
 
@@ -163,13 +209,20 @@ def stop_all(home: Path, running: list[Running]) -> None:
         if server.process.poll() is None:
             server.process.send_signal(server.service.stop_signal)
     for server in reversed(running):
-        try:
-            server.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            log.warning("service_killed", service=server.service.name)
-            server.process.kill()
-            server.process.wait()
-        log.info("service_stopped", service=server.service.name, exit_code=server.process.returncode)
+        _stop(server)
+
+
+def _stop(server: Running) -> None:
+    """Stop a server in order; one that does not stop within 30 s is killed."""
+    if server.process.poll() is None:
+        server.process.send_signal(server.service.stop_signal)
+    try:
+        server.process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.warning("service_killed", service=server.service.name)
+        server.process.kill()
+        server.process.wait()
+    log.info("service_stopped", service=server.service.name, exit_code=server.process.returncode)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ is read as of these, and what later commits touch, of which a writer may have wr
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import chain
 
@@ -24,6 +25,7 @@ from c360_pipeline.core.lake import (
     JOURNEY_KEYS,
     JOURNEY_LOG,
     JOURNEYS,
+    SILO_RETENTION,
     USER_COMMUNITIES,
     Table,
 )
@@ -58,10 +60,12 @@ class Pins:
     Attributes:
         versions: of lake tables by projection and name; of others the newest counts.
         commits: of stitching by tenant, None for all that there are.
+        silos: versions of tables of silos by name; of others the newest counts.
     """
 
     versions: Mapping[tuple[str, str], Version] = field(default_factory=dict)
     commits: Mapping[str, int] | None = None
+    silos: Mapping[str, Version] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, lake: Lake) -> "Pins":
@@ -78,6 +82,39 @@ class Pins:
             if version.table_id == log_id
         }
         return cls(versions, commits or None)
+
+    @classmethod
+    def now(cls, lake: Lake, control: ControlRows) -> "Pins":
+        """This moment."""
+        return cls._at(lake, control, lambda name, _: lake.version(name), JourneyTables(lake).published())
+
+    @classmethod
+    def as_of(cls, lake: Lake, control: ControlRows, instant: datetime) -> "Pins":
+        """The moment at which an instant found the archive; what was committed at the instant itself is in it.
+
+        Raises:
+            ConfigError: a table does not keep what it was then.
+        """
+        commits = JourneyTables(lake).target(instant)
+        return cls._at(lake, control, lambda name, kept: lake.version_at(name, instant, kept), commits)
+
+    @classmethod
+    def _at(
+        cls,
+        lake: Lake,
+        control: ControlRows,
+        version: Callable[[str, timedelta], Version | None],
+        commits: Mapping[str, int],
+    ) -> "Pins":
+        projected = ((EVENT_PROJECTION, EVENTS), (EVENT_PROJECTION, USER_COMMUNITIES),
+                     (PRODUCT_PROJECTION, EVENTS), (PRODUCT_PROJECTION, CATALOG))  # fmt: skip
+        own = {table.name: version(table.name, table.retention) for _, table in projected}
+        silos = {name: version(name, SILO_RETENTION) for name in map(control.lake_table, control.tables)}
+        return cls(
+            {(projection, t.name): found for projection, t in projected if (found := own[t.name])},
+            commits,
+            {name: found for name, found in silos.items() if found},
+        )
 
     def version(self, projection: str, table: Table) -> Version | None:
         """The version of a table that a projection has taken up; None for the newest."""
@@ -132,6 +169,16 @@ class Archive:
         """The same at another moment."""
         return Archive(self._lake, self._control, pins)
 
+    @property
+    def control(self) -> ControlRows:
+        """The control rows."""
+        return self._control
+
+    @property
+    def pins(self) -> Pins:
+        """The moment."""
+        return self._pins
+
     def silo_versions(self) -> str:
         """sha256 of the control rows, and of the versions of the tables that silo nodes and relationships come from."""
         tables = [self._control.lake_table(table) for table in self._control.tables]
@@ -148,7 +195,8 @@ class Archive:
 
     def silo_nodes(self) -> SiloNodes:
         """The node rows of every silo table that has a label; tables of one label are put together."""
-        pairs = list(silo_node_frames(self._lake, self._control))
+        versions = {name: version.number for name, version in self._pins.silos.items()}
+        pairs = list(silo_node_frames(self._lake, self._control, versions))
         return SiloNodes({kind.label: kind for kind, _ in pairs}, {kind.label: frame for kind, frame in pairs})
 
     def mapped_relationships(self, silos: SiloNodes) -> Iterator[tuple[Kind, pl.DataFrame]]:

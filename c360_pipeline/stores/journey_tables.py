@@ -7,6 +7,7 @@ differs is written.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import polars as pl
 from deltalake import DeltaTable
@@ -92,9 +93,10 @@ class JourneyTables:
         self._lake = lake
         self._read: dict[frozenset[tuple[str, int]], News] = {}
 
-    def target(self) -> dict[str, int]:
-        """The last commit of each tenant: what all tables are brought up to together."""
-        rows = self._log().group_by("tenant_id").agg(pl.col("seq").max())
+    def target(self, instant: datetime | None = None) -> dict[str, int]:
+        """The last commit of each tenant, up to an instant: what all tables are brought up to together."""
+        log_rows = self._log() if instant is None else self._log().filter(pl.col("committed_at") <= instant)
+        rows = log_rows.group_by("tenant_id").agg(pl.col("seq").max())
         return dict(rows.collect(engine="streaming").iter_rows())
 
     def published(self) -> dict[str, int]:

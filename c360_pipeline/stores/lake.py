@@ -34,7 +34,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from c360_pipeline.core.lake import SILO_RETENTION, Care, Changes, RowChanges, Table, compare_versions
 from c360_pipeline.core.row_hashes import identity_hash
-from c360_pipeline.errors import C360Error, ConflictError, UnavailableError
+from c360_pipeline.errors import C360Error, ConfigError, ConflictError, UnavailableError
 from c360_pipeline.stores.key_index import Hashes, KeyIndex
 
 MAX_ATTEMPTS = 20
@@ -50,6 +50,8 @@ MERGED_BYTES = 64 * 1024 * 1024
 """Up to this size a table takes changes by a merge, which holds it in memory; a larger one is written anew."""
 SPILL_BYTES = 128 * 1024 * 1024
 """Memory of a merge before it spills to disk."""
+BEFORE_ALL = -1
+"""The number of the version that a table had before there was any."""
 CARE_OPERATIONS = ("OPTIMIZE", "VACUUM START", "VACUUM END")
 T = TypeVar("T")
 
@@ -257,14 +259,41 @@ class Lake:
         snapshot = self._open(name)
         return _version(snapshot) if snapshot else None
 
+    def version_at(self, name: str, instant: datetime, retention: timedelta) -> Version | None:
+        """The version that a table had at an instant; None when there is no such table.
+
+        Args:
+            name: of the table.
+            instant: with a time zone.
+            retention: for how long files that a later version does not need are kept.
+
+        Raises:
+            ConfigError: the table does not keep what it was then.
+        """
+        snapshot = self._open(name)
+        if snapshot is None:
+            return None
+        commits = sorted((entry["version"], _instant(entry["timestamp"])) for entry in snapshot.history())
+        until = [number for number, at in commits if at <= instant]
+        later = [at for _, at in commits if at > instant]
+        table_id = str(snapshot.metadata().id)
+        if not until and commits[0][0] == 0:
+            return Version(table_id, BEFORE_ALL)
+        if not until or (later and datetime.now(UTC) - min(later) > retention):
+            raise ConfigError(
+                f"{name} does not tell any more what it was at {instant.isoformat()}: "
+                f"replaced files are kept for {retention.days} days."
+            )
+        return Version(table_id, max(until))
+
     def history(self, table: Table) -> list[dict[str, Any]]:
         """The commits of a table, the newest first."""
         snapshot = self._open(table.name)
         return snapshot.history() if snapshot else []
 
     def scan(self, table: Table, version: int | None = None) -> pl.LazyFrame:
-        """The rows of a table, lazily; no rows when it was never written."""
-        snapshot = self._open(table.name, version)
+        """The rows of a table, lazily; no rows when it was never written, or not yet."""
+        snapshot = self._open(table.name, version) if version != BEFORE_ALL else None
         return _rows(snapshot, table) if snapshot else table.empty().lazy()
 
     def read(self, table: Table, version: int | None = None) -> pl.DataFrame:
@@ -668,7 +697,7 @@ class Lake:
         if earlier is None or since.number == now.version():
             return earlier
         # Files that were replaced since may have been removed once the version is older than they are kept.
-        committed = datetime.fromtimestamp(earlier.history(1)[0]["timestamp"] / 1000, UTC)
+        committed = _instant(earlier.history(1)[0]["timestamp"])
         return earlier if datetime.now(UTC) - committed < table.retention else None
 
     def _read_files(self, table: Table, files: set[str], columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -750,6 +779,10 @@ def _arrow_batches(frames: Iterable[pl.DataFrame], schema: pa.Schema) -> Iterato
 
 def _stored_bytes(snapshot: DeltaTable) -> int:
     return int(_data_files(snapshot)["size_bytes"].sum())
+
+
+def _instant(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _overtaken(table: Table, error: CommitFailedError) -> ConflictError:
