@@ -10,12 +10,12 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import uuid4
 
 import typer
 from rich.table import Table
 
 from c360_pipeline.cli.dead_letters import letters_app
+from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
 from c360_pipeline.cli.journey import journey_app
 from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, err, out, print_json
 from c360_pipeline.cli.query import query
@@ -34,6 +34,8 @@ app.command()(plan)
 app.command()(grants)
 app.command()(clear_database)
 app.command()(query)
+for command in (reconcile, rebuild, diff, digest, dump, load):
+    app.command()(command)
 
 CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")
 
@@ -63,10 +65,11 @@ def up() -> None:
 
 @app.command()
 def down() -> None:
-    """Stop the embedded services and the UI of a demo; their data stays."""
+    """Stop the embedded services and the UI of a demo, their data stays; graphs of earlier instants go."""
     from c360_pipeline.devstack import stack, ui
+    from c360_pipeline.devstack.rebuild import remove_instants
 
-    stopped = [ui.stop_ui(c360_home()), stack.down(c360_home())]
+    stopped = [ui.stop_ui(c360_home()), remove_instants(c360_home()), stack.down(c360_home())]
     err.print("Stopped." if any(stopped) else "Nothing was running.")
 
 
@@ -287,101 +290,6 @@ def dev(
     environment = {**os.environ, "DAGSTER_HOME": str(dagster_home(c360_home())), "C360_HOME": str(c360_home())}
     arguments = ["dev", "-w", str(project_path("workspace.yaml")), "-h", host, "-p", str(port)]
     os.execve(Path(sys.executable).parent / "dagster", ["dagster", *arguments], environment)  # noqa: S606
-
-
-@app.command()
-def reconcile(
-    repair: Annotated[bool, typer.Option(help="bring the graph back to its archive")] = False,
-    force: Annotated[bool, typer.Option(help="repair even where more than 5 % of a label differ")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Compare the graph with its archive, row by row; exit code 1 when they differ."""
-    from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.stores.archive import Archive
-    from c360_pipeline.stores.reconcile import keep, summarise
-    from c360_pipeline.stores.reconcile import reconcile as compare
-
-    settings = load_settings()
-    control, lake = open_control(settings), open_lake(settings)
-    archive = Archive(lake, control.read())
-    # A run projects what the archive read here does not hold yet: a repair in between would take that for ghosts.
-    with control.exclusive_run(), open_graph(settings) as graph, err.status("comparing") as shown:
-
-        def observe(kind: str, tenant: str) -> None:
-            shown.update(f"comparing {kind} of {tenant}")
-
-        results = compare(archive, graph, repair=repair, force=force, observe=observe)
-        keep(lake, results, f"reconcile {uuid4()}")
-        found = summarise(results)
-        left = summarise(compare(archive, graph, observe=observe)) if repair and found["findings"] else found
-    print_json({"found": found, "left": left}) if as_json else print_reconciliation(found, left, repair=repair)
-    if left["findings"]:
-        raise typer.Exit(1)
-
-
-def print_reconciliation(found: dict[str, Any], left: dict[str, Any], *, repair: bool) -> None:
-    """Print findings and the verdict."""
-    for finding in found["findings"]:
-        whose = finding["tenant_id"] or "no tenant:"
-        said = "{entity} {kind} {key} {difference}".format(**finding)
-        out.print(f"{whose} {said}".rstrip(), highlight=False, markup=False, soft_wrap=True)
-    if repair and found["findings"]:
-        repaired = len(found["findings"]) - len(left["findings"])
-        out.print(f"{repaired:,} of {len(found['findings']):,} findings repaired.")
-    verdict = "equal to its archive" if not left["findings"] else f"different in {len(left['findings']):,} rows"
-    out.print(f"{left['rows']:,} rows compared, the graph is {verdict}.", highlight=False)
-
-
-@app.command()
-def rebuild(as_json: AsJson = False) -> None:
-    """Make the graph anew from its archive, and prove it; readers see it grow meanwhile."""
-    from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.stores.archive import Archive
-    from c360_pipeline.stores.rebuild import rebuild as make_anew
-    from c360_pipeline.stores.reconcile import graph_digest, keep, summarise
-    from c360_pipeline.stores.reconcile import reconcile as compare
-
-    settings = load_settings()
-    control, lake = open_control(settings), open_lake(settings)
-    rows = control.read()
-    archive = Archive(lake, rows)
-    with control.exclusive_run(), open_graph(settings) as graph, err.status("reading the graph") as shown:
-        before = graph_digest(compare(archive, graph))
-        removed = make_anew(lake, rows, graph, lambda what: shown.update(f"making anew: {what}"))
-        shown.update("comparing with the archive")
-        results = compare(archive, graph)
-        keep(lake, results, f"rebuild {uuid4()}")
-    after, found = graph_digest(results), summarise(results)
-    if as_json:
-        print_json({"removed_nodes": removed, "digest_before": before, "digest": after, "found": found})
-    else:
-        verdict = "the same as before" if before == after else f"other than before ({before}): the graph had drifted"
-        out.print(
-            f"{removed:,} nodes removed and made anew. Digest {after}, {verdict}.", highlight=False, soft_wrap=True
-        )
-        print_reconciliation(found, found, repair=False)
-    if found["findings"]:
-        raise typer.Exit(1)
-
-
-@app.command()
-def digest(as_json: AsJson = False) -> None:
-    """Print the canonical digest of lake and graph: equal digests, equal content."""
-    from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.core.reconcile import combined_digest
-    from c360_pipeline.stores.archive import Archive
-    from c360_pipeline.stores.reconcile import digests
-    from c360_pipeline.stores.reconcile import reconcile as compare
-
-    settings = load_settings()
-    lake = open_lake(settings)
-    archive = Archive(lake, open_control(settings).read())
-    with open_graph(settings) as graph, err.status("reading lake and graph"):
-        parts = digests(lake, compare(archive, graph))
-    if as_json:
-        print_json({"digest": combined_digest(parts), "parts": parts})
-    else:
-        out.print(combined_digest(parts), highlight=False)
 
 
 @app.command()

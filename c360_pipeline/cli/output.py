@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 import typer
@@ -105,3 +105,25 @@ def as_date(text: str, option: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"{option} {text!r}: a date such as 2025-11-03 is right.") from None
+
+
+def as_instant(text: str, lake: Any) -> datetime:
+    """An instant of an option: `now`, a time, or a version of the archive's events, which means its commit.
+
+    Raises:
+        ConfigError: it is none, or there is no such version.
+    """
+    if text == "now":
+        return datetime.now(UTC)
+    if text.isdecimal():
+        from c360_pipeline.core.lake import EVENTS
+
+        commits = {int(entry["version"]): int(entry["timestamp"]) for entry in lake.history(EVENTS)}
+        if int(text) not in commits:
+            raise ConfigError(f"There is no version {text} of the events; there are {min(commits)} to {max(commits)}.")
+        return datetime.fromtimestamp(commits[int(text)] / 1000, UTC)
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{text!r}: an instant such as 2025-11-03T12:00Z, or the number of a version.") from None
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)

@@ -5,7 +5,6 @@ Sources: "Real-time Customer-Journey Graph with Flink + Neo4j" (User, Session, A
 Guide" (VIEWED, PURCHASED, Category), "Apache AGE Journey Stitching" (Event, Correlation, Journey).
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -82,8 +81,9 @@ class RelationshipKind:
 
 
 Kind = NodeKind | RelationshipKind
-DAY = "day"
-"""The column that says by what date a row is counted; null for rows that have none."""
+DAY = "(day)"
+"""The column that says by what date a row is counted; null for rows that have none. Columns of silos
+may have any name of their own, so those that are added in passing stand in brackets."""
 _RELATIONSHIP_NAME = re.compile(r"\((\w+)\)-\[:(\w+)\]->\((\w+)\)")
 
 
@@ -146,9 +146,30 @@ def sessions(events: pl.DataFrame) -> pl.DataFrame:
 
 def actions(events: pl.DataFrame) -> pl.DataFrame:
     """`ACTION` rows; attributes as JSON text with sorted names."""
-    texts = [json.dumps(attrs or {}, ensure_ascii=False, sort_keys=True) for attrs in events["attrs"]]
-    attrs = pl.Series(texts, dtype=pl.String)
-    return events.select("tenant_id", id="event_id", type="action", ts="ts", user_id="user_id", attrs=attrs)
+    return events.select(
+        "tenant_id", id="event_id", type="action", ts="ts", user_id="user_id", attrs=attributes_text(events["attrs"])
+    )
+
+
+def attributes_text(attrs: pl.Series) -> pl.Series:
+    """Maps of texts as JSON objects with sorted names, `{}` for none."""
+    entries = attrs.cast(pl.List(pl.Struct({"key": TEXT, "value": TEXT})))
+    rows = pl.DataFrame({"entry": entries}).with_row_index("row").filter(pl.col("entry").list.len() > 0)
+    pairs = rows.explode("entry").unnest("entry").sort("row", "key")
+    texts = pairs.group_by("row", maintain_order=True).agg(
+        attrs=pl.concat_str(_json_text("key"), pl.lit(": "), _json_text("value")).str.join(", ")
+    )
+    objects = texts.select("row", attrs=pl.concat_str(pl.lit("{"), "attrs", pl.lit("}")))
+    whole = pl.select(row=pl.int_range(attrs.len(), dtype=pl.UInt32)).join(
+        objects, on="row", how="left", maintain_order="left"
+    )
+    return whole["attrs"].fill_null("{}")
+
+
+def _json_text(name: str) -> pl.Expr:
+    """A text as JSON has it, in quotes."""
+    in_an_object = pl.struct(pl.col(name).alias("v")).struct.json_encode()
+    return in_an_object.str.strip_prefix('{"v":').str.strip_suffix("}")
 
 
 def user_sessions(events: pl.DataFrame) -> pl.DataFrame:

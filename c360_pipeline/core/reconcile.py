@@ -41,11 +41,11 @@ class Comparison:
         return self.expected_digest == self.found_digest
 
 
-FINDING_COLUMNS = {"kind": pl.String, "key": pl.String, "difference": pl.String, DAY: pl.Date}
+FINDING_COLUMNS = {"kind": pl.String, "key": pl.String, "difference": pl.String, "day": pl.Date}
 """kind is missing, ghost, altered or duplicate."""
 FROM, TO = "from_", "to_"
 """How key columns of the two ends of a relationship begin."""
-_STRANGE = " (strange)"
+_STRANGE, _FOUND, _HASH = " (strange)", " (found)", "(hash)"
 NO_ROWS = "0-0"
 """The digest of no rows."""
 
@@ -90,9 +90,9 @@ def row_hashes(frame: pl.DataFrame) -> pl.Series:
     Names and kinds of values count too: 1 is neither "1" nor 1.0, and null is like nothing but null.
     """
     if frame.is_empty():
-        return pl.Series("row_hash", [], dtype=pl.UInt128)
+        return pl.Series(_HASH, [], dtype=pl.UInt128)
     parts = [_encoded(name, frame.schema[name]) for name in sorted(frame.columns)]
-    return frame.select(hash128(pl.concat_str(parts)).alias("row_hash")).to_series()
+    return frame.select(hash128(pl.concat_str(parts)).alias(_HASH)).to_series()
 
 
 def _encoded(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -149,23 +149,28 @@ def combined_digest(parts: Mapping[str, str]) -> str:
     return hashlib.sha256("\n".join(f"{name} {part}" for name, part in sorted(parts.items())).encode()).hexdigest()
 
 
-def compare(expected: pl.DataFrame, found: pl.DataFrame, key: list[str]) -> Comparison:
+SIDES = ("archive", "graph")
+"""What findings call the two sides."""
+
+
+def compare(expected: pl.DataFrame, found: pl.DataFrame, key: list[str], sides: tuple[str, str] = SIDES) -> Comparison:
     """Compare archive and graph; only rows of days whose digests differ are looked at one by one.
 
     Args:
         expected: rows as the archive has them; with a column `DAY` they are told apart by day.
         found: rows as the graph has them, the same columns.
         key: columns that name a row.
+        sides: what the differences call the two.
     """
     columns = [c for c in found.columns if c != DAY]
     expected = expected.with_columns(pl.lit(None, pl.String).alias(c) for c in columns if c not in expected.columns)
     (ours, expected_sums), (theirs, found_sums) = (_hashed(side, columns) for side in (expected, found))
     buckets = _side_by_side(expected_sums.buckets, found_sums.buckets)
-    differing = buckets.filter(pl.col("expected_digest") != pl.col("found_digest")).select(DAY)
+    differing = buckets.filter(pl.col("expected_digest") != pl.col("found_digest")).select(pl.col("day").alias(DAY))
     findings = pl.DataFrame(schema=FINDING_COLUMNS)
     if differing.height:
         ours, theirs = (side.join(differing, on=DAY, how="semi", nulls_equal=True) for side in (ours, theirs))
-        findings = _findings(ours, theirs, key, columns)
+        findings = _findings(ours, theirs, key, columns, sides)
     return Comparison(
         buckets, expected_sums.rows, found_sums.rows, expected_sums.total, found_sums.total, findings
     )  # fmt: skip
@@ -174,9 +179,10 @@ def compare(expected: pl.DataFrame, found: pl.DataFrame, key: list[str]) -> Comp
 def only_ghosts(keys: Sequence[str]) -> Comparison:
     """Of rows that the archive does not have, by what they are called."""
     findings = pl.DataFrame(
-        {"kind": "ghost", "key": pl.Series(keys, dtype=pl.String), "difference": "", DAY: None}, schema=FINDING_COLUMNS
+        {"kind": "ghost", "key": pl.Series(keys, dtype=pl.String), "difference": "", "day": None},
+        schema=FINDING_COLUMNS,
     )
-    found = digests_by_bucket(findings[DAY], row_hashes(findings.select("key")))
+    found = digests_by_bucket(findings["day"], row_hashes(findings.select("key")))
     buckets = _side_by_side(found.buckets.clear(), found.buckets)
     return Comparison(buckets, 0, found.rows, NO_ROWS, found.total, findings)
 
@@ -191,7 +197,7 @@ def _hashed(rows: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, Bucke
 def _side_by_side(expected: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     both = expected.join(found, on=DAY, how="full", coalesce=True, nulls_equal=True, suffix="_found").sort(DAY)
     return both.select(
-        DAY,
+        day=DAY,
         expected=pl.col("rows").fill_null(0).cast(pl.Int64),
         found=pl.col("rows_found").fill_null(0).cast(pl.Int64),
         expected_digest=pl.col("digest").fill_null(NO_ROWS),
@@ -199,19 +205,21 @@ def _side_by_side(expected: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _findings(expected: pl.DataFrame, found: pl.DataFrame, key: list[str], columns: list[str]) -> pl.DataFrame:
+def _findings(
+    expected: pl.DataFrame, found: pl.DataFrame, key: list[str], columns: list[str], sides: tuple[str, str]
+) -> pl.DataFrame:
     expected, found = _with_comparable_keys(expected, found, key)
-    duplicated = found.group_by(key).agg(pl.len(), pl.col(DAY).first()).filter(pl.col("len") > 1)
-    both = expected.join(found, on=key, suffix="_found", nulls_equal=True).filter(
-        pl.col("row_hash") != pl.col("row_hash_found")
-    )
+    duplicated = found.group_by(key).agg(pl.len().alias("(times)"), pl.col(DAY).first()).filter(pl.col("(times)") > 1)
+    both = expected.join(found, on=key, suffix=_FOUND, nulls_equal=True).filter(pl.col(_HASH) != pl.col(_HASH + _FOUND))
     missing = expected.join(found, on=key, how="anti", nulls_equal=True)
     ghosts = found.join(expected, on=key, how="anti", nulls_equal=True)
     parts = [
-        _named("missing", missing, key, _redirected(missing, ghosts, key, "the graph has {} instead")),
-        _named("ghost", ghosts, key, _redirected(ghosts, missing, key, "the archive has {} instead")),
-        _named("altered", both, key, _difference([c for c in columns if c not in key], both.schema)),
-        _named("duplicate", duplicated, key, pl.format("{} times", pl.col("len")) if duplicated.height else pl.lit("")),
+        _named("missing", missing, key, _redirected(missing, ghosts, key, f"the {sides[1]} has {{}} instead")),
+        _named("ghost", ghosts, key, _redirected(ghosts, missing, key, f"the {sides[0]} has {{}} instead")),
+        _named("altered", both, key, _difference([c for c in columns if c not in key], both.schema, sides)),
+        _named(
+            "duplicate", duplicated, key, pl.format("{} times", pl.col("(times)")) if duplicated.height else pl.lit("")
+        ),
     ]
     return pl.concat(parts)
 
@@ -267,24 +275,27 @@ def _in_quotes(text: pl.Expr) -> pl.Expr:
     return pl.concat_str(pl.lit('"'), text.str.replace_all('"', '""', literal=True), pl.lit('"'))
 
 
-def _difference(columns: list[str], schema: pl.Schema) -> pl.Expr:
+def _difference(columns: list[str], schema: pl.Schema, names: tuple[str, str]) -> pl.Expr:
     """`price: archive 9.5, graph 9.0; name: …` for each column that differs."""
     parts = []
     for name in columns:
         if name.endswith(_STRANGE):
             if (base := name.removesuffix(_STRANGE)) not in columns:
-                parts.append(pl.when(pl.col(f"{name}_found").is_not_null()).then(
-                    pl.format("{}: {}", pl.lit(base), f"{name}_found")))  # fmt: skip
+                parts.append(pl.when(pl.col(name + _FOUND).is_not_null()).then(
+                    pl.format("{}: {}", pl.lit(base), name + _FOUND)))  # fmt: skip
             continue
-        sides = [(n, schema[n]) for n in (name, f"{name}_found")]
+        sides = [(n, schema[n]) for n in (name, name + _FOUND)]
         ours, theirs = (_encoded(n, t).str.strip_prefix(n) for n, t in sides)
         archived, found = (canonical_text(n, t).str.slice(0, 80) for n, t in sides)
         differs = ours != theirs
         if strange(name) in columns:
-            odd = pl.col(f"{strange(name)}_found")
+            odd = pl.col(strange(name) + _FOUND)
             differs, found = differs | odd.is_not_null(), pl.coalesce(odd.str.slice(0, 80), found)
         said = pl.format(
-            "{}: archive {}, graph {}", pl.lit(name), archived.fill_null("nothing"), found.fill_null("nothing")
+            f"{{}}: {names[0]} {{}}, {names[1]} {{}}",
+            pl.lit(name),
+            archived.fill_null("nothing"),
+            found.fill_null("nothing"),
         )
         parts.append(pl.when(differs).then(said))
     return pl.concat_str(parts, separator="; ", ignore_nulls=True) if parts else pl.lit("")

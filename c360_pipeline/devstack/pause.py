@@ -70,7 +70,7 @@ def _entry(home: Path, service: str) -> dict[str, Any]:
 def _wait(home: Path, service: str, state: str) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while (entry := _entry(home, service))["state"] != state:
-        if entry["state"] == "failed":
+        if entry["state"] == "failed" and state == "ready":
             raise UnavailableError(entry["message"])
         if time.monotonic() > deadline:
             raise UnavailableError(f"{service} is {entry['state']} after {WAIT_SECONDS:.0f} s, see {home / 'logs'}.")

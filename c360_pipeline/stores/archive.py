@@ -44,6 +44,9 @@ from c360_pipeline.stores.journey_tables import JourneyTables, News
 from c360_pipeline.stores.lake import Lake, Version
 from c360_pipeline.stores.silo_graph import label_tables, silo_node_frames
 
+PROJECTED = ("tenant_id", "event_id", "user_id", "session_id", "ts", "action", "item_id", "attrs")
+"""Columns of events that the graph shows."""
+
 
 @dataclass(frozen=True)
 class SiloNodes:
@@ -170,6 +173,16 @@ class Archive:
         return Archive(self._lake, self._control, pins)
 
     @property
+    def moment(self) -> str:
+        """sha256 of all that decides what this archive says: versions, commits and control rows."""
+        pins, control = self._pins, self._control
+        versions = sorted((*name, str(version)) for name, version in pins.versions.items())
+        silos = sorted((name, str(version)) for name, version in pins.silos.items())
+        said = (versions, sorted((pins.commits or {}).items()), silos, sorted(control.labels.items()),
+                sorted(control.excluded), control.relationships)  # fmt: skip
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+    @property
     def control(self) -> ControlRows:
         """The control rows."""
         return self._control
@@ -214,7 +227,7 @@ class Archive:
 
     @cached_property
     def _events(self) -> pl.DataFrame:
-        return self._scan(EVENTS).collect()
+        return self._scan(EVENTS).select(PROJECTED).collect()
 
     def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         """Every kind with all its rows and `DAY`; nodes come before relationships, which a repair can stand on them."""
@@ -259,15 +272,14 @@ class Archive:
     def _journeys(self) -> "_Journeys":
         tables = JourneyTables(self._lake)
         if self._pins.commits is None or dict(self._pins.commits) == tables.published():
-            read = self._lake.read
-            return _Journeys(read(JOURNEYS), read(EVENT_JOURNEY), read(EVENT_KEYS), read(JOURNEY_KEYS))
+            scan = self._lake.scan
+            return _Journeys(scan(JOURNEYS), scan(EVENT_JOURNEY), scan(EVENT_KEYS), scan(JOURNEY_KEYS))
         news = News.of(tables.between({}, self._pins.commits).rows)
         keys = log.keys_now(news.rows, news.aliases).filter(pl.col("journey_id").is_not_null())
-        found = (
+        return _Journeys(
             log.living_journeys(news.rows, news.ended), log.events_now(news.rows, news.aliases),
             log.event_keys_now(news.rows), keys,
         )  # fmt: skip
-        return _Journeys(*(rows.collect(engine="streaming") for rows in found))
 
     def newer(self) -> "Newer":
         """What was committed since the moment that this archive is read at, as of now."""
@@ -344,7 +356,25 @@ class Archive:
 
 @dataclass(frozen=True)
 class _Journeys:
-    journeys: pl.DataFrame
-    assigned: pl.DataFrame
-    event_keys: pl.DataFrame
-    keys: pl.DataFrame
+    """What stitching says, each part read when it is asked for and not kept."""
+
+    lazy_journeys: pl.LazyFrame
+    lazy_assigned: pl.LazyFrame
+    lazy_event_keys: pl.LazyFrame
+    lazy_keys: pl.LazyFrame
+
+    @property
+    def journeys(self) -> pl.DataFrame:
+        return self.lazy_journeys.collect(engine="streaming")
+
+    @property
+    def assigned(self) -> pl.DataFrame:
+        return self.lazy_assigned.collect(engine="streaming")
+
+    @property
+    def event_keys(self) -> pl.DataFrame:
+        return self.lazy_event_keys.collect(engine="streaming")
+
+    @property
+    def keys(self) -> pl.DataFrame:
+        return self.lazy_keys.collect(engine="streaming")

@@ -4,6 +4,7 @@ Every statement names the tenant of every node that it matches.
 """
 
 import re
+from enum import Enum
 from functools import lru_cache
 
 import polars as pl
@@ -12,6 +13,9 @@ from c360_pipeline.core.graph import Kind, NodeKind, RelationshipKind, day_sourc
 from c360_pipeline.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CYPHER_TYPES: dict[type[pl.DataType], str] = {
+    pl.String: "STRING", pl.Int64: "INTEGER", pl.Float64: "FLOAT", pl.Boolean: "BOOLEAN", pl.Date: "DATE",
+}  # fmt: skip
 
 
 def quoted(name: str) -> str:
@@ -109,9 +113,59 @@ def delete_statement(kind: Kind) -> str:
     )
 
 
+PAGED = (pl.String, pl.Int64, pl.Date)
+"""Types of a first key column by which rows are read page by page."""
+
+
+class Pages(Enum):
+    """Which rows of a kind of a tenant a statement reads."""
+
+    ALL = "all"
+    FROM = "those whose source, or node, has a first key column from $from on"
+    BETWEEN = "from $from on and before $to"
+    OTHERS = "those whose first key column has a value of another type"
+
+
+def paged_by(kind: Kind) -> tuple[str, pl.DataType]:
+    """The column that pages are told apart by: the first of the key, of relationships that of the source."""
+    node = kind if isinstance(kind, NodeKind) else kind.source
+    return node.key[0], node.properties[node.key[0]]
+
+
+def is_paged(kind: Kind) -> bool:
+    """Whether rows of a kind are read page by page."""
+    return isinstance(paged_by(kind)[1], PAGED)
+
+
 @lru_cache
-def read_statement(kind: Kind, *, audited: bool = False) -> str:
-    """All rows of a kind of one tenant, columns in the order of the kind's schema.
+def page_end_statement(kind: Kind) -> str:
+    """The first key column of the node that comes `$page_nodes` nodes after `$from`; no row when there is none."""
+    node = kind if isinstance(kind, NodeKind) else kind.source
+    return (
+        f"MATCH (n:{quoted(node.label)}) WHERE n.tenant_id = $tenant_id AND {_page('n', node, Pages.FROM)} "
+        f"WITH n.{quoted_property(node.key[0])} AS next ORDER BY next SKIP $page_nodes LIMIT 1 RETURN next"
+    )
+
+
+def _page(variable: str, node: NodeKind, pages: Pages) -> str:
+    # The index is on tenant and key: it serves a statement that speaks of all their columns.
+    values = [f"{variable}.{quoted_property(k)}" for k in node.key]
+    first, dtype = values[0], node.properties[node.key[0]]
+    rest = "".join(f" AND {value} IS NOT NULL" for value in values[1:])
+    match pages:
+        case Pages.ALL:
+            return f"{first} IS NOT NULL{rest}"
+        case Pages.FROM:
+            return f"{first} >= $from{rest}"
+        case Pages.BETWEEN:
+            return f"{first} >= $from AND {first} < $to{rest}"
+        case Pages.OTHERS:
+            return f"{first} IS NOT NULL{rest} AND NOT {first} IS :: {_CYPHER_TYPES[type(dtype)]} NOT NULL"
+
+
+@lru_cache
+def read_statement(kind: Kind, *, audited: bool = False, pages: Pages = Pages.ALL) -> str:
+    """Rows of a kind of one tenant, columns in the order of the kind's schema.
 
     For an audit, further columns: the day since 1970 by which a row is counted, null where that is not an instant, and
     whether a node has each of its extra labels.
@@ -121,17 +175,14 @@ def read_statement(kind: Kind, *, audited: bool = False) -> str:
     """
     if isinstance(kind, NodeKind):
         columns = [_read_value("n", name, kind.properties[name]) for name in kind.properties]
-        indexed = " AND ".join(f"n.{quoted_property(k)} IS NOT NULL" for k in kind.key)
-        rows = f"MATCH (n:{quoted(kind.label)}) WHERE n.tenant_id = $tenant_id AND {indexed}"
+        rows = f"MATCH (n:{quoted(kind.label)}) WHERE n.tenant_id = $tenant_id AND {_page('n', kind, pages)}"
     else:
         columns = [_read_value("a", k, kind.source.properties[k]) for k in kind.source.key]
         columns += [_read_value("b", k, kind.target.properties[k]) for k in kind.target.key]
         columns += [_read_value("r", name, kind.properties[name]) for name in kind.properties]
-        # The index is on tenant and key: it serves a statement that speaks of both.
-        indexed = " AND ".join(f"a.{quoted_property(k)} IS NOT NULL" for k in kind.source.key)
         rows = (
             f"MATCH (a:{quoted(kind.source.label)} {{tenant_id: $tenant_id}})-[r:{quoted(kind.type)}]->"
-            f"(b:{quoted(kind.target.label)} {{tenant_id: $tenant_id}}) WHERE {indexed}"
+            f"(b:{quoted(kind.target.label)} {{tenant_id: $tenant_id}}) WHERE {_page('a', kind.source, pages)}"
         )
     if audited:
         columns += [_read_day(kind), *(f"n:{quoted(label)}" for label in extra_labels(kind))]
@@ -161,11 +212,6 @@ def _read_day(kind: Kind) -> str:
         return "null"
     value = f"{at[0]}.{quoted_property(at[1])}"
     return f"CASE WHEN {value} IS :: ZONED DATETIME NOT NULL THEN {value}.epochSeconds / 86400 END"
-
-
-_CYPHER_TYPES: dict[type[pl.DataType], str] = {
-    pl.String: "STRING", pl.Int64: "INTEGER", pl.Float64: "FLOAT", pl.Boolean: "BOOLEAN", pl.Date: "DATE",
-}  # fmt: skip
 
 
 @lru_cache

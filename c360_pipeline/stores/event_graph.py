@@ -1,5 +1,7 @@
 """Events and the catalogue in the graph: what changed since its checkpoints, from both sides of the change."""
 
+from collections.abc import Iterator
+
 import polars as pl
 
 from c360_pipeline.core import graph as model
@@ -32,10 +34,7 @@ class EventGraph:
         since = lake.still_there(EVENTS, done.get(EVENTS.name))
         changed, version = lake.changes(EVENTS, since)
         if changed.count:
-            touched = touched_events(lake, changed, since)
-            now, before = events_around(lake, touched, None), events_around(lake, touched, since) if since else None
-            for projection in model.EVENT_PROJECTIONS:
-                changes = project_touched(projection, touched, now, before)
+            for projection, changes in self._changes(changed, since):
                 graph.apply(projection.kind, changes)
                 changed_rows[projection.kind.name] = changes.count
         if changed.upserted.height:
@@ -51,6 +50,18 @@ class EventGraph:
         graph.save_checkpoint(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
         graph.save_checkpoint(EVENT_PROJECTION, EVENTS.name, version)
         return changed_rows
+
+    def _changes(self, changed: Changes, since: Version | None) -> Iterator[tuple[model.Projection, Changes]]:
+        """Rows of every kind that differ, nodes before relationships."""
+        if since is None:
+            for projection in model.EVENT_PROJECTIONS:
+                rows = projection.build(changed.upserted)
+                yield projection, Changes(rows, rows.clear().select(projection.kind.key_columns))
+            return
+        touched = touched_events(self._lake, changed, since)
+        now, before = (events_around(self._lake, touched, at) for at in (None, since))
+        for projection in model.EVENT_PROJECTIONS:
+            yield projection, project_touched(projection, touched, now, before)
 
 
 class ProductGraph:
@@ -92,10 +103,8 @@ class ProductGraph:
             graph.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
 
 
-def touched_events(lake: Lake, changed: Changes, since: Version | None) -> pl.DataFrame:
+def touched_events(lake: Lake, changed: Changes, since: Version) -> pl.DataFrame:
     """The changed events as they are now and as they were: both decide which rows of the graph may differ."""
-    if since is None:
-        return changed.upserted
     key = list(EVENTS.key)
     keys = pl.concat([changed.upserted.select(key), changed.deleted]).lazy()
     return pl.concat([changed.upserted, lake.scan(EVENTS, since.number).join(keys, on=key, how="semi").collect()])
@@ -122,9 +131,8 @@ def rows_of_scopes(projection: model.Projection, touched: pl.DataFrame, events: 
 
 
 def project_touched(
-    projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame, before: pl.DataFrame | None
+    projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame, before: pl.DataFrame
 ) -> Changes:
     """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
-    now = rows_of_scopes(projection, touched, events)
-    earlier = rows_of_scopes(projection, touched, before) if before is not None else now.head(0)
+    now, earlier = (rows_of_scopes(projection, touched, moment) for moment in (events, before))
     return compare_versions(earlier, now, tuple(projection.kind.key_columns))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, date
 from importlib import resources
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,10 @@ FIRST_RETRY_SECONDS, RETRY_MULTIPLIER = 0.1, 1.7
 """A statement that met a deadlock waits 0.1, 0.17, 0.29, 0.49 … seconds before it is tried again, a minute in all."""
 WRITERS = 4
 """Transactions that write at once."""
+PAGE_NODES = 20_000
+"""Nodes, or nodes whose relationships, are read by one statement."""
+LEAST: dict[type[pl.DataType], Any] = {pl.String: "", pl.Int64: -(2**63), pl.Date: date(1, 1, 1)}
+"""Of each type by which pages are told apart, a value that none is less than."""
 COMMITS_WITHOUT_REPLY = 3
 """How often a statement whose commit got no reply is run again; each has the same result however often it is run."""
 OF_A_ROW = ("Neo.ClientError.Schema.", "Neo.ClientError.Statement.", "Neo.DatabaseError.Statement.ExecutionFailed")
@@ -375,7 +379,7 @@ class Graph:
 
     def read(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
         """All rows of a kind of a tenant; a value of another type than the kind's reads as null."""
-        return self._read(kind, tenant_id, cypher.read_statement(kind)).select(list(kind.schema))
+        return self._read(kind, tenant_id, audited=False).select(list(kind.schema))
 
     def audit(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
         """All rows of a kind of a tenant with `DAY`, and with what is strange about them.
@@ -385,22 +389,37 @@ class Graph:
             `strange(name)`: such a value as text, null where there is none. Of a node without one of its extra labels
             this is said under the label's name.
         """
-        return self._read(kind, tenant_id, cypher.read_statement(kind, audited=True), DAY, *cypher.extra_labels(kind))
+        return self._read(kind, tenant_id, audited=True)
 
-    def _read(self, kind: Kind, tenant_id: str, statement: str, day: str = "", *labels: str) -> pl.DataFrame:
-        names = [name for name in kind.schema if name != "tenant_id"]
-        columns: list[list[Any]] = [[] for _ in (*names, *([day] if day else []), *labels)]
+    def _read(self, kind: Kind, tenant_id: str, *, audited: bool) -> pl.DataFrame:
+        """Page by page, so that neither side holds more than some thousands of rows as single values."""
+
+        def frame(rows: list[list[Any]]) -> pl.DataFrame:
+            return pl.DataFrame(_read_columns(kind, rows, audited=audited))
+
         with self._driver.session(database=self._database, fetch_size=10) as session:
-            for (rows,) in session.run(statement, tenant_id=tenant_id, batch_rows=BATCH_ROWS):
-                for column, values in zip(columns, zip(*rows, strict=True), strict=True):
-                    column.extend(values)
-        series = [part for n, values in zip(names, columns, strict=False) for part in _read_series(n, values, kind)]
-        if day:
-            series.append(pl.Series(day, columns[len(names)], dtype=pl.Int32).cast(pl.Date))
-        for label, has in zip(labels, columns[len(columns) - len(labels) :], strict=True):
-            if not all(has):
-                series.append(pl.Series(strange(f":{label}"), [None if it else "not there" for it in has]))
-        return pl.DataFrame(series).select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
+
+            def read(pages: cypher.Pages, **bounds: Any) -> list[pl.DataFrame]:
+                statement = cypher.read_statement(kind, audited=audited, pages=pages)
+                found = session.run(statement, tenant_id=tenant_id, batch_rows=BATCH_ROWS, **bounds)
+                return [frame(rows) for (rows,) in found]
+
+            if not cypher.is_paged(kind):
+                frames = read(cypher.Pages.ALL)
+            else:
+                frames, dtype = [], cypher.paged_by(kind)[1]
+                start, is_last = LEAST[type(dtype)], False
+                while not is_last:
+                    ends = session.run(
+                        cypher.page_end_statement(kind),
+                        {"tenant_id": tenant_id, "from": start, "page_nodes": PAGE_NODES},
+                    ).values()
+                    is_last = not ends
+                    pages = cypher.Pages.FROM if is_last else cypher.Pages.BETWEEN
+                    frames += read(pages, **{"from": start, **({} if is_last else {"to": ends[0][0]})})
+                    start = None if is_last else ends[0][0]
+                frames += read(cypher.Pages.OTHERS)
+        return pl.concat([frame([]), *frames], how="diagonal").select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
 
     def stray_nodes(self, kind: NodeKind, tenants: Sequence[str]) -> list["Stray"]:
         """Nodes of a label that have no tenant of these, or no key, or an extra label only."""
@@ -585,7 +604,24 @@ def to_rows(batch: pl.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_series(name: str, values: list[Any], kind: Kind) -> Iterator[pl.Series]:
+def _read_columns(kind: Kind, rows: list[list[Any]], *, audited: bool) -> Iterator[pl.Series]:
+    """The columns of a kind but tenant_id, and where values of another type are, these as text.
+
+    For an audit, `DAY` and what lacks of labels too.
+    """
+    names = [name for name in kind.schema if name != "tenant_id"]
+    labels = cypher.extra_labels(kind)
+    columns = list(zip(*rows, strict=True)) or [()] * (len(names) + 1 + len(labels))
+    for name, values in zip(names, columns, strict=False):
+        yield from _read_series(name, values, kind)
+    if audited:
+        yield pl.Series(DAY, columns[len(names)], dtype=pl.Int32).cast(pl.Date)
+        for label, has in zip(labels, columns[len(names) + 1 :], strict=True):
+            if not all(has):
+                yield pl.Series(strange(f":{label}"), [None if it else "not there" for it in has], dtype=pl.String)
+
+
+def _read_series(name: str, values: Sequence[Any], kind: Kind) -> Iterator[pl.Series]:
     """A column as its kind has it, and where values of another type were written behind our back, what they are."""
     dtype = kind.schema[name]
     expected, wire_type = _wire_types(dtype)

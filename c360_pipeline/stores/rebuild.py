@@ -1,20 +1,23 @@
-"""The graph made anew from its archive, on a server that goes on running."""
+"""The graph made anew from its archive, and the checkpoints that say so."""
 
 from collections.abc import Callable
 
+from c360_pipeline.core.lake import JOURNEY_LOG
 from c360_pipeline.core.silos import ControlRows
+from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
 from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.journey_graph import PROJECTION as JOURNEY_PROJECTION
 from c360_pipeline.stores.journey_graph import JourneyGraph
-from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.lake import Lake, Version
 from c360_pipeline.stores.silo_graph import SiloGraph
 
 
 def rebuild(lake: Lake, control: ControlRows, graph: Graph, observe: Callable[[str], None] = lambda what: None) -> int:
     """Remove all nodes and project the archive again; returns how many nodes there were before.
 
-    Broken off anywhere, it is begun again, or what is missing is projected by the next run: the checkpoints that say
-    what the graph holds are removed first.
+    The server goes on running. Broken off anywhere, it is begun again, or what is missing is projected by the next run:
+    the checkpoints that say what the graph holds are removed first.
 
     Args:
         lake: the archive.
@@ -39,3 +42,20 @@ def rebuild(lake: Lake, control: ControlRows, graph: Graph, observe: Callable[[s
         observe(what)
         project()
     return removed
+
+
+def note_made(archive: Archive, graph: Graph) -> None:
+    """Give a graph that was made whole from an archive its constraints, indexes and checkpoints.
+
+    Args:
+        archive: at the moment that the graph was made from.
+        graph: without checkpoints.
+    """
+    silos = SiloGraph(archive.lake, graph, archive.control)
+    graph.apply_schema([found.kind for found in silos.labels.values()])
+    silos.note_projected()
+    for (projection, source), version in archive.pins.versions.items():
+        graph.save_checkpoint(projection, source, version)
+    log_id = str(archive.lake.snapshot(JOURNEY_LOG).metadata().id)
+    for tenant, number in (archive.pins.commits or {}).items():
+        graph.save_checkpoint(JOURNEY_PROJECTION, tenant, Version(log_id, number))

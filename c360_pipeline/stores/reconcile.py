@@ -1,7 +1,8 @@
 """Reconciliation of a graph with its archive: what differs, by name, and its repair."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +29,8 @@ from c360_pipeline.stores.graph import Graph, Stray
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.refused import RefusedRows
 
+READERS = 2
+"""Statements that read the graph at once."""
 OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
 """Kinds that are properties of nodes that another projection makes."""
 
@@ -91,6 +94,7 @@ def reconcile(
     *,
     repair: bool = False,
     force: bool = False,
+    pins: Pins | None = None,
     observe: Callable[[str, str], None] = lambda kind, tenant: None,
 ) -> list[Reconciled]:
     """Compare every kind, tenant by tenant; repairs what differs when asked to.
@@ -103,6 +107,7 @@ def reconcile(
         graph: what it holds.
         repair: whether to bring the graph back.
         force: whether more may be repaired than the brake lets pass.
+        pins: the moment that the archive is read at; that of the graph's checkpoints where it is not given.
         observe: told each kind and tenant before it is compared.
 
     Returns:
@@ -111,23 +116,18 @@ def reconcile(
     Raises:
         BrakeError: too much of a kind differs to be repaired without `force`; nothing was repaired.
     """
-    pinned = archive.at(Pins.of(graph, archive.lake))
+    pinned = archive.at(pins or Pins.of(graph, archive.lake))
     queue = RefusedRows(archive.lake, graph.refusals)
     results: list[Reconciled] = []
     repairs: list[_Repair] = []
     held: Counter[Kind] = Counter()
     tenants: set[str] = set()
-    for kind, frame in pinned.expected():
-        parts = {str(tenant): rows for (tenant,), rows in frame.partition_by("tenant_id", as_dict=True).items()}
-        tenants |= parts.keys()
-        for tenant in sorted(tenants):
-            observe(entity_name(kind), tenant)
-            ours = parts.get(tenant, frame.clear()).select(*kind.schema, DAY)
-            theirs = graph.audit(kind, tenant)
-            held[kind] += theirs.height
-            found, step = _compared(pinned, queue, kind, tenant, ours, theirs)
-            results.append(Reconciled(tenant, kind, found))
-            repairs += [step] if step else []
+    for side in _sides(pinned, graph, observe):
+        held[side.kind] += side.theirs.height
+        tenants.add(side.tenant_id)
+        found, step = _compared(pinned, queue, side)
+        results.append(Reconciled(side.tenant_id, side.kind, found))
+        repairs += [step] if step else []
     strays = _strays(graph, held, sorted(tenants))
     results += [Reconciled(NO_TENANT, kind, only_ghosts([one.text for one in lost])) for kind, lost in strays]
     if not repair:
@@ -159,9 +159,41 @@ def _with_refusals(found: Comparison, kind: Kind, refused: pl.DataFrame) -> Comp
     return replace(found, findings=found.findings.with_columns(said))
 
 
-def _compared(
-    archive: Archive, queue: RefusedRows, kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFrame
-) -> tuple[Comparison, _Repair | None]:
+@dataclass(frozen=True)
+class _Sides:
+    """The rows of a kind of a tenant with `DAY`, as the archive and as the graph has them."""
+
+    kind: Kind
+    tenant_id: str
+    ours: pl.DataFrame
+    theirs: pl.DataFrame
+
+
+def _sides(archive: Archive, graph: Graph, observe: Callable[[str, str], None]) -> Iterator[_Sides]:
+    """Both sides of every kind and tenant, in order; the graph is read some steps ahead."""
+    tenants: set[str] = set()
+    ahead: deque[tuple[Kind, str, pl.DataFrame, Future[pl.DataFrame]]] = deque()
+
+    def next_sides() -> _Sides:
+        kind, tenant, ours, theirs = ahead.popleft()
+        observe(entity_name(kind), tenant)
+        return _Sides(kind, tenant, ours, theirs.result())
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for kind, frame in archive.expected():
+            parts = {str(tenant): rows for (tenant,), rows in frame.partition_by("tenant_id", as_dict=True).items()}
+            tenants |= parts.keys()
+            for tenant in sorted(tenants):
+                ours = parts.get(tenant, frame.clear()).select(*kind.schema, DAY)
+                ahead.append((kind, tenant, ours, pool.submit(graph.audit, kind, tenant)))
+                if len(ahead) > READERS:
+                    yield next_sides()
+        while ahead:
+            yield next_sides()
+
+
+def _compared(archive: Archive, queue: RefusedRows, sides: _Sides) -> tuple[Comparison, _Repair | None]:
+    kind, ours, theirs = sides.kind, sides.ours, sides.theirs
     if queue.put_aside:
         ours, theirs = (rows.filter(~stands_on(kind, rows, queue.put_aside)) for rows in (ours, theirs))
     found = _compared_rows(kind, ours, theirs)
@@ -173,7 +205,7 @@ def _compared(
     found = _compared_rows(kind, ours, theirs)
     if queue.waiting:
         found = _with_refusals(found, kind, ours.filter(stands_on(kind, ours, queue.waiting)))
-    return found, _repair_of(kind, tenant_id, ours, theirs)
+    return found, _repair_of(kind, sides.tenant_id, ours, theirs)
 
 
 def _compared_rows(kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> Comparison:
@@ -297,6 +329,18 @@ def _graph_digests(results: Iterable[Reconciled]) -> dict[str, str]:
     return {f"graph {r.tenant_id} {entity_name(r.kind)}": r.comparison.found_digest for r in results}
 
 
+def digests_by_day(results: Iterable[Reconciled]) -> list[dict[str, Any]]:
+    """tenant_id, entity, day, and the digests of archive and graph, for every day that has rows."""
+    return [
+        {
+            "tenant_id": r.tenant_id, "entity": entity_name(r.kind), **_as_text({"day": row["day"]}),
+            "archive": row["expected_digest"], "graph": row["found_digest"],
+        }
+        for r in results
+        for row in r.comparison.buckets.iter_rows(named=True)
+    ]  # fmt: skip
+
+
 def graph_digest(results: Iterable[Reconciled]) -> str:
     """The digest of the graph alone, as reconciled."""
     return combined_digest(_graph_digests(results))
@@ -322,4 +366,4 @@ def summarise(results: list[Reconciled]) -> dict[str, Any]:
 
 
 def _as_text(finding: dict[str, Any]) -> dict[str, Any]:
-    return {**finding, DAY: finding[DAY].isoformat() if finding[DAY] else None}
+    return {**finding, "day": finding["day"].isoformat() if finding["day"] else None}

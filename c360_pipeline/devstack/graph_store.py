@@ -1,0 +1,215 @@
+"""The store of the embedded Neo4j as files: made by import, swapped in whole, dumped and loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from c360_pipeline.devstack.pause import paused
+from c360_pipeline.devstack.services import (
+    neo4j_admin,
+    neo4j_data,
+    use_neo4j_data,
+    write_neo4j_conf,
+    write_private,
+)
+from c360_pipeline.errors import C360Error, InvariantError
+from c360_pipeline.stores.archive import Archive
+from c360_pipeline.stores.import_files import ImportWriter
+
+Observe = Callable[[str], None]
+DATABASE = "neo4j"
+OF_THE_SERVER = ("databases/system", "transactions/system", "dbms", "server_id")
+"""What a store keeps when its database is another: users and passwords, and which server it is."""
+CELL_BUFFER = "64m"
+"""The longest value that an import reads."""
+
+
+class AdminError(C360Error):
+    """Neo4j's tool failed; the message holds the end of what it said."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far a store that is to be swapped in is.
+
+    Attributes:
+        moment: what it is made from; another moment needs another store.
+        data: its folder, relative to the server's.
+        before: the folder that the server used before.
+        stage: writing, imported or swapped.
+        nodes: rows in it.
+        relationships: rows in it.
+    """
+
+    moment: str
+    data: str
+    before: str
+    stage: str = "writing"
+    nodes: int = 0
+    relationships: int = 0
+
+
+class StagedStore:
+    """A store that is made beside the one in use and takes its place.
+
+    Each step can be broken off and done again; a plan file says how far it is.
+
+    Args:
+        home: state folder of the embedded services.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._server = home / "neo4j"
+        self._work = self._server / "rebuild"
+
+    @property
+    def plan(self) -> Plan | None:
+        """How far an earlier attempt came."""
+        path = self._work / "plan.json"
+        return Plan(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def make(self, archive: Archive, moment: str, observe: Observe) -> Plan:
+        """Write the archive into a new store, or go on with one of the same moment that is there.
+
+        Raises:
+            AdminError: the import failed.
+            ConfigError: the archive holds what import files can't carry.
+        """
+        plan = self.plan
+        if plan is not None and (plan.moment == moment and plan.stage != "writing"):
+            return plan
+        self.discard()
+        current = neo4j_data(self._server).relative_to(self._server)
+        plan = Plan(moment, f"stores/{moment[:16]}", str(current))
+        self._save(plan)
+        counts = import_archive(archive, self._server / plan.data, self._work, observe)
+        plan = Plan(plan.moment, plan.data, plan.before, "imported", *counts)
+        self._save(plan)
+        return plan
+
+    def swap_in(self, plan: Plan) -> Plan:
+        """Make the server use the new store; it stops for a few seconds."""
+        if plan.stage == "swapped":
+            return plan
+        with paused(self._home, "neo4j"):
+            self._take_server_files(plan)
+            use_neo4j_data(self._server, self._server / plan.data)
+        plan = Plan(plan.moment, plan.data, plan.before, "swapped", plan.nodes, plan.relationships)
+        self._save(plan)
+        return plan
+
+    def _take_server_files(self, plan: Plan) -> None:
+        for name in OF_THE_SERVER:
+            source, target = self._server / plan.before / name, self._server / plan.data / name
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            elif source.is_file():
+                shutil.copyfile(source, target)
+
+    def swap_back(self, plan: Plan) -> None:
+        """Make the server use the store of before again, and remove the new one."""
+        with paused(self._home, "neo4j"):
+            use_neo4j_data(self._server, self._server / plan.before)
+        shutil.rmtree(self._server / plan.data, ignore_errors=True)
+        self._forget()
+
+    def accept(self, plan: Plan) -> None:
+        """Remove the store of before."""
+        if plan.before != plan.data:
+            shutil.rmtree(self._server / plan.before, ignore_errors=True)
+        self._forget()
+
+    def discard(self) -> None:
+        """Remove what an earlier attempt left; a store that is in use stays."""
+        plan, current = self.plan, neo4j_data(self._server)
+        if plan is not None:
+            for name in (plan.data, plan.before):
+                if self._server / name != current:
+                    shutil.rmtree(self._server / name, ignore_errors=True)
+        self._forget()
+
+    def _save(self, plan: Plan) -> None:
+        self._work.mkdir(parents=True, exist_ok=True)
+        write_private(self._work / "plan.json", json.dumps(asdict(plan)))
+
+    def _forget(self) -> None:
+        shutil.rmtree(self._work, ignore_errors=True)
+
+
+def import_archive(archive: Archive, data: Path, work: Path, observe: Observe) -> tuple[int, int]:
+    """Make a store that holds what the archive says; returns how many nodes and relationships.
+
+    Args:
+        archive: the moment.
+        data: folder of the store; what is in it goes.
+        work: folder for files that are not needed afterwards.
+        observe: told what comes next.
+
+    Raises:
+        AdminError: the import failed.
+        InvariantError: it left something out.
+    """
+    files_folder, conf_home = work / "files", work / "admin"
+    shutil.rmtree(data, ignore_errors=True)
+    shutil.rmtree(files_folder, ignore_errors=True)
+    data.mkdir(parents=True)
+    files = ImportWriter(archive, files_folder, lambda what: observe(f"writing {what}")).write()
+    observe(f"importing {files.nodes:,} nodes and {files.relationships:,} relationships")
+    write_neo4j_conf(conf_home, data, 0)
+    report = work / "import-report.txt"
+    run_admin(
+        conf_home, "database", "import", "full", DATABASE, "--overwrite-destination", "--id-type=integer",
+        "--multiline-fields=true", f"--read-buffer-size={CELL_BUFFER}", "--array-delimiter=;", "--bad-tolerance=0",
+        f"--report-file={report}", *(file.argument for file in files.files),
+    )  # fmt: skip
+    if report.exists() and report.stat().st_size:
+        first = report.read_text(encoding="utf-8", errors="replace").splitlines()[0]
+        raise InvariantError(f"The import left rows out, the first: {first}")
+    shutil.rmtree(files_folder)
+    return files.nodes, files.relationships
+
+
+def run_admin(folder: Path, *arguments: str) -> None:
+    """Run Neo4j's tool to its end.
+
+    Raises:
+        AdminError: it failed.
+    """
+    command, environment = neo4j_admin(folder, *arguments)
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, cwd=folder
+    )
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()[-12:]
+        raise AdminError(f"neo4j-admin {' '.join(arguments[:2])} failed:\n" + "\n".join(said))
+
+
+def dump(home: Path, folder: Path) -> Path:
+    """Write the database into a dump file; the server stops meanwhile.
+
+    Args:
+        home: state folder of the embedded services.
+        folder: where to; made when it is not there.
+
+    Returns:
+        The file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with paused(home, "neo4j"):
+        run_admin(home / "neo4j", "database", "dump", DATABASE, f"--to-path={folder}", "--overwrite-destination")
+    return folder / f"{DATABASE}.dump"
+
+
+def load(home: Path, folder: Path) -> None:
+    """Replace the database by the one in a folder's dump file; the server stops meanwhile.
+
+    Raises:
+        AdminError: there is no such file, or it is damaged.
+    """
+    with paused(home, "neo4j"):
+        run_admin(home / "neo4j", "database", "load", DATABASE, f"--from-path={folder}", "--overwrite-destination")
