@@ -7,6 +7,7 @@ from functools import cache
 
 from c360_pipeline.core.silos import SourceDatabase
 from c360_pipeline.settings import Settings, c360_home, postgres_login, resolve_secret
+from c360_pipeline.stores.bucket import Bucket
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
@@ -25,6 +26,18 @@ def open_landing(settings: Settings) -> Landing:
     )
     landing.ensure_bucket()
     return landing
+
+
+def open_bucket(settings: Settings) -> Bucket:
+    """The objects of the bucket, which is there."""
+    _bucket_made(settings)
+    return Bucket(
+        settings.bucket,
+        endpoint_url=settings.aws_endpoint_url,
+        access_key_id=settings.aws_access_key_id,
+        secret_access_key=settings.aws_secret_access_key.get_secret_value(),
+        region=settings.aws_region,
+    )
 
 
 def open_lake(settings: Settings) -> Lake:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from c360_pipeline.cli.backup import backup, restore
 from c360_pipeline.cli.dead_letters import letters_app
 from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
 from c360_pipeline.cli.journey import journey_app
@@ -34,7 +35,7 @@ app.command()(plan)
 app.command()(grants)
 app.command()(clear_database)
 app.command()(query)
-for command in (reconcile, rebuild, diff, digest, dump, load):
+for command in (reconcile, rebuild, diff, digest, dump, load, backup, restore):
     app.command()(command)
 
 CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")

@@ -5,7 +5,7 @@ and the sum of their hashes: in any order the same, and of two sets together the
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -137,6 +137,12 @@ def digests_by_bucket(days: pl.Series, hashes: pl.Series) -> BucketDigests:
     each = pl.Series("digest", [_digest_text(row) for row in rows], dtype=pl.String)
     totals = [sum(column) for column in zip(*rows, strict=True)] or [0] * 5
     return BucketDigests(sums.select(DAY, "rows", each), _digest_text(totals), totals[0])
+
+
+def sum_of_digests(digests: Iterable[str]) -> str:
+    """The digest of all rows of some parts, by the digests of the parts."""
+    parts = [(int(count), int(total, 16)) for count, _, total in (d.partition("-") for d in digests)]
+    return f"{sum(c for c, _ in parts)}-{sum(t for _, t in parts) % (1 << 128):x}"
 
 
 def _digest_text(sums: Sequence[int]) -> str:

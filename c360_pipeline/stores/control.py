@@ -107,6 +107,10 @@ ADD_SCRIPT = """
 NOTE_SCRIPT = """
     UPDATE cypher_scripts SET made_from = %(made_from)s, last_run_time = now() WHERE script_id = %(script_id)s
 """
+FIND_USE = """
+    SELECT EXISTS (SELECT FROM source_databases) OR EXISTS (SELECT FROM suppressed_users)
+        OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
+"""
 SCHEMA_VERSION = 3
 
 
@@ -119,6 +123,15 @@ class ControlDb:
 
     def __init__(self, connection: dict[str, Any]) -> None:
         self._connection = connection
+
+    @property
+    def login(self) -> dict[str, Any]:
+        """host, port, dbname, user and password; never log it."""
+        return self._connection
+
+    def is_used(self) -> bool:
+        """Whether anybody has named a source, suppressed a user or run anything."""
+        return bool(self.execute(FIND_USE)["is_used"])
 
     @contextmanager
     def _connect(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:

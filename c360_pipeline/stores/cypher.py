@@ -196,7 +196,8 @@ def _read_value(variable: str, name: str, dtype: pl.DataType) -> str:
     value = f"{variable}.{quoted_property(name)}"
     if not (isinstance(dtype, pl.Datetime) and dtype.time_zone):
         return value
-    micros = f"{value}.epochSeconds * 1000000 + {value}.microsecond"
+    # Before 1970 `epochSeconds` is rounded up, `epochMillis` is not.
+    micros = f"{value}.epochMillis * 1000 + {value}.microsecond % 1000"
     is_instant = f"{value} IS :: ZONED DATETIME NOT NULL AND {value}.nanosecond % 1000 = 0"
     return f"CASE WHEN {value} IS NULL THEN null WHEN {is_instant} THEN {micros} ELSE [{value}] END"
 
@@ -211,7 +212,9 @@ def _read_day(kind: Kind) -> str:
     if at is None:
         return "null"
     value = f"{at[0]}.{quoted_property(at[1])}"
-    return f"CASE WHEN {value} IS :: ZONED DATETIME NOT NULL THEN {value}.epochSeconds / 86400 END"
+    return (
+        f"CASE WHEN {value} IS :: ZONED DATETIME NOT NULL THEN toInteger(floor({value}.epochMillis / 86400000.0)) END"
+    )
 
 
 @lru_cache

@@ -254,6 +254,24 @@ class Lake:
         """The rows of some data files, lazily."""
         return self._scan_parquet(table, sorted(files)) if files else table.empty().lazy()
 
+    def uris_at(self, name: str, number: int) -> list[str]:
+        """The data files of a version of a table."""
+        snapshot = self._open(name, number)
+        return snapshot.file_uris() if snapshot else []
+
+    def table_names(self) -> list[str]:
+        """Every table that there is, by name."""
+        files = PyFileSystem(DeltaStorageHandler(self._root, self._options))
+        found, waiting = [], [""]
+        while waiting:
+            folder = waiting.pop()
+            below = [f.path for f in files.get_file_info(FileSelector(folder, allow_not_found=True)) if not f.is_file]
+            if any(path.rpartition("/")[2] == "_delta_log" for path in below):
+                found.append(folder)
+            else:
+                waiting += below
+        return sorted(found)
+
     def version(self, name: str) -> Version | None:
         """The newest version; None when there is no such table."""
         snapshot = self._open(name)
@@ -587,9 +605,9 @@ class Lake:
         except CommitFailedError as error:
             raise _overtaken(table, error) from error
 
-    def batches(self, table: Table) -> Iterator[pl.DataFrame]:
+    def batches(self, table: Table, version: int | None = None) -> Iterator[pl.DataFrame]:
         """The rows of a table in bounded batches; a column that the table does not have is null."""
-        snapshot = self._open(table.name)
+        snapshot = self._open(table.name, version)
         return self._batches(table, _rows_by_file(snapshot) if snapshot else {})
 
     def _batches(self, table: Table, rows_by_file: Mapping[str, int]) -> Iterator[pl.DataFrame]:

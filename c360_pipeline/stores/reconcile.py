@@ -14,6 +14,7 @@ from c360_pipeline.core.brake import BRAKE_SHARE, is_beyond_brake
 from c360_pipeline.core.graph import DAY, Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.lake import RECONCILIATION_FINDINGS, RECONCILIATIONS, TABLES
 from c360_pipeline.core.reconcile import (
+    NO_ROWS,
     Comparison,
     combined_digest,
     compare,
@@ -21,6 +22,7 @@ from c360_pipeline.core.reconcile import (
     only_ghosts,
     row_hashes,
     strange,
+    sum_of_digests,
 )
 from c360_pipeline.core.refused import REFUSED, row_keys, stands_on
 from c360_pipeline.errors import BrakeError
@@ -317,12 +319,20 @@ def digests(lake: Lake, results: list[Reconciled]) -> dict[str, str]:
 
     Columns that only say when a row came are left out, so that two runs over the same input are equal.
     """
-    result = {}
-    for name, table in TABLES.items():
-        if name not in NOT_IN_DIGEST:
-            rows = lake.read(table)
-            result[f"lake {name}"] = digest(row_hashes(rows.select(c for c in rows.columns if c not in BOOKKEEPING)))
+    result = {f"lake {name}": lake_digest(lake, name) for name in TABLES if name not in NOT_IN_DIGEST}
     return result | _graph_digests(results)
+
+
+def lake_digest(lake: Lake, name: str, version: int | None = None) -> str:
+    """The digest of a table at a version, without columns that only say when and whence a row came; read in batches."""
+    table = TABLES.get(name) or lake.stored_table(name, ())
+    if table is None:
+        return NO_ROWS
+    parts = (
+        digest(row_hashes(rows.select(c for c in rows.columns if c not in BOOKKEEPING)))
+        for rows in lake.batches(table, version)
+    )
+    return sum_of_digests(parts)
 
 
 def _graph_digests(results: Iterable[Reconciled]) -> dict[str, str]:

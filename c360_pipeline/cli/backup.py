@@ -1,0 +1,112 @@
+"""`c360 backup` and `c360 restore`."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from c360_pipeline.cli.output import AsJson, err, out, print_json
+from c360_pipeline.errors import ConfigError, InvariantError
+from c360_pipeline.settings import c360_home, load_settings
+
+
+def postgres_tools() -> Path:
+    """The folder of pg_dump and pg_restore: on the PATH, or those of the embedded server."""
+    from c360_pipeline.devstack.services import postgres_binaries
+
+    try:
+        return postgres_binaries()
+    except ConfigError:
+        found = shutil.which("pg_dump")
+        if found is None:
+            raise ConfigError("pg_dump is not installed: it comes with PostgreSQL's client programs.") from None
+        return Path(found).parent
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(help="an empty folder, or one that is not there")],
+    verify: Annotated[bool, typer.Option("--verify", help="only read the backup that is there, end to end")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Back up lake, landing area, dead letters and control database while all run, with the digest of the graph."""
+    from dataclasses import asdict
+
+    from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
+    from c360_pipeline.stores import backup as backups
+    from c360_pipeline.stores.archive import Archive
+    from c360_pipeline.stores.reconcile import reconcile
+
+    tools = postgres_tools()
+    with err.status("reading the graph") as shown:
+
+        def observe(what: str) -> None:
+            shown.update(what)
+
+        if verify:
+            manifest = backups.verify(folder, tools, observe)
+        else:
+            settings = load_settings()
+            control, lake = open_control(settings), open_lake(settings)
+            with control.exclusive_run():
+                with open_graph(settings) as graph:
+                    results = reconcile(Archive(lake, control.read()), graph)
+                manifest = backups.take(open_bucket(settings), lake, control, results, folder, tools, observe)
+    if as_json:
+        print_json({**asdict(manifest), "digest": manifest.digest})
+        return
+    said = f"{manifest.objects:,} objects, {manifest.bytes:,} bytes, {len(manifest.versions)} tables"
+    out.print(f"{folder}: {said}, verified. Digest {manifest.digest}.", highlight=False, soft_wrap=True)
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(help="of a backup")],
+    as_json: AsJson = False,
+) -> None:
+    """Restore a backup into empty services, and prove lake and graph to be what they were."""
+    from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
+    from c360_pipeline.devstack.rebuild import is_embedded, rebuild_by_import
+    from c360_pipeline.stores import backup as backups
+    from c360_pipeline.stores.archive import Archive, Pins
+    from c360_pipeline.stores.rebuild import rebuild as rebuild_online
+    from c360_pipeline.stores.reconcile import graph_digest, reconcile
+
+    tools, settings = postgres_tools(), load_settings()
+    control, lake, bucket = open_control(settings), open_lake(settings), open_bucket(settings)
+    with err.status("verifying the backup") as shown:
+
+        def observe(what: str) -> None:
+            shown.update(what)
+
+        manifest = backups.verify(folder, tools, observe)
+        with open_graph(settings) as graph:
+            if graph.label_counts() and not bucket.has(backups.RESTORING):
+                raise ConfigError("The graph is not empty. A backup is restored into empty services only.")
+        backups.put_back(bucket, control, folder, manifest, tools, observe)
+        rows = control.read()
+        archive = Archive(lake, rows)
+        with control.exclusive_run():
+            if is_embedded(settings, c360_home()):
+                pinned = archive.at(Pins.now(lake, rows))
+                results = rebuild_by_import(c360_home(), pinned, lambda: open_graph(settings), observe)
+            else:
+                with open_graph(settings) as graph:
+                    rebuild_online(lake, rows, graph, observe)
+                    results = reconcile(archive, graph)
+        observe("computing digests")
+        found = backups.lake_digests(lake, manifest.versions)
+        after = graph_digest(results)
+    if found != manifest.digests or after != manifest.graph_digest:
+        differing = [name for name, digest in manifest.digests.items() if found.get(name) != digest]
+        raise InvariantError(
+            f"What was restored differs from the backup: {', '.join(differing) or 'the graph'}. "
+            f"The graph has the digest {after}, the backup says {manifest.graph_digest}."
+        )
+    backups.finish(bucket)
+    if as_json:
+        print_json({"digest": manifest.digest, "graph_digest": after, "objects": manifest.objects})
+    else:
+        out.print(
+            f"{manifest.objects:,} objects restored, the graph made anew. Digest {manifest.digest}, as in the backup.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
