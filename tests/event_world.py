@@ -28,6 +28,8 @@ Finding = tuple[str, str, str, str]
 class World:
     """Events of three tenants and a catalogue, stitched and projected, without silos."""
 
+    policy = POLICY
+
     def __init__(self, lake: Lake, graph: Graph) -> None:
         self.lake, self.graph = lake, graph
         self.archive = Archive(lake, ControlRows((), (), {}, {}, ()))

@@ -19,6 +19,7 @@ from c360_pipeline.cli.dead_letters import letters_app
 from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
 from c360_pipeline.cli.journey import journey_app
 from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, err, out, print_json
+from c360_pipeline.cli.privacy import erase, retain
 from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
 from c360_pipeline.cli.suppress import suppress_app
@@ -35,7 +36,7 @@ app.command()(plan)
 app.command()(grants)
 app.command()(clear_database)
 app.command()(query)
-for command in (reconcile, rebuild, diff, digest, dump, load, backup, restore):
+for command in (reconcile, rebuild, diff, digest, dump, load, backup, restore, erase, retain):
     app.command()(command)
 
 CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")

@@ -14,6 +14,14 @@ def user_hash() -> pl.Expr:
     return digest
 
 
+def row_name_hash(table: str, rows: pl.DataFrame, key: Iterable[str]) -> pl.Series:
+    """What stands for rows in the list of the suppressed: sha256 of the table's name and the key, tenant first."""
+    columns = [_as_text(name, rows.schema[name]).fill_null("") for name in key]
+    parts = [part for column in columns for part in (column.str.len_bytes(), pl.lit(":"), column)]
+    digest: pl.Expr = pl.concat_str(pl.lit(f"{table} "), *parts).chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash
+    return rows.select(digest.alias("row_hash")).to_series()
+
+
 def identity_hash(rows: pl.DataFrame, key: Iterable[str]) -> pl.Series:
     """64 bits per row: equal keys have equal hashes, and other keys hardly ever."""
     columns = [_as_text(name, rows.schema[name]).fill_null("") for name in key]

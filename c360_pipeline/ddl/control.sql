@@ -203,6 +203,30 @@ COMMENT ON TABLE suppressed_users IS 'Users whose events never land; kept by `c3
 COMMENT ON COLUMN suppressed_users.user_hash IS
     'sha256 of the tenant''s length in bytes, a colon, the tenant and the user: the list names nobody.';
 
+CREATE TABLE IF NOT EXISTS suppressed_rows (
+    lake_table    text NOT NULL CHECK (lake_table <> ''),
+    row_hash      text NOT NULL CHECK (row_hash ~ '^[0-9a-f]{64}$'),
+    suppressed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (lake_table, row_hash)
+);
+COMMENT ON TABLE suppressed_rows IS 'Rows of silos that are never read into the lake again; kept by `c360 erase`.';
+COMMENT ON COLUMN suppressed_rows.row_hash IS 'sha256 of the lake table''s name, the tenant and the key: the list names nobody.';
+
+CREATE TABLE IF NOT EXISTS retention_rules (
+    tenant_id text NOT NULL DEFAULT '*' CHECK (tenant_id <> ''),
+    label     text NOT NULL DEFAULT 'Action' CHECK (label IN ('Action', 'DeadLetter')),
+    action    text NOT NULL DEFAULT '*' CHECK (action <> ''),
+    days      integer NOT NULL CHECK (days > 0),
+    PRIMARY KEY (tenant_id, label, action)
+);
+COMMENT ON TABLE retention_rules IS
+    'How long events are kept in archive and graph, by tenant and action, and dead letters; carried out by `c360 retain`.';
+COMMENT ON COLUMN retention_rules.tenant_id IS 'A tenant, or * for every one that has no row of its own for label and action.';
+COMMENT ON COLUMN retention_rules.action IS
+    'Of Action: what was done, or * for every action without a row of its own. Of DeadLetter: an error class, or *.';
+INSERT INTO retention_rules (tenant_id, label, action, days)
+SELECT '*', 'Action', 'view', 365 WHERE NOT EXISTS (SELECT FROM control_schema WHERE version >= 4);
+
 INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode) VALUES
     ('*', 'user', 'userId', 'link'),
     ('*', 'session', 'sessionId', 'link'),
@@ -215,4 +239,4 @@ ON CONFLICT DO NOTHING;
 
 INSERT INTO journey_limits (tenant_id, soft_max_keys) VALUES ('*', 1000) ON CONFLICT DO NOTHING;
 
-INSERT INTO control_schema (version) VALUES (3) ON CONFLICT DO NOTHING;
+INSERT INTO control_schema (version) VALUES (4) ON CONFLICT DO NOTHING;

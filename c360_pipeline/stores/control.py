@@ -1,6 +1,6 @@
 """The control database: what to read from which silo and what it becomes, and the log of what was done."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -111,7 +111,13 @@ FIND_USE = """
     SELECT EXISTS (SELECT FROM source_databases) OR EXISTS (SELECT FROM suppressed_users)
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
-SCHEMA_VERSION = 3
+READ_SUPPRESSED_ROWS = "SELECT lake_table, row_hash FROM suppressed_rows"
+SUPPRESS_ROWS = """
+    INSERT INTO suppressed_rows (lake_table, row_hash) SELECT %(lake_table)s, unnest(%(hashes)s::text[])
+    ON CONFLICT DO NOTHING
+"""
+READ_RETENTION = "SELECT tenant_id, label, action, days FROM retention_rules ORDER BY tenant_id, label, action"
+SCHEMA_VERSION = 4
 
 
 class ControlDb:
@@ -207,6 +213,22 @@ class ControlDb:
         with self._connect() as connection:
             rows = [(r["tenant_id"], r["user_hash"]) for r in connection.execute(READ_SUPPRESSED)]
         return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_hash": pl.String}, orient="row")
+
+    def suppressed_rows(self) -> pl.DataFrame:
+        """The rows of silos that are never read again: lake_table and row_hash, as `row_name_hash` makes it."""
+        with self._connect() as connection:
+            rows = [(r["lake_table"], r["row_hash"]) for r in connection.execute(READ_SUPPRESSED_ROWS)]
+        return pl.DataFrame(rows, schema={"lake_table": pl.String, "row_hash": pl.String}, orient="row")
+
+    def suppress_rows(self, lake_table: str, hashes: Sequence[str]) -> None:
+        """Put rows of a silo's table on that list; there is no way off it but by hand."""
+        self.execute(SUPPRESS_ROWS, lake_table=lake_table, hashes=list(hashes))
+
+    def retention_rules(self) -> pl.DataFrame:
+        """tenant_id, label, action, days."""
+        schema = {"tenant_id": pl.String, "label": pl.String, "action": pl.String, "days": pl.Int64}
+        with self._connect() as connection:
+            return pl.DataFrame(connection.execute(READ_RETENTION).fetchall(), schema=schema)
 
     def suppress(self, tenant_id: str, user_id: str, reason: str) -> bool:
         """Put a user on the list; False when they were on it."""

@@ -285,6 +285,18 @@ def tenants_statement(label: str) -> str:
     return f"MATCH (n:{quoted(label)}) RETURN DISTINCT n.tenant_id AS tenant_id ORDER BY tenant_id"
 
 
+def node_texts_statement(label: str) -> str:
+    """The properties of each node of a label as texts."""
+    return f"MATCH (n:{quoted(label)}) RETURN [name IN keys(n) | toStringOrNull(n[name])] AS texts"
+
+
+def relationship_texts_statement(name: str) -> str:
+    """The properties of each relationship of a type as texts."""
+    return (
+        f"MATCH ()-[n:{quoted(name)}]->() WHERE size(keys(n)) > 0 RETURN [k IN keys(n) | toStringOrNull(n[k])] AS texts"
+    )
+
+
 def clear_label_statement(label: str) -> str:
     """Remove every node of a label, some at a time; needs a transaction of its own."""
     return f"MATCH (n:{quoted(label)}) CALL (n) {{ DETACH DELETE n }} IN TRANSACTIONS OF $batch_rows ROWS"

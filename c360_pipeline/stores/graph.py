@@ -1,6 +1,6 @@
 """The graph in Neo4j: one write path, every write repeatable, every statement with its tenant."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date
@@ -61,6 +61,9 @@ SAVE_CHECKPOINT = "MERGE (c:ProjectionCheckpoint {projection: $projection, sourc
 READ_WAITING = "MATCH (e:Event {status: 'NEW'}) RETURN count(e) AS number"
 READ_WITHOUT_COMMUNITY = """
     MATCH (u:User)-[:VIEWED|PURCHASED]->() WHERE u.community IS NULL RETURN count(DISTINCT u) AS number
+"""
+CARRY_CHECKPOINTS = """
+    UNWIND $rows AS row MATCH (c:ProjectionCheckpoint) WHERE c.version = row.before SET c.version = row.after
 """
 READ_PROJECTIONS = """
     MATCH (c:ProjectionCheckpoint) WHERE c.projection STARTS WITH $prefix RETURN DISTINCT c.projection AS projection
@@ -489,6 +492,11 @@ class Graph:
         if version is not None:
             self.run(SAVE_CHECKPOINT, projection=projection, source=source, version=str(version))
 
+    def carry_checkpoints(self, versions: Mapping[str, Version]) -> None:
+        """Say of tables whose rows are the same under another version that this graph has these."""
+        pairs = [{"before": before, "after": str(after)} for before, after in versions.items()]
+        self.run(CARRY_CHECKPOINTS, rows=pairs)
+
     def checkpoints(self, prefix: str) -> list[str]:
         """Names of the projections with a checkpoint that begin so."""
         return sorted(r["projection"] for r in self.run(READ_PROJECTIONS, prefix=prefix))
@@ -537,6 +545,16 @@ class Graph:
         """What users with shared products bought that this user did not; one row per product and similar user."""
         rows = self.run(READ_CANDIDATES, tenant_id=tenant_id, user_id=user_id, similar_users=similar_users)
         return pl.DataFrame(rows, schema=CANDIDATE_SCHEMA)
+
+    def all_texts(self) -> Iterator[tuple[str, list[str]]]:
+        """By label or type, the properties of some nodes or relationships as texts, of all tenants."""
+        with self._driver.session(database=self._database, default_access_mode=neo4j.READ_ACCESS) as session:
+            for label in self.label_counts():
+                for (texts,) in session.run(cypher.node_texts_statement(label)):
+                    yield label, texts
+            for name in self.type_counts():
+                for (texts,) in session.run(cypher.relationship_texts_statement(name)):
+                    yield name, texts
 
     def tenants_with_event(self, event_id: str) -> list[str]:
         """Tenants that have an event of this id."""

@@ -52,6 +52,10 @@ SPILL_BYTES = 128 * 1024 * 1024
 """Memory of a merge before it spills to disk."""
 BEFORE_ALL = -1
 """The number of the version that a table had before there was any."""
+LOG_RETENTION = {
+    "delta.logRetentionDuration": "interval 30 days", "delta.deletedFileRetentionDuration": "interval 7 days",
+}  # fmt: skip
+"""What Delta does where nothing is said."""
 CARE_OPERATIONS = ("OPTIMIZE", "VACUUM START", "VACUUM END")
 T = TypeVar("T")
 
@@ -113,8 +117,12 @@ class Lake:
         """
         kept: dict[str, DeltaTable] = vars(self._writers)
         if table.name in kept:
-            kept[table.name].update_incremental()
-            return kept[table.name]
+            try:
+                kept[table.name].update_incremental()
+            except DeltaError:
+                del kept[table.name]  # the commits that came since are not told one by one any more
+            else:
+                return kept[table.name]
         existing = self._open(table.name)
         kept[table.name] = _evolved(existing, table) if existing is not None else self._create(table)
         return kept[table.name]
@@ -249,6 +257,61 @@ class Lake:
             return int(done["num_deleted_rows"])
 
         return self.retried(table.name, attempt)
+
+    def rename_deliveries(self, table: Table, etag_column: str, renamed: Mapping[tuple[str, str], str]) -> None:
+        """Say of rows of deliveries that their file has another etag now.
+
+        Args:
+            table: with source_uri.
+            etag_column: where the etag is.
+            renamed: the new etag by address and old etag.
+        """
+        uri, etag = _quoted("source_uri"), _quoted(etag_column)
+        cases = [
+            f"WHEN {uri} = {_literals([address])} AND {etag} = {_literals([old])} THEN {_literals([new])}"
+            for (address, old), new in renamed.items()
+        ]
+        if not cases or not self.count(table):
+            return
+        addresses, olds = (sorted({pair[n] for pair in renamed}) for n in (0, 1))
+        predicate = f"{uri} IN ({_literals(addresses)}) AND {etag} IN ({_literals(olds)})"
+
+        def attempt() -> None:
+            self.snapshot(table).update(
+                {etag_column: f"CASE {' '.join(cases)} ELSE {etag} END"}, predicate=predicate,
+                writer_properties=_writer_properties(table),
+            )  # fmt: skip
+
+        self.retried(table.name, attempt)
+
+    def forget_versions(self, name: str) -> tuple[Version, Version] | None:
+        """Remove what earlier versions held from the store: their files, and the log that tells of them.
+
+        Nobody can read an earlier version afterwards.
+
+        Returns:
+            The newest version before and after, of the same rows; None when somebody wrote meanwhile.
+        """
+        snapshot = self._open(name)
+        if snapshot is None:
+            return None
+        before = _version(snapshot)
+
+        def attempt() -> tuple[Version, Version] | None:
+            table = DeltaTable(self.uri(name), storage_options=self._options)
+            table.alter.set_table_properties(dict.fromkeys(LOG_RETENTION, "interval 0 seconds"))
+            table.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+            fresh = DeltaTable(self.uri(name), storage_options=self._options)
+            later = fresh.history(fresh.version() - before.number)
+            fresh.create_checkpoint()
+            fresh.cleanup_metadata()
+            fresh.alter.set_table_properties(LOG_RETENTION)
+            is_same = all(commit["operation"] in (*CARE_OPERATIONS, "SET TBLPROPERTIES") for commit in later)
+            return (before, _version(fresh)) if is_same else None
+
+        done = self.retried(name, attempt)
+        vars(self._writers).pop(name, None)
+        return done
 
     def scan_files(self, table: Table, files: set[str]) -> pl.LazyFrame:
         """The rows of some data files, lazily."""

@@ -36,3 +36,9 @@ def ensure_database(connection: dict[str, Any]) -> bool:
             f"Postgres at {where} can't be reached: {error}. Start the embedded one with `c360 up`."
         ) from None
     return True
+
+
+def database_exists(connection: dict[str, Any]) -> bool:
+    """Whether there is the database that `connection` names."""
+    with psycopg.connect(**{**connection, "dbname": "postgres"}, connect_timeout=10) as server:
+        return server.execute(FIND_DATABASE, (connection["dbname"],)).fetchone() is not None

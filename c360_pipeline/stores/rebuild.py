@@ -5,11 +5,10 @@ from collections.abc import Callable
 from c360_pipeline.core.lake import JOURNEY_LOG
 from c360_pipeline.core.silos import ControlRows
 from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.journey_graph import PROJECTION as JOURNEY_PROJECTION
-from c360_pipeline.stores.journey_graph import JourneyGraph
 from c360_pipeline.stores.lake import Lake, Version
+from c360_pipeline.stores.projections import project_all
 from c360_pipeline.stores.silo_graph import SiloGraph
 
 
@@ -28,19 +27,7 @@ def rebuild(lake: Lake, control: ControlRows, graph: Graph, observe: Callable[[s
     observe("removing what is there")
     graph.forget_all_checkpoints()
     removed = graph.clear()
-    observe("constraints and indexes")
-    graph.apply_schema()
-    silos = SiloGraph(lake, graph, control, force=True)
-    steps: list[tuple[str, Callable[[], object]]] = [
-        ("products", ProductGraph(lake, graph).project),
-        ("events", EventGraph(lake, graph).project),
-        ("journeys", JourneyGraph(lake, graph).project),
-        ("nodes of silos", silos.project_nodes),
-        ("relationships of silos", silos.project_relationships),
-    ]
-    for what, project in steps:
-        observe(what)
-        project()
+    project_all(lake, control, graph, observe, force=True)
     return removed
 
 

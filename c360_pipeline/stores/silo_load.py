@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from c360_pipeline.core.lake import SILO_RETENTION, RowChanges, Table
-from c360_pipeline.core.row_hashes import identity_hash
+from c360_pipeline.core.row_hashes import identity_hash, row_name_hash
 from c360_pipeline.core.silo_plan import Extract
 from c360_pipeline.core.silos import FULL, INCREMENTAL, compare_rows, unusable_keys
 from c360_pipeline.errors import ContractError
@@ -161,7 +161,8 @@ class SiloLoader:
         position = snapshot.position(extract) if incremental else None
         since = self._since(extract, position) if position else None
         with TemporaryDirectory(prefix="c360-silo-") as folder:
-            load = _Load(self._lake, extract, self._run_id, Path(folder))
+            suppressed = self._control.suppressed_rows().filter(pl.col("lake_table") == extract.lake_table)
+            load = _Load(self._lake, extract, self._run_id, Path(folder), suppressed["row_hash"])
             counts = load.changed(snapshot, since) if since else load.whole(snapshot)
         version = self._lake.version(extract.lake_table)
         if position and version:
@@ -190,8 +191,9 @@ def _reads(extract: Extract) -> str:
 class _Load:
     """One load of one table."""
 
-    def __init__(self, lake: Lake, extract: Extract, run_id: str, folder: Path) -> None:
+    def __init__(self, lake: Lake, extract: Extract, run_id: str, folder: Path, suppressed: pl.Series) -> None:
         self._lake = lake
+        self._suppressed = suppressed
         self._extract = extract
         self._table = silo_table(extract)
         self._key = self._table.key
@@ -265,7 +267,7 @@ class _Load:
             difference.add(compare_rows(held, part, self._key, is_all=False))
         inserted = sum(change.inserted.height for change in difference.changes)
         # Of a stored table every change was read, so equal counts mean equal keys; a view may hide one behind another.
-        count = snapshot.count(self._extract)
+        count = self._source_count(snapshot)
         if difference.is_small and (not self._extract.is_stored or count != held_rows + inserted):
             nothing = pl.DataFrame(schema=self._content)
             difference.add(RowChanges(nothing, nothing, self._gone(snapshot)))
@@ -343,7 +345,19 @@ class _Load:
 
     def _with_tenant(self, batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         for batch in batches:
-            yield batch.select(pl.lit(self._extract.tenant_id).alias("tenant_id"), pl.all())
+            rows = batch.select(pl.lit(self._extract.tenant_id).alias("tenant_id"), pl.all())
+            yield rows.filter(~self._is_suppressed(rows)) if len(self._suppressed) else rows
+
+    def _is_suppressed(self, rows: pl.DataFrame) -> pl.Series:
+        """Whether rows are of people who were erased."""
+        return row_name_hash(self._extract.lake_table, rows, self._key).is_in(self._suppressed.implode())
+
+    def _source_count(self, snapshot: SiloSnapshot) -> int:
+        """Rows that the source has for us."""
+        count = snapshot.count(self._extract)
+        if not len(self._suppressed):
+            return count
+        return sum(batch.height for batch in self._with_tenant(snapshot.keys(self._extract)))
 
     def _stamped(self, rows: pl.DataFrame) -> pl.DataFrame:
         at = pl.lit(self._stamp["extracted_at"]).cast(pl.Datetime("us", "UTC"))

@@ -1,6 +1,6 @@
 """Stitching from the archive: what came, changed or went since the last time, and what other rules make of it all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -82,6 +82,11 @@ class Stitching:
             report = report + part
         self._journeys.note(EVERY_TENANT, {"source": str(upto)})
         return report
+
+    def carry(self, versions: Mapping[str, Version]) -> None:
+        """Say that an archive whose events are the same under another version is stitched up to that."""
+        if (source := self._source()) and (now := versions.get(str(source))):
+            self._journeys.note(EVERY_TENANT, {"source": str(now)})
 
     def _source(self) -> Version | None:
         """The version of the archive that is stitched to its end."""

@@ -2,13 +2,12 @@
 
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
+from workers import Workers
 
 from c360_pipeline.assets.landing import land
 from c360_pipeline.core.books import QUEUE_COUNTED_BY, misbooked, misbooked_dead, unbalanced
@@ -26,41 +25,9 @@ DAY = "2025-11-02"
 WORKER = Path(__file__).parent / "landing_worker.py"
 
 
-class Workers:
-    """Processes that wait for a command; some are started ahead, for their imports take longer than their work."""
-
-    def __init__(self) -> None:
-        self._waiting = [self._start() for _ in range(3)]
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, str(WORKER)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def do(self, command: str, kill_after: float | None = None) -> int:
-        """Exit code of a worker, which is killed after so many seconds if it is still there."""
-        self._waiting.append(self._start())
-        with self._waiting.pop(0) as worker:
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "ready\n"
-            worker.stdin.write(command + "\n")
-            worker.stdin.flush()
-            try:
-                return worker.wait(kill_after)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                return worker.wait()
-
-    def stop(self) -> None:
-        """Kill those that wait."""
-        for worker in self._waiting:
-            with worker:
-                worker.kill()
-
-
 @pytest.fixture
 def workers(settings: Settings) -> Iterator[Workers]:
-    started = Workers()
+    started = Workers(WORKER)
     yield started
     started.stop()
 

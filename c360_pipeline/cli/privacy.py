@@ -1,0 +1,129 @@
+"""`c360 erase` and `c360 retain`."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from c360_pipeline.cli.output import AsJson, err, out, print_json
+from c360_pipeline.settings import Settings, c360_home, load_settings, postgres_login
+
+
+def stores_of(settings: Settings) -> Any:
+    """All stores that may hold a person."""
+    from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake, open_landing
+    from c360_pipeline.devstack.rebuild import is_embedded, rebuild_by_import
+    from c360_pipeline.stores.archive import Archive, Pins
+    from c360_pipeline.stores.erasure import Stores
+    from c360_pipeline.stores.postgres import database_exists
+
+    home, control, lake = c360_home(), open_control(settings), open_lake(settings)
+    is_ours = is_embedded(settings, home)
+
+    def remake_graph() -> None:
+        rows = control.read()
+        rebuild_by_import(home, Archive(lake, rows, Pins.now(lake, rows)), lambda: open_graph(settings))
+
+    logins = {"control database": settings.etl_db_name, "dagster": settings.dagster_db_name}
+    folders = {"logs": home / "logs", "dagster files": home / "dagster", "graph logs": home / "neo4j" / "logs"}
+    return Stores(
+        bucket=open_bucket(settings),
+        landing=open_landing(settings),
+        lake=lake,
+        control=control,
+        open_graph=lambda: open_graph(settings),
+        databases={
+            name: login
+            for name, database in logins.items()
+            if database_exists(login := postgres_login(settings, database))
+        },
+        files={name: folder for name, folder in folders.items() if folder.is_dir()},
+        cache=home / "cache",
+        remake_graph=remake_graph if is_ours else None,
+        graph_files=home / "neo4j" if is_ours else None,
+    )
+
+
+def erase(
+    tenant: Annotated[str, typer.Option(help="the tenant")],
+    user: Annotated[list[str], typer.Option(help="the user as events name them; can be repeated")],
+    certificate: Annotated[Path | None, typer.Option(help="file for the certificate")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what is there of them")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Erase people from every store, keep them out, and prove by a search that nothing is left."""
+    from c360_pipeline.connections import open_control
+    from c360_pipeline.core.erasure import Person
+    from c360_pipeline.devstack.rebuild import remove_instants
+    from c360_pipeline.stores.erasure import Erasure
+
+    settings = load_settings()
+    people = [Person(tenant, one) for one in user]
+    with open_control(settings).exclusive_run(), err.status("opening the stores") as shown:
+        erasure = Erasure(stores_of(settings), c360_home() / "erasure", lambda what: shown.update(what))
+        if dry_run:
+            found = [one.as_dict() for one in erasure.search(people)]
+        else:
+            remove_instants(c360_home())  # graphs of earlier instants show them still
+            issued = erasure.erase(people)
+    if dry_run:
+        print_json(found) if as_json else out.print(_searched_table(found))
+        return
+    path = certificate or Path(f"erasure-{issued.certificate_id}.json")
+    path.write_text(json.dumps(issued.as_dict(), indent=2), encoding="utf-8")
+    if as_json:
+        print_json(issued.as_dict())
+    else:
+        out.print(_certificate_table(issued.stores))
+        verdict = "nothing is left" if issued.is_clean else "SOMETHING IS LEFT, see left_in; erase again"
+        out.print(f"Certificate {path}: {verdict}.", highlight=False, soft_wrap=True)
+    if not issued.is_clean:
+        raise typer.Exit(1)
+
+
+def _searched_table(found: list[dict[str, Any]]) -> Table:
+    table = Table("store", "searched", "hits", "such as")
+    for one in found:
+        table.add_row(
+            one["store"], f"{one['searched']:,} {one['what']}", f"{one['hits']:,}", "".join(one["places"][:1])
+        )
+    return table
+
+
+def _certificate_table(stores: list[dict[str, Any]]) -> Table:
+    table = Table("store", "searched", "hits before", "hits after")
+    for one in stores:
+        searched = f"{one['searched']:,} {one['what']}"
+        table.add_row(one["store"], searched, f"{one['hits_before']:,}", f"{one['hits_after']:,}")
+    return table
+
+
+def retain(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what has expired")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what is older than `retention_rules` say, views after a year by default, from archive and graph."""
+    from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
+    from c360_pipeline.stores.retention import find_expired
+    from c360_pipeline.stores.retention import retain as carry_out
+
+    settings, now = load_settings(), datetime.now(UTC)
+    control, lake = open_control(settings), open_lake(settings)
+    with control.exclusive_run(), err.status("looking for what has expired") as shown:
+        if dry_run:
+            found = find_expired(lake, control.retention_rules(), now)
+        else:
+            with open_graph(settings) as graph:
+                found = carry_out(lake, open_bucket(settings), control, graph, now, lambda what: shown.update(what))
+    if as_json:
+        print_json({"dry_run": dry_run, "events": found.events.to_dicts(), "dead_letters": found.letters.to_dicts()})
+        return
+    for tenant, action, count in found.events.iter_rows():
+        out.print(f"{tenant} {action}: {count:,} events", highlight=False)
+    for error_class, count in found.letters.iter_rows():
+        out.print(f"{error_class}: {count:,} dead letters", highlight=False)
+    total = sum(found.events["len"]) + sum(found.letters["len"])
+    err.print(f"{total:,} {'have expired' if dry_run else 'removed'}", highlight=False)

@@ -1,0 +1,188 @@
+"""Erasure of people: which rows of silos are theirs, by which values they are known, and where bytes hold these.
+
+A row is a person's when a mapping ties it to their user, or when it names such a row by its key: subscriptions of an
+account are theirs, the plan that these name is not. Source: "Customer 360 Graph Pipeline" (the mappings).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+from ahocorasick_rs import BytesAhoCorasick
+
+from c360_pipeline.core.graph import NodeKind
+from c360_pipeline.core.relationship_joins import Join, Term, join_labels, labels_by_alias, parse_join
+from c360_pipeline.core.silos import LINEAGE, RelationshipRow
+
+USER = "User"
+LEAST_CHARACTERS = 6
+"""Of a value that is looked for in bytes: shorter ones, and numbers, are everywhere."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """A user of a tenant, as events name them."""
+
+    tenant_id: str
+    user_id: str
+
+
+def users_frame(people: Iterable[Person]) -> pl.DataFrame:
+    """tenant_id, id."""
+    rows = [(one.tenant_id, one.user_id) for one in people]
+    return pl.DataFrame(rows, schema={"tenant_id": pl.String, "id": pl.String}, orient="row")
+
+
+def own_rows(
+    people: Iterable[Person],
+    relationships: Sequence[RelationshipRow],
+    frames: Mapping[str, pl.DataFrame],
+    kinds: Mapping[str, NodeKind],
+) -> dict[str, pl.DataFrame]:
+    """The rows of silos that are these people's.
+
+    Args:
+        people: who.
+        relationships: the mappings, of which none is wrong.
+        frames: node rows of silo tables, by label.
+        kinds: their kinds, by label.
+
+    Returns:
+        By label, the key columns of the rows.
+    """
+    found: dict[str, pl.DataFrame] = {}
+    with_users = {**frames, USER: users_frame(people)}
+    with_user_kind = {**kinds, USER: NodeKind(USER, ("id",), {"id": pl.String()})}
+    usable = [row for row in relationships if with_users.keys() >= set(row.labels)]
+    for row in usable:
+        if USER in row.labels:
+            pairs = join_labels(row, with_users, with_user_kind)
+            label, prefix = (row.to_label, "to_") if row.from_label == USER else (row.from_label, "from_")
+            _add(found, kinds[label], pairs.rename({f"{prefix}{k}": k for k in kinds[label].key}))
+    while True:
+        before = {label: rows.height for label, rows in found.items()}
+        for row in usable:
+            _follow(row, found, frames, kinds)
+        if before == {label: rows.height for label, rows in found.items()}:
+            return found
+
+
+def _add(found: dict[str, pl.DataFrame], kind: NodeKind, rows: pl.DataFrame) -> None:
+    keys = rows.select(kind.key_columns)
+    found[kind.label] = pl.concat([found.get(kind.label, keys.clear()), keys]).unique()
+
+
+def _follow(
+    row: RelationshipRow,
+    found: dict[str, pl.DataFrame],
+    frames: Mapping[str, pl.DataFrame],
+    kinds: Mapping[str, NodeKind],
+) -> None:
+    """Add the rows that name rows found before by their whole key."""
+    join = parse_join(row)
+    labels = labels_by_alias(row, join)
+    for owner, label in labels.items():
+        if label == USER or label not in found:
+            continue
+        for other, other_label in labels.items():
+            if other != owner and other_label != USER:
+                for on in _references(join, owner, other, kinds[label]):
+                    owners = frames[label].join(found[label], on=kinds[label].key_columns, how="semi")
+                    named = owners.select(
+                        "tenant_id", *(_value(mine).alias(f"__{n}") for n, (mine, _) in enumerate(on))
+                    )
+                    theirs = frames[other_label].with_columns(_value(t).alias(f"__{n}") for n, (_, t) in enumerate(on))
+                    keys = ["tenant_id", *(f"__{n}" for n in range(len(on)))]
+                    _add(found, kinds[other_label], theirs.join(named, on=keys, how="semi"))
+
+
+def _references(join: Join, owner: str, other: str, kind: NodeKind) -> Iterable[list[tuple[Term, Term]]]:
+    """Equations, owner first, by which rows of another alias name the owner's by its whole key."""
+    for alternative in join.alternatives:
+        turned = [pair if pair[0].alias == owner else (pair[1], pair[0]) for pair in alternative]
+        between = [(mine, theirs) for mine, theirs in turned if mine.alias == owner and theirs.alias == other]
+        if {mine.column for mine, _ in between} >= set(kind.key):
+            yield between
+
+
+def _value(term: Term) -> pl.Expr:
+    return pl.col(term.column).cast(pl.String) if term.as_text else pl.col(term.column)
+
+
+def own_values(rows: pl.DataFrame, others: pl.DataFrame) -> list[str]:
+    """Texts in a person's rows that no other row has in the same column: an e-mail address, not the name of a plan.
+
+    Args:
+        rows: theirs.
+        others: all others of the table.
+    """
+    found: set[str] = set()
+    for name, dtype in rows.schema.items():
+        if dtype == pl.String and name not in LINEAGE:
+            shared = others[name].drop_nulls().unique() if name in others.columns else pl.Series([], dtype=pl.String)
+            found |= set(rows[name].drop_nulls().unique()) - set(shared)
+    return sorted(value for value in found if is_distinctive(value))
+
+
+def is_distinctive(value: str) -> bool:
+    """Whether a value can be looked for in bytes, where nothing says what it stands for."""
+    return len(value) >= LEAST_CHARACTERS and not value.isdecimal()
+
+
+class Needles:
+    """Values that are looked for in texts and bytes, all at once, each as a word of its own.
+
+    Args:
+        values: distinctive ones.
+    """
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self.values = sorted(set(values))
+        self._patterns = sorted({form for value in self.values for form in (value, json.dumps(value)[1:-1])})
+        self._finder = BytesAhoCorasick([form.encode() for form in self._patterns]) if self._patterns else None
+
+    def _found(self, content: bytes) -> Iterator[tuple[int, int]]:
+        """Starts and ends of words.
+
+        One is not a part of a longer word, nor of one that goes on behind a sign: u-1 is not in u-1-2.
+        """
+        if self._finder is None:
+            return
+        for _, start, end in self._finder.find_matches_as_indexes(content, overlapping=True):
+            before, after = content[max(start - 2, 0) : start], content[end : end + 2]
+            goes_on = after[:1] in _SIGNS and _is_of_a_word(after[1:])
+            came_from = before[-1:] in _SIGNS and _is_of_a_word(before[:-1])
+            if not (_is_of_a_word(after[:1]) or _is_of_a_word(before[-1:]) or goes_on or came_from):
+                yield start, end
+
+    def count(self, content: bytes) -> int:
+        """How often they stand in bytes."""
+        return sum(1 for _ in self._found(content))
+
+    def replaced(self, content: bytes, by: bytes) -> bytes:
+        """The bytes, each value overwritten with one byte as often as it is long: nothing moves."""
+        result = bytearray(content)
+        for start, end in self._found(content):
+            result[start:end] = by * (end - start)
+        return bytes(result)
+
+    def are_in(self, texts: pl.Series) -> pl.Series:
+        """Whether each text holds one; false for null."""
+        if self._finder is None:
+            return pl.Series([False]).new_from_index(0, texts.len())
+        maybe = texts.str.contains_any(self._patterns).fill_null(value=False)
+        rows = maybe.arg_true()
+        hits = [row for row, text in zip(rows, texts.gather(rows), strict=True) if self.count(text.encode())]
+        return pl.int_range(texts.len(), eager=True).is_in(hits)
+
+    def hits(self, texts: pl.Series) -> int:
+        """In how many texts they stand."""
+        return int(self.are_in(texts).sum())
+
+
+_SIGNS = (b"-", b".", b"@", b"+")
+
+
+def _is_of_a_word(byte: bytes) -> bool:
+    return byte.isalnum() or byte == b"_"

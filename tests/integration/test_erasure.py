@@ -1,0 +1,262 @@
+"""Erasure: twenty people leave every store, nobody else does, and what is left is right."""
+
+import gzip
+import io
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import polars as pl
+import psycopg
+import pytest
+from psycopg import sql
+
+from c360_pipeline.cli.privacy import stores_of
+from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
+from c360_pipeline.core.erasure import Person
+from c360_pipeline.core.lake import DEAD_LETTERS, EVENT_JOURNEY, EVENTS, LANDING_FILES, RECONCILIATION_FINDINGS
+from c360_pipeline.devstack import silo_samples
+from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
+from c360_pipeline.devstack.sample_files import Written
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.runs import materialise
+from c360_pipeline.settings import Settings, load_settings, postgres_login
+from c360_pipeline.stores import erasure as erasing
+from c360_pipeline.stores.archive import Archive
+from c360_pipeline.stores.erasure import Certificate, Erasure
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.landing import folder_for
+from c360_pipeline.stores.projections import stitch_all
+from c360_pipeline.stores.reconcile import reconcile, summarise
+
+REQUEST = SampleRequest(events=1_500, tenants=2, seed=11, malformed_rate=0.04, duplicate_rate=0.04)
+PEOPLE = 20
+
+
+@dataclass(frozen=True)
+class World:
+    """A sample after its first run."""
+
+    home: Path
+    settings: Settings
+    lake: Lake
+    graph: Graph
+    written: Written
+
+    def run(self) -> None:
+        """Materialise everything; every step and check must pass."""
+        outcome = materialise(self.home, "*", None, lambda _: None)
+        assert (outcome.error, outcome.failed_checks, outcome.succeeded) == (None, [], True)
+
+    def findings(self) -> list[dict[str, Any]]:
+        """Differences between graph and archive."""
+        archive = Archive(self.lake, open_control(self.settings).read())
+        found: list[dict[str, Any]] = summarise(reconcile(archive, self.graph))["findings"]
+        return found
+
+    def accounts(self) -> pl.DataFrame:
+        """Rows of the silo's table."""
+        table = self.lake.stored_table("silos/profiles_db/accounts", ("tenant_id", "account_id"))
+        assert table is not None
+        return self.lake.read(table)
+
+
+@pytest.fixture(scope="module")
+def world(home: Path, empty_graph: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    written = write_sample(REQUEST, tmp_path_factory.mktemp("sample"), lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        name = uuid4().hex[:12]
+        for variable, value in (("C360_BUCKET", f"test-{name}"), ("ETL_DB_NAME", f"control_{name}"),
+                                ("C360_DAGSTER_DB", f"dagster_{name}")):  # fmt: skip
+            patch.setenv(variable, value)
+        settings = load_settings(home)
+        empty_graph()
+        silo_samples.seed(postgres_login(settings, settings.etl_db_name), open_control(settings), "sample", lambda _: 0)
+        landing = open_landing(settings)
+        for path in (*written.event_files, written.catalog_file):
+            landing.put_file(path, folder_for(path, date(2025, 11, 3)))
+        with open_graph(settings) as graph:
+            made = World(home, settings, open_lake(settings), graph, written)
+            made.run()
+            yield made
+
+
+@dataclass(frozen=True)
+class Erased:
+    """Twenty people, what was theirs, and what is said of it."""
+
+    people: list[Person]
+    words: set[str]
+    others: pl.DataFrame
+    accounts: pl.DataFrame
+    certificate: Certificate
+
+
+def known_of(world: World, people: list[Person]) -> set[str]:
+    """User ids and, of those with an account, address and name; each long enough to be somebody's."""
+    users = [one.user_id for one in people]
+    accounts = world.accounts().filter(pl.col("email").is_in(users) | pl.col("account_id").cast(pl.String).is_in(users))
+    words = {*users, *accounts["email"], *accounts["full_name"]}
+    shared = set(world.accounts().join(accounts, on="account_id", how="anti")["full_name"])
+    return {word for word in words - shared if len(word) > 5}
+
+
+@pytest.fixture(scope="module")
+def erased(world: World) -> Erased:
+    """After the erasure, which was broken off after each of its steps."""
+    events = world.lake.read(EVENTS)
+    users = events.select("tenant_id", "user_id").unique().sort(pl.all()).rows()
+    rng = random.Random(4)
+    with_account = [u for u in users if "@" in u[1] or u[1].isdecimal()]
+    chosen = rng.sample(with_account, 12) + rng.sample([u for u in users if u not in with_account], PEOPLE - 12)
+    people = [Person(*one) for one in chosen]
+    theirs = pl.DataFrame(chosen, schema=["tenant_id", "user_id"], orient="row")
+    others = events.join(theirs, on=["tenant_id", "user_id"], how="anti")
+    words, accounts = known_of(world, people), world.accounts()
+    # What a reconciliation says of a person in passing.
+    finding = {"run_id": "r", "tenant_id": chosen[0][0], "kind": "missing", "label": "User", "repaired": False,
+               "key": f"{chosen[0][0]} {next(iter(words))}", "difference": ""}  # fmt: skip
+    schema = RECONCILIATION_FINDINGS.empty().schema
+    world.lake.insert_new(RECONCILIATION_FINDINGS, pl.DataFrame([{n: finding.get(n) for n in schema}], schema=schema))
+    (world.home / "logs" / "some.log").write_text(f"a statement about {sorted(words)[0]} failed\n")
+
+    erasure = Erasure(stores_of(world.settings), world.home / "erasure")
+    for step in ("_erase_lines", "_erase_events", "_erase_rows", "_follow", "_forget", "_certificate"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(erasing.Erasure, step, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                erasure.erase(people)
+    with pytest.raises(ConfigError, match="broken off"):
+        erasure.erase(people[:1])
+    certificate = erasure.erase(people)
+    return Erased(people, words, others, accounts, certificate)
+
+
+def test_the_certificate_says_what_was_searched_and_that_nothing_is_left(world: World, erased: Erased) -> None:
+    said = erased.certificate
+    assert said.is_clean
+    assert said.findings == 0
+    hits = {one["store"]: (one["hits_before"], one["hits_after"]) for one in said.stores}
+    assert {store for store, (before, _) in hits.items() if before} >= {"landing area", "lake", "graph", "logs"}
+    assert {after for _, after in hits.values()} == {0}
+    assert all(one["searched"] > 0 for one in said.stores if one["hits_before"])
+    assert said.removed["events"] > PEOPLE
+    assert said.removed["landing_lines"] >= said.removed["events"]
+    assert said.removed["silo_rows"]["silos/profiles_db/accounts"] >= 5
+    assert len(said.people) == PEOPLE
+    text = json.dumps(said.as_dict())
+    assert not [word for word in erased.words if word in text]
+    assert not (world.home / "erasure").exists()
+
+
+def objects(world: World) -> Iterator[tuple[str, str]]:
+    """Every object as text, packed or columnar or not, read by the disk under the gateway."""
+    root = world.home / "s3" / "data" / world.settings.bucket
+    for path in root.rglob("*"):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        if path.suffix == ".parquet":
+            frame = pl.read_parquet(io.BytesIO(content))
+            yield str(path), str([list(map(str, column.to_list())) for column in frame])
+        yield str(path), content.decode("utf-8", "replace")
+
+
+def rows_of(login: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every row of a database as text."""
+    with psycopg.connect(**login) as connection:
+        names = connection.execute(
+            "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        ).fetchall()
+        for schema, name in names:
+            statement = sql.SQL("SELECT t::text FROM {} AS t").format(sql.Identifier(schema, name))
+            for (text,) in connection.execute(statement):
+                yield f"{schema}.{name}", text
+
+
+def test_no_byte_of_any_store_holds_a_word_of_theirs(world: World, erased: Erased) -> None:
+    """Looked for by other means than the erasure's own search."""
+    words = sorted(erased.words)
+    assert len(words) > PEOPLE
+    found = [(place, word) for place, text in objects(world) for word in words if is_word(word, text)]
+    for database in (world.settings.etl_db_name, world.settings.dagster_db_name):
+        texts = rows_of(postgres_login(world.settings, database))
+        found += [(place, word) for place, text in texts for word in words if is_word(word, text)]
+    for folder in ("neo4j", "logs", "cache", "dagster"):
+        for path in (world.home / folder).rglob("*"):
+            if path.is_file():
+                text = path.read_bytes().decode("latin-1")
+                found += [(str(path), word) for word in words if is_word(word, text)]
+    for record in world.graph.query(
+        "MATCH (n) RETURN properties(n) AS p UNION ALL MATCH ()-[n]->() RETURN properties(n) AS p"
+    ):
+        found += [("graph", word) for word in words if is_word(word, str(record["p"]))]
+    assert found == []
+
+
+def is_word(word: str, text: str) -> bool:
+    """Whether a word stands in a text, not as a part of a longer one: some users' ids begin with others'."""
+    start = text.find(word)
+    while start >= 0:
+        before, after = text[start - 1 : start], text[start + len(word) : start + len(word) + 2]
+        longer = after[:1].isalnum() or (after[:1] in "-._@+" and after[1:].isalnum())
+        if not before.isalnum() and before != "-" and not longer:
+            return True
+        start = text.find(word, start + 1)
+    return False
+
+
+def test_everybody_else_is_what_they_were(world: World, erased: Erased) -> None:
+    columns = [name for name in EVENTS.columns if name not in ("attrs", "source_etag", "landed_at")]
+    key = ["tenant_id", "event_id"]
+    now = world.lake.read(EVENTS).select(columns).sort(key)
+    assert now.equals(erased.others.select(columns).sort(key))
+    gone = erased.accounts.join(world.accounts(), on="account_id", how="anti")
+    names = {one.user_id for one in erased.people}
+    assert all(row["email"] in names or str(row["account_id"]) in names for row in gone.to_dicts())
+    plans = world.lake.stored_table("silos/streaming_db/plans", ("tenant_id", "plan_id"))
+    assert plans is None or world.lake.count(plans) > 0
+
+
+def partition(assigned: pl.DataFrame) -> set[frozenset[str]]:
+    """Which events are together."""
+    named = assigned.select("tenant_id", "journey_id", event=pl.concat_str("tenant_id", "event_id", separator=" "))
+    return {frozenset(events) for events in named.group_by("tenant_id", "journey_id").agg("event")["event"]}
+
+
+def test_the_journeys_of_the_rest_are_those_of_an_archive_that_never_knew_them(
+    world: World, erased: Erased, tmp_path: Path
+) -> None:
+    (tmp_path / "lake").mkdir()
+    fresh = Lake(str(tmp_path / "lake"), {}, tmp_path / "cache")
+    fresh.insert_new(EVENTS, erased.others)
+    stitch_all(fresh, open_control(world.settings).key_policy())
+    assert partition(world.lake.read(EVENT_JOURNEY)) == partition(fresh.read(EVENT_JOURNEY))
+
+
+def test_books_and_graph_are_right_and_the_next_run_brings_nobody_back(world: World, erased: Erased) -> None:
+    assert world.findings() == []
+    world.run()
+    assert world.findings() == []
+    assert known_of(world, erased.people) & erased.words == {p.user_id for p in erased.people if len(p.user_id) > 5}
+    books = world.lake.read(LANDING_FILES)
+    assert books["landed"].sum() == world.lake.count(EVENTS) == erased.others.height
+    stores = stores_of(world.settings)
+    after = Erasure(stores, world.home / "erasure").search(erased.people)
+    assert {one.store: one.hits for one in after if one.hits} == {}
+
+
+def test_blanked_letters_keep_their_place_in_the_queue(world: World, erased: Erased) -> None:
+    letters = world.lake.read(DEAD_LETTERS)
+    assert (
+        letters.filter(pl.col("resolution") == "erased")["raw"].null_count()
+        == letters.filter(pl.col("resolution") == "erased").height
+    )
