@@ -26,6 +26,7 @@ import polars as pl
 
 from c360_pipeline.core.erasure import Needles, Person, is_distinctive, own_rows, own_values, users_frame
 from c360_pipeline.core.lake import (
+    CATALOG,
     DEAD_LETTER_LINES,
     DEAD_LETTERS,
     EVENT_KEYS,
@@ -38,6 +39,7 @@ from c360_pipeline.core.lake import (
 )
 from c360_pipeline.core.landing import split_suppressed
 from c360_pipeline.core.row_hashes import row_name_hash, user_hash
+from c360_pipeline.core.silos import LINEAGE
 from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.backfill import backfill
@@ -260,7 +262,8 @@ class Erasure:
         of_others = keys.join(events.lazy(), on=["tenant_id", "event_id"], how="anti").select("tenant_id", "key_hash")
         values |= set(of_them.join(of_others, on=["tenant_id", "key_hash"], how="anti").collect()["key_hash"])
         rows, texts = self._silo_rows(persons)
-        return sorted(v for v in values | texts if is_distinctive(v)), events, rows
+        found = {value for value in values | texts if is_distinctive(value)}
+        return sorted({one.user_id for one in persons} & found | self._nowhere_else(found, rows)), events, rows
 
     def _only_theirs(self, theirs: pl.DataFrame, users: pl.LazyFrame) -> set[str]:
         """Texts of their events that no event of anybody else bears."""
@@ -297,6 +300,23 @@ class Erasure:
                     rows[table.name] = mine.select(table.key).to_dicts()
                     texts |= set(own_values(mine, held.join(mine.select(table.key), on=list(table.key), how="anti")))
         return rows, texts
+
+    def _nowhere_else(self, values: set[str], rows: dict[str, list[dict[str, Any]]]) -> set[str]:
+        """Values that neither the catalogue nor anybody else's row of a silo has: a city is nobody's."""
+        lake, control = self._stores.lake, self._stores.control.read()
+        tables = [(CATALOG, CATALOG.empty().select(CATALOG.key))]
+        for found in label_tables(lake, control).values():
+            for table in found.tables:
+                keys = pl.DataFrame(rows.get(table.name, []), schema={k: table.empty().schema[k] for k in table.key})
+                tables.append((table, keys))
+        left = pl.DataFrame({"text": sorted(values)}, schema={"text": pl.String})
+        for table, theirs in tables:
+            others = lake.scan(table).join(theirs.lazy(), on=list(table.key), how="anti")
+            for name, dtype in table.empty().schema.items():
+                if dtype == pl.String and name not in LINEAGE:
+                    held = others.select(text=name).unique().collect(engine="streaming")
+                    left = left.join(held, on="text", how="anti")
+        return set(left["text"])
 
     def _letters(self, needles: Needles, persons: list[Person]) -> pl.DataFrame:
         """dead_letter_id of letters that hold a value of theirs, or are of their events."""
