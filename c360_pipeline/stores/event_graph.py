@@ -84,18 +84,20 @@ class ProductGraph:
         catalog, catalog_version = lake.changes(CATALOG, done.get(CATALOG.name))
         refused = RefusedRows(lake, graph.refusals)
         if events.count or catalog.count:
-            self._write(lake.still_there(CATALOG, done.get(CATALOG.name)))
+            # A tenant whose last item went has none of the rows that are wanted.
+            tenants = {*events.upserted["tenant_id"], *events.deleted["tenant_id"]}
+            self._write(lake.still_there(CATALOG, done.get(CATALOG.name)), tenants)
         refused.keep()
         graph.save_checkpoint(PRODUCT_PROJECTION, EVENTS.name, events_version)
         graph.save_checkpoint(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
 
-    def _write(self, catalog_before: Version | None) -> None:
+    def _write(self, catalog_before: Version | None, tenants: set[str]) -> None:
         lake, graph = self._lake, self._graph
         now = lake.read(CATALOG)
         items = lake.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
         before = lake.read(CATALOG, catalog_before.number) if catalog_before else CATALOG.empty()
         wanted = model.products(items, now)
-        tenants = set(wanted["tenant_id"]) | set(before["tenant_id"])
+        tenants = tenants | set(wanted["tenant_id"]) | set(before["tenant_id"])
         held = [graph.read(model.PRODUCT, tenant) for tenant in sorted(tenants)]
         found = pl.concat(held) if held else wanted.head(0)
         graph.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
