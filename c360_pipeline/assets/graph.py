@@ -4,7 +4,7 @@ import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.landing import product_catalog
-from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, kind_schema, preview, rows
+from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, kind_schema, preview, refused_rows, rows
 from c360_pipeline.core import graph as model
 from c360_pipeline.core.lake import CATALOG, EVENTS
 from c360_pipeline.core.refused import stands_on
@@ -55,7 +55,8 @@ def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
     with graph.open() as neo4j:
         ProductGraph(lake.open(), neo4j).project()
         counts = neo4j.label_counts()
-    return dg.MaterializeResult(metadata=rows(counts.get("Product", 0), categories=counts.get("Category", 0)))
+    said = {"categories": counts.get("Category", 0), **refused_rows(neo4j.refusals)}
+    return dg.MaterializeResult(metadata=rows(counts.get("Product", 0), **said))
 
 
 @dg.asset_check(
@@ -89,7 +90,8 @@ def event_graph(
         changed = EventGraph(lake.open(), neo4j).project()
         counts = neo4j.label_counts()
     context.log.info("projected: %s", ", ".join(f"{count:,} rows of {kind}" for kind, count in changed.items()))
-    return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), changed=counts_table(changed, "kind")))
+    said = {"changed": counts_table(changed, "kind"), **refused_rows(neo4j.refusals)}
+    return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), **said))
 
 
 @dg.asset_check(

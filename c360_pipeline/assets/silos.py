@@ -10,13 +10,14 @@ import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.partitions import SILO_TABLES
-from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, preview, rows
+from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, preview, refused_rows, rows
 from c360_pipeline.core.relationship_joins import joined_columns
 from c360_pipeline.core.silo_plan import Extract
 from c360_pipeline.core.silos import LINEAGE, ControlRows, RelationshipRow
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, LandingResource, SilosResource
 from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.cypher_script import write_script
+from c360_pipeline.stores.refused import RefusedRows
 from c360_pipeline.stores.silo_graph import LabelTables, SiloGraph, label_tables, stored_silo_table
 from c360_pipeline.stores.silo_run import SiloRun, readable_exclusions
 
@@ -131,7 +132,8 @@ def silo_nodes(
         changed = silos.project_nodes()
         total = sum(neo4j.label_count(label) for label in silos.labels)
     lineage = {"dagster/column_lineage": node_lineage(control_rows, silos.labels)}
-    return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "label"), **lineage))
+    said = {**lineage, **refused_rows(neo4j.refusals)}
+    return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "label"), **said))
 
 
 def node_lineage(control_rows: ControlRows, labels: Mapping[str, LabelTables]) -> dg.TableColumnLineage:
@@ -193,8 +195,9 @@ def mapped_relationships(  # with checks of its own, Dagster takes the result ty
     lineage = {"dagster/column_lineage": relationship_lineage(silos, control_rows.relationships)}
     empty = sorted(name for name, (made, _) in done.items() if not made)
     changed = {name: written for name, (_, written) in done.items()}
+    said = {**lineage, **refused_rows(neo4j.refusals)}
     return dg.MaterializeResult(
-        metadata=rows(sum(made for made, _ in done.values()), changed=counts_table(changed, "relationship"), **lineage),
+        metadata=rows(sum(made for made, _ in done.values()), changed=counts_table(changed, "relationship"), **said),
         check_results=[
             dg.AssetCheckResult(
                 check_name="every_mapping_joins_something",
@@ -261,7 +264,9 @@ def every_silo_row_is_a_node(control: ControlResource, lake: LakeResource, graph
     tables = lake.open()
     wrong: dict[str, int] = {}
     with graph.open() as neo4j:
+        refused = RefusedRows(tables, neo4j.refusals).refused
         for label, found in label_tables(tables, control.open().read()).items():
-            too_many = neo4j.label_count(label) - sum(tables.count(table) for table in found.tables)
+            rows_of_label = sum(tables.count(table) for table in found.tables)
+            too_many = neo4j.label_count(label) + len(refused.get(label, ())) - rows_of_label
             wrong |= {label: too_many} if too_many else {}
     return dg.AssetCheckResult(passed=not wrong, metadata={"nodes_too_many": counts_table(wrong, "label")})

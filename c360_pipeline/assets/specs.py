@@ -9,6 +9,7 @@ import polars as pl
 
 from c360_pipeline.core.graph import Kind
 from c360_pipeline.core.lake import Table
+from c360_pipeline.stores.refused import Refusals
 
 OWNERS = ["team:customer-data"]
 
@@ -53,6 +54,14 @@ def table_spec(name: str, table: Table, group: str, deps: Sequence[str] = ()) ->
 def rows(count: int, **more: Any) -> dict[str, Any]:
     """Metadata with the row count under the key that Dagster plots."""
     return {"dagster/row_count": count, **more}
+
+
+def refused_rows(refusals: Refusals) -> dict[str, dg.JsonMetadataValue]:
+    """Rows that the graph refused in this run, with a statement for each of its errors; nothing when there are none."""
+    if not refusals.letters:
+        return {}
+    said = {"rows": len(refusals.letters), "statements": refusals.samples}
+    return {"refused_by_graph": dg.MetadataValue.json(said)}
 
 
 def found_none(asset: str, check: str, **wrong: pl.DataFrame) -> dg.AssetCheckResult:

@@ -139,22 +139,22 @@ class Needles:
 
     def __init__(self, values: Iterable[str]) -> None:
         self.values = sorted(set(values))
-        self._patterns = sorted({form for value in self.values for form in (value, json.dumps(value)[1:-1])})
+        self._patterns = sorted({form for value in self.values for form in _forms(value)})
         self._finder = BytesAhoCorasick([form.encode() for form in self._patterns]) if self._patterns else None
 
-    def _found(self, content: bytes) -> Iterator[tuple[int, int]]:
-        """Starts and ends of words.
+    def _found(self, content: bytes) -> Iterator[tuple[int, int, int]]:
+        """Numbers of patterns, starts and ends of words.
 
         One is not a part of a longer word, nor of one that goes on behind a sign: u-1 is not in u-1-2.
         """
         if self._finder is None:
             return
-        for _, start, end in self._finder.find_matches_as_indexes(content, overlapping=True):
+        for pattern, start, end in self._finder.find_matches_as_indexes(content, overlapping=True):
             before, after = content[max(start - 2, 0) : start], content[end : end + 2]
             goes_on = after[:1] in _SIGNS and _is_of_a_word(after[1:])
             came_from = before[-1:] in _SIGNS and _is_of_a_word(before[:-1])
             if not (_is_of_a_word(after[:1]) or _is_of_a_word(before[-1:]) or goes_on or came_from):
-                yield start, end
+                yield pattern, start, end
 
     def count(self, content: bytes) -> int:
         """How often they stand in bytes."""
@@ -163,22 +163,37 @@ class Needles:
     def replaced(self, content: bytes, by: bytes) -> bytes:
         """The bytes, each value overwritten with one byte as often as it is long: nothing moves."""
         result = bytearray(content)
-        for start, end in self._found(content):
+        for _, start, end in self._found(content):
             result[start:end] = by * (end - start)
         return bytes(result)
+
+    def _maybe_in(self, texts: pl.Series) -> pl.Series:
+        """Numbers of texts that hold one, maybe as a part of a longer word."""
+        return texts.str.contains_any(self._patterns).fill_null(value=False).arg_true()
 
     def are_in(self, texts: pl.Series) -> pl.Series:
         """Whether each text holds one; false for null."""
         if self._finder is None:
             return pl.Series([False]).new_from_index(0, texts.len())
-        maybe = texts.str.contains_any(self._patterns).fill_null(value=False)
-        rows = maybe.arg_true()
+        rows = self._maybe_in(texts)
         hits = [row for row, text in zip(rows, texts.gather(rows), strict=True) if self.count(text.encode())]
         return pl.int_range(texts.len(), eager=True).is_in(hits)
+
+    def found_in(self, texts: pl.Series) -> set[str]:
+        """The values that stand in one of the texts."""
+        if self._finder is None:
+            return set()
+        found = {pattern for t in texts.gather(self._maybe_in(texts)) for pattern, _, _ in self._found(t.encode())}
+        return {value for value in self.values if any(self._patterns[n] in _forms(value) for n in found)}
 
     def hits(self, texts: pl.Series) -> int:
         """In how many texts they stand."""
         return int(self.are_in(texts).sum())
+
+
+def _forms(value: str) -> tuple[str, str]:
+    """A value as it is, and as JSON writes it where only ASCII may stand."""
+    return value, json.dumps(value)[1:-1]
 
 
 _SIGNS = (b"-", b".", b"@", b"+")

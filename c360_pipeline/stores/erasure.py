@@ -55,6 +55,7 @@ from c360_pipeline.stores.erasure_search import (
     search_graph,
     search_lake,
     search_objects,
+    texts_of,
 )
 from c360_pipeline.stores.event_removal import remove_events
 from c360_pipeline.stores.graph import Graph
@@ -255,28 +256,40 @@ class Erasure:
         lake = self._stores.lake
         users = users_frame(persons).rename({"id": "user_id"}).lazy()
         theirs = lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="semi").collect(engine="streaming")
-        values = {one.user_id for one in persons} | self._only_theirs(theirs, users)
+        values = {one.user_id for one in persons} | self._only_theirs(theirs)
         events = theirs.select("tenant_id", "event_id")
         keys = lake.scan(EVENT_KEYS)
         of_them = keys.join(events.lazy(), on=["tenant_id", "event_id"], how="semi").select("tenant_id", "key_hash")
         of_others = keys.join(events.lazy(), on=["tenant_id", "event_id"], how="anti").select("tenant_id", "key_hash")
         values |= set(of_them.join(of_others, on=["tenant_id", "key_hash"], how="anti").collect()["key_hash"])
         rows, texts = self._silo_rows(persons)
-        found = {value for value in values | texts if is_distinctive(value)}
-        return sorted({one.user_id for one in persons} & found | self._nowhere_else(found, rows)), events, rows
+        found = sorted(value for value in values | texts if is_distinctive(value))
+        return sorted(set(found) - self._elsewhere(Needles(found), users, rows)), events, rows
 
-    def _only_theirs(self, theirs: pl.DataFrame, users: pl.LazyFrame) -> set[str]:
-        """Texts of their events that no event of anybody else bears."""
+    def _only_theirs(self, theirs: pl.DataFrame) -> set[str]:
+        """Ids of their events, and what rules for keys take for an id on them."""
+        entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+        attrs = theirs.select(pl.col("attrs").cast(entries)).explode("attrs").unnest("attrs")
+        rules = self._stores.control.key_policy().rules
+        names = [rule.source.removeprefix("attrs.") for rule in rules]
+        ids = attrs.filter(pl.col("key").is_in(names))["value"]
+        return {value for column in (theirs["event_id"], theirs["session_id"], ids) for value in column.drop_nulls()}
 
-        def texts(events: pl.LazyFrame) -> pl.LazyFrame:
-            entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
-            attrs = events.select(pl.col("attrs").cast(entries)).explode("attrs").unnest("attrs").select(text="value")
-            return pl.concat([events.select(text="event_id"), events.select(text="session_id"), attrs]).drop_nulls()
-
-        mine = texts(theirs.lazy()).unique().collect()
-        others = self._stores.lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="anti")
-        shared = texts(others).join(mine.lazy(), on="text", how="semi").unique().collect(engine="streaming")
-        return set(mine["text"]) - set(shared["text"])
+    def _elsewhere(self, needles: Needles, users: pl.LazyFrame, rows: dict[str, list[dict[str, Any]]]) -> set[str]:
+        """Values that the catalogue has, or events and rows of silos of others: a city is nobody's."""
+        lake, control = self._stores.lake, self._stores.control.read()
+        others = [lake.scan(CATALOG), lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="anti")]
+        for tables in label_tables(lake, control).values():
+            for table in tables.tables:
+                keys = pl.DataFrame(rows.get(table.name, []), schema={k: table.empty().schema[k] for k in table.key})
+                others.append(lake.scan(table).join(keys.lazy(), on=list(table.key), how="anti"))
+        found: set[str] = set()
+        for held in others:
+            for batch in held.collect_batches(maintain_order=False):
+                for name in batch.columns:
+                    if name not in (*LINEAGE, "source_uri"):
+                        found |= needles.found_in(texts_of(batch, name))
+        return found
 
     def _silo_rows(self, persons: list[Person]) -> tuple[dict[str, list[dict[str, Any]]], set[str]]:
         """Keys of their rows of silos by lake table, and texts that only these hold."""
@@ -300,23 +313,6 @@ class Erasure:
                     rows[table.name] = mine.select(table.key).to_dicts()
                     texts |= set(own_values(mine, held.join(mine.select(table.key), on=list(table.key), how="anti")))
         return rows, texts
-
-    def _nowhere_else(self, values: set[str], rows: dict[str, list[dict[str, Any]]]) -> set[str]:
-        """Values that neither the catalogue nor anybody else's row of a silo has: a city is nobody's."""
-        lake, control = self._stores.lake, self._stores.control.read()
-        tables = [(CATALOG, CATALOG.empty().select(CATALOG.key))]
-        for found in label_tables(lake, control).values():
-            for table in found.tables:
-                keys = pl.DataFrame(rows.get(table.name, []), schema={k: table.empty().schema[k] for k in table.key})
-                tables.append((table, keys))
-        left = pl.DataFrame({"text": sorted(values)}, schema={"text": pl.String})
-        for table, theirs in tables:
-            others = lake.scan(table).join(theirs.lazy(), on=list(table.key), how="anti")
-            for name, dtype in table.empty().schema.items():
-                if dtype == pl.String and name not in LINEAGE:
-                    held = others.select(text=name).unique().collect(engine="streaming")
-                    left = left.join(held, on="text", how="anti")
-        return set(left["text"])
 
     def _letters(self, needles: Needles, persons: list[Person]) -> pl.DataFrame:
         """dead_letter_id of letters that hold a value of theirs, or are of their events."""

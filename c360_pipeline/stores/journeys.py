@@ -33,7 +33,7 @@ from c360_pipeline.core.journey_log import (
     remark_rows,
 )
 from c360_pipeline.core.keys import KEY_COLUMNS, KeyPolicy, extract_keys
-from c360_pipeline.core.lake import JOURNEY_LOG, JOURNEY_MERGES
+from c360_pipeline.core.lake import JOURNEY_LOG, JOURNEY_MERGES, JOURNEYS
 from c360_pipeline.core.stitching import (
     KNOWN_JOURNEY,
     Batch,
@@ -411,8 +411,9 @@ class Journeys:
         others = rows.filter(pl.col("kind") == EVENT).join(events.lazy(), on=EVENT_COLUMNS[:2], how="anti")
         lonely = keys.join(others.select("tenant_id", "key_hash"), on=["tenant_id", "key_hash"], how="anti").collect()
         ids, tenants = events["event_id"].to_list(), events["tenant_id"].unique().to_list()
-        # The table of merges follows the log by appending: what the log forgets, it has to be told.
+        # The tables take up what the log says anew, not what it forgets.
         self._lake.delete_rows(JOURNEY_MERGES, tenants, {"via_event_id": ids}, blank={})
+        self._lake.delete_rows(JOURNEYS, tenants, {}, blank={"founding_event_id": ids})
         return self._lake.delete_rows(
             JOURNEY_LOG, tenants,
             {"event_id": ids, "key_hash": lonely["key_hash"].to_list()}, blank={"founding_event_id": ids},

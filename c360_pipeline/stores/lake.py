@@ -244,17 +244,21 @@ class Lake:
         Values of columns in `blank` become empty, and their rows stay.
         """
         any_of = [f"{_quoted(name)} IN ({_literals(held)})" for name, held in values.items() if held]
-        if not (tenants and any_of):
+        blanked = {name: held for name, held in blank.items() if held}
+        if not (tenants and (any_of or blanked)):
             return 0
-        predicate = f"{_quoted('tenant_id')} IN ({_literals(tenants)}) AND ({' OR '.join(any_of)})"
+        of_tenants = f"{_quoted('tenant_id')} IN ({_literals(tenants)})"
 
         def attempt() -> int:
             snapshot = self.snapshot(table)
-            done = snapshot.delete(predicate, writer_properties=_writer_properties(table))
-            for name, held in blank.items():
-                of_tenants = f"{_quoted('tenant_id')} IN ({_literals(tenants)})"
+            gone = 0
+            if any_of:
+                predicate = f"{of_tenants} AND ({' OR '.join(any_of)})"
+                done = snapshot.delete(predicate, writer_properties=_writer_properties(table))
+                gone = int(done["num_deleted_rows"])
+            for name, held in blanked.items():
                 snapshot.update({name: "''"}, predicate=f"{of_tenants} AND {_quoted(name)} IN ({_literals(held)})")
-            return int(done["num_deleted_rows"])
+            return gone
 
         return self.retried(table.name, attempt)
 
