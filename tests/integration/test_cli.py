@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from event_world import World
 from typer.testing import CliRunner, Result
 
 from c360_pipeline import cli
+from c360_pipeline.core.lake import EVENTS
 from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.graph import Graph
@@ -96,6 +99,9 @@ def test_status_without_services_is_3(tmp_path: Path) -> None:
         (["dead-letters", "show", "zz"], "zz"),
         (["dead-letters", "discard", "--note", "why"], "--all"),
         (["suppress", "remove", "--tenant", "acme", "--user", "nobody"], "nobody"),
+        (["rebuild", "--as-of", "yesterday"], "yesterday"),
+        (["diff", "77"], "77"),
+        (["restore", "/nowhere"], "/nowhere"),
     ],
 )
 def test_bad_input_is_2_with_one_clear_line(settings: Settings, arguments: list[str], says: str) -> None:
@@ -225,3 +231,29 @@ def test_the_graph_is_cleared_only_when_it_was_said_twice(settings: Settings, co
         assert graph.label_count("Thing") == 2
     assert RUNNER.invoke(cli.app, ["clear-database"], input=f"y\n{settings.neo4j_uri}\n").exit_code == 0
     assert graph.label_count("Thing") == 0
+
+
+def document(*arguments: str) -> Any:
+    """The one JSON document that a command prints."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_what_looks_at_archive_and_graph_prints_one_document(world: World, tmp_path: Path) -> None:
+    backup = document("backup", str(tmp_path / "backup"))
+    assert document("backup", str(tmp_path / "backup"), "--verify") == backup
+    assert run("backup", str(tmp_path / "backup")).exit_code == 2
+    digest = document("digest", "--by-day")
+    assert {day["archive"] == day["graph"] for day in digest["days"]} == {True}
+    assert document("diff", "0", "--limit", "3")["counts"] == document("diff", "0", "now")["counts"]
+    expired = document("retain", "--dry-run")
+    assert {row["action"] for row in expired["events"]} == {"view"}  # of a year ago
+    assert sum(row["len"] for row in expired["events"]) < world.count == world.lake.count(EVENTS)
+    (user,) = world.graph.run("MATCH (u:User {tenant_id: 'acme'}) RETURN u.id AS id LIMIT 1")
+    found = {
+        one["store"]: one["hits"] for one in document("erase", "--tenant", "acme", "--user", user["id"], "--dry-run")
+    }
+    assert found["lake"] > 0
+    assert found["graph"] > 0
+    assert document("rebuild", "--online")["digest"] == document("rebuild", "--online")["digest_before"]

@@ -111,9 +111,8 @@ def known_of(world: World, people: list[Person]) -> set[str]:
                        world.accounts().with_columns(user=pl.col("account_id").cast(pl.String))])  # fmt: skip
     accounts = named.join(users, on=["tenant_id", "user"], how="semi")
     others = world.accounts().join(accounts, on=["tenant_id", "account_id"], how="anti")
-    elsewhere = world.lake.read(EVENTS).join(
-        users, left_on=["tenant_id", "user_id"], right_on=["tenant_id", "user"], how="anti"
-    )
+    events = world.lake.read(EVENTS).select("tenant_id", user="user_id")
+    elsewhere = events.join(users, on=["tenant_id", "user"], how="anti")["user"]
     words = {*users["user"], *accounts["email"], *accounts["full_name"]}
     shared = {*others["full_name"], *others["email"], *elsewhere}
     return {word for word in words - shared if len(word) > 5}
