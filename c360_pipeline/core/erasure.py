@@ -1,7 +1,8 @@
 """Erasure of people: which rows of silos are theirs, by which values they are known, and where bytes hold these.
 
-A row is a person's when a mapping ties it to their user, or when it names such a row by its key: subscriptions of an
-account are theirs, the plan that these name is not. Source: "Customer 360 Graph Pipeline" (the mappings).
+A row is a person's when a mapping ties it to their user, or when it names such a row by its key or by a value that only
+this row has: subscriptions of an account are theirs, tickets that bear its e-mail address, not the plan that a
+subscription names. Source: "Customer 360 Graph Pipeline" (the mappings).
 """
 
 import json
@@ -79,30 +80,30 @@ def _follow(
     frames: Mapping[str, pl.DataFrame],
     kinds: Mapping[str, NodeKind],
 ) -> None:
-    """Add the rows that name rows found before by their whole key."""
+    """Add the rows that name rows found before: by their whole key, or by what no other row has."""
     join = parse_join(row)
-    labels = labels_by_alias(row, join)
-    for owner, label in labels.items():
-        if label == USER or label not in found:
-            continue
-        for other, other_label in labels.items():
-            if other != owner and other_label != USER:
-                for on in _references(join, owner, other, kinds[label]):
-                    owners = frames[label].join(found[label], on=kinds[label].key_columns, how="semi")
-                    named = owners.select(
-                        "tenant_id", *(_value(mine).alias(f"__{n}") for n, (mine, _) in enumerate(on))
-                    )
-                    theirs = frames[other_label].with_columns(_value(t).alias(f"__{n}") for n, (_, t) in enumerate(on))
-                    keys = ["tenant_id", *(f"__{n}" for n in range(len(on)))]
-                    _add(found, kinds[other_label], theirs.join(named, on=keys, how="semi"))
+    silos = {alias: label for alias, label in labels_by_alias(row, join).items() if label != USER}
+    pairs = [(owner, other) for owner in silos for other in silos if owner != other and silos[owner] in found]
+    for owner, other in pairs:
+        label, other_label = silos[owner], silos[other]
+        for on in _equations(join, owner, other):
+            keys = ["tenant_id", *(f"__{n}" for n in range(len(on)))]
+            mine, theirs = ([_value(pair[side]).alias(f"__{n}") for n, pair in enumerate(on)] for side in (0, 1))
+            named = frames[label].select("tenant_id", *kinds[label].key, *mine).drop_nulls()
+            if not {term.column for term, _ in on} >= set(kinds[label].key):
+                if {term.column for _, term in on} >= set(kinds[other_label].key):
+                    continue  # it is the other that is named by its key
+                named = named.filter(~pl.struct(keys).is_duplicated())
+            owners = named.join(found[label], on=kinds[label].key_columns, how="semi").select(keys)
+            _add(found, kinds[other_label], frames[other_label].with_columns(theirs).join(owners, on=keys, how="semi"))
 
 
-def _references(join: Join, owner: str, other: str, kind: NodeKind) -> Iterable[list[tuple[Term, Term]]]:
-    """Equations, owner first, by which rows of another alias name the owner's by its whole key."""
+def _equations(join: Join, owner: str, other: str) -> Iterator[list[tuple[Term, Term]]]:
+    """Of each alternative the equations between two aliases, the owner's side first."""
     for alternative in join.alternatives:
         turned = [pair if pair[0].alias == owner else (pair[1], pair[0]) for pair in alternative]
         between = [(mine, theirs) for mine, theirs in turned if mine.alias == owner and theirs.alias == other]
-        if {mine.column for mine, _ in between} >= set(kind.key):
+        if between:
             yield between
 
 

@@ -19,6 +19,7 @@ KINDS = {
     "Subscription": kind("Subscription", ("id",), id=WHOLE, account_id=WHOLE, plan_id=WHOLE),
     "Plan": kind("Plan", ("plan_id",), plan_id=WHOLE, name=TEXT),
     "Ticket": kind("Ticket", ("no", "year"), no=WHOLE, year=WHOLE, account_id=WHOLE),
+    "Letter": kind("Letter", ("id",), id=WHOLE, sender=TEXT),
     "Note": kind("Note", ("id",), id=WHOLE, ticket_no=WHOLE, ticket_year=WHOLE),
 }
 TENANTS = ["a", "a", "b"]
@@ -29,6 +30,7 @@ FRAMES = {
     "Subscription": pl.DataFrame(
         {"tenant_id": TENANTS, "id": [10, 11, 10], "account_id": [1, 2, 1], "plan_id": [5, 5, 5]}
     ),
+    "Letter": pl.DataFrame({"tenant_id": TENANTS, "id": [1, 2, 3], "sender": ["x@y.de", "z@y.de", "x@y.de"]}),
     "Plan": pl.DataFrame({"tenant_id": ["a"], "plan_id": [5], "name": ["basic"]}),
     "Ticket": pl.DataFrame({"tenant_id": ["a"] * 3, "no": [1, 1, 2], "year": [24, 25, 25], "account_id": [1, 2, 1]}),
     "Note": pl.DataFrame(
@@ -41,6 +43,7 @@ MAPPINGS = [
     RelationshipRow(3, "Subscription", "Plan", "TO", "s.plan_id = p.plan_id", None),
     RelationshipRow(4, "Account", "Ticket", "SENT", "t.account_id = a.account_id", None),
     RelationshipRow(5, "Ticket", "Note", "HAS", "t.no = n.ticket_no AND t.year = n.ticket_year", None),
+    RelationshipRow(7, "Account", "Letter", "WROTE", "a.email = l.sender", None),
     RelationshipRow(6, "Account", "Media", "SAW", "a.account_id = m.account_id", None),
 ]
 
@@ -50,8 +53,17 @@ def test_rows_that_name_a_persons_row_are_theirs_and_what_these_name_is_not(user
     found = own_rows([Person("a", user)], MAPPINGS, FRAMES, KINDS)
     assert {label: sorted(rows.drop("tenant_id").rows()) for label, rows in found.items()} == {
         "Account": [(1,)], "Subscription": [(10,)], "Ticket": [(1, 24), (2, 25)], "Note": [(7,), (9,)],
+        "Letter": [(1,)],
     }  # fmt: skip
     assert {tenant for rows in found.values() for tenant in rows["tenant_id"]} == {"a"}
+
+
+def test_a_value_that_several_rows_have_names_none_of_them() -> None:
+    shared = {**FRAMES, "Account": FRAMES["Account"].with_columns(email=pl.lit("family@y.de")),
+              "Letter": FRAMES["Letter"].with_columns(sender=pl.lit("family@y.de"))}  # fmt: skip
+    found = own_rows([Person("a", "1")], MAPPINGS, shared, KINDS)
+    assert found["Account"].height == 1
+    assert found["Letter"].is_empty()
 
 
 def test_nobody_has_nothing() -> None:
