@@ -16,7 +16,7 @@ from c360_pipeline.core.silo_plan import Extract
 from c360_pipeline.core.silos import LINEAGE, ControlRows, RelationshipRow
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, LandingResource, SilosResource
 from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.cypher_script import write_script
+from c360_pipeline.stores.cypher_script import SCRIPTS_PREFIX, write_script
 from c360_pipeline.stores.refused import RefusedRows
 from c360_pipeline.stores.silo_graph import LabelTables, SiloGraph, label_tables, stored_silo_table
 from c360_pipeline.stores.silo_run import SiloRun, readable_exclusions
@@ -243,7 +243,7 @@ def cypher_script(
         if script.sha256 == last.get("sha256"):
             control_db.note_script(last["script_id"], made_from)
             return dg.MaterializeResult(metadata=rows(script.rows, file=last["file_name"], sha256=script.sha256))
-        uri = landing.open().put_file(path, "cypher/")
+        uri = landing.open().put_file(path, SCRIPTS_PREFIX)
     control_db.add_script(uri, script.sha256, made_from, script.statements)
     return dg.MaterializeResult(
         metadata=rows(script.rows, file=uri, sha256=script.sha256, statements=script.statements, written=True)

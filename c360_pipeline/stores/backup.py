@@ -21,13 +21,14 @@ from c360_pipeline.core.reconcile import combined_digest
 from c360_pipeline.errors import C360Error, ConfigError, InvariantError
 from c360_pipeline.stores.bucket import Bucket, Copied, file_sha256
 from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.cypher_script import SCRIPTS_PREFIX
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.reconcile import Reconciled, graph_digest, lake_digest, summarise
 
 Observe = Callable[[str], None]
 FORMAT = 1
 LAKE = "lake/"
-AREAS = ("landing/", "dead-letters/")
+AREAS = ("landing/", "dead-letters/", SCRIPTS_PREFIX)
 """Beside the lake; what lies there is never changed."""
 MANIFEST, OBJECTS, CONTROL, FILES = "backup.json", "objects.parquet", "control.dump", "objects"
 RESTORING = "restoring.json"

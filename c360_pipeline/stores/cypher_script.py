@@ -15,6 +15,8 @@ from c360_pipeline.stores import cypher
 from c360_pipeline.stores.archive import Archive
 
 ROWS_PER_STATEMENT = 500
+SCRIPTS_PREFIX = "cypher/"
+"""Where scripts are in the bucket."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.backfill import backfill
 from c360_pipeline.stores.bucket import Bucket
 from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.cypher_script import SCRIPTS_PREFIX
 from c360_pipeline.stores.erasure_search import (
     GZIP_MAGIC,
     Searched,
@@ -75,6 +76,8 @@ TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, USER_COMMUNIT
            JOURNEY_LOG, *PUBLISHED)  # fmt: skip
 """Tables that an erasure writes, beside those of silos."""
 LINE_BYTES = 1024 * 1024
+AREAS = ("landing/", "dead-letters/", "lake/")
+"""Parts of the bucket that are searched each in its own way."""
 
 
 class ErasureError(C360Error):
@@ -448,6 +451,8 @@ class Erasure:
         needles, stores = Needles(plan.values), self._stores
         self._observe("traces")
         _remove_rows_with(stores.lake, RECONCILIATION_FINDINGS, needles)
+        # Scripts that rebuild the silos' graph hold its rows; the next run writes one of what is left.
+        stores.bucket.delete(search_objects("scripts", stores.bucket, SCRIPTS_PREFIX, needles).places)
         for store, login in stores.databases.items():
             found = search_database(store, login, needles)
             overwrite_rows(login, found.places, needles)
@@ -481,6 +486,7 @@ class Erasure:
             ("landing area", partial(search_objects, "landing area", stores.bucket, "landing/", needles)),
             ("dead letters", partial(search_objects, "dead letters", stores.bucket, "dead-letters/", needles)),
             ("lake", partial(search_lake, stores.bucket, needles, persons)),
+            ("other objects", partial(search_objects, "other objects", stores.bucket, "", needles, AREAS)),
             *((n, partial(search_database, n, login, needles)) for n, login in stores.databases.items()),
             *((n, partial(search_folder, n, folder, needles)) for n, folder in stores.files.items()),
         ]  # fmt: skip

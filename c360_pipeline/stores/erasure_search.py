@@ -72,13 +72,16 @@ class Searched:
         }  # fmt: skip
 
 
-def search_objects(store: str, bucket: Bucket, prefix: str, needles: Needles) -> Searched:
-    """All objects under a prefix, unpacked where they are gzip."""
+def search_objects(
+    store: str, bucket: Bucket, prefix: str, needles: Needles, without: tuple[str, ...] = ()
+) -> Searched:
+    """All objects under a prefix but those under some others, unpacked where they are gzip."""
 
     def look(path: str) -> tuple[str, int, int]:
         return path, *_count(_unpacked(io.BytesIO(b"".join(bucket.pieces(path)))), needles)
 
-    return _gathered(store, "objects", [o.path for o in bucket.objects(prefix)], look)
+    paths = [o.path for o in bucket.objects(prefix) if not o.path.startswith(without)]
+    return _gathered(store, "objects", paths, look)
 
 
 def search_lake(bucket: Bucket, needles: Needles, people: Iterable[Person]) -> Searched:
