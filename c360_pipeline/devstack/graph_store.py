@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from uuid import uuid4
 
 from c360_pipeline.devstack.pause import paused
 from c360_pipeline.devstack.services import (
@@ -40,7 +41,7 @@ class Plan:
         moment: what it is made from; another moment needs another store.
         data: its folder, relative to the server's.
         before: the folder that the server used before.
-        stage: writing, imported or swapped.
+        stage: writing, imported, swapped or proved.
         nodes: rows in it.
         relationships: rows in it.
     """
@@ -81,27 +82,30 @@ class StagedStore:
             ConfigError: the archive holds what import files can't carry.
         """
         plan = self.plan
-        if plan is not None and (plan.moment == moment and plan.stage != "writing"):
+        if plan is not None and plan.moment == moment and plan.stage in ("imported", "swapped"):
             return plan
         self.discard()
         current = neo4j_data(self._server).relative_to(self._server)
-        plan = Plan(moment, f"stores/{moment[:16]}", str(current))
+        # The store in use may be of the same moment: each has a name of its own.
+        plan = Plan(moment, f"stores/{moment[:16]}-{uuid4().hex[:8]}", str(current))
         self._save(plan)
         counts = import_archive(archive, self._server / plan.data, self._work, observe)
-        plan = Plan(plan.moment, plan.data, plan.before, "imported", *counts)
+        plan = replace(plan, stage="imported", nodes=counts[0], relationships=counts[1])
         self._save(plan)
         return plan
 
     def swap_in(self, plan: Plan) -> Plan:
         """Make the server use the new store; it stops for a few seconds."""
-        if plan.stage == "swapped":
-            return plan
-        with paused(self._home, "neo4j"):
-            self._take_server_files(plan)
-            use_neo4j_data(self._server, self._server / plan.data)
-        plan = Plan(plan.moment, plan.data, plan.before, "swapped", plan.nodes, plan.relationships)
+        if not self._is_used(plan):
+            with paused(self._home, "neo4j"):
+                self._take_server_files(plan)
+                use_neo4j_data(self._server, self._server / plan.data)
+        plan = replace(plan, stage="swapped")
         self._save(plan)
         return plan
+
+    def _is_used(self, plan: Plan) -> bool:
+        return neo4j_data(self._server) == self._server / plan.data
 
     def _take_server_files(self, plan: Plan) -> None:
         for name in OF_THE_SERVER:
@@ -120,17 +124,19 @@ class StagedStore:
 
     def accept(self, plan: Plan) -> None:
         """Remove the store of before."""
-        if plan.before != plan.data:
-            shutil.rmtree(self._server / plan.before, ignore_errors=True)
-        self._forget()
+        plan = replace(plan, stage="proved")
+        self._save(plan)
+        self.discard()
 
     def discard(self) -> None:
-        """Remove what an earlier attempt left; a store that is in use stays."""
-        plan, current = self.plan, neo4j_data(self._server)
-        if plan is not None:
-            for name in (plan.data, plan.before):
-                if self._server / name != current:
-                    shutil.rmtree(self._server / name, ignore_errors=True)
+        """Remove what an earlier attempt left; a store that was not proved goes out of use."""
+        plan = self.plan
+        if plan is not None and plan.stage == "proved":
+            shutil.rmtree(self._server / plan.before, ignore_errors=True)
+        elif plan is not None and self._is_used(plan):
+            self.swap_back(plan)
+        elif plan is not None:
+            shutil.rmtree(self._server / plan.data, ignore_errors=True)
         self._forget()
 
     def _save(self, plan: Plan) -> None:

@@ -34,6 +34,7 @@ from c360_pipeline.core.silos import ControlRows
 from c360_pipeline.stores.event_graph import (
     EVENT_PROJECTION,
     PRODUCT_PROJECTION,
+    PROJECTED,
     events_around,
     rows_of_scopes,
     touched_events,
@@ -43,9 +44,6 @@ from c360_pipeline.stores.journey_graph import PROJECTION as JOURNEY_PROJECTION
 from c360_pipeline.stores.journey_tables import JourneyTables, News
 from c360_pipeline.stores.lake import Lake, Version
 from c360_pipeline.stores.silo_graph import label_tables, silo_node_frames
-
-PROJECTED = ("tenant_id", "event_id", "user_id", "session_id", "ts", "action", "item_id", "attrs")
-"""Columns of events that the graph shows."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +295,7 @@ class Archive:
 
     def _newer_events(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         since = self._pins.version(EVENT_PROJECTION, EVENTS)
-        changed, _ = self._lake.changes(EVENTS, since) if since else (None, None)
+        changed, _ = self._lake.changes(EVENTS, since, PROJECTED) if since else (None, None)
         if since is None or changed is None or not changed.count:
             return
         touched = touched_events(self._lake, changed, since)

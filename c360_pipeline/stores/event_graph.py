@@ -10,6 +10,8 @@ from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake, Version
 from c360_pipeline.stores.refused import RefusedRows
 
+PROJECTED = ("event_id", "tenant_id", "user_id", "session_id", "ts", "action", "item_id", "attrs")
+"""Columns of events that the graph shows."""
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
 
 
@@ -32,7 +34,7 @@ class EventGraph:
         changed_rows = {}
         done = graph.checkpoint(EVENT_PROJECTION)
         since = lake.still_there(EVENTS, done.get(EVENTS.name))
-        changed, version = lake.changes(EVENTS, since)
+        changed, version = lake.changes(EVENTS, since, PROJECTED)
         if changed.count:
             for projection, changes in self._changes(changed, since):
                 graph.apply(projection.kind, changes)
@@ -80,7 +82,7 @@ class ProductGraph:
         """Project the products that changed since the graph's checkpoint."""
         lake, graph = self._lake, self._graph
         done = graph.checkpoint(PRODUCT_PROJECTION)
-        events, events_version = lake.changes(EVENTS, done.get(EVENTS.name))
+        events, events_version = lake.changes(EVENTS, done.get(EVENTS.name), [*EVENTS.key, "item_id"])
         catalog, catalog_version = lake.changes(CATALOG, done.get(CATALOG.name))
         refused = RefusedRows(lake, graph.refusals)
         if events.count or catalog.count:
@@ -109,7 +111,8 @@ def touched_events(lake: Lake, changed: Changes, since: Version) -> pl.DataFrame
     """The changed events as they are now and as they were: both decide which rows of the graph may differ."""
     key = list(EVENTS.key)
     keys = pl.concat([changed.upserted.select(key), changed.deleted]).lazy()
-    return pl.concat([changed.upserted, lake.scan(EVENTS, since.number).join(keys, on=key, how="semi").collect()])
+    then = lake.scan(EVENTS, since.number).select(PROJECTED).join(keys, on=key, how="semi")
+    return pl.concat([changed.upserted, then.collect()])
 
 
 def events_around(lake: Lake, touched: pl.DataFrame, version: Version | None) -> pl.DataFrame:
@@ -118,12 +121,11 @@ def events_around(lake: Lake, touched: pl.DataFrame, version: Version | None) ->
         touched.lazy().select("tenant_id", name).unique().with_columns(pl.lit(value=True).alias(f"of_{name}"))
         for name in ("user_id", "session_id")
     ]
-    events = lake.scan(EVENTS, version.number if version else None)
-    names = events.collect_schema().names()
+    events = lake.scan(EVENTS, version.number if version else None).select(PROJECTED)
     for mark, name in zip(marks, ("user_id", "session_id"), strict=True):
         events = events.join(mark, on=["tenant_id", name], how="left")
     is_around = pl.any_horizontal(pl.col("of_user_id", "of_session_id"))
-    return events.filter(is_around).select(names).collect(engine="streaming")
+    return events.filter(is_around).select(PROJECTED).collect(engine="streaming")
 
 
 def rows_of_scopes(projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:

@@ -757,19 +757,24 @@ class Lake:
         now = self._open(table.name)
         return since if now is not None and self._open_earlier(table, now, since) is not None else None
 
-    def changes(self, table: Table, since: Version | None) -> tuple[Changes, Version | None]:
+    def changes(
+        self, table: Table, since: Version | None, columns: Sequence[str] | None = None
+    ) -> tuple[Changes, Version | None]:
         """What changed since a version, and the version it changed to.
+
+        Rows that differ in other columns than these are none that changed; all columns count where none are given.
 
         Only files that one of the two versions has and the other has not are read, so the cost follows the change.
         A version that is gone, or of another table, counts as an empty table.
         """
         now = self._open(table.name)
         if now is None:
-            return Changes(table.empty(), table.empty().select(table.key)), None
+            nothing = table.empty()
+            return Changes(nothing.select(columns or nothing.columns), nothing.select(table.key)), None
         before = self._open_earlier(table, now, since)
         files_now, files_before = set(now.file_uris()), set(before.file_uris()) if before else set()
-        after_rows = self._read_files(table, files_now - files_before)
-        before_rows = self._read_files(table, files_before - files_now)
+        after_rows = self._read_files(table, files_now - files_before, columns)
+        before_rows = self._read_files(table, files_before - files_now, columns)
         return compare_versions(before_rows, after_rows, table.key), _version(now)
 
     def _open_earlier(self, table: Table, now: DeltaTable, since: Version | None) -> DeltaTable | None:

@@ -137,6 +137,7 @@ def test_a_rebuild_that_was_broken_off_goes_on(
     def breaks(*_: object, **__: object) -> None:
         raise BrokenOff
 
+    first = graph_digest(reconcile(world.archive, graph))
     imports = []
     for stage in STAGES:
         with monkeypatch.context() as patch:
@@ -148,13 +149,22 @@ def test_a_rebuild_that_was_broken_off_goes_on(
         imports.append(plan.data)
         # A server that has not swapped shows the graph of before; one that has, the new one.
         assert graph.label_counts()["Action"] == world.count
-        if stage == "run_admin":
+        if stage in ("run_admin", "note_made"):
+            landed = world.count
             world.land(30)  # another moment: what was begun for this one is thrown away
+            with monkeypatch.context() as patch:
+                patch.setattr(graph_store, "import_archive", breaks)
+                with pytest.raises(BrokenOff):
+                    anew(world.archive)
+            # What was not proved is out of use again.
+            assert graph.label_counts()["Action"] == landed
+            assert graph_digest(reconcile(world.archive, graph)) == first
             world.project()
-            before = graph_digest(reconcile(world.archive, graph))
-    assert anew(world.archive) == before
+            first = graph_digest(reconcile(world.archive, graph))
+    assert anew(world.archive) == first
+    assert anew(world.archive) == first  # of the moment that is in use, too
     assert len(stores(home)) == 1
-    assert len(set(imports)) == 2
+    assert len(set(imports)) == 3
 
 
 def test_a_store_that_differs_is_taken_out_again(
