@@ -78,6 +78,7 @@ def landing_assets(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Land every file that is not in the books yet, or one day's files anew under today's rules."""
     tables, area, started = lake.open(), landing.open(), datetime.now(UTC)
+    control.open().require_no_erasure()
     ingest = Ingest(area, tables, control.open().suppressed_users())
     found = area.events_area()
 

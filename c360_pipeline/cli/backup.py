@@ -82,10 +82,10 @@ def restore(
         with open_graph(settings) as graph:
             if graph.label_counts() and not bucket.has(backups.RESTORING):
                 raise ConfigError("The graph is not empty. A backup is restored into empty services only.")
-        backups.put_back(bucket, control, folder, manifest, tools, observe)
-        rows = control.read()
-        archive = Archive(lake, rows)
         with control.exclusive_run():
+            backups.put_back(bucket, control, folder, manifest, tools, observe)
+            rows = control.read()
+            archive = Archive(lake, rows)
             if is_embedded(settings, c360_home()):
                 pinned = archive.at(Pins.now(lake, rows))
                 results = rebuild_by_import(c360_home(), pinned, lambda: open_graph(settings), observe)
@@ -102,7 +102,7 @@ def restore(
             f"What was restored differs from the backup: {', '.join(differing) or 'the graph'}. "
             f"The graph has the digest {after}, the backup says {manifest.graph_digest}."
         )
-    backups.finish(bucket)
+    backups.finish(bucket, lake, manifest)
     if as_json:
         print_json({"digest": manifest.digest, "graph_digest": after, "objects": manifest.objects})
     else:

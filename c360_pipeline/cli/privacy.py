@@ -60,26 +60,29 @@ def erase(
     from c360_pipeline.devstack.rebuild import remove_instants
     from c360_pipeline.stores.erasure import Erasure
 
+    def keep(issued: Any) -> None:
+        path = certificate or Path(f"erasure-{issued.certificate_id}.json")
+        path.write_text(json.dumps(issued.as_dict(), indent=2), encoding="utf-8")
+        err.print(f"certificate {path}", highlight=False, soft_wrap=True)
+
     settings = load_settings()
-    people = [Person(tenant, one) for one in user]
+    people = [Person.named(tenant, one) for one in user]
     with open_control(settings).exclusive_run(), err.status("opening the stores") as shown:
         erasure = Erasure(stores_of(settings), c360_home() / "erasure", lambda what: shown.update(what))
         if dry_run:
             found = [one.as_dict() for one in erasure.search(people)]
         else:
             remove_instants(c360_home())  # graphs of earlier instants show them still
-            issued = erasure.erase(people)
+            issued = erasure.erase(people, keep)
     if dry_run:
         print_json(found) if as_json else out.print(_searched_table(found))
         return
-    path = certificate or Path(f"erasure-{issued.certificate_id}.json")
-    path.write_text(json.dumps(issued.as_dict(), indent=2), encoding="utf-8")
     if as_json:
         print_json(issued.as_dict())
     else:
         out.print(_certificate_table(issued.stores))
         verdict = "nothing is left" if issued.is_clean else "SOMETHING IS LEFT, see left_in; erase again"
-        out.print(f"Certificate {path}: {verdict}.", highlight=False, soft_wrap=True)
+        out.print(f"{verdict}.", highlight=False, soft_wrap=True)
     if not issued.is_clean:
         raise typer.Exit(1)
 

@@ -1,11 +1,13 @@
 """Erasure of people: which rows of silos are theirs, by which values they are known, and where bytes hold these.
 
-A row is a person's when a mapping ties it to their user, or when it names such a row by its key or by a value that only
-this row has: subscriptions of an account are theirs, tickets that bear its e-mail address, not the plan that a
-subscription names. Source: "Customer 360 Graph Pipeline" (the mappings).
+A row is a person's when a mapping compares it with their user, or when it names such a row by its key or by a column in
+which no two rows are alike: subscriptions of an account are theirs, tickets that bear its e-mail address, not the plan
+that a subscription names. Source: "Customer 360 Graph Pipeline" (the mappings).
 """
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ import polars as pl
 from ahocorasick_rs import BytesAhoCorasick
 
 from c360_pipeline.core.graph import NodeKind
-from c360_pipeline.core.relationship_joins import Join, Term, join_labels, labels_by_alias, parse_join
+from c360_pipeline.core.relationship_joins import Join, Term, labels_by_alias, parse_join
 from c360_pipeline.core.silos import LINEAGE, RelationshipRow
 
 USER = "User"
@@ -27,6 +29,11 @@ class Person:
 
     tenant_id: str
     user_id: str
+
+    @classmethod
+    def named(cls, tenant_id: str, user_id: str) -> "Person":
+        """By names in any of Unicode's forms, brought to the one that the archive has."""
+        return cls(unicodedata.normalize("NFC", tenant_id), unicodedata.normalize("NFC", user_id))
 
 
 def users_frame(people: Iterable[Person]) -> pl.DataFrame:
@@ -58,15 +65,31 @@ def own_rows(
     usable = [row for row in relationships if with_users.keys() >= set(row.labels)]
     for row in usable:
         if USER in row.labels:
-            pairs = join_labels(row, with_users, with_user_kind)
-            label, prefix = (row.to_label, "to_") if row.from_label == USER else (row.from_label, "from_")
-            _add(found, kinds[label], pairs.rename({f"{prefix}{k}": k for k in kinds[label].key}))
+            _add_tied(row, found, with_users, with_user_kind)
     while True:
         before = {label: rows.height for label, rows in found.items()}
         for row in usable:
             _follow(row, found, frames, kinds)
         if before == {label: rows.height for label, rows in found.items()}:
             return found
+
+
+def _add_tied(
+    row: RelationshipRow,
+    found: dict[str, pl.DataFrame],
+    frames: Mapping[str, pl.DataFrame],
+    kinds: Mapping[str, NodeKind],
+) -> None:
+    """Add the rows that are compared with the user; what lies behind a table between is not theirs by that."""
+    join = parse_join(row)
+    labels = labels_by_alias(row, join)
+    (user,) = [alias for alias, label in labels.items() if label == USER]
+    for other, label in labels.items():
+        for on in _equations(join, user, other) if other != user else ():
+            keys = ["tenant_id", *(f"__{n}" for n in range(len(on)))]
+            mine, theirs = ([_value(pair[side]).alias(f"__{n}") for n, pair in enumerate(on)] for side in (0, 1))
+            users = frames[USER].select("tenant_id", *mine)
+            _add(found, kinds[label], frames[label].with_columns(theirs).join(users, on=keys, how="semi"))
 
 
 def _add(found: dict[str, pl.DataFrame], kind: NodeKind, rows: pl.DataFrame) -> None:
@@ -80,7 +103,7 @@ def _follow(
     frames: Mapping[str, pl.DataFrame],
     kinds: Mapping[str, NodeKind],
 ) -> None:
-    """Add the rows that name rows found before: by their whole key, or by what no other row has."""
+    """Add the rows that name rows found before: by their whole key, or by a column in which no two rows are alike."""
     join = parse_join(row)
     silos = {alias: label for alias, label in labels_by_alias(row, join).items() if label != USER}
     pairs = [(owner, other) for owner in silos for other in silos if owner != other and silos[owner] in found]
@@ -93,7 +116,8 @@ def _follow(
             if not {term.column for term, _ in on} >= set(kinds[label].key):
                 if {term.column for _, term in on} >= set(kinds[other_label].key):
                     continue  # it is the other that is named by its key
-                named = named.filter(~pl.struct(keys).is_duplicated())
+                if named.select(keys).is_duplicated().any():
+                    continue  # not a name of rows: a plan that one account alone has today
             owners = named.join(found[label], on=kinds[label].key_columns, how="semi").select(keys)
             _add(found, kinds[other_label], frames[other_label].with_columns(theirs).join(owners, on=keys, how="semi"))
 
@@ -123,12 +147,22 @@ def own_values(rows: pl.DataFrame, others: pl.DataFrame) -> list[str]:
         if dtype == pl.String and name not in LINEAGE:
             shared = others[name].drop_nulls().unique() if name in others.columns else pl.Series([], dtype=pl.String)
             found |= set(rows[name].drop_nulls().unique()) - set(shared)
-    return sorted(value for value in found if is_distinctive(value))
+    return sorted(value for value in found if is_identifier(value))
 
 
 def is_distinctive(value: str) -> bool:
     """Whether a value can be looked for in bytes, where nothing says what it stands for."""
     return len(value) >= LEAST_CHARACTERS and not value.isdecimal()
+
+
+def is_identifier(value: str) -> bool:
+    """Whether a text of a silo's row can be somebody's: words alone are topics, states, cities."""
+    return is_distinctive(value) and not value.isalpha()
+
+
+def is_overwritable(value: str) -> bool:
+    """Whether a value may be overwritten in logs, where a word could be a part of what they say."""
+    return is_distinctive(value) and ("@" in value or any(character.isdecimal() for character in value))
 
 
 class Needles:
@@ -151,7 +185,7 @@ class Needles:
         if self._finder is None:
             return
         for pattern, start, end in self._finder.find_matches_as_indexes(content, overlapping=True):
-            before, after = content[max(start - 2, 0) : start], content[end : end + 2]
+            before, after = _ESCAPE.sub(b" ", content[max(start - 6, 0) : start])[-2:], content[end : end + 2]
             goes_on = after[:1] in _SIGNS and _is_of_a_word(after[1:])
             came_from = before[-1:] in _SIGNS and _is_of_a_word(before[:-1])
             if not (_is_of_a_word(after[:1]) or _is_of_a_word(before[-1:]) or goes_on or came_from):
@@ -192,11 +226,13 @@ class Needles:
         return int(self.are_in(texts).sum())
 
 
-def _forms(value: str) -> tuple[str, str]:
-    """A value as it is, and as JSON writes it where only ASCII may stand."""
-    return value, json.dumps(value)[1:-1]
+def _forms(value: str) -> tuple[str, ...]:
+    """A value as it is, and as JSON writes it, with and without letters beyond ASCII."""
+    return value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]
 
 
+_ESCAPE = re.compile(rb"\\(?:[bfnrt]|u[0-9a-fA-F]{4})$")
+"""A letter behind a backslash is not the end of a word."""
 _SIGNS = (b"-", b".", b"@", b"+")
 
 

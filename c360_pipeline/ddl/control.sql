@@ -212,6 +212,12 @@ CREATE TABLE IF NOT EXISTS suppressed_rows (
 COMMENT ON TABLE suppressed_rows IS 'Rows of silos that are never read into the lake again; kept by `c360 erase`.';
 COMMENT ON COLUMN suppressed_rows.row_hash IS 'sha256 of the lake table''s name, the tenant and the key: the list names nobody.';
 
+CREATE TABLE IF NOT EXISTS erasures_under_way (
+    only_one   boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    started_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE erasures_under_way IS 'A row while people are being erased, also after that was broken off: nothing lands meanwhile.';
+
 CREATE TABLE IF NOT EXISTS retention_rules (
     tenant_id text NOT NULL DEFAULT '*' CHECK (tenant_id <> ''),
     label     text NOT NULL DEFAULT 'Action' CHECK (label IN ('Action', 'DeadLetter')),
@@ -239,4 +245,4 @@ ON CONFLICT DO NOTHING;
 
 INSERT INTO journey_limits (tenant_id, soft_max_keys) VALUES ('*', 1000) ON CONFLICT DO NOTHING;
 
-INSERT INTO control_schema (version) VALUES (4) ON CONFLICT DO NOTHING;
+INSERT INTO control_schema (version) VALUES (5) ON CONFLICT DO NOTHING;

@@ -10,7 +10,7 @@ from dotenv import dotenv_values
 
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.graph_store import Observe, StagedStore, import_archive
-from c360_pipeline.errors import InvariantError, UnavailableError
+from c360_pipeline.errors import InvariantError
 from c360_pipeline.settings import Settings, connection_file
 from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.graph import Graph
@@ -58,7 +58,8 @@ def rebuild_by_import(
             observe("comparing with the archive")
             results = reconcile(archive, graph, pins=archive.pins)
         _require_equal(results)
-    except (InvariantError, UnavailableError):
+    except Exception:
+        # Whatever it was: a store that is not proved does not stay in use.
         staged.swap_back(plan)
         raise
     staged.accept(plan)

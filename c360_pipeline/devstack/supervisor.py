@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,14 +150,14 @@ def supervise(home: Path, ports: dict[str, int], owner: Owner, running: list[Run
     while True:
         owner.wait(WATCH_SECONDS)
         for server in running:
-            if _keep_paused(home, server, owner):
+            if _keep_paused(home, server, owner, lambda: publish(home, running)):
                 publish(home, running)
             elif server.state == "ready" and server.process.poll() is not None and server.version:
                 log.error("service_died", service=server.service.name, exit_code=server.process.returncode)
                 server.version = ""
 
 
-def _keep_paused(home: Path, server: Running, owner: Owner) -> bool:
+def _keep_paused(home: Path, server: Running, owner: Owner, tell: Callable[[], None]) -> bool:
     """Stop a server that somebody wants to pause, start one that nobody wants to any more; whether that changed it."""
     wanted = is_pause_wanted(home, server.service.name)
     if wanted == (server.state == "paused"):
@@ -166,6 +166,9 @@ def _keep_paused(home: Path, server: Running, owner: Owner) -> bool:
         _stop(server)
         server.state, server.version = "paused", ""
         return True
+    # Who holds the file from now on waits until it is stopped again.
+    server.state = "starting"
+    tell()
     try:
         _prepare(home, server.service, owner)
         again = _start(home, server.service)

@@ -17,19 +17,21 @@ from typing import Any
 
 import polars as pl
 
+from c360_pipeline.core.lake import DEAD_LETTER_LINES, DEAD_LETTERS, LANDING_FILES
 from c360_pipeline.core.reconcile import combined_digest
 from c360_pipeline.errors import C360Error, ConfigError, InvariantError
 from c360_pipeline.stores.bucket import Bucket, Copied, file_sha256
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.cypher_script import SCRIPTS_PREFIX
 from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.reconcile import Reconciled, graph_digest, lake_digest, summarise
+from c360_pipeline.stores.reconcile import REFUSED_TEXT, Reconciled, graph_digest, lake_digest, summarise
 
 Observe = Callable[[str], None]
 FORMAT = 1
 LAKE = "lake/"
 AREAS = ("landing/", "dead-letters/", SCRIPTS_PREFIX)
 """Beside the lake; what lies there is never changed."""
+BOOKS = (LANDING_FILES.name, DEAD_LETTERS.name, DEAD_LETTER_LINES.name)
 MANIFEST, OBJECTS, CONTROL, FILES = "backup.json", "objects.parquet", "control.dump", "objects"
 RESTORING = "restoring.json"
 """The object that says which backup is being restored, until it is."""
@@ -99,12 +101,14 @@ def take(
         ConfigError: the folder holds something else.
         InvariantError: graph and archive differ, or what was written is not what was read.
     """
-    if found := summarise(results)["findings"]:
+    if found := [one for one in summarise(results)["findings"] if one["difference"] != REFUSED_TEXT]:
         raise InvariantError(
             f"The graph differs from its archive in {len(found):,} rows: `c360 reconcile --repair` before the backup."
         )
     _make_empty(folder)
-    versions = {name: version.number for name in lake.table_names() if (version := lake.version(name))}
+    # Books first: what lands in between is in the archive and in no book, and lands again as a duplicate.
+    names = sorted(lake.table_names(), key=lambda name: (name not in BOOKS, name))
+    versions = {name: version.number for name in names if (version := lake.version(name))}
     observe("dumping the control database")
     dump_control(control, tools, folder / CONTROL)
     copied: list[Copied] = []
@@ -229,8 +233,13 @@ def put_back(
     restore_control(control, tools, folder / CONTROL)
 
 
-def finish(bucket: Bucket) -> None:
-    """Note that a backup is restored whole."""
+def finish(bucket: Bucket, lake: Lake, manifest: Manifest) -> None:
+    """Note that a backup is restored whole.
+
+    Earlier versions are not in it: the logs forget them, so that whoever goes on from one looks at everything.
+    """
+    for name in manifest.versions:
+        lake.forget_versions(name)
     bucket.delete([RESTORING])
 
 

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from c360_pipeline.core.keys import JourneyLimit, KeyPolicy, KeyRule
 from c360_pipeline.core.row_hashes import user_hash
 from c360_pipeline.core.silos import ControlRows, RelationshipRow, SourceDatabase, SourceTable
-from c360_pipeline.errors import UnavailableError
+from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.stores.postgres import ensure_database
 
 READ_DATABASES = """
@@ -117,7 +117,10 @@ SUPPRESS_ROWS = """
     ON CONFLICT DO NOTHING
 """
 READ_RETENTION = "SELECT tenant_id, label, action, days FROM retention_rules ORDER BY tenant_id, label, action"
-SCHEMA_VERSION = 4
+READ_ERASURE = "SELECT started_at FROM erasures_under_way"
+BEGIN_ERASURE = "INSERT INTO erasures_under_way DEFAULT VALUES ON CONFLICT DO NOTHING"
+END_ERASURE = "DELETE FROM erasures_under_way"
+SCHEMA_VERSION = 5
 
 
 class ControlDb:
@@ -213,6 +216,26 @@ class ControlDb:
         with self._connect() as connection:
             rows = [(r["tenant_id"], r["user_hash"]) for r in connection.execute(READ_SUPPRESSED)]
         return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_hash": pl.String}, orient="row")
+
+    def begin_erasure(self) -> None:
+        """Note that people are being erased, until `end_erasure`: nothing lands meanwhile."""
+        self.execute(BEGIN_ERASURE)
+
+    def end_erasure(self) -> None:
+        """Note that nobody is being erased any more."""
+        self.execute(END_ERASURE)
+
+    def require_no_erasure(self) -> None:
+        """Go on only where nobody is being erased.
+
+        Raises:
+            ConflictError: an erasure is under way, or was broken off.
+        """
+        if since := self.execute(READ_ERASURE).get("started_at"):
+            raise ConflictError(
+                f"People are being erased since {since:%Y-%m-%d %H:%M} UTC: a landing now could bring them back. If "
+                "`c360 erase` was broken off, call it again with the same people."
+            )
 
     def suppressed_rows(self) -> pl.DataFrame:
         """The rows of silos that are never read again: lake_table and row_hash, as `row_name_hash` makes it."""

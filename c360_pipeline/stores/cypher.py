@@ -139,11 +139,17 @@ def is_paged(kind: Kind) -> bool:
 
 @lru_cache
 def page_end_statement(kind: Kind) -> str:
-    """The first key column of the node that comes `$page_nodes` nodes after `$from`; no row when there is none."""
+    """The first key column of the node that comes `$page_nodes` nodes after `$from`; no row when there is none.
+
+    Where so many nodes have `$from` itself, the next greater value.
+    """
     node = kind if isinstance(kind, NodeKind) else kind.source
+    value = f"n.{quoted_property(node.key[0])}"
+    nodes = f"MATCH (n:{quoted(node.label)}) WHERE n.tenant_id = $tenant_id AND {_page('n', node, Pages.FROM)}"
     return (
-        f"MATCH (n:{quoted(node.label)}) WHERE n.tenant_id = $tenant_id AND {_page('n', node, Pages.FROM)} "
-        f"WITH n.{quoted_property(node.key[0])} AS next ORDER BY next SKIP $page_nodes LIMIT 1 RETURN next"
+        f"CALL () {{ {nodes} WITH {value} AS next ORDER BY next SKIP $page_nodes LIMIT 1 RETURN next }} "
+        f"CALL (next) {{ WITH next WHERE next > $from RETURN next AS end UNION WITH next WHERE next = $from "
+        f"{nodes} AND {value} > $from RETURN min({value}) AS end }} WITH end WHERE end IS NOT NULL RETURN end"
     )
 
 

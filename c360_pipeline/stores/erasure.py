@@ -24,7 +24,15 @@ from uuid import uuid4
 
 import polars as pl
 
-from c360_pipeline.core.erasure import Needles, Person, is_distinctive, own_rows, own_values, users_frame
+from c360_pipeline.core.erasure import (
+    Needles,
+    Person,
+    is_distinctive,
+    is_overwritable,
+    own_rows,
+    own_values,
+    users_frame,
+)
 from c360_pipeline.core.lake import (
     CATALOG,
     DEAD_LETTER_LINES,
@@ -38,6 +46,7 @@ from c360_pipeline.core.lake import (
     Table,
 )
 from c360_pipeline.core.landing import split_suppressed
+from c360_pipeline.core.retention import ACTION, expired
 from c360_pipeline.core.row_hashes import row_name_hash, user_hash
 from c360_pipeline.core.silos import LINEAGE
 from c360_pipeline.errors import C360Error, ConfigError
@@ -63,10 +72,10 @@ from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.ingest import Ingest
 from c360_pipeline.stores.journey_tables import PUBLISHED
 from c360_pipeline.stores.journeys import Journeys
-from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.lake import Lake, Version
 from c360_pipeline.stores.landing import EventFile, Landing, dead_letter_key
 from c360_pipeline.stores.projections import project_all, stitch_all
-from c360_pipeline.stores.reconcile import graph_digest, reconcile, summarise
+from c360_pipeline.stores.reconcile import REFUSED_TEXT, graph_digest, reconcile, summarise
 from c360_pipeline.stores.silo_graph import label_tables
 from c360_pipeline.stores.stitching import Stitching
 
@@ -76,6 +85,10 @@ TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, USER_COMMUNIT
            JOURNEY_LOG, *PUBLISHED)  # fmt: skip
 """Tables that an erasure writes, beside those of silos."""
 LINE_BYTES = 1024 * 1024
+LOGS = ("public.etl_run_logs", "public.etl_table_logs", "public.event_logs", "public.runs", "public.run_tags",
+        "public.asset_check_executions")  # fmt: skip
+"""Tables of databases that tell what happened."""
+SILOS = "silos/"
 AREAS = ("landing/", "dead-letters/", "lake/")
 """Parts of the bucket that are searched each in its own way."""
 
@@ -125,6 +138,7 @@ class Plan:
         events: tenant_id, event_id of each.
         rows: key columns of rows of silos, by lake table.
         tables: of the lake, whose earlier versions hold something.
+        archive: the version of the archive before.
         before: what a search found before anything was done.
     """
 
@@ -135,6 +149,7 @@ class Plan:
     events: list[tuple[str, str]]
     rows: dict[str, list[dict[str, Any]]]
     tables: list[str]
+    archive: str
     before: list[dict[str, Any]]
 
     @property
@@ -179,6 +194,7 @@ class Certificate:
 NOTES = [
     "Backups that were taken before hold what they held: erase again after a restore.",
     "The source databases are not ours: what they still hold of the person is not read again.",
+    "Databases are searched row by row. A bucket that keeps old versions of objects keeps them: let these expire.",
 ]
 
 
@@ -198,13 +214,18 @@ class Erasure:
         self._folder = folder
         self._observe = observe
 
-    def erase(self, people: Iterable[Person]) -> Certificate:
+    def erase(self, people: Iterable[Person], keep: Callable[[Certificate], object]) -> Certificate:
         """Erase people of one or more tenants; done again after a crash, it goes on.
+
+        Args:
+            people: who.
+            keep: keeps the certificate; what is to be done is forgotten afterwards.
 
         Raises:
             ConfigError: another erasure was broken off and has to be finished first.
         """
         wanted = sorted({(one.tenant_id, one.user_id) for one in people})
+        self._stores.control.begin_erasure()
         plan = self._plan(wanted)
         for step in (
             self._erase_letters, self._erase_lines, self._erase_events, self._erase_rows, self._follow,
@@ -212,8 +233,10 @@ class Erasure:
         ):  # fmt: skip
             step(plan)
         certificate = self._certificate(plan)
+        keep(certificate)
         if certificate.is_clean:
             shutil.rmtree(self._folder)
+            self._stores.control.end_erasure()
         return certificate
 
     def search(self, people: Iterable[Person]) -> list[Searched]:
@@ -225,9 +248,7 @@ class Erasure:
     def _plan(self, wanted: list[tuple[str, str]]) -> Plan:
         path = self._folder / "plan.json"
         if path.exists():
-            said = json.loads(path.read_text(encoding="utf-8"))
-            plan = Plan(**{**said, "people": [tuple(one) for one in said["people"]],
-                           "files": {uri: (etag, lines) for uri, (etag, lines) in said["files"].items()}})  # fmt: skip
+            plan = self._read_plan(path)
             if plan.people != wanted:
                 raise ConfigError(
                     f"An erasure of {len(plan.people)} other people was broken off. Finish it first: {path} names them."
@@ -240,19 +261,29 @@ class Erasure:
         values, events, rows = self._known_of(persons)
         needles = Needles(values)
         letters = self._letters(needles, persons)
-        files = self._lines(letters)
+        files = self._lines(letters, persons)
         found = self._search(needles, persons)
         places = [place for one in found if one.store == "lake" for place in one.places]
         tables = [name for name in self._stores.lake.table_names() if any(f"/{name}/" in f"/{p}" for p in places)]
         before = [one.as_dict() for one in found]
-        plan = Plan(wanted, values, files, letters["dead_letter_id"].to_list(), events.rows(), rows, tables, before)
+        plan = Plan(
+            wanted, values, files, letters["dead_letter_id"].to_list(), events.rows(), rows, tables,
+            str(self._stores.lake.version(EVENTS.name) or ""), before,
+        )  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         scratch = path.with_suffix(".partial")
-        scratch.write_text(json.dumps(asdict(plan), default=str), encoding="utf-8")
+        scratch.write_text(json.dumps(asdict(plan), default=_plain), encoding="utf-8")
         scratch.chmod(0o600)
         scratch.rename(path)
-        return plan
+        return self._read_plan(path)
+
+    @staticmethod
+    def _read_plan(path: Path) -> Plan:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        people = [(tenant, user) for tenant, user in said["people"]]
+        files = {uri: (etag, lines) for uri, (etag, lines) in said["files"].items()}
+        return Plan(**{**said, "people": people, "files": files})
 
     def _known_of(self, persons: list[Person]) -> tuple[list[str], pl.DataFrame, dict[str, list[dict[str, Any]]]]:
         """Distinctive values of people, their events, and the keys of their rows of silos by lake table."""
@@ -287,6 +318,12 @@ class Erasure:
                 keys = pl.DataFrame(rows.get(table.name, []), schema={k: table.empty().schema[k] for k in table.key})
                 others.append(lake.scan(table).join(keys.lazy(), on=list(table.key), how="anti"))
         found: set[str] = set()
+        persons = [Person(*row) for row in users.select("tenant_id", "user_id").collect().iter_rows()]
+        for letters in lake.batches(DEAD_LETTERS):
+            raws = [
+                raw.decode("utf-8", "replace") for raw in letters["raw"].drop_nulls() if _names_another(raw, persons)
+            ]
+            found |= needles.found_in(pl.Series(raws, dtype=pl.String))
         for held in others:
             for batch in held.collect_batches(maintain_order=False):
                 for name in batch.columns:
@@ -329,6 +366,7 @@ class Erasure:
             # A name too short to be looked for by itself is somebody else's where no tenant is said.
             holds = [
                 tenant in (None, *tenants)
+                and not _names_another(raw, persons)
                 and (needles.count(raw) > 0 or (tenant is not None and any(user in raw for user in users)))
                 for raw, tenant in raws
             ]
@@ -339,10 +377,11 @@ class Erasure:
         key = dead_letter_key(letter_id)
         return b"".join(self._stores.bucket.pieces(key)) if self._stores.bucket.has(key) else b""
 
-    def _lines(self, letters: pl.DataFrame) -> dict[str, tuple[str, list[int]]]:
+    def _lines(self, letters: pl.DataFrame, persons: list[Person]) -> dict[str, tuple[str, list[int]]]:
         """Lines of landing files that are theirs, by address of the file, with its etag."""
         stores = self._stores
-        ingest = Ingest(stores.landing, stores.lake, stores.control.suppressed_users())
+        # Of theirs alone: others on the list of the suppressed may come off it again.
+        ingest = Ingest(stores.landing, stores.lake, _hashed(persons))
         files = stores.landing.event_files()
         lines: dict[str, set[int]] = defaultdict(set)
         queued = stores.lake.scan(DEAD_LETTER_LINES).join(letters.lazy(), on="dead_letter_id", how="semi").collect()
@@ -376,6 +415,8 @@ class Erasure:
         renamed: dict[tuple[str, str], str] = {}
         for uri, (etag, numbers) in plan.files.items():
             self._observe(f"lines of {uri}")
+            if not stores.bucket.has(uri.removeprefix(f"s3://{stores.bucket.name}/")):
+                continue  # somebody removed it since
             file = stores.landing.named(uri)
             if file.etag == etag:
                 self._blank(file.key, set(numbers))
@@ -388,6 +429,21 @@ class Erasure:
         again: list[EventFile] = [file for file in stores.landing.event_files() if file.uri in plan.files]
         suppressed = stores.control.suppressed_users()
         backfill(Ingest(stores.landing, stores.lake, suppressed), again, lambda _: None)
+        self._remove_expired(plan)
+
+    def _remove_expired(self, plan: Plan) -> None:
+        """A backfill lands again what a retention has removed: that goes again."""
+        lake, rules = self._stores.lake, self._stores.control.retention_rules()
+        since = lake.still_there(EVENTS, Version.parse(plan.archive)) if plan.archive else None
+        if since is None or not plan.files:
+            return
+        held = lake.scan(EVENTS, since.number).select(EVENTS.key)
+        new = (
+            lake.scan(EVENTS)
+            .filter(pl.col("source_uri").is_in(list(plan.files)))
+            .join(held, on=list(EVENTS.key), how="anti")
+        )
+        remove_events(lake, expired(new, rules, ACTION, datetime.now(UTC), "action", "ts").collect(engine="streaming"))
 
     def _blank(self, key: str, numbers: set[int]) -> None:
         bucket = self._stores.bucket
@@ -409,7 +465,8 @@ class Erasure:
                         f"{key} is not a whole gzip file ({error}): what is behind its damage can't be searched. "
                         "Remove it from the landing area, and erase again."
                     ) from None
-            bucket.put(key, target)
+            # As what it was: its producer may send it again.
+            bucket.put(key, target, {"sha256": self._stores.landing.stored_sha256(key) or copied.sha256})
 
     def _erase_events(self, plan: Plan) -> None:
         """Events whose landing files are gone leave the archive too; the books count them as suppressed."""
@@ -431,9 +488,22 @@ class Erasure:
             gone = pl.DataFrame(keys).select(_as_type(column, dtype) for column, dtype in schema.items())
             control.suppress_rows(name, row_name_hash(name, gone, key).to_list())
             lake.merge(table, table.empty(), gone, on=key)
+        self._erase_unlabelled(plan)
         users = users_frame(plan.persons).rename({"id": "user_id"})
         held = lake.held(USER_COMMUNITIES, users, list(USER_COMMUNITIES.key))
         lake.merge(USER_COMMUNITIES, USER_COMMUNITIES.empty(), held)
+
+    def _erase_unlabelled(self, plan: Plan) -> None:
+        """Rows of tables that are no nodes leave them where a text of theirs is one of the values."""
+        lake = self._stores.lake
+        labelled = {t.name for found in label_tables(lake, self._stores.control.read()).values() for t in found.tables}
+        tenants = sorted({tenant for tenant, _ in plan.people})
+        for name in lake.table_names():
+            table = lake.stored_table(name, ()) if name.startswith(SILOS) and name not in labelled else None
+            if table is not None:
+                schema = table.empty().schema
+                texts = [n for n, dtype in schema.items() if dtype == pl.String and n not in LINEAGE]
+                lake.delete_rows(table, tenants, dict.fromkeys(texts, plan.values), blank={})
 
     def _follow(self, plan: Plan) -> None:
         """Journeys and graph are brought up; then the log of stitching forgets the events."""
@@ -453,12 +523,13 @@ class Erasure:
         _remove_rows_with(stores.lake, RECONCILIATION_FINDINGS, needles)
         # Scripts that rebuild the silos' graph hold its rows; the next run writes one of what is left.
         stores.bucket.delete(search_objects("scripts", stores.bucket, SCRIPTS_PREFIX, needles).places)
+        # Only where something is told of what happened, and only what can't be a word of that.
+        ids = Needles(filter(is_overwritable, plan.values))
         for store, login in stores.databases.items():
-            found = search_database(store, login, needles)
-            overwrite_rows(login, found.places, needles)
+            overwrite_rows(login, [place for place in search_database(store, login, ids).places if place in LOGS], ids)
         for store, folder in stores.files.items():
-            for path in search_folder(store, folder, needles).places:
-                overwrite(Path(path), needles)
+            for path in search_folder(store, folder, ids).places:
+                overwrite(Path(path), ids)
         if stores.cache is not None:
             shutil.rmtree(stores.cache, ignore_errors=True)
 
@@ -508,21 +579,38 @@ class Erasure:
         earlier = {one["store"]: one for one in plan.before}
         compared = [
             {"store": one["store"], "what": one["what"], "searched": one["searched"], "bytes": one["bytes"],
-             "hits_before": earlier[one["store"]]["hits"], "hits_after": one["hits"], "left_in": one["places"]}
+             "hits_before": earlier.get(one["store"], {}).get("hits", 0), "hits_after": one["hits"],
+             "left_in": one["places"]}
             for one in after
         ]  # fmt: skip
         with stores.open_graph() as graph:
             results = reconcile(Archive(stores.lake, stores.control.read()), graph)
-        users = users_frame(plan.persons).rename({"id": "user_id"}).select("tenant_id", user_hash=user_hash())
+        users = _hashed(plan.persons)
         removed = {
             "events": len(plan.events), "landing_lines": sum(len(lines) for _, lines in plan.files.values()),
             "dead_letters": len(plan.letters), "silo_rows": {name: len(keys) for name, keys in plan.rows.items()},
         }  # fmt: skip
-        findings = len(summarise(results)["findings"])
+        findings = sum(one["difference"] != REFUSED_TEXT for one in summarise(results)["findings"])
         return Certificate(
             str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.values), removed, compared,
             graph_digest(results), findings, findings == 0 and not any(one["hits_after"] for one in compared), NOTES,
         )  # fmt: skip
+
+
+def _hashed(persons: Iterable[Person]) -> pl.DataFrame:
+    """tenant_id and user_hash, as the list of the suppressed has them."""
+    return users_frame(persons).rename({"id": "user_id"}).select("tenant_id", user_hash=user_hash())
+
+
+def _names_another(raw: bytes, persons: list[Person]) -> bool:
+    """Whether a rejected line says by itself that it is of another user."""
+    try:
+        said = json.loads(raw)
+    except ValueError:
+        return False
+    if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in ("tenantId", "userId")):
+        return False
+    return Person.named(said["tenantId"], said["userId"]) not in persons
 
 
 def _write_blanked(lines: IO[bytes], out: IO[bytes], numbers: set[int]) -> None:
@@ -542,6 +630,10 @@ def _parts(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         number += part.endswith(b"\n")
 
 
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
 def _as_type(column: str, dtype: pl.DataType) -> pl.Expr:
     """A key column as it was before it went through JSON."""
     match dtype:
@@ -549,6 +641,8 @@ def _as_type(column: str, dtype: pl.DataType) -> pl.Expr:
             return pl.col(column).cast(pl.String).str.to_datetime(time_unit="us", time_zone=dtype.time_zone)
         case pl.Date():
             return pl.col(column).cast(pl.String).str.to_date()
+        case pl.Binary():
+            return pl.col(column).str.decode("hex")
         case _:
             return pl.col(column).cast(dtype)
 

@@ -1,12 +1,11 @@
 """Looks for values of people in everything that the pipeline stores: objects, tables, graph, databases, files."""
 
-import gzip
 import io
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
@@ -78,7 +77,7 @@ def search_objects(
     """All objects under a prefix but those under some others, unpacked where they are gzip."""
 
     def look(path: str) -> tuple[str, int, int]:
-        return path, *_count(_unpacked(io.BytesIO(b"".join(bucket.pieces(path)))), needles)
+        return path, *_count_unpacked(bucket.pieces(path), needles)
 
     paths = [o.path for o in bucket.objects(prefix) if not o.path.startswith(without)]
     return _gathered(store, "objects", paths, look)
@@ -177,10 +176,16 @@ def search_folder(store: str, folder: Path, needles: Needles, without: Iterable[
 
 def overwrite(path: Path, needles: Needles) -> None:
     """Overwrite values in a file where they stand, so that a process that writes to its end is not disturbed."""
+    at = 0
     with path.open("r+b") as file:
-        content = file.read()
-        file.seek(0)
-        file.write(needles.replaced(content, b"x"))
+        while chunk := file.read(CHUNK_BYTES):
+            replaced = needles.replaced(chunk, b"x")
+            if replaced != chunk:
+                file.seek(at)
+                file.write(replaced)
+            # A value may lie across: the end is looked at again with what follows.
+            at += max(len(chunk) - OVERLAP_BYTES, 1) if len(chunk) == CHUNK_BYTES else len(chunk)
+            file.seek(at)
 
 
 def search_database(store: str, login: dict[str, Any], needles: Needles) -> Searched:
@@ -220,18 +225,32 @@ def _only(connection: psycopg.Connection[Any], statement: sql.Composed) -> Any:
     return row[0] if row else 0
 
 
-def _unpacked(raw: IO[bytes]) -> Iterator[bytes]:
-    magic = raw.read(len(GZIP_MAGIC))
-    raw.seek(0)
-    if magic != GZIP_MAGIC:
-        yield from _chunks(raw)
-        return
-    try:
-        with gzip.open(raw) as stream:
-            yield from _chunks(stream)  # type: ignore[arg-type]  # a GzipFile reads as a file does
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raw.seek(0)
-        yield from _chunks(raw)
+def _count_unpacked(pieces: Iterator[bytes], needles: Needles) -> tuple[int, int]:
+    """The same, of what gzip holds; what can't be read to its end counts as a hit, for nobody knows what it holds."""
+    first = next(pieces, b"")
+    pieces = chain([first], pieces)
+    if not first.startswith(GZIP_MAGIC):
+        return _count(pieces, needles)
+    damage: list[zlib.error | EOFError] = []
+
+    def unpacked() -> Iterator[bytes]:
+        member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        for piece in pieces:
+            waiting = piece
+            while waiting:
+                try:
+                    yield member.decompress(waiting, CHUNK_BYTES)
+                except zlib.error as error:
+                    damage.append(error)
+                    return
+                waiting = member.unconsumed_tail or member.unused_data
+                if member.eof:
+                    member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        if member.unconsumed_tail or (not member.eof and member.flush()):
+            damage.append(EOFError("it ends early"))
+
+    size, hits = _count(unpacked(), needles)
+    return size, hits + len(damage)
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

@@ -52,6 +52,10 @@ ABSORBED_ROWS = 2_000_000
 EVENT_COLUMNS = ["tenant_id", "event_id", "ts"]
 
 
+PURGED_AT_ONCE = 5_000
+"""Events that one statement purges."""
+
+
 def log_number(tenant_id: str) -> str:
     """The name of the number that commits of a tenant count up in the log."""
     return f"stitch:{tenant_id}"
@@ -405,17 +409,24 @@ class Journeys:
         _, index = self.refresh()
         if index.known_events(events)["fingerprint"].is_not_null().any():
             raise ConfigError("Events that are still there can't be purged: take them out of the archive and stitch.")
-        rows = self._log(events["tenant_id"].unique().to_list())
+        gone = 0
+        for (tenant,), of_tenant in events.partition_by("tenant_id", as_dict=True).items():
+            for some in of_tenant.iter_slices(PURGED_AT_ONCE):
+                gone += self._purge(str(tenant), some)
+        return gone
+
+    def _purge(self, tenant: str, events: pl.DataFrame) -> int:
+        rows = self._log([tenant])
         theirs = rows.join(events.lazy(), on=EVENT_COLUMNS[:2], how="semi")
         keys = theirs.select("tenant_id", "key_hash").drop_nulls().unique()
         others = rows.filter(pl.col("kind") == EVENT).join(events.lazy(), on=EVENT_COLUMNS[:2], how="anti")
         lonely = keys.join(others.select("tenant_id", "key_hash"), on=["tenant_id", "key_hash"], how="anti").collect()
-        ids, tenants = events["event_id"].to_list(), events["tenant_id"].unique().to_list()
+        ids = events["event_id"].to_list()
         # The tables take up what the log says anew, not what it forgets.
-        self._lake.delete_rows(JOURNEY_MERGES, tenants, {"via_event_id": ids}, blank={})
-        self._lake.delete_rows(JOURNEYS, tenants, {}, blank={"founding_event_id": ids})
+        self._lake.delete_rows(JOURNEY_MERGES, [tenant], {"via_event_id": ids}, blank={})
+        self._lake.delete_rows(JOURNEYS, [tenant], {}, blank={"founding_event_id": ids})
         return self._lake.delete_rows(
-            JOURNEY_LOG, tenants,
+            JOURNEY_LOG, [tenant],
             {"event_id": ids, "key_hash": lonely["key_hash"].to_list()}, blank={"founding_event_id": ids},
         )  # fmt: skip
 

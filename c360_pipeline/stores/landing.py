@@ -207,7 +207,7 @@ class Landing:
         stem, dot, suffix = path.name.partition(".")
         for name in (path.name, f"{stem}-{sha256[:12]}{dot}{suffix}"):
             key = f"{folder}{name}"
-            if (self._stored_sha256(key) or self._put_new(path, key, sha256)) == sha256:
+            if (self.stored_sha256(key) or self._put_new(path, key, sha256)) == sha256:
                 return f"s3://{self.bucket}/{key}"
         raise ContractError(f"{path} can't be uploaded: {folder}{stem}-{sha256[:12]} is taken by other content.")
 
@@ -223,10 +223,11 @@ class Landing:
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
                 raise
-            return self._stored_sha256(key)
+            return self.stored_sha256(key)
         return sha256
 
-    def _stored_sha256(self, key: str) -> str | None:
+    def stored_sha256(self, key: str) -> str | None:
+        """The sha256 that an object was put with; None when it is not there."""
         try:
             return self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get("sha256", "unknown")
         except ClientError as error:

@@ -99,8 +99,8 @@ class RefusedRows:
         return {n: self.waiting.get(n, frozenset()) | self.put_aside.get(n, frozenset()) for n in names}
 
     def letters(self, status: str) -> pl.DataFrame:
-        """Letters of a status, with `entity` and `key`, without their bytes."""
-        is_refused = (pl.col("error_class") == REFUSED) & (pl.col("status") == status)
+        """Letters of a status, with `entity` and `key`, without their bytes; none whose bytes were erased."""
+        is_refused = (pl.col("error_class") == REFUSED) & (pl.col("status") == status) & pl.col("raw").is_not_null()
         return letter_keys(self._lake.scan(DEAD_LETTERS).filter(is_refused).collect())
 
     def keep(self) -> int:

@@ -6,7 +6,8 @@ from datetime import datetime
 
 import polars as pl
 
-from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS
+from c360_pipeline.core.journey_log import removed_events
+from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS, JOURNEY_LOG
 from c360_pipeline.core.retention import ACTION, DEAD_LETTER, expired, oldest_kept
 from c360_pipeline.stores.bucket import Bucket
 from c360_pipeline.stores.control import ControlDb
@@ -71,8 +72,10 @@ def retain(
     observe("journeys")
     stitch_all(lake, control.key_policy())
     project_all(lake, control.read(), graph, observe)
-    if found.events.height:
-        Journeys(lake).purge(gone.select("tenant_id", "event_id"))
+    # What has left the archive, now or in a run that was broken off, leaves the log of stitching too.
+    removed = removed_events(lake.scan(JOURNEY_LOG)).filter(~pl.col("is_back")).select("tenant_id", "event_id")
+    if removed.height:
+        Journeys(lake).purge(removed)
     letters = _letters(lake, rules, now).collect(engine="streaming")
     if letters.height:
         observe("dead letters")

@@ -85,7 +85,7 @@ def test_what_is_restored_into_empty_services_has_the_same_digests(
     assert backups.lake_digests(lake, manifest.versions) == manifest.digests
     assert project(Archive(lake, control.read()), landed.graph) == manifest.graph_digest
     assert control.suppressed_users().height == 1
-    backups.finish(bucket)
+    backups.finish(bucket, lake, manifest)
     # The landing area is the same to the byte, and nothing of it lands twice.
     landing = open_landing(empty)
     (file,) = landing.event_files()

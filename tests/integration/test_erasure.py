@@ -23,7 +23,7 @@ from c360_pipeline.core.lake import DEAD_LETTERS, EVENT_JOURNEY, EVENTS, LANDING
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.sample_files import Written
-from c360_pipeline.errors import ConfigError
+from c360_pipeline.errors import ConfigError, ConflictError
 from c360_pipeline.runs import materialise
 from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stores import erasure as erasing
@@ -137,15 +137,19 @@ def erased(world: World) -> Erased:
     world.lake.insert_new(RECONCILIATION_FINDINGS, pl.DataFrame([{n: finding.get(n) for n in schema}], schema=schema))
     (world.home / "logs" / "some.log").write_text(f"a statement about {sorted(words)[0]} failed\n")
 
+    kept: list[Certificate] = []
     erasure = Erasure(stores_of(world.settings), world.home / "erasure")
     for step in ("_follow", "_certificate"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(erasing.Erasure, step, lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                erasure.erase(people)
+                erasure.erase(people, kept.append)
+    with pytest.raises(ConflictError, match="call it again"):
+        open_control(world.settings).require_no_erasure()
     with pytest.raises(ConfigError, match="broken off"):
-        erasure.erase(people[:1])
-    certificate = erasure.erase(people)
+        erasure.erase(people[:1], kept.append)
+    certificate = erasure.erase(people, kept.append)
+    assert kept == [certificate]
     return Erased(people, words, others, accounts, world.accounts(), certificate)
 
 

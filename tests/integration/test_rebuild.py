@@ -124,7 +124,7 @@ def digests(world: World, graph: Graph) -> dict[str, str]:
     return {f"{r.tenant_id} {r.kind.name} {n}": r.comparison.found_digest for n, r in enumerate(results)}
 
 
-class BrokenOff(Exception):  # noqa: N818
+class BrokenOff(BaseException):
     """What a kill at some point looks like from here."""
 
 

@@ -63,7 +63,35 @@ def test_a_value_that_several_rows_have_names_none_of_them() -> None:
               "Letter": FRAMES["Letter"].with_columns(sender=pl.lit("family@y.de"))}  # fmt: skip
     found = own_rows([Person("a", "1")], MAPPINGS, shared, KINDS)
     assert found["Account"].height == 1
-    assert found["Letter"].is_empty()
+    assert "Letter" not in found
+
+
+def test_what_lies_behind_a_table_between_belongs_to_nobody() -> None:
+    kinds = {
+        "Media": kind("Media", ("media_id",), media_id=WHOLE),
+        "Watch": kind("Watch", ("id",), id=WHOLE, user=TEXT, media_id=WHOLE),
+    }
+    frames = {
+        "Media": pl.DataFrame({"tenant_id": ["a"], "media_id": [5]}),
+        "Watch": pl.DataFrame({"tenant_id": ["a", "a"], "id": [1, 2], "user": ["alice", "bob"], "media_id": [5, 5]}),
+    }
+    watched = RelationshipRow(1, "User", "Media", "WATCHED", "u.id = w.user AND w.media_id = m.media_id", "Watch")
+    found = own_rows([Person("a", "alice")], [watched], frames, kinds)
+    assert {label: rows.rows() for label, rows in found.items()} == {"Watch": [("a", 1)]}
+
+
+def test_a_plan_that_one_subscription_alone_names_is_not_theirs() -> None:
+    named = {**FRAMES, "Subscription": FRAMES["Subscription"].with_columns(plan=pl.Series(["gold", "basic", "basic"])),
+             "Plan": pl.DataFrame({"tenant_id": ["a"], "plan_id": [5], "name": ["gold"]})}  # fmt: skip
+    more = pl.DataFrame({"tenant_id": ["a"], "id": [12], "account_id": [2], "plan_id": [5], "plan": ["basic"]})
+    named["Subscription"] = pl.concat([named["Subscription"], more])
+    kinds = {
+        **KINDS,
+        "Subscription": kind("Subscription", ("id",), id=WHOLE, account_id=WHOLE, plan_id=WHOLE, plan=TEXT),
+    }
+    by_name = RelationshipRow(3, "Subscription", "Plan", "TO", "s.plan = p.name", None)
+    found = own_rows([Person("a", "1")], [*MAPPINGS[:2], by_name], named, kinds)
+    assert set(found) == {"Account", "Subscription"}
 
 
 def test_nobody_has_nothing() -> None:
@@ -96,6 +124,7 @@ USER = "user-1@mail.de"
         (f"key=user={USER}&", 1), (f"x{USER}", 0), (f"x.{USER}", 0), (f"{USER}2", 0), (f"{USER}.eu", 0),
         (f"{USER}-3", 0), ("user-1@mail", 0), ("", 0), ("b\u00fcrger-m\u00fcnchen", 1),
         ("b\\u00fcrger-m\\u00fcnchen", 1), ("ÜBER " + USER, 1),
+        (f"Hi\\n{USER}", 1), (f"\\u00fc{USER}\\t", 1), (f"un{USER}", 0),
     ],
 )  # fmt: skip
 def test_values_are_found_as_words(content: str, hits: int) -> None:
