@@ -120,7 +120,8 @@ def as_instant(text: str, lake: Any) -> datetime:
 
         commits = {int(entry["version"]): int(entry["timestamp"]) for entry in lake.history(EVENTS)}
         if int(text) not in commits:
-            raise ConfigError(f"There is no version {text} of the events; there are {min(commits)} to {max(commits)}.")
+            known = f"there are {min(commits)} to {max(commits)}" if commits else "nothing has landed yet"
+            raise ConfigError(f"There is no version {text} of the events: {known}.")
         return datetime.fromtimestamp(commits[int(text)] / 1000, UTC)
     try:
         instant = datetime.fromisoformat(text)

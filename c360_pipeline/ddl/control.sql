@@ -231,7 +231,8 @@ COMMENT ON COLUMN retention_rules.tenant_id IS 'A tenant, or * for every one tha
 COMMENT ON COLUMN retention_rules.action IS
     'Of Action: what was done, or * for every action without a row of its own. Of DeadLetter: an error class, or *.';
 INSERT INTO retention_rules (tenant_id, label, action, days)
-SELECT '*', 'Action', 'view', 365 WHERE NOT EXISTS (SELECT FROM control_schema WHERE version >= 4);
+SELECT '*', 'Action', 'view', 365 WHERE NOT EXISTS (SELECT FROM control_schema WHERE version >= 4)
+ON CONFLICT DO NOTHING;
 
 INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode) VALUES
     ('*', 'user', 'userId', 'link'),

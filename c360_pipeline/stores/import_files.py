@@ -83,7 +83,7 @@ class ImportWriter:
         """Write all kinds; rows that the graph refused are left out, with the relationships of such nodes.
 
         Raises:
-            ConfigError: a property has a name that the files can't carry.
+            ConfigError: a property has a name, or a value, that the files can't carry.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         nodes: dict[str, tuple[NodeKind, pl.DataFrame]] = {}
@@ -128,6 +128,11 @@ class ImportWriter:
         self._write_file(kind, kind.type, rows.select(START, END, *kind.properties))
 
     def _write_file(self, kind: Kind, name: str, rows: pl.DataFrame) -> None:
+        for column, dtype in rows.schema.items():
+            if isinstance(dtype, pl.Binary) and rows.select((pl.col(column).bin.size() == 0).any()).item():
+                raise ConfigError(
+                    f"{kind.name}.{column}: import files have no empty bytes. `c360 rebuild --online` can."
+                )
         number = len(self._files)
         header, data = self._folder / f"{number}-header.csv", self._folder / f"{number}.csv"
         header.write_text(",".join(_header(n, t) for n, t in rows.schema.items()) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from c360_pipeline import cli
 from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.graph import Graph
@@ -243,7 +244,7 @@ def document(*arguments: str) -> Any:
 def test_what_looks_at_archive_and_graph_prints_one_document(world: World, tmp_path: Path) -> None:
     backup = document("backup", str(tmp_path / "backup"))
     assert document("backup", str(tmp_path / "backup"), "--verify") == backup
-    assert run("backup", str(tmp_path / "backup")).exit_code == 2
+    assert isinstance(run("backup", str(tmp_path / "backup")).exception, ConfigError)
     digest = document("digest", "--by-day")
     assert {day["archive"] == day["graph"] for day in digest["days"]} == {True}
     assert document("diff", "0", "--limit", "3")["counts"] == document("diff", "0", "now")["counts"]

@@ -65,7 +65,7 @@ class OddArchive(Archive):
                 "flag": [True, False, None] * 3 + [True], "day": [date(1969, 12, 31), date(1, 1, 1), None] * 3 + [None],
                 "local": [datetime(2025, 1, 1, 0, 0, 0, 1), None] * 5,  # noqa: DTZ001 - it is local
                 "at": [datetime(1960, 1, 1, 0, 0, 0, 999_999, UTC), None] * 5,
-                "raw": [b"\x00\x7f\x80\xff;,", None, b"", b"a", b"\n"] * 2, "with blank": [None] * 9 + ["x"],
+                "raw": [b"\x00\x7f\x80\xff;,", None, b"0", b"a", b"\n"] * 2, "with blank": [None] * 9 + ["x"],
             },
             schema=ODD.schema,
         )  # fmt: skip
@@ -282,3 +282,25 @@ def test_a_paused_server_starts_again_when_its_holder_is_killed(home: Path, worl
 def test_there_is_nothing_to_pause_where_nothing_runs(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="c360 up"), paused(tmp_path, "neo4j"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("a:b", "x"), ("id,", "x"), ("raw", b"")], ids=["a colon", "a comma", "empty bytes"]
+)
+def test_what_import_files_cannot_carry_is_said_before_anything_is_done(
+    world: World, home: Path, column: str, value: object
+) -> None:
+    class Odder(OddArchive):
+        def at(self, pins: Pins) -> "Odder":
+            return Odder(self.lake, self.control, pins)
+
+        def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+            rows = pl.DataFrame(
+                {"tenant_id": ["acme"], "id": [1], column: [value], DAY: [None]}, schema_overrides={DAY: pl.Date}
+            )
+            yield NodeKind("Odd", ("id",), {"id": pl.Int64(), column: rows.schema[column]}), rows
+
+    used = stores(home)
+    with pytest.raises(ConfigError, match="--online"):
+        rebuild_by_import(home, Odder(world.lake, world.archive.control), lambda: world.graph)
+    assert stores(home) == used
