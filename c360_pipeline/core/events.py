@@ -144,8 +144,13 @@ _SCHEMAS: dict[FieldKind, dict[str, Any]] = {
     FieldKind.ATTRIBUTES: {
         "type": "object",
         "maxProperties": MAX_ATTRS,
-        "propertyNames": {"maxLength": MAX_STRING_CHARACTERS},
-        "additionalProperties": {"anyOf": [_TEXT, {"type": ["number", "boolean", "null"]}]},
+        "patternProperties": {
+            rf"^[\s\S]{{0,{MAX_STRING_CHARACTERS}}}(?![\s\S])": {
+                "anyOf": [_TEXT, {"type": ["number", "boolean", "null"]}]
+            },
+        },
+        # An attribute without a value is left out, whatever its name.
+        "additionalProperties": {"type": "null"},
     },
 }
 

@@ -156,8 +156,13 @@ SCHEMA = jsonschema.Draft202012Validator(json_schema())
 SEEN_BY_THE_SCHEMA = {"missing_field", "wrong_type", "nested_attr", "not_an_object"}
 
 
+LONG_NAMES = {"tenantId": "t", "userId": "u", "sessionId": "s", "ts": "2025-11-02T10:00:00Z", "action": "view"}
+
+
 @settings(max_examples=500)
 @given(FIELDS | st.sampled_from([[], "x", 1, None]))
+@example({**LONG_NAMES, "attrs": {"x" * 1025: None}})
+@example({**LONG_NAMES, "attrs": {"x" * 1024 + "\n": "value"}})
 def test_the_json_schema_and_the_contract_agree(fields: Any) -> None:
     is_valid = SCHEMA.is_valid(json.loads(json.dumps(fields)))
     error_class = None
