@@ -232,3 +232,29 @@ def test_batches_that_are_written_at_once_share_no_node(kind: model.Kind) -> Non
             assert sum(map(len, values)) == len(set().union(*values)), column
         written += [batch for _, batch in group]
     assert pl.concat(written).height == (rows.height * 5 if kind is model.HAS_SESSION else rows.height)
+
+
+@pytest.mark.parametrize("page_nodes", [1, 7, 10, 1000])
+def test_pages_hold_every_row_once(graph: Graph, monkeypatch: pytest.MonkeyPatch, page_nodes: int) -> None:
+    """Also where more nodes than a page share the first column of their key."""
+    monkeypatch.setattr(statements, "PAGE_NODES", page_nodes)
+    item = NodeKind("Item", ("shop", "no"), {"shop": pl.String(), "no": pl.Int64()})
+    next_to = RelationshipKind("NEXT_TO", item, item)
+    graph.apply_schema([item])
+    nodes = pl.DataFrame(
+        [("acme", shop, no) for shop, count in (("a", 1), ("b", 25), ("c", 3), ("", 11)) for no in range(count)]
+        + [("globex", "b", 1)],
+        schema=item.schema, orient="row",
+    )  # fmt: skip
+    ends = nodes.filter(pl.col("tenant_id") == "acme").select(
+        "tenant_id", from_shop="shop", from_no="no", to_shop=pl.lit("b"), to_no=pl.lit(0, pl.Int64)
+    )
+    graph.merge(item, nodes)
+    graph.merge(next_to, ends)
+    try:
+        read = graph.read(item, "acme")
+        assert read.sort(pl.all()).equals(nodes.filter(pl.col("tenant_id") == "acme").sort(pl.all()))
+        assert graph.read(next_to, "acme").sort(pl.all()).equals(ends.sort(pl.all()))
+    finally:
+        graph.clear_label("Item")
+        graph.run(cypher.drop_constraint(cypher.key_constraint_name(item)))
