@@ -161,8 +161,8 @@ def is_identifier(value: str) -> bool:
 
 
 def is_overwritable(value: str) -> bool:
-    """Whether a value may be overwritten in logs, where a word could be a part of what they say."""
-    return is_distinctive(value) and ("@" in value or any(character.isdecimal() for character in value))
+    """Whether a value may be overwritten in logs, where one word could be a part of what they say."""
+    return is_distinctive(value) and any(c in "@ " or c.isdecimal() for c in value)
 
 
 class Needles:

@@ -89,7 +89,11 @@ class StagedStore:
         # The store in use may be of the same moment: each has a name of its own.
         plan = Plan(moment, f"stores/{moment[:16]}-{uuid4().hex[:8]}", str(current))
         self._save(plan)
-        counts = import_archive(archive, self._server / plan.data, self._work, observe)
+        try:
+            counts = import_archive(archive, self._server / plan.data, self._work, observe)
+        except C360Error:
+            self.discard()
+            raise
         plan = replace(plan, stage="imported", nodes=counts[0], relationships=counts[1])
         self._save(plan)
         return plan
