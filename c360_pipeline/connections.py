@@ -4,6 +4,7 @@ Without Dagster, so that a command which needs a store only does not wait for th
 """
 
 from functools import cache
+from typing import Any
 
 from c360_pipeline.core.silos import SourceDatabase
 from c360_pipeline.settings import Settings, c360_home, postgres_login, resolve_secret
@@ -15,15 +16,19 @@ from c360_pipeline.stores.landing import Landing
 from c360_pipeline.stores.silos import Silo
 
 
+def s3_login(settings: Settings) -> dict[str, Any]:
+    """Address, login and region of S3; holds the secret, so never log it."""
+    return {
+        "endpoint_url": settings.aws_endpoint_url,
+        "access_key_id": settings.aws_access_key_id,
+        "secret_access_key": settings.aws_secret_access_key.get_secret_value(),
+        "region": settings.aws_region,
+    }
+
+
 def open_landing(settings: Settings) -> Landing:
     """The landing area, its bucket there."""
-    landing = Landing(
-        settings.bucket,
-        endpoint_url=settings.aws_endpoint_url,
-        access_key_id=settings.aws_access_key_id,
-        secret_access_key=settings.aws_secret_access_key.get_secret_value(),
-        region=settings.aws_region,
-    )
+    landing = Landing(settings.bucket, **s3_login(settings))
     landing.ensure_bucket()
     return landing
 
@@ -31,13 +36,7 @@ def open_landing(settings: Settings) -> Landing:
 def open_bucket(settings: Settings) -> Bucket:
     """The objects of the bucket, which is there."""
     _bucket_made(settings)
-    return Bucket(
-        settings.bucket,
-        endpoint_url=settings.aws_endpoint_url,
-        access_key_id=settings.aws_access_key_id,
-        secret_access_key=settings.aws_secret_access_key.get_secret_value(),
-        region=settings.aws_region,
-    )
+    return Bucket(settings.bucket, **s3_login(settings))
 
 
 def open_lake(settings: Settings) -> Lake:

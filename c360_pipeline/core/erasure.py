@@ -37,9 +37,9 @@ class Person:
 
 
 def users_frame(people: Iterable[Person]) -> pl.DataFrame:
-    """tenant_id, id."""
+    """tenant_id, user_id."""
     rows = [(one.tenant_id, one.user_id) for one in people]
-    return pl.DataFrame(rows, schema={"tenant_id": pl.String, "id": pl.String}, orient="row")
+    return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_id": pl.String}, orient="row")
 
 
 def own_rows(
@@ -60,7 +60,7 @@ def own_rows(
         By label, the key columns of the rows.
     """
     found: dict[str, pl.DataFrame] = {}
-    with_users = {**frames, USER: users_frame(people)}
+    with_users = {**frames, USER: users_frame(people).rename({"user_id": "id"})}
     with_user_kind = {**kinds, USER: NodeKind(USER, ("id",), {"id": pl.String()})}
     usable = [row for row in relationships if with_users.keys() >= set(row.labels)]
     for row in usable:
@@ -86,8 +86,7 @@ def _add_tied(
     (user,) = [alias for alias, label in labels.items() if label == USER]
     for other, label in labels.items():
         for on in _equations(join, user, other) if other != user else ():
-            keys = ["tenant_id", *(f"__{n}" for n in range(len(on)))]
-            mine, theirs = ([_value(pair[side]).alias(f"__{n}") for n, pair in enumerate(on)] for side in (0, 1))
+            mine, theirs, keys = _sides(on)
             users = frames[USER].select("tenant_id", *mine)
             _add(found, kinds[label], frames[label].with_columns(theirs).join(users, on=keys, how="semi"))
 
@@ -110,8 +109,7 @@ def _follow(
     for owner, other in pairs:
         label, other_label = silos[owner], silos[other]
         for on in _equations(join, owner, other):
-            keys = ["tenant_id", *(f"__{n}" for n in range(len(on)))]
-            mine, theirs = ([_value(pair[side]).alias(f"__{n}") for n, pair in enumerate(on)] for side in (0, 1))
+            mine, theirs, keys = _sides(on)
             named = frames[label].select("tenant_id", *kinds[label].key, *mine).drop_nulls()
             if not {term.column for term, _ in on} >= set(kinds[label].key):
                 if {term.column for _, term in on} >= set(kinds[other_label].key):
@@ -129,6 +127,13 @@ def _equations(join: Join, owner: str, other: str) -> Iterator[list[tuple[Term, 
         between = [(mine, theirs) for mine, theirs in turned if mine.alias == owner and theirs.alias == other]
         if between:
             yield between
+
+
+def _sides(on: Sequence[tuple[Term, Term]]) -> tuple[list[pl.Expr], list[pl.Expr], list[str]]:
+    """Columns of both sides of equations under the same names, and these names with the tenant."""
+    names = [f"__{n}" for n in range(len(on))]
+    mine, theirs = ([_value(pair[side]).alias(n) for n, pair in zip(names, on, strict=True)] for side in (0, 1))
+    return mine, theirs, ["tenant_id", *names]
 
 
 def _value(term: Term) -> pl.Expr:

@@ -18,9 +18,8 @@ WAIT_SECONDS = 180.0
 POLL_SECONDS = 0.05
 
 
-def is_pause_wanted(home: Path, service: str) -> bool:
-    """Whether somebody holds the lock."""
-    path = _file(home, service)
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock on a file."""
     if not path.exists():
         return False
     with path.open("r+") as file:
@@ -29,6 +28,20 @@ def is_pause_wanted(home: Path, service: str) -> bool:
         except BlockingIOError:
             return True
         return False
+
+
+def published(home: Path) -> dict[str, Any] | None:
+    """What the supervisor says of its servers; None when there is none."""
+    try:
+        state: dict[str, Any] = json.loads((home / "services.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return state
+
+
+def is_pause_wanted(home: Path, service: str) -> bool:
+    """Whether somebody wants a server to be paused."""
+    return is_held(_file(home, service))
 
 
 @contextmanager
@@ -56,10 +69,7 @@ def _file(home: Path, service: str) -> Path:
 
 
 def _entry(home: Path, service: str) -> dict[str, Any]:
-    try:
-        state = json.loads((home / "services.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        state = {"services": []}
+    state = published(home) or {"services": []}
     for entry in state["services"]:
         if entry["service"] == service:
             found: dict[str, Any] = entry

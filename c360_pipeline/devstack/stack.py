@@ -1,6 +1,5 @@
 """Starts, finds and stops the embedded services: what `c360 up`, `status` and `down`, the demo and the tests use."""
 
-import fcntl
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 
 from c360_pipeline.devstack.distributions import install
+from c360_pipeline.devstack.pause import is_held, published
 from c360_pipeline.devstack.services import NOT_READY, PREFERRED_PORTS, services_at
 from c360_pipeline.errors import UnavailableError
 
@@ -75,20 +75,12 @@ def attached(home: Path, report: Report, *, ports: dict[str, int] | None = None)
 
 def is_supervised(home: Path) -> bool:
     """Whether a supervisor holds the state folder."""
-    lock = home / "lock"
-    if not lock.exists():
-        return False
-    with lock.open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+    return is_held(home / "lock")
 
 
 def down(home: Path) -> bool:
     """Stop what runs; returns False when nothing did."""
-    state = _state(home)
+    state = published(home)
     if not is_supervised(home):
         return False
     if state is None:
@@ -100,7 +92,7 @@ def down(home: Path) -> bool:
 
 def status(home: Path) -> list[ServiceStatus]:
     """What runs in this state folder, each server asked by its own protocol; empty when nothing does."""
-    state = _state(home)
+    state = published(home)
     if state is None or not is_supervised(home):
         return []
     ports = {entry["service"]: entry["port"] for entry in state["services"]}
@@ -167,7 +159,7 @@ def _follow(home: Path, channel: socket.socket, report: Report) -> bool:
 
 def _wait_until_published(home: Path, seconds: float = 150.0) -> None:
     deadline = time.monotonic() + seconds
-    while _state(home) is None:
+    while published(home) is None:
         if time.monotonic() > deadline or not is_supervised(home):
             raise UnavailableError(f"Another `c360 up` in {home} did not finish, see {home / 'logs'}.")
         time.sleep(0.1)
@@ -179,11 +171,3 @@ def _wait_until_released(home: Path, seconds: float = 60.0) -> None:
         if time.monotonic() > deadline:
             raise UnavailableError(f"The services did not stop, see {home / 'logs' / 'supervisor.log'}.")
         time.sleep(0.05)
-
-
-def _state(home: Path) -> dict[str, Any] | None:
-    try:
-        state: dict[str, Any] = json.loads((home / "services.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return state

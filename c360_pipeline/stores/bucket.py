@@ -10,8 +10,9 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
-from c360_pipeline.stores.landing import MULTIPART_BYTES
-
+GZIP_MAGIC = b"\x1f\x8b"
+MULTIPART_BYTES = 64 * 1024 * 1024
+"""Larger files are uploaded in parts, never as a whole in memory."""
 PIECE_BYTES = 8 * 1024 * 1024
 """Of a large object, as `Landing` cuts it too: the etag depends on it."""
 REQUESTS_AT_ONCE = 8
@@ -45,6 +46,21 @@ class Copied:
     sha256: str
 
 
+def s3_store(
+    bucket: str, *, endpoint_url: str | None, access_key_id: str, secret_access_key: str, region: str
+) -> S3Store:
+    """A bucket as obstore reaches it: for many objects five times as fast as boto3."""
+    return S3Store(
+        bucket,
+        endpoint=endpoint_url,
+        access_key_id=access_key_id,
+        secret_access_key=secret_access_key,
+        region=region,
+        virtual_hosted_style_request=False,
+        client_options={"allow_http": True},
+    )
+
+
 class Bucket:
     """A bucket.
 
@@ -60,15 +76,10 @@ class Bucket:
         self, name: str, *, endpoint_url: str | None, access_key_id: str, secret_access_key: str, region: str
     ) -> None:
         self.name = name
-        self._store = S3Store(
-            name,
-            endpoint=endpoint_url,
-            access_key_id=access_key_id,
-            secret_access_key=secret_access_key,
+        self._store = s3_store(
+            name, endpoint_url=endpoint_url, access_key_id=access_key_id, secret_access_key=secret_access_key,
             region=region,
-            virtual_hosted_style_request=False,
-            client_options={"allow_http": True},
-        )
+        )  # fmt: skip
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
         """Objects under a prefix that ends with a slash, in no order."""

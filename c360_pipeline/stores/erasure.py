@@ -52,11 +52,10 @@ from c360_pipeline.core.silos import LINEAGE
 from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.backfill import backfill
-from c360_pipeline.stores.bucket import Bucket
+from c360_pipeline.stores.bucket import GZIP_MAGIC, Bucket
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.cypher_script import SCRIPTS_PREFIX
 from c360_pipeline.stores.erasure_search import (
-    GZIP_MAGIC,
     Searched,
     overwrite,
     overwrite_rows,
@@ -288,7 +287,7 @@ class Erasure:
     def _known_of(self, persons: list[Person]) -> tuple[list[str], pl.DataFrame, dict[str, list[dict[str, Any]]]]:
         """Distinctive values of people, their events, and the keys of their rows of silos by lake table."""
         lake = self._stores.lake
-        users = users_frame(persons).rename({"id": "user_id"}).lazy()
+        users = users_frame(persons).lazy()
         theirs = lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="semi").collect(engine="streaming")
         values = {one.user_id for one in persons} | self._only_theirs(theirs)
         events = theirs.select("tenant_id", "event_id")
@@ -448,9 +447,8 @@ class Erasure:
     def _blank(self, key: str, numbers: set[int]) -> None:
         bucket = self._stores.bucket
         with TemporaryDirectory(prefix="c360-erase-") as folder:
-            (folder_of,) = [Path(folder)]
-            (copied,) = list(bucket.fetch([key], folder_of))
-            source, target = folder_of / copied.path, folder_of / "blanked"
+            (copied,) = bucket.fetch([key], Path(folder))
+            source, target = Path(folder) / copied.path, Path(folder) / "blanked"
             with source.open("rb") as raw, target.open("wb") as out:
                 is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
                 raw.seek(0)
@@ -471,7 +469,7 @@ class Erasure:
     def _erase_events(self, plan: Plan) -> None:
         """Events whose landing files are gone leave the archive too; the books count them as suppressed."""
         self._observe("events")
-        users = users_frame(plan.persons).rename({"id": "user_id"}).lazy()
+        users = users_frame(plan.persons).lazy()
         left = self._stores.lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="semi")
         remove_events(self._stores.lake, left.collect(engine="streaming"))
 
@@ -489,7 +487,7 @@ class Erasure:
             control.suppress_rows(name, row_name_hash(name, gone, key).to_list())
             lake.merge(table, table.empty(), gone, on=key)
         self._erase_unlabelled(plan)
-        users = users_frame(plan.persons).rename({"id": "user_id"})
+        users = users_frame(plan.persons)
         held = lake.held(USER_COMMUNITIES, users, list(USER_COMMUNITIES.key))
         lake.merge(USER_COMMUNITIES, USER_COMMUNITIES.empty(), held)
 
@@ -599,7 +597,7 @@ class Erasure:
 
 def _hashed(persons: Iterable[Person]) -> pl.DataFrame:
     """tenant_id and user_hash, as the list of the suppressed has them."""
-    return users_frame(persons).rename({"id": "user_id"}).select("tenant_id", user_hash=user_hash())
+    return users_frame(persons).select("tenant_id", user_hash=user_hash())
 
 
 def _names_another(raw: bytes, persons: list[Person]) -> bool:

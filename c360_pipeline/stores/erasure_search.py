@@ -12,12 +12,11 @@ from typing import IO, Any
 
 import polars as pl
 import psycopg
-import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg import sql
 
 from c360_pipeline.core.erasure import Needles, Person, users_frame
-from c360_pipeline.stores.bucket import Bucket
+from c360_pipeline.stores.bucket import GZIP_MAGIC, Bucket
 from c360_pipeline.stores.graph import Graph
 
 CHUNK_BYTES = 8 * 1024 * 1024
@@ -25,7 +24,6 @@ OVERLAP_BYTES = 8 * 1024
 """Of a chunk that is looked at again with the next one: a value may lie across."""
 BATCH_ROWS = 65_536
 OBJECTS_AT_ONCE = 4
-GZIP_MAGIC = b"\x1f\x8b"
 NAMED_PLACES = 20
 """Places that a certificate names."""
 
@@ -85,13 +83,13 @@ def search_objects(
 
 def search_lake(bucket: Bucket, needles: Needles, people: Iterable[Person]) -> Searched:
     """All objects of the lake: of data files every column, of logs every byte; files of earlier versions too."""
-    users = users_frame(people).rename({"id": "user_id"})
+    users = users_frame(people)
 
     def look(path: str) -> tuple[str, int, int]:
         content = b"".join(bucket.pieces(path))
         if not path.endswith(".parquet"):
             return path, len(content), needles.count(content)
-        frames = map(_frame, pq.ParquetFile(io.BytesIO(content)).iter_batches(BATCH_ROWS))
+        frames = map(pl.DataFrame, pq.ParquetFile(io.BytesIO(content)).iter_batches(BATCH_ROWS))
         tenant = _partition(path, "tenant_id")
         return path, len(content), sum(_hits(frame, needles, users, tenant) for frame in frames)
 
@@ -112,10 +110,6 @@ def _gathered(store: str, what: str, names: list[str], look: Any) -> Searched:
 def _partition(path: str, column: str) -> str | None:
     named = [part.removeprefix(f"{column}=") for part in path.split("/") if part.startswith(f"{column}=")]
     return named[0] if named else None
-
-
-def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
-    return pl.DataFrame(batch)
 
 
 def _hits(frame: pl.DataFrame, needles: Needles, users: pl.DataFrame, tenant: str | None) -> int:
@@ -158,20 +152,15 @@ def search_graph(graph: Graph, needles: Needles, people: Iterable[Person]) -> Se
     return Searched("graph", "nodes and relationships", sum(counts.values()), 0, places)
 
 
-def search_folder(store: str, folder: Path, needles: Needles, without: Iterable[Path] = ()) -> Searched:
+def search_folder(store: str, folder: Path, needles: Needles) -> Searched:
     """Every byte of every file below a folder."""
-    left_out = tuple(without)
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(path.is_relative_to(other) for other in left_out)
-    ]
 
     def look(name: str) -> tuple[str, int, int]:
         with Path(name).open("rb") as file:
             return name, *_count(_chunks(file), needles)
 
-    return _gathered(store, "files", [str(path) for path in files], look)
+    files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return _gathered(store, "files", files, look)
 
 
 def overwrite(path: Path, needles: Needles) -> None:

@@ -19,9 +19,9 @@ import polars as pl
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from obstore.store import S3Store
 
 from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
+from c360_pipeline.stores.bucket import GZIP_MAGIC, MULTIPART_BYTES, file_sha256, s3_store
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 EVENTS_PREFIX = "landing/events/"
 CATALOG_PREFIX = "landing/catalog/"
 DEAD_LETTERS_PREFIX = "dead-letters/"
-GZIP_MAGIC = b"\x1f\x8b"
 REQUESTS_AT_ONCE = 16
-MULTIPART_BYTES = 64 * 1024 * 1024
-"""Larger files are uploaded in parts, never as a whole in memory."""
 _DATED = re.compile(r"landing/events/date=(\d{4}-\d\d-\d\d)/[^/]+\.jsonl(\.gz)?")
 
 
@@ -111,16 +108,11 @@ class Landing:
             region_name=region,
             config=Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}),
         )
-        # Thousands of small objects: five times as fast as boto3, which is busy with itself for a millisecond each.
-        self._objects = S3Store(
-            bucket,
-            endpoint=endpoint_url,
-            access_key_id=access_key_id,
-            secret_access_key=secret_access_key,
+        # Thousands of small objects: boto3 is busy with itself for a millisecond each.
+        self._objects = s3_store(
+            bucket, endpoint_url=endpoint_url, access_key_id=access_key_id, secret_access_key=secret_access_key,
             region=region,
-            virtual_hosted_style_request=False,
-            client_options={"allow_http": True},
-        )
+        )  # fmt: skip
 
     def ensure_bucket(self) -> None:
         """Create the bucket where it is missing.
@@ -202,8 +194,7 @@ class Landing:
         Returns:
             The object's s3:// address.
         """
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(path)
         stem, dot, suffix = path.name.partition(".")
         for name in (path.name, f"{stem}-{sha256[:12]}{dot}{suffix}"):
             key = f"{folder}{name}"
