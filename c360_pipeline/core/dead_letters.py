@@ -146,6 +146,26 @@ def judged_letters(
     )
 
 
+def closed(letters: pl.DataFrame, status: str, resolution: str, now: datetime) -> pl.DataFrame:
+    """The letters, out of the queue.
+
+    Args:
+        letters: rows of `DEAD_LETTERS`.
+        status: replayed or discarded.
+        resolution: what became of them, or why they are put aside.
+        now: UTC.
+    """
+    return letters.with_columns(
+        status=pl.lit(status), resolution=pl.lit(resolution),
+        resolved_at=pl.lit(now).cast(pl.Datetime("us", "UTC")),
+    )  # fmt: skip
+
+
+def emptied(letters: pl.DataFrame, resolution: str, now: datetime) -> pl.DataFrame:
+    """The letters without their bytes, put aside; the books go on counting their lines."""
+    return closed(letters, "discarded", resolution, now).with_columns(raw=pl.lit(None, pl.Binary))
+
+
 def resolved_lines(lines: pl.DataFrame, letters: pl.DataFrame, outcome: pl.DataFrame) -> pl.DataFrame:
     """Rows of `DEAD_LETTER_LINES` that are not dead any more: the first place is what landed, others repeat it."""
     alive = outcome.filter(pl.col("outcome") != "dead").select("dead_letter_id", now="outcome")

@@ -15,7 +15,7 @@ from c360_pipeline.settings import Settings, connection_file
 from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.rebuild import note_made
-from c360_pipeline.stores.reconcile import REFUSED_TEXT, Reconciled, reconcile, summarise
+from c360_pipeline.stores.reconcile import Reconciled, drift, reconcile
 
 INSTANTS = "as-of"
 
@@ -67,8 +67,7 @@ def rebuild_by_import(
 
 
 def _require_equal(results: list[Reconciled]) -> None:
-    findings = [f for f in summarise(results)["findings"] if f["difference"] != REFUSED_TEXT]
-    if findings:
+    if findings := drift(results):
         raise InvariantError(
             f"The new store differs from the archive in {len(findings):,} rows, such as {findings[0]}. "
             "The old one is in use again. `c360 rebuild --online` makes the graph anew by statements."

@@ -24,7 +24,7 @@ from c360_pipeline.stores.bucket import Bucket, Copied, file_sha256
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.cypher_script import SCRIPTS_PREFIX
 from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.reconcile import REFUSED_TEXT, Reconciled, graph_digest, lake_digest, summarise
+from c360_pipeline.stores.reconcile import Reconciled, drift, graph_digest, lake_digest
 
 Observe = Callable[[str], None]
 FORMAT = 1
@@ -101,7 +101,7 @@ def take(
         ConfigError: the folder holds something else.
         InvariantError: graph and archive differ, or what was written is not what was read.
     """
-    if found := [one for one in summarise(results)["findings"] if one["difference"] != REFUSED_TEXT]:
+    if found := drift(results):
         raise InvariantError(
             f"The graph differs from its archive in {len(found):,} rows: `c360 reconcile --repair` before the backup."
         )

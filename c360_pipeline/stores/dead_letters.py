@@ -9,6 +9,7 @@ import polars as pl
 from c360_pipeline.core.books import QUEUE_COUNTED_BY, settled
 from c360_pipeline.core.dead_letters import (
     REPLAY_SCHEMA,
+    closed,
     damaged,
     decode_letters,
     judged_letters,
@@ -180,10 +181,7 @@ class DeadLetters:
             The letters without their bytes.
         """
         letters = selection.letters(self.ingest.lake).collect()
-        discarded = letters.with_columns(
-            status=pl.lit("discarded"), resolution=pl.lit(note),
-            resolved_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")),
-        )  # fmt: skip
+        discarded = closed(letters, "discarded", note, datetime.now(UTC))
         self.ingest.lake.merge(DEAD_LETTERS, discarded)
         return discarded.select(WITHOUT_RAW)
 

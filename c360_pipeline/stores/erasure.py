@@ -24,6 +24,7 @@ from uuid import uuid4
 
 import polars as pl
 
+from c360_pipeline.core.dead_letters import emptied
 from c360_pipeline.core.erasure import (
     Needles,
     Person,
@@ -74,7 +75,7 @@ from c360_pipeline.stores.journeys import Journeys
 from c360_pipeline.stores.lake import Lake, Version
 from c360_pipeline.stores.landing import EventFile, Landing, dead_letter_key
 from c360_pipeline.stores.projections import project_all, stitch_all
-from c360_pipeline.stores.reconcile import REFUSED_TEXT, graph_digest, reconcile, summarise
+from c360_pipeline.stores.reconcile import drift, graph_digest, reconcile
 from c360_pipeline.stores.silo_graph import label_tables
 from c360_pipeline.stores.stitching import Stitching
 
@@ -401,11 +402,8 @@ class Erasure:
         stores = self._stores
         ids = pl.DataFrame({"dead_letter_id": plan.letters}, schema={"dead_letter_id": pl.String})
         held = stores.lake.held(DEAD_LETTERS, ids, list(DEAD_LETTERS.columns))
-        nothing = pl.lit(None)
-        stores.lake.merge(DEAD_LETTERS, held.with_columns(
-            raw=nothing.cast(pl.Binary), reason=pl.lit(REASON), status=pl.lit("discarded"), resolution=pl.lit(REASON),
-            resolved_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")),
-        ))  # fmt: skip
+        without = emptied(held, REASON, datetime.now(UTC)).with_columns(reason=pl.lit(REASON))
+        stores.lake.merge(DEAD_LETTERS, without)
         stores.bucket.delete(key for key in map(dead_letter_key, plan.letters) if stores.bucket.has(key))
 
     def _erase_lines(self, plan: Plan) -> None:
@@ -588,7 +586,7 @@ class Erasure:
             "events": len(plan.events), "landing_lines": sum(len(lines) for _, lines in plan.files.values()),
             "dead_letters": len(plan.letters), "silo_rows": {name: len(keys) for name, keys in plan.rows.items()},
         }  # fmt: skip
-        findings = sum(one["difference"] != REFUSED_TEXT for one in summarise(results)["findings"])
+        findings = len(drift(results))
         return Certificate(
             str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.values), removed, compared,
             graph_digest(results), findings, findings == 0 and not any(one["hits_after"] for one in compared), NOTES,

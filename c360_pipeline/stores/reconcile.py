@@ -375,5 +375,10 @@ def summarise(results: list[Reconciled]) -> dict[str, Any]:
     return {"rows": sum(r.comparison.expected_count for r in results), "findings": findings}
 
 
+def drift(results: list[Reconciled]) -> list[dict[str, Any]]:
+    """The findings but those of rows that the graph refuses, which are known and in the dead letters."""
+    return [finding for finding in summarise(results)["findings"] if finding["difference"] != REFUSED_TEXT]
+
+
 def _as_text(finding: dict[str, Any]) -> dict[str, Any]:
     return {**finding, "day": finding["day"].isoformat() if finding["day"] else None}

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import polars as pl
 
+from c360_pipeline.core.dead_letters import closed
 from c360_pipeline.core.graph import Kind
 from c360_pipeline.core.lake import DEAD_LETTERS
 from c360_pipeline.core.refused import REFUSED, by_entity, letter, letter_keys, row_keys
@@ -131,8 +132,5 @@ class RefusedRows:
             return 0
         done = letters.filter(pl.col("key").is_in(list(set(row_keys(kind, rows)) - self._refusals.unwritten(kind))))
         held = self._lake.held(DEAD_LETTERS, done.select("dead_letter_id"), list(DEAD_LETTERS.columns))
-        resolved = held.with_columns(
-            status=pl.lit("replayed"), resolution=pl.lit(resolution),
-            resolved_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")),
-        )  # fmt: skip
+        resolved = closed(held, "replayed", resolution, datetime.now(UTC))
         return self._lake.merge(DEAD_LETTERS, resolved)

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import polars as pl
 
+from c360_pipeline.core.dead_letters import emptied
 from c360_pipeline.core.journey_log import removed_events
 from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS, JOURNEY_LOG
 from c360_pipeline.core.retention import ACTION, DEAD_LETTER, expired, oldest_kept
@@ -79,10 +80,7 @@ def retain(
     letters = _letters(lake, rules, now).collect(engine="streaming")
     if letters.height:
         observe("dead letters")
-        lake.merge(DEAD_LETTERS, letters.select(list(DEAD_LETTERS.columns)).with_columns(
-            raw=pl.lit(None, pl.Binary), status=pl.lit("discarded"), resolution=pl.lit(EXPIRED),
-            resolved_at=pl.lit(now).cast(pl.Datetime("us", "UTC")),
-        ))  # fmt: skip
+        lake.merge(DEAD_LETTERS, emptied(letters.select(list(DEAD_LETTERS.columns)), EXPIRED, now))
         bucket.delete(key for key in map(dead_letter_key, letters["dead_letter_id"]) if bucket.has(key))
     return found
 
