@@ -65,11 +65,10 @@ def restore(
 ) -> None:
     """Restore a backup into empty services, and prove lake and graph to be what they were."""
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
-    from c360_pipeline.devstack.rebuild import is_embedded, rebuild_by_import
+    from c360_pipeline.devstack.rebuild import rebuild_graph
     from c360_pipeline.stores import backup as backups
-    from c360_pipeline.stores.archive import Archive, Pins
-    from c360_pipeline.stores.rebuild import rebuild as rebuild_online
-    from c360_pipeline.stores.reconcile import graph_digest, reconcile
+    from c360_pipeline.stores.archive import Archive
+    from c360_pipeline.stores.reconcile import graph_digest
 
     tools, settings = postgres_tools(), load_settings()
     control, lake, bucket = open_control(settings), open_lake(settings), open_bucket(settings)
@@ -84,15 +83,7 @@ def restore(
                 raise ConfigError("The graph is not empty. A backup is restored into empty services only.")
         with control.exclusive_run():
             backups.put_back(bucket, control, folder, manifest, tools, observe)
-            rows = control.read()
-            archive = Archive(lake, rows)
-            if is_embedded(settings, c360_home()):
-                pinned = archive.at(Pins.now(lake, rows))
-                results = rebuild_by_import(c360_home(), pinned, lambda: open_graph(settings), observe)
-            else:
-                with open_graph(settings) as graph:
-                    rebuild_online(lake, rows, graph, observe)
-                    results = reconcile(archive, graph)
+            results = rebuild_graph(settings, c360_home(), Archive(lake, control.read()), observe)
         observe("computing digests")
         found = backups.lake_digests(lake, manifest.versions)
         after = graph_digest(results)

@@ -68,16 +68,14 @@ def rebuild(
         rebuild_as_of(as_of, as_json=as_json)
         return
     from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.devstack.rebuild import is_embedded, rebuild_by_import
-    from c360_pipeline.stores.archive import Archive, Pins
-    from c360_pipeline.stores.rebuild import rebuild as rebuild_online
+    from c360_pipeline.devstack.rebuild import rebuild_graph
+    from c360_pipeline.stores.archive import Archive
     from c360_pipeline.stores.reconcile import graph_digest, keep, summarise
     from c360_pipeline.stores.reconcile import reconcile as compare
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
-    rows = control.read()
-    archive = Archive(lake, rows)
+    archive = Archive(lake, control.read())
     with control.exclusive_run(), err.status("reading the graph") as shown:
         with open_graph(settings) as graph:
             before = graph_digest(compare(archive, graph))
@@ -85,14 +83,7 @@ def rebuild(
         def observe(what: str) -> None:
             shown.update(f"making anew: {what}")
 
-        if online or not is_embedded(settings, c360_home()):
-            with open_graph(settings) as graph:
-                rebuild_online(lake, rows, graph, observe)
-                shown.update("comparing with the archive")
-                results = compare(archive, graph)
-        else:
-            pinned = archive.at(Pins.now(lake, rows))
-            results = rebuild_by_import(c360_home(), pinned, lambda: open_graph(settings), observe)
+        results = rebuild_graph(settings, c360_home(), archive, observe, online=online)
         keep(lake, results, f"rebuild {uuid4()}")
     after, found = graph_digest(results), summarise(results)
     if as_json:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+from c360_pipeline.connections import open_graph
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.graph_store import Observe, StagedStore, import_archive
 from c360_pipeline.errors import InvariantError
 from c360_pipeline.settings import Settings, connection_file
-from c360_pipeline.stores.archive import Archive
+from c360_pipeline.stores.archive import Archive, Pins
 from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.rebuild import note_made
+from c360_pipeline.stores.rebuild import note_made, rebuild
 from c360_pipeline.stores.reconcile import Reconciled, drift, reconcile
 
 INSTANTS = "as-of"
@@ -26,8 +27,32 @@ def is_embedded(settings: Settings, home: Path) -> bool:
     return ours == settings.neo4j_uri and stack.is_supervised(home)
 
 
+def rebuild_graph(
+    settings: Settings, home: Path, archive: Archive, observe: Observe, *, online: bool = False
+) -> list[Reconciled]:
+    """Make the settings' graph anew: by import where it is the embedded one, else by statements.
+
+    Args:
+        settings: whose graph.
+        home: state folder of the embedded services.
+        archive: what it is made from, as it is now; nobody may project anything meanwhile.
+        observe: told what comes next.
+        online: by statements in any case.
+
+    Returns:
+        The comparison of the new graph with the archive.
+    """
+    if is_embedded(settings, home) and not online:
+        pinned = archive.at(Pins.now(archive.lake, archive.control))
+        return rebuild_by_import(home, pinned, lambda: open_graph(settings), observe)
+    with open_graph(settings) as graph:
+        rebuild(archive.lake, archive.control, graph, observe)
+        observe("comparing with the archive")
+        return reconcile(archive, graph)
+
+
 def rebuild_by_import(
-    home: Path, archive: Archive, open_graph: Callable[[], Graph], observe: Observe = lambda what: None
+    home: Path, archive: Archive, open_embedded: Callable[[], Graph], observe: Observe = lambda what: None
 ) -> list[Reconciled]:
     """Make a new store from the archive, swap it in, prove it, and only then remove the old one.
 
@@ -37,7 +62,7 @@ def rebuild_by_import(
     Args:
         home: state folder of the embedded services.
         archive: at the moment that is to be shown; nobody may project anything meanwhile.
-        open_graph: opens the embedded graph, on whichever store it runs.
+        open_embedded: opens the embedded graph, on whichever store it runs.
         observe: told what comes next.
 
     Returns:
@@ -53,7 +78,7 @@ def rebuild_by_import(
         observe("swapping the store in")
         plan = staged.swap_in(plan)
         observe("constraints, indexes, checkpoints")
-        with open_graph() as graph:
+        with open_embedded() as graph:
             note_made(archive, graph)
             observe("comparing with the archive")
             results = reconcile(archive, graph, pins=archive.pins)
