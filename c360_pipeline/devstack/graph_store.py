@@ -173,7 +173,7 @@ def import_archive(archive: Archive, data: Path, work: Path, observe: Observe) -
     write_neo4j_conf(conf_home, data, 0)
     report = work / "import-report.txt"
     run_admin(
-        conf_home, "database", "import", "full", DATABASE, "--overwrite-destination", "--id-type=integer",
+        conf_home, "database", "import", "full", DATABASE, "--overwrite-destination", "--id-type=actual",
         "--multiline-fields=true", f"--read-buffer-size={CELL_BUFFER}", "--array-delimiter=;", "--bad-tolerance=0",
         f"--report-file={report}", *(file.argument for file in files.files),
     )  # fmt: skip

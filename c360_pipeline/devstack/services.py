@@ -47,10 +47,11 @@ server.http.enabled=false
 server.https.enabled=false
 server.memory.heap.initial_size=512m
 server.memory.heap.max_size=2g
-server.memory.pagecache.size=256m
+server.memory.pagecache.size=1g
 dbms.security.procedures.unrestricted=gds.*
 dbms.usage_report.enabled=false
 db.tx_log.rotation.retention_policy=1 files
+internal.dbms.bolt.netty_server_shutdown_quiet_period=0
 """
 
 NOT_READY = (psycopg.Error, neo4j.exceptions.Neo4jError, neo4j.exceptions.DriverError, BotoCoreError, ClientError)
@@ -250,7 +251,16 @@ def write_neo4j_conf(folder: Path, data: Path, port: int) -> None:
 
 def neo4j_admin(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """The command line and environment of Neo4j's own tool, for the configuration in a folder."""
-    command = ["java", "-Xmx1g", *JAVA_OPENS, "-cp", f"{neo4j_distribution()}/lib/*", "org.neo4j.cli.AdminTool"]
+    command = [
+        "java",
+        "-Xms1g",
+        "-Xmx1g",
+        "-XX:+UseParallelGC",
+        *JAVA_OPENS,
+        "-cp",
+        f"{neo4j_distribution()}/lib/*",
+        "org.neo4j.cli.AdminTool",
+    ]
     environment = {"NEO4J_HOME": str(folder), "NEO4J_CONF": str(folder / "conf")}
     return [*with_parent(signal.SIGTERM), *command, *arguments], environment
 

@@ -1,6 +1,6 @@
 """Events and the catalogue in the graph: what changed since its checkpoints, from both sides of the change."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -12,6 +12,8 @@ from c360_pipeline.stores.refused import RefusedRows
 
 PROJECTED = ("event_id", "tenant_id", "user_id", "session_id", "ts", "action", "item_id", "attrs")
 """Columns of events that the graph shows."""
+SLICE_ROWS = 250_000
+"""Events that are in memory at once when a graph is made from all of them."""
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
 
 
@@ -31,20 +33,13 @@ class EventGraph:
         """Project what came, changed or went since the graph's checkpoint; returns rows by kind."""
         lake, graph = self._lake, self._graph
         refused = RefusedRows(lake, graph.refusals)
-        changed_rows = {}
         done = graph.checkpoint(EVENT_PROJECTION)
         since = lake.still_there(EVENTS, done.get(EVENTS.name))
-        changed, version = lake.changes(EVENTS, since, PROJECTED)
-        if changed.count:
-            for projection, changes in self._changes(changed, since):
-                graph.apply(projection.kind, changes)
-                changed_rows[projection.kind.name] = changes.count
-        if changed.upserted.height:
-            # Properties that later stages own, for nodes that were made anew.
-            graph.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
-            users = changed.upserted.select("tenant_id", "user_id").unique().lazy()
-            communities = lake.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
-            graph.update(model.USER_COMMUNITY, model.user_communities(communities.collect()))
+        if since is None:
+            version = lake.version(EVENTS.name)
+            changed_rows = self._project_all(version) if version else {}
+        else:
+            changed_rows, version = self._project_changes(since)
         # Communities that an interrupted run has kept in the lake and not written here.
         late, late_version = lake.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
         graph.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
@@ -53,17 +48,50 @@ class EventGraph:
         graph.save_checkpoint(EVENT_PROJECTION, EVENTS.name, version)
         return changed_rows
 
-    def _changes(self, changed: Changes, since: Version | None) -> Iterator[tuple[model.Projection, Changes]]:
-        """Rows of every kind that differ, nodes before relationships."""
-        if since is None:
-            for projection in model.EVENT_PROJECTIONS:
-                rows = projection.build(changed.upserted)
-                yield projection, Changes(rows, rows.clear().select(projection.kind.key_columns))
-            return
-        touched = touched_events(self._lake, changed, since)
-        now, before = (events_around(self._lake, touched, at) for at in (None, since))
+    def _project_all(self, version: Version) -> dict[str, int]:
+        """Write every row of every kind, a slice of the archive at a time."""
+        lake, graph = self._lake, self._graph
+        events, assigned = lake.scan(EVENTS, version.number).select(PROJECTED), lake.scan(EVENT_JOURNEY)
+        slices = -(-lake.count(EVENTS) // SLICE_ROWS)
+        changed_rows: dict[str, int] = {}
         for projection in model.EVENT_PROJECTIONS:
-            yield projection, project_touched(projection, touched, now, before)
+            kind = projection.kind
+            for part in range(slices):
+                rows = projection.build(_slice(events, projection.scope, slices, part).collect(engine="streaming"))
+                graph.apply(kind, Changes(rows, rows.clear().select(kind.key_columns)))
+                changed_rows[kind.name] = changed_rows.get(kind.name, 0) + rows.height
+        for part in range(slices):
+            mine, theirs = (_slice(frame.select(EVENTS.key), EVENTS.key, slices, part) for frame in (events, assigned))
+            graph.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
+        self._write_communities(events)
+        return changed_rows
+
+    def _project_changes(self, since: Version) -> tuple[dict[str, int], Version | None]:
+        lake, graph = self._lake, self._graph
+        changed, version = lake.changes(EVENTS, since, PROJECTED)
+        changed_rows = {}
+        if changed.count:
+            touched = touched_events(lake, changed, since)
+            now, before = (events_around(lake, touched, at) for at in (None, since))
+            for projection in model.EVENT_PROJECTIONS:
+                changes = project_touched(projection, touched, now, before)
+                graph.apply(projection.kind, changes)
+                changed_rows[projection.kind.name] = changes.count
+        if changed.upserted.height:
+            graph.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
+            self._write_communities(changed.upserted.lazy())
+        return changed_rows, version
+
+    def _write_communities(self, events: pl.LazyFrame) -> None:
+        """The property that a later stage owns, for users that were made anew."""
+        users = events.select("tenant_id", "user_id").unique()
+        communities = self._lake.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
+        self._graph.update(model.USER_COMMUNITY, model.user_communities(communities.collect(engine="streaming")))
+
+
+def _slice(frame: pl.LazyFrame, columns: Sequence[str], slices: int, part: int) -> pl.LazyFrame:
+    """One of so many parts, in which all rows are that agree on some columns."""
+    return frame.filter(pl.struct(columns).hash() % slices == part)
 
 
 class ProductGraph:

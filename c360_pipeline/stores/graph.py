@@ -259,9 +259,10 @@ class Graph:
         script = resources.files("c360_pipeline.ddl").joinpath("graph.cypher").read_text(encoding="utf-8")
         code = "\n".join(line for line in script.splitlines() if not line.startswith("//"))
         self._drop_constraints_of_other_keys(kinds)
-        for statement in [*code.split(";"), *(cypher.key_constraint(kind) for kind in kinds)]:
-            if statement.strip():
-                self.run(statement)
+        statements = [*code.split(";"), *(cypher.key_constraint(kind) for kind in kinds)]
+        # At once: in a graph that is full, each waits until its index is.
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(self.run, filter(str.strip, statements)))
         self.run("CALL db.awaitIndexes(300)")
 
     def _drop_constraints_of_other_keys(self, kinds: Sequence[NodeKind]) -> None:

@@ -1,6 +1,7 @@
 """The archive as files that `neo4j-admin database import full` takes: a header and the rows, for every kind.
 
-Nodes are numbered one after the other over all labels; relationships name these numbers.
+Nodes are numbered from 0 one after the other over all labels, which are the ids that the store gives them (`actual`:
+nothing has to be looked up); relationships name these numbers.
 """
 
 import re

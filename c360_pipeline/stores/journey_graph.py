@@ -1,5 +1,7 @@
 """Journeys in the graph: what commits of stitching changed, in an order in which no reader sees half of it."""
 
+from collections import Counter
+
 import polars as pl
 
 from c360_pipeline.core import graph as model
@@ -10,6 +12,8 @@ from c360_pipeline.stores.journey_tables import JourneyTables, News
 from c360_pipeline.stores.lake import Lake, Version
 from c360_pipeline.stores.refused import RefusedRows
 
+LOG_ROWS = 1_000_000
+"""Rows of the log that are projected at once; a commit is not divided."""
 PROJECTION = "journey_graph"
 
 
@@ -37,23 +41,22 @@ class JourneyGraph:
             for source, version in self._graph.checkpoint(PROJECTION).items()
             if version.table_id == log_id
         }
-        found = tables.between(done, tables.published())
-        if not found.seqs:
-            return {}
-        refused = RefusedRows(self._lake, self._graph.refusals)
-        counts = self._write(News.of(found.rows))
-        refused.keep()
-        for tenant, seq in found.seqs.items():
-            self._graph.save_checkpoint(PROJECTION, tenant, Version(log_id, seq))
-        return counts
+        changed: Counter[str] = Counter()
+        for upto in tables.steps(done, tables.published(), LOG_ROWS):
+            found = tables.between(done, upto)
+            refused = RefusedRows(self._lake, self._graph.refusals)
+            changed.update(self._write(News.of(found.rows)))
+            refused.keep()
+            for tenant, seq in found.seqs.items():
+                self._graph.save_checkpoint(PROJECTION, tenant, Version(log_id, seq))
+            done |= found.seqs
+        return dict(changed)
 
     def _write(self, news: News) -> dict[str, int]:
         graph = self._graph
         journeys = model.journeys(log.living_journeys(news.rows, news.ended).collect(engine="streaming"))
         keys = log.keys_now(news.rows, news.aliases).collect(engine="streaming")
         held, freed = keys.drop_nulls("journey_id"), keys.filter(pl.col("journey_id").is_null())
-        events = log.events_now(news.rows, news.aliases).collect(engine="streaming")
-        pairs = log.event_keys_now(news.rows).collect(engine="streaming")
         absorbing = journeys.join(news.absorbed, left_on=["tenant_id", "id"], right_on=["tenant_id", "merged_into"],
                                   how="semi")  # fmt: skip
         graph.merge(model.JOURNEY, journeys.join(absorbing, on=["tenant_id", "id"], how="anti"))
@@ -62,7 +65,10 @@ class JourneyGraph:
         graph.absorb(absorbing, news.absorbed)
         graph.move(model.PART_OF, model.correlation_journeys(held))
         graph.untie(log.reread_events(news.rows).select("tenant_id", id="event_id"))
+        # Read when they are needed: of all rows, these are the most.
+        pairs = log.event_keys_now(news.rows).collect(engine="streaming")
         graph.merge(model.HAS_KEY, model.event_correlations(pairs))
+        events = log.events_now(news.rows, news.aliases).collect(engine="streaming")
         untied = model.untied_events(events, pairs)
         graph.merge(model.IN_JOURNEY, untied)
         graph.delete(model.CORRELATION, freed.select("tenant_id", id=model.correlation_id()))

@@ -5,7 +5,7 @@ looks again, so that a table never goes back. What the commits say is compared w
 differs is written.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -104,6 +104,16 @@ class JourneyTables:
         tenants = self.target()
         tables = [_published(self._lake.snapshot(table), tenants) for table in PUBLISHED]
         return {tenant: min(known[tenant] for known in tables) for tenant in tenants}
+
+    def steps(self, after: Mapping[str, int], upto: Mapping[str, int], rows: int) -> Iterator[dict[str, int]]:
+        """Commits of each tenant to go up to, one after the other, with some so many rows of the log between them."""
+        found = self.between(after, upto)
+        if not found.seqs:
+            return
+        counts = found.rows.group_by("tenant_id", "seq").len().sort("seq", "tenant_id").collect(engine="streaming")
+        steps = counts.with_columns(step=(pl.col("len").cum_sum() - 1) // rows)
+        for step in steps.partition_by("step", maintain_order=True):
+            yield dict(step.group_by("tenant_id").agg(pl.col("seq").max()).iter_rows())
 
     def between(self, after: Mapping[str, int], upto: Mapping[str, int]) -> LogRows:
         """Rows of the log after some commit of each tenant, up to another."""
