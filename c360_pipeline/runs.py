@@ -2,8 +2,7 @@
 
 import os
 import shutil
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -12,7 +11,6 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
-import psutil
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus, EventLogEntry, RunsFilter
 from dagster_shared.error import SerializableErrorInfo
 
@@ -20,13 +18,13 @@ from c360_pipeline.assets.partitions import keep_silo_partitions, range_tags
 from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
 from c360_pipeline.errors import C360Error, ConfigError
+from c360_pipeline.resources.local_run_launcher import is_abandoned, tags_of_this_process
 from c360_pipeline.settings import load_settings, project_path
 
 JOB = "everything"
 EVERYTHING = "*"
 BRAKED = ("silo_nodes", "mapped_relationships")
 """Steps that refuse to remove much from the graph unless told."""
-HOST_TAG, PROCESS_TAG, STARTED_TAG = "c360/host", "c360/process", "c360/process_started"
 UNFINISHED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
 
@@ -120,7 +118,7 @@ def materialise(
         ops |= {name: {"config": {"force_removal": True}} for name in braked}
     run_id = str(uuid4())
     control = open_control(load_settings(home))
-    with control.exclusive_run(), instance(home) as dagster:
+    with control.command_run(), instance(home) as dagster:
         close_abandoned_runs(dagster)
         silo_tables = keep_silo_partitions(dagster, control.read().table_names)
         observer = _Observer(observe, lambda run_id: _count_steps(dagster, run_id))
@@ -131,7 +129,7 @@ def materialise(
             run_id=run_id,
             raise_on_error=False,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": ops},
-            tags=_process_tags() | range_tags(silo_tables),
+            tags=tags_of_this_process() | range_tags(silo_tables),
         )
     if observer.was_interrupted:
         raise KeyboardInterrupt
@@ -167,29 +165,13 @@ def _as_date(partition: str) -> str:
         raise ConfigError(f"--partition {partition!r}: a landing date such as 2025-11-03 is right.") from None
 
 
-def _process_tags() -> dict[str, str]:
-    process = psutil.Process()
-    return {
-        HOST_TAG: socket.gethostname(),
-        PROCESS_TAG: str(process.pid),
-        STARTED_TAG: str(process.create_time()),
-    }
-
-
 def close_abandoned_runs(dagster: DagsterInstance) -> int:
     """Mark runs of processes of this machine that are gone as failed, so that the queue does not wait for them."""
-    mine = RunsFilter(statuses=UNFINISHED, tags={HOST_TAG: socket.gethostname()})
-    abandoned = [run for run in dagster.get_runs(mine) if not _process_lives(run.tags)]
+    unfinished = dagster.get_runs(RunsFilter(statuses=UNFINISHED))
+    abandoned = [run for run in unfinished if is_abandoned(dagster, run)]
     for run in abandoned:
         dagster.report_run_failed(run, message="The process of this run ended without a word: it was killed.")
     return len(abandoned)
-
-
-def _process_lives(tags: Mapping[str, str]) -> bool:
-    try:
-        return str(psutil.Process(int(tags[PROCESS_TAG])).create_time()) == tags[STARTED_TAG]
-    except psutil.NoSuchProcess:
-        return False
 
 
 class _Observer:

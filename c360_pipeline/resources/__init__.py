@@ -4,7 +4,10 @@ They carry no address and no secret: those are read from the environment when a 
 the UI, in run configuration or in the event log (docs/adr/0005). Keep asset logic out of this folder.
 """
 
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Self
 
 import dagster as dg
 
@@ -29,7 +32,19 @@ class LandingResource(dg.ConfigurableResource[Landing]):
 
 
 class LakeResource(dg.ConfigurableResource[Lake]):
-    """Opens the lake."""
+    """Opens the lake. Runs that have it keep away who wants the stores for itself: a rebuild, an erasure, a restore."""
+
+    @contextmanager
+    def yield_for_execution(  # type: ignore[override]  # assets get the resource, not what it opens
+        self, context: dg.InitResourceContext
+    ) -> Iterator[Self]:
+        """Share the stores for as long as a run lasts; sensors and schedules only look."""
+        if context.run is None:
+            yield self
+            return
+        said = "A command has the stores for itself (rebuild, erase, restore, load): waiting until it is done."
+        with open_control(load_settings()).shared_run(lambda: _log_of(context).info(said)):
+            yield self
 
     def open(self) -> Lake:
         """The lake."""
@@ -74,3 +89,7 @@ class MetricsResource(dg.ConfigurableResource[Metrics]):
     def open(self) -> Metrics:
         """The folder, in the state folder."""
         return Metrics(c360_home() / "metrics")
+
+
+def _log_of(context: dg.InitResourceContext) -> logging.Logger:
+    return context.log or logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The control database: what to read from which silo and what it becomes, and the log of what was done."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -56,7 +56,10 @@ FIND_SCHEMA = "SELECT to_regclass('control_schema') IS NOT NULL AS is_there"
 READ_SCHEMA_VERSION = "SELECT max(version) AS version FROM control_schema"
 TAKE_SCHEMA_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 control schema'))"
 TAKE_SILO_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 silos'))"
-TAKE_RUN_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 run'))"
+TAKE_COMMAND_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 run'))"
+TAKE_STORES_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 stores'))"
+SHARE_STORES_LOCK = "SELECT pg_advisory_xact_lock_shared(hashtext('c360 stores'))"
+TRY_TO_SHARE_STORES_LOCK = "SELECT pg_try_advisory_xact_lock_shared(hashtext('c360 stores')) AS taken"
 START_RUN = """
     INSERT INTO etl_run_logs (run_id, status) VALUES (%(run_id)s, 'running') RETURNING log_id
 """
@@ -166,10 +169,32 @@ class ControlDb:
                 connection.execute(script.encode())
 
     @contextmanager
-    def exclusive_run(self) -> Iterator[None]:
-        """Wait until no other run holds the lock, and hold it; it ends with the connection, even after a crash."""
+    def command_run(self) -> Iterator[None]:
+        """Wait until no other command is at work, and keep others away; it ends with the connection, even after a crash."""
         with self._connect() as connection:
-            connection.execute(TAKE_RUN_LOCK)
+            connection.execute(TAKE_COMMAND_LOCK)
+            yield
+
+    @contextmanager
+    def exclusive_run(self) -> Iterator[None]:
+        """Wait until neither a command nor a run of Dagster is at work, and keep both away: the stores are ours."""
+        with self._connect() as connection:
+            connection.execute(TAKE_COMMAND_LOCK)
+            connection.execute(TAKE_STORES_LOCK)
+            yield
+
+    @contextmanager
+    def shared_run(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Keep whoever wants the stores for itself away, beside other runs.
+
+        Args:
+            waiting: told before this waits for one who has them.
+        """
+        with self._connect() as connection:
+            taken = connection.execute(TRY_TO_SHARE_STORES_LOCK).fetchone()
+            if taken is None or not taken["taken"]:
+                waiting()
+                connection.execute(SHARE_STORES_LOCK)
             yield
 
     def read(self) -> ControlRows:
