@@ -47,7 +47,7 @@ server.http.enabled=false
 server.https.enabled=false
 server.memory.heap.initial_size=512m
 server.memory.heap.max_size=2g
-server.memory.pagecache.size=1g
+server.memory.pagecache.size=512m
 dbms.security.procedures.unrestricted=gds.*
 dbms.usage_report.enabled=false
 db.tx_log.rotation.retention_policy=1 files
@@ -251,18 +251,10 @@ def write_neo4j_conf(folder: Path, data: Path, port: int) -> None:
 
 def neo4j_admin(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """The command line and environment of Neo4j's own tool, for the configuration in a folder."""
-    command = [
-        "java",
-        "-Xms1g",
-        "-Xmx1g",
-        "-XX:+UseParallelGC",
-        *JAVA_OPENS,
-        "-cp",
-        f"{neo4j_distribution()}/lib/*",
-        "org.neo4j.cli.AdminTool",
-    ]
+    classpath = f"{neo4j_distribution()}/lib/*"
+    command = ["java", "-Xms1g", "-Xmx1g", "-XX:+UseParallelGC", *JAVA_OPENS, "-cp", classpath]
     environment = {"NEO4J_HOME": str(folder), "NEO4J_CONF": str(folder / "conf")}
-    return [*with_parent(signal.SIGTERM), *command, *arguments], environment
+    return [*with_parent(signal.SIGTERM), *command, "org.neo4j.cli.AdminTool", *arguments], environment
 
 
 def neo4j_community(home: Path, port: int, password: str) -> Service:

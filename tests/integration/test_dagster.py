@@ -181,8 +181,11 @@ def test_the_sensor_asks_once_for_files_that_wait(landing: Landing, tmp_path: Pa
 
     def evaluate() -> dg.SensorResult | dg.RunRequest | dg.SkipReason | None:
         resources = {"landing": LandingResource(), "lake": LakeResource(), "control": ControlResource()}
-        with instance(c360_home()) as dagster:
-            result: Any = sensor(dg.build_sensor_context(instance=dagster, resources=resources))
+        with (
+            instance(c360_home()) as dagster,
+            dg.build_sensor_context(instance=dagster, resources=resources) as context,
+        ):
+            result: Any = sensor(context)
         return result
 
     assert isinstance(evaluate(), dg.SkipReason)
