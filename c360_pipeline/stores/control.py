@@ -170,7 +170,7 @@ class ControlDb:
 
     @contextmanager
     def command_run(self) -> Iterator[None]:
-        """Wait until no other command is at work, and keep others away; it ends with the connection, even after a crash."""
+        """Wait until no other command is at work, and keep others away; a crash ends it, too."""
         with self._connect() as connection:
             connection.execute(TAKE_COMMAND_LOCK)
             yield
