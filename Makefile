@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph
+.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -47,6 +47,9 @@ bench-stitching: setup .venv/.bench  ## stitching against its limit and its peer
 
 bench-graph: setup  ## the graph against its floor; ARGS="--events 50000 --written 10000" for a short one
 	$(BIN)/python benchmarks/bench_graph.py $(ARGS)
+
+bench-orchestration: setup  ## what Dagster adds, from a dropped file to a node, backfills; ARGS="--files 2 --objects 1000"
+	$(BIN)/python benchmarks/bench_orchestration.py $(ARGS)
 
 movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 

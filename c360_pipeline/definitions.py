@@ -1,16 +1,35 @@
 """Table of contents for Dagster: assets, checks, resources, automation."""
 
+import warnings
+
 import dagster as dg
 
 from c360_pipeline import automation, resources
 from c360_pipeline.assets import features, graph, lake, landing, reconcile, silos, stitching
 
+# Links from assets to their code; Dagster calls them a beta on every import.
+warnings.filterwarnings("ignore", "(Class `.*CodeReference|Function `with_source_code)", dg.BetaWarning)
+STAGES = [landing, silos, graph, stitching, reconcile, features, lake]
+
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([landing, silos, graph, stitching, reconcile, features, lake]),
-    asset_checks=dg.load_asset_checks_from_modules([landing, silos, graph, stitching, reconcile, features, lake]),
-    jobs=[automation.everything, automation.table_care],
+    assets=dg.with_source_code_references(
+        [
+            asset.map_asset_specs(automation.with_freshness)
+            for asset in dg.load_assets_from_modules(STAGES)
+            if isinstance(asset, dg.AssetsDefinition)
+        ]
+    ),
+    asset_checks=dg.load_asset_checks_from_modules(STAGES),
+    jobs=[automation.landed_files, automation.nightly_rebuild, automation.table_care, reconcile.repair_graph],
     schedules=[automation.nightly, automation.nightly_care],
-    sensors=[automation.new_landing_files, automation.control_rows],
+    sensors=[
+        automation.new_landing_files,
+        automation.control_rows,
+        automation.tenants,
+        automation.follow_ups,
+        automation.failed_runs,
+        automation.found_drift,
+    ],
     resources={
         "landing": resources.LandingResource(),
         "lake": resources.LakeResource(),
@@ -19,6 +38,8 @@ defs = dg.Definitions(
         "graph": resources.GraphResource(),
         "gds": resources.GdsResource(),
         "metrics": resources.MetricsResource(),
+        "exclusive_lake": resources.ExclusiveLakeResource(),
+        "notifier": resources.NotifierResource(),
     },
     # Steps are columnar and use all cores by themselves; a process per step would import everything again, 3 s each.
     executor=dg.in_process_executor,

@@ -14,14 +14,14 @@ import dagster as dg
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus, EventLogEntry, RunsFilter
 from dagster_shared.error import SerializableErrorInfo
 
-from c360_pipeline.assets.partitions import keep_silo_partitions, range_tags
+from c360_pipeline.assets.partitions import SILO_TABLES, keep_partitions
+from c360_pipeline.automation import MAINTENANCE
 from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
 from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.resources.local_run_launcher import is_abandoned, tags_of_this_process
 from c360_pipeline.settings import load_settings, project_path
 
-JOB = "everything"
 EVERYTHING = "*"
 BRAKED = ("silo_nodes", "mapped_relationships")
 """Steps that refuse to remove much from the graph unless told."""
@@ -114,22 +114,22 @@ def materialise(
     keys = _selected(select)
     ops: dict[str, Any] = {"landing": {"config": {"landing_date": _as_date(partition)}}} if partition else {}
     if force_removal:
-        braked = [name for name in BRAKED if keys is None or dg.AssetKey(name) in keys]
+        braked = [name for name in BRAKED if dg.AssetKey(name) in keys]
         ops |= {name: {"config": {"force_removal": True}} for name in braked}
     run_id = str(uuid4())
     control = open_control(load_settings(home))
     with control.command_run(), instance(home) as dagster:
         close_abandoned_runs(dagster)
-        silo_tables = keep_silo_partitions(dagster, control.read().table_names)
+        keep_partitions(dagster, SILO_TABLES, control.read().table_names)
         observer = _Observer(observe, lambda run_id: _count_steps(dagster, run_id))
         dagster.add_event_listener(run_id, observer)
-        result = defs.resolve_job_def(JOB).execute_in_process(
+        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=dagster,
             asset_selection=keys,
             run_id=run_id,
             raise_on_error=False,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": ops},
-            tags=tags_of_this_process() | range_tags(silo_tables),
+            tags=tags_of_this_process(),
         )
     if observer.was_interrupted:
         raise KeyboardInterrupt
@@ -143,9 +143,9 @@ def _count_steps(dagster: DagsterInstance, run_id: str) -> int:
     return len(dagster.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute)
 
 
-def _selected(select: str) -> list[dg.AssetKey] | None:
+def _selected(select: str) -> list[dg.AssetKey]:
     if select == EVERYTHING:
-        return None
+        return sorted((dg.AssetSelection.all() - MAINTENANCE).resolve(defs.resolve_asset_graph()))
     try:
         # Assets that one step makes come together.
         selection = dg.AssetSelection.from_string(select).required_multi_asset_neighbors()

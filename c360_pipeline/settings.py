@@ -35,6 +35,21 @@ def c360_home() -> Path:
     return here / ".c360"
 
 
+def first_landing_date() -> str:
+    """Where the calendar of landing dates begins, `C360_FIRST_LANDING_DATE`; files of earlier dates land, too."""
+    return merged_environment(c360_home()).get("C360_FIRST_LANDING_DATE", "2025-01-01")
+
+
+def is_automation_on() -> bool:
+    """Whether schedules and sensors run from the start; `C360_AUTOMATION=off` leaves them to a person."""
+    return merged_environment(c360_home()).get("C360_AUTOMATION", "on").lower() != "off"
+
+
+def runbook_entry(name: str) -> str:
+    """The runbook's entry for a check or an alert; `C360_RUNBOOK_URL` says where the runbook is published."""
+    return f"{merged_environment(c360_home()).get('C360_RUNBOOK_URL', 'docs/runbook.md')}#{name}"
+
+
 def connection_file(home: Path) -> Path:
     """Where the embedded services leave their addresses and passwords, readable by the owner only."""
     return home / "connection.env"
@@ -70,6 +85,8 @@ class Settings(BaseSettings):
     aws_region: str = Field("us-east-1", alias="AWS_REGION")
     spark_master: str = Field("local[*]", alias="C360_SPARK_MASTER")
     spark_jars: Path | None = Field(None, alias="C360_SPARK_JARS")
+    notify_webhook: SecretStr | None = Field(None, alias="C360_NOTIFY_WEBHOOK")
+    dagster_url: str = Field("http://127.0.0.1:3000", alias="C360_DAGSTER_URL")
     bucket: str = Field("c360-lake", alias="C360_BUCKET", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
     @classmethod

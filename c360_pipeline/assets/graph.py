@@ -4,12 +4,22 @@ import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.landing import product_catalog
-from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, kind_schema, preview, refused_rows, rows
+from c360_pipeline.assets.specs import (
+    NEO4J_WRITES,
+    OWNERS,
+    asset_check,
+    counts_table,
+    described_columns,
+    kind_schema,
+    preview,
+    refused_rows,
+    rows,
+)
 from c360_pipeline.core import graph as model
 from c360_pipeline.core.lake import CATALOG, EVENTS
 from c360_pipeline.core.refused import stands_on
 from c360_pipeline.resources import GraphResource, LakeResource, MetricsResource
-from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
+from c360_pipeline.stores.event_graph import EventGraph, ProductGraph, graph_lag
 from c360_pipeline.stores.graph_statistics import GraphStatistics
 from c360_pipeline.stores.journey_graph import JourneyGraph
 from c360_pipeline.stores.metrics import Figure
@@ -24,6 +34,7 @@ NEO4J = {"neo4j"}
     owners=OWNERS,
     group_name=GROUP,
     kinds=NEO4J,
+    pool=NEO4J_WRITES,
     metadata={"dagster/column_schema": described_columns({"name": "of the constraint", "state": "ONLINE when usable"})},
 )
 def graph_schema(graph: GraphResource) -> dg.MaterializeResult[None]:
@@ -34,7 +45,7 @@ def graph_schema(graph: GraphResource) -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(metadata=rows(constraints))
 
 
-@dg.asset_check(asset=graph_schema, blocking=True, description="Every constraint has an index that is online.")
+@asset_check(asset=graph_schema, blocking=True, description="Every constraint has an index that is online.")
 def every_index_is_online(graph: GraphResource) -> dg.AssetCheckResult:
     """An index that failed or still builds would let a key in twice, or make each write a scan."""
     with graph.open() as neo4j:
@@ -48,6 +59,7 @@ def every_index_is_online(graph: GraphResource) -> dg.AssetCheckResult:
     owners=OWNERS,
     group_name=GROUP,
     kinds=NEO4J,
+    pool=NEO4J_WRITES,
     metadata={"dagster/column_schema": kind_schema(model.PRODUCT)},
 )
 def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeResult[None]:
@@ -59,7 +71,7 @@ def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
     return dg.MaterializeResult(metadata=rows(counts.get("Product", 0), **said))
 
 
-@dg.asset_check(
+@asset_check(
     asset=product_graph, blocking=True, description="Every item of an event and of the catalogue is a Product."
 )
 def every_item_is_a_product(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
@@ -80,21 +92,23 @@ def every_item_is_a_product(lake: LakeResource, graph: GraphResource) -> dg.Asse
     owners=OWNERS,
     group_name=GROUP,
     kinds=NEO4J,
+    pool=NEO4J_WRITES,
     metadata={"dagster/column_schema": kind_schema(model.ACTION)},
 )
 def event_graph(
-    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource
+    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, metrics: MetricsResource
 ) -> dg.MaterializeResult[None]:
     """Project the events that came, changed or went since this graph's checkpoint."""
     with graph.open() as neo4j:
         changed = EventGraph(lake.open(), neo4j).project()
         counts = neo4j.label_counts()
+    metrics.open().write("event_graph", graph_figures("event_graph", neo4j.statistics, sum(changed.values())))
     context.log.info("projected: %s", ", ".join(f"{count:,} rows of {kind}" for kind, count in changed.items()))
     said = {"changed": counts_table(changed, "kind"), **refused_rows(neo4j.refusals)}
     return dg.MaterializeResult(metadata=rows(counts.get("Action", 0), **said))
 
 
-@dg.asset_check(
+@asset_check(
     asset=event_graph,
     blocking=True,
     description="As many Action nodes as events in the archive, less those in the dead-letter queue.",
@@ -112,12 +126,27 @@ def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetC
     )
 
 
+@asset_check(asset=event_graph, description="The newest event of every tenant is in the graph.")
+def newest_events_are_in_the_graph(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
+    """Compare what the archive holds with how far the graph's checkpoint is."""
+    with graph.open() as neo4j:
+        lags = graph_lag(lake.open(), neo4j)
+    columns = ["tenant_id", "newest", "newest_in_graph", "seconds"]
+    found = pl.DataFrame([(x.tenant_id, x.newest, x.newest_in_graph, x.seconds) for x in lags], columns, orient="row")
+    return dg.AssetCheckResult(
+        passed=all(lag.seconds == 0 for lag in lags),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"lag": preview(found, 100)},
+    )
+
+
 @dg.asset(
     deps=["journeys", "event_journey", "journey_keys", "event_keys", event_graph],
     description="Correlation and Journey nodes, HAS_KEY, PART_OF, IN_JOURNEY; stitched events become PROCESSED.",
     owners=OWNERS,
     group_name=GROUP,
     kinds=NEO4J,
+    pool=NEO4J_WRITES,
     metadata={"dagster/column_schema": kind_schema(model.JOURNEY)},
 )
 def journey_graph(lake: LakeResource, graph: GraphResource, metrics: MetricsResource) -> dg.MaterializeResult[None]:
@@ -127,7 +156,7 @@ def journey_graph(lake: LakeResource, graph: GraphResource, metrics: MetricsReso
         projected = JourneyGraph(tables, neo4j).project()
         counts = neo4j.counts()
         written = neo4j.statistics
-    metrics.open().write("journey_graph", graph_figures(written, sum(projected.values())))
+    metrics.open().write("journey_graph", graph_figures("journey_graph", written, sum(projected.values())))
     return dg.MaterializeResult(
         metadata=rows(
             counts.get("Journey", 0),
@@ -138,23 +167,29 @@ def journey_graph(lake: LakeResource, graph: GraphResource, metrics: MetricsReso
     )
 
 
-def graph_figures(written: GraphStatistics, changed: int) -> list[Figure]:
-    """How writing to the graph went."""
+def graph_figures(stage: str, written: GraphStatistics, changed: int) -> list[Figure]:
+    """How a stage's last writing to the graph went."""
+    of = {"stage": stage}
     rate = changed / written.seconds if written.seconds else 0.0
+    success = 1 - written.failed / written.statements if written.statements else 1.0
     return [
-        Figure("graph_rows_per_second", "Rows written per second of statements in the last run.", rate),
-        Figure("graph_slowest_statement_seconds", "The slowest statement of the last run.", written.slowest),
-        Figure("graph_retries", "Statements of the last run that were tried again.", written.retries),
-        Figure("graph_failed_statements", "Statements of the last run that failed.", written.failed),
-        Figure("graph_connections_in_use", "Connections that the last run used at once.", written.most_in_use),
+        Figure("graph_rows_per_second", "Rows written per second of statements in the last run.", rate, of),
+        Figure("graph_slowest_statement_seconds", "The slowest statement of the last run.", written.slowest, of),
+        Figure("graph_statements", "Statements of the last run.", written.statements, of),
+        Figure("graph_success_ratio", "Statements of the last run that succeeded, of all.", success, of),
+        Figure("graph_retries", "Statements of the last run that were tried again.", written.retries, of),
+        Figure("graph_failed_statements", "Statements of the last run that failed.", written.failed, of),
+        Figure("graph_connections_in_use", "Connections that the last run used at once.", written.most_in_use, of),
         *(
-            Figure("graph_slow_statements", "Statements over one second in the last run.", count, {"statement": name})
+            Figure(
+                "graph_slow_statements", "Statements over one second in the last run.", count, {"statement": name, **of}
+            )
             for name, count in written.slow.items()
         ),
     ]
 
 
-@dg.asset_check(asset=journey_graph, description="No event in the graph waits for its journey (status NEW).")
+@asset_check(asset=journey_graph, description="No event in the graph waits for its journey (status NEW).")
 def every_event_is_processed(graph: GraphResource) -> dg.AssetCheckResult:
     """Count the events that stitching has not reached."""
     with graph.open() as neo4j:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import dagster as dg
 import polars as pl
 
-from c360_pipeline.assets.specs import OWNERS, described_columns, preview, rows
+from c360_pipeline.assets.specs import OWNERS, asset_check, described_columns, preview, rows
 from c360_pipeline.core.lake import TABLES
 from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
 
@@ -45,7 +45,7 @@ def lake_tables(
     return dg.MaterializeResult(metadata=rows(totals.pop("rows"), **totals, tables=preview(done, limit=100)))
 
 
-@dg.asset_check(asset=lake_tables, description="Every table has the columns of this release, with their types.")
+@asset_check(asset=lake_tables, description="Every table has the columns of this release, with their types.")
 def every_table_has_its_columns(lake: LakeResource) -> dg.AssetCheckResult:
     """Compare the tables with their declarations."""
     wrong = {name: missing for name, table in TABLES.items() if (missing := lake.open().missing_columns(table))}

@@ -6,63 +6,77 @@ from datetime import UTC, date, datetime
 import dagster as dg
 import polars as pl
 
+from c360_pipeline.assets.partitions import LANDING_DATES, named_dates, note_partitions
 from c360_pipeline.assets.plots import lines_per_day
-from c360_pipeline.assets.specs import OWNERS, column_schema, found_none, preview, rows, table_spec
+from c360_pipeline.assets.specs import (
+    OWNERS,
+    asset_check,
+    check_spec,
+    column_schema,
+    found_none,
+    preview,
+    rows,
+    table_spec,
+)
 from c360_pipeline.core.books import QUEUE_COUNTED_BY, FileBook, misbooked, misbooked_dead, unbalanced
 from c360_pipeline.core.lake import CATALOG, DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.volumes import unusual_volumes
 from c360_pipeline.errors import ContractError
 from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
 from c360_pipeline.stores.backfill import land
 from c360_pipeline.stores.dead_letters import damaged_since, settle_books
 from c360_pipeline.stores.ingest import Ingest
 from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.landing import landing_date_of
 
 GROUP = "landing"
 
 
 class LandingConfig(dg.Config):
-    """Which files to land: without a date, every file that is not in the books; with one, that day's files anew."""
+    """`landing_date` reads a day's files anew, as its partition does, in a run over assets of other partitions."""
 
     landing_date: str | None = None
 
 
 @dg.multi_asset(
     name="landing",
+    partitions_def=LANDING_DATES,
+    backfill_policy=dg.BackfillPolicy.single_run(),
     specs=[
         table_spec("landed_events", EVENTS, GROUP),
         table_spec("dead_letters", DEAD_LETTERS, GROUP),
         table_spec("landing_files", LANDING_FILES, GROUP),
     ],
     check_specs=[
-        dg.AssetCheckSpec(
+        check_spec(
             "books_balance",
             asset="landing_files",
             blocking=True,
             description="For every file, lines = landed + duplicates + dead + suppressed.",
         ),
-        dg.AssetCheckSpec(
+        check_spec(
             "archive_holds_what_the_books_say",
             asset="landed_events",
             blocking=True,
             description="For every file, rows of the archive = `landed` in its books.",
         ),
-        dg.AssetCheckSpec(
+        check_spec(
             "queue_holds_what_the_books_say",
             asset="dead_letters",
             blocking=True,
             description="For every file, lines in the dead-letter queue = `dead` in its books.",
         ),
-        dg.AssetCheckSpec(
+        check_spec(
             "every_dead_letter_is_whole",
             asset="dead_letters",
             description="Each new dead letter has the bytes that its id is the hash of, and a class of the contract.",
         ),
-        dg.AssetCheckSpec(
+        check_spec(
             "every_file_was_read",
             asset="landing_files",
             description="No file broke off, for example because its gzip stream is damaged.",
         ),
-        dg.AssetCheckSpec(
+        check_spec(
             "every_object_is_an_event_file",
             asset="landing_files",
             description="Nothing lies under landing/events/ that landing passes over because of its folder or ending.",
@@ -76,7 +90,7 @@ def landing_assets(
     lake: LakeResource,
     control: ControlResource,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    """Land every file that is not in the books yet, or one day's files anew under today's rules."""
+    """Land every file that is not in the books yet; the files of named dates anew, under today's rules."""
     tables, area, started = lake.open(), landing.open(), datetime.now(UTC)
     control.open().require_no_erasure()
     ingest = Ingest(area, tables, control.open().suppressed_users())
@@ -86,7 +100,9 @@ def landing_assets(
         context.log.info("batch_landed: %s lines", f"{lines:,}")
 
     settle_books(tables)
-    books = land(ingest, found.files, date.fromisoformat(config.landing_date) if config.landing_date else None, report)
+    dates = {date.fromisoformat(config.landing_date)} if config.landing_date else named_dates(context)
+    books = land(ingest, found.files, dates, report)
+    _note_dates(context, tables, dates or {landing_date_of(book.source_uri) for book in books})
     yield from _results(tables, books, started)
     yield dg.AssetCheckResult(
         asset_key="landing_files",
@@ -141,6 +157,31 @@ def _results(
     )
 
 
+def _note_dates(context: dg.AssetExecutionContext, lake: Lake, dates: set[date]) -> None:
+    """Say of each date how many lines became what."""
+    books = lake.scan(LANDING_FILES).filter(pl.col("landing_date").is_in(sorted(dates)))
+    counted = ("lines", "landed", "duplicates", "dead", "suppressed")
+    days = books.group_by("landing_date").agg(pl.len().alias("files"), pl.col(counted).sum()).collect()
+    for asset, count in (("landed_events", "landed"), ("dead_letters", "dead"), ("landing_files", "files")):
+        said = {str(day["landing_date"]): rows(day[count], **day | {"landing_date": str(day["landing_date"])})
+                for day in days.iter_rows(named=True)}  # fmt: skip
+        note_partitions(context, asset, said)
+
+
+@asset_check(
+    asset="landed_events",
+    description="As much lands a day as on the days before: not three times as much, nor a third, of the median of 14.",
+)
+def volumes_are_as_expected(lake: LakeResource) -> dg.AssetCheckResult:
+    """A producer that fell silent, or sends everything twice."""
+    books = lake.open().scan(LANDING_FILES)
+    volumes = books.group_by(day="landing_date").agg(rows=pl.col("landed").sum()).collect()
+    unusual = unusual_volumes(volumes, datetime.now(UTC).date())
+    return dg.AssetCheckResult(
+        passed=unusual.is_empty(), severity=dg.AssetCheckSeverity.WARN, metadata={"unusual_days": preview(unusual)}
+    )
+
+
 def _misbooked(lake: Lake, files: pl.DataFrame, archived: int) -> pl.DataFrame:
     """Files whose rows in the archive are not as many as their books say; looked for only where the totals differ."""
     if archived == files["landed"].sum():
@@ -155,7 +196,7 @@ def _misbooked(lake: Lake, files: pl.DataFrame, archived: int) -> pl.DataFrame:
     kinds={"deltalake", "csv"},
     metadata={"dagster/column_schema": column_schema(CATALOG), "lake_table": CATALOG.name},
     check_specs=[
-        dg.AssetCheckSpec(
+        check_spec(
             "every_catalogue_was_read",
             asset="product_catalog",
             description="No catalogue file was left aside because its columns or prices are wrong.",
@@ -203,7 +244,7 @@ def read_catalog(content: bytes, uri: str) -> pl.DataFrame:
     return composed.drop_nulls(["tenant_id", "id"]).with_columns(source_uri=pl.lit(uri))
 
 
-@dg.asset_check(asset=product_catalog, description="Every price is a number that is not negative.")
+@asset_check(asset=product_catalog, description="Every price is a number that is not negative.")
 def prices_are_not_negative(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for products that would pay the customer."""
     wrong = lake.open().scan(CATALOG).filter(pl.col("price") < 0).collect()

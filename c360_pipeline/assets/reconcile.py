@@ -6,11 +6,13 @@ import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.plots import differences_by_day
-from c360_pipeline.assets.specs import preview, rows, table_spec
+from c360_pipeline.assets.specs import NEO4J_WRITES, check_spec, preview, rows, table_spec
 from c360_pipeline.core.lake import RECONCILIATION_FINDINGS, RECONCILIATIONS
-from c360_pipeline.resources import ControlResource, GraphResource, LakeResource
+from c360_pipeline.errors import ConflictError, InvariantError
+from c360_pipeline.resources import ControlResource, ExclusiveLakeResource, GraphResource, LakeResource
 from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.reconcile import Reconciled, entity_name, keep, reconcile
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.reconcile import Reconciled, drift, entity_name, keep, reconcile
 
 GROUP = "reconcile"
 UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_graph")
@@ -23,13 +25,13 @@ UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_gra
         table_spec(RECONCILIATION_FINDINGS.name, RECONCILIATION_FINDINGS, GROUP, deps=UPSTREAM),
     ],
     check_specs=[
-        dg.AssetCheckSpec(
+        check_spec(
             "graph_equals_archive",
             asset=RECONCILIATIONS.name,
             blocking=True,
             description="Every node and relationship of the graph is the one that the archive asks for.",
         ),
-        dg.AssetCheckSpec(
+        check_spec(
             "every_difference_is_named",
             asset=RECONCILIATION_FINDINGS.name,
             description="Where digests differ, findings say which nodes and relationships.",
@@ -76,3 +78,58 @@ def named_kinds(results: Iterable[Reconciled]) -> pl.DataFrame:
     """tenant_id, entity, and how many rows differ."""
     found = [(r.tenant_id, entity_name(r.kind), r.comparison.findings.height) for r in results]
     return pl.DataFrame(found, schema={"tenant_id": pl.String, "entity": pl.String, "rows": pl.Int64}, orient="row")
+
+
+class RepairConfig(dg.Config):
+    """What was approved: the run whose findings a person has looked at; `force` lets more go than the brake does."""
+
+    approved_run: str
+    force: bool = False
+
+
+@dg.op(pool=NEO4J_WRITES, description="Bring the graph back to its archive, as the findings of a run say.")
+def repair_findings(
+    context: dg.OpExecutionContext,
+    config: RepairConfig,
+    control: ControlResource,
+    exclusive_lake: ExclusiveLakeResource,
+    graph: GraphResource,
+) -> None:
+    """Compare again, repair what differs, compare once more.
+
+    Raises:
+        ConflictError: the findings that were approved are not the newest.
+        InvariantError: the brake holds, or the graph still differs.
+    """
+    tables = exclusive_lake.open()
+    newest = newest_reconciliation(tables)
+    if newest != config.approved_run:
+        raise ConflictError(
+            f"Run {config.approved_run} was approved, but the newest comparison is {newest}. Look at its findings "
+            "and approve that one."
+        )
+    archive = Archive(tables, control.open().read())
+    with graph.open() as neo4j:
+        repaired = reconcile(archive, neo4j, repair=True, force=config.force)
+        _, findings = keep(tables, repaired, context.run_id)
+        left = drift(reconcile(archive, neo4j))
+    context.log.info("repaired %s differences", f"{findings.height:,}")
+    context.add_output_metadata({"repaired": preview(findings), "rows": findings.height})
+    if left:
+        raise InvariantError(f"The graph still differs from its archive in {len(left):,} rows, such as {left[0]}.")
+
+
+@dg.job(
+    description="Approve a repair: launched by a person, with the run whose findings are to be repaired. "
+    "Nothing else writes to the stores meanwhile.",
+)
+def repair_graph() -> None:
+    """One step."""
+    repair_findings()
+
+
+def newest_reconciliation(lake: Lake) -> str | None:
+    """The run that compared last."""
+    runs = lake.scan(RECONCILIATIONS).select("run_id", "reconciled_at")
+    newest = runs.top_k(1, by="reconciled_at").collect(engine="streaming")
+    return str(newest["run_id"][0]) if newest.height else None

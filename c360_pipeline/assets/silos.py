@@ -9,8 +9,18 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from c360_pipeline.assets.partitions import SILO_TABLES
-from c360_pipeline.assets.specs import OWNERS, counts_table, described_columns, preview, refused_rows, rows
+from c360_pipeline.assets.partitions import SILO_TABLES, named_partitions, note_partitions
+from c360_pipeline.assets.specs import (
+    NEO4J_WRITES,
+    OWNERS,
+    asset_check,
+    check_spec,
+    counts_table,
+    described_columns,
+    preview,
+    refused_rows,
+    rows,
+)
 from c360_pipeline.core.relationship_joins import joined_columns
 from c360_pipeline.core.silo_plan import Extract
 from c360_pipeline.core.silos import LINEAGE, ControlRows, RelationshipRow
@@ -45,13 +55,14 @@ def silo_tables(
 ) -> dg.MaterializeResult[None]:
     """Plan, extract, and keep what changed; all tables when the run names no partition."""
     control_db, tables = control.open(), lake.open()
-    chosen = context.partition_keys if context.has_partition_key_range or context.has_partition_key else None
+    chosen = named_partitions(context)
     with control_db.logged_run(context.run.run_id) as log:
         run = SiloRun(control_db, tables, silos.open, context.run.run_id, log, context.log.info)
         loaded = run.load(chosen)
-    for extract, row in zip(loaded.extracts, loaded.tables.iter_rows(named=True), strict=True):
-        if chosen:
-            context.add_asset_metadata(table_metadata(extract, row), partition_key=extract.name)
+    loaded_rows = zip(loaded.extracts, loaded.tables.iter_rows(named=True), strict=True)
+    note_partitions(
+        context, "silo_tables", {extract.name: table_metadata(extract, row) for extract, row in loaded_rows}
+    )
     return dg.MaterializeResult(
         metadata=rows(
             int(loaded.tables["rows"].sum()), tables=preview(loaded.tables, limit=100), plan_hash=loaded.plan.hash
@@ -74,9 +85,7 @@ def table_metadata(extract: Extract, row: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-@dg.asset_check(
-    asset=silo_tables, blocking=True, description="Key columns of every silo table are unique and not null."
-)
+@asset_check(asset=silo_tables, blocking=True, description="Key columns of every silo table are unique and not null.")
 def silo_keys_are_unique(control: ControlResource, lake: LakeResource) -> dg.AssetCheckResult:
     """A key that repeats would melt two rows into one node."""
     control_rows, tables = control.open().read(), lake.open()
@@ -93,7 +102,20 @@ def silo_keys_are_unique(control: ControlResource, lake: LakeResource) -> dg.Ass
     )
 
 
-@dg.asset_check(
+@asset_check(asset=silo_tables, blocking=True, description="No excluded column is in the lake, in any silo table.")
+def no_excluded_column_is_in_the_lake(control: ControlResource, lake: LakeResource) -> dg.AssetCheckResult:
+    """What the control database excludes must not go further."""
+    control_rows, tables = control.open().read(), lake.open()
+    found = {}
+    for source in control_rows.tables:
+        table = stored_silo_table(tables, control_rows, source)
+        excluded = {column for table_id, column in control_rows.excluded if table_id == source.table_id}
+        if table is not None and (held := excluded & set(table.columns)):
+            found[table.name] = sorted(held)
+    return dg.AssetCheckResult(passed=not found, metadata={"found": dg.MetadataValue.json(found)})
+
+
+@asset_check(
     asset=silo_tables, description="No login of a silo may read a column that is excluded: `c360 grants` prints how."
 )
 def no_login_may_read_what_is_excluded(control: ControlResource, silos: SilosResource) -> dg.AssetCheckResult:
@@ -118,6 +140,7 @@ class SiloGraphConfig(dg.Config):
     owners=OWNERS,
     group_name="graph",
     kinds={"neo4j"},
+    pool=NEO4J_WRITES,
     metadata={
         "dagster/column_schema": described_columns({"tenant_id": "whose data it is", "…": "the lake table's columns"})
     },
@@ -173,11 +196,12 @@ def relationship_lineage(silos: SiloGraph, mappings: Iterable[RelationshipRow]) 
     owners=OWNERS,
     group_name="graph",
     kinds={"neo4j"},
+    pool=NEO4J_WRITES,
     metadata={
         "dagster/column_schema": described_columns({"from_…": "key of the first node", "to_…": "key of the second"})
     },
     check_specs=[
-        dg.AssetCheckSpec(
+        check_spec(
             "every_mapping_joins_something",
             asset="mapped_relationships",
             description="Every active relationship mapping joins at least one pair of nodes.",
@@ -250,7 +274,7 @@ def cypher_script(
     )
 
 
-@dg.asset_check(asset=cypher_script, description="The registered script is where the control database says, unchanged.")
+@asset_check(asset=cypher_script, description="The registered script is where the control database says, unchanged.")
 def the_script_is_what_was_registered(control: ControlResource, landing: LandingResource) -> dg.AssetCheckResult:
     """Hash the file."""
     last = control.open().last_script()
@@ -258,7 +282,7 @@ def the_script_is_what_was_registered(control: ControlResource, landing: Landing
     return dg.AssetCheckResult(passed=found == last.get("sha256"), metadata={"file": last.get("file_name", "none")})
 
 
-@dg.asset_check(asset=silo_nodes, blocking=True, description="As many nodes of every label as rows in its silo tables.")
+@asset_check(asset=silo_nodes, blocking=True, description="As many nodes of every label as rows in its silo tables.")
 def every_silo_row_is_a_node(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
     """Count both sides."""
     tables = lake.open()

@@ -1,6 +1,6 @@
 """What every asset shows in the UI: description, owners, kinds, group, columns, rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -9,9 +9,12 @@ import polars as pl
 
 from c360_pipeline.core.graph import Kind
 from c360_pipeline.core.lake import Table
+from c360_pipeline.settings import runbook_entry
 from c360_pipeline.stores.refused import Refusals
 
 OWNERS = ["team:customer-data"]
+NEO4J_WRITES = "neo4j_writes"
+"""The pool of what writes to the graph; its limit is the number of runs that do so at once."""
 
 
 def column_schema(table: Table) -> dg.TableSchema:
@@ -49,6 +52,25 @@ def table_spec(name: str, table: Table, group: str, deps: Sequence[str] = ()) ->
         kinds={"deltalake", "s3"},
         metadata={"dagster/column_schema": column_schema(table), "lake_table": table.name},
     )
+
+
+def check_spec(name: str, *, asset: str, description: str, blocking: bool = False) -> dg.AssetCheckSpec:
+    """The spec of a check that an asset evaluates itself, with its entry in the runbook."""
+    return dg.AssetCheckSpec(
+        name, asset=asset, description=description, blocking=blocking, metadata={"runbook": runbook_entry(name)}
+    )
+
+
+def asset_check(
+    *, asset: str | dg.AssetsDefinition, description: str, blocking: bool = False
+) -> Callable[[Callable[..., dg.AssetCheckResult]], dg.AssetChecksDefinition]:
+    """A check of its own, named like its function, with its entry in the runbook."""
+
+    def decorate(evaluate: Callable[..., dg.AssetCheckResult]) -> dg.AssetChecksDefinition:
+        said = {"runbook": runbook_entry(evaluate.__name__)}
+        return dg.asset_check(asset=asset, description=description, blocking=blocking, metadata=said)(evaluate)
+
+    return decorate
 
 
 def rows(count: int, **more: Any) -> dict[str, Any]:

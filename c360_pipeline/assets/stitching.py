@@ -7,7 +7,16 @@ import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.plots import journey_sizes
-from c360_pipeline.assets.specs import OWNERS, column_schema, found_none, preview, rows, table_spec
+from c360_pipeline.assets.specs import (
+    OWNERS,
+    asset_check,
+    check_spec,
+    column_schema,
+    found_none,
+    preview,
+    rows,
+    table_spec,
+)
 from c360_pipeline.core.journey_log import COMMIT, JOURNEY
 from c360_pipeline.core.lake import (
     EVENT_JOURNEY,
@@ -121,7 +130,7 @@ def _figures(report: BatchReport) -> list[Figure]:
     name="stitching",
     specs=[table_spec(t.name, t, GROUP, deps=["journey_log"]) for t in PUBLISHED],
     check_specs=[
-        dg.AssetCheckSpec(name, asset=table.name, blocking=True, description=description)
+        check_spec(name, asset=table.name, blocking=True, description=description)
         for name, (table, description) in CHECKS.items()
     ],
 )
@@ -227,7 +236,7 @@ def _of_keys(lake: Lake) -> dict[str, Any]:
     }
 
 
-@dg.asset_check(asset=JOURNEY_ALIASES.name, description="Every id that a journey ever had leads to a journey of today.")
+@asset_check(asset=JOURNEY_ALIASES.name, description="Every id that a journey ever had leads to a journey of today.")
 def every_alias_resolves(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for aliases whose target is no journey."""
     tables = lake.open()
@@ -236,7 +245,7 @@ def every_alias_resolves(lake: LakeResource) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=lost.is_empty(), metadata={"lost": preview(lost)})
 
 
-@dg.asset_check(
+@asset_check(
     asset=journey_log,
     blocking=True,
     description="The commits of each tenant are numbered 1, 2, 3, none twice, none left out.",
@@ -251,7 +260,7 @@ def commits_are_numbered(lake: LakeResource) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=wrong.is_empty(), metadata={"wrong": preview(wrong)})
 
 
-@dg.asset_check(asset=JOURNEY_SPLITS.name, description="What was split off is a journey, or went into one later.")
+@asset_check(asset=JOURNEY_SPLITS.name, description="What was split off is a journey, or went into one later.")
 def every_split_leads_to_a_journey(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for parts of journeys that are nowhere."""
     tables = lake.open()
@@ -264,7 +273,7 @@ def every_split_leads_to_a_journey(lake: LakeResource) -> dg.AssetCheckResult:
                       lost=parts.join(known, on=identity, how="anti").collect())  # fmt: skip
 
 
-@dg.asset_check(asset=JOURNEYS.name, description="No journey has more keys than the soft limit of its tenant.")
+@asset_check(asset=JOURNEYS.name, description="No journey has more keys than the soft limit of its tenant.")
 def no_journey_is_too_large(lake: LakeResource, control: ControlResource) -> dg.AssetCheckResult:
     """A journey that grows and grows is most often several customers that share a key."""
     policy = control.open().key_policy()
@@ -278,7 +287,7 @@ def no_journey_is_too_large(lake: LakeResource, control: ControlResource) -> dg.
     )
 
 
-@dg.asset_check(asset=JOURNEY_CONFLICTS.name, description="No tie waits for review.")
+@asset_check(asset=JOURNEY_CONFLICTS.name, description="No tie waits for review.")
 def nothing_waits_for_review(lake: LakeResource) -> dg.AssetCheckResult:
     """Ties that a unique key or the size of a journey refused; a person decides what they mean."""
     waiting = lake.open().read(JOURNEY_CONFLICTS)
@@ -290,7 +299,7 @@ def nothing_waits_for_review(lake: LakeResource) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset=QUARANTINED_KEYS.name, description="No key is in quarantine for meeting too many others.")
+@asset_check(asset=QUARANTINED_KEYS.name, description="No key is in quarantine for meeting too many others.")
 def no_key_is_quarantined(lake: LakeResource) -> dg.AssetCheckResult:
     """Keys that tie nothing any more: shared devices, test accounts, values that producers made up."""
     found = lake.open().read(QUARANTINED_KEYS)

@@ -18,6 +18,7 @@ from c360_pipeline.cli.backup import backup, restore
 from c360_pipeline.cli.dead_letters import letters_app
 from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
 from c360_pipeline.cli.journey import journey_app
+from c360_pipeline.cli.metrics import metrics
 from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, err, out, print_json
 from c360_pipeline.cli.privacy import erase, retain
 from c360_pipeline.cli.query import query
@@ -36,6 +37,7 @@ app.command()(plan)
 app.command()(grants)
 app.command()(clear_database)
 app.command()(query)
+app.command()(metrics)
 for command in (reconcile, rebuild, diff, digest, dump, load, backup, restore, erase, retain):
     app.command()(command)
 

@@ -10,9 +10,11 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
 import dagster as dg
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from c360_pipeline.connections import neo4j_login, open_control, open_graph, open_lake, open_landing, open_silo
 from c360_pipeline.core.silos import SourceDatabase
+from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import c360_home, load_settings
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.gds import Gds
@@ -20,7 +22,11 @@ from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import Landing
 from c360_pipeline.stores.metrics import Metrics
+from c360_pipeline.stores.notifier import Notifier
 from c360_pipeline.stores.silos import Silo
+
+RESTART_SECONDS = 20.0
+"""For how long runs and sensors wait for a database that is being restarted."""
 
 
 class LandingResource(dg.ConfigurableResource[Landing]):
@@ -43,7 +49,24 @@ class LakeResource(dg.ConfigurableResource[Lake]):
             yield self
             return
         said = "A command has the stores for itself (rebuild, erase, restore, load): waiting until it is done."
-        with open_control(load_settings()).shared_run(lambda: _log_of(context).info(said)):
+        with _open_control().shared_run(lambda: _log_of(context).info(said)):
+            yield self
+
+    def open(self) -> Lake:
+        """The lake."""
+        return open_lake(load_settings())
+
+
+class ExclusiveLakeResource(dg.ConfigurableResource[Lake]):
+    """Opens the lake for a run that wants the stores for itself."""
+
+    @contextmanager
+    def yield_for_execution(  # type: ignore[override]  # ops get the resource, not what it opens
+        self, context: dg.InitResourceContext
+    ) -> Iterator[Self]:
+        """Wait until nobody else is at work, and keep others away for as long as the run lasts."""
+        _log_of(context).info("Waiting until no run and no command is at work.")
+        with _open_control().exclusive_run():
             yield self
 
     def open(self) -> Lake:
@@ -55,8 +78,8 @@ class ControlResource(dg.ConfigurableResource[ControlDb]):
     """Opens the control database."""
 
     def open(self) -> ControlDb:
-        """The control database."""
-        return open_control(load_settings())
+        """The control database; one that is being restarted is waited for."""
+        return _open_control()
 
 
 class SilosResource(dg.ConfigurableResource[Silo]):
@@ -91,5 +114,24 @@ class MetricsResource(dg.ConfigurableResource[Metrics]):
         return Metrics(c360_home() / "metrics")
 
 
+class NotifierResource(dg.ConfigurableResource[Notifier]):
+    """Tells people, by the webhook that `C360_NOTIFY_WEBHOOK` names and in the log."""
+
+    def open(self) -> Notifier:
+        """The notifier."""
+        settings = load_settings()
+        return Notifier(settings.notify_webhook, settings.dagster_url)
+
+
 def _log_of(context: dg.InitResourceContext) -> logging.Logger:
     return context.log or logging.getLogger(__name__)
+
+
+def _open_control() -> ControlDb:
+    for attempt in Retrying(
+        retry=retry_if_exception_type(UnavailableError), stop=stop_after_delay(RESTART_SECONDS), wait=wait_fixed(0.5),
+        reraise=True,
+    ):  # fmt: skip
+        with attempt:
+            return open_control(load_settings())
+    raise AssertionError("the last attempt returns or raises")

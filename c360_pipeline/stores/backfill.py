@@ -7,7 +7,7 @@ Memory follows a share of the files: what they hold is parted by event id, and o
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -87,11 +87,11 @@ class _Decision:
 
 
 def land(
-    ingest: Ingest, files: list[EventFile], landing_date: date | None, report: Callable[[int], None]
+    ingest: Ingest, files: list[EventFile], dates: Collection[date] | None, report: Callable[[int], None]
 ) -> list[FileBook]:
-    """Land what is not in the books; of a date, all its files anew; and what a backfill left half-way."""
-    if landing_date:
-        return backfill(ingest, [f for f in files if f.landing_date == landing_date], report)
+    """Land what is not in the books and what a backfill left half-way; of dates, all their files anew."""
+    if dates is not None:
+        return backfill(ingest, [f for f in files if f.landing_date in dates], report)
     new, interrupted = waiting_files(ingest.lake, files)
     again = backfill(ingest, interrupted, report)
     return [*again, *ingest.land(new, report), *ingest.book_lost(files)]

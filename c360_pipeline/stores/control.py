@@ -147,16 +147,18 @@ class ControlDb:
 
     @contextmanager
     def _connect(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        with self._opened() as connection:
+            yield connection
+
+    def _opened(self) -> psycopg.Connection[dict[str, Any]]:
         where = "{dbname} at {host}:{port}".format(**self._connection)
         try:
-            connection = psycopg.connect(**self._connection, connect_timeout=10, row_factory=dict_row)
+            return psycopg.connect(**self._connection, connect_timeout=10, row_factory=dict_row)
         except psycopg.OperationalError as error:
             raise UnavailableError(
                 f"The control database {where} can't be reached: {error}. "
                 "Start the embedded one with `c360 up` and fill it with `c360 seed`."
             ) from None
-        with connection:
-            yield connection
 
     def ensure(self) -> None:
         """Create the database, the control tables and the default key rules where they are missing."""
@@ -171,16 +173,13 @@ class ControlDb:
     @contextmanager
     def command_run(self) -> Iterator[None]:
         """Wait until no other command is at work, and keep others away; a crash ends it, too."""
-        with self._connect() as connection:
-            connection.execute(TAKE_COMMAND_LOCK)
+        with self._holding(TAKE_COMMAND_LOCK):
             yield
 
     @contextmanager
     def exclusive_run(self) -> Iterator[None]:
         """Wait until neither a command nor a run of Dagster is at work, and keep both away: the stores are ours."""
-        with self._connect() as connection:
-            connection.execute(TAKE_COMMAND_LOCK)
-            connection.execute(TAKE_STORES_LOCK)
+        with self._holding(TAKE_COMMAND_LOCK, TAKE_STORES_LOCK):
             yield
 
     @contextmanager
@@ -190,12 +189,23 @@ class ControlDb:
         Args:
             waiting: told before this waits for one who has them.
         """
-        with self._connect() as connection:
+        with self._holding() as connection:
             taken = connection.execute(TRY_TO_SHARE_STORES_LOCK).fetchone()
             if taken is None or not taken["taken"]:
                 waiting()
                 connection.execute(SHARE_STORES_LOCK)
             yield
+
+    @contextmanager
+    def _holding(self, *locks: LiteralString) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        """A session that holds locks until it ends; where the server ends it, work that needs it no more goes on."""
+        connection = self._opened()
+        try:
+            for lock in locks:
+                connection.execute(lock)
+            yield connection
+        finally:
+            connection.close()
 
     def read(self) -> ControlRows:
         """All active control rows, as one consistent picture."""

@@ -1,6 +1,8 @@
 """Events and the catalogue in the graph: what changed since its checkpoints, from both sides of the change."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 import polars as pl
 
@@ -133,6 +135,37 @@ class ProductGraph:
         graph.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
         for kind, build in ((model.CATEGORY, model.categories), (model.IN_CATEGORY, model.product_categories)):
             graph.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far the graph is behind the archive for one tenant.
+
+    Attributes:
+        tenant_id: whose.
+        newest: when its last event landed; by event time, one that comes late would not count.
+        newest_in_graph: when the last landed that the graph shows, None when it shows none.
+        seconds: between the two.
+    """
+
+    tenant_id: str
+    newest: datetime
+    newest_in_graph: datetime | None
+
+    @property
+    def seconds(self) -> float:
+        """Zero when the graph is up to date; from the beginning of the tenant when it shows nothing."""
+        if self.newest_in_graph is None:
+            return float("inf")
+        return max((self.newest - self.newest_in_graph).total_seconds(), 0.0)
+
+
+def graph_lag(lake: Lake, graph: Graph) -> list[Lag]:
+    """The lag of every tenant, from the log of the archive and the graph's checkpoint; no row is read."""
+    newest = lake.newest(EVENTS, "landed_at", "tenant_id")
+    since = lake.still_there(EVENTS, graph.checkpoint(EVENT_PROJECTION).get(EVENTS.name))
+    shown = lake.newest(EVENTS, "landed_at", "tenant_id", since.number) if since else {}
+    return [Lag(tenant, at, shown.get(tenant)) for tenant, at in newest.items()]
 
 
 def touched_events(lake: Lake, changed: Changes, since: Version) -> pl.DataFrame:

@@ -7,7 +7,7 @@ snapshot (see docs/adr/0006).
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -520,6 +520,22 @@ class Lake:
         snapshot = self._open(table.name)
         return int(_data_files(snapshot)["num_records"].sum()) if snapshot else 0
 
+    def newest(self, table: Table, column: str, by: str, version: int | None = None) -> dict[str, Any]:
+        """The largest value of a column for each value of a partition column, from the table's log alone.
+
+        Args:
+            table: which.
+            column: whose statistics are kept.
+            by: a column that the table is partitioned by.
+            version: as of which; the newest by default.
+        """
+        snapshot = self._open(table.name, version)
+        files = _data_files(snapshot) if snapshot else pl.DataFrame()
+        if f"max.{column}" not in files.columns:
+            return {}
+        found = files.group_by(pl.col(f"partition.{by}")).agg(pl.col(f"max.{column}").max())
+        return dict(found.sort(by=pl.first()).iter_rows())
+
     def count_by(self, table: Table, *columns: str) -> pl.DataFrame:
         """Rows per value of some columns, as `len`, by value; of partition columns, from the log."""
         snapshot = self._open(table.name)
@@ -545,8 +561,13 @@ class Lake:
         for part in self._read_in_parts(table, set(files.filter(may_hold)["uri"]), list(table.columns)):
             yield part.filter(pl.col(column).is_in(values))
 
-    def replace(self, table: Table, rows: pl.DataFrame) -> Changes:
+    def replace(self, table: Table, rows: pl.DataFrame, tenants: Collection[str] | None = None) -> Changes:
         """Make the table hold exactly these rows; commits nothing when it does already.
+
+        Args:
+            table: which.
+            rows: all that it is to hold.
+            tenants: whose rows are meant, where those of the others stay; all by default.
 
         Returns:
             What changed.
@@ -554,10 +575,12 @@ class Lake:
 
         def attempt() -> Changes:
             snapshot = self.snapshot(table)
-            current = _rows(snapshot, table).collect()
-            changes = compare_versions(current, rows.select(list(table.columns)), table.key)
+            held = _rows(snapshot, table).collect()
+            is_meant = pl.lit(value=True) if tenants is None else pl.col("tenant_id").is_in(list(tenants))
+            changes = compare_versions(held.filter(is_meant), rows.select(list(table.columns)), table.key)
             if changes.count:
-                _commit_exclusive(snapshot, table, rows, "overwrite")
+                whole = pl.concat([held.filter(~is_meant), rows.select(held.columns)])
+                _commit_exclusive(snapshot, table, whole, "overwrite")
             return changes
 
         return self.retried(table.name, attempt)

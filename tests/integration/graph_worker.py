@@ -1,6 +1,6 @@
-"""Waits for a line of stdin, then projects: so it can be killed without waiting for imports."""
+"""Projects; to be killed meanwhile."""
 
-import sys
+from workers import serve
 
 from c360_pipeline.connections import open_graph, open_lake
 from c360_pipeline.settings import load_settings
@@ -8,14 +8,17 @@ from c360_pipeline.stores import graph as writing
 from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
 from c360_pipeline.stores.journey_care import bring_up
 
+
+def work(_: str) -> None:
+    """Bring the graph up."""
+    settings = load_settings()
+    lake = open_lake(settings)
+    with open_graph(settings) as graph:
+        ProductGraph(lake, graph).project()
+        EventGraph(lake, graph).project()
+        bring_up(lake, graph)
+
+
 # Many statements, so that a kill has many places to hit.
 writing.BATCH_ROWS = 50
-sys.stdout.write("ready\n")
-sys.stdout.flush()
-sys.stdin.readline()
-settings = load_settings()
-lake = open_lake(settings)
-with open_graph(settings) as graph:
-    ProductGraph(lake, graph).project()
-    EventGraph(lake, graph).project()
-    bring_up(lake, graph)
+serve(work)

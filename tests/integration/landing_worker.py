@@ -1,7 +1,8 @@
-"""Waits for a line of stdin, then lands, backfills or replays: so it can be killed without waiting for imports."""
+"""Lands, backfills or replays; to be killed meanwhile."""
 
-import sys
 from datetime import date
+
+from workers import serve
 
 from c360_pipeline.connections import open_control, open_lake, open_landing
 from c360_pipeline.settings import load_settings
@@ -19,12 +20,10 @@ def work(command: str, *arguments: str) -> None:
         DeadLetters(ingest).replay(Selection(), dry_run=False)
         return
     settle_books(ingest.lake)
-    day = date.fromisoformat(arguments[0]) if arguments else None
-    land(ingest, ingest.landing.event_files(), day, lambda lines: None)
+    dates = {date.fromisoformat(day) for day in arguments} or None
+    land(ingest, ingest.landing.event_files(), dates, lambda lines: None)
 
 
 # Several commits per file, so that a kill has many places to hit.
 ingesting.BATCH_BYTES = ingesting.PIECE_BYTES = 16 * 1024
-sys.stdout.write("ready\n")
-sys.stdout.flush()
-work(*sys.stdin.readline().split())
+serve(work)

@@ -1,65 +1,25 @@
 """The project as Dagster's own commands see it, from the repository root."""
 
-import json
-import signal
 import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import dagster as dg
 import psycopg
-import pytest
+from dagster_processes import DAGSTER, ROOT, ask, dagster_dev
 
-from c360_pipeline.assets.partitions import keep_silo_partitions
+from c360_pipeline.assets.partitions import LANDING_DATES, SILO_TABLES, keep_partitions
 from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.services import free_port
-from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
+from c360_pipeline.resources import ControlResource
 from c360_pipeline.runs import instance
 from c360_pipeline.settings import Settings, c360_home, postgres_login
 from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
 
-ROOT = Path(__file__).parents[2]
-DAGSTER = str(Path(sys.executable).parent / "dagster")
 ASSETS = """{ assetNodes { assetKey { path } description groupName kinds owners { __typename } hasAssetChecks
   metadataEntries { label } } }"""
-
-
-@contextmanager
-def dagster_dev(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """`dagster dev` from the repository root, until it answers."""
-    with subprocess.Popen([DAGSTER, "dev", "-p", str(port)], cwd=ROOT, start_new_session=True) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while True:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=5).close()
-                    break
-                except (URLError, ConnectionError):
-                    time.sleep(0.2)
-            yield process
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-
-
-def ask(port: int, query: str) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql", json.dumps({"query": query}).encode(), {"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - http on loopback
-        answer: dict[str, Any] = json.load(response)["data"]
-    return answer
 
 
 GROUPS = {"landing", "silos", "stitching", "graph", "reconcile", "features", "maintenance"}
@@ -108,9 +68,13 @@ def test_materialise_by_dagsters_own_command(settings: Settings, graph: Graph) -
     control = open_control(settings)
     silo_samples.seed(login, control, "sample", lambda _: None)
     with instance(c360_home()) as dagster:
-        first, *_, last = keep_silo_partitions(dagster, control.read().table_names)
+        first, *_, last = keep_partitions(dagster, SILO_TABLES, control.read().table_names)
     printed = dagster_materialises("--select", "silo_tables", "--partition-range", f"{first}...{last}")
-    printed += dagster_materialises("--select", 'not key:"silo_tables"')
+    today = LANDING_DATES.get_last_partition_key()
+    landed = 'key:"landed_events" or key:"dead_letters" or key:"landing_files"'
+    printed += dagster_materialises("--select", landed, "--partition", str(today))
+    partitioned = f'{landed} or key:"silo_tables" or group:"features"'
+    printed += dagster_materialises("--select", f"not ({partitioned})")
     assert graph.label_counts()["Account"] == 240
     for secret in (settings.neo4j_password, settings.etl_db_password, settings.aws_secret_access_key):
         assert secret.get_secret_value() not in printed
@@ -122,7 +86,7 @@ def test_a_silo_that_is_added_as_rows_is_in_the_ui_and_in_the_graph(settings: Se
     silo_samples.seed(login, control, "sample", lambda _: None)
     sensor = defs.resolve_sensor_def("control_rows")
     with instance(c360_home()) as dagster:
-        keep_silo_partitions(dagster, control.read().table_names)
+        keep_partitions(dagster, SILO_TABLES, control.read().table_names)
 
         def evaluate() -> Any:
             return sensor(dg.build_sensor_context(instance=dagster, resources={"control": ControlResource()}))
@@ -136,7 +100,7 @@ def test_a_silo_that_is_added_as_rows_is_in_the_ui_and_in_the_graph(settings: Se
         ]
         (run,) = asked.run_requests
         dagster.add_dynamic_partitions("silo_table", asked.dynamic_partitions_requests[0].partition_keys)
-        done = defs.resolve_job_def("everything").execute_in_process(
+        done = defs.resolve_job_def("nightly_rebuild").execute_in_process(
             instance=dagster, tags=run.tags, asset_selection=run.asset_selection, raise_on_error=False
         )
         loaded = [e for e in done.get_asset_materialization_events() if e.asset_key == dg.AssetKey("silo_tables")]
@@ -174,42 +138,3 @@ ADD_COMMERCE = """
     INSERT INTO relationship_mappings (from_label, to_label, relationship_type, join_condition)
     VALUES ('ShopUser', 'Purchase', 'BOUGHT', 'u.id = p.user_id')
 """
-
-
-def test_the_sensor_asks_once_for_files_that_wait(landing: Landing, tmp_path: Path) -> None:
-    sensor = defs.resolve_sensor_def("new_landing_files")
-
-    def evaluate() -> dg.SensorResult | dg.RunRequest | dg.SkipReason | None:
-        resources = {"landing": LandingResource(), "lake": LakeResource(), "control": ControlResource()}
-        with (
-            instance(c360_home()) as dagster,
-            dg.build_sensor_context(instance=dagster, resources=resources) as context,
-        ):
-            result: Any = sensor(context)
-        return result
-
-    assert isinstance(evaluate(), dg.SkipReason)
-    file = tmp_path / "a.jsonl"
-    file.write_text("{}\n")
-    landing.put_file(file, f"{EVENTS_PREFIX}date=2025-11-02/")
-    first, second = evaluate(), evaluate()
-    assert isinstance(first, dg.RunRequest)
-    assert isinstance(second, dg.RunRequest)
-    assert first.run_key == second.run_key
-    file.write_text("{} \n")
-    landing.put_file(file, f"{EVENTS_PREFIX}date=2025-11-02/")
-    third = evaluate()
-    assert isinstance(third, dg.RunRequest)
-    assert third.run_key != first.run_key
-
-
-def test_the_nightly_schedule_is_of_every_night() -> None:
-    schedule = defs.resolve_schedule_def("nightly")
-    assert schedule.cron_schedule == "0 2 * * *"
-    assert schedule.job_name == "everything"
-    assert defs.resolve_schedule_def("nightly_care").job_name == "table_care"
-
-
-@pytest.mark.parametrize(("name", "assets"), [("everything", 25), ("table_care", 1)])
-def test_every_asset_is_in_one_job(name: str, assets: int) -> None:
-    assert len(defs.resolve_job_def(name).asset_layer.executable_asset_keys) == assets
