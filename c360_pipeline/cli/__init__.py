@@ -128,12 +128,14 @@ def install(
             out.print(f"C360_SPARK_JARS={install_spark_jars(lambda line: shown.update(line[:100]))}", soft_wrap=True)
         return
     from c360_pipeline.core.landing import Delivery, decode_file
+    from c360_pipeline.devstack.class_archive import make_class_archive
     from c360_pipeline.devstack.distributions import install as fetch
     from c360_pipeline.devstack.doctor import require
 
     require()
     with err.status("looking for the programs of the embedded services") as shown:
         fetch(lambda line: shown.update(line[:100]))
+        make_class_archive(lambda line: shown.update(line[:100]))
         shown.update("compiling the scanner of event lines")
         decode_file(Delivery("", ""), b"{}", datetime.now(UTC))
 

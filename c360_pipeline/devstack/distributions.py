@@ -38,6 +38,11 @@ def neo4j_distribution() -> Path:
     return cache_folder() / f"neo4j-community-{NEO4J_VERSION}-gds-{GDS_VERSION}"
 
 
+def neo4j_class_archive() -> Path:
+    """What the JVM has loaded of these jars, kept as it lies in memory: the server starts in half the time."""
+    return neo4j_distribution() / "classes.jsa"
+
+
 def versitygw_binary() -> Path:
     """The S3 gateway's executable."""
     return cache_folder() / f"versitygw-{VERSITYGW_VERSION}" / "versitygw"

@@ -21,7 +21,7 @@ import psycopg
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from c360_pipeline.devstack.distributions import neo4j_distribution, versitygw_binary
+from c360_pipeline.devstack.distributions import neo4j_class_archive, neo4j_distribution, versitygw_binary
 from c360_pipeline.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
@@ -100,7 +100,7 @@ def passwords(home: Path) -> dict[str, str]:
     """Generated once per state folder and kept readable by the owner only (mode 600)."""
     path = home / "passwords.json"
     if not path.exists():
-        generated = {name: secrets.token_urlsafe(24) for name in ("postgres", "s3", "neo4j")}
+        generated = {name: secrets.token_hex(24) for name in ("postgres", "s3", "neo4j")}
         write_private(path, json.dumps(generated))
     stored: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     return stored
@@ -251,16 +251,21 @@ def write_neo4j_conf(folder: Path, data: Path, port: int) -> None:
 
 def neo4j_admin(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """The command line and environment of Neo4j's own tool, for the configuration in a folder."""
-    classpath = f"{neo4j_distribution()}/lib/*"
-    command = ["java", "-Xms1g", "-Xmx1g", "-XX:+UseParallelGC", *JAVA_OPENS, "-cp", classpath]
+    command = ["java", "-Xms1g", "-Xmx1g", "-XX:+UseParallelGC", *JAVA_OPENS, *_classes()]
     environment = {"NEO4J_HOME": str(folder), "NEO4J_CONF": str(folder / "conf")}
     return [*with_parent(signal.SIGTERM), *command, "org.neo4j.cli.AdminTool", *arguments], environment
+
+
+def _classes() -> list[str]:
+    """Options that name the jars; the archive of classes is of these, in this order."""
+    distribution, archive = neo4j_distribution(), neo4j_class_archive()
+    shared = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
+    return [*shared, "-cp", f"{distribution}/plugins/*:{distribution}/lib/*"]
 
 
 def neo4j_community(home: Path, port: int, password: str) -> Service:
     """Neo4j Community with OpenGDS, from jars."""
     folder = home / "neo4j"
-    distribution = neo4j_distribution()
     environment = {"NEO4J_HOME": str(folder), "NEO4J_CONF": str(folder / "conf")}
     uri = f"bolt://{LOOPBACK}:{port}"
 
@@ -284,13 +289,12 @@ def neo4j_community(home: Path, port: int, password: str) -> Service:
             ).single(strict=True)
             return str(record["version"])
 
-    classpath = f"{distribution}/plugins/*:{folder}/conf:{distribution}/lib/*"
     return Service(
         name="neo4j",
         port=port,
         prepare=prepare,
         command=[*with_parent(signal.SIGTERM), "java", "-Xms512m", "-Xmx2g", "-XX:+UseG1GC", *JAVA_OPENS,
-                 "-cp", classpath, "org.neo4j.server.CommunityEntryPoint",
+                 *_classes(), "org.neo4j.server.CommunityEntryPoint",
                  f"--home-dir={folder}", f"--config-dir={folder / 'conf'}"],
         environment=environment,
         probe=probe,
