@@ -6,7 +6,10 @@ import dagster as dg
 
 from c360_pipeline import automation, resources
 from c360_pipeline.assets import features, graph, lake, landing, reconcile, silos, stitching
+from c360_pipeline.logs import configure_logging
+from c360_pipeline.settings import logs_are_json
 
+configure_logging(as_json=logs_are_json())
 # Links from assets to their code; Dagster calls them a beta on every import.
 warnings.filterwarnings("ignore", "(Class `.*CodeReference|Function `with_source_code)", dg.BetaWarning)
 STAGES = [landing, silos, graph, stitching, reconcile, features, lake]
@@ -41,6 +44,7 @@ defs = dg.Definitions(
         "exclusive_lake": resources.ExclusiveLakeResource(),
         "notifier": resources.NotifierResource(),
     },
+    loggers={"console": dg.json_console_logger if logs_are_json() else dg.colored_console_logger},
     # Steps are columnar and use all cores by themselves; a process per step would import everything again, 3 s each.
     executor=dg.in_process_executor,
 )

@@ -45,6 +45,11 @@ def is_automation_on() -> bool:
     return merged_environment(c360_home()).get("C360_AUTOMATION", "on").lower() != "off"
 
 
+def logs_are_json() -> bool:
+    """Whether logs are for machines: `C360_LOG_FORMAT=json`; else they are text for people."""
+    return merged_environment(c360_home()).get("C360_LOG_FORMAT", "text").lower() == "json"
+
+
 def runbook_entry(name: str) -> str:
     """The runbook's entry for a check or an alert; `C360_RUNBOOK_URL` says where the runbook is published."""
     return f"{merged_environment(c360_home()).get('C360_RUNBOOK_URL', 'docs/runbook.md')}#{name}"

@@ -162,9 +162,17 @@ def _note_dates(context: dg.AssetExecutionContext, lake: Lake, dates: set[date])
     books = lake.scan(LANDING_FILES).filter(pl.col("landing_date").is_in(sorted(dates)))
     counted = ("lines", "landed", "duplicates", "dead", "suppressed")
     days = books.group_by("landing_date").agg(pl.len().alias("files"), pl.col(counted).sum()).collect()
+    of_day = pl.col("source_uri").str.extract(r"/date=(\d{4}-\d\d-\d\d)/").alias("day")
+    letters = lake.scan(DEAD_LETTERS).filter(of_day.is_in([str(day) for day in dates]))
+    # Not the reasons in full: they may quote what is personal.
+    reasons = letters.group_by(of_day, "tenant_id", "error_class", "status").agg(letters=pl.len())
+    by_reason = reasons.sort("letters", descending=True).collect()
     for asset, count in (("landed_events", "landed"), ("dead_letters", "dead"), ("landing_files", "files")):
         said = {str(day["landing_date"]): rows(day[count], **day | {"landing_date": str(day["landing_date"])})
                 for day in days.iter_rows(named=True)}  # fmt: skip
+        if asset == "dead_letters":
+            for day, facts in said.items():
+                facts["by_reason"] = preview(by_reason.filter(pl.col("day") == day).drop("day"), 50)
         note_partitions(context, asset, said)
 
 

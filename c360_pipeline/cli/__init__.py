@@ -25,7 +25,8 @@ from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
 from c360_pipeline.cli.suppress import suppress_app
 from c360_pipeline.errors import C360Error, ConfigError
-from c360_pipeline.settings import c360_home, load_settings, merged_environment, project_path
+from c360_pipeline.logs import configure_logging
+from c360_pipeline.settings import c360_home, load_settings, logs_are_json, merged_environment, project_path
 
 app = typer.Typer(
     help="One graph per customer, provably equal to its archive.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -47,6 +48,7 @@ CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")
 def main() -> None:
     """Run the command line; errors that we raise on purpose become one line on stderr and an exit code."""
     try:
+        configure_logging(as_json=logs_are_json())
         app()
     except C360Error as error:
         err.print(f"error: {error}", highlight=False, soft_wrap=True)

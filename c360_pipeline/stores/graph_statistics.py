@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
+
+LOG = structlog.get_logger("c360.graph")
 SLOW_SECONDS = 1.0
 NAME_CHARACTERS = 60
 
@@ -52,6 +55,7 @@ class GraphStatistics:
                 self.slowest = max(self.slowest, seconds)
                 if seconds > SLOW_SECONDS:
                     self.slow[named(statement)] += 1
+                    LOG.warning("slow_statement", statement=named(statement), seconds=round(seconds, 3))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for metadata."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster_processes import dagster_dev, kill_all, wait_until
+from dagster_processes import ask, dagster_dev, kill_all, wait_until
 
 from c360_pipeline.connections import open_control
 from c360_pipeline.core.lake import EVENTS, LANDING_FILES
+from c360_pipeline.devstack.pause import paused
 from c360_pipeline.devstack.services import free_port
 from c360_pipeline.runs import instance
 from c360_pipeline.settings import Settings, c360_home
@@ -77,3 +78,45 @@ def test_files_reach_the_graph_although_everything_is_killed_in_the_middle(
     assert (books.height, books["landed"].sum(), books["duplicates"].sum()) == (4, 600, 0)
     assert lake.count(EVENTS) == 600
     assert drift(reconcile(Archive(lake, open_control(settings).read()), graph)) == []
+
+
+def test_a_backfill_of_five_days_lands_once_although_postgres_restarts_in_the_middle(
+    settings: Settings, landing: Landing, lake: Lake, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("C360_DAGSTER_DB", f"dagster_{settings.bucket.removeprefix('test-')}")
+    # Without sensors: only what the backfill asks for runs.
+    monkeypatch.setenv("C360_AUTOMATION", "off")
+    days = [f"2025-11-0{day}" for day in range(1, 6)]
+    for number, day in enumerate(days):
+        file = tmp_path / f"{day}.jsonl"
+        file.write_text("".join(event(n) for n in range(number * 2_000, (number + 1) * 2_000)))
+        landing.put_file(file, f"{EVENTS_PREFIX}date={day}/")
+    port = free_port(0)
+    with instance(c360_home()) as dagster, dagster_dev(port):
+
+        def states() -> set[dg.DagsterRunStatus]:
+            return {run.status for run in dagster.get_runs()}
+
+        # Two workers on the same days: each reads them anew, and what both decide is the same.
+        for _ in range(2):
+            asked = ask(port, BACKFILL.replace("DAYS", json.dumps(days)))
+            assert "backfillId" in asked["launchPartitionBackfill"], asked
+        wait_until(lambda: dg.DagsterRunStatus.STARTED in states(), seconds=120)
+        with paused(home, "postgres"):
+            pass
+        wait_until(lambda: len(dagster.get_runs()) >= 2 and states() <= ENDED, seconds=300)
+        if dg.DagsterRunStatus.SUCCESS not in states():
+            # Both were in the middle of a write to Postgres: a person reruns what failed.
+            ask(port, BACKFILL.replace("DAYS", json.dumps(days)))
+            wait_until(lambda: dg.DagsterRunStatus.SUCCESS in states(), seconds=200)
+    books = lake.read(LANDING_FILES)
+    assert (books.height, books["landed"].sum(), books["duplicates"].sum()) == (5, 10_000, 0)
+    events = lake.read(EVENTS)
+    assert events.height == events.n_unique(EVENTS.key) == 10_000
+
+
+ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+BACKFILL = """mutation { launchPartitionBackfill(backfillParams: {
+  assetSelection: [{path: ["landed_events"]}, {path: ["dead_letters"]}, {path: ["landing_files"]}]
+  partitionNames: DAYS
+}) { __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""

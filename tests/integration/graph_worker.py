@@ -1,6 +1,6 @@
-"""Projects; to be killed meanwhile."""
+"""Waits for a line of stdin, then projects: so it can be killed without waiting for imports."""
 
-from workers import serve
+import sys
 
 from c360_pipeline.connections import open_graph, open_lake
 from c360_pipeline.settings import load_settings
@@ -8,17 +8,14 @@ from c360_pipeline.stores import graph as writing
 from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
 from c360_pipeline.stores.journey_care import bring_up
 
-
-def work(_: str) -> None:
-    """Bring the graph up."""
-    settings = load_settings()
-    lake = open_lake(settings)
-    with open_graph(settings) as graph:
-        ProductGraph(lake, graph).project()
-        EventGraph(lake, graph).project()
-        bring_up(lake, graph)
-
-
 # Many statements, so that a kill has many places to hit.
 writing.BATCH_ROWS = 50
-serve(work)
+sys.stdout.write("ready\n")
+sys.stdout.flush()
+sys.stdin.readline()
+settings = load_settings()
+lake = open_lake(settings)
+with open_graph(settings) as graph:
+    ProductGraph(lake, graph).project()
+    EventGraph(lake, graph).project()
+    bring_up(lake, graph)

@@ -1,8 +1,7 @@
-"""Lands, backfills or replays; to be killed meanwhile."""
+"""Waits for a line of stdin, then lands, backfills or replays: so it can be killed without waiting for imports."""
 
+import sys
 from datetime import date
-
-from workers import serve
 
 from c360_pipeline.connections import open_control, open_lake, open_landing
 from c360_pipeline.settings import load_settings
@@ -26,4 +25,6 @@ def work(command: str, *arguments: str) -> None:
 
 # Several commits per file, so that a kill has many places to hit.
 ingesting.BATCH_BYTES = ingesting.PIECE_BYTES = 16 * 1024
-serve(work)
+sys.stdout.write("ready\n")
+sys.stdout.flush()
+work(*sys.stdin.readline().split())

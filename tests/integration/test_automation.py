@@ -211,6 +211,7 @@ def test_a_run_that_names_no_partition_says_which_it_was_about(
     )
     metadata = event_log.records[0].asset_materialization.metadata  # type: ignore[union-attr]
     assert (metadata["lines"].value, metadata["dead"].value, metadata["landed"].value) == (2, 1, 1)
+    assert "| missing_field | open | 1 |" in str(metadata["by_reason"].value)
 
 
 def test_a_range_of_landing_dates_is_read_anew_in_one_run(
