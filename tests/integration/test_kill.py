@@ -19,7 +19,7 @@ from c360_pipeline.stores.ingest import Ingest
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
 
-KILLS = 40
+KILLS = 50
 REQUEST = SampleRequest(events=4_000, tenants=2, seed=4, malformed_rate=0.03, duplicate_rate=0.05)
 DAY = "2025-11-02"
 WORKER = Path(__file__).parent / "landing_worker.py"
@@ -41,7 +41,7 @@ def totals(lake: Lake) -> tuple[int, ...]:
     return books.select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0)
 
 
-def test_forty_kills_at_random_points_lose_nothing_and_leave_nothing_twice(
+def test_fifty_kills_at_random_points_lose_nothing_and_leave_nothing_twice(
     workers: Workers, settings: Settings, landing: Landing, lake: Lake, control: ControlDb, tmp_path: Path
 ) -> None:
     rng = random.Random(4)
