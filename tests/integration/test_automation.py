@@ -11,24 +11,29 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import dagster as dg
+import psycopg
 import pytest
 import yaml
 
 from c360_pipeline import automation
+from c360_pipeline.assets import graph as graph_assets
+from c360_pipeline.assets import silos
 from c360_pipeline.assets.partitions import LANDING_DATES
 from c360_pipeline.automation import Asked
 from c360_pipeline.connections import open_control
 from c360_pipeline.core.lake import EVENTS, RECONCILIATION_FINDINGS
 from c360_pipeline.definitions import defs
+from c360_pipeline.devstack import silo_samples
 from c360_pipeline.resources import (
     ControlResource,
+    GraphResource,
     LakeResource,
     LandingResource,
     NotifierResource,
 )
 from c360_pipeline.resources.local_run_launcher import HOST_TAG, PROCESS_TAG, STARTED_TAG, tags_of_this_process
 from c360_pipeline.runs import instance, materialise
-from c360_pipeline.settings import Settings, c360_home
+from c360_pipeline.settings import Settings, c360_home, postgres_login
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
@@ -256,6 +261,80 @@ def test_of_nights_that_were_missed_the_last_is_made_up_for(dagster: dg.DagsterI
     assert isinstance(nightly(dagster, now - timedelta(days=1)), dg.SkipReason)
     late = nightly(dagster, now - timedelta(hours=19))
     assert late.run_key == f"nightly {now - timedelta(hours=19):%Y-%m-%d}"
+
+
+def test_features_follow_the_first_comparison_of_the_night_that_found_both_sides_equal(
+    dagster: dg.DagsterInstance,
+) -> None:
+    dagster.add_dynamic_partitions("tenant", ["acme", "globex"])
+    now = datetime.now(UTC)
+    tick = now.replace(hour=2, minute=0, second=0, microsecond=0)
+    tick -= timedelta(days=int(tick > now))
+    cursor = None
+
+    def requested(at: datetime) -> int:
+        nonlocal cursor
+        result = dg.evaluate_automation_conditions(
+            defs, dagster, asset_selection=automation.FEATURES, evaluation_time=at, cursor=cursor
+        )
+        cursor = result.cursor
+        return result.total_requested
+
+    def compared(*, equal: bool) -> None:
+        for name in ("reconciliations", "reconciliation_findings"):
+            dagster.report_runless_asset_event(dg.AssetMaterialization(name))
+        dagster.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey("reconciliations"), check_name="graph_equals_archive", passed=equal, metadata={}
+            )
+        )
+
+    assert requested(tick - timedelta(minutes=1)) == 0
+    assert requested(now) == 0  # the night has come, the comparison has not
+    compared(equal=False)
+    assert requested(now) == 0
+    compared(equal=True)
+    assert requested(now) == 2  # a partition for each tenant
+    assert requested(now) == 0  # once a night
+
+
+def evaluated(check: dg.AssetChecksDefinition, **resources: Any) -> dg.AssetCheckResult:
+    """What a check says, called as a function."""
+    result: dg.AssetCheckResult = check.node_def.compute_fn.decorated_fn(**resources)  # type: ignore[union-attr]
+    return result
+
+
+def test_a_column_that_is_excluded_afterwards_is_found_in_the_lake(
+    dagster: dg.DagsterInstance, settings: Settings, graph: Graph
+) -> None:
+    login = postgres_login(settings, settings.etl_db_name)
+    silo_samples.seed(login, open_control(settings), "sample", lambda _: None)
+    assert materialise(c360_home(), "silo_tables", None, lambda _: None).succeeded
+
+    def check() -> dg.AssetCheckResult:
+        return evaluated(silos.no_excluded_column_is_in_the_lake, control=ControlResource(), lake=LakeResource())
+
+    assert check().passed
+    with psycopg.connect(**login) as rows:
+        rows.execute(
+            "INSERT INTO field_exclusion_rules (table_id, column_name, reason) "
+            "SELECT table_id, 'full_name', 'a name' FROM source_tables WHERE table_name = 'accounts'"
+        )
+    found = check()
+    assert not found.passed
+    assert found.metadata["found"].value == {"silos/profiles_db/accounts": ["full_name"]}
+    assert materialise(c360_home(), "silo_tables", None, lambda _: None).succeeded
+    assert check().passed
+
+
+def test_events_that_are_not_in_the_graph_are_told(
+    dagster: dg.DagsterInstance, put: Callable[[str, str], None], graph: Graph
+) -> None:
+    put("a.jsonl", event(1))
+    assert materialise(c360_home(), "landed_events", None, lambda _: None).succeeded
+    late = evaluated(graph_assets.newest_events_are_in_the_graph, lake=LakeResource(), graph=GraphResource())
+    assert (late.passed, late.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "acme" in str(late.metadata["lag"].value)
 
 
 class Received(BaseHTTPRequestHandler):

@@ -71,7 +71,7 @@ class World:
 
     def land(self, day: date | None = None) -> pl.DataFrame:
         """Land what is new, or a day anew; returns all books."""
-        land_files(self.ingest, self.landing.event_files(), day, lambda _: None)
+        land_files(self.ingest, self.landing.event_files(), None if day is None else {day}, lambda _: None)
         return self.books()
 
     def books(self) -> pl.DataFrame:
