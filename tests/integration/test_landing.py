@@ -390,7 +390,7 @@ def test_a_file_that_is_replaced_while_its_day_is_backfilled_keeps_its_rows(worl
     world.land()
     listed = world.landing.event_files()
     world.landing._client.put_object(Bucket=world.landing.bucket, Key=key, Body=event(9))
-    land_files(world.ingest, listed, DAY, lambda _: None)
+    land_files(world.ingest, listed, {DAY}, lambda _: None)
     assert world.users() == ["u1", "u2", "u3"]
     world.land()
     assert world.users() == ["u1", "u2", "u3", "u9"]
