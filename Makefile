@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration
+.PHONY: help setup install demo test chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -56,8 +56,14 @@ movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 demo: setup $(if $(filter movielens,$(DATA)),.venv/.movielens)  ## the whole way on sample data; KEEP=1 leaves it running, DATA=movielens
 	$(BIN)/c360 demo --data $(DATA) $(if $(KEEP),--keep)
 
-test: setup  ## every test, in two processes, each against embedded services of its own
+test: setup chromium  ## every test, in two processes, each against embedded services of its own
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+chromium:  # Debian's browser, for the tests of pages
+	@[ -n "$${CHROMIUM:-}" ] || command -v chromium >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing Chromium for the tests of pages" && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null; } || \
+	  { echo "Chromium is missing: apt-get install -y chromium fonts-liberation (or set CHROMIUM to its path)" >&2; exit 2; }
 
 fast: .venv/.synced  ## tests without services
 	$(BIN)/pytest -m "unit or property"

@@ -6,6 +6,7 @@ import dagster as dg
 
 from c360_pipeline import automation, resources
 from c360_pipeline.assets import features, graph, lake, landing, reconcile, silos, stitching
+from c360_pipeline.assets.links import with_links
 from c360_pipeline.logs import configure_logging
 from c360_pipeline.settings import logs_are_json
 
@@ -17,7 +18,7 @@ STAGES = [landing, silos, graph, stitching, reconcile, features, lake]
 defs = dg.Definitions(
     assets=dg.with_source_code_references(
         [
-            asset.map_asset_specs(automation.with_freshness)
+            asset.map_asset_specs(lambda spec: with_links(automation.with_freshness(spec)))
             for asset in dg.load_assets_from_modules(STAGES)
             if isinstance(asset, dg.AssetsDefinition)
         ]

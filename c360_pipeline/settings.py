@@ -55,6 +55,17 @@ def runbook_entry(name: str) -> str:
     return f"{merged_environment(c360_home()).get('C360_RUNBOOK_URL', 'docs/runbook.md')}#{name}"
 
 
+def lake_address() -> str:
+    """Where the Delta tables lie."""
+    bucket = merged_environment(c360_home()).get("C360_BUCKET", Settings.model_fields["bucket"].default)
+    return f"s3://{bucket}/lake"
+
+
+def serving_address() -> str:
+    """Where the pages for people are, `C360_API_URL`."""
+    return merged_environment(c360_home()).get("C360_API_URL", "http://127.0.0.1:8000").rstrip("/")
+
+
 def connection_file(home: Path) -> Path:
     """Where the embedded services leave their addresses and passwords, readable by the owner only."""
     return home / "connection.env"

@@ -163,16 +163,20 @@ def _note_dates(context: dg.AssetExecutionContext, lake: Lake, dates: set[date])
     counted = ("lines", "landed", "duplicates", "dead", "suppressed")
     days = books.group_by("landing_date").agg(pl.len().alias("files"), pl.col(counted).sum()).collect()
     of_day = pl.col("source_uri").str.extract(r"/date=(\d{4}-\d\d-\d\d)/").alias("day")
-    letters = lake.scan(DEAD_LETTERS).filter(of_day.is_in([str(day) for day in dates]))
+    # The same bytes on another day are the same letter, and a line of that day all the same.
+    of_dates = of_day.is_in([str(day) for day in dates])
+    lines = lake.scan(DEAD_LETTER_LINES).filter(of_dates).select(of_day, "dead_letter_id")
+    letters = lake.scan(DEAD_LETTERS).select("dead_letter_id", "tenant_id", "error_class", "status")
     # Not the reasons in full: they may quote what is personal.
-    reasons = letters.group_by(of_day, "tenant_id", "error_class", "status").agg(letters=pl.len())
-    by_reason = reasons.sort("letters", descending=True).collect()
+    named = lines.join(letters, on="dead_letter_id")
+    reasons = named.group_by("day", "tenant_id", "error_class", "status").len("lines")
+    by_reason = reasons.sort("lines", descending=True).collect()
     for asset, count in (("landed_events", "landed"), ("dead_letters", "dead"), ("landing_files", "files")):
         said = {str(day["landing_date"]): rows(day[count], **day | {"landing_date": str(day["landing_date"])})
                 for day in days.iter_rows(named=True)}  # fmt: skip
         if asset == "dead_letters":
             for day, facts in said.items():
-                facts["by_reason"] = preview(by_reason.filter(pl.col("day") == day).drop("day"), 50)
+                said[day] = {"by_reason": preview(by_reason.filter(pl.col("day") == day).drop("day"), 50)} | facts
         note_partitions(context, asset, said)
 
 

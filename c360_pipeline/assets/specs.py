@@ -7,6 +7,7 @@ import dagster as dg
 import pandas as pd
 import polars as pl
 
+from c360_pipeline.core.column_meanings import COLUMN_MEANINGS
 from c360_pipeline.core.graph import Kind
 from c360_pipeline.core.lake import Table
 from c360_pipeline.settings import runbook_entry
@@ -18,8 +19,8 @@ NEO4J_WRITES = "neo4j_writes"
 
 
 def column_schema(table: Table) -> dg.TableSchema:
-    """The table's columns as Dagster shows them; key columns are required."""
-    return _schema(table.columns, table.key)
+    """The table's columns and what they mean, as Dagster shows them; key columns are required."""
+    return _schema(table.columns, table.key, described=True)
 
 
 def kind_schema(kind: Kind) -> dg.TableSchema:
@@ -27,10 +28,15 @@ def kind_schema(kind: Kind) -> dg.TableSchema:
     return _schema(kind.schema, kind.key_columns)
 
 
-def _schema(types: Mapping[str, object], key: Sequence[str]) -> dg.TableSchema:
+def _schema(types: Mapping[str, object], key: Sequence[str], *, described: bool = False) -> dg.TableSchema:
     return dg.TableSchema(
         columns=[
-            dg.TableColumn(name, str(dtype), constraints=dg.TableColumnConstraints(nullable=name not in key))
+            dg.TableColumn(
+                name,
+                str(dtype),
+                description=COLUMN_MEANINGS.get(name) if described else None,
+                constraints=dg.TableColumnConstraints(nullable=name not in key),
+            )
             for name, dtype in types.items()
         ]
     )
@@ -116,6 +122,8 @@ def markdown_table(frame: pd.DataFrame) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if value is None or value != value:
+        return ""
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 

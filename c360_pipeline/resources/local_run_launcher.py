@@ -13,7 +13,7 @@ from dagster import DagsterEventType, DagsterInstance, DagsterRun
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._core.launcher.base import LaunchRunContext
 
-HOST_TAG, PROCESS_TAG, STARTED_TAG = "c360/host", "c360/process", "c360/process_started"
+HOST_TAG, PROCESS_TAG, STARTED_TAG = (f".dagster/c360_{of}" for of in ("host", "process", "process_started"))
 CLOCK_SECONDS = 2.0
 """How far the times that the kernel and Python give may be apart."""
 

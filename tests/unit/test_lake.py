@@ -1,5 +1,6 @@
 import polars as pl
 
+from c360_pipeline.core.column_meanings import COLUMN_MEANINGS
 from c360_pipeline.core.lake import TABLES, compare_versions
 
 
@@ -34,3 +35,7 @@ def test_the_key_and_the_partitions_of_every_table_are_columns() -> None:
     for table in TABLES.values():
         assert set(table.key) | set(table.partition_by) <= set(table.columns), table.name
         assert table.description.endswith(".")
+
+
+def test_every_column_of_every_table_has_a_meaning_and_no_other() -> None:
+    assert {column for table in TABLES.values() for column in table.columns} == set(COLUMN_MEANINGS)
