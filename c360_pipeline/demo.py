@@ -20,7 +20,6 @@ from c360_pipeline.connections import open_control, open_graph, open_lake, open_
 from c360_pipeline.core.books import unbalanced
 from c360_pipeline.core.lake import EVENT_JOURNEY, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import Delivery, decode_file
-from c360_pipeline.core.recommend import rank
 from c360_pipeline.core.reconcile import combined_digest
 from c360_pipeline.devstack import movielens, silo_samples, stack, ui
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
@@ -41,6 +40,7 @@ from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import folder_for
+from c360_pipeline.stores.recommend import Recommender, Wish
 from c360_pipeline.stores.reconcile import digests, reconcile, summarise
 
 SAMPLE = SampleRequest(events=20_000, tenants=3, seed=1, malformed_rate=0.02, duplicate_rate=0.03)
@@ -230,7 +230,7 @@ class Demo:
         events = graph.journey_of_event(tenant, event) if event else []
         self._say(f"\n[bold]One customer[/]  {user} of {tenant}: {_who(account)}")
         self._console.print(_story_table(events))
-        recommendations = rank(graph.recommendation_candidates(tenant, user), RECOMMENDATIONS)
+        recommendations = Recommender(graph, tenant).recommend(Wish(user, RECOMMENDATIONS))
         for r in recommendations:
             self._say(
                 f"  recommended: {r.product_name or r.product_id} ({r.category}), score {r.score:.0f}: {r.reason}"

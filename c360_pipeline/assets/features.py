@@ -1,55 +1,144 @@
-"""Features: communities of users, computed by GDS, kept in the lake and written to the users."""
+"""Features: what the graph and its archive say of users, products, paths and accounts, kept in the lake, per tenant."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.partitions import TENANTS, named_partitions, note_partitions
+from c360_pipeline.assets.plots import community_sizes
 from c360_pipeline.assets.reconcile import reconciliation_assets
-from c360_pipeline.assets.specs import NEO4J_WRITES, OWNERS, asset_check, column_schema, preview, rows
+from c360_pipeline.assets.specs import NEO4J_WRITES, OWNERS, asset_check, column_schema, found_none, preview, rows
+from c360_pipeline.core import features, paths
 from c360_pipeline.core import graph as model
-from c360_pipeline.core.features import canonical_communities, interaction_weights, number_members
-from c360_pipeline.core.lake import USER_COMMUNITIES
+from c360_pipeline.core.account_values import account_values as values_of_accounts
+from c360_pipeline.core.lake import (
+    ACCOUNT_VALUES,
+    CATALOG,
+    DROP_OFFS,
+    EVENTS,
+    PATH_ANOMALIES,
+    PRODUCT_CANDIDATES,
+    PRODUCT_SIMILARITIES,
+    SUPPORT_INSIGHTS,
+    TRENDING_PRODUCTS,
+    USER_COMMUNITIES,
+    Changes,
+    Table,
+)
+from c360_pipeline.core.recommend import candidates
+from c360_pipeline.core.trends import trending
 from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
+from c360_pipeline.stores.accounts import newest_of, read_accounts, read_tickets
+from c360_pipeline.stores.event_graph import ProductGraph
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake
 
 NIGHTLY_FEATURES = (
     dg.AutomationCondition.on_cron("0 2 * * *") & dg.AutomationCondition.all_deps_blocking_checks_passed()
 ).with_label("once a night, when the graph was proved to equal its archive")
+PROJECTION_PREFIX = "c360_"
+"""Graphs in the memory of the algorithms begin so; none is left when a step ends."""
+TIES_KEPT = 20
+"""Of the most similar products so many are asked for, so that ties at the tenth are decided by id."""
+PATH_COLUMNS = ("tenant_id", "user_id", "session_id", "event_id", "ts", "action")
+
+Asset = Callable[[Callable[..., dg.MaterializeResult[None]]], dg.AssetsDefinition]
 
 
-@dg.asset(
-    deps=list(reconciliation_assets.keys),
-    description=USER_COMMUNITIES.description,
-    owners=OWNERS,
-    group_name="features",
-    kinds={"neo4j", "deltalake"},
-    metadata={"dagster/column_schema": column_schema(USER_COMMUNITIES), "lake_table": USER_COMMUNITIES.name},
-    partitions_def=TENANTS,
-    backfill_policy=dg.BackfillPolicy.single_run(),
-    automation_condition=NIGHTLY_FEATURES,
-    pool=NEO4J_WRITES,
-)
+def feature(table: Table, *, deps: Sequence[str] = (), kinds: Iterable[str] = (), pool: str | None = None) -> Asset:
+    """An asset that is a table of features: partitioned by tenant, made at night, with the table's columns."""
+    return dg.asset(
+        name=table.name.removeprefix("features/"),
+        deps=[*reconciliation_assets.keys, *deps],
+        description=table.description,
+        owners=OWNERS,
+        group_name="features",
+        kinds={"deltalake", *kinds},
+        metadata={"dagster/column_schema": column_schema(table), "lake_table": table.name},
+        partitions_def=TENANTS,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        automation_condition=NIGHTLY_FEATURES,
+        pool=pool,
+    )
+
+
+class Scope(NamedTuple):
+    """What a run is about.
+
+    Attributes:
+        tenants: whose features are made.
+        named: the same where the run names partitions, None where it takes all.
+    """
+
+    tenants: list[str]
+    named: list[str] | None
+
+
+def scope_of(context: dg.AssetExecutionContext, lake: Lake) -> Scope:
+    """The tenants that a run names, else all that have events."""
+    named = named_partitions(context)
+    return Scope(lake.count_by(EVENTS, "tenant_id")["tenant_id"].to_list() if named is None else named, named)
+
+
+def events_of(lake: Lake, tenants: Sequence[str], *columns: str) -> pl.LazyFrame:
+    """Columns of the archive of some tenants."""
+    return lake.scan(EVENTS).filter(pl.col("tenant_id").is_in(list(tenants))).select(*columns)
+
+
+def keep(
+    context: dg.AssetExecutionContext, lake: Lake, table: Table, found: Sequence[pl.DataFrame], scope: Scope
+) -> tuple[pl.DataFrame, Changes]:
+    """Replace the rows of the tenants in the lake, and say of each tenant how many there are."""
+    frame = pl.concat([table.empty(), *found])
+    changes = lake.replace(table, frame, tenants=scope.named)
+    context.instance.add_dynamic_partitions(str(TENANTS.name), scope.tenants)
+    of_tenant = dict(frame.group_by("tenant_id").len().iter_rows())
+    note_partitions(context, context.asset_key.path[-1], {t: rows(of_tenant.get(t, 0)) for t in scope.tenants})
+    return frame, changes
+
+
+def kept(
+    context: dg.AssetExecutionContext, lake: Lake, table: Table, found: Sequence[pl.DataFrame], scope: Scope
+) -> dg.MaterializeResult[None]:
+    """The same as the result of an asset, with the first rows."""
+    frame, changes = keep(context, lake, table, found, scope)
+    return dg.MaterializeResult(metadata=rows(frame.height, changed_rows=changes.count, preview=preview(frame)))
+
+
+def weights_of(neo4j: Graph, tenant: str) -> pl.DataFrame:
+    """How users and products of a tenant are tied."""
+    return features.interaction_weights(neo4j.read(model.VIEWED, tenant), neo4j.read(model.PURCHASED, tenant))
+
+
+@feature(USER_COMMUNITIES, kinds={"neo4j"}, pool=NEO4J_WRITES)
 def user_communities(
     context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, gds: GdsResource
 ) -> dg.MaterializeResult[None]:
     """Project users and products, run Louvain per tenant, keep and write what changed."""
-    tables, algorithms, named = lake.open(), gds.open(), named_partitions(context)
+    tables, algorithms, parts = lake.open(), gds.open(), []
+    scope, modularity = scope_of(context, tables), {}
     with graph.open() as neo4j:
-        parts, tenants = [USER_COMMUNITIES.empty()], neo4j.tenants() if named is None else named
-        for tenant in tenants:
-            weights = interaction_weights(neo4j.read(model.VIEWED, tenant), neo4j.read(model.PURCHASED, tenant))
+        for number, tenant in enumerate(scope.tenants):
+            weights = weights_of(neo4j, tenant)
             if weights.height:
-                members, edges = number_members(weights)
-                labels = algorithms.louvain(f"c360_communities_{context.run.run_id}_{len(parts)}", members, edges)
-                parts.append(canonical_communities(tenant, members, labels))
-        communities = pl.concat(parts)
-        changes = tables.replace(USER_COMMUNITIES, communities, tenants=named)
+                members, edges = features.number_members(weights)
+                name = f"{PROJECTION_PREFIX}communities_{context.run.run_id}_{number}"
+                labels = algorithms.louvain(name, members, edges)
+                parts.append(features.canonical_communities(tenant, members, labels))
+                modularity[tenant] = round(features.modularity(edges, labels), 4)
+        communities, changes = keep(context, tables, USER_COMMUNITIES, parts, scope)
         neo4j.update(model.USER_COMMUNITY, model.user_communities(communities))
-    context.instance.add_dynamic_partitions(str(TENANTS.name), tenants)
-    members_of = dict(communities.group_by("tenant_id").len().iter_rows())
-    note_partitions(context, "user_communities", {tenant: rows(members_of.get(tenant, 0)) for tenant in tenants})
-    sizes = communities.unique(["tenant_id", "community"]).sort("tenant_id", "community")
+    sizes = communities.unique(["tenant_id", "community"]).sort("tenant_id", "community").drop("user_id")
     return dg.MaterializeResult(
-        metadata=rows(communities.height, changed_rows=changes.count, sizes=preview(sizes.drop("user_id"), 50))
+        metadata=rows(
+            communities.height,
+            changed_rows=changes.count,
+            modularity=dg.MetadataValue.json(modularity),
+            picture=community_sizes(sizes),
+            sizes=preview(sizes, 50),
+        )
     )
 
 
@@ -59,3 +148,203 @@ def every_active_user_has_a_community(graph: GraphResource) -> dg.AssetCheckResu
     with graph.open() as neo4j:
         left_out = neo4j.active_users_without_community()
     return dg.AssetCheckResult(passed=left_out == 0, metadata={"left_out": left_out})
+
+
+@feature(PRODUCT_SIMILARITIES, kinds={"neo4j"}, pool=NEO4J_WRITES)
+def product_similarities(
+    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, gds: GdsResource
+) -> dg.MaterializeResult[None]:
+    """Products with the same customers by GDS, products of the same sessions from the archive; both become edges."""
+    tables, algorithms = lake.open(), gds.open()
+    scope = scope_of(context, tables)
+    views = events_of(tables, scope.tenants, "tenant_id", "session_id", "item_id", "action")
+    parts = [features.similar_by_sessions(views.filter(pl.col("action") == "view"))]
+    with graph.open() as neo4j:
+        for number, tenant in enumerate(scope.tenants):
+            weights = weights_of(neo4j, tenant)
+            if weights.height:
+                members, edges = features.customers_of_products(weights)
+                name = f"{PROJECTION_PREFIX}similarities_{context.run.run_id}_{number}"
+                pairs = algorithms.node_similarity(name, members, edges, TIES_KEPT)
+                parts.append(features.similar_by_customers(tenant, members, features.shared_customers(pairs, edges)))
+        result = kept(context, tables, PRODUCT_SIMILARITIES, parts, scope)
+        ProductGraph(tables, neo4j).project_similarities()
+    return result
+
+
+@asset_check(
+    asset=product_similarities, description="Similarities lie in (0, 1], ranks from 1 to 10, none leads to itself."
+)
+def similarities_are_in_range(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for rows that no definition gives."""
+    wrong = (
+        ~pl.col("similarity").is_between(0, 1, closed="right")
+        | ~pl.col("rank").is_between(1, features.SIMILAR_PRODUCTS)
+        | (pl.col("product_id") == pl.col("similar_product_id"))
+    )
+    return wrong_rows(lake, PRODUCT_SIMILARITIES, wrong)
+
+
+@asset_check(asset=product_similarities, description="No projection of ours is left in the memory of the algorithms.")
+def projections_are_dropped(gds: GdsResource) -> dg.AssetCheckResult:
+    """A run that was killed leaves one behind; it is gone with the next start of the server."""
+    left = gds.open().projections(PROJECTION_PREFIX)
+    return dg.AssetCheckResult(
+        passed=not left, severity=dg.AssetCheckSeverity.WARN, metadata={"left": dg.MetadataValue.json(left)}
+    )
+
+
+@feature(PRODUCT_CANDIDATES)
+def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[None]:
+    """Score for every user what customers with the same purchases bought besides."""
+    tables = lake.open()
+    scope, parts = scope_of(context, tables), list[pl.DataFrame]()
+    for tenant in scope.tenants:
+        bought = events_of(tables, [tenant], "tenant_id", "user_id", "item_id", "ts", "action")
+        purchases = model.purchases(bought.filter(pl.col("action") == "purchase").collect(engine="streaming"))
+        parts += candidates(tenant, purchases.select("count", user_id="from_id", product_id="to_id"))
+    return kept(context, tables, PRODUCT_CANDIDATES, parts, scope)
+
+
+@asset_check(
+    asset=product_candidates, description="Scores are 10 for each similar user and their strength; nothing was bought."
+)
+def candidates_are_new_to_their_users(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for candidates that their user has bought, and for scores that do not add up."""
+    tables = lake.open()
+    found = tables.scan(PRODUCT_CANDIDATES)
+    bought = tables.scan(EVENTS).filter(pl.col("action") == "purchase").select("tenant_id", "user_id", "item_id")
+    bought = bought.rename({"item_id": "product_id"})
+    owned = found.join(bought, on=["tenant_id", "user_id", "product_id"], how="semi").collect()
+    odd = found.filter(
+        (pl.col("score") != 10 * pl.col("similar_users") + pl.col("strength")) | (pl.col("similar_users") < 1)
+    ).collect()
+    return found_none("product_candidates", "candidates_are_new_to_their_users", owned=owned, odd=odd)
+
+
+@feature(TRENDING_PRODUCTS)
+def trending_products(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[None]:
+    """Rank products by the people who viewed and bought them in the last day, week and month."""
+    tables = lake.open()
+    scope = scope_of(context, tables)
+    events = events_of(tables, scope.tenants, "tenant_id", "user_id", "ts", "action", "item_id")
+    return kept(context, tables, TRENDING_PRODUCTS, [trending(events, tables.read(CATALOG))], scope)
+
+
+@asset_check(
+    asset=trending_products, description="Scores are viewers and five times buyers; ranks begin with 1 in each window."
+)
+def trends_add_up(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for rows that no definition gives."""
+    score = pl.col("viewers") + 5 * pl.col("buyers")
+    return wrong_rows(lake, TRENDING_PRODUCTS, (pl.col("score") != score) | (score < 1) | (pl.col("rank") < 1))
+
+
+@feature(PATH_ANOMALIES, deps=["user_communities"])
+def path_anomalies(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[None]:
+    """Judge the sessions of the last week by the past of their user and community."""
+    tables = lake.open()
+    scope, communities = scope_of(context, tables), tables.read(USER_COMMUNITIES)
+    parts = [
+        paths.path_anomalies(events_of(tables, [tenant], *PATH_COLUMNS).collect(), communities)
+        for tenant in scope.tenants
+    ]
+    return kept(context, tables, PATH_ANOMALIES, parts, scope)
+
+
+@asset_check(
+    asset=path_anomalies, description="Probabilities lie in (0, 1); sessions are three deviations above the usual."
+)
+def anomalies_are_beyond_the_usual(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for rows that no definition gives."""
+    wrong = ~pl.col("probability").is_between(0, 1, closed="none") | (pl.col("deviations") < paths.LEAST_DEVIATIONS)
+    return wrong_rows(lake, PATH_ANOMALIES, wrong)
+
+
+class FunnelConfig(dg.Config):
+    """A funnel: its name, and the actions that a session takes in order."""
+
+    name: str = "purchase"
+    steps: Sequence[str] = paths.PURCHASE_FUNNEL
+
+
+@feature(DROP_OFFS)
+def drop_offs(
+    context: dg.AssetExecutionContext, config: FunnelConfig, lake: LakeResource
+) -> dg.MaterializeResult[None]:
+    """Count the sessions that reach each step of the funnel, this week and the four weeks before."""
+    tables = lake.open()
+    scope = scope_of(context, tables)
+    parts = [
+        paths.drop_offs(events_of(tables, [tenant], *PATH_COLUMNS).collect(), config.steps, config.name)
+        for tenant in scope.tenants
+    ]
+    return kept(context, tables, DROP_OFFS, parts, scope)
+
+
+@asset_check(asset=drop_offs, description="No step is continued by more sessions than reached it.")
+def funnels_narrow(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for rows that no definition gives."""
+    wrong = (pl.col("continued") > pl.col("sessions")) | ~pl.col("drop_off_rate").is_between(0, 1)
+    return wrong_rows(lake, DROP_OFFS, wrong)
+
+
+@feature(SUPPORT_INSIGHTS, kinds={"neo4j"})
+def support_insights(
+    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource
+) -> dg.MaterializeResult[None]:
+    """Compare what users did in the 30 minutes before a ticket or a call for support with other sessions."""
+    tables = lake.open()
+    scope, parts = scope_of(context, tables), []
+    with graph.open() as neo4j:
+        for tenant in scope.tenants:
+            events = events_of(tables, [tenant], *PATH_COLUMNS).collect()
+            parts.append(paths.support_insights(events, paths.calls_for_support(events, read_tickets(neo4j, tenant))))
+    return kept(context, tables, SUPPORT_INSIGHTS, parts, scope)
+
+
+@asset_check(asset=support_insights, description="Shares lie in [0, 1], and each path is more frequent before tickets.")
+def insights_are_more_frequent_before_tickets(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for rows that no definition gives."""
+    shares = [~pl.col(name).is_between(0, 1) for name in ("share_before_tickets", "share_elsewhere")]
+    wrong = pl.any_horizontal(*shares, pl.col("lift") <= paths.LEAST_LIFT)
+    return wrong_rows(lake, SUPPORT_INSIGHTS, wrong)
+
+
+@feature(ACCOUNT_VALUES, kinds={"neo4j"})
+def account_values(
+    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource
+) -> dg.MaterializeResult[None]:
+    """Say of every account what it is worth and how likely it leaves, counted to the tenant's newest event."""
+    tables = lake.open()
+    scope, parts = scope_of(context, tables), []
+    with graph.open() as neo4j:
+        for tenant in scope.tenants:
+            now = newest_of(neo4j, tenant)
+            if now is not None:
+                parts.append(values_of_accounts(read_accounts(neo4j, tenant, now)))
+    return kept(context, tables, ACCOUNT_VALUES, parts, scope)
+
+
+@asset_check(
+    asset=account_values, description="Risks lie in [0, 1], values are not negative, every account has one row."
+)
+def every_account_has_a_value(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
+    """Look for rows that no definition gives, and count the accounts."""
+    tables = lake.open()
+    values = tables.read(ACCOUNT_VALUES)
+    wrong = ~pl.col("churn_risk").is_between(0, 1) | (pl.col("value_to_date") < 0) | (pl.col("monthly_value") < 0)
+    with graph.open() as neo4j:
+        accounts = neo4j.label_counts().get("Account", 0)
+    odd = values.filter(wrong)
+    return dg.AssetCheckResult(
+        passed=odd.is_empty() and values.height == accounts,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"odd": preview(odd), "accounts": accounts, "rows": values.height},
+    )
+
+
+def wrong_rows(lake: LakeResource, table: Table, wrong: pl.Expr) -> dg.AssetCheckResult:
+    """A check that passes when no row of a table is wrong."""
+    found = lake.open().scan(table).filter(wrong).collect()
+    return dg.AssetCheckResult(passed=found.is_empty(), metadata={"wrong": preview(found), "rows": found.height})

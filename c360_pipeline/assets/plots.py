@@ -62,6 +62,29 @@ def journey_sizes(sizes: pl.DataFrame) -> dg.MarkdownMetadataValue:
     return _image(figure, "sizes of journeys")
 
 
+def community_sizes(sizes: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """The communities of each tenant by size, largest first.
+
+    Args:
+        sizes: tenant_id, community, community_size.
+    """
+    from matplotlib.figure import Figure
+
+    if sizes.is_empty():
+        return dg.MetadataValue.md("no communities yet")
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    for (tenant,), part in sizes.group_by("tenant_id", maintain_order=True):
+        users = part["community_size"].sort(descending=True).to_list()
+        axes.plot(range(1, len(users) + 1), users, marker="o", markersize=3, label=str(tenant))
+    axes.set_yscale("log")
+    axes.set_xlabel("community, largest first")
+    axes.set_ylabel("users")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=4, fontsize=8)
+    return _image(figure, "sizes of communities")
+
+
 def differences_by_day(buckets: pl.DataFrame) -> dg.MarkdownMetadataValue:
     """Tenants against days: green where graph and archive are equal, red by how many kinds differ; the last 90 days.
 

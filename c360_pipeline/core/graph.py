@@ -25,6 +25,7 @@ class NodeKind:
 
     `extra_labels` are set beside the label. Properties that are not named belong to another projection, which has
     a kind of its own for them; they are left alone. `day` names the instant by whose date a node is counted.
+    `removed` are labels and properties that are taken away when a node is written.
     """
 
     label: str
@@ -32,6 +33,7 @@ class NodeKind:
     properties: Mapping[str, pl.DataType] = field(hash=False)
     extra_labels: tuple[str, ...] = ()
     day: str | None = None
+    removed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -97,8 +99,16 @@ def parts_of(name: str) -> tuple[str, str, str]:
 
 USER = NodeKind("User", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
 SESSION = NodeKind("Session", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
+UNLANDED = "Unlanded"
+"""Label of events that are in the graph before they are in the archive, written at `WRITTEN_AT` (docs/adr/0035)."""
+WRITTEN_AT = "written_at"
 ACTION = NodeKind(
-    "Action", ("id",), {"id": TEXT, "type": TEXT, "ts": INSTANT, "user_id": TEXT, "attrs": TEXT}, ("Event",), "ts"
+    "Action",
+    ("id",),
+    {"id": TEXT, "type": TEXT, "ts": INSTANT, "user_id": TEXT, "attrs": TEXT},
+    ("Event",),
+    "ts",
+    (f":{UNLANDED}", f".{WRITTEN_AT}"),
 )
 PRODUCT = NodeKind("Product", ("id",), {"id": TEXT, "name": TEXT, "category": TEXT, "price": REAL})
 CATEGORY = NodeKind("Category", ("name",), {"name": TEXT})
@@ -121,6 +131,11 @@ HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION, day="from")
 PART_OF = RelationshipKind("PART_OF", CORRELATION, JOURNEY, day="to")
 IN_JOURNEY = RelationshipKind("IN_JOURNEY", ACTION, JOURNEY, day="from")
 """The journey of an event that no key ties: of one without keys, or with weak ones only."""
+SIMILARITY = {"similarity": REAL, "shared": WHOLE, "rank": WHOLE}
+SIMILAR_TO = RelationshipKind("SIMILAR_TO", PRODUCT, PRODUCT, SIMILARITY)
+"""To the products with the same customers, the most similar ten."""
+ALSO_VIEWED = RelationshipKind("ALSO_VIEWED", PRODUCT, PRODUCT, SIMILARITY)
+"""To the products that were viewed in the same sessions, the most similar ten."""
 
 EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT})
 """The status of an event, a property that stitching owns: NEW until the event has a journey, then PROCESSED."""
@@ -327,3 +342,45 @@ def with_days(kind: Kind, rows: pl.DataFrame, days: Mapping[str, pl.DataFrame]) 
 def user_communities(communities: pl.DataFrame) -> pl.DataFrame:
     """`USER_COMMUNITY` rows."""
     return communities.select("tenant_id", "community", id="user_id")
+
+
+def similar_products(similarities: pl.DataFrame, products: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """`SIMILAR_TO` or `ALSO_VIEWED` rows.
+
+    Args:
+        similarities: rows of `PRODUCT_SIMILARITIES`.
+        products: tenant_id, id of the products that there are; an item whose events are gone is none.
+        kind: of similarity.
+    """
+    there = products.select("tenant_id", "id")
+    rows = similarities.filter(pl.col("kind") == kind).select(
+        "tenant_id", "similarity", "shared", "rank", from_id="product_id", to_id="similar_product_id"
+    )
+    for end in ("from_id", "to_id"):
+        rows = rows.join(there, left_on=["tenant_id", end], right_on=["tenant_id", "id"], how="semi")
+    return rows.select("tenant_id", "from_id", "to_id", *SIMILARITY)
+
+
+def ahead_keys(events: pl.DataFrame) -> dict[Kind, pl.DataFrame]:
+    """Keys of the rows that events may touch which only the graph has yet, by kind.
+
+    Args:
+        events: tenant_id, event_id, user_id, session_id, item_id.
+    """
+    of = events.select
+    items = events.drop_nulls("item_id").select("tenant_id", "user_id", "event_id", "item_id")
+    interacted = items.select("tenant_id", from_id="user_id", to_id="item_id")
+    keys: dict[Kind, pl.DataFrame] = {
+        USER: of("tenant_id", id="user_id"),
+        USER_COMMUNITY: of("tenant_id", id="user_id"),
+        SESSION: of("tenant_id", id="session_id"),
+        ACTION: of("tenant_id", id="event_id"),
+        EVENT_STATUS: of("tenant_id", id="event_id"),
+        PRODUCT: items.select("tenant_id", id="item_id"),
+        HAS_SESSION: of("tenant_id", from_id="user_id", to_id="session_id"),
+        HAS_ACTION: of("tenant_id", to_id="event_id"),
+        ON_PRODUCT: items.select("tenant_id", from_id="event_id"),
+        VIEWED: interacted,
+        PURCHASED: interacted,
+    }
+    return {kind: frame.unique() for kind, frame in keys.items()}

@@ -284,13 +284,82 @@ USER_COMMUNITIES = Table(
     {"tenant_id": TEXT, "user_id": TEXT, "community": INT, "community_size": INT},
     "Louvain communities of users who touch the same products; numbered by their first member.",
 )
+REAL = pa.float64()
+PRODUCT_SIMILARITIES = Table(
+    "features/product_similarities",
+    ("tenant_id", "kind", "product_id", "similar_product_id"),
+    {
+        "tenant_id": TEXT, "kind": TEXT, "product_id": TEXT, "similar_product_id": TEXT, "rank": INT,
+        "similarity": REAL, "shared": INT,
+    },
+    "Products with the same customers (by GDS node similarity), and products viewed in the same sessions.",
+)  # fmt: skip
+PRODUCT_CANDIDATES = Table(
+    "features/product_candidates",
+    ("tenant_id", "user_id", "product_id"),
+    {
+        "tenant_id": TEXT, "user_id": TEXT, "product_id": TEXT, "rank": INT, "score": INT, "similar_users": INT,
+        "strength": INT,
+    },
+    "What customers with the same purchases bought besides, the best 20 for each user.",
+)  # fmt: skip
+TRENDING_PRODUCTS = Table(
+    "features/trending_products",
+    ("tenant_id", "window_hours", "product_id"),
+    {
+        "tenant_id": TEXT, "window_hours": INT, "product_id": TEXT, "category": TEXT, "as_of": UTC_MICROS, "rank": INT,
+        "rank_in_category": INT, "viewers": INT, "buyers": INT, "score": INT, "previous_score": INT, "growth": REAL,
+    },
+    "Products that most people viewed and bought in the last day, week and month, against the same time before.",
+)  # fmt: skip
+PATH_ANOMALIES = Table(
+    "features/path_anomalies",
+    ("tenant_id", "session_id", "user_id"),
+    {
+        "tenant_id": TEXT, "session_id": TEXT, "user_id": TEXT, "started_at": UTC_MICROS, "steps": INT,
+        "surprise": REAL, "usual_surprise": REAL, "deviations": REAL, "from_action": TEXT, "to_action": TEXT,
+        "probability": REAL, "path": TEXT,
+    },
+    "Sessions of the last week whose path is unlike the user's own and the community's past, the oddest step named.",
+)  # fmt: skip
+DROP_OFFS = Table(
+    "features/drop_offs",
+    ("tenant_id", "funnel", "step"),
+    {
+        "tenant_id": TEXT, "funnel": TEXT, "step": INT, "action": TEXT, "next_action": TEXT, "sessions": INT,
+        "continued": INT, "drop_off_rate": REAL, "previous_rate": REAL, "change": REAL, "as_of": UTC_MICROS,
+    },
+    "How many sessions of the last week went on from each step of a funnel, against the four weeks before.",
+)  # fmt: skip
+SUPPORT_INSIGHTS = Table(
+    "features/support_insights",
+    ("tenant_id", "path"),
+    {
+        "tenant_id": TEXT, "path": TEXT, "tickets_with_path": INT, "tickets": INT, "share_before_tickets": REAL,
+        "sessions_with_path": INT, "sessions": INT, "share_elsewhere": REAL, "lift": REAL,
+    },
+    "Paths that users take in the 30 minutes before a ticket more often than in sessions that no ticket follows.",
+)  # fmt: skip
+ACCOUNT_VALUES = Table(
+    "features/account_values",
+    ("tenant_id", "account_id"),
+    {
+        "tenant_id": TEXT, "account_id": TEXT, "email": TEXT, "plan": TEXT, "months": INT, "monthly_value": REAL,
+        "value_to_date": REAL, "churn_risk": REAL, "risk_level": TEXT, "value_in_a_year": REAL, "why": TEXT,
+    },
+    "What each account has brought and may bring in a year, and how likely it is to leave, with the reasons.",
+)  # fmt: skip
+FEATURES = (
+    USER_COMMUNITIES, PRODUCT_SIMILARITIES, PRODUCT_CANDIDATES, TRENDING_PRODUCTS, PATH_ANOMALIES, DROP_OFFS,
+    SUPPORT_INSIGHTS, ACCOUNT_VALUES,
+)  # fmt: skip
 
 TABLES = {
     table.name: table
     for table in (
         EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS,
         JOURNEY_KEYS, JOURNEY_ALIASES, JOURNEY_MERGES, JOURNEY_SPLITS, JOURNEY_CONFLICTS, QUARANTINED_KEYS, JOURNEY_LOG,
-        RECONCILIATIONS, RECONCILIATION_FINDINGS, USER_COMMUNITIES,
+        RECONCILIATIONS, RECONCILIATION_FINDINGS, *FEATURES,
     )
 }  # fmt: skip
 

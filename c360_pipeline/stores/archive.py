@@ -25,6 +25,7 @@ from c360_pipeline.core.lake import (
     JOURNEY_KEYS,
     JOURNEY_LOG,
     JOURNEYS,
+    PRODUCT_SIMILARITIES,
     SILO_RETENTION,
     USER_COMMUNITIES,
     Table,
@@ -35,6 +36,7 @@ from c360_pipeline.stores.event_graph import (
     EVENT_PROJECTION,
     PRODUCT_PROJECTION,
     PROJECTED,
+    SIMILARITIES,
     events_around,
     rows_of_scopes,
     touched_events,
@@ -108,7 +110,8 @@ class Pins:
         commits: Mapping[str, int],
     ) -> "Pins":
         projected = ((EVENT_PROJECTION, EVENTS), (EVENT_PROJECTION, USER_COMMUNITIES),
-                     (PRODUCT_PROJECTION, EVENTS), (PRODUCT_PROJECTION, CATALOG))  # fmt: skip
+                     (PRODUCT_PROJECTION, EVENTS), (PRODUCT_PROJECTION, CATALOG),
+                     (PRODUCT_PROJECTION, PRODUCT_SIMILARITIES))  # fmt: skip
         own = {table.name: version(table.name, table.retention) for _, table in projected}
         silos = {name: version(name, SILO_RETENTION) for name in map(control.lake_table, control.tables)}
         return cls(
@@ -124,7 +127,7 @@ class Pins:
 
 def _known(graph: Graph, lake: Lake, projection: str) -> Iterator[tuple[Table, Version]]:
     done = graph.checkpoint(projection)
-    for table in (EVENTS, CATALOG, USER_COMMUNITIES):
+    for table in (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES):
         if (version := lake.still_there(table, done.get(table.name))) is not None:
             yield table, version
 
@@ -138,6 +141,12 @@ class Newer:
     """
 
     keys: Mapping[Kind, tuple[pl.DataFrame, ...]]
+
+    def and_of(self, events: pl.DataFrame) -> "Newer":
+        """These, and what events touch that are in the graph before they are in the archive."""
+        ahead = model.ahead_keys(events)
+        kinds = [*self.keys, *(kind for kind in ahead if kind not in self.keys)]
+        return Newer({kind: (*self.keys.get(kind, ()), *([ahead[kind]] if kind in ahead else [])) for kind in kinds})
 
     def left_out(self, kind: Kind, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows without those that later commits touch."""
@@ -244,20 +253,27 @@ class Archive:
         for projection in model.EVENT_PROJECTIONS:
             if isinstance(projection.kind, NodeKind):
                 yield projection.kind, projection.build(self._events)
-        catalog = self._scan(CATALOG, PRODUCT_PROJECTION).collect()
-        items = self._scan(EVENTS, PRODUCT_PROJECTION).select("tenant_id", "item_id").unique().collect()
-        yield model.PRODUCT, model.products(items, catalog)
-        yield model.CATEGORY, model.categories(catalog)
+        yield model.PRODUCT, self._products
+        yield model.CATEGORY, model.categories(self._scan(CATALOG, PRODUCT_PROJECTION).collect())
         yield model.CORRELATION, model.correlations(journeys.keys)
         yield model.JOURNEY, model.journeys(journeys.journeys)
         yield model.EVENT_STATUS, model.event_status(self._events, journeys.assigned)
         yield model.USER_COMMUNITY, self._communities(self._events)
+
+    @cached_property
+    def _products(self) -> pl.DataFrame:
+        catalog = self._scan(CATALOG, PRODUCT_PROJECTION).collect()
+        items = self._scan(EVENTS, PRODUCT_PROJECTION).select("tenant_id", "item_id").unique().collect()
+        return model.products(items, catalog)
 
     def _relationships(self, journeys: "_Journeys") -> Iterator[tuple[Kind, pl.DataFrame]]:
         for projection in model.EVENT_PROJECTIONS:
             if not isinstance(projection.kind, NodeKind):
                 yield projection.kind, projection.build(self._events)
         yield model.IN_CATEGORY, model.product_categories(self._scan(CATALOG, PRODUCT_PROJECTION).collect())
+        similarities = self._scan(PRODUCT_SIMILARITIES, PRODUCT_PROJECTION).collect()
+        for kind, name in SIMILARITIES:
+            yield kind, model.similar_products(similarities, self._products, name)
         yield model.HAS_KEY, model.event_correlations(journeys.event_keys)
         yield model.IN_JOURNEY, model.untied_events(journeys.assigned, journeys.event_keys)
         yield model.PART_OF, model.correlation_journeys(journeys.keys)

@@ -50,6 +50,7 @@ def merge_statement(kind: Kind) -> str:
     """Write rows of a kind; returns the number of rows that found their place."""
     if isinstance(kind, NodeKind):
         labels = "".join(f" SET n:{quoted(label)}" for label in kind.extra_labels)
+        labels += "".join(f" REMOVE n{mark[0]}{quoted(mark[1:])}" for mark in kind.removed)
         return f"UNWIND $rows AS row MERGE {_node('n', kind)}{labels} SET n += row RETURN count(*) AS written"
     ends = f"MATCH {_node('a', kind.source, 'from_')} MATCH {_node('b', kind.target, 'to_')}"
     properties = "".join(f", r.{quoted_property(p)} = row.{quoted_property(p)}" for p in kind.properties)

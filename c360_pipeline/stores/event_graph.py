@@ -7,7 +7,16 @@ from datetime import datetime
 import polars as pl
 
 from c360_pipeline.core import graph as model
-from c360_pipeline.core.lake import CATALOG, EVENT_JOURNEY, EVENTS, USER_COMMUNITIES, Changes, compare_versions
+from c360_pipeline.core.features import SAME_CUSTOMERS, VIEWED_TOGETHER
+from c360_pipeline.core.lake import (
+    CATALOG,
+    EVENT_JOURNEY,
+    EVENTS,
+    PRODUCT_SIMILARITIES,
+    USER_COMMUNITIES,
+    Changes,
+    compare_versions,
+)
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake, Version
 from c360_pipeline.stores.refused import RefusedRows
@@ -17,6 +26,8 @@ PROJECTED = ("event_id", "tenant_id", "user_id", "session_id", "ts", "action", "
 SLICE_ROWS = 250_000
 """Events that are in memory at once when a graph is made from all of them."""
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
+SIMILARITIES = ((model.SIMILAR_TO, SAME_CUSTOMERS), (model.ALSO_VIEWED, VIEWED_TOGETHER))
+"""Kinds of relationships between products, with their name in the lake."""
 
 
 class EventGraph:
@@ -122,6 +133,24 @@ class ProductGraph:
         refused.keep()
         graph.save_checkpoint(PRODUCT_PROJECTION, EVENTS.name, events_version)
         graph.save_checkpoint(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
+        self.project_similarities()
+
+    def project_similarities(self) -> int:
+        """Project the similarities that changed since the graph's checkpoint; returns how many rows did."""
+        lake, graph = self._lake, self._graph
+        done = graph.checkpoint(PRODUCT_PROJECTION)
+        changed, version = lake.changes(PRODUCT_SIMILARITIES, done.get(PRODUCT_SIMILARITIES.name))
+        if changed.count:
+            tenants = sorted({*changed.upserted["tenant_id"], *changed.deleted["tenant_id"]})
+            products = pl.concat([graph.read(model.PRODUCT, tenant) for tenant in tenants])
+            for kind, name in SIMILARITIES:
+                gone = changed.deleted.filter(pl.col("kind") == name)
+                graph.apply(kind, Changes(
+                    model.similar_products(changed.upserted, products, name),
+                    gone.select("tenant_id", from_id="product_id", to_id="similar_product_id"),
+                ))  # fmt: skip
+        graph.save_checkpoint(PRODUCT_PROJECTION, PRODUCT_SIMILARITIES.name, version)
+        return changed.count
 
     def _write(self, catalog_before: Version | None, tenants: set[str]) -> None:
         lake, graph = self._lake, self._graph

@@ -70,3 +70,40 @@ class Gds:
             {"node_id": result["nodeId"].to_list(), "label": result["communityId"].to_list()},
             schema={"node_id": pl.Int64, "label": pl.Int64},
         )
+
+    def node_similarity(self, name: str, members: pl.DataFrame, edges: pl.DataFrame, top_k: int) -> pl.DataFrame:
+        """Pairs of sources by the Jaccard similarity of the sets of targets that they lead to.
+
+        Args:
+            name: of the projected graph; it is dropped at the end.
+            members: node_id.
+            edges: source, target.
+            top_k: pairs kept of each source.
+
+        Returns:
+            source, target, similarity; each pair in both directions where it is among the best of both.
+        """
+        nodes = members.select(nodeId="node_id").to_pandas()
+        relationships = edges.select(
+            sourceNodeId="source", targetNodeId="target", relationshipType=pl.lit("TOUCHED_BY")
+        ).to_pandas()
+        with self._client() as gds:
+            graph = gds.graph.construct(name, nodes, relationships, concurrency=1, overwrite=True)
+            try:
+                result = gds.nodeSimilarity.stream(graph, topK=top_k, concurrency=1)
+            finally:
+                graph.drop()
+        return pl.DataFrame(
+            {
+                "source": result["node1"].to_list(),
+                "target": result["node2"].to_list(),
+                "similarity": result["similarity"].to_list(),
+            },
+            schema={"source": pl.Int64, "target": pl.Int64, "similarity": pl.Float64},
+        )
+
+    def projections(self, prefix: str) -> list[str]:
+        """Names of the graphs in the server's memory that begin so."""
+        with self._client() as gds:
+            names = gds.graph.list()["graphName"].to_list()
+        return sorted(name for name in names if name.startswith(prefix))

@@ -86,25 +86,6 @@ READ_TENANTS = "MATCH (u:User) RETURN DISTINCT u.tenant_id AS tenant_id ORDER BY
 REMOVE_NODES = "MATCH (n) WHERE elementId(n) IN $ids DETACH DELETE n"
 REMOVE_RELATIONSHIPS = "MATCH ()-[r]->() WHERE elementId(r) IN $ids DELETE r"
 
-READ_CANDIDATES = """
-    MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED|VIEWED]->(shared:Product {tenant_id: $tenant_id})
-    WITH u, collect(DISTINCT shared) AS mine
-    UNWIND mine AS shared
-    MATCH (shared)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
-    WHERE similar <> u
-    WITH u, mine, similar, count(DISTINCT shared) AS shared_products
-    ORDER BY shared_products DESC, similar.id
-    LIMIT $similar_users
-    MATCH (similar)-[bought:PURCHASED]->(product:Product {tenant_id: $tenant_id})
-    WHERE NOT (u)-[:PURCHASED]->(product)
-    RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
-           similar.id AS similar_user, shared_products, bought.count AS strength
-"""
-CANDIDATE_SCHEMA = {
-    "product_id": pl.String, "product_name": pl.String, "category": pl.String, "similar_user": pl.String,
-    "shared_products": pl.Int64, "strength": pl.Int64,
-}  # fmt: skip
-
 READ_TENANTS_WITH_EVENT = "MATCH (e:Event {id: $event_id}) RETURN e.tenant_id AS tenant_id ORDER BY tenant_id"
 READ_JOURNEY_OF_EVENT = """
     MATCH (:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY|IN_JOURNEY|PART_OF*1..2]
@@ -248,6 +229,18 @@ class Graph:
             ]
 
         with self._driver.session(database=self._database, default_access_mode=neo4j.READ_ACCESS) as session:
+            return session.execute_read(work)
+
+    def read_only(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Run one reading statement; returns its records with the values that the driver has for them."""
+
+        def work(transaction: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
+            return transaction.run(statement, parameters).data()
+
+        with (
+            self.statistics.measured(statement, lambda: 1),
+            self._driver.session(database=self._database, default_access_mode=neo4j.READ_ACCESS) as session,
+        ):
             return session.execute_read(work)
 
     def tenants_with_data(self) -> list[str]:
@@ -541,11 +534,6 @@ class Graph:
     def _run_in_batches(self, statement: str) -> None:
         with self._driver.session(database=self._database) as session:
             session.run(statement, batch_rows=BATCH_ROWS).consume()
-
-    def recommendation_candidates(self, tenant_id: str, user_id: str, similar_users: int = 50) -> pl.DataFrame:
-        """What users with shared products bought that this user did not; one row per product and similar user."""
-        rows = self.run(READ_CANDIDATES, tenant_id=tenant_id, user_id=user_id, similar_users=similar_users)
-        return pl.DataFrame(rows, schema=CANDIDATE_SCHEMA)
 
     def all_texts(self) -> Iterator[tuple[str, list[str]]]:
         """By label or type, the properties of some nodes or relationships as texts, of all tenants."""

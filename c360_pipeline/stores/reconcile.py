@@ -27,6 +27,7 @@ from c360_pipeline.core.reconcile import (
 from c360_pipeline.core.refused import REFUSED, row_keys, stands_on
 from c360_pipeline.errors import BrakeError
 from c360_pipeline.stores.archive import Archive, Pins
+from c360_pipeline.stores.fresh_events import unlanded_events
 from c360_pipeline.stores.graph import Graph, Stray
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.refused import RefusedRows
@@ -127,7 +128,7 @@ def reconcile(
     for side in _sides(pinned, graph, observe):
         held[side.kind] += side.theirs.height
         tenants.add(side.tenant_id)
-        found, step = _compared(pinned, queue, side)
+        found, step = _compared(pinned, graph, queue, side)
         results.append(Reconciled(side.tenant_id, side.kind, found))
         repairs += [step] if step else []
     strays = _strays(graph, held, sorted(tenants))
@@ -194,7 +195,7 @@ def _sides(archive: Archive, graph: Graph, observe: Callable[[str, str], None]) 
             yield next_sides()
 
 
-def _compared(archive: Archive, queue: RefusedRows, sides: _Sides) -> tuple[Comparison, _Repair | None]:
+def _compared(archive: Archive, graph: Graph, queue: RefusedRows, sides: _Sides) -> tuple[Comparison, _Repair | None]:
     kind, ours, theirs = sides.kind, sides.ours, sides.theirs
     if queue.put_aside:
         ours, theirs = (rows.filter(~stands_on(kind, rows, queue.put_aside)) for rows in (ours, theirs))
@@ -202,7 +203,7 @@ def _compared(archive: Archive, queue: RefusedRows, sides: _Sides) -> tuple[Comp
     # A node that is made anew needs the properties that others own, too.
     if found.is_equal and ours.height == theirs.height:
         return found, None
-    newer = archive.newer()
+    newer = archive.newer().and_of(unlanded_events(graph))
     ours, theirs = newer.left_out(kind, ours), newer.left_out(kind, theirs)
     found = _compared_rows(kind, ours, theirs)
     if queue.waiting:

@@ -19,9 +19,9 @@ PATIENCE_MS = 60_000
 Picture = Callable[[Page, str], None]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One browser for all tests of a process."""
+    """One browser for the tests of a file; its event loop must not be there when others run theirs."""
     program = os.environ.get("CHROMIUM") or shutil.which("chromium")
     assert program, "chromium is missing: apt-get install -y chromium, or set CHROMIUM to its path"
     with sync_playwright() as playwright:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from c360_pipeline.core.recommend import rank
 from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.recommend import Recommender, Wish
 
 
 def c360(*arguments: str) -> str:
@@ -32,7 +32,7 @@ def write(path: Path, *events: dict[str, Any]) -> str:
 
 
 def recommended(graph: Graph, user: str) -> dict[str, str]:
-    return {r.product_id: r.reason for r in rank(graph.recommendation_candidates("acme", user), 10)}
+    return {r.product_id: r.reason for r in Recommender(graph, "acme").recommend(Wish(user, 10))}
 
 
 def test_one_event_becomes_a_recommendation(graph: Graph, tmp_path: Path) -> None:
@@ -43,11 +43,11 @@ def test_one_event_becomes_a_recommendation(graph: Graph, tmp_path: Path) -> Non
     others = [event("b1", "bea", "purchase", "lamp"), event("b2", "bea", "purchase", "bulb")]
     c360("land", str(catalog), write(tmp_path / "others.jsonl", *others))
     c360("run")
-    assert recommended(graph, "ann") == {}
+    assert set(recommended(graph, "ann").values()) == {"trending: 1 person viewed or bought this in 30 days"}
 
     # Ann looks at the lamp before she logs in: only the cookie tells that it is her.
     before = event("a1", "anon-7", "view", "lamp", cookieId="c-7")
-    login = event("a2", "ann", "view", "lamp", cookieId="c-7")
+    login = event("a2", "ann", "purchase", "lamp", cookieId="c-7")
     c360("land", write(tmp_path / "one.jsonl", before, login))
     outcome = json.loads(c360("run", "--json"))
     assert outcome["failed_checks"] == []
@@ -56,7 +56,7 @@ def test_one_event_becomes_a_recommendation(graph: Graph, tmp_path: Path) -> Non
     assert [(e["event_id"], e["user_id"]) for e in journey] == [("a1", "anon-7"), ("a2", "ann")]
     assert all("cookie" in e["key_types"] for e in journey)
     reason = recommended(graph, "ann")["bulb"]
-    assert reason == "1 customer who bought 1 product that this customer bought or viewed also bought it"
+    assert reason == "1 customer who bought *Reading lamp* also bought this; in your community"
     assert json.loads(c360("reconcile", "--json"))["found"]["findings"] == []
 
     # Why, and what if not.

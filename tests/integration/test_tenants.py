@@ -1,8 +1,9 @@
 """No statement reaches another tenant: with its ids, nothing comes back and nothing changes."""
 
 import re
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from functools import _lru_cache_wrapper
 from typing import Any
 
@@ -14,7 +15,9 @@ from c360_pipeline.core import graph as model
 from c360_pipeline.queries import all_queries
 from c360_pipeline.stores import cypher
 from c360_pipeline.stores import graph as statements
+from c360_pipeline.stores.accounts import read_accounts, read_tickets
 from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.recommend import Recommender, Wish
 
 AT = datetime(2025, 11, 1, tzinfo=UTC)
 OURS, THEIRS = "acme", "globex"
@@ -23,7 +26,7 @@ PEOPLE = 12
 NODE_KINDS = (model.USER, model.SESSION, model.ACTION, model.PRODUCT, model.CATEGORY, model.CORRELATION, model.JOURNEY)
 RELATIONSHIP_KINDS = (
     model.HAS_SESSION, model.HAS_ACTION, model.ON_PRODUCT, model.IN_CATEGORY, model.VIEWED, model.PURCHASED,
-    model.HAS_KEY, model.PART_OF, model.IN_JOURNEY,
+    model.HAS_KEY, model.PART_OF, model.IN_JOURNEY, model.SIMILAR_TO, model.ALSO_VIEWED,
 )  # fmt: skip
 
 
@@ -36,9 +39,14 @@ def node_rows(kind: model.NodeKind, tenant: str, ids: list[str]) -> pl.DataFrame
 
 def relationship_rows(kind: model.RelationshipKind, tenant: str, ids: list[str]) -> pl.DataFrame:
     source, target = kind.key_columns[1:]
-    values = {pl.Int64: 1, pl.Datetime: AT}
+    values = {pl.Int64: 1, pl.Float64: 0.5, pl.Datetime: AT}
     rest = {n: [values[type(t)]] * len(ids) for n, t in kind.properties.items()}
     return pl.DataFrame({"tenant_id": [tenant] * len(ids), source: ids, target: ids, **rest}, schema=kind.schema)
+
+
+def theirs_among(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with a value of the other tenant."""
+    return [row for row in rows if any(THEIRS in str(value) for value in row.values())]
 
 
 class Tenants:
@@ -75,7 +83,12 @@ class Tenants:
         yield "explanation", lambda: graph.explanation(OURS, their, their)
         yield "first_event_of_user", lambda: graph.first_event_of_user(OURS, their)
         yield "account_of_user", lambda: graph.account_of_user(OURS, their)
-        yield "recommendation_candidates", lambda: graph.recommendation_candidates(OURS, their).rows()
+        ours = Recommender(graph, OURS)
+        yield "recommend", lambda: theirs_among(map(asdict, ours.recommend(Wish(their, 10))))
+        yield "trending", lambda: theirs_among(ours.trending(timedelta(days=30), None, 10))
+        yield "similar_products", lambda: ours.similar_products(their)
+        yield "read_accounts", lambda: theirs_among(read_accounts(graph, OURS, AT).to_dicts())
+        yield "read_tickets", lambda: theirs_among(read_tickets(graph, OURS).to_dicts())
         yield "untie", lambda: graph.untie(one)
         yield (
             "absorb",

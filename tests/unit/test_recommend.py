@@ -1,32 +1,63 @@
 import polars as pl
 
-from c360_pipeline.core.recommend import rank
+from c360_pipeline.core.recommend import Candidate, Source, candidates, rank
 
-CANDIDATES = pl.DataFrame(
+PURCHASES = pl.DataFrame(
     [
-        ("p1", "Lamp", "lighting", "u1", 3, 2), ("p1", "Lamp", "lighting", "u2", 1, 1),
-        ("p2", "Chair", "furniture", "u1", 3, 30), ("p0", "Book", None, "u3", 1, 1), ("p3", "Cable", None, "u3", 1, 1),
+        ("ann", "lamp", 1), ("ann", "desk", 1), ("bea", "lamp", 1), ("bea", "desk", 2), ("bea", "chair", 3),
+        ("cy", "lamp", 1), ("cy", "chair", 1), ("cy", "rug", 1), ("dan", "boat", 9),
     ],
-    schema=["product_id", "product_name", "category", "similar_user", "shared_products", "strength"], orient="row",
+    schema=["user_id", "product_id", "count"], orient="row",
 )  # fmt: skip
 
 
-def test_the_score_is_ten_per_similar_user_plus_strength() -> None:
-    assert [(r.product_id, r.score) for r in rank(CANDIDATES, 10)] == [
-        ("p2", 40.0),
-        ("p1", 23.0),
-        ("p0", 11.0),
-        ("p3", 11.0),
+def similar(product: str, users: int, strength: int, **more: object) -> Candidate:
+    return Candidate(product, None, None, Source.SIMILAR_USERS, users, strength, **more)  # type: ignore[arg-type]
+
+
+def test_a_score_is_ten_for_each_similar_user_and_how_often_they_bought_once_for_each_product_shared() -> None:
+    (found,) = candidates("acme", PURCHASES)
+    # Bea shares two products with Ann and bought the chair three times, Cy shares one and bought it once.
+    assert found.filter(pl.col("user_id") == "ann").select("product_id", "rank", "score").rows() == [
+        ("chair", 1, 2 * 10 + 2 * 3 + 1), ("rug", 2, 10 + 1),
+    ]  # fmt: skip
+    assert found.filter(pl.col("user_id") == "dan").is_empty()
+
+
+def test_candidates_do_not_depend_on_how_many_users_are_taken_at_once(monkeypatch: object) -> None:
+    (at_once,) = candidates("acme", PURCHASES)
+    import c360_pipeline.core.recommend as module
+
+    monkeypatch.setattr(module, "USERS_AT_ONCE", 1)  # type: ignore[attr-defined]
+    assert pl.concat(list(candidates("acme", PURCHASES))).equals(at_once)
+    assert list(candidates("acme", PURCHASES.clear())) == []
+
+
+def test_the_best_come_first_and_ties_are_by_id() -> None:
+    found = rank([similar("b", 1, 1), similar("a", 1, 1), similar("c", 2, 5)], 3)
+    assert [(r.product_id, r.score) for r in found] == [("c", 25.0), ("a", 11.0), ("b", 11.0)]
+    assert rank([], 5) == []
+    assert len(rank([similar("a", 1, 1), similar("b", 1, 1)], 1)) == 1
+
+
+def test_other_sources_come_after_similar_users_and_a_product_comes_once() -> None:
+    others = [
+        Candidate("viewed", None, None, Source.VIEWED_TOGETHER, 90, because_of="Lamp"),
+        Candidate("ours", None, None, Source.COMMUNITY, 900),
+        Candidate("ours", None, None, Source.TRENDING, 9_000),
+        Candidate("hot", None, None, Source.TRENDING, 9_000),
     ]
+    found = rank([*others, similar("known", 1, 1)], 10)
+    assert [r.product_id for r in found] == ["known", "viewed", "ours", "hot"]
+    assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
 
 
-def test_the_reason_counts_people_and_products() -> None:
-    best = rank(CANDIDATES, 2)
-    assert best[1].similar_users == ["u1", "u2"]
-    assert best[1].reason.startswith("2 customers who bought up to 3 products")
-    assert rank(CANDIDATES, 10)[2].reason.startswith("1 customer who bought 1 product")
-
-
-def test_at_most_top_k() -> None:
-    assert len(rank(CANDIDATES, 1)) == 1
-    assert rank(CANDIDATES.clear(), 5) == []
+def test_reasons_name_the_path() -> None:
+    one = similar("a", 1, 1, because_of="Lamp")
+    many = similar("b", 1_200, 1, because_of="Lamp", other_products=2, in_community=True)
+    assert one.reason == "1 customer who bought *Lamp* also bought this"
+    assert many.reason == (
+        "1,200 customers who bought *Lamp* or 2 other products of yours also bought this; in your community"
+    )
+    viewed = Candidate("c", None, None, Source.VIEWED_TOGETHER, 2, because_of="Lamp")
+    assert viewed.reason == "viewed together with *Lamp* in 2 sessions"

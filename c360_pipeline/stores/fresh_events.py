@@ -1,0 +1,92 @@
+"""Events that the graph shows before they are in the archive: written as they come, marked `Unlanded` until they land.
+
+The raw event is in S3 before; landing and projection write the same nodes and relationships and take the mark away.
+Reconciliation leaves out what marked events touch, for a day at most (docs/adr/0035).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from c360_pipeline.stores.graph import Graph
+
+LONGEST_AHEAD = timedelta(days=1)
+"""An event that did not land within a day is a ghost: reconciliation names it and a repair removes it."""
+
+WRITE = """
+    UNWIND $rows AS row
+    MERGE (u:User {tenant_id: $tenant_id, id: row.user_id})
+        ON CREATE SET u.first_seen = row.ts, u.last_seen = row.ts
+        ON MATCH SET u.first_seen = CASE WHEN row.ts < u.first_seen THEN row.ts ELSE u.first_seen END,
+                     u.last_seen = CASE WHEN row.ts > u.last_seen THEN row.ts ELSE u.last_seen END
+    MERGE (s:Session {tenant_id: $tenant_id, id: row.session_id})
+        ON CREATE SET s.first_seen = row.ts, s.last_seen = row.ts
+        ON MATCH SET s.first_seen = CASE WHEN row.ts < s.first_seen THEN row.ts ELSE s.first_seen END,
+                     s.last_seen = CASE WHEN row.ts > s.last_seen THEN row.ts ELSE s.last_seen END
+    MERGE (u)-[:HAS_SESSION]->(s)
+    MERGE (a:Action {tenant_id: $tenant_id, id: row.event_id})
+        ON CREATE SET a:Event:Unlanded, a.type = row.action, a.ts = row.ts, a.user_id = row.user_id,
+                      a.attrs = row.attrs, a.status = 'NEW', a.written_at = datetime()
+    MERGE (s)-[:HAS_ACTION]->(a)
+    WITH u, a, row WHERE row.item_id IS NOT NULL
+    MERGE (p:Product {tenant_id: $tenant_id, id: row.item_id})
+    MERGE (a)-[:ON_PRODUCT]->(p)
+    WITH DISTINCT u, p
+    CALL (u, p) {
+        MATCH (u)-[:HAS_SESSION]->(:Session)-[:HAS_ACTION]->(a:Action {type: 'view', user_id: u.id})
+            -[:ON_PRODUCT]->(p)
+        WITH count(DISTINCT a) AS number, min(a.ts) AS first, max(a.ts) AS last WHERE number > 0
+        MERGE (u)-[r:VIEWED]->(p) SET r.count = number, r.first_interaction = first, r.last_interaction = last
+    }
+    CALL (u, p) {
+        MATCH (u)-[:HAS_SESSION]->(:Session)-[:HAS_ACTION]->(a:Action {type: 'purchase', user_id: u.id})
+            -[:ON_PRODUCT]->(p)
+        WITH count(DISTINCT a) AS number, min(a.ts) AS first, max(a.ts) AS last WHERE number > 0
+        MERGE (u)-[r:PURCHASED]->(p) SET r.count = number, r.first_interaction = first, r.last_interaction = last
+    }
+"""
+READ_UNLANDED = """
+    MATCH (a:Unlanded) WHERE a.written_at > datetime() - duration({seconds: $longest})
+    OPTIONAL MATCH (s:Session)-[:HAS_ACTION]->(a)
+    OPTIONAL MATCH (a)-[:ON_PRODUCT]->(p:Product)
+    RETURN a.tenant_id AS tenant_id, a.id AS event_id, a.user_id AS user_id, s.id AS session_id, p.id AS item_id
+"""
+SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_id"), pl.String)
+
+
+@dataclass(frozen=True)
+class FreshEvent:
+    """An event as the graph shows it.
+
+    Attributes:
+        event_id: as landing will give it.
+        user_id: of the event.
+        session_id: of the event.
+        ts: when it happened, in UTC.
+        action: of the event.
+        item_id: product, if it is about one.
+        attrs: JSON text with sorted names, as `core.graph.actions` makes it.
+    """
+
+    event_id: str
+    user_id: str
+    session_id: str
+    ts: datetime
+    action: str
+    item_id: str | None
+    attrs: str
+
+
+def write_fresh(graph: Graph, tenant_id: str, events: Sequence[FreshEvent]) -> None:
+    """Write events of a tenant; those that the graph has already stay as they are."""
+    rows: list[dict[str, Any]] = [asdict(event) for event in sorted(events, key=lambda e: e.event_id)]
+    graph.run(WRITE, tenant_id=tenant_id, rows=rows)
+
+
+def unlanded_events(graph: Graph) -> pl.DataFrame:
+    """Events of all tenants that are not in the archive yet: tenant_id, event_id, user_id, session_id, item_id."""
+    rows = graph.run(READ_UNLANDED, longest=int(LONGEST_AHEAD.total_seconds()))
+    return pl.DataFrame(rows, schema=SCHEMA)

@@ -1,0 +1,98 @@
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from c360_pipeline.core import paths
+
+NOW = datetime(2025, 11, 1, 12, tzinfo=UTC)
+NO_COMMUNITIES = pl.DataFrame(schema={"tenant_id": pl.String, "user_id": pl.String, "community": pl.Int64})
+
+
+def session(name: str, actions: str, user: str = "u", ago: timedelta = timedelta(0)) -> list[tuple[object, ...]]:
+    return [
+        ("acme", user, name, f"{name}-{n}", NOW - ago + timedelta(seconds=n), action)
+        for n, action in enumerate(actions.split())
+    ]
+
+
+def events(*sessions: list[tuple[object, ...]]) -> pl.DataFrame:
+    schema = {"tenant_id": pl.String, "user_id": pl.String, "session_id": pl.String, "event_id": pl.String,
+              "ts": pl.Datetime("us", "UTC"), "action": pl.String}  # fmt: skip
+    return pl.DataFrame([row for rows in sessions for row in rows], schema=schema, orient="row")
+
+
+def month_ago(count: int, *kinds: str) -> list[list[tuple[object, ...]]]:
+    return [session(f"old{n}", kinds[n % len(kinds)], f"v{n % 7}", timedelta(days=30)) for n in range(count)]
+
+
+def test_steps_do_not_cross_sessions() -> None:
+    found = paths.steps(events(session("a", "view cart"), session("b", "view")))
+    assert found.select("session_id", "from_action", "to_action").rows() == [("a", "view", "cart")]
+
+
+def test_a_path_that_nobody_took_before_is_told_of_with_its_oddest_step() -> None:
+    usual = month_ago(200, "view view view cart", "view cart view view", "view view cart buy")
+    odd, plain = session("odd", "view refund refund refund"), session("plain", "view view view cart")
+    found = paths.path_anomalies(events(*usual, odd, plain), NO_COMMUNITIES)
+    assert found["session_id"].to_list() == ["odd"]
+    row = found.row(0, named=True)
+    assert (row["from_action"], row["to_action"]) == ("view", "refund")
+    assert row["path"] == "view → refund → refund → refund"
+    assert row["probability"] < 0.01
+    assert row["deviations"] >= 3
+
+
+def test_what_is_usual_for_a_user_is_no_anomaly() -> None:
+    usual = month_ago(200, "view view view cart", "view cart view view", "view view cart buy")
+    habit = [session(f"habit{n}", "view refund refund refund", "odd", timedelta(days=20 + n)) for n in range(40)]
+    now = [session("a", "view refund refund refund", "odd"), session("b", "view refund refund refund", "new")]
+    found = paths.path_anomalies(events(*usual, *habit, *now), NO_COMMUNITIES)
+    assert "a" not in found["session_id"].to_list()
+
+
+def test_no_past_no_anomalies() -> None:
+    assert paths.path_anomalies(events(session("a", "view cart buy view")), NO_COMMUNITIES).is_empty()
+
+
+def test_a_funnel_counts_sessions_that_reach_its_steps_in_order() -> None:
+    found = paths.drop_offs(events(
+        session("a", "view add_to_cart purchase"), session("b", "view search add_to_cart"), session("c", "view"),
+        session("d", "purchase add_to_cart view"),
+        session("old", "view add_to_cart", ago=timedelta(days=10)),
+    ))  # fmt: skip
+    assert found.select("step", "action", "next_action", "sessions", "continued", "previous_rate").rows() == [
+        (1, "view", "add_to_cart", 4, 2, 0.0), (2, "add_to_cart", "purchase", 2, 1, 1.0),
+    ]  # fmt: skip
+    assert found["drop_off_rate"].to_list() == [0.5, 0.5]
+
+
+def test_paths_before_tickets_are_compared_with_sessions_without() -> None:
+    troubled = [session(f"t{n}", "view error error", f"t{n}", timedelta(minutes=10)) for n in range(4)]
+    calm = [session(f"c{n}", "view view" if n else "view error error", f"c{n}") for n in range(10)]
+    tickets = pl.DataFrame(
+        {"tenant_id": ["acme"] * 4, "ticket_id": [str(n) for n in range(4)], "user_id": [f"t{n}" for n in range(4)],
+         "created_at": [NOW] * 4},
+        schema_overrides={"created_at": pl.Datetime("us", "UTC")},
+    )  # fmt: skip
+    found = paths.support_insights(events(*troubled, *calm), tickets)
+    assert found.select("path", "tickets_with_path", "tickets", "sessions_with_path", "sessions", "lift").rows() == [
+        ("error → error", 4, 4, 1, 10, 10.0), ("view → error", 4, 4, 1, 10, 10.0),
+        ("view → error → error", 4, 4, 1, 10, 10.0),
+    ]  # fmt: skip
+
+
+def test_what_lies_more_than_half_an_hour_before_a_ticket_does_not_count() -> None:
+    early = [session(f"t{n}", "view error", f"t{n}", timedelta(minutes=31)) for n in range(4)]
+    calls = paths.calls_for_support(
+        events(*[session(f"s{n}", "support", f"t{n}") for n in range(4)]),
+        pl.DataFrame(
+            schema={
+                "tenant_id": pl.String,
+                "ticket_id": pl.String,
+                "user_id": pl.String,
+                "created_at": pl.Datetime("us", "UTC"),
+            }
+        ),
+    )
+    assert calls.height == 4
+    assert paths.support_insights(events(*early), calls).is_empty()
