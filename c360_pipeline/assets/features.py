@@ -1,10 +1,11 @@
 """Features: what the graph and its archive say of users, products, paths and accounts, kept in the lake, per tenant."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from c360_pipeline.assets.partitions import TENANTS, named_partitions, note_partitions
 from c360_pipeline.assets.plots import community_sizes
@@ -47,10 +48,10 @@ PATH_COLUMNS = ("tenant_id", "user_id", "session_id", "event_id", "ts", "action"
 Asset = Callable[[Callable[..., dg.MaterializeResult[None]]], dg.AssetsDefinition]
 
 
-def feature(table: Table, *, deps: Sequence[str] = (), kinds: Iterable[str] = (), pool: str | None = None) -> Asset:
-    """An asset that is a table of features: partitioned by tenant, made at night, with the table's columns."""
-    return dg.asset(
-        name=table.name.removeprefix("features/"),
+def feature_spec(table: Table, *, deps: Sequence[str] = (), kinds: Iterable[str] = ()) -> dg.AssetSpec:
+    """The spec of a table of features: partitioned by tenant, made at night, with the table's columns."""
+    return dg.AssetSpec(
+        name_of(table),
         deps=[*reconciliation_assets.keys, *deps],
         description=table.description,
         owners=OWNERS,
@@ -58,10 +59,23 @@ def feature(table: Table, *, deps: Sequence[str] = (), kinds: Iterable[str] = ()
         kinds={"deltalake", *kinds},
         metadata={"dagster/column_schema": column_schema(table), "lake_table": table.name},
         partitions_def=TENANTS,
-        backfill_policy=dg.BackfillPolicy.single_run(),
         automation_condition=NIGHTLY_FEATURES,
+    )
+
+
+def feature(table: Table, *, kinds: Iterable[str] = (), pool: str | None = None) -> Asset:
+    """An asset that is one table of features."""
+    return dg.multi_asset(
+        name=name_of(table),
+        specs=[feature_spec(table, kinds=kinds)],
+        backfill_policy=dg.BackfillPolicy.single_run(),
         pool=pool,
     )
+
+
+def name_of(table: Table) -> str:
+    """The asset of a table of features."""
+    return table.name.removeprefix("features/")
 
 
 class Scope(NamedTuple):
@@ -95,7 +109,7 @@ def keep(
     changes = lake.replace(table, frame, tenants=scope.named)
     context.instance.add_dynamic_partitions(str(TENANTS.name), scope.tenants)
     of_tenant = dict(frame.group_by("tenant_id").len().iter_rows())
-    note_partitions(context, context.asset_key.path[-1], {t: rows(of_tenant.get(t, 0)) for t in scope.tenants})
+    note_partitions(context, name_of(table), {t: rows(of_tenant.get(t, 0)) for t in scope.tenants})
     return frame, changes
 
 
@@ -104,7 +118,8 @@ def kept(
 ) -> dg.MaterializeResult[None]:
     """The same as the result of an asset, with the first rows."""
     frame, changes = keep(context, lake, table, found, scope)
-    return dg.MaterializeResult(metadata=rows(frame.height, changed_rows=changes.count, preview=preview(frame)))
+    said = rows(frame.height, changed_rows=changes.count, preview=preview(frame))
+    return dg.MaterializeResult(asset_key=name_of(table), metadata=said)
 
 
 def weights_of(neo4j: Graph, tenant: str) -> pl.DataFrame:
@@ -112,13 +127,18 @@ def weights_of(neo4j: Graph, tenant: str) -> pl.DataFrame:
     return features.interaction_weights(neo4j.read(model.VIEWED, tenant), neo4j.read(model.PURCHASED, tenant))
 
 
-@feature(USER_COMMUNITIES, kinds={"neo4j"}, pool=NEO4J_WRITES)
-def user_communities(
+@dg.multi_asset(
+    # One step: a run that names no partition can't have a partitioned asset that waits for another one.
+    specs=[feature_spec(USER_COMMUNITIES, kinds={"neo4j"}), feature_spec(PATH_ANOMALIES, deps=["user_communities"])],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    pool=NEO4J_WRITES,
+)
+def communities(
     context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, gds: GdsResource
-) -> dg.MaterializeResult[None]:
-    """Project users and products, run Louvain per tenant, keep and write what changed."""
-    tables, algorithms, parts = lake.open(), gds.open(), []
-    scope, modularity = scope_of(context, tables), {}
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Run Louvain per tenant, keep and write what changed; then judge the last week's sessions by their community."""
+    tables, algorithms = lake.open(), gds.open()
+    scope, modularity, parts = scope_of(context, tables), dict[str, float](), list[pl.DataFrame]()
     with graph.open() as neo4j:
         for number, tenant in enumerate(scope.tenants):
             weights = weights_of(neo4j, tenant)
@@ -128,21 +148,26 @@ def user_communities(
                 labels = algorithms.louvain(name, members, edges)
                 parts.append(features.canonical_communities(tenant, members, labels))
                 modularity[tenant] = round(features.modularity(edges, labels), 4)
-        communities, changes = keep(context, tables, USER_COMMUNITIES, parts, scope)
-        neo4j.update(model.USER_COMMUNITY, model.user_communities(communities))
-    sizes = communities.unique(["tenant_id", "community"]).sort("tenant_id", "community").drop("user_id")
-    return dg.MaterializeResult(
+        found, changes = keep(context, tables, USER_COMMUNITIES, parts, scope)
+        neo4j.update(model.USER_COMMUNITY, model.user_communities(found))
+    sizes = found.unique(["tenant_id", "community"]).sort("tenant_id", "community").drop("user_id")
+    yield dg.MaterializeResult(
+        asset_key="user_communities",
         metadata=rows(
-            communities.height,
+            found.height,
             changed_rows=changes.count,
             modularity=dg.MetadataValue.json(modularity),
             picture=community_sizes(sizes),
             sizes=preview(sizes, 50),
-        )
+        ),
     )
+    odd = [
+        paths.path_anomalies(events_of(tables, [tenant], *PATH_COLUMNS).collect(), found) for tenant in scope.tenants
+    ]
+    yield kept(context, tables, PATH_ANOMALIES, odd, scope)
 
 
-@asset_check(asset=user_communities, description="Every user with a view or purchase has one community.")
+@asset_check(asset="user_communities", description="Every user with a view or purchase has one community.")
 def every_active_user_has_a_community(graph: GraphResource) -> dg.AssetCheckResult:
     """Look for users that the algorithm left out."""
     with graph.open() as neo4j:
@@ -173,7 +198,7 @@ def product_similarities(
 
 
 @asset_check(
-    asset=product_similarities, description="Similarities lie in (0, 1], ranks from 1 to 10, none leads to itself."
+    asset="product_similarities", description="Similarities lie in (0, 1], ranks from 1 to 10, none leads to itself."
 )
 def similarities_are_in_range(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives."""
@@ -185,7 +210,7 @@ def similarities_are_in_range(lake: LakeResource) -> dg.AssetCheckResult:
     return wrong_rows(lake, PRODUCT_SIMILARITIES, wrong)
 
 
-@asset_check(asset=product_similarities, description="No projection of ours is left in the memory of the algorithms.")
+@asset_check(asset="product_similarities", description="No projection of ours is left in the memory of the algorithms.")
 def projections_are_dropped(gds: GdsResource) -> dg.AssetCheckResult:
     """A run that was killed leaves one behind; it is gone with the next start of the server."""
     left = gds.open().projections(PROJECTION_PREFIX)
@@ -207,7 +232,7 @@ def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) ->
 
 
 @asset_check(
-    asset=product_candidates, description="Scores are 10 for each similar user and their strength; nothing was bought."
+    asset="product_candidates", description="Scores are ten for each similar user and their strength; none is bought."
 )
 def candidates_are_new_to_their_users(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for candidates that their user has bought, and for scores that do not add up."""
@@ -232,7 +257,7 @@ def trending_products(context: dg.AssetExecutionContext, lake: LakeResource) -> 
 
 
 @asset_check(
-    asset=trending_products, description="Scores are viewers and five times buyers; ranks begin with 1 in each window."
+    asset="trending_products", description="Scores are viewers and five times buyers; ranks begin with 1 in a window."
 )
 def trends_add_up(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives."""
@@ -240,20 +265,8 @@ def trends_add_up(lake: LakeResource) -> dg.AssetCheckResult:
     return wrong_rows(lake, TRENDING_PRODUCTS, (pl.col("score") != score) | (score < 1) | (pl.col("rank") < 1))
 
 
-@feature(PATH_ANOMALIES, deps=["user_communities"])
-def path_anomalies(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[None]:
-    """Judge the sessions of the last week by the past of their user and community."""
-    tables = lake.open()
-    scope, communities = scope_of(context, tables), tables.read(USER_COMMUNITIES)
-    parts = [
-        paths.path_anomalies(events_of(tables, [tenant], *PATH_COLUMNS).collect(), communities)
-        for tenant in scope.tenants
-    ]
-    return kept(context, tables, PATH_ANOMALIES, parts, scope)
-
-
 @asset_check(
-    asset=path_anomalies, description="Probabilities lie in (0, 1); sessions are three deviations above the usual."
+    asset="path_anomalies", description="Probabilities lie in (0, 1); sessions are three deviations above the usual."
 )
 def anomalies_are_beyond_the_usual(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives."""
@@ -265,7 +278,7 @@ class FunnelConfig(dg.Config):
     """A funnel: its name, and the actions that a session takes in order."""
 
     name: str = "purchase"
-    steps: Sequence[str] = paths.PURCHASE_FUNNEL
+    steps: list[str] = Field(list(paths.PURCHASE_FUNNEL), min_length=2)
 
 
 @feature(DROP_OFFS)
@@ -282,7 +295,7 @@ def drop_offs(
     return kept(context, tables, DROP_OFFS, parts, scope)
 
 
-@asset_check(asset=drop_offs, description="No step is continued by more sessions than reached it.")
+@asset_check(asset="drop_offs", description="No step is continued by more sessions than reached it.")
 def funnels_narrow(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives."""
     wrong = (pl.col("continued") > pl.col("sessions")) | ~pl.col("drop_off_rate").is_between(0, 1)
@@ -295,7 +308,7 @@ def support_insights(
 ) -> dg.MaterializeResult[None]:
     """Compare what users did in the 30 minutes before a ticket or a call for support with other sessions."""
     tables = lake.open()
-    scope, parts = scope_of(context, tables), []
+    scope, parts = scope_of(context, tables), list[pl.DataFrame]()
     with graph.open() as neo4j:
         for tenant in scope.tenants:
             events = events_of(tables, [tenant], *PATH_COLUMNS).collect()
@@ -303,7 +316,9 @@ def support_insights(
     return kept(context, tables, SUPPORT_INSIGHTS, parts, scope)
 
 
-@asset_check(asset=support_insights, description="Shares lie in [0, 1], and each path is more frequent before tickets.")
+@asset_check(
+    asset="support_insights", description="Shares lie in [0, 1], and each path is more frequent before tickets."
+)
 def insights_are_more_frequent_before_tickets(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives."""
     shares = [~pl.col(name).is_between(0, 1) for name in ("share_before_tickets", "share_elsewhere")]
@@ -317,7 +332,7 @@ def account_values(
 ) -> dg.MaterializeResult[None]:
     """Say of every account what it is worth and how likely it leaves, counted to the tenant's newest event."""
     tables = lake.open()
-    scope, parts = scope_of(context, tables), []
+    scope, parts = scope_of(context, tables), list[pl.DataFrame]()
     with graph.open() as neo4j:
         for tenant in scope.tenants:
             now = newest_of(neo4j, tenant)
@@ -327,7 +342,7 @@ def account_values(
 
 
 @asset_check(
-    asset=account_values, description="Risks lie in [0, 1], values are not negative, every account has one row."
+    asset="account_values", description="Risks lie in [0, 1], values are not negative, every account has one row."
 )
 def every_account_has_a_value(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives, and count the accounts."""

@@ -20,6 +20,7 @@ from c360_pipeline.core.lake import CATALOG, EVENTS
 from c360_pipeline.core.refused import stands_on
 from c360_pipeline.resources import GraphResource, LakeResource, MetricsResource
 from c360_pipeline.stores.event_graph import EventGraph, ProductGraph, graph_lag
+from c360_pipeline.stores.fresh_events import overdue_events
 from c360_pipeline.stores.graph_statistics import GraphStatistics
 from c360_pipeline.stores.journey_graph import JourneyGraph
 from c360_pipeline.stores.metrics import Figure
@@ -123,6 +124,16 @@ def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetC
     return dg.AssetCheckResult(
         passed=archived - refused == nodes,
         metadata={"archive_rows": archived, "nodes": nodes, "refused_by_graph": refused},
+    )
+
+
+@asset_check(asset=event_graph, description="No event that the API or the stream wrote waits for an hour to land.")
+def events_ahead_land_within_a_day(graph: GraphResource) -> dg.AssetCheckResult:
+    """Look for events that are in the graph and not in the archive."""
+    with graph.open() as neo4j:
+        overdue = overdue_events(neo4j)
+    return dg.AssetCheckResult(
+        passed=overdue.is_empty(), severity=dg.AssetCheckSeverity.WARN, metadata={"overdue": preview(overdue)}
     )
 
 

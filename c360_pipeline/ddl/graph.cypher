@@ -10,6 +10,7 @@ CREATE CONSTRAINT journey_key IF NOT EXISTS FOR (n:Journey) REQUIRE (n.tenant_id
 CREATE CONSTRAINT checkpoint_key IF NOT EXISTS FOR (n:ProjectionCheckpoint) REQUIRE (n.projection, n.source) IS UNIQUE;
 CREATE INDEX product_category IF NOT EXISTS FOR (n:Product) ON (n.category);
 CREATE INDEX user_community IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.community);
+CREATE INDEX user_last_seen IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.last_seen);
 CREATE INDEX event_id IF NOT EXISTS FOR (n:Event) ON (n.id);
 CREATE INDEX event_waiting IF NOT EXISTS FOR (n:Event) ON (n.status);
 CREATE INDEX viewed_last_interaction IF NOT EXISTS FOR ()-[r:VIEWED]-() ON (r.last_interaction);

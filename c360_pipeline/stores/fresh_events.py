@@ -13,6 +13,8 @@ import polars as pl
 
 from c360_pipeline.stores.graph import Graph
 
+USUALLY_AHEAD = timedelta(hours=1)
+"""Within it events land, whatever the sensor and the queue do."""
 LONGEST_AHEAD = timedelta(days=1)
 """An event that did not land within a day is a ghost: reconciliation names it and a repair removes it."""
 
@@ -54,6 +56,11 @@ READ_UNLANDED = """
     OPTIONAL MATCH (a)-[:ON_PRODUCT]->(p:Product)
     RETURN a.tenant_id AS tenant_id, a.id AS event_id, a.user_id AS user_id, s.id AS session_id, p.id AS item_id
 """
+READ_OVERDUE = """
+    MATCH (a:Unlanded) WHERE a.written_at < datetime() - duration({seconds: $longest})
+    RETURN a.tenant_id AS tenant_id, count(a) AS events, toString(min(a.written_at)) AS since
+    ORDER BY tenant_id
+"""
 SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_id"), pl.String)
 
 
@@ -90,3 +97,9 @@ def unlanded_events(graph: Graph) -> pl.DataFrame:
     """Events of all tenants that are not in the archive yet: tenant_id, event_id, user_id, session_id, item_id."""
     rows = graph.run(READ_UNLANDED, longest=int(LONGEST_AHEAD.total_seconds()))
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def overdue_events(graph: Graph) -> pl.DataFrame:
+    """Events that should have landed by now, by tenant: tenant_id, events, since."""
+    rows = graph.run(READ_OVERDUE, longest=int(USUALLY_AHEAD.total_seconds()))
+    return pl.DataFrame(rows, schema={"tenant_id": pl.String, "events": pl.Int64, "since": pl.String})

@@ -90,7 +90,7 @@ class Gds:
         with self._client() as gds:
             graph = gds.graph.construct(name, nodes, relationships, concurrency=1, overwrite=True)
             try:
-                result = gds.nodeSimilarity.stream(graph, topK=top_k, concurrency=1)
+                result = gds.node_similarity.stream(graph, top_k=top_k, concurrency=1)
             finally:
                 graph.drop()
         return pl.DataFrame(
@@ -105,5 +105,5 @@ class Gds:
     def projections(self, prefix: str) -> list[str]:
         """Names of the graphs in the server's memory that begin so."""
         with self._client() as gds:
-            names = gds.graph.list()["graphName"].to_list()
+            names = [graph.graph_name for graph in gds.graph.list()]
         return sorted(name for name in names if name.startswith(prefix))

@@ -68,7 +68,10 @@ READ_OWNED = """
     MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED]->(p:Product {tenant_id: $tenant_id})
     RETURN p.id AS product_id
 """
-READ_NEWEST = "MATCH (u:User {tenant_id: $tenant_id}) RETURN max(u.last_seen) AS newest"
+READ_NEWEST = """
+    MATCH (u:User {tenant_id: $tenant_id}) WHERE u.last_seen IS NOT NULL
+    RETURN u.last_seen AS newest ORDER BY u.tenant_id DESC, u.last_seen DESC LIMIT 1
+"""
 READ_TRENDING = """
     CALL () {
         MATCH (v:User {tenant_id: $tenant_id})-[r:VIEWED]->(p:Product {tenant_id: $tenant_id})
