@@ -101,6 +101,7 @@ class Settings(BaseSettings):
     aws_region: str = Field("us-east-1", alias="AWS_REGION")
     spark_master: str = Field("local[*]", alias="C360_SPARK_MASTER")
     spark_jars: Path | None = Field(None, alias="C360_SPARK_JARS")
+    api_rate: str = Field("1000/second", alias="C360_API_RATE")
     notify_webhook: SecretStr | None = Field(None, alias="C360_NOTIFY_WEBHOOK")
     dagster_url: str = Field("http://127.0.0.1:3000", alias="C360_DAGSTER_URL")
     bucket: str = Field("c360-lake", alias="C360_BUCKET", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")

@@ -32,5 +32,5 @@ def with_links(spec: dg.AssetSpec) -> dg.AssetSpec:
     if name in NODES:
         said["cypher"] = f"MATCH path = {NODES[name]} RETURN path LIMIT 25"
     if name in PAGES:
-        said["page"] = dg.MetadataValue.url(f"{serving_address()}/{PAGES[name]}")
+        said["page"] = dg.MetadataValue.url(f"{serving_address()}/app/{PAGES[name]}")
     return spec.replace_attributes(metadata=said)

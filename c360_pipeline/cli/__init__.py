@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from c360_pipeline.cli.api import api, keys_app
 from c360_pipeline.cli.backup import backup, restore
 from c360_pipeline.cli.dead_letters import letters_app
 from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
@@ -34,6 +35,8 @@ app = typer.Typer(
 app.add_typer(journey_app, name="journey")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(suppress_app, name="suppress")
+app.add_typer(keys_app, name="api-keys")
+app.command()(api)
 app.command()(plan)
 app.command()(grants)
 app.command()(clear_database)

@@ -246,4 +246,16 @@ ON CONFLICT DO NOTHING;
 
 INSERT INTO journey_limits (tenant_id, soft_max_keys) VALUES ('*', 1000) ON CONFLICT DO NOTHING;
 
-INSERT INTO control_schema (version) VALUES (5) ON CONFLICT DO NOTHING;
+CREATE TABLE IF NOT EXISTS api_keys (
+    key_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_id  text NOT NULL CHECK (tenant_id <> ''),
+    role       text NOT NULL CHECK (role IN ('ingest', 'read', 'admin')),
+    key_digest text NOT NULL UNIQUE CHECK (key_digest ~ '^[0-9a-f]{64}$'),
+    note       text NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    revoked_at timestamptz
+);
+COMMENT ON TABLE api_keys IS 'Keys of the API by the sha256 of their 256 random bits; the key itself is shown once and kept nowhere.';
+COMMENT ON COLUMN api_keys.role IS 'ingest may track events, read may read, admin may do both and undo merges.';
+
+INSERT INTO control_schema (version) VALUES (6) ON CONFLICT DO NOTHING;

@@ -123,7 +123,7 @@ READ_RETENTION = "SELECT tenant_id, label, action, days FROM retention_rules ORD
 READ_ERASURE = "SELECT started_at FROM erasures_under_way"
 BEGIN_ERASURE = "INSERT INTO erasures_under_way DEFAULT VALUES ON CONFLICT DO NOTHING"
 END_ERASURE = "DELETE FROM erasures_under_way"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 class ControlDb:

@@ -4,14 +4,12 @@ The raw event is in S3 before; landing and projection write the same nodes and r
 Reconciliation leaves out what marked events touch, for a day at most (docs/adr/0035).
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import polars as pl
 
-from c360_pipeline.stores.graph import Graph
+from c360_pipeline.core.graph import attributes_text
+from c360_pipeline.stores.graph import Graph, batches, to_rows
 
 USUALLY_AHEAD = timedelta(hours=1)
 """Within it events land, whatever the sensor and the queue do."""
@@ -64,33 +62,16 @@ READ_OVERDUE = """
 SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_id"), pl.String)
 
 
-@dataclass(frozen=True)
-class FreshEvent:
-    """An event as the graph shows it.
+def write_fresh(graph: Graph, events: pl.DataFrame) -> None:
+    """Write events; those that the graph has already stay as they are.
 
-    Attributes:
-        event_id: as landing will give it.
-        user_id: of the event.
-        session_id: of the event.
-        ts: when it happened, in UTC.
-        action: of the event.
-        item_id: product, if it is about one.
-        attrs: JSON text with sorted names, as `core.graph.actions` makes it.
+    Args:
+        graph: where to.
+        events: tenant_id, event_id, user_id, session_id, ts, action, item_id, attrs (a map, as the archive has it).
     """
-
-    event_id: str
-    user_id: str
-    session_id: str
-    ts: datetime
-    action: str
-    item_id: str | None
-    attrs: str
-
-
-def write_fresh(graph: Graph, tenant_id: str, events: Sequence[FreshEvent]) -> None:
-    """Write events of a tenant; those that the graph has already stay as they are."""
-    rows: list[dict[str, Any]] = [asdict(event) for event in sorted(events, key=lambda e: e.event_id)]
-    graph.run(WRITE, tenant_id=tenant_id, rows=rows)
+    rows = events.with_columns(attrs=attributes_text(events["attrs"])).sort("tenant_id", "event_id")
+    for tenant_id, batch in batches(rows):
+        graph.run(WRITE, tenant_id=tenant_id, rows=to_rows(batch))
 
 
 def unlanded_events(graph: Graph) -> pl.DataFrame:

@@ -30,6 +30,8 @@ POOL_SIZE = 10
 """Connections of one process."""
 FIRST_RETRY_SECONDS, RETRY_MULTIPLIER = 0.1, 1.7
 """A statement that met a deadlock waits 0.1, 0.17, 0.29, 0.49 … seconds before it is tried again, a minute in all."""
+READ_TIMEOUT_SECONDS = 10.0
+"""After which the server ends a statement that somebody waits for."""
 WRITERS = 4
 """Transactions that write at once."""
 PAGE_NODES = 20_000
@@ -234,6 +236,7 @@ class Graph:
     def read_only(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         """Run one reading statement; returns its records with the values that the driver has for them."""
 
+        @neo4j.unit_of_work(timeout=READ_TIMEOUT_SECONDS)
         def work(transaction: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
             return transaction.run(statement, parameters).data()
 

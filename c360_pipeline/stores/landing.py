@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 import boto3
 import obstore
+import obstore.exceptions
 import polars as pl
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
@@ -201,6 +202,19 @@ class Landing:
             if (self.stored_sha256(key) or self._put_new(path, key, sha256)) == sha256:
                 return f"s3://{self.bucket}/{key}"
         raise ContractError(f"{path} can't be uploaded: {folder}{stem}-{sha256[:12]} is taken by other content.")
+
+    def put_events(self, lines: bytes, name: str, day: date) -> str:
+        """Put lines as a new event file of a landing date; returns its s3:// address.
+
+        Raises:
+            UnavailableError: S3 does not take it.
+        """
+        key = f"{EVENTS_PREFIX}date={day}/{name}"
+        try:
+            obstore.put(self._objects, key, lines, mode="create")
+        except (obstore.exceptions.BaseError, OSError) as error:
+            raise UnavailableError(f"S3 at {self._endpoint} does not take {key}: {error}") from error
+        return f"s3://{self.bucket}/{key}"
 
     def _put_new(self, path: Path, key: str, sha256: str) -> str | None:
         """Upload under a name that is free; returns the sha256 of what is there now, which another may have put."""

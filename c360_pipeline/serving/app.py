@@ -1,0 +1,265 @@
+"""The API: `create_app` makes it over a backend. Its names are those of the contract."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.middleware.base import RequestResponseEndpoint
+
+from c360_pipeline import __version__
+from c360_pipeline.serving import models, pages
+from c360_pipeline.serving.backend import Backend, plain
+from c360_pipeline.serving.problems import Problem, add_problems, problem_responses
+from c360_pipeline.serving.recommendation_cache import RecommendationCache
+from c360_pipeline.serving.security import Gate, Guard, Ingester, Reader, own_tenant
+from c360_pipeline.stores.recommend import Wish
+
+SECONDS = 10.0
+"""For how long a request may take; the graph ends its statement at the same time."""
+THREADS = 10
+"""Requests that ask the graph at once: as many as it has connections."""
+Id = Annotated[str, Path(min_length=1, max_length=1_024)]
+Limit = Annotated[int, Query(ge=1, le=500)]
+TenantId = Annotated[str | None, Query(description="the key's own; another one's answers 404", max_length=1_024)]
+USUAL = problem_responses(401, 403, 404, 413, 422, 429, 503, 504)
+JSON = "application/json"
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ApiMetrics:
+    """What Prometheus is told of requests; routes by their pattern, so that no label grows with the customers."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.seconds = Histogram(
+            "c360_api_request_seconds", "Seconds of requests.", ["method", "route", "status"], registry=self.registry,
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1, 3, 10),
+        )  # fmt: skip
+        self.cached = Counter("c360_api_recommendations", "Recommendations, by where from.", ["source"],
+                              registry=self.registry)  # fmt: skip
+        self.tracked = Counter("c360_api_tracked_events", "Events that were stored.", ["graph"], registry=self.registry)
+
+
+class Api:
+    """The routes' common ground: threads for what waits, the cache, figures.
+
+    Args:
+        backend: the stores.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.cache = RecommendationCache()
+        self.metrics = ApiMetrics()
+        self._threads: CapacityLimiter | None = None
+
+    async def ask(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what waits for a store in a thread, within the time that a request has.
+
+        Raises:
+            TimeoutError: it takes longer.
+        """
+        if self._threads is None:
+            self._threads = CapacityLimiter(THREADS)
+        call = partial(work, *args, **kwargs)
+        async with asyncio.timeout(SECONDS):
+            return await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+
+    async def recommend(self, tenant_id: str, wish: Wish) -> bytes:
+        """The response for a wish, from the cache where it is a minute old at most."""
+        name = repr((wish.top_k, wish.category, sorted(wish.exclude)))
+        known = self.cache.get(tenant_id, wish.user_id, name)
+        self.metrics.cached.labels("cache" if known else "graph").inc()
+        if known is not None:
+            return known
+        found = await self.ask(self.backend.recommender(tenant_id).recommend, wish)
+        made = json.dumps({"recommendations": [asdict(r) for r in found]}, ensure_ascii=False).encode()
+        self.cache.put(tenant_id, wish.user_id, name, made)
+        return made
+
+    async def track(self, tenant_id: str, interactions: list[models.Interaction]) -> models.Tracked:
+        """Store what users did, and forget what was recommended to them."""
+        ids, stored, shown = await self.ask(self.backend.track, tenant_id, interactions)
+        for interaction in interactions:
+            self.cache.drop(tenant_id, interaction.user_id)
+        graph: Any = "updated" if shown else "pending"
+        self.metrics.tracked.labels(graph).inc(len(ids))
+        return models.Tracked(event_ids=ids, stored=stored, graph=graph)
+
+
+def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
+    """The API over a backend.
+
+    Args:
+        backend: closed when the app ends.
+        rate: requests of a tenant, such as `1000/second`.
+    """
+    api = Api(backend)
+
+    @asynccontextmanager
+    async def until_closed(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await to_thread.run_sync(backend.close)
+
+    app = FastAPI(
+        title="Customer 360", version=__version__, lifespan=until_closed, redoc_url=None,
+        description="Recommendations with reasons, journeys and customers of the customer graph. Every route but "
+        "health and metrics needs a key; a key belongs to one tenant, and other tenants' data is not there.",
+    )  # fmt: skip
+    app.state.gate, app.state.api = Gate(backend.keys, rate), api
+    app.add_middleware(Guard)
+    add_problems(app)
+
+    @app.middleware("http")
+    async def measured(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        began = time.perf_counter()
+        response = await call_next(request)
+        route = getattr(request.scope.get("route"), "path", "none")
+        labels = (request.method if route != "none" else "any", route, str(response.status_code))
+        api.metrics.seconds.labels(*labels).observe(time.perf_counter() - began)
+        return response
+
+    _add_recommendations(app, api)
+    _add_products(app, api)
+    _add_customers(app, api)
+    _add_operations(app, api)
+    pages.add_pages(app, api)
+    app.openapi_schema = _described(app)
+    return app
+
+
+def _add_recommendations(app: FastAPI, api: Api) -> None:
+    @app.post("/recommend/products", response_model=models.Recommendations, responses=USUAL, tags=["recommendations"])
+    async def recommend_products(wanted: models.RecommendRequest, key: Reader) -> Response:
+        """Products for a user, best first, each with its reason.
+
+        An answer may be a minute old, unless the user has acted since.
+        """
+        tenant = own_tenant(key, wanted.tenant_id)
+        wish = Wish(wanted.user_id, wanted.top_k, wanted.context.category, tuple(wanted.context.exclude))
+        return Response(await api.recommend(tenant, wish), media_type=JSON)
+
+    @app.post("/graph/track", responses=USUAL, tags=["events"])
+    async def track(wanted: models.TrackRequest, key: Ingester) -> models.Tracked:
+        """Store what a user did. It is in S3 when this answers, and in the graph in most cases."""
+        return await api.track(own_tenant(key, wanted.tenant_id), [wanted])
+
+    @app.post("/graph/track/batch", responses=USUAL, tags=["events"])
+    async def track_batch(wanted: models.TrackBatchRequest, key: Ingester) -> models.Tracked:
+        """Store what users did, up to 500 at once: all of them or, where one is not valid, none."""
+        return await api.track(own_tenant(key, wanted.tenant_id), wanted.interactions)
+
+
+def _add_products(app: FastAPI, api: Api) -> None:
+    @app.get("/products/trending", responses=USUAL, tags=["products"])
+    async def trending(
+        key: Reader,
+        category: Annotated[str | None, Query(max_length=1_024)] = None,
+        time_window_hours: Annotated[int, Query(ge=1, le=24 * 366)] = 24,
+        limit: Limit = 10,
+        tenant_id: TenantId = None,
+    ) -> models.Trending:
+        """Products by the people who viewed and bought them; the window ends with the tenant's newest event."""
+        recommender = api.backend.recommender(own_tenant(key, tenant_id))
+        rows = await api.ask(recommender.trending, timedelta(hours=time_window_hours), category, limit)
+        newest = await api.ask(recommender.newest)
+        products = [models.TrendingProduct.model_validate(row) for row in rows]
+        return models.Trending(as_of=newest, time_window_hours=time_window_hours, products=products)
+
+    @app.get("/products/{product_id}/similar", responses=USUAL, tags=["products"])
+    async def similar(
+        key: Reader, product_id: Id, limit: Limit = 20, tenant_id: TenantId = None
+    ) -> models.SimilarProducts:
+        """Products with the same customers, and products viewed in the same sessions."""
+        recommender = api.backend.recommender(own_tenant(key, tenant_id))
+        rows = await api.ask(recommender.similar_products, product_id)
+        if rows is None:
+            raise HTTPException(404, "There is no such product.")
+        found = [models.SimilarProduct.model_validate(row) for row in rows[:limit]]
+        return models.SimilarProducts(product_id=product_id, similar=found)
+
+    @app.get("/users/power", responses=USUAL, tags=["customers"])
+    async def power_users(
+        key: Reader,
+        min_products: Annotated[int, Query(ge=1, le=1_000_000)] = 5,
+        limit: Limit = 20,
+        tenant_id: TenantId = None,
+    ) -> models.Rows:
+        """Users who bought most different products, by what they spent."""
+        given = {"min_products": str(min_products), "limit": str(limit)}
+        return models.Rows(rows=await api.ask(api.backend.answer, own_tenant(key, tenant_id), "power_users", given))
+
+
+def _add_customers(app: FastAPI, api: Api) -> None:
+    @app.get("/customers/{customer_id}", responses=USUAL, tags=["customers"])
+    async def customer(
+        key: Reader,
+        customer_id: Id,
+        limit: Limit = 100,
+        before: Annotated[datetime | None, Query(description="entries of earlier moments only")] = None,
+        tenant_id: TenantId = None,
+    ) -> models.CustomerPage:
+        """All that is known of a customer, by a user's id or an account's e-mail address."""
+        tenant = own_tenant(key, tenant_id)
+        found = await api.ask(api.backend.customer, tenant, customer_id, limit, pages.in_utc(before))
+        if found is None:
+            raise HTTPException(404, "There is no such customer.")
+        return models.CustomerPage.model_validate(plain(asdict(found)))
+
+    @app.get("/journeys/explain", responses=USUAL, tags=["journeys"])
+    async def explain(
+        key: Reader,
+        first: Annotated[str, Query(min_length=1, max_length=1_024)],
+        second: Annotated[str, Query(min_length=1, max_length=1_024)],
+        tenant_id: TenantId = None,
+    ) -> models.Explanation:
+        """The shortest chain of events and keys that ties two events; empty when nothing does."""
+        chain = await api.ask(api.backend.explanation, own_tenant(key, tenant_id), first, second)
+        return models.Explanation(chain=chain)
+
+    @app.get("/journeys/{event_id}", responses=USUAL, tags=["journeys"])
+    async def journey(key: Reader, event_id: Id, tenant_id: TenantId = None) -> models.Journey:
+        """The journey that an event belongs to."""
+        events = await api.ask(api.backend.journey, own_tenant(key, tenant_id), event_id)
+        if not events:
+            raise HTTPException(404, "There is no such event, or it has no journey yet.")
+        return models.Journey(journey_id=events[0]["journey_id"], events=events)
+
+
+def _add_operations(app: FastAPI, api: Api) -> None:
+    @app.get("/health/live", tags=["operations"])
+    async def live() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "live"}
+
+    @app.get("/health", response_model=models.Health, responses={503: {"model": models.Health}}, tags=["operations"])
+    async def health() -> JSONResponse:
+        """Whether requests can be served: each service is asked."""
+        services = await api.ask(api.backend.services)
+        ready = all(services.values())
+        return JSONResponse({"status": "ready" if ready else "not ready", "services": services}, 200 if ready else 503)
+
+    @app.get("/metrics", tags=["operations"], response_class=Response)
+    async def metrics() -> Response:
+        """Figures of this process for Prometheus."""
+        return Response(generate_latest(api.metrics.registry), media_type="text/plain; version=0.0.4")
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the form of errors."""
+    document = app.openapi()
+    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas = document["components"]["schemas"]
+    schemas |= {**schema.pop("$defs", {}), "Problem": schema}
+    return document

@@ -1,0 +1,149 @@
+"""What the routes ask: the stores, opened once for a process."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import neo4j.time
+from neo4j.exceptions import DriverError, Neo4jError
+
+from c360_pipeline.core.events import Event, Rejected, parse_event
+from c360_pipeline.errors import C360Error, ContractError
+from c360_pipeline.queries import find_query
+from c360_pipeline.serving.models import Interaction
+from c360_pipeline.stores.api_keys import ApiKeys
+from c360_pipeline.stores.control import ControlDb
+from c360_pipeline.stores.customers import Customer, Customers
+from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.landing import Landing
+from c360_pipeline.stores.recommend import Recommender
+from c360_pipeline.stores.tracked_events import Tracked, TrackedEvents
+
+ACTIONS = {"VIEWED": "view", "PURCHASED": "purchase"}
+STORE_SECONDS, SHOW_SECONDS = 10.0, 1.0
+"""For how long a request waits for S3, which it needs, and then for the graph, which it does not."""
+SHORTEST_READY = "RETURN 1 AS one"
+
+
+class Backend:
+    """The stores behind the routes.
+
+    Args:
+        graph: entered.
+        lake: tables of features and reconciliations.
+        landing: where tracked events go.
+        control: keys and rules.
+    """
+
+    def __init__(self, graph: Graph, lake: Lake, landing: Landing, control: ControlDb) -> None:
+        self.graph = graph
+        self.lake = lake
+        self.control = control
+        self.keys = ApiKeys(control.login)
+        self._landing = landing
+        self._tracked = TrackedEvents(landing, graph, control)
+
+    def close(self) -> None:
+        """Write what was tracked and not stored yet."""
+        self._tracked.close()
+
+    def recommender(self, tenant_id: str) -> Recommender:
+        """Recommendations of a tenant."""
+        return Recommender(self.graph, tenant_id)
+
+    def customer(self, tenant_id: str, customer_id: str, limit: int, before: datetime | None) -> Customer | None:
+        """A customer of a tenant, or None."""
+        return Customers(self.graph, tenant_id).find(customer_id, limit, before)
+
+    def answer(self, tenant_id: str, name: str, given: dict[str, str]) -> list[dict[str, Any]]:
+        """The rows of a business query."""
+        query = find_query(name)
+        values = query.values(given, datetime.now(UTC))
+        return self.graph.query(query.statement, tenant_id=tenant_id, **values)
+
+    def journey(self, tenant_id: str, event_id: str) -> list[dict[str, Any]]:
+        """The events of the journey of an event."""
+        return [plain(row) for row in self.graph.journey_of_event(tenant_id, event_id)]
+
+    def explanation(self, tenant_id: str, first: str, second: str) -> list[dict[str, Any]]:
+        """What ties two events."""
+        return [plain(node) for node in self.graph.explanation(tenant_id, first, second) or []]
+
+    def track(self, tenant_id: str, interactions: Sequence[Interaction]) -> tuple[list[str], str, bool]:
+        """Store events, and show them.
+
+        Returns:
+            Their ids, the file that they are in, and whether the graph has them.
+
+        Raises:
+            ContractError: an event breaks the contract; none is stored then.
+            UnavailableError: S3 does not take them.
+            TimeoutError: S3 does not answer.
+        """
+        now = datetime.now(UTC)
+        lines = [_line(tenant_id, interaction, now) for interaction in interactions]
+        tracked = Tracked(lines, [_event(line, number, now) for number, line in enumerate(lines)])
+        self._tracked.submit(tracked)
+        uri = tracked.stored.result(STORE_SECONDS)
+        try:
+            shown = tracked.shown.result(SHOW_SECONDS)
+        except TimeoutError:
+            shown = False
+        return [event.event_id for event in tracked.events], uri, shown
+
+    def services(self) -> dict[str, bool]:
+        """By service, whether it answers."""
+        return {
+            "neo4j": _answers(lambda: self.graph.read_only(SHORTEST_READY)),
+            "s3": _answers(self._landing.ensure_bucket),
+            "postgres": _answers(self.control.suppressed_users),
+        }
+
+
+def _answers(ask: Any) -> bool:
+    try:
+        ask()
+    except (C360Error, DriverError, Neo4jError, OSError):
+        return False
+    return True
+
+
+def _line(tenant_id: str, interaction: Interaction, now: datetime) -> bytes:
+    fields = {
+        "tenantId": tenant_id,
+        "userId": interaction.user_id,
+        "sessionId": interaction.session_id or f"track {interaction.user_id} {now:%Y-%m-%d}"[:1_024],
+        "ts": (interaction.ts or now).isoformat(),
+        "action": ACTIONS[interaction.interaction_type],
+        "itemId": interaction.product_id,
+        "eventId": interaction.event_id or f"track-{uuid.uuid4()}",
+        "attrs": interaction.attrs,
+    }
+    return json.dumps(fields).encode()
+
+
+def _event(line: bytes, number: int, now: datetime) -> Event:
+    """The event as landing will read it: what it would reject is refused here."""
+    try:
+        return parse_event(line, now)
+    except Rejected as rejected:
+        said = f"Interaction {number + 1} would be rejected as {rejected.error_class}: {rejected.reason}"
+        raise ContractError(said) from None
+
+
+def plain(value: Any) -> Any:
+    """Values of the driver as JSON has them: instants as ISO 8601 text."""
+    match value:
+        case dict():
+            return {name: plain(part) for name, part in value.items()}
+        case list() | tuple():
+            return [plain(part) for part in value]
+        case neo4j.time.DateTime() | neo4j.time.Date() | neo4j.time.Time() | neo4j.time.Duration():
+            return value.iso_format()
+        case datetime():
+            return value.isoformat()
+        case _:
+            return value

@@ -1,0 +1,180 @@
+"""Requests and responses of the API. Source: "Neo4j Integration Guide" (shapes of recommend and track)."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, pattern=r"\S")]
+MOST_EVENTS = 500
+"""Of one batch."""
+
+
+class RecommendContext(BaseModel):
+    """Where the recommendations are to be shown; names that mean nothing here are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    category: Text | None = Field(None, description="products of this category only")
+    exclude: list[Text] = Field([], max_length=1_000, description="products that are not wanted")
+
+
+class RecommendRequest(BaseModel):
+    """For whom, and how many."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"tenant_id": "acme", "user_id": "john.smith@email.com", "context": {}, "top_k": 5}]
+        }
+    )
+
+    tenant_id: Text
+    user_id: Text
+    context: RecommendContext = RecommendContext()
+    top_k: int = Field(5, ge=1, le=100)
+
+
+class RecommendedProduct(BaseModel):
+    """A product, with the reason and up to five of the users it is drawn from."""
+
+    product_id: str
+    product_name: str | None
+    category: str | None
+    score: float
+    reason: str
+    similar_users: list[str]
+
+
+class Recommendations(BaseModel):
+    """Best first."""
+
+    recommendations: list[RecommendedProduct]
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+class Interaction(BaseModel):
+    """What a user did with a product.
+
+    With an `event_id` of its own an event can be sent again: it counts once.
+    """
+
+    user_id: Text
+    product_id: Text
+    interaction_type: Annotated[Literal["VIEWED", "PURCHASED"], BeforeValidator(_upper)]
+    session_id: Text | None = Field(None, description="of the shop; one a day and user where it is left out")
+    event_id: Text | None = Field(None, description="made here where it is left out")
+    ts: datetime | None = Field(None, description="with an offset; now where it is left out")
+    attrs: dict[Text, str] = Field({}, max_length=64)
+
+
+class TrackRequest(Interaction):
+    """One interaction of a tenant."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "tenant_id": "acme",
+                    "user_id": "john.smith@email.com",
+                    "product_id": "sku-0017",
+                    "interaction_type": "VIEWED",
+                }
+            ]
+        }
+    )
+
+    tenant_id: Text
+
+
+class TrackBatchRequest(BaseModel):
+    """Up to 500 interactions of a tenant."""
+
+    tenant_id: Text
+    interactions: list[Interaction] = Field(min_length=1, max_length=MOST_EVENTS)
+
+
+class Tracked(BaseModel):
+    """What became of interactions: they are in S3 when this is answered."""
+
+    event_ids: list[str]
+    stored: str = Field(description="the file that landing takes up")
+    graph: Literal["updated", "pending"] = Field(description="pending: the graph shows them when they have landed")
+
+
+class TrendingProduct(BaseModel):
+    """People who viewed and bought a product within the window; the score counts a buyer five times."""
+
+    product_id: str
+    product_name: str | None
+    category: str | None
+    viewers: int
+    buyers: int
+    score: int
+
+
+class Trending(BaseModel):
+    """Best first; the window ends with the tenant's newest event."""
+
+    as_of: datetime | None
+    time_window_hours: int
+    products: list[TrendingProduct]
+
+
+class SimilarProduct(BaseModel):
+    """A product like another: `same_customers` by who touched both, `viewed_together` by sessions."""
+
+    product_id: str
+    product_name: str | None
+    category: str | None
+    kind: Literal["same_customers", "viewed_together"]
+    similarity: float
+    shared: int
+    rank: int
+
+
+class SimilarProducts(BaseModel):
+    """By kind, the most similar first."""
+
+    product_id: str
+    similar: list[SimilarProduct]
+
+
+class Rows(BaseModel):
+    """Rows of a query."""
+
+    rows: list[dict[str, Any]]
+
+
+class Journey(BaseModel):
+    """The events of a journey, by time."""
+
+    journey_id: str
+    events: list[dict[str, Any]]
+
+
+class Explanation(BaseModel):
+    """The shortest chain of events and keys that ties two events; empty when nothing does."""
+
+    chain: list[dict[str, Any]]
+
+
+class CustomerPage(BaseModel):
+    """All that is known of a customer."""
+
+    tenant_id: str
+    customer_id: str
+    users: list[dict[str, Any]]
+    journeys: list[dict[str, Any]]
+    account: dict[str, Any] | None
+    identifiers: list[dict[str, Any]]
+    timeline: list[dict[str, Any]]
+
+
+class Health(BaseModel):
+    """Whether requests can be served, and by service whether it answers."""
+
+    status: Literal["ready", "not ready"]
+    services: dict[str, bool]

@@ -1,0 +1,222 @@
+"""Pages for people: the customer, what ties two events, the delivery, the comparison, the business queries.
+
+Plain HTML by Jinja, which writes every value as text; htmx loads more of a timeline, cytoscape.js draws the
+neighbourhood. Both stand beside this file, so that no page asks another server for anything.
+"""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import parse_qs, quote
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.staticfiles import StaticFiles
+
+from c360_pipeline.queries import all_queries, find_query
+from c360_pipeline.serving.security import COOKIE, Reader, needs
+from c360_pipeline.stores.api_keys import ApiKey
+from c360_pipeline.stores.customer_pages import CustomerPages
+from c360_pipeline.stores.journey_care import block_key
+from c360_pipeline.stores.recommend import Wish
+
+if TYPE_CHECKING:
+    from c360_pipeline.serving.app import Api
+
+TIMELINE = 40
+RECOMMENDED = 6
+SESSION_SECONDS = 12 * 3_600
+Id = Annotated[str, Path(min_length=1, max_length=1_024)]
+Text = Annotated[str, Query(max_length=1_024)]
+Admin = Annotated[ApiKey, Depends(needs("admin"))]
+
+
+def in_utc(moment: datetime | None) -> datetime | None:
+    """A moment with a zone; without one it is taken to be in UTC."""
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+def _moment(value: Any) -> str:
+    """An instant as people read it."""
+    if value is None:
+        return ""
+    native = datetime.fromisoformat(value) if isinstance(value, str) else value
+    native = native.to_native() if hasattr(native, "to_native") else native
+    return native.strftime("%Y-%m-%d %H:%M:%S") if isinstance(native, datetime) else str(native)
+
+
+def _as_part(value: Any) -> str:
+    return quote(str(value), safe="")
+
+
+def _templates() -> Environment:
+    templates = Environment(loader=PackageLoader(__name__), autoescape=True, undefined=StrictUndefined)
+    templates.filters |= {"moment": _moment, "part": _as_part, "number": lambda value: f"{value:,}"}
+    return templates
+
+
+def add_pages(app: FastAPI, api: "Api") -> None:
+    """Add the pages to an app."""
+    pages = Pages(api)
+    router = APIRouter(prefix="/app", include_in_schema=False)
+    router.add_api_route("", pages.home, methods=["GET"])
+    router.add_api_route("/login", pages.login, methods=["GET"])
+    router.add_api_route("/login", pages.log_in, methods=["POST"])
+    router.add_api_route("/logout", pages.log_out, methods=["POST"])
+    router.add_api_route("/customers", pages.customers, methods=["GET"])
+    router.add_api_route("/customers/{customer_id}", pages.customer, methods=["GET"])
+    router.add_api_route("/customers/{customer_id}/timeline", pages.timeline, methods=["GET"])
+    router.add_api_route("/customers/{customer_id}/neighbourhood", pages.neighbourhood, methods=["GET"])
+    router.add_api_route("/explore", pages.explore, methods=["GET"])
+    router.add_api_route("/delivery", pages.delivery, methods=["GET"])
+    router.add_api_route("/reconciliation", pages.reconciliation, methods=["GET"])
+    router.add_api_route("/queries", pages.queries, methods=["GET"])
+    router.add_api_route("/queries/{name}", pages.query, methods=["GET"])
+    router.add_api_route("/journeys/unmerge", pages.unmerge, methods=["POST"])
+    app.include_router(router)
+    app.mount("/static", StaticFiles(packages=[(__name__, "static")]), name="static")
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/app")
+
+
+class Pages:
+    """The pages.
+
+    Args:
+        api: what they ask.
+    """
+
+    def __init__(self, api: "Api") -> None:
+        self._api = api
+        self._templates = _templates()
+
+    def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        return HTMLResponse(self._templates.get_template(template).render(**values), status)
+
+    def _shown(self, key: ApiKey) -> CustomerPages:
+        return CustomerPages(self._api.backend.graph, self._api.backend.lake, key.tenant_id)
+
+    async def home(self, request: Request) -> RedirectResponse:
+        """The customers, for who has a key; else where to show it."""
+        return RedirectResponse("/app/customers" if COOKIE in request.cookies else "/app/login")
+
+    async def login(self) -> HTMLResponse:
+        """Where a key is shown."""
+        return self._page("login.html", key=None, wrong=False)
+
+    async def log_in(self, request: Request) -> Response:
+        """Keep a key in a cookie that scripts and other sites do not get."""
+        sent = parse_qs((await request.body()).decode("utf-8", "replace")).get("key", [""])[0].strip()
+        found = await request.app.state.gate.look_up(sent)
+        if found is None:
+            return self._page("login.html", 401, key=None, wrong=True)
+        answer = RedirectResponse("/app/customers", 303)
+        answer.set_cookie(
+            COOKIE, sent, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
+            secure=request.url.scheme == "https",
+        )  # fmt: skip
+        return answer
+
+    async def log_out(self) -> RedirectResponse:
+        """Forget the key."""
+        answer = RedirectResponse("/app/login", 303)
+        answer.delete_cookie(COOKIE)
+        return answer
+
+    async def customers(self, key: Reader, q: Text = "") -> HTMLResponse:
+        """Users whose id begins with what was typed."""
+        found = await self._api.ask(self._shown(key).search, q.strip())
+        return self._page("customers.html", key=key, q=q, found=found)
+
+    async def customer(self, key: Reader, customer_id: Id) -> HTMLResponse:
+        """Who it is, what happened, what ties it together, what might please."""
+        found = await self._api.ask(self._api.backend.customer, key.tenant_id, customer_id, TIMELINE, None)
+        if found is None:
+            return self._page("missing.html", 404, key=key, what=f"customer {customer_id}")
+        ids = [user["user_id"] for user in found.users]
+        wish = Wish(customer_id if customer_id in ids or not ids else ids[0], RECOMMENDED)
+        recommended = await self._api.ask(self._api.backend.recommender(key.tenant_id).recommend, wish)
+        journeys = [journey["journey_id"] for journey in found.journeys]
+        merges = await self._api.ask(self._shown(key).merges, journeys)
+        splits = await self._api.ask(self._shown(key).splits, journeys)
+        return self._page(
+            "customer.html", key=key, customer=found, recommended=recommended, merges=merges, splits=splits,
+            is_more=len(found.timeline) == TIMELINE,
+        )  # fmt: skip
+
+    async def timeline(self, key: Reader, customer_id: Id, before: datetime) -> HTMLResponse:
+        """More of a timeline."""
+        at = in_utc(before)
+        found = await self._api.ask(self._api.backend.customer, key.tenant_id, customer_id, TIMELINE, at)
+        if found is None:
+            raise HTTPException(404, "There is no such customer.")
+        return self._page("timeline.html", customer=found, is_more=len(found.timeline) == TIMELINE)
+
+    async def neighbourhood(self, key: Reader, customer_id: Id) -> JSONResponse:
+        """The graph around a customer."""
+        found = await self._api.ask(self._api.backend.customer, key.tenant_id, customer_id, TIMELINE, None)
+        if found is None:
+            raise HTTPException(404, "There is no such customer.")
+        users = [user["user_id"] for user in found.users][:10]
+        journeys = [journey["journey_id"] for journey in found.journeys][:3]
+        return JSONResponse(await self._api.ask(self._shown(key).neighbourhood, users, journeys))
+
+    async def explore(self, key: Reader, first: Text = "", second: Text = "") -> HTMLResponse:
+        """What ties two events."""
+        asked = bool(first and second)
+        backend = self._api.backend
+        chain = await self._api.ask(backend.explanation, key.tenant_id, first, second) if asked else []
+        return self._page("explore.html", key=key, first=first, second=second, asked=asked, chain=chain)
+
+    async def delivery(self, key: Reader) -> HTMLResponse:
+        """What became of what was sent."""
+        return self._page("delivery.html", key=key, **await self._api.ask(self._shown(key).delivery))
+
+    async def reconciliation(self, key: Reader) -> HTMLResponse:
+        """Where graph and archive are equal."""
+        return self._page("reconciliation.html", key=key, **await self._api.ask(self._shown(key).comparison))
+
+    async def queries(self, key: Reader) -> HTMLResponse:
+        """The business queries."""
+        return self._page("queries.html", key=key, queries=list(all_queries().values()))
+
+    async def query(self, request: Request, key: Reader, name: Id) -> HTMLResponse:
+        """The answer to a business query, as a chart and a table, with the statement."""
+        chosen = find_query(name)
+        given = {k: v for k, v in request.query_params.items() if v and k in {"limit", *chosen.parameters}}
+        rows = await self._api.ask(self._api.backend.answer, key.tenant_id, name, given)
+        return self._page("query.html", key=key, query=chosen, rows=rows, given=given, bars=bars(chosen.chart, rows))
+
+    async def unmerge(self, request: Request, key: Admin) -> Response:
+        """Take apart what a key has tied, for good: the key goes on the list of those that never tie."""
+        sent = parse_qs((await request.body()).decode("utf-8", "replace"))
+        asked, customer_id = sent.get("key", [""])[0], sent.get("customer", [""])[0]
+        await self._api.ask(self._unmerge, key.tenant_id, asked)
+        return Response(headers={"HX-Redirect": f"/app/customers/{_as_part(customer_id)}"})
+
+    def _unmerge(self, tenant_id: str, asked: str) -> None:
+        backend = self._api.backend
+        with backend.control.command_run():
+            block_key(backend.control, backend.lake, backend.graph, asked, tenant_id, "undone on the page", undo=False)
+
+
+def bars(chart: tuple[str, str] | None, rows: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
+    """What a chart shows: names, numbers, and lengths of bars from 0 to 100; the twenty longest.
+
+    Args:
+        chart: the column of names and that of numbers, `count` for the number of rows.
+        rows: of the query.
+    """
+    if chart is None or not rows:
+        return []
+    name, number = chart
+    totals: dict[str, float] = {}
+    for row in rows:
+        added = 1.0 if number == "count" else float(row[number] or 0)
+        label = str(row[name])
+        totals[label] = totals.get(label, 0.0) + added
+    ordered = list(totals.items()) if name == "hour" else sorted(totals.items(), key=lambda p: (-p[1], p[0]))[:20]
+    most = max(totals.values()) or 1.0
+    return [(label, total, round(100 * total / most)) for label, total in ordered]

@@ -1,0 +1,89 @@
+"""Keys of the API: each belongs to one tenant and has one role; only their digests are kept."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import class_row
+
+ROLES = ("ingest", "read", "admin")
+ADD = """
+    INSERT INTO api_keys (tenant_id, role, key_digest, note)
+    VALUES (%(tenant_id)s, %(role)s, %(key_digest)s, %(note)s)
+    RETURNING key_id, tenant_id, role, note, created_at, revoked_at
+"""
+READ = "SELECT key_id, tenant_id, role, note, created_at, revoked_at FROM api_keys ORDER BY key_id"
+FIND = """
+    SELECT key_id, tenant_id, role, note, created_at, revoked_at FROM api_keys
+    WHERE key_digest = %(key_digest)s AND revoked_at IS NULL
+"""
+REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE key_id = %(key_id)s AND revoked_at IS NULL"
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key, without what it is recognised by.
+
+    Attributes:
+        key_id: number, by which it is revoked.
+        tenant_id: whose data it opens.
+        role: `ingest`, `read` or `admin`.
+        note: who has it.
+        created_at: when it was made.
+        revoked_at: since when it opens nothing; None while it does.
+    """
+
+    key_id: int
+    tenant_id: str
+    role: str
+    note: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+    def may(self, role: str) -> bool:
+        """Whether it may do what a role may."""
+        return self.role in (role, "admin")
+
+
+class ApiKeys:
+    """The keys of the control database.
+
+    Args:
+        login: of the control database, as psycopg takes it.
+    """
+
+    def __init__(self, login: dict[str, Any]) -> None:
+        self._login = login
+
+    def add(self, tenant_id: str, role: str, note: str = "") -> tuple[str, ApiKey]:
+        """Make a key; returns it, to be shown once, and what is kept of it."""
+        key = f"c360_{secrets.token_urlsafe(32)}"
+        values = {"tenant_id": tenant_id, "role": role, "key_digest": digest_of(key), "note": note}
+        with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
+            made = connection.execute(ADD, values).fetchone()
+        if made is None:
+            raise AssertionError("INSERT … RETURNING returns the row")
+        return key, made
+
+    def all(self) -> list[ApiKey]:
+        """Every key, those that were revoked among them."""
+        with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
+            return connection.execute(READ).fetchall()
+
+    def find(self, key: str) -> ApiKey | None:
+        """The key that somebody shows; None when there is none or it was revoked."""
+        with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
+            return connection.execute(FIND, {"key_digest": digest_of(key)}).fetchone()
+
+    def revoke(self, key_id: int) -> bool:
+        """Make a key open nothing from now on; False when there is none that does."""
+        with psycopg.connect(**self._login) as connection:
+            return connection.execute(REVOKE, {"key_id": key_id}).rowcount > 0
+
+
+def digest_of(key: str) -> str:
+    """The sha256 of a key: 256 random bits need no salt and no slow hash."""
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,223 @@
+"""All that the graph knows of one customer, for the page that shows it.
+
+A customer is a user with all users that stitching put into the same journeys, and the account that they have.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from c360_pipeline.core.account_values import account_values
+from c360_pipeline.core.keys import value_hash
+from c360_pipeline.queries import find_query
+from c360_pipeline.stores.accounts import newest_of, read_accounts
+from c360_pipeline.stores.graph import Graph
+
+BEFORE = timedelta(minutes=30)
+"""What happened so long before a ticket is told with it."""
+SHOWN_BEFORE = 5
+
+FIND_USERS = """
+    MATCH (u:User {tenant_id: $tenant_id, id: $customer_id}) RETURN u.id AS user_id
+    UNION
+    MATCH (a:Account {tenant_id: $tenant_id, email: $customer_id})<-[:IS_ACCOUNT]-(u:User {tenant_id: $tenant_id})
+    RETURN u.id AS user_id
+"""
+FIND_ACCOUNTS = """
+    MATCH (a:Account {tenant_id: $tenant_id, email: $customer_id}) RETURN a.email AS email, toString(a.account_id) AS id
+    UNION
+    MATCH (:User {tenant_id: $tenant_id, id: $customer_id})-[:IS_ACCOUNT]->(a:Account {tenant_id: $tenant_id})
+    RETURN a.email AS email, toString(a.account_id) AS id
+"""
+READ_JOURNEYS_OF_KEYS = """
+    UNWIND $keys AS key
+    MATCH (c:Correlation {tenant_id: $tenant_id, id: key})-[:PART_OF]->(j:Journey {tenant_id: $tenant_id})
+    RETURN DISTINCT j.id AS journey_id, j.event_count AS event_count, j.first_event_ts AS first_event,
+           j.last_event_ts AS last_event
+    ORDER BY last_event DESC, journey_id
+"""
+READ_USERS = """
+    UNWIND $user_ids AS user_id
+    MATCH (u:User {tenant_id: $tenant_id, id: user_id})
+    RETURN u.id AS user_id, u.first_seen AS first_seen, u.last_seen AS last_seen, u.community AS community
+    ORDER BY user_id
+"""
+READ_EVENTS = """
+    UNWIND $journey_ids AS journey_id
+    MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})<-[:PART_OF|HAS_KEY|IN_JOURNEY*1..2]-(e:Event)
+    WHERE e.ts < $before
+    WITH DISTINCT e ORDER BY e.ts DESC, e.id DESC LIMIT $limit
+    OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
+    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
+    RETURN e.id AS id, e.ts AS at, e.type AS action, e.user_id AS user_id, s.id AS session_id, p.id AS product_id,
+           p.name AS product_name, e:Unlanded AS is_unlanded
+    ORDER BY at DESC, id DESC
+"""
+READ_EVENTS_OF_USERS = """
+    UNWIND $user_ids AS user_id
+    MATCH (:User {tenant_id: $tenant_id, id: user_id})-[:HAS_SESSION]->(s:Session {tenant_id: $tenant_id})
+        -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id, user_id: user_id})
+    WHERE e.ts < $before
+    WITH e, s ORDER BY e.ts DESC, e.id DESC LIMIT $limit
+    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
+    RETURN e.id AS id, e.ts AS at, e.type AS action, e.user_id AS user_id, s.id AS session_id, p.id AS product_id,
+           p.name AS product_name, e:Unlanded AS is_unlanded
+    ORDER BY at DESC, id DESC
+"""
+READ_PLAYS = """
+    MATCH (a:Account {tenant_id: $tenant_id, email: $email})-[:WATCHED]->(e:PlayEvent {tenant_id: $tenant_id})
+    WHERE e.event_timestamp < $before
+    WITH e ORDER BY e.event_timestamp DESC LIMIT $limit
+    OPTIONAL MATCH (e)-[:PLAYED]->(m:Media {tenant_id: $tenant_id})
+    RETURN toString(e.play_event_id) AS id, e.event_timestamp AS at, e.action AS action, m.title AS title,
+           m.genre AS genre
+    ORDER BY at DESC, id DESC
+"""
+READ_TICKETS = """
+    MATCH (a:Account {tenant_id: $tenant_id, email: $email})-[:SUBMITTED]->(t:Ticket {tenant_id: $tenant_id})
+    WHERE t.created_at < $before
+    RETURN toString(t.ticket_id) AS id, t.created_at AS at, t.subject AS subject, t.status AS status,
+           t.priority AS priority,
+           COLLECT { MATCH (t)-[:TAGGED_WITH]->(g:Tag) RETURN g.tag_name ORDER BY g.tag_name } AS topics
+    ORDER BY at DESC, id DESC
+    LIMIT $limit
+"""
+READ_IDENTIFIERS = """
+    UNWIND $journey_ids AS journey_id
+    MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})<-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id})
+    RETURN c.id AS key, c.key_type AS key_type, j.id AS journey_id, COUNT { (c)<-[:HAS_KEY]-() } AS events
+    ORDER BY key_type, events DESC, key
+    LIMIT $limit
+"""
+
+
+@dataclass(frozen=True)
+class Customer:
+    """One customer.
+
+    Attributes:
+        tenant_id: whose.
+        customer_id: as it was asked for.
+        users: user_id, first_seen, last_seen, community; those whose events the journeys hold.
+        journeys: journey_id, event_count, first_event, last_event.
+        account: what query `customer_story` says, and the value and the risk of the account; None without one.
+        identifiers: key, key_type, journey_id, events: why these users are one customer.
+        timeline: newest first: kind (event, play, ticket), at, id, title, detail, and of tickets what came before.
+    """
+
+    tenant_id: str
+    customer_id: str
+    users: list[dict[str, Any]]
+    journeys: list[dict[str, Any]]
+    account: dict[str, Any] | None
+    identifiers: list[dict[str, Any]]
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Customers:
+    """Customers of a tenant.
+
+    Args:
+        graph: where they are.
+        tenant_id: whose.
+    """
+
+    def __init__(self, graph: Graph, tenant_id: str) -> None:
+        self._graph = graph
+        self._tenant_id = tenant_id
+
+    def find(self, customer_id: str, limit: int = 100, before: datetime | None = None) -> Customer | None:
+        """A customer by a user's id or an account's e-mail address; None when there is none.
+
+        Args:
+            customer_id: of a user or an account.
+            limit: entries of the timeline at most, identifiers too.
+            before: entries of earlier moments only.
+        """
+        users = [row["user_id"] for row in self._read(FIND_USERS, customer_id=customer_id)]
+        accounts = self._read(FIND_ACCOUNTS, customer_id=customer_id)
+        if not users and not accounts:
+            return None
+        email = accounts[0]["email"] if accounts else None
+        journeys = self._journeys(users)
+        until = before or datetime.max.replace(tzinfo=UTC)
+        events = self._events(users, journeys, until, limit)
+        ids = sorted({*users, *(event["user_id"] for event in events)})
+        return Customer(
+            self._tenant_id, customer_id,
+            users=self._read(READ_USERS, user_ids=ids),
+            journeys=journeys,
+            account=self._account(accounts[0]) if accounts else None,
+            identifiers=self._read(READ_IDENTIFIERS, journey_ids=[j["journey_id"] for j in journeys], limit=limit),
+            timeline=self._timeline(events, email, until, limit),
+        )  # fmt: skip
+
+    def _journeys(self, users: list[str]) -> list[dict[str, Any]]:
+        hashes = [value_hash(self._tenant_id, "user", user) for user in users]
+        return self._read(READ_JOURNEYS_OF_KEYS, keys=[f"user:{found}" for found in hashes if found])
+
+    def _events(
+        self, users: list[str], journeys: list[dict[str, Any]], until: datetime, limit: int
+    ) -> list[dict[str, Any]]:
+        found = self._read(
+            READ_EVENTS, journey_ids=[j["journey_id"] for j in journeys], before=until, limit=limit
+        )  # fmt: skip
+        # Events that no journey holds yet: they are ahead of stitching, or of the archive.
+        own = self._read(READ_EVENTS_OF_USERS, user_ids=users, before=until, limit=limit)
+        known = {event["id"] for event in found}
+        together = [*found, *(event for event in own if event["id"] not in known)]
+        return sorted(together, key=lambda e: (_moment(e["at"]), e["id"]), reverse=True)[:limit]
+
+    def _account(self, found: dict[str, Any]) -> dict[str, Any]:
+        query = find_query("customer_story")
+        values = query.values({"email": found["email"]}, datetime.now(UTC))
+        stories = self._graph.query(query.statement, tenant_id=self._tenant_id, **values)
+        now = newest_of(self._graph, self._tenant_id) or datetime.now(UTC)
+        worth = account_values(read_accounts(self._graph, self._tenant_id, now, found["id"])).to_dicts()
+        return {"account_id": found["id"], "story": stories, "value": worth[0] if worth else None}
+
+    def _timeline(
+        self, events: list[dict[str, Any]], email: str | None, until: datetime, limit: int
+    ) -> list[dict[str, Any]]:
+        said = [_event_entry(event) for event in events]
+        if email is not None:
+            said += [_play_entry(row) for row in self._read(READ_PLAYS, email=email, before=until, limit=limit)]
+            said += [_ticket_entry(row) for row in self._read(READ_TICKETS, email=email, before=until, limit=limit)]
+        ordered = sorted(said, key=lambda entry: (entry["at"], entry["kind"], entry["id"]), reverse=True)[:limit]
+        for number, entry in enumerate(ordered):
+            if entry["kind"] == "ticket":
+                earlier = [e for e in ordered[number + 1 :] if entry["at"] - e["at"] <= BEFORE]
+                entry["before"] = [{k: e[k] for k in ("at", "title", "detail")} for e in earlier[:SHOWN_BEFORE]]
+        return ordered
+
+    def _read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        return self._graph.read_only(statement, tenant_id=self._tenant_id, **parameters)
+
+
+def _moment(value: Any) -> datetime:
+    """An instant of the driver in UTC; without a zone it is taken to be in UTC."""
+    native: datetime = value.to_native() if hasattr(value, "to_native") else value
+    return native.replace(tzinfo=UTC) if native.tzinfo is None else native.astimezone(UTC)
+
+
+def _event_entry(row: dict[str, Any]) -> dict[str, Any]:
+    product = row["product_name"] or row["product_id"]
+    ahead = ", not landed yet" if row["is_unlanded"] else ""
+    return {
+        "kind": "event", "at": _moment(row["at"]), "id": row["id"],
+        "title": f"{row['action']} {product}" if product else row["action"],
+        "detail": f"user {row['user_id']}, session {row['session_id']}{ahead}",
+        "product_id": row["product_id"],
+    }  # fmt: skip
+
+
+def _play_entry(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "play", "at": _moment(row["at"]), "id": row["id"],
+        "title": f"{row['action']} {row['title'] or 'a title'}", "detail": row["genre"] or "",
+    }  # fmt: skip
+
+
+def _ticket_entry(row: dict[str, Any]) -> dict[str, Any]:
+    detail = ", ".join([row["status"] or "", row["priority"] or "", *row["topics"]])
+    return {"kind": "ticket", "at": _moment(row["at"]), "id": row["id"], "title": row["subject"], "detail": detail}
