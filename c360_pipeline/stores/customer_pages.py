@@ -116,7 +116,7 @@ class CustomerPages:
             entity: {day: (count, bad) for day, count, bad in part.select("day", "rows", "differs").iter_rows()}
             for (entity,), part in cells.sort("entity").group_by("entity", maintain_order=True)
         }
-        return {"at": newest["reconciled_at"][0], "days": [*days, None], "kinds": list(by_kind.items())}
+        return {"at": newest["reconciled_at"][0], "days": [None, *days], "kinds": list(by_kind.items())}
 
     def splits(self, journeys: list[str]) -> list[dict[str, Any]]:
         """Splits of some journeys, newest first."""

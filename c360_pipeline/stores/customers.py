@@ -42,6 +42,13 @@ READ_USERS = """
     RETURN u.id AS user_id, u.first_seen AS first_seen, u.last_seen AS last_seen, u.community AS community
     ORDER BY user_id
 """
+READ_USERS_OF_JOURNEYS = """
+    UNWIND $journey_ids AS journey_id
+    MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})
+        <-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id, key_type: 'user'})
+    CALL (c) { MATCH (c)<-[:HAS_KEY]-(e:Event {tenant_id: $tenant_id}) RETURN e.user_id AS user_id LIMIT 1 }
+    RETURN DISTINCT user_id
+"""
 READ_EVENTS = """
     UNWIND $journey_ids AS journey_id
     MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})<-[:PART_OF|HAS_KEY|IN_JOURNEY*1..2]-(e:Event)
@@ -142,7 +149,8 @@ class Customers:
         journeys = self._journeys(users)
         until = before or datetime.max.replace(tzinfo=UTC)
         events = self._events(users, journeys, until, limit)
-        ids = sorted({*users, *(event["user_id"] for event in events)})
+        tied = self._read(READ_USERS_OF_JOURNEYS, journey_ids=[j["journey_id"] for j in journeys])
+        ids = sorted({*users, *(row["user_id"] for row in [*tied, *events])})
         return Customer(
             self._tenant_id, customer_id,
             users=self._read(READ_USERS, user_ids=ids),

@@ -21,7 +21,7 @@ from c360_pipeline.assets import silos
 from c360_pipeline.assets.partitions import LANDING_DATES
 from c360_pipeline.automation import Asked
 from c360_pipeline.connections import open_control
-from c360_pipeline.core.lake import EVENTS, RECONCILIATION_FINDINGS
+from c360_pipeline.core.lake import EVENTS, FEATURES, RECONCILIATION_FINDINGS
 from c360_pipeline.definitions import defs
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.resources import (
@@ -294,7 +294,7 @@ def test_features_follow_the_first_comparison_of_the_night_that_found_both_sides
     compared(equal=False)
     assert requested(now) == 0
     compared(equal=True)
-    assert requested(now) == 2  # a partition for each tenant
+    assert requested(now) == 2 * len(FEATURES)  # a partition for each tenant and table
     assert requested(now) == 0  # once a night
 
 
