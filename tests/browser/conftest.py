@@ -19,9 +19,9 @@ PATIENCE_MS = 60_000
 Picture = Callable[[Page, str], None]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def chromium() -> Iterator[Browser]:
-    """One browser for the tests of a file; its event loop must not be there when others run theirs."""
+    """A browser of a test: its event loop must not be there when fixtures run theirs, so ask for it after these."""
     program = os.environ.get("CHROMIUM") or shutil.which("chromium")
     assert program, "chromium is missing: apt-get install -y chromium, or set CHROMIUM to its path"
     with sync_playwright() as playwright:

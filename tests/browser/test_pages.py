@@ -135,8 +135,6 @@ def see_the_other_pages(page: Page, at: str, picture: Picture, lake: Lake) -> No
         assert accessible(page) == [], path
         assert "differs" not in page.locator("td").all_inner_texts()
         picture(page, name)
-    page.goto(f"{at}/app/customers/nobody")
-    expect(page.get_by_role("heading", name="Not found")).to_be_visible()
 
 
 def see_hostile_values_as_text(page: Page, at: str, graph: Graph) -> None:
@@ -169,6 +167,8 @@ def narrow_dark_and_by_keyboard(chromium: Browser, at: str, key: str, picture: P
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.textContent.trim()"))
     assert {"Customers", "Delivery", "Log out", "Earlier"} <= reached
+    page.goto(f"{at}/app/customers/nobody")
+    expect(page.get_by_role("heading", name="Not found")).to_be_visible()
     page.get_by_role("button", name="Log out").click()
     page.wait_for_url(f"{at}/app/login")
     context.close()
