@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 from dotenv import dotenv_values
@@ -21,7 +22,7 @@ from c360_pipeline.core.books import unbalanced
 from c360_pipeline.core.lake import EVENT_JOURNEY, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing import Delivery, decode_file
 from c360_pipeline.core.reconcile import combined_digest
-from c360_pipeline.devstack import movielens, silo_samples, stack, ui
+from c360_pipeline.devstack import movielens, silo_samples, stack, web
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.people import SILO_TENANT
 from c360_pipeline.devstack.sample_files import Written
@@ -36,6 +37,7 @@ from c360_pipeline.settings import (
     merged_environment,
     postgres_login,
 )
+from c360_pipeline.stores.api_keys import ApiKeys
 from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
@@ -107,9 +109,9 @@ class Demo:
             self._refuse_other_servers()
             folder = Path(until_shown.enter_context(tempfile.TemporaryDirectory()))
             self._work_and_tell(load_settings(), folder)
-            address = self._start_ui() if keep else None
+            addresses = self._start_servers() if keep else None
         self._tell_timings(time.monotonic() - began)
-        self._tell_where_to_look(address)
+        self._tell_where_to_look(addresses)
         if self._wrong:
             raise InvariantError("not as it must be: " + "; ".join(self._wrong))
 
@@ -123,9 +125,12 @@ class Demo:
                 "Unset these variables, or move .env aside."
             )
 
-    def _start_ui(self) -> str:
-        with self._timed("start UI"):
-            return ui.start_ui(self._home)
+    def _start_servers(self) -> tuple[str, str, str]:
+        """Addresses of the UI and the API, and a key that opens the customer page of the sample's tenant."""
+        with self._timed("start UI and API"):
+            login = open_control(load_settings()).login
+            key, _ = ApiKeys(login).add(self._sample.tenant_id, "admin", "made by the demo")
+            return web.start(web.UI, self._home), web.start(web.API, self._home), key
 
     def _work_and_tell(self, settings: Settings, folder: Path) -> None:
         with self._timed("fill silos"):
@@ -245,14 +250,21 @@ class Demo:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self._seconds.items())
         self._say(f"[bold]Seconds[/]  {total:.1f} in all: {stages}")
 
-    def _tell_where_to_look(self, address: str | None) -> None:
+    def _tell_where_to_look(self, addresses: tuple[str, str, str] | None) -> None:
         prefix = "" if self._data == "sample" else f"C360_HOME={self._home} "
-        if address:
-            self._say(f"[bold]Dagster UI[/]  {address}/asset-groups (stop all with `{prefix}.venv/bin/c360 down`)")
+        page = f"/app/customers/{quote(self._sample.user_id)}"
+        if addresses:
+            dagster, api, key = addresses
+            self._say(f"[bold]Dagster UI[/]  {dagster}/asset-groups (stop all with `{prefix}.venv/bin/c360 down`)")
+            self._say(f"[bold]Customer page[/]  {api}{page}, key {key}")
         else:
             self._say(
                 f"[bold]Dagster UI[/]  `{prefix}.venv/bin/c360 up && {prefix}.venv/bin/c360 dev`, then "
-                f"http://127.0.0.1:{ui.PREFERRED_PORT}/asset-groups; `make demo KEEP=1` leaves it running"
+                f"http://127.0.0.1:{web.UI.preferred_port}/asset-groups; `make demo KEEP=1` leaves it running"
+            )
+            self._say(
+                f"[bold]Customer page[/]  `{prefix}.venv/bin/c360 api-keys create --tenant {self._sample.tenant_id}`, "
+                f"`{prefix}.venv/bin/c360 api`, then http://127.0.0.1:{web.API.preferred_port}{page}"
             )
 
 

@@ -75,10 +75,11 @@ def up() -> None:
 @app.command()
 def down() -> None:
     """Stop the embedded services and the UI of a demo, their data stays; graphs of earlier instants go."""
-    from c360_pipeline.devstack import stack, ui
+    from c360_pipeline.devstack import stack, web
     from c360_pipeline.devstack.rebuild import remove_instants
 
-    stopped = [ui.stop_ui(c360_home()), remove_instants(c360_home()), stack.down(c360_home())]
+    servers = [web.stop(server, c360_home()) for server in web.SERVERS]
+    stopped = [*servers, remove_instants(c360_home()), stack.down(c360_home())]
     err.print("Stopped." if any(stopped) else "Nothing was running.")
 
 
