@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration
+.PHONY: help setup install demo test chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-recommend bench-serving
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -50,6 +50,12 @@ bench-graph: setup  ## the graph against its floor; ARGS="--events 50000 --writt
 
 bench-orchestration: setup  ## what Dagster adds, from a dropped file to a node, backfills; ARGS="--files 2 --objects 1000"
 	$(BIN)/python benchmarks/bench_orchestration.py $(ARGS)
+
+bench-recommend: setup .venv/.bench .venv/.movielens  ## recommendations against popularity, item-kNN and ALS
+	$(BIN)/python benchmarks/bench_recommend.py $(ARGS)
+
+bench-serving: setup  ## the API under load, and what features cost; ARGS="--events 100000 --seconds 5" for a short one
+	$(BIN)/python benchmarks/bench_serving.py $(ARGS)
 
 movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 
