@@ -76,7 +76,8 @@ class Client:
             case "page":
                 answer = session.get(f"/app/customers/{user}")
             case "track":
-                answer = session.post("/graph/track", json={**of_user, "product_id": "p1", "interaction_type": "VIEWED"})
+                viewed = {**of_user, "product_id": "p1", "interaction_type": "VIEWED"}
+                answer = session.post("/graph/track", json=viewed)
             case _:
                 answer = session.post("/recommend/products", json={**of_user, "top_k": 10})
         return int(answer.status_code)
