@@ -43,6 +43,8 @@ PROJECTION_PREFIX = "c360_"
 """Graphs in the memory of the algorithms begin so; none is left when a step ends."""
 TIES_KEPT = 20
 """Of the most similar products so many are asked for, so that ties at the tenth are decided by id."""
+PERSONAL = ("user_id", "session_id", "email", "account_id")
+"""Columns that a preview does not show: the log of runs is read by people who need not know them."""
 PATH_COLUMNS = ("tenant_id", "user_id", "session_id", "event_id", "ts", "action")
 
 Asset = Callable[[Callable[..., dg.MaterializeResult[None]]], dg.AssetsDefinition]
@@ -116,9 +118,10 @@ def keep(
 def kept(
     context: dg.AssetExecutionContext, lake: Lake, table: Table, found: Sequence[pl.DataFrame], scope: Scope
 ) -> dg.MaterializeResult[None]:
-    """The same as the result of an asset, with the first rows."""
+    """The same as the result of an asset, with the first rows, less who they are about."""
     frame, changes = keep(context, lake, table, found, scope)
-    said = rows(frame.height, changed_rows=changes.count, preview=preview(frame))
+    shown = preview(frame.drop(PERSONAL, strict=False))
+    said = rows(frame.height, changed_rows=changes.count, preview=shown)
     return dg.MaterializeResult(asset_key=name_of(table), metadata=said)
 
 

@@ -35,15 +35,16 @@ from c360_pipeline.core.erasure import (
     users_frame,
 )
 from c360_pipeline.core.lake import (
+    ACCOUNT_VALUES,
     CATALOG,
     DEAD_LETTER_LINES,
     DEAD_LETTERS,
     EVENT_KEYS,
     EVENTS,
+    FEATURES,
     JOURNEY_LOG,
     LANDING_FILES,
     RECONCILIATION_FINDINGS,
-    USER_COMMUNITIES,
     Table,
 )
 from c360_pipeline.core.landing import split_suppressed
@@ -81,8 +82,8 @@ from c360_pipeline.stores.stitching import Stitching
 
 Observe = Callable[[str], None]
 REASON = "erased"
-TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, USER_COMMUNITIES, RECONCILIATION_FINDINGS,
-           JOURNEY_LOG, *PUBLISHED)  # fmt: skip
+TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, RECONCILIATION_FINDINGS, JOURNEY_LOG,
+           *FEATURES, *PUBLISHED)  # fmt: skip
 """Tables that an erasure writes, beside those of silos."""
 LINE_BYTES = 1024 * 1024
 LOGS = ("public.etl_run_logs", "public.etl_table_logs", "public.event_logs", "public.runs", "public.run_tags",
@@ -485,9 +486,11 @@ class Erasure:
             control.suppress_rows(name, row_name_hash(name, gone, key).to_list())
             lake.merge(table, table.empty(), gone, on=key)
         self._erase_unlabelled(plan)
-        users = users_frame(plan.persons)
-        held = lake.held(USER_COMMUNITIES, users, list(USER_COMMUNITIES.key))
-        lake.merge(USER_COMMUNITIES, USER_COMMUNITIES.empty(), held)
+        users = users_frame(plan.persons).lazy()
+        for table in FEATURES:
+            if "user_id" in table.columns:
+                theirs = lake.scan(table).join(users, on=["tenant_id", "user_id"], how="semi").select(table.key)
+                lake.merge(table, table.empty(), theirs.collect())
 
     def _erase_unlabelled(self, plan: Plan) -> None:
         """Rows of tables that are no nodes leave them where a text of theirs is one of the values."""
@@ -516,7 +519,8 @@ class Erasure:
         """What tables, databases and files of ours say of them in passing."""
         needles, stores = Needles(plan.values), self._stores
         self._observe("traces")
-        _remove_rows_with(stores.lake, RECONCILIATION_FINDINGS, needles)
+        for table in (RECONCILIATION_FINDINGS, ACCOUNT_VALUES):
+            _remove_rows_with(stores.lake, table, needles)
         # Scripts that rebuild the silos' graph hold its rows; the next run writes one of what is left.
         stores.bucket.delete(search_objects("scripts", stores.bucket, SCRIPTS_PREFIX, needles).places)
         # Only where something is told of what happened, and only what can't be a word of that.
