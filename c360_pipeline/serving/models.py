@@ -171,6 +171,7 @@ class CustomerPage(BaseModel):
     account: dict[str, Any] | None
     identifiers: list[dict[str, Any]]
     timeline: list[dict[str, Any]]
+    is_more: bool = Field(description="whether there are entries before the `at` of the last")
 
 
 class Health(BaseModel):

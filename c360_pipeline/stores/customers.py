@@ -110,6 +110,7 @@ class Customer:
         account: what query `customer_story` says, and the value and the risk of the account; None without one.
         identifiers: key, key_type, journey_id, events: why these users are one customer.
         timeline: newest first: kind (event, play, ticket), at, id, title, detail, and of tickets what came before.
+        is_more: whether there are earlier entries: those before the `at` of the last.
     """
 
     tenant_id: str
@@ -119,6 +120,7 @@ class Customer:
     account: dict[str, Any] | None
     identifiers: list[dict[str, Any]]
     timeline: list[dict[str, Any]] = field(default_factory=list)
+    is_more: bool = False
 
 
 class Customers:
@@ -148,16 +150,18 @@ class Customers:
         email = accounts[0]["email"] if accounts else None
         journeys = self._journeys(users)
         until = before or datetime.max.replace(tzinfo=UTC)
-        events = self._events(users, journeys, until, limit)
+        # One more than is shown tells whether there are more.
+        events = self._events(users, journeys, until, limit + 1)
         tied = self._read(READ_USERS_OF_JOURNEYS, journey_ids=[j["journey_id"] for j in journeys])
         ids = sorted({*users, *(row["user_id"] for row in [*tied, *events])})
+        timeline, is_more = page_of(self._timeline(events, email, until, limit + 1), limit)
         return Customer(
             self._tenant_id, customer_id,
             users=self._read(READ_USERS, user_ids=ids),
             journeys=journeys,
             account=self._account(accounts[0]) if accounts else None,
             identifiers=self._read(READ_IDENTIFIERS, journey_ids=[j["journey_id"] for j in journeys], limit=limit),
-            timeline=self._timeline(events, email, until, limit),
+            timeline=timeline, is_more=is_more,
         )  # fmt: skip
 
     def _journeys(self, users: list[str]) -> list[dict[str, Any]]:
@@ -191,7 +195,7 @@ class Customers:
         if email is not None:
             said += [_play_entry(row) for row in self._read(READ_PLAYS, email=email, before=until, limit=limit)]
             said += [_ticket_entry(row) for row in self._read(READ_TICKETS, email=email, before=until, limit=limit)]
-        ordered = sorted(said, key=lambda entry: (entry["at"], entry["kind"], entry["id"]), reverse=True)[:limit]
+        ordered = sorted(said, key=lambda entry: (entry["at"], entry["kind"], entry["id"]), reverse=True)
         for number, entry in enumerate(ordered):
             if entry["kind"] == "ticket":
                 earlier = [e for e in ordered[number + 1 :] if entry["at"] - e["at"] <= BEFORE]
@@ -200,6 +204,19 @@ class Customers:
 
     def _read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         return self._graph.read_only(statement, tenant_id=self._tenant_id, **parameters)
+
+
+def page_of(entries: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """The first entries, and whether there are more; what happened at one moment is not torn apart by a page's end.
+
+    Args:
+        entries: newest first, with `at`.
+        limit: shown at most, where not all of these are of one moment.
+    """
+    if len(entries) <= limit:
+        return entries, False
+    whole = [entry for entry in entries[:limit] if entry["at"] > entries[limit]["at"]]
+    return (whole or entries[:limit]), True
 
 
 def _moment(value: Any) -> datetime:

@@ -142,9 +142,8 @@ class Pages:
         merges = await self._api.ask(self._shown(key).merges, journeys)
         splits = await self._api.ask(self._shown(key).splits, journeys)
         return self._page(
-            "customer.html", key=key, customer=found, recommended=recommended, merges=merges, splits=splits,
-            is_more=len(found.timeline) == TIMELINE,
-        )  # fmt: skip
+            "customer.html", key=key, customer=found, recommended=recommended, merges=merges, splits=splits
+        )
 
     async def timeline(self, key: Reader, customer_id: Id, before: datetime) -> HTMLResponse:
         """More of a timeline."""
@@ -152,7 +151,7 @@ class Pages:
         found = await self._api.ask(self._api.backend.customer, key.tenant_id, customer_id, TIMELINE, at)
         if found is None:
             raise HTTPException(404, "There is no such customer.")
-        return self._page("timeline.html", customer=found, is_more=len(found.timeline) == TIMELINE)
+        return self._page("timeline.html", customer=found)
 
     async def neighbourhood(self, key: Reader, customer_id: Id) -> JSONResponse:
         """The graph around a customer."""
