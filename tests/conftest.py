@@ -26,8 +26,8 @@ hypothesis.settings.load_profile("project")
 
 EMPTY_GRAPH = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 10000 ROWS"
 LONGEST = (
-    "test_pipeline", "test_rebuild", "test_daemon", "test_erasure", "test_api_schema", "test_stitching", "test_dagster_ui",
-    "test_api", "test_pages", "test_landing", "test_kill", "test_graph_kill",
+    "test_pipeline", "test_rebuild", "test_daemon", "test_erasure", "test_api_schema", "test_stitching",
+    "test_dagster_ui", "test_api", "test_pages", "test_landing", "test_kill", "test_graph_kill",
 )  # fmt: skip
 FREE_PORTS = {"postgres": 0, "s3": 0, "neo4j": 0}
 
