@@ -25,6 +25,18 @@ FIRST = date(2025, 10, 1)
 LANDED = ("landed_events", "dead_letters", "landing_files")
 
 
+class Figures:
+    """What was measured: told at once, and as a table at the end."""
+
+    def __init__(self) -> None:
+        self.table = Table("what", "time", "")
+
+    def add(self, what: str, seconds: str, ratio: str) -> None:
+        """One row."""
+        NOTE.print(f"{what}: {seconds} {ratio}")
+        self.table.add_row(what, seconds, ratio)
+
+
 def write_days(landing: Any, folder: Path, days: int, rows: int) -> None:
     """A file for each of three tenants on each date."""
     from c360_pipeline.stores.landing import EVENTS_PREFIX
@@ -57,7 +69,7 @@ def fresh_bucket(name: str) -> Any:
     return load_settings(c360_home())
 
 
-def overhead(table: Table, folder: Path) -> None:
+def overhead(table: Figures, folder: Path) -> None:
     """An asset, and a run of nothing new, against the functions."""
     import dagster as dg
 
@@ -79,16 +91,16 @@ def overhead(table: Table, folder: Path) -> None:
         job = defs.resolve_implicit_global_asset_job_def()
         keys = list(map(dg.AssetKey, LANDED))
         run = timed(lambda: job.execute_in_process(instance=dagster, asset_selection=keys))
-    table.add_row("60,000 events landed: the function", f"{plain:.2f} s", "")
-    table.add_row("… the asset with its six checks, in a run of Dagster", f"{run:.2f} s", f"{run / plain:.2f} x")
+    table.add("60,000 events landed: the function", f"{plain:.2f} s", "")
+    table.add("… the asset with its six checks, in a run of Dagster", f"{run:.2f} s", f"{run / plain:.2f} x")
     whole = timed(lambda: materialise(c360_home(), "*", None, lambda _: None))
     again = timed(lambda: materialise(c360_home(), "*", None, lambda _: None))
     steps = len(defs.resolve_all_asset_keys()) - 1
-    table.add_row("all assets, 60,000 events, `c360 run`", f"{whole:.1f} s", "")
-    table.add_row("all assets, nothing new", f"{again:.1f} s", f"{again / steps * 1000:.0f} ms an asset")
+    table.add("all assets, 60,000 events, `c360 run`", f"{whole:.1f} s", "")
+    table.add("all assets, nothing new", f"{again:.1f} s", f"{again / steps * 1000:.0f} ms an asset")
 
 
-def backfills(table: Table, folder: Path) -> None:
+def backfills(table: Figures, folder: Path) -> None:
     """Thirty dates of three tenants, read anew: one run over all, and one run for each."""
     import dagster as dg
 
@@ -114,11 +126,11 @@ def backfills(table: Table, folder: Path) -> None:
 
         one_run()  # everything is landed: both read anew what the archive holds
         together, apart = timed(one_run), timed(date_by_date)
-    table.add_row("backfill, 30 dates x 3 tenants, one run", f"{together:.1f} s", "")
-    table.add_row("… a run for each date, in one process", f"{apart:.1f} s", f"{apart / together:.1f} x")
+    table.add("backfill, 30 dates x 3 tenants, one run", f"{together:.1f} s", "")
+    table.add("… a run for each date, in one process", f"{apart:.1f} s", f"{apart / together:.1f} x")
 
 
-def until_a_node(table: Table, folder: Path, files: int) -> None:
+def until_a_node(table: Figures, folder: Path, files: int) -> None:
     """The daemon as in production."""
     from dagster_processes import dagster_dev, wait_until
 
@@ -143,11 +155,11 @@ def until_a_node(table: Table, folder: Path, files: int) -> None:
             ))  # fmt: skip
             NOTE.print(f"a node after {seconds[-1]:.1f} s")
     later = sorted(seconds[1:]) or seconds
-    table.add_row("a file dropped, until it is a node; sensor every 30 s", f"{later[len(later) // 2]:.1f} s",
+    table.add("a file dropped, until it is a node; sensor every 30 s", f"{later[len(later) // 2]:.1f} s",
                   f"{later[0]:.1f} to {later[-1]:.1f} s of {len(later)}")  # fmt: skip
 
 
-def listing(table: Table, objects: int) -> None:
+def listing(table: Figures, objects: int) -> None:
     """A tick of the sensor over a prefix that is full."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -164,7 +176,7 @@ def listing(table: Table, objects: int) -> None:
             range(objects),
         ))  # fmt: skip
     seconds = timed(landing.event_files)
-    table.add_row(f"{objects:,} objects listed", f"{seconds:.1f} s", f"{seconds / objects * 1e6:.0f} µs each")
+    table.add(f"{objects:,} objects listed", f"{seconds:.1f} s", f"{seconds / objects * 1e6:.0f} µs each")
 
 
 def main() -> None:
@@ -179,14 +191,14 @@ def main() -> None:
         os.environ["C360_HOME"] = where
         ports = {"postgres": 0, "s3": 0, "neo4j": 0}
         with stack.attached(Path(where), lambda _: None, ports=ports), tempfile.TemporaryDirectory() as folder:
-            table = Table("what", "time", "")
+            table = Figures()
             overhead(table, Path(folder))
             backfills(table, Path(folder))
             if chosen.files:
                 until_a_node(table, Path(folder), chosen.files)
             if chosen.objects:
                 listing(table, chosen.objects)
-            Console().print(table)
+            Console().print(table.table)
 
 
 if __name__ == "__main__":
