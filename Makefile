@@ -63,7 +63,7 @@ demo: setup $(if $(filter movielens,$(DATA)),.venv/.movielens)  ## the whole way
 	$(BIN)/c360 demo --data $(DATA) $(if $(KEEP),--keep)
 
 test: setup chromium  ## every test, in two processes, each against embedded services of its own
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 chromium:  # Debian's browser, for the tests of pages
 	@[ -n "$${CHROMIUM:-}" ] || command -v chromium >/dev/null || { \
