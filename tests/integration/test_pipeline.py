@@ -162,7 +162,7 @@ def test_the_run_counts_rows_of_every_asset(first_run: tuple[World, Outcome]) ->
     _, outcome = first_run
     assert {name for name, count in outcome.rows.items() if count is None} == set()
     assert outcome.rows["landed_events"] == REQUEST.events
-    assert len(outcome.rows) == 25
+    assert len(outcome.rows) == 32
 
 
 def test_every_kind_of_node_and_relationship_of_the_contract_is_there(world: World) -> None:
@@ -174,7 +174,7 @@ def test_every_kind_of_node_and_relationship_of_the_contract_is_there(world: Wor
     )
     more_nodes, more_types = (
         "PlayEvent Ticket Tag TicketTagLink",
-        "HAS_SUBSCRIPTION SUBSCRIBED_TO PLAYED TAGGED_WITH SUBMITTED",
+        "HAS_SUBSCRIPTION SUBSCRIBED_TO PLAYED TAGGED_WITH SUBMITTED SIMILAR_TO ALSO_VIEWED",
     )
     assert set(world.graph.label_counts()) == set(f"{nodes} {more_nodes}".split())
     assert set(world.graph.type_counts()) == set(f"{types} {more_types} WATCHED".split())
