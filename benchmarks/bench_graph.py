@@ -7,12 +7,8 @@ the graph is compared with its archive: as it is, and with 100 damages. And it i
 
 import argparse
 import multiprocessing
-import os
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +16,48 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from synthetic_archive import DAYS, archive_of, archive_rows, fill, rebuild, services, timed
 
 NOTE = Console(stderr=True)
-TENANT = "bench"
-START = datetime(2025, 1, 1, tzinfo=UTC)
-DAYS = 60
 BATCH_ROWS = 5_000
 ROW_BY_ROW = 1_000
 DAMAGES = 100
 
 
 def events(count: int, seed: int) -> pl.DataFrame:
-    """Rows of the archive: users with sessions, views and purchases of products."""
-    from c360_pipeline.core.lake import EVENTS
-
+    """Rows of the archive: users with sessions, views and purchases of products, one in five a purchase."""
     rng = np.random.default_rng(seed)
-    users, products = max(count // 20, 1), max(count // 50, 1)
-    user = rng.integers(0, users, count)
-    seconds = np.sort(rng.integers(0, DAYS * 86_400, count))
-    frame = pl.DataFrame(
-        {"n": np.arange(count), "user": user, "second": seconds, "item": rng.integers(0, products, count),
-         "session": rng.integers(0, 5, count), "kind": rng.integers(0, 5, count)}
-    )  # fmt: skip
-    schema = EVENTS.empty().schema
-    entries = pl.lit([], pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
-    made = frame.select(
-        event_id=pl.format("e{}", "n"), tenant_id=pl.lit(TENANT), user_id=pl.format("u{}", "user"),
-        session_id=pl.format("u{}-s{}", "user", "session"),
-        ts=(pl.lit(START) + pl.duration(seconds="second")).cast(schema["ts"]),
-        action=pl.when(pl.col("kind") == 0).then(pl.lit("purchase")).otherwise(pl.lit("view")),
-        item_id=pl.format("p{}", "item"),
-    ).with_columns(
-        event_date=pl.col("ts").dt.date(), attrs=entries.cast(schema["attrs"]), landed_at="ts",
-    )  # fmt: skip
-    return made.select(
-        pl.col(name).cast(dtype) if name in made.columns else pl.lit(None, dtype).alias(name)
-        for name, dtype in schema.items()
-    )
+    user = rng.integers(0, max(count // 20, 1), count)
+    second = np.sort(rng.integers(0, DAYS * 86_400, count))
+    return archive_rows(pl.DataFrame({
+        "n": np.arange(count), "user": user, "second": second, "item": rng.integers(0, products_of(count), count),
+        "session": rng.integers(0, 5, count), "is_purchase": rng.integers(0, 5, count) == 0,
+    }))  # fmt: skip
+
+
+def products_of(count: int) -> int:
+    """How many products so many events touch."""
+    return max(count // 50, 1)
 
 
 def make_lake(folder: Path, count: int) -> None:
     """Put events that are stitched and a catalogue into a lake on disk."""
-    from c360_pipeline.core.keys import KeyPolicy, KeyRule
-    from c360_pipeline.core.lake import CATALOG, EVENTS
-    from c360_pipeline.stores.journey_tables import JourneyTables
-    from c360_pipeline.stores.journeys import Journeys
     from c360_pipeline.stores.lake import Lake
 
     (folder / "lake").mkdir()
-    lake = Lake(f"{folder}/lake", {}, folder / "cache")
-    landed = events(count, 1)
-    lake.insert_new(EVENTS, landed)
-    n = pl.int_range(max(count // 50, 1))
-    catalogue = pl.select(
-        tenant_id=pl.lit(TENANT), id=pl.format("p{}", n), name=pl.format("Product {}", n),
-        category=pl.format("c{}", n % 20), price=n + 0.5, source_uri=pl.lit("bench"),
-    )  # fmt: skip
-    lake.insert_new(CATALOG, catalogue)
-    policy = KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId")))
-    journeys = Journeys(lake)
-    for batch in landed.iter_slices(100_000):
-        journeys.add(batch, policy)
-    JourneyTables(lake).publish_all()
+    fill(Lake(f"{folder}/lake", {}, folder / "cache"), events(count, 1), products_of(count))
 
 
 class World:
     """Such a lake, made by a process of its own, whose memory is not ours; and an empty graph."""
 
     def __init__(self, folder: Path, graph: Any, count: int) -> None:
-        from c360_pipeline.core.silos import ControlRows
-        from c360_pipeline.stores.archive import Archive
         from c360_pipeline.stores.lake import Lake
 
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as maker:
             maker.submit(make_lake, folder, count).result()
         self.lake, self.graph = Lake(f"{folder}/lake", {}, folder / "cache"), graph
-        self.archive = Archive(self.lake, ControlRows((), (), {}, {}, ()))
+        self.archive = archive_of(self.lake)
 
     def project(self) -> None:
         """Bring the whole archive into the graph, as a run does."""
@@ -105,13 +67,6 @@ class World:
         ProductGraph(self.lake, self.graph).project()
         EventGraph(self.lake, self.graph).project()
         JourneyGraph(self.lake, self.graph).project()
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that something takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 class Floor:
@@ -207,28 +162,12 @@ def compare_reads(world: World) -> None:
         f"{damaged / equal:.2f}", "1.30",
     )  # fmt: skip
     peak = peak_bytes() / 2**20
-    imported = timed(lambda: rebuild(world))
+    imported = timed(lambda: rebuild(world.archive, NOTE.print))
     table.add_row(
         "import, swap, indexes", f"{imported:.1f}", f"{rows / imported:,.0f}", f"{projected / imported:.1f}", "8.0"
     )
     Console().print(table)
     Console().print(f"{rows:,} rows compared; peak memory of this process {peak:,.0f} MiB (aim 1,536)")
-
-
-def rebuild(world: World) -> None:
-    """The graph anew by import, without its proof, which is the reconciliation."""
-    from c360_pipeline.connections import open_graph
-    from c360_pipeline.devstack.graph_store import StagedStore
-    from c360_pipeline.settings import c360_home, load_settings
-    from c360_pipeline.stores.archive import Pins
-    from c360_pipeline.stores.rebuild import note_made
-
-    pinned = world.archive.at(Pins.now(world.lake, world.archive.control))
-    staged = StagedStore(c360_home())
-    plan = staged.swap_in(staged.make(pinned, pinned.moment, NOTE.print))
-    with open_graph(load_settings()) as graph:
-        note_made(pinned, graph)
-    staged.accept(plan)
 
 
 def peak_bytes() -> int:
@@ -246,21 +185,17 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     from c360_pipeline.connections import open_graph
-    from c360_pipeline.devstack import stack
     from c360_pipeline.settings import load_settings
 
-    with tempfile.TemporaryDirectory() as where:
-        os.environ["C360_HOME"] = where
-        ports = {"postgres": 0, "s3": 0, "neo4j": 0}
-        with stack.attached(Path(where), lambda _: None, ports=ports), open_graph(load_settings(Path(where))) as graph:
-            graph.apply_schema()
-            # The whole graph first: the peak of memory is that of one projection and two comparisons.
-            for count, compare in ((chosen.events, compare_reads), (chosen.written, compare_writes)):
-                if not count:
-                    continue
-                NOTE.print(f"{count:,} events")
-                with tempfile.TemporaryDirectory() as folder:
-                    compare(World(Path(folder), graph, count))
+    with services() as home, open_graph(load_settings(home)) as graph:
+        graph.apply_schema()
+        # The whole graph first: the peak of memory is that of one projection and two comparisons.
+        for count, compare in ((chosen.events, compare_reads), (chosen.written, compare_writes)):
+            if not count:
+                continue
+            NOTE.print(f"{count:,} events")
+            with tempfile.TemporaryDirectory() as folder:
+                compare(World(Path(folder), graph, count))
 
 
 if __name__ == "__main__":

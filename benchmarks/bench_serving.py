@@ -11,10 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,10 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parent))
+from synthetic_archive import DAYS, TENANT, archive_of, archive_rows, fill, rebuild, services, timed
 
 NOTE = Console(stderr=True)
-TENANT = "bench"
 CLIENT = Path(__file__).with_name("serving_client.py")
-START = datetime(2025, 1, 1, tzinfo=UTC)
 PRODUCTS = 5_000
 SEED_QUERY = """
     MATCH (u:User {id: $user_id})-[r1:PURCHASED]->(p:Product)<-[r2:PURCHASED]-(similar:User)
@@ -44,63 +38,15 @@ SEED_QUERY = """
 
 def events(count: int) -> pl.DataFrame:
     """Rows of the archive: a twentieth as many users, products of which few are popular, one purchase in twenty."""
-    from c360_pipeline.core.lake import EVENTS
-
     rng = np.random.default_rng(1)
     user = rng.integers(0, max(count // 20, 1), count)
     # Each user has a taste, a tenth of the products, and in it the popular ones are touched most.
     item = (user % 10) * (PRODUCTS // 10) + (PRODUCTS // 10 * rng.random(count) ** 3).astype(np.int64)
-    frame = pl.DataFrame(
-        {"n": np.arange(count), "user": user, "second": np.sort(rng.integers(0, 60 * 86_400, count)), "item": item,
-         "session": rng.integers(0, 5, count), "kind": rng.integers(0, 20, count)}
-    )  # fmt: skip
-    schema = EVENTS.empty().schema
-    made = frame.select(
-        event_id=pl.format("e{}", "n"), tenant_id=pl.lit(TENANT), user_id=pl.format("u{}", "user"),
-        session_id=pl.format("u{}-s{}", "user", "session"),
-        ts=(pl.lit(START) + pl.duration(seconds="second")).cast(schema["ts"]),
-        action=pl.when(pl.col("kind") == 0).then(pl.lit("purchase")).otherwise(pl.lit("view")),
-        item_id=pl.format("p{}", "item"),
-    )  # fmt: skip
-    entries = pl.lit([], pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
-    dated = made.with_columns(event_date=pl.col("ts").dt.date(), attrs=entries.cast(schema["attrs"]), landed_at="ts")
-    return dated.select(
-        pl.col(name).cast(dtype) if name in dated.columns else pl.lit(None, dtype).alias(name)
-        for name, dtype in schema.items()
-    )
-
-
-def fill(lake: Any, graph: Any, count: int) -> None:
-    """Archive, journeys and graph; the graph by import."""
-    from bench_graph import rebuild
-
-    from c360_pipeline.core.keys import KeyPolicy, KeyRule
-    from c360_pipeline.core.lake import CATALOG, EVENTS
-    from c360_pipeline.core.silos import ControlRows
-    from c360_pipeline.stores.archive import Archive
-    from c360_pipeline.stores.journey_tables import JourneyTables
-    from c360_pipeline.stores.journeys import Journeys
-
-    landed = events(count)
-    lake.insert_new(EVENTS, landed)
-    n = pl.int_range(PRODUCTS)
-    lake.insert_new(CATALOG, pl.select(
-        tenant_id=pl.lit(TENANT), id=pl.format("p{}", n), name=pl.format("Product {}", n),
-        category=pl.format("c{}", n % 20), price=n + 0.5, source_uri=pl.lit("bench"),
-    ))  # fmt: skip
-    policy = KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId")))
-    journeys = Journeys(lake)
-    for batch in landed.iter_slices(100_000):
-        journeys.add(batch, policy)
-    JourneyTables(lake).publish_all()
-
-    class World:
-        """What `rebuild` takes."""
-
-        archive = Archive(lake, ControlRows((), (), {}, {}, ()))
-
-    World.lake = lake  # type: ignore[attr-defined]
-    rebuild(World)  # type: ignore[arg-type]
+    second = np.sort(rng.integers(0, DAYS * 86_400, count))
+    return archive_rows(pl.DataFrame({
+        "n": np.arange(count), "user": user, "second": second, "item": item,
+        "session": rng.integers(0, 5, count), "is_purchase": rng.integers(0, 20, count) == 0,
+    }))  # fmt: skip
 
 
 def features(table: Table, lake: Any, graph: Any) -> None:
@@ -149,9 +95,9 @@ def features(table: Table, lake: Any, graph: Any) -> None:
         ("odd paths", of_events(lambda e: paths.path_anomalies(e, kept["communities"]))),
         ("funnel", of_events(paths.drop_offs)),
     ):  # fmt: skip
-        began = time.perf_counter()
-        work()
-        table.add_row(f"feature: {name}", f"{time.perf_counter() - began:.1f} s", "")
+        seconds = timed(work)
+        NOTE.print(f"{name}: {seconds:.1f} s")
+        table.add_row(f"feature: {name}", f"{seconds:.1f} s", "")
 
 
 def served(table: Table, graph: Any, users: list[str], seconds: float) -> None:
@@ -176,6 +122,7 @@ def served(table: Table, graph: Any, users: list[str], seconds: float) -> None:
                 told = json.loads(subprocess.check_output(
                     [sys.executable, str(CLIENT), kind, str(port), key, str(seconds), json.dumps(users)]
                 ))  # fmt: skip
+                NOTE.print(title, told)
                 table.add_row(
                     title, f"{told['rate']:,.0f}/s, p50 {told['p50']:.1f} ms, p99 {told['p99']:.1f} ms",
                     aim + (f", {told['errors']} errors" if told["errors"] else ""),
@@ -194,13 +141,6 @@ def served(table: Table, graph: Any, users: list[str], seconds: float) -> None:
     )  # fmt: skip
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that something takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -208,25 +148,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
     chosen = parser.parse_args()
     from c360_pipeline.connections import open_graph, open_lake
-    from c360_pipeline.devstack import stack
     from c360_pipeline.settings import load_settings
 
-    with tempfile.TemporaryDirectory() as where:
-        os.environ["C360_HOME"] = where
-        ports = {"postgres": 0, "s3": 0, "neo4j": 0}
-        with stack.attached(Path(where), lambda _: None, ports=ports), open_graph(load_settings(Path(where))) as graph:
-            graph.apply_schema()
-            lake = open_lake(load_settings())
-            NOTE.print(f"{chosen.events:,} events")
-            fill(lake, graph, chosen.events)
-            table = Table("what", "measured", "of the aim")
-            features(table, lake, graph)
-            NOTE.print("load")
-            rng = np.random.default_rng(2)
-            there = chosen.events // 20
-            users = [f"u{n}" for n in rng.choice(there, min(4_000, there), replace=False)]
-            served(table, graph, users, chosen.seconds)
-            Console().print(table)
+    with services() as home, open_graph(load_settings(home)) as graph:
+        graph.apply_schema()
+        lake = open_lake(load_settings())
+        NOTE.print(f"{chosen.events:,} events")
+        fill(lake, events(chosen.events), PRODUCTS)
+        rebuild(archive_of(lake), NOTE.print)
+        table = Table("what", "measured", "of the aim")
+        features(table, lake, graph)
+        NOTE.print("load")
+        rng = np.random.default_rng(2)
+        there = chosen.events // 20
+        users = [f"u{n}" for n in rng.choice(there, min(4_000, there), replace=False)]
+        served(table, graph, users, chosen.seconds)
+        Console().print(table)
 
 
 if __name__ == "__main__":
