@@ -28,8 +28,8 @@ from c360_pipeline.core.lake import (
     Changes,
     Table,
 )
-from c360_pipeline.core.recommend import candidates
-from c360_pipeline.core.trends import trending
+from c360_pipeline.core.recommend import SIMILAR_USER_WEIGHT, candidates
+from c360_pipeline.core.trends import BUYER_WEIGHT, trending
 from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
 from c360_pipeline.stores.accounts import newest_of, read_accounts, read_tickets
 from c360_pipeline.stores.event_graph import ProductGraph
@@ -123,6 +123,14 @@ def kept(
     shown = preview(frame.drop(PERSONAL, strict=False))
     said = rows(frame.height, changed_rows=changes.count, preview=shown)
     return dg.MaterializeResult(asset_key=name_of(table), metadata=said)
+
+
+def of_each_tenant(
+    context: dg.AssetExecutionContext, lake: Lake, table: Table, compute: Callable[[str], Iterable[pl.DataFrame]]
+) -> dg.MaterializeResult[None]:
+    """The same of rows that are computed tenant by tenant."""
+    scope = scope_of(context, lake)
+    return kept(context, lake, table, [part for tenant in scope.tenants for part in compute(tenant)], scope)
 
 
 def weights_of(neo4j: Graph, tenant: str) -> pl.DataFrame:
@@ -226,12 +234,13 @@ def projections_are_dropped(gds: GdsResource) -> dg.AssetCheckResult:
 def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[None]:
     """Score for every user what customers with the same purchases bought besides."""
     tables = lake.open()
-    scope, parts = scope_of(context, tables), list[pl.DataFrame]()
-    for tenant in scope.tenants:
+
+    def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
         bought = events_of(tables, [tenant], "tenant_id", "user_id", "item_id", "ts", "action")
         purchases = model.purchases(bought.filter(pl.col("action") == "purchase").collect(engine="streaming"))
-        parts += candidates(tenant, purchases.select("count", user_id="from_id", product_id="to_id"))
-    return kept(context, tables, PRODUCT_CANDIDATES, parts, scope)
+        return candidates(tenant, purchases.select("count", user_id="from_id", product_id="to_id"))
+
+    return of_each_tenant(context, tables, PRODUCT_CANDIDATES, of_tenant)
 
 
 @asset_check(
@@ -245,7 +254,8 @@ def candidates_are_new_to_their_users(lake: LakeResource) -> dg.AssetCheckResult
     bought = bought.rename({"item_id": "product_id"})
     owned = found.join(bought, on=["tenant_id", "user_id", "product_id"], how="semi").collect()
     odd = found.filter(
-        (pl.col("score") != 10 * pl.col("similar_users") + pl.col("strength")) | (pl.col("similar_users") < 1)
+        (pl.col("score") != SIMILAR_USER_WEIGHT * pl.col("similar_users") + pl.col("strength"))
+        | (pl.col("similar_users") < 1)
     ).collect()
     return found_none("product_candidates", "candidates_are_new_to_their_users", owned=owned, odd=odd)
 
@@ -264,7 +274,7 @@ def trending_products(context: dg.AssetExecutionContext, lake: LakeResource) -> 
 )
 def trends_add_up(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives."""
-    score = pl.col("viewers") + 5 * pl.col("buyers")
+    score = pl.col("viewers") + BUYER_WEIGHT * pl.col("buyers")
     return wrong_rows(lake, TRENDING_PRODUCTS, (pl.col("score") != score) | (score < 1) | (pl.col("rank") < 1))
 
 
@@ -290,12 +300,12 @@ def drop_offs(
 ) -> dg.MaterializeResult[None]:
     """Count the sessions that reach each step of the funnel, this week and the four weeks before."""
     tables = lake.open()
-    scope = scope_of(context, tables)
-    parts = [
-        paths.drop_offs(events_of(tables, [tenant], *PATH_COLUMNS).collect(), config.steps, config.name)
-        for tenant in scope.tenants
-    ]
-    return kept(context, tables, DROP_OFFS, parts, scope)
+
+    def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
+        events = events_of(tables, [tenant], *PATH_COLUMNS).collect()
+        yield paths.drop_offs(events, config.steps, config.name)
+
+    return of_each_tenant(context, tables, DROP_OFFS, of_tenant)
 
 
 @asset_check(asset="drop_offs", description="No step is continued by more sessions than reached it.")
@@ -311,12 +321,13 @@ def support_insights(
 ) -> dg.MaterializeResult[None]:
     """Compare what users did in the 30 minutes before a ticket or a call for support with other sessions."""
     tables = lake.open()
-    scope, parts = scope_of(context, tables), list[pl.DataFrame]()
     with graph.open() as neo4j:
-        for tenant in scope.tenants:
+
+        def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
             events = events_of(tables, [tenant], *PATH_COLUMNS).collect()
-            parts.append(paths.support_insights(events, paths.calls_for_support(events, read_tickets(neo4j, tenant))))
-    return kept(context, tables, SUPPORT_INSIGHTS, parts, scope)
+            yield paths.support_insights(events, paths.calls_for_support(events, read_tickets(neo4j, tenant)))
+
+        return of_each_tenant(context, tables, SUPPORT_INSIGHTS, of_tenant)
 
 
 @asset_check(
@@ -335,13 +346,14 @@ def account_values(
 ) -> dg.MaterializeResult[None]:
     """Say of every account what it is worth and how likely it leaves, counted to the tenant's newest event."""
     tables = lake.open()
-    scope, parts = scope_of(context, tables), list[pl.DataFrame]()
     with graph.open() as neo4j:
-        for tenant in scope.tenants:
+
+        def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
             now = newest_of(neo4j, tenant)
             if now is not None:
-                parts.append(values_of_accounts(read_accounts(neo4j, tenant, now)))
-    return kept(context, tables, ACCOUNT_VALUES, parts, scope)
+                yield values_of_accounts(read_accounts(neo4j, tenant, now))
+
+        return of_each_tenant(context, tables, ACCOUNT_VALUES, of_tenant)
 
 
 @asset_check(

@@ -42,9 +42,7 @@ def steps(events: pl.DataFrame) -> pl.DataFrame:
     """
     ordered = events.sort(*_SESSION, "ts", "event_id")
     before = pl.col("action").shift(1).over(_SESSION)
-    return (
-        ordered.select(*_SESSION, "ts", from_action=before, to_action="action").drop_nulls("from_action")
-    )  # fmt: skip
+    return ordered.select(*_SESSION, "ts", from_action=before, to_action="action").drop_nulls("from_action")
 
 
 def path_anomalies(events: pl.DataFrame, communities: pl.DataFrame) -> pl.DataFrame:

@@ -1,7 +1,6 @@
 """The API: `create_app` makes it over a backend. Its names are those of the contract."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,24 +10,25 @@ from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.middleware.base import RequestResponseEndpoint
 
 from c360_pipeline import __version__
 from c360_pipeline.serving import models, pages
-from c360_pipeline.serving.backend import Backend, plain
+from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.problems import Problem, add_problems, problem_responses
 from c360_pipeline.serving.recommendation_cache import RecommendationCache
 from c360_pipeline.serving.security import Gate, Guard, Ingester, Reader, own_tenant
+from c360_pipeline.stores.customers import Customer
+from c360_pipeline.stores.driver_values import plain
 from c360_pipeline.stores.recommend import Wish
 
 SECONDS = 10.0
 """For how long a request may take; the graph ends its statement at the same time."""
 THREADS = 10
 """Requests that ask the graph at once: as many as it has connections."""
-Id = Annotated[str, Path(min_length=1, max_length=1_024)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 TenantId = Annotated[str | None, Query(description="the key's own; another one's answers 404", max_length=1_024)]
 USUAL = problem_responses(401, 403, 404, 413, 422, 429, 503, 504)
@@ -62,7 +62,7 @@ class Api:
         self.backend = backend
         self.cache = RecommendationCache()
         self.metrics = ApiMetrics()
-        self._threads: CapacityLimiter | None = None
+        self._threads = CapacityLimiter(THREADS)
 
     async def ask(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what waits for a store in a thread, within the time that a request has.
@@ -70,8 +70,6 @@ class Api:
         Raises:
             TimeoutError: it takes longer.
         """
-        if self._threads is None:
-            self._threads = CapacityLimiter(THREADS)
         call = partial(work, *args, **kwargs)
         async with asyncio.timeout(SECONDS):
             return await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
@@ -84,7 +82,7 @@ class Api:
         if known is not None:
             return known
         found = await self.ask(self.backend.recommender(tenant_id).recommend, wish)
-        made = json.dumps({"recommendations": [asdict(r) for r in found]}, ensure_ascii=False).encode()
+        made = models.Recommendations(recommendations=found).model_dump_json().encode()
         self.cache.put(tenant_id, wish.user_id, name, made)
         return made
 
@@ -172,14 +170,13 @@ def _add_products(app: FastAPI, api: Api) -> None:
     ) -> models.Trending:
         """Products by the people who viewed and bought them; the window ends with the tenant's newest event."""
         recommender = api.backend.recommender(own_tenant(key, tenant_id))
-        rows = await api.ask(recommender.trending, timedelta(hours=time_window_hours), category, limit)
-        newest = await api.ask(recommender.newest)
+        as_of, rows = await api.ask(recommender.trending, timedelta(hours=time_window_hours), category, limit)
         products = [models.TrendingProduct.model_validate(row) for row in rows]
-        return models.Trending(as_of=newest, time_window_hours=time_window_hours, products=products)
+        return models.Trending(as_of=as_of, time_window_hours=time_window_hours, products=products)
 
     @app.get("/products/{product_id}/similar", responses=USUAL, tags=["products"])
     async def similar(
-        key: Reader, product_id: Id, limit: Limit = 20, tenant_id: TenantId = None
+        key: Reader, product_id: models.Id, limit: Limit = 20, tenant_id: TenantId = None
     ) -> models.SimilarProducts:
         """Products with the same customers, and products viewed in the same sessions."""
         recommender = api.backend.recommender(own_tenant(key, tenant_id))
@@ -202,20 +199,21 @@ def _add_products(app: FastAPI, api: Api) -> None:
 
 
 def _add_customers(app: FastAPI, api: Api) -> None:
-    @app.get("/customers/{customer_id}", responses=USUAL, tags=["customers"])
+    @app.get("/customers/{customer_id}", response_model=Customer, responses=USUAL, tags=["customers"])
     async def customer(
         key: Reader,
-        customer_id: Id,
+        customer_id: models.Id,
         limit: Limit = 100,
         before: Annotated[datetime | None, Query(description="entries of earlier moments only")] = None,
         tenant_id: TenantId = None,
-    ) -> models.CustomerPage:
+    ) -> dict[str, Any]:
         """All that is known of a customer, by a user's id or an account's e-mail address."""
         tenant = own_tenant(key, tenant_id)
-        found = await api.ask(api.backend.customer, tenant, customer_id, limit, pages.in_utc(before))
+        found = await api.ask(api.backend.customers(tenant).find, customer_id, limit, pages.in_utc(before))
         if found is None:
             raise HTTPException(404, "There is no such customer.")
-        return models.CustomerPage.model_validate(plain(asdict(found)))
+        document: dict[str, Any] = plain(asdict(found))
+        return document
 
     @app.get("/journeys/explain", responses=USUAL, tags=["journeys"])
     async def explain(
@@ -229,7 +227,7 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         return models.Explanation(chain=chain)
 
     @app.get("/journeys/{event_id}", responses=USUAL, tags=["journeys"])
-    async def journey(key: Reader, event_id: Id, tenant_id: TenantId = None) -> models.Journey:
+    async def journey(key: Reader, event_id: models.Id, tenant_id: TenantId = None) -> models.Journey:
         """The journey that an event belongs to."""
         events = await api.ask(api.backend.journey, own_tenant(key, tenant_id), event_id)
         if not events:

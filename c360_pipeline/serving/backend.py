@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import neo4j.time
 from neo4j.exceptions import DriverError, Neo4jError
 
 from c360_pipeline.core.events import Event, Rejected, parse_event
@@ -15,7 +14,8 @@ from c360_pipeline.queries import find_query
 from c360_pipeline.serving.models import Interaction
 from c360_pipeline.stores.api_keys import ApiKeys
 from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.customers import Customer, Customers
+from c360_pipeline.stores.customers import Customers
+from c360_pipeline.stores.driver_values import plain
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import Landing
@@ -54,15 +54,15 @@ class Backend:
         """Recommendations of a tenant."""
         return Recommender(self.graph, tenant_id)
 
-    def customer(self, tenant_id: str, customer_id: str, limit: int, before: datetime | None) -> Customer | None:
-        """A customer of a tenant, or None."""
-        return Customers(self.graph, tenant_id).find(customer_id, limit, before)
+    def customers(self, tenant_id: str) -> Customers:
+        """Customers of a tenant."""
+        return Customers(self.graph, tenant_id)
 
     def answer(self, tenant_id: str, name: str, given: dict[str, str]) -> list[dict[str, Any]]:
         """The rows of a business query."""
         query = find_query(name)
         values = query.values(given, datetime.now(UTC))
-        return self.graph.query(query.statement, tenant_id=tenant_id, **values)
+        return [plain(row) for row in self.graph.read_only(query.statement, tenant_id=tenant_id, **values)]
 
     def journey(self, tenant_id: str, event_id: str) -> list[dict[str, Any]]:
         """The events of the journey of an event."""
@@ -132,18 +132,3 @@ def _event(line: bytes, number: int, now: datetime) -> Event:
     except Rejected as rejected:
         said = f"Interaction {number + 1} would be rejected as {rejected.error_class}: {rejected.reason}"
         raise ContractError(said) from None
-
-
-def plain(value: Any) -> Any:
-    """Values of the driver as JSON has them: instants as ISO 8601 text."""
-    match value:
-        case dict():
-            return {name: plain(part) for name, part in value.items()}
-        case list() | tuple():
-            return [plain(part) for part in value]
-        case neo4j.time.DateTime() | neo4j.time.Date() | neo4j.time.Time() | neo4j.time.Duration():
-            return value.iso_format()
-        case datetime():
-            return value.isoformat()
-        case _:
-            return value

@@ -3,8 +3,12 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from c360_pipeline.core.recommend import Recommendation
+
+Id = Annotated[str, Path(min_length=1, max_length=1_024)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, pattern=r"\S")]
 MOST_EVENTS = 500
 """Of one batch."""
@@ -34,21 +38,10 @@ class RecommendRequest(BaseModel):
     top_k: int = Field(5, ge=1, le=100)
 
 
-class RecommendedProduct(BaseModel):
-    """A product, with the reason and up to five of the users it is drawn from."""
-
-    product_id: str
-    product_name: str | None
-    category: str | None
-    score: float
-    reason: str
-    similar_users: list[str]
-
-
 class Recommendations(BaseModel):
     """Best first."""
 
-    recommendations: list[RecommendedProduct]
+    recommendations: list[Recommendation]
 
 
 def _upper(value: Any) -> Any:
@@ -159,19 +152,6 @@ class Explanation(BaseModel):
     """The shortest chain of events and keys that ties two events; empty when nothing does."""
 
     chain: list[dict[str, Any]]
-
-
-class CustomerPage(BaseModel):
-    """All that is known of a customer."""
-
-    tenant_id: str
-    customer_id: str
-    users: list[dict[str, Any]]
-    journeys: list[dict[str, Any]]
-    account: dict[str, Any] | None
-    identifiers: list[dict[str, Any]]
-    timeline: list[dict[str, Any]]
-    is_more: bool = Field(description="whether there are entries before the `at` of the last")
 
 
 class Health(BaseModel):

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from c360_pipeline.stores.driver_values import instant
 from c360_pipeline.stores.graph import Graph
 
 READ_NEWEST = """
@@ -58,7 +59,7 @@ def newest_of(graph: Graph, tenant_id: str) -> datetime | None:
     """When the last thing happened that the graph knows of a tenant: play, ticket or event; None when it knows none."""
     rows = graph.run(READ_NEWEST, tenant_id=tenant_id)
     newest: Any = rows[0]["newest"] if rows else None
-    return None if newest is None else newest.to_native()
+    return None if newest is None else instant(newest)
 
 
 def read_accounts(graph: Graph, tenant_id: str, now: datetime, account_id: str | None = None) -> pl.DataFrame:

@@ -59,11 +59,11 @@ class CustomerPages:
 
     def search(self, text: str, limit: int = 25) -> list[dict[str, Any]]:
         """Users whose id begins so."""
-        return self._graph.query(SEARCH, tenant_id=self._tenant_id, text=text, limit=limit)
+        return self._graph.read_only(SEARCH, tenant_id=self._tenant_id, text=text, limit=limit)
 
     def neighbourhood(self, user_ids: list[str], journeys: list[str], limit: int = 8) -> Elements:
         """Nodes and edges around users, as cytoscape.js takes them."""
-        rows = self._graph.query(READ_NEIGHBOURHOOD, tenant_id=self._tenant_id, user_ids=user_ids, limit=limit)
+        rows = self._graph.read_only(READ_NEIGHBOURHOOD, tenant_id=self._tenant_id, user_ids=user_ids, limit=limit)
         nodes = {f"User {user}": ("User", user) for user in user_ids}
         nodes |= {f"{row['label']} {row['id']}": (row["label"], row["name"]) for row in rows}
         nodes |= {f"Journey {journey}": ("Journey", f"journey {journey[:8]}") for journey in journeys}
@@ -83,7 +83,7 @@ class CustomerPages:
         """How many lines, events, dead letters, journeys and nodes there are, and why lines were rejected."""
         events = self._of_tenant(EVENTS).select(pl.len()).collect().item()
         stitched = self._of_tenant(EVENT_JOURNEY).select(pl.len()).collect().item()
-        shown = self._graph.query(COUNT_EVENTS, tenant_id=self._tenant_id)
+        shown = self._graph.read_only(COUNT_EVENTS, tenant_id=self._tenant_id)
         letters = self._of_tenant(DEAD_LETTERS)
         reasons = (
             letters.group_by("error_class", "status")

@@ -11,6 +11,7 @@ from c360_pipeline.core.account_values import account_values
 from c360_pipeline.core.keys import value_hash
 from c360_pipeline.queries import find_query
 from c360_pipeline.stores.accounts import newest_of, read_accounts
+from c360_pipeline.stores.driver_values import instant, plain
 from c360_pipeline.stores.graph import Graph
 
 BEFORE = timedelta(minutes=30)
@@ -123,6 +124,19 @@ class Customer:
     is_more: bool = False
 
 
+@dataclass(frozen=True)
+class _Who:
+    """Users by whose id or account a customer was found, their journeys, and the account with email and id."""
+
+    users: list[str]
+    journeys: list[dict[str, Any]]
+    account: dict[str, Any] | None
+
+    @property
+    def journey_ids(self) -> list[str]:
+        return [journey["journey_id"] for journey in self.journeys]
+
+
 class Customers:
     """Customers of a tenant.
 
@@ -143,47 +157,69 @@ class Customers:
             limit: entries of the timeline at most, identifiers too.
             before: entries of earlier moments only.
         """
+        who = self._who(customer_id)
+        if who is None:
+            return None
+        events, timeline, is_more = self._happened(who, limit, before)
+        users = {*self._members(who), *(event["user_id"] for event in events)}
+        return Customer(
+            self._tenant_id, customer_id,
+            users=self._read(READ_USERS, user_ids=sorted(users)),
+            journeys=who.journeys,
+            account=self._account(who.account) if who.account else None,
+            identifiers=self._read(READ_IDENTIFIERS, journey_ids=who.journey_ids, limit=limit),
+            timeline=timeline, is_more=is_more,
+        )  # fmt: skip
+
+    def timeline(
+        self, customer_id: str, limit: int, before: datetime | None
+    ) -> tuple[list[dict[str, Any]], bool] | None:
+        """The part of `find` that is the timeline, and whether there is more of it; None without such a customer."""
+        who = self._who(customer_id)
+        return None if who is None else self._happened(who, limit, before)[1:]
+
+    def members(self, customer_id: str) -> tuple[list[str], list[str]] | None:
+        """Ids of the users and the journeys of a customer; None without such a customer."""
+        who = self._who(customer_id)
+        return None if who is None else (self._members(who), who.journey_ids)
+
+    def _who(self, customer_id: str) -> _Who | None:
         users = [row["user_id"] for row in self._read(FIND_USERS, customer_id=customer_id)]
         accounts = self._read(FIND_ACCOUNTS, customer_id=customer_id)
         if not users and not accounts:
             return None
-        email = accounts[0]["email"] if accounts else None
-        journeys = self._journeys(users)
+        return _Who(users, self._journeys(users), accounts[0] if accounts else None)
+
+    def _members(self, who: _Who) -> list[str]:
+        tied = self._read(READ_USERS_OF_JOURNEYS, journey_ids=who.journey_ids)
+        return sorted({*who.users, *(row["user_id"] for row in tied)})
+
+    def _happened(
+        self, who: _Who, limit: int, before: datetime | None
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], bool]:
+        """Events, the timeline that they are in with plays and tickets, and whether there is more of it."""
         until = before or datetime.max.replace(tzinfo=UTC)
         # One more than is shown tells whether there are more.
-        events = self._events(users, journeys, until, limit + 1)
-        tied = self._read(READ_USERS_OF_JOURNEYS, journey_ids=[j["journey_id"] for j in journeys])
-        ids = sorted({*users, *(row["user_id"] for row in [*tied, *events])})
-        timeline, is_more = page_of(self._timeline(events, email, until, limit + 1), limit)
-        return Customer(
-            self._tenant_id, customer_id,
-            users=self._read(READ_USERS, user_ids=ids),
-            journeys=journeys,
-            account=self._account(accounts[0]) if accounts else None,
-            identifiers=self._read(READ_IDENTIFIERS, journey_ids=[j["journey_id"] for j in journeys], limit=limit),
-            timeline=timeline, is_more=is_more,
-        )  # fmt: skip
+        events = self._events(who.users, who.journey_ids, until, limit + 1)
+        email = who.account["email"] if who.account else None
+        return events, *page_of(self._timeline(events, email, until, limit + 1), limit)
 
     def _journeys(self, users: list[str]) -> list[dict[str, Any]]:
         hashes = [value_hash(self._tenant_id, "user", user) for user in users]
         return self._read(READ_JOURNEYS_OF_KEYS, keys=[f"user:{found}" for found in hashes if found])
 
-    def _events(
-        self, users: list[str], journeys: list[dict[str, Any]], until: datetime, limit: int
-    ) -> list[dict[str, Any]]:
-        found = self._read(
-            READ_EVENTS, journey_ids=[j["journey_id"] for j in journeys], before=until, limit=limit
-        )  # fmt: skip
+    def _events(self, users: list[str], journey_ids: list[str], until: datetime, limit: int) -> list[dict[str, Any]]:
+        found = self._read(READ_EVENTS, journey_ids=journey_ids, before=until, limit=limit)
         # Events that no journey holds yet: they are ahead of stitching, or of the archive.
         own = self._read(READ_EVENTS_OF_USERS, user_ids=users, before=until, limit=limit)
         known = {event["id"] for event in found}
         together = [*found, *(event for event in own if event["id"] not in known)]
-        return sorted(together, key=lambda e: (_moment(e["at"]), e["id"]), reverse=True)[:limit]
+        return sorted(together, key=lambda e: (instant(e["at"]), e["id"]), reverse=True)[:limit]
 
     def _account(self, found: dict[str, Any]) -> dict[str, Any]:
         query = find_query("customer_story")
         values = query.values({"email": found["email"]}, datetime.now(UTC))
-        stories = self._graph.query(query.statement, tenant_id=self._tenant_id, **values)
+        stories = [plain(row) for row in self._read(query.statement, **values)]
         now = newest_of(self._graph, self._tenant_id) or datetime.now(UTC)
         worth = account_values(read_accounts(self._graph, self._tenant_id, now, found["id"])).to_dicts()
         return {"account_id": found["id"], "story": stories, "value": worth[0] if worth else None}
@@ -219,17 +255,11 @@ def page_of(entries: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, A
     return (whole or entries[:limit]), True
 
 
-def _moment(value: Any) -> datetime:
-    """An instant of the driver in UTC; without a zone it is taken to be in UTC."""
-    native: datetime = value.to_native() if hasattr(value, "to_native") else value
-    return native.replace(tzinfo=UTC) if native.tzinfo is None else native.astimezone(UTC)
-
-
 def _event_entry(row: dict[str, Any]) -> dict[str, Any]:
     product = row["product_name"] or row["product_id"]
     ahead = ", not landed yet" if row["is_unlanded"] else ""
     return {
-        "kind": "event", "at": _moment(row["at"]), "id": row["id"],
+        "kind": "event", "at": instant(row["at"]), "id": row["id"],
         "title": f"{row['action']} {product}" if product else row["action"],
         "detail": f"user {row['user_id']}, session {row['session_id']}{ahead}",
         "product_id": row["product_id"],
@@ -238,11 +268,11 @@ def _event_entry(row: dict[str, Any]) -> dict[str, Any]:
 
 def _play_entry(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        "kind": "play", "at": _moment(row["at"]), "id": row["id"],
+        "kind": "play", "at": instant(row["at"]), "id": row["id"],
         "title": f"{row['action']} {row['title'] or 'a title'}", "detail": row["genre"] or "",
     }  # fmt: skip
 
 
 def _ticket_entry(row: dict[str, Any]) -> dict[str, Any]:
     detail = ", ".join([row["status"] or "", row["priority"] or "", *row["topics"]])
-    return {"kind": "ticket", "at": _moment(row["at"]), "id": row["id"], "title": row["subject"], "detail": detail}
+    return {"kind": "ticket", "at": instant(row["at"]), "id": row["id"], "title": row["subject"], "detail": detail}

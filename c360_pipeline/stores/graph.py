@@ -19,6 +19,7 @@ from c360_pipeline.core.reconcile import strange
 from c360_pipeline.core.refused import stands_on
 from c360_pipeline.errors import InvariantError, UnavailableError
 from c360_pipeline.stores import cypher
+from c360_pipeline.stores.driver_values import plain
 from c360_pipeline.stores.graph_statistics import GraphStatistics
 from c360_pipeline.stores.lake import Version
 from c360_pipeline.stores.refused import Refusals
@@ -44,7 +45,6 @@ OF_A_ROW = ("Neo.ClientError.Schema.", "Neo.ClientError.Statement.", "Neo.Databa
 """Codes of errors that a row can be the cause of: a constraint, a value that an index or a property can't hold."""
 OF_THE_STATEMENT = ("Neo.ClientError.Statement.SyntaxError", "Neo.ClientError.Statement.AccessMode")
 CHECKPOINT = "ProjectionCheckpoint"
-TEMPORAL = (neo4j.time.DateTime, neo4j.time.Date, neo4j.time.Time, neo4j.time.Duration)
 
 COUNT_LABELS = """
     CALL db.labels() YIELD label
@@ -223,20 +223,18 @@ class Graph:
 
     def query(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         """Run one reading statement; returns its records as plain values, times and dates as ISO 8601 text."""
-
-        def work(transaction: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
-            return [
-                {k: _plain(v) for k, v in zip(record.keys(), record.values(), strict=True)}
-                for record in transaction.run(statement, parameters)
-            ]
-
-        with self._driver.session(database=self._database, default_access_mode=neo4j.READ_ACCESS) as session:
-            return session.execute_read(work)
+        return [plain(record) for record in self._rows_of(statement, parameters, None)]
 
     def read_only(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Run one reading statement; returns its records with the values that the driver has for them."""
+        """Run one reading statement that somebody waits for; returns its records with the driver's values.
 
-        @neo4j.unit_of_work(timeout=READ_TIMEOUT_SECONDS)
+        Raises:
+            Neo4jError: it takes more than 10 seconds, or fails.
+        """
+        return self._rows_of(statement, parameters, READ_TIMEOUT_SECONDS)
+
+    def _rows_of(self, statement: str, parameters: dict[str, Any], timeout: float | None) -> list[dict[str, Any]]:
+        @neo4j.unit_of_work(timeout=timeout)
         def work(transaction: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
             return transaction.run(statement, parameters).data()
 
@@ -573,12 +571,6 @@ def is_of_a_row(error: Neo4jError) -> bool:
     return not error.is_retryable() and code.startswith(OF_A_ROW) and not code.startswith(OF_THE_STATEMENT)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return value.iso_format() if isinstance(value, TEMPORAL) else value
-
-
 def apart(kind: Kind, rows: pl.DataFrame) -> Iterator[list[tuple[str, pl.DataFrame]]]:
     """Batches in groups whose batches can be written at once without a deadlock.
 
@@ -650,7 +642,7 @@ def _read_series(name: str, values: Sequence[Any], kind: Kind) -> Iterator[pl.Se
 def _typed_text(value: Any, dtype: pl.DataType) -> str:
     if isinstance(dtype, pl.Datetime) and dtype.time_zone and isinstance(value, list):
         (value,) = value  # `cypher.read_statement` wraps what should be an instant and is not
-    return f"{_plain(value)!r} ({type(value).__name__})"
+    return f"{plain(value)!r} ({type(value).__name__})"
 
 
 def _wire_types(dtype: pl.DataType) -> tuple[type, pl.DataType]:

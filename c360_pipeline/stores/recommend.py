@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from c360_pipeline.core.recommend import Candidate, Recommendation, Source, rank
+from c360_pipeline.core.recommend import SHOWN_USERS, SIMILAR_USER_WEIGHT, Candidate, Recommendation, Source, rank
 from c360_pipeline.core.trends import BUYER_WEIGHT
+from c360_pipeline.stores.driver_values import instant
 from c360_pipeline.stores.graph import Graph
 
 TREND_OF_CANDIDATES = timedelta(days=30)
@@ -20,14 +21,14 @@ READ_SIMILAR_USERS = """
     MATCH (similar)-[bought:PURCHASED]->(product:Product {tenant_id: $tenant_id})
     WHERE NOT product IN owned AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
     WITH u, owned, product, count(similar) AS similar_users, sum(bought.count * shared_products) AS strength
-    ORDER BY 10 * similar_users + strength DESC, product.id
+    ORDER BY $similar_user_weight * similar_users + strength DESC, product.id
     LIMIT $top_k
     CALL (u, owned, product) {
         MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})-[:PURCHASED]->(shared:Product)
         WHERE similar <> u AND shared IN owned
         WITH u, similar, count(shared) AS shared_products
         ORDER BY shared_products DESC, similar.id
-        RETURN collect(similar.id)[..5] AS first_users, max(similar.community = u.community) AS in_community
+        RETURN collect(similar.id)[..$shown_users] AS first_users, max(similar.community = u.community) AS in_community
     }
     CALL (u, owned, product) {
         MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})-[:PURCHASED]->(shared:Product)
@@ -68,7 +69,7 @@ READ_OWNED = """
     MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED]->(p:Product {tenant_id: $tenant_id})
     RETURN p.id AS product_id
 """
-READ_NEWEST = """
+READ_NEWEST_EVENT = """
     MATCH (u:User {tenant_id: $tenant_id}) WHERE u.last_seen IS NOT NULL
     RETURN u.last_seen AS newest ORDER BY u.tenant_id DESC, u.last_seen DESC LIMIT 1
 """
@@ -132,7 +133,7 @@ class Recommender:
         """The best products for a user; further sources are asked only where similar users are too few."""
         found = self._candidates(READ_SIMILAR_USERS, Source.SIMILAR_USERS, wish)
         for source in (Source.VIEWED_TOGETHER, Source.COMMUNITY, Source.TRENDING):
-            if len({candidate.product_id for candidate in found}) >= wish.top_k:
+            if len(found) >= wish.top_k:
                 break
             found += self._more(source, wish, found)
         return rank(found, wish.top_k)
@@ -149,35 +150,38 @@ class Recommender:
                 return self._trending_candidates(narrowed)
 
     def _candidates(self, statement: str, source: Source, wish: Wish) -> list[Candidate]:
-        rows = self._read(statement, user_id=wish.user_id, top_k=wish.top_k, category=wish.category,
-                          exclude=list(wish.exclude))  # fmt: skip
+        rows = self._read(
+            statement, user_id=wish.user_id, top_k=wish.top_k, category=wish.category, exclude=list(wish.exclude),
+            similar_user_weight=SIMILAR_USER_WEIGHT, shown_users=SHOWN_USERS,
+        )  # fmt: skip
         return [_candidate(source, row) for row in rows]
 
     def _trending_candidates(self, wish: Wish) -> list[Candidate]:
         owned = {row["product_id"] for row in self._read(READ_OWNED, user_id=wish.user_id)}
         left_out = owned | set(wish.exclude)
-        rows = self.trending(TREND_OF_CANDIDATES, wish.category, wish.top_k + len(left_out))
+        _, rows = self.trending(TREND_OF_CANDIDATES, wish.category, wish.top_k + len(left_out))
         return [
             _candidate(Source.TRENDING, {**row, "evidence": row["people"]})
             for row in rows if row["product_id"] not in left_out
         ][: wish.top_k]  # fmt: skip
 
-    def newest(self) -> datetime | None:
-        """When the last event of the tenant happened."""
-        rows = self._read(READ_NEWEST)
-        return rows[0]["newest"].to_native() if rows and rows[0]["newest"] else None
-
-    def trending(self, window: timedelta, category: str | None, limit: int) -> list[dict[str, Any]]:
+    def trending(
+        self, window: timedelta, category: str | None, limit: int
+    ) -> tuple[datetime | None, list[dict[str, Any]]]:
         """Products by the people who viewed them, and five times those who bought them, within a window.
 
-        The window ends with the tenant's newest event and does not hold its beginning.
+        Returns:
+            When the window ends, which is with the tenant's newest event; and the products, best first. The window
+            does not hold its beginning.
         """
-        newest = self.newest()
-        if newest is None:
-            return []
-        return self._read(
+        rows = self._read(READ_NEWEST_EVENT)
+        if not rows:
+            return None, []
+        newest = instant(rows[0]["newest"])
+        products = self._read(
             READ_TRENDING, since=newest - window, category=category, top_k=limit, buyer_weight=BUYER_WEIGHT
         )
+        return newest, products
 
     def similar_products(self, product_id: str) -> list[dict[str, Any]] | None:
         """Products like one, by customers and by sessions; None when there is no such product."""

@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pictures import Picture
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 PICTURES = Path(__file__).parents[2] / "docs" / "img"
@@ -15,8 +16,6 @@ QUIET = (
 )  # fmt: skip
 """A browser for loopback only, in a container too, that asks nobody for anything."""
 PATIENCE_MS = 60_000
-
-Picture = Callable[[Page, str], None]
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(context: BrowserContext) -> Page:
+def page(context: BrowserContext) -> Iterator[Page]:
     """A page that fails the test when a script in it throws."""
     opened, errors = context.new_page(), []
     opened.on("pageerror", lambda error: errors.append(str(error)))

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from dagster_processes import dagster_dev
+from pictures import Picture
 from playwright.sync_api import Page, expect
 
 from c360_pipeline.core.lake import EVENTS
@@ -21,7 +22,6 @@ TODAY = datetime.now(UTC)
 DATES = [f"{TODAY - timedelta(days=back):%Y-%m-%d}" for back in range(4, -1, -1)]
 A_RUN_MS = 180_000
 EVENT = {"tenantId": "acme", "action": "view"}
-Picture = Callable[[Page, str], None]
 
 
 @pytest.fixture

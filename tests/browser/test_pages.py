@@ -1,7 +1,7 @@
 """The pages as a support agent sees them: the customer, why it is one, what was delivered, what is proved."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from dagster_processes import wait_until
+from pictures import Picture
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from c360_pipeline.connections import open_control
@@ -30,7 +31,6 @@ from c360_pipeline.stores.landing import Landing, folder_for
 JOHN = "john.smith@email.com"
 SAMPLE = SampleRequest(events=4_000, tenants=2, seed=1, malformed_rate=0.01, duplicate_rate=0.02)
 HOSTILE = "<img src=x onerror=alert(1)>'\"; DROP TABLE accounts; --"
-Picture = Callable[[Page, str], None]
 
 
 @pytest.fixture

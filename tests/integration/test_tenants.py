@@ -85,7 +85,7 @@ class Tenants:
         yield "account_of_user", lambda: graph.account_of_user(OURS, their)
         ours = Recommender(graph, OURS)
         yield "recommend", lambda: theirs_among(map(asdict, ours.recommend(Wish(their, 10))))
-        yield "trending", lambda: theirs_among(ours.trending(timedelta(days=30), None, 10))
+        yield "trending", lambda: theirs_among(ours.trending(timedelta(days=30), None, 10)[1])
         yield "similar_products", lambda: ours.similar_products(their)
         yield "read_accounts", lambda: theirs_among(read_accounts(graph, OURS, AT).to_dicts())
         yield "read_tickets", lambda: theirs_among(read_tickets(graph, OURS).to_dicts())

@@ -8,15 +8,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qs, quote
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 
 from c360_pipeline.queries import all_queries, find_query
+from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.security import COOKIE, Reader, needs
 from c360_pipeline.stores.api_keys import ApiKey
 from c360_pipeline.stores.customer_pages import CustomerPages
+from c360_pipeline.stores.driver_values import instant
 from c360_pipeline.stores.journey_care import block_key
 from c360_pipeline.stores.recommend import Wish
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 TIMELINE = 40
 RECOMMENDED = 6
 SESSION_SECONDS = 12 * 3_600
-Id = Annotated[str, Path(min_length=1, max_length=1_024)]
 Text = Annotated[str, Query(max_length=1_024)]
 Admin = Annotated[ApiKey, Depends(needs("admin"))]
 
@@ -40,9 +41,7 @@ def _moment(value: Any) -> str:
     """An instant as people read it."""
     if value is None:
         return ""
-    native = datetime.fromisoformat(value) if isinstance(value, str) else value
-    native = native.to_native() if hasattr(native, "to_native") else native
-    return native.strftime("%Y-%m-%d %H:%M:%S") if isinstance(native, datetime) else str(native)
+    return f"{instant(datetime.fromisoformat(value) if isinstance(value, str) else value):%Y-%m-%d %H:%M:%S}"
 
 
 def _as_part(value: Any) -> str:
@@ -132,7 +131,7 @@ class Pages:
 
     async def customer(self, key: Reader, customer_id: Id) -> HTMLResponse:
         """Who it is, what happened, what ties it together, what might please."""
-        found = await self._api.ask(self._api.backend.customer, key.tenant_id, customer_id, TIMELINE, None)
+        found = await self._api.ask(self._api.backend.customers(key.tenant_id).find, customer_id, TIMELINE)
         if found is None:
             return self._page("missing.html", 404, key=key, what=f"customer {customer_id}")
         ids = [user["user_id"] for user in found.users]
@@ -147,20 +146,20 @@ class Pages:
 
     async def timeline(self, key: Reader, customer_id: Id, before: datetime) -> HTMLResponse:
         """More of a timeline."""
-        at = in_utc(before)
-        found = await self._api.ask(self._api.backend.customer, key.tenant_id, customer_id, TIMELINE, at)
+        customers = self._api.backend.customers(key.tenant_id)
+        found = await self._api.ask(customers.timeline, customer_id, TIMELINE, in_utc(before))
         if found is None:
             raise HTTPException(404, "There is no such customer.")
-        return self._page("timeline.html", customer=found)
+        timeline, is_more = found
+        return self._page("timeline.html", customer_id=customer_id, timeline=timeline, is_more=is_more)
 
     async def neighbourhood(self, key: Reader, customer_id: Id) -> JSONResponse:
         """The graph around a customer."""
-        found = await self._api.ask(self._api.backend.customer, key.tenant_id, customer_id, TIMELINE, None)
+        found = await self._api.ask(self._api.backend.customers(key.tenant_id).members, customer_id)
         if found is None:
             raise HTTPException(404, "There is no such customer.")
-        users = [user["user_id"] for user in found.users][:10]
-        journeys = [journey["journey_id"] for journey in found.journeys][:3]
-        return JSONResponse(await self._api.ask(self._shown(key).neighbourhood, users, journeys))
+        users, journeys = found
+        return JSONResponse(await self._api.ask(self._shown(key).neighbourhood, users[:10], journeys[:3]))
 
     async def explore(self, key: Reader, first: Text = "", second: Text = "") -> HTMLResponse:
         """What ties two events."""
