@@ -325,7 +325,7 @@ def support_insights(
 
         def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
             events = events_of(tables, [tenant], *PATH_COLUMNS).collect()
-            yield paths.support_insights(events, paths.calls_for_support(events, read_tickets(neo4j, tenant)))
+            yield paths.support_insights(events, paths.calls_for_support(events, read_tickets(neo4j.run, tenant)))
 
         return of_each_tenant(context, tables, SUPPORT_INSIGHTS, of_tenant)
 
@@ -349,9 +349,9 @@ def account_values(
     with graph.open() as neo4j:
 
         def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
-            now = newest_of(neo4j, tenant)
+            now = newest_of(neo4j.run, tenant)
             if now is not None:
-                yield values_of_accounts(read_accounts(neo4j, tenant, now))
+                yield values_of_accounts(read_accounts(neo4j.run, tenant, now))
 
         return of_each_tenant(context, tables, ACCOUNT_VALUES, of_tenant)
 

@@ -223,6 +223,7 @@ def hash128(text: pl.Expr) -> pl.Expr:
 
 def value_hash(tenant_id: str, key_type: str, value: str) -> str | None:
     """The hash of one value as decimal text, as tables and the graph hold it; None for a value that makes no key."""
-    row = pl.DataFrame({"tenant_id": [tenant_id], "key_type": [key_type], "value": [value]})
-    found = row.with_columns(normalised(pl.col("value"), key_type)).drop_nulls("value")
-    return str(found.select(key_hash()).item()) if found.height else None
+    row = pl.LazyFrame({"tenant_id": [tenant_id], "key_type": [key_type], "value": [value]})
+    normal = row.with_columns(normalised(pl.col("value"), key_type)).drop_nulls("value")
+    found = normal.select(key_hash()).collect()
+    return str(found.item()) if found.height else None

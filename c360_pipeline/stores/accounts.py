@@ -5,8 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from c360_pipeline.stores.driver_values import instant
-from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.driver_values import Read, instant
 
 READ_NEWEST = """
     CALL () { MATCH (e:PlayEvent {tenant_id: $tenant_id}) RETURN max(e.event_timestamp) AS at
@@ -55,29 +54,29 @@ ACCOUNTS = {
 }  # fmt: skip
 
 
-def newest_of(graph: Graph, tenant_id: str) -> datetime | None:
+def newest_of(read: Read, tenant_id: str) -> datetime | None:
     """When the last thing happened that the graph knows of a tenant: play, ticket or event; None when it knows none."""
-    rows = graph.run(READ_NEWEST, tenant_id=tenant_id)
+    rows = read(READ_NEWEST, tenant_id=tenant_id)
     newest: Any = rows[0]["newest"] if rows else None
     return None if newest is None else instant(newest)
 
 
-def read_accounts(graph: Graph, tenant_id: str, now: datetime, account_id: str | None = None) -> pl.DataFrame:
+def read_accounts(read: Read, tenant_id: str, now: datetime, account_id: str | None = None) -> pl.DataFrame:
     """Accounts of a tenant as `core.account_values` takes them.
 
     Args:
-        graph: where they are.
+        read: runs a statement in the graph.
         tenant_id: whose.
         now: what days and months are counted to.
         account_id: one account only.
     """
-    rows = graph.run(READ_ACCOUNTS, tenant_id=tenant_id, now=now, account_id=account_id)
+    rows = read(READ_ACCOUNTS, tenant_id=tenant_id, now=now, account_id=account_id)
     return pl.DataFrame(rows, schema=ACCOUNTS).select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
 
 
-def read_tickets(graph: Graph, tenant_id: str) -> pl.DataFrame:
+def read_tickets(read: Read, tenant_id: str) -> pl.DataFrame:
     """Tickets of users that have an account: tenant_id, ticket_id, user_id, created_at."""
     schema = {"ticket_id": pl.String, "user_id": pl.String, "created_at": pl.Int64}
-    rows = pl.DataFrame(graph.run(READ_TICKETS, tenant_id=tenant_id), schema=schema)
+    rows = pl.DataFrame(read(READ_TICKETS, tenant_id=tenant_id), schema=schema)
     at = pl.col("created_at").cast(pl.Datetime("us", "UTC"))
     return rows.select(pl.lit(tenant_id).alias("tenant_id"), "ticket_id", "user_id", at)

@@ -17,6 +17,9 @@ from c360_pipeline.stores.lake import Lake
 
 Elements = dict[str, list[dict[str, Any]]]
 
+SHOWN_CHANGES = 50
+"""Merges of a customer's journeys, and splits."""
+
 SEARCH = """
     MATCH (u:User {tenant_id: $tenant_id}) WHERE u.id STARTS WITH $text
     WITH u ORDER BY u.id LIMIT $limit
@@ -74,10 +77,13 @@ class CustomerPages:
             "edges": [{"data": {"source": a, "target": b, "type": type_}} for a, b, type_ in sorted(edges)],
         }
 
-    def merges(self, journeys: list[str]) -> list[dict[str, Any]]:
-        """Merges that made some journeys, newest first, each with the type of the key that tied them."""
-        mine = self._of_tenant(JOURNEY_MERGES).filter(pl.col("survivor").is_in(journeys))
-        return mine.sort("merged_at", descending=True).head(50).collect().to_dicts()
+    def history(self, journeys: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Merges that made some journeys, each with the type of the key that tied them, and splits; newest first."""
+        merges = self._of_tenant(JOURNEY_MERGES).filter(pl.col("survivor").is_in(journeys))
+        splits = self._of_tenant(JOURNEY_SPLITS).filter(pl.col("journey_id").is_in(journeys))
+        newest = merges.sort("merged_at", descending=True), splits.sort("split_at", descending=True)
+        of_merges, of_splits = (rows.head(SHOWN_CHANGES).collect().to_dicts() for rows in newest)
+        return of_merges, of_splits
 
     def delivery(self) -> dict[str, Any]:
         """How many lines, events, dead letters, journeys and nodes there are, and why lines were rejected."""
@@ -117,11 +123,6 @@ class CustomerPages:
             for (entity,), part in cells.sort("entity").group_by("entity", maintain_order=True)
         }
         return {"at": newest["reconciled_at"][0], "days": [None, *days], "kinds": list(by_kind.items())}
-
-    def splits(self, journeys: list[str]) -> list[dict[str, Any]]:
-        """Splits of some journeys, newest first."""
-        mine = self._of_tenant(JOURNEY_SPLITS).filter(pl.col("journey_id").is_in(journeys))
-        return mine.sort("split_at", descending=True).head(50).collect().to_dicts()
 
     def _of_tenant(self, table: Any) -> pl.LazyFrame:
         return self._lake.scan(table).filter(pl.col("tenant_id") == self._tenant_id)

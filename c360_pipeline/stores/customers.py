@@ -3,20 +3,22 @@
 A customer is a user with all users that stitching put into the same journeys, and the account that they have.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from c360_pipeline.core.account_values import account_values
 from c360_pipeline.core.keys import value_hash
 from c360_pipeline.queries import find_query
 from c360_pipeline.stores.accounts import newest_of, read_accounts
-from c360_pipeline.stores.driver_values import instant, plain
+from c360_pipeline.stores.driver_values import Read, instant, plain
 from c360_pipeline.stores.graph import Graph
 
 BEFORE = timedelta(minutes=30)
 """What happened so long before a ticket is told with it."""
 SHOWN_BEFORE = 5
+T = TypeVar("T")
 
 FIND_USERS = """
     MATCH (u:User {tenant_id: $tenant_id, id: $customer_id}) RETURN u.id AS user_id
@@ -57,7 +59,7 @@ READ_EVENTS = """
     WITH DISTINCT e ORDER BY e.ts DESC, e.id DESC LIMIT $limit
     OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
     OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
-    RETURN e.id AS id, e.ts AS at, e.type AS action, e.user_id AS user_id, s.id AS session_id, p.id AS product_id,
+    RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action, e.user_id AS user_id, s.id AS session_id, p.id AS product_id,
            p.name AS product_name, e:Unlanded AS is_unlanded
     ORDER BY at DESC, id DESC
 """
@@ -65,10 +67,10 @@ READ_EVENTS_OF_USERS = """
     UNWIND $user_ids AS user_id
     MATCH (:User {tenant_id: $tenant_id, id: user_id})-[:HAS_SESSION]->(s:Session {tenant_id: $tenant_id})
         -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id, user_id: user_id})
-    WHERE e.ts < $before
+    WHERE e.ts < $before AND NOT e.id IN $known
     WITH e, s ORDER BY e.ts DESC, e.id DESC LIMIT $limit
     OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
-    RETURN e.id AS id, e.ts AS at, e.type AS action, e.user_id AS user_id, s.id AS session_id, p.id AS product_id,
+    RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action, e.user_id AS user_id, s.id AS session_id, p.id AS product_id,
            p.name AS product_name, e:Unlanded AS is_unlanded
     ORDER BY at DESC, id DESC
 """
@@ -157,6 +159,30 @@ class Customers:
             limit: entries of the timeline at most, identifiers too.
             before: entries of earlier moments only.
         """
+        return self._together(lambda reading: reading.customer(customer_id, limit, before))
+
+    def timeline(
+        self, customer_id: str, limit: int, before: datetime | None
+    ) -> tuple[list[dict[str, Any]], bool] | None:
+        """The part of `find` that is the timeline, and whether there is more of it; None without such a customer."""
+        return self._together(lambda reading: reading.timeline(customer_id, limit, before))
+
+    def members(self, customer_id: str) -> tuple[list[str], list[str]] | None:
+        """Ids of the users and the journeys of a customer; None without such a customer."""
+        return self._together(lambda reading: reading.members(customer_id))
+
+    def _together(self, work: "Callable[[_Reading], T]") -> T:
+        return self._graph.read_together(lambda read: work(_Reading(read, self._tenant_id)))
+
+
+class _Reading:
+    """What `Customers` reads in one transaction."""
+
+    def __init__(self, read: Read, tenant_id: str) -> None:
+        self._statement = read
+        self._tenant_id = tenant_id
+
+    def customer(self, customer_id: str, limit: int, before: datetime | None) -> Customer | None:
         who = self._who(customer_id)
         if who is None:
             return None
@@ -174,12 +200,10 @@ class Customers:
     def timeline(
         self, customer_id: str, limit: int, before: datetime | None
     ) -> tuple[list[dict[str, Any]], bool] | None:
-        """The part of `find` that is the timeline, and whether there is more of it; None without such a customer."""
         who = self._who(customer_id)
         return None if who is None else self._happened(who, limit, before)[1:]
 
     def members(self, customer_id: str) -> tuple[list[str], list[str]] | None:
-        """Ids of the users and the journeys of a customer; None without such a customer."""
         who = self._who(customer_id)
         return None if who is None else (self._members(who), who.journey_ids)
 
@@ -211,17 +235,16 @@ class Customers:
     def _events(self, users: list[str], journey_ids: list[str], until: datetime, limit: int) -> list[dict[str, Any]]:
         found = self._read(READ_EVENTS, journey_ids=journey_ids, before=until, limit=limit)
         # Events that no journey holds yet: they are ahead of stitching, or of the archive.
-        own = self._read(READ_EVENTS_OF_USERS, user_ids=users, before=until, limit=limit)
-        known = {event["id"] for event in found}
-        together = [*found, *(event for event in own if event["id"] not in known)]
-        return sorted(together, key=lambda e: (instant(e["at"]), e["id"]), reverse=True)[:limit]
+        known = [event["id"] for event in found]
+        own = self._read(READ_EVENTS_OF_USERS, user_ids=users, known=known, before=until, limit=limit)
+        return sorted([*found, *own], key=lambda e: (instant(e["at"]), e["id"]), reverse=True)[:limit]
 
     def _account(self, found: dict[str, Any]) -> dict[str, Any]:
         query = find_query("customer_story")
         values = query.values({"email": found["email"]}, datetime.now(UTC))
         stories = [plain(row) for row in self._read(query.statement, **values)]
-        now = newest_of(self._graph, self._tenant_id) or datetime.now(UTC)
-        worth = account_values(read_accounts(self._graph, self._tenant_id, now, found["id"])).to_dicts()
+        now = newest_of(self._statement, self._tenant_id) or datetime.now(UTC)
+        worth = account_values(read_accounts(self._statement, self._tenant_id, now, found["id"])).to_dicts()
         return {"account_id": found["id"], "story": stories, "value": worth[0] if worth else None}
 
     def _timeline(
@@ -239,7 +262,7 @@ class Customers:
         return ordered
 
     def _read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
-        return self._graph.read_only(statement, tenant_id=self._tenant_id, **parameters)
+        return self._statement(statement, tenant_id=self._tenant_id, **parameters)
 
 
 def page_of(entries: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, Any]], bool]:

@@ -1,11 +1,15 @@
 """Values of the graph's driver as Python and JSON have them."""
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import neo4j.time
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEMPORAL = (neo4j.time.DateTime, neo4j.time.Date, neo4j.time.Time, neo4j.time.Duration)
+Read = Callable[..., list[dict[str, Any]]]
+"""Runs a statement with its parameters and returns its records."""
 
 
 def plain(value: Any) -> Any:
@@ -22,6 +26,12 @@ def plain(value: Any) -> Any:
 
 
 def instant(value: Any) -> datetime:
-    """An instant in UTC, to the microsecond; one without a zone is taken to be in UTC."""
+    """An instant in UTC, to the microsecond; one without a zone is taken to be in UTC.
+
+    Args:
+        value: the driver's, Python's, or microseconds since 1970, which cost a hundredth of the driver's.
+    """
+    if isinstance(value, int):
+        return EPOCH + timedelta(microseconds=value)
     native: datetime = value.to_native() if isinstance(value, neo4j.time.DateTime) else value
     return native.replace(tzinfo=UTC) if native.tzinfo is None else native.astimezone(UTC)

@@ -16,8 +16,15 @@ USUALLY_AHEAD = timedelta(hours=1)
 LONGEST_AHEAD = timedelta(days=1)
 """An event that did not land within a day is a ghost: reconciliation names it and a repair removes it."""
 
+# What an event adds is added in the transaction that makes its node, so that an event counts once however often it is
+# sent, and a write costs what the event touches, not what its product has gathered.
 WRITE = """
     UNWIND $rows AS row
+    MERGE (a:Action {tenant_id: $tenant_id, id: row.event_id})
+        ON CREATE SET a:Event:Unlanded, a.type = row.action, a.ts = row.ts, a.user_id = row.user_id,
+                      a.attrs = row.attrs, a.status = 'NEW', a.written_at = datetime(), a.is_new = true
+    WITH a, row WHERE a.is_new
+    REMOVE a.is_new
     MERGE (u:User {tenant_id: $tenant_id, id: row.user_id})
         ON CREATE SET u.first_seen = row.ts, u.last_seen = row.ts
         ON MATCH SET u.first_seen = CASE WHEN row.ts < u.first_seen THEN row.ts ELSE u.first_seen END,
@@ -27,25 +34,26 @@ WRITE = """
         ON MATCH SET s.first_seen = CASE WHEN row.ts < s.first_seen THEN row.ts ELSE s.first_seen END,
                      s.last_seen = CASE WHEN row.ts > s.last_seen THEN row.ts ELSE s.last_seen END
     MERGE (u)-[:HAS_SESSION]->(s)
-    MERGE (a:Action {tenant_id: $tenant_id, id: row.event_id})
-        ON CREATE SET a:Event:Unlanded, a.type = row.action, a.ts = row.ts, a.user_id = row.user_id,
-                      a.attrs = row.attrs, a.status = 'NEW', a.written_at = datetime()
-    MERGE (s)-[:HAS_ACTION]->(a)
+    CREATE (s)-[:HAS_ACTION]->(a)
     WITH u, a, row WHERE row.item_id IS NOT NULL
     MERGE (p:Product {tenant_id: $tenant_id, id: row.item_id})
-    MERGE (a)-[:ON_PRODUCT]->(p)
-    WITH DISTINCT u, p
-    CALL (u, p) {
-        MATCH (u)-[:HAS_SESSION]->(:Session)-[:HAS_ACTION]->(a:Action {type: 'view', user_id: u.id})
-            -[:ON_PRODUCT]->(p)
-        WITH count(DISTINCT a) AS number, min(a.ts) AS first, max(a.ts) AS last WHERE number > 0
-        MERGE (u)-[r:VIEWED]->(p) SET r.count = number, r.first_interaction = first, r.last_interaction = last
+    CREATE (a)-[:ON_PRODUCT]->(p)
+    WITH u, p, row
+    CALL (u, p, row) {
+        WITH u, p, row WHERE row.action = 'view'
+        MERGE (u)-[r:VIEWED]->(p)
+            ON CREATE SET r.count = 1, r.first_interaction = row.ts, r.last_interaction = row.ts
+            ON MATCH SET r.count = r.count + 1,
+                r.first_interaction = CASE WHEN row.ts < r.first_interaction THEN row.ts ELSE r.first_interaction END,
+                r.last_interaction = CASE WHEN row.ts > r.last_interaction THEN row.ts ELSE r.last_interaction END
     }
-    CALL (u, p) {
-        MATCH (u)-[:HAS_SESSION]->(:Session)-[:HAS_ACTION]->(a:Action {type: 'purchase', user_id: u.id})
-            -[:ON_PRODUCT]->(p)
-        WITH count(DISTINCT a) AS number, min(a.ts) AS first, max(a.ts) AS last WHERE number > 0
-        MERGE (u)-[r:PURCHASED]->(p) SET r.count = number, r.first_interaction = first, r.last_interaction = last
+    CALL (u, p, row) {
+        WITH u, p, row WHERE row.action = 'purchase'
+        MERGE (u)-[r:PURCHASED]->(p)
+            ON CREATE SET r.count = 1, r.first_interaction = row.ts, r.last_interaction = row.ts
+            ON MATCH SET r.count = r.count + 1,
+                r.first_interaction = CASE WHEN row.ts < r.first_interaction THEN row.ts ELSE r.first_interaction END,
+                r.last_interaction = CASE WHEN row.ts > r.last_interaction THEN row.ts ELSE r.last_interaction END
     }
 """
 READ_UNLANDED = """

@@ -1,12 +1,12 @@
 """The graph in Neo4j: one write path, every write repeatable, every statement with its tenant."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date
 from importlib import resources
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import neo4j
 import neo4j.time
@@ -19,7 +19,7 @@ from c360_pipeline.core.reconcile import strange
 from c360_pipeline.core.refused import stands_on
 from c360_pipeline.errors import InvariantError, UnavailableError
 from c360_pipeline.stores import cypher
-from c360_pipeline.stores.driver_values import plain
+from c360_pipeline.stores.driver_values import Read, plain
 from c360_pipeline.stores.graph_statistics import GraphStatistics
 from c360_pipeline.stores.lake import Version
 from c360_pipeline.stores.refused import Refusals
@@ -45,6 +45,8 @@ OF_A_ROW = ("Neo.ClientError.Schema.", "Neo.ClientError.Statement.", "Neo.Databa
 """Codes of errors that a row can be the cause of: a constraint, a value that an index or a property can't hold."""
 OF_THE_STATEMENT = ("Neo.ClientError.Statement.SyntaxError", "Neo.ClientError.Statement.AccessMode")
 CHECKPOINT = "ProjectionCheckpoint"
+
+T = TypeVar("T")
 
 COUNT_LABELS = """
     CALL db.labels() YIELD label
@@ -233,16 +235,31 @@ class Graph:
         """
         return self._rows_of(statement, parameters, READ_TIMEOUT_SECONDS)
 
-    def _rows_of(self, statement: str, parameters: dict[str, Any], timeout: float | None) -> list[dict[str, Any]]:
-        @neo4j.unit_of_work(timeout=timeout)
-        def work(transaction: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
-            return transaction.run(statement, parameters).data()
+    def read_together(self, work: Callable[[Read], T]) -> T:
+        """Run several reading statements that somebody waits for in one transaction, which saves each its own.
 
-        with (
-            self.statistics.measured(statement, lambda: 1),
-            self._driver.session(database=self._database, default_access_mode=neo4j.READ_ACCESS) as session,
-        ):
-            return session.execute_read(work)
+        Args:
+            work: given what `read_only` is; begun again on a transient error.
+
+        Raises:
+            Neo4jError: they take more than 10 seconds, or one fails.
+        """
+        return self._reading(work, READ_TIMEOUT_SECONDS)
+
+    def _rows_of(self, statement: str, parameters: dict[str, Any], timeout: float | None) -> list[dict[str, Any]]:
+        return self._reading(lambda read: read(statement, **parameters), timeout)
+
+    def _reading(self, work: Callable[[Read], T], timeout: float | None) -> T:
+        @neo4j.unit_of_work(timeout=timeout)
+        def transact(transaction: neo4j.ManagedTransaction) -> T:
+            def read(statement: str, **parameters: Any) -> list[dict[str, Any]]:
+                with self.statistics.measured(statement, lambda: 1):
+                    return transaction.run(statement, parameters).data()
+
+            return work(read)
+
+        with self._driver.session(database=self._database, default_access_mode=neo4j.READ_ACCESS) as session:
+            return session.execute_read(transact)
 
     def tenants_with_data(self) -> list[str]:
         """Tenants that have users or accounts in the graph."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from c360_pipeline.core.recommend import SHOWN_USERS, SIMILAR_USER_WEIGHT, Candidate, Recommendation, Source, rank
 from c360_pipeline.core.trends import BUYER_WEIGHT
-from c360_pipeline.stores.driver_values import instant
+from c360_pipeline.stores.driver_values import Read, instant
 from c360_pipeline.stores.graph import Graph
 
 TREND_OF_CANDIDATES = timedelta(days=30)
@@ -131,35 +131,38 @@ class Recommender:
 
     def recommend(self, wish: Wish) -> list[Recommendation]:
         """The best products for a user; further sources are asked only where similar users are too few."""
-        found = self._candidates(READ_SIMILAR_USERS, Source.SIMILAR_USERS, wish)
+        return rank(self._graph.read_together(lambda read: self._found(read, wish)), wish.top_k)
+
+    def _found(self, read: Read, wish: Wish) -> list[Candidate]:
+        found = self._candidates(read, READ_SIMILAR_USERS, Source.SIMILAR_USERS, wish)
         for source in (Source.VIEWED_TOGETHER, Source.COMMUNITY, Source.TRENDING):
             if len(found) >= wish.top_k:
                 break
-            found += self._more(source, wish, found)
-        return rank(found, wish.top_k)
+            found += self._more(read, source, wish, found)
+        return found
 
-    def _more(self, source: Source, wish: Wish, found: Sequence[Candidate]) -> list[Candidate]:
+    def _more(self, read: Read, source: Source, wish: Wish, found: Sequence[Candidate]) -> list[Candidate]:
         known = (*wish.exclude, *(candidate.product_id for candidate in found))
         narrowed = Wish(wish.user_id, wish.top_k, wish.category, known)
         match source:
             case Source.VIEWED_TOGETHER:
-                return self._candidates(READ_VIEWED_TOGETHER, source, narrowed)
+                return self._candidates(read, READ_VIEWED_TOGETHER, source, narrowed)
             case Source.COMMUNITY:
-                return self._candidates(READ_COMMUNITY, source, narrowed)
+                return self._candidates(read, READ_COMMUNITY, source, narrowed)
             case _:
-                return self._trending_candidates(narrowed)
+                return self._trending_candidates(read, narrowed)
 
-    def _candidates(self, statement: str, source: Source, wish: Wish) -> list[Candidate]:
-        rows = self._read(
-            statement, user_id=wish.user_id, top_k=wish.top_k, category=wish.category, exclude=list(wish.exclude),
-            similar_user_weight=SIMILAR_USER_WEIGHT, shown_users=SHOWN_USERS,
+    def _candidates(self, read: Read, statement: str, source: Source, wish: Wish) -> list[Candidate]:
+        rows = read(
+            statement, tenant_id=self._tenant_id, user_id=wish.user_id, top_k=wish.top_k, category=wish.category,
+            exclude=list(wish.exclude), similar_user_weight=SIMILAR_USER_WEIGHT, shown_users=SHOWN_USERS,
         )  # fmt: skip
         return [_candidate(source, row) for row in rows]
 
-    def _trending_candidates(self, wish: Wish) -> list[Candidate]:
-        owned = {row["product_id"] for row in self._read(READ_OWNED, user_id=wish.user_id)}
+    def _trending_candidates(self, read: Read, wish: Wish) -> list[Candidate]:
+        owned = {row["product_id"] for row in read(READ_OWNED, tenant_id=self._tenant_id, user_id=wish.user_id)}
         left_out = owned | set(wish.exclude)
-        _, rows = self.trending(TREND_OF_CANDIDATES, wish.category, wish.top_k + len(left_out))
+        _, rows = self._trending(read, TREND_OF_CANDIDATES, wish.category, wish.top_k + len(left_out))
         return [
             _candidate(Source.TRENDING, {**row, "evidence": row["people"]})
             for row in rows if row["product_id"] not in left_out
@@ -174,13 +177,19 @@ class Recommender:
             When the window ends, which is with the tenant's newest event; and the products, best first. The window
             does not hold its beginning.
         """
-        rows = self._read(READ_NEWEST_EVENT)
+        return self._graph.read_together(lambda read: self._trending(read, window, category, limit))
+
+    def _trending(
+        self, read: Read, window: timedelta, category: str | None, limit: int
+    ) -> tuple[datetime | None, list[dict[str, Any]]]:
+        rows = read(READ_NEWEST_EVENT, tenant_id=self._tenant_id)
         if not rows:
             return None, []
         newest = instant(rows[0]["newest"])
-        products = self._read(
-            READ_TRENDING, since=newest - window, category=category, top_k=limit, buyer_weight=BUYER_WEIGHT
-        )
+        products = read(
+            READ_TRENDING, tenant_id=self._tenant_id, since=newest - window, category=category, top_k=limit,
+            buyer_weight=BUYER_WEIGHT,
+        )  # fmt: skip
         return newest, products
 
     def similar_products(self, product_id: str) -> list[dict[str, Any]] | None:

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from c360_pipeline.core.landing import split_suppressed
 from c360_pipeline.errors import C360Error, UnavailableError
 from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.fresh_events import write_fresh
-from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.graph import Graph, is_of_a_row
 from c360_pipeline.stores.landing import Landing
 
 GATHER_SECONDS = 0.02
@@ -57,7 +57,7 @@ class Tracked:
 
 
 class TrackedEvents:
-    """One writer for all requests of a process.
+    """Two writers for all requests of a process: one puts objects, the other follows it and writes to the graph.
 
     Args:
         landing: where objects go.
@@ -70,10 +70,15 @@ class TrackedEvents:
         self._graph = graph
         self._control = control
         self._waiting: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
+        self._stored: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
         self._suppressed = (float("-inf"), pl.DataFrame())
-        self._thread = threading.Thread(target=self._work, name="tracked-events")
+        self._threads = [
+            threading.Thread(target=self._store_all, name="tracked-events-to-s3"),
+            threading.Thread(target=self._show_all, name="tracked-events-to-graph"),
+        ]
         self._log = structlog.get_logger("c360.track")
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, tracked: Tracked) -> None:
         """Take the events of a request; its futures tell what became of them."""
@@ -82,31 +87,17 @@ class TrackedEvents:
     def close(self) -> None:
         """Write what waits, and end."""
         self._waiting.put(None)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
-        is_open = True
-        while is_open:
-            first = self._waiting.get()
-            if first is None:
-                return
-            together, is_open = self._gather(first)
+    def _store_all(self) -> None:
+        for together in _gathered(self._waiting, GATHER_SECONDS):
             self._store(together)
+        self._stored.put(None)
 
-    def _gather(self, first: Tracked) -> tuple[list[Tracked], bool]:
-        """Requests that come within a moment, and whether more may come."""
-        together, until = [first], time.monotonic() + GATHER_SECONDS
-        lines = len(first.lines)
-        while lines < MOST_LINES and (left := until - time.monotonic()) > 0:
-            try:
-                following = self._waiting.get(timeout=left)
-            except queue.Empty:
-                break
-            if following is None:
-                return together, False
-            together.append(following)
-            lines += len(following.lines)
-        return together, True
+    def _show_all(self) -> None:
+        for together in _gathered(self._stored, 0):
+            self._show(together)
 
     def _store(self, together: Sequence[Tracked]) -> None:
         now = datetime.now(UTC)
@@ -121,19 +112,29 @@ class TrackedEvents:
             return
         for tracked in together:
             tracked.stored.set_result(uri)
-        for tracked in together:
-            tracked.shown.set_result(self._show(tracked.events))
+            self._stored.put(tracked)
 
-    def _show(self, events: Sequence[Event]) -> bool:
-        """Write events to the graph, unless their people are not to be shown; what fails, landing makes good."""
+    def _show(self, together: Sequence[Tracked]) -> None:
+        """Write the events of some requests to the graph; one by one where a row of them is refused.
+
+        People who are not to be shown are left out; what fails, landing makes good.
+        """
         try:
             self._control.require_no_erasure()
-            kept, hidden = split_suppressed(_frame(events), self._suppressed_users())
+            kept, hidden = split_suppressed(_frame(together), self._suppressed_users())
             write_fresh(self._graph, kept)
         except (C360Error, DriverError, Neo4jError, psycopg.Error) as error:
-            self._log.warning("graph_not_updated", error=type(error).__name__, events=len(events))
-            return False
-        return hidden.is_empty()
+            if len(together) > 1 and isinstance(error, Neo4jError) and is_of_a_row(error):
+                for tracked in together:
+                    self._show([tracked])
+                return
+            self._log.warning("graph_not_updated", error=type(error).__name__, requests=len(together))
+            for tracked in together:
+                tracked.shown.set_result(False)
+            return
+        left_out = set(hidden.select("tenant_id", "user_id").iter_rows())
+        for tracked in together:
+            tracked.shown.set_result(left_out.isdisjoint((event.tenant_id, event.user_id) for event in tracked.events))
 
     def _suppressed_users(self) -> pl.DataFrame:
         read_at, users = self._suppressed
@@ -143,6 +144,27 @@ class TrackedEvents:
         return users
 
 
-def _frame(events: Sequence[Event]) -> pl.DataFrame:
-    rows = [(*event[:7], [{"key": k, "value": v} for k, v in event.attrs.items()]) for event in events]
+def _gathered(waiting: "queue.SimpleQueue[Tracked | None]", seconds: float) -> Iterator[list[Tracked]]:
+    """Requests that come within a moment after the first, until the end, which is None."""
+    is_open = True
+    while is_open and (first := waiting.get()) is not None:
+        together, lines, until = [first], len(first.lines), time.monotonic() + seconds
+        while lines < MOST_LINES:
+            try:
+                following = waiting.get(timeout=max(until - time.monotonic(), 0))
+            except queue.Empty:
+                break
+            if following is None:
+                is_open = False
+                break
+            together.append(following)
+            lines += len(following.lines)
+        yield together
+
+
+def _frame(together: Sequence[Tracked]) -> pl.DataFrame:
+    rows = [
+        (*event[:7], [{"key": k, "value": v} for k, v in event.attrs.items()])
+        for tracked in together for event in tracked.events
+    ]  # fmt: skip
     return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")

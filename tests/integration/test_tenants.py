@@ -87,8 +87,8 @@ class Tenants:
         yield "recommend", lambda: theirs_among(map(asdict, ours.recommend(Wish(their, 10))))
         yield "trending", lambda: theirs_among(ours.trending(timedelta(days=30), None, 10)[1])
         yield "similar_products", lambda: ours.similar_products(their)
-        yield "read_accounts", lambda: theirs_among(read_accounts(graph, OURS, AT).to_dicts())
-        yield "read_tickets", lambda: theirs_among(read_tickets(graph, OURS).to_dicts())
+        yield "read_accounts", lambda: theirs_among(read_accounts(graph.run, OURS, AT).to_dicts())
+        yield "read_tickets", lambda: theirs_among(read_tickets(graph.run, OURS).to_dicts())
         yield "untie", lambda: graph.untie(one)
         yield (
             "absorb",

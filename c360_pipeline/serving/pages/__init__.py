@@ -65,6 +65,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/customers", pages.customers, methods=["GET"])
     router.add_api_route("/customers/{customer_id}", pages.customer, methods=["GET"])
     router.add_api_route("/customers/{customer_id}/timeline", pages.timeline, methods=["GET"])
+    router.add_api_route("/customers/{customer_id}/history", pages.history, methods=["GET"])
     router.add_api_route("/customers/{customer_id}/neighbourhood", pages.neighbourhood, methods=["GET"])
     router.add_api_route("/explore", pages.explore, methods=["GET"])
     router.add_api_route("/delivery", pages.delivery, methods=["GET"])
@@ -137,12 +138,13 @@ class Pages:
         ids = [user["user_id"] for user in found.users]
         wish = Wish(customer_id if customer_id in ids or not ids else ids[0], RECOMMENDED)
         recommended = await self._api.ask(self._api.backend.recommender(key.tenant_id).recommend, wish)
-        journeys = [journey["journey_id"] for journey in found.journeys]
-        merges = await self._api.ask(self._shown(key).merges, journeys)
-        splits = await self._api.ask(self._shown(key).splits, journeys)
-        return self._page(
-            "customer.html", key=key, customer=found, recommended=recommended, merges=merges, splits=splits
-        )
+        return self._page("customer.html", key=key, customer=found, recommended=recommended)
+
+    async def history(self, key: Reader, customer_id: Id) -> HTMLResponse:
+        """What was merged and split; the page asks for it when it is shown, for it is the lake that knows."""
+        _, journeys = await self._members(key, customer_id)
+        merges, splits = await self._api.ask(self._shown(key).history, journeys)
+        return self._page("history.html", merges=merges, splits=splits)
 
     async def timeline(self, key: Reader, customer_id: Id, before: datetime) -> HTMLResponse:
         """More of a timeline."""
@@ -155,11 +157,14 @@ class Pages:
 
     async def neighbourhood(self, key: Reader, customer_id: Id) -> JSONResponse:
         """The graph around a customer."""
+        users, journeys = await self._members(key, customer_id)
+        return JSONResponse(await self._api.ask(self._shown(key).neighbourhood, users[:10], journeys[:3]))
+
+    async def _members(self, key: ApiKey, customer_id: str) -> tuple[list[str], list[str]]:
         found = await self._api.ask(self._api.backend.customers(key.tenant_id).members, customer_id)
         if found is None:
             raise HTTPException(404, "There is no such customer.")
-        users, journeys = found
-        return JSONResponse(await self._api.ask(self._shown(key).neighbourhood, users[:10], journeys[:3]))
+        return found
 
     async def explore(self, key: Reader, first: Text = "", second: Text = "") -> HTMLResponse:
         """What ties two events."""
