@@ -10,16 +10,17 @@ from typing import Any
 import httpx2
 
 TENANT = "bench"
-CONNECTIONS = 8
+CONNECTIONS = {"alone": 1, "customer": 4, "page": 4}
+"""That ask without a pause: a program has eight, people with a browser are fewer."""
 ASKED_AGAIN = 200
 """Users that are asked for again and again, each having been asked for once."""
 
 
 class Client:
-    """Eight connections that ask one after the other.
+    """Connections, each of which asks one request after the other.
 
     Args:
-        kind: first, again, customer, page or track.
+        kind: first, again, alone (as again, by one connection), customer, page or track.
         port: of the API.
         key: that opens it.
         users: whom to ask for.
@@ -28,7 +29,8 @@ class Client:
     def __init__(self, kind: str, port: int, key: str, users: Sequence[str]) -> None:
         self._kind = kind
         self._opened = {"base_url": f"http://127.0.0.1:{port}", "headers": {"authorization": f"Bearer {key}"}}
-        self._users = users[:ASKED_AGAIN] if kind == "again" else users
+        self._users = users[:ASKED_AGAIN] if kind in ("again", "alone") else users
+        self._connections = CONNECTIONS.get(kind, 8)
         self._took: list[float] = []
         self._errors = 0
 
@@ -46,17 +48,17 @@ class Client:
 
     def load(self, seconds: float) -> dict[str, float]:
         """Ask for so long, and say at which rate and how fast it was answered, in milliseconds."""
-        if self._kind == "again":
+        if self._kind in ("again", "alone"):
             with httpx2.Client(**self._opened) as session:
                 for user in self._users:
                     self._request(session, user)
         began = time.monotonic()
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            list(pool.map(lambda worker: self._ask(worker, began + seconds), range(CONNECTIONS)))
+        with ThreadPoolExecutor(self._connections) as pool:
+            list(pool.map(lambda worker: self._ask(worker, began + seconds), range(self._connections)))
         spent, ordered = time.monotonic() - began, sorted(self._took)
         return {
             "rate": len(ordered) / spent, "p50": ordered[len(ordered) // 2] * 1e3,
-            "p99": ordered[int(len(ordered) * 0.99)] * 1e3, "errors": self._errors,
+            "p99": ordered[int(len(ordered) * 0.99)] * 1e3, "errors": self._errors, "connections": self._connections,
         }  # fmt: skip
 
     def _ask(self, worker: int, until: float) -> None:
@@ -66,7 +68,7 @@ class Client:
                 began = time.perf_counter()
                 self._errors += self._request(session, self._users[number % len(self._users)]) >= 400
                 self._took.append(time.perf_counter() - began)
-                number += CONNECTIONS
+                number += self._connections
 
     def _request(self, session: Any, user: str) -> int:
         of_user = {"tenant_id": TENANT, "user_id": user}

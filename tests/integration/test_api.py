@@ -52,9 +52,7 @@ def shop(world: World) -> World:
 
 
 @pytest.fixture
-def backend(
-    graph: Graph, lake: Lake, landing: Landing, control: ControlDb, monkeypatch: pytest.MonkeyPatch
-) -> Backend:
+def backend(graph: Graph, lake: Lake, landing: Landing, control: ControlDb, monkeypatch: pytest.MonkeyPatch) -> Backend:
     # What these tests look at is what the graph shows, on a machine however slow.
     monkeypatch.setattr("c360_pipeline.serving.backend.SHOW_SECONDS", 30.0)
     return Backend(graph, lake, landing, control)
