@@ -60,7 +60,8 @@ READ_EVENTS = """
     OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
     OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
     RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action,
-           e.user_id AS user_id, s.id AS session_id, p.id AS product_id, p.name AS product_name, e:Unlanded AS is_unlanded
+           e.user_id AS user_id, s.id AS session_id, p.id AS product_id, p.name AS product_name,
+           e:Unlanded AS is_unlanded
     ORDER BY at DESC, id DESC
 """
 READ_EVENTS_OF_USERS = """
@@ -71,7 +72,8 @@ READ_EVENTS_OF_USERS = """
     WITH e, s ORDER BY e.ts DESC, e.id DESC LIMIT $limit
     OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
     RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action,
-           e.user_id AS user_id, s.id AS session_id, p.id AS product_id, p.name AS product_name, e:Unlanded AS is_unlanded
+           e.user_id AS user_id, s.id AS session_id, p.id AS product_id, p.name AS product_name,
+           e:Unlanded AS is_unlanded
     ORDER BY at DESC, id DESC
 """
 READ_PLAYS = """
