@@ -90,13 +90,15 @@ dev: setup  ## services and the Dagster UI, until Ctrl-C
 	$(BIN)/c360 dev
 
 lock: .venv/.synced  ## resolve the dependencies of pyproject.toml anew
-	$(BIN)/uv pip compile pyproject.toml --quiet --extra devstack --extra spark --group dev --generate-hashes --no-emit-index-url \
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra devstack --extra spark --extra streaming --group dev --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --universal --python-version 3.11 -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --quiet --extra movielens --no-deps --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --universal --python-version 3.11 -o .venv/movielens.lock
 	sed -n '/^recbole==/,/^[^ ]/{/^recbole==/p;/^ /p}' .venv/movielens.lock > requirements-movielens.lock
 	$(BIN)/uv pip compile --quiet --group bench --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --universal --python-version 3.11 -o requirements-bench.lock
+	$(BIN)/uv pip compile --quiet requirements-flink.in --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --universal --python-version 3.11 -o requirements-flink.lock
 
 docs: .venv/.synced  ## docs/reference.md, docs/event.schema.json and docs/queries.md from code and golden answers
 	$(BIN)/python docs/build_reference.py

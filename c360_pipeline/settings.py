@@ -20,6 +20,14 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "Neo4j": ("NEO4J_URI", "NEO4J_USER", "NEO4J_USERNAME", "NEO4J_PASSWORD"),
     "Postgres": ("ETL_DB_HOST", "ETL_DB_PORT", "ETL_DB_USER", "ETL_DB_PASSWORD"),
     "S3": ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "Kafka": (
+        "KAFKA_BOOTSTRAP_SERVERS",
+        "KAFKA_SECURITY_PROTOCOL",
+        "KAFKA_SASL_MECHANISM",
+        "KAFKA_USER",
+        "KAFKA_PASSWORD",
+    ),
+    "Cassandra": ("CASSANDRA_HOSTS", "CASSANDRA_PORT", "CASSANDRA_USER", "CASSANDRA_PASSWORD"),
 }
 """Variables that together say which server and which login: always taken from one source."""
 
@@ -99,6 +107,17 @@ class Settings(BaseSettings):
     aws_access_key_id: str = Field(alias="AWS_ACCESS_KEY_ID")
     aws_secret_access_key: SecretStr = Field(alias="AWS_SECRET_ACCESS_KEY")
     aws_region: str = Field("us-east-1", alias="AWS_REGION")
+    kafka_bootstrap_servers: str | None = Field(None, alias="KAFKA_BOOTSTRAP_SERVERS")
+    kafka_security_protocol: str = Field("PLAINTEXT", alias="KAFKA_SECURITY_PROTOCOL")
+    kafka_sasl_mechanism: str = Field("PLAIN", alias="KAFKA_SASL_MECHANISM")
+    kafka_user: str | None = Field(None, alias="KAFKA_USER")
+    kafka_password: SecretStr | None = Field(None, alias="KAFKA_PASSWORD")
+    cassandra_hosts: str | None = Field(None, alias="CASSANDRA_HOSTS")
+    cassandra_port: int = Field(9042, alias="CASSANDRA_PORT")
+    cassandra_user: str | None = Field(None, alias="CASSANDRA_USER")
+    cassandra_password: SecretStr | None = Field(None, alias="CASSANDRA_PASSWORD")
+    cassandra_keyspace: str = Field("c360", alias="CASSANDRA_KEYSPACE", pattern=r"^[a-z][a-z0-9_]{0,47}$")
+    flink_rest_url: str | None = Field(None, alias="FLINK_REST_URL")
     spark_master: str = Field("local[*]", alias="C360_SPARK_MASTER")
     spark_jars: Path | None = Field(None, alias="C360_SPARK_JARS")
     api_rate: str = Field("1000/second", alias="C360_API_RATE")

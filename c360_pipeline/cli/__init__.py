@@ -24,6 +24,7 @@ from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, err, 
 from c360_pipeline.cli.privacy import erase, retain
 from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
+from c360_pipeline.cli.stream import stream_app
 from c360_pipeline.cli.suppress import suppress_app
 from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.logs import configure_logging
@@ -36,6 +37,7 @@ app.add_typer(journey_app, name="journey")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(suppress_app, name="suppress")
 app.add_typer(keys_app, name="api-keys")
+app.add_typer(stream_app, name="stream")
 app.command()(api)
 app.command()(plan)
 app.command()(grants)
@@ -45,7 +47,7 @@ app.command()(metrics)
 for command in (reconcile, rebuild, diff, digest, dump, load, backup, restore, erase, retain):
     app.command()(command)
 
-CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_")
+CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "KAFKA_", "CASSANDRA_", "FLINK_")
 
 
 def main() -> None:
@@ -62,12 +64,19 @@ def main() -> None:
 
 
 @app.command()
-def up() -> None:
+def up(
+    streaming: Annotated[bool, typer.Option("--streaming", help="Kafka, Cassandra and Flink, too")] = False,
+) -> None:
     """Start the embedded Postgres, S3 and Neo4j, and leave them running."""
     from c360_pipeline.devstack import stack
+    from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS
 
     with ServiceProgress() as progress:
-        started = stack.up(c360_home(), progress)
+        started = stack.up(
+            c360_home(), progress, ports=PREFERRED_PORTS | STREAMING_PORTS if streaming else PREFERRED_PORTS
+        )
+    if streaming and not STREAMING_PORTS.keys() <= {s.service for s in stack.status(c360_home())}:
+        raise ConfigError("The services run without the real-time path: `c360 down`, then `c360 up --streaming`.")
     err.print("All services are ready." if started else "All services were running already.")
     _print_status(as_json=False)
 
@@ -173,7 +182,7 @@ def seed(
 
 @app.command()
 def generate(
-    out_: Annotated[str, typer.Option("--out", help="a folder, or s3://bucket/prefix/")],
+    out_: Annotated[str, typer.Option("--out", help="a folder, s3://bucket/prefix/, or kafka://")],
     events: Annotated[int, typer.Option(help="good events")] = 20_000,
     tenants: Annotated[int, typer.Option(help="customer organisations")] = 3,
     seed_: Annotated[int, typer.Option("--seed", help="equal seeds give equal files")] = 1,
@@ -181,16 +190,21 @@ def generate(
     duplicate_rate: Annotated[float, typer.Option(help="repeated lines per good event")] = 0.03,
     late_rate: Annotated[float, typer.Option(help="share of events that arrive late")] = 0.01,
     source: Annotated[str, typer.Option("--from", help="sample or movielens")] = "sample",
+    rate: Annotated[float | None, typer.Option(help="messages a second into Kafka")] = None,
 ) -> None:
     """Write realistic events, a catalogue, and the truth about every line."""
     from c360_pipeline.devstack.event_samples import SampleRequest
 
     request = SampleRequest(events, tenants, seed_, malformed_rate, duplicate_rate, late_rate)
     with tempfile.TemporaryDirectory() as scratch:
-        is_remote = out_.startswith("s3://")
+        is_remote = out_.startswith(("s3://", "kafka://"))
         counts = _write_sample(source, request, Path(scratch) if is_remote else Path(out_))
-        if is_remote:
+        if out_.startswith("s3://"):
             _upload(sorted(Path(scratch).iterdir()), out_)
+        elif is_remote:
+            from c360_pipeline.cli.stream import send_files
+
+            send_files(sorted(Path(scratch).glob("*.jsonl*")), rate)
     err.print(f"{out_}: " + ", ".join(f"{number:,} {kind}" for kind, number in counts.items()), highlight=False)
 
 

@@ -4,10 +4,13 @@ They are kept per version in the user's cache folder, so every clone and every t
 A folder appears by one rename, after it is complete: an interrupted download leaves nothing half done.
 """
 
+import fcntl
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +18,19 @@ from functools import partial
 from pathlib import Path
 
 from c360_pipeline.errors import ConfigError, UnavailableError
+from c360_pipeline.settings import project_path
 
 NEO4J_VERSION = "5.26.30"
 GDS_VERSION = "2.13.9"
 VERSITYGW_VERSION = "v1.8.0"
 SPARK_JARS_VERSION = "delta-4.3.1-hadoop-3.4.2"
 """As in spark/pom.xml."""
+KAFKA_VERSION = "4.3.1"
+CASSANDRA_VERSION = "5.0.9"
+FLINK_VERSION = "2.3.0"
 COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
+
+FLINK_LOCK = project_path("requirements-flink.lock")
 
 Report = Callable[[str], None]
 
@@ -53,6 +62,32 @@ def spark_jars() -> Path:
     return cache_folder() / f"spark-jars-{SPARK_JARS_VERSION}"
 
 
+def kafka_jars() -> Path:
+    """The folder with the jars of a Kafka broker."""
+    return cache_folder() / f"kafka-{KAFKA_VERSION}"
+
+
+def cassandra_jars() -> Path:
+    """The folder with the jars of Cassandra."""
+    return cache_folder() / f"cassandra-{CASSANDRA_VERSION}"
+
+
+def flink_jars() -> Path:
+    """The folder with Flink's Kafka connector and its S3 file system."""
+    return cache_folder() / f"flink-jars-{FLINK_VERSION}"
+
+
+def flink_environment() -> Path:
+    """The virtual environment of Flink, whose pins are not ours; it changes with its lock."""
+    locked = hashlib.sha256(FLINK_LOCK.read_bytes()).hexdigest()[:12]
+    return cache_folder() / f"flink-{FLINK_VERSION}-{locked}"
+
+
+def flink_home() -> Path:
+    """Flink's distribution, which the Python package carries."""
+    return next((flink_environment() / "lib").glob("python3.*")) / "site-packages" / "pyflink"
+
+
 def install_spark_jars(report: Report) -> Path:
     """Fetch the jars of Spark where they are missing; returns their folder.
 
@@ -60,22 +95,61 @@ def install_spark_jars(report: Report) -> Path:
         ConfigError: mvn is not installed.
         UnavailableError: a download failed; the message holds the end of the tool's output.
     """
-    if not spark_jars().exists():
-        with _appears_whole(spark_jars()) as folder:
-            pom = Path(__file__).parents[1] / "spark" / "pom.xml"
-            _run_reporting(
-                [
-                    "mvn",
-                    "-B",
-                    "-f",
-                    str(pom),
-                    COPY_DEPENDENCIES,
-                    "-DincludeScope=runtime",
-                    f"-DoutputDirectory={folder}",
-                ],
-                partial(_report_jar, report, "spark"),
-            )  # fmt: skip
+    _install_jars(Path(__file__).parents[1] / "spark", spark_jars(), report)
     return spark_jars()
+
+
+def install_streaming(report: Report) -> None:
+    """Fetch Kafka, Cassandra and Flink where they are missing: 0.5 GB of jars, 1 GB of Python packages.
+
+    Args:
+        report: told one line of progress at a time.
+
+    Raises:
+        ConfigError: mvn is not installed.
+        UnavailableError: a download failed; the message holds the end of the tool's output.
+    """
+    here = Path(__file__).parent
+    for name, folder in (("kafka", kafka_jars()), ("cassandra", cassandra_jars()), ("flink", flink_jars())):
+        _install_jars(here / name, folder, report)
+    if not (flink_environment() / "complete").exists():
+        _install_flink(report)
+
+
+def _install_jars(project: Path, target: Path, report: Report) -> None:
+    if target.exists():
+        return
+    with _appears_whole(target) as folder:
+        _run_reporting(
+            ["mvn", "-B", "-f", str(project / "pom.xml"), COPY_DEPENDENCIES, "-DincludeScope=runtime",
+             f"-DoutputDirectory={folder}"],
+            partial(_report_jar, report, project.name),
+        )  # fmt: skip
+
+
+def _install_flink(report: Report) -> None:
+    """An environment names its own folder, so it can't be made elsewhere and moved: a file says that it is complete."""
+    folder = flink_environment()
+    with file_lock(folder.with_suffix(".lock")):
+        if (folder / "complete").exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        uv = str(Path(sys.executable).parent / "uv")
+        _run_reporting([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], report)
+        report("flink: Python packages, 1 GB")
+        _run_reporting(
+            [uv, "pip", "sync", "--quiet", "--python", str(folder / "bin" / "python"), str(FLINK_LOCK)], report
+        )
+        (folder / "complete").touch()
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time, and left by one that dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def missing_distributions() -> list[str]:

@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from c360_pipeline.devstack.distributions import neo4j_class_archive, neo4j_distribution, versitygw_binary
-from c360_pipeline.errors import ConfigError
+from c360_pipeline.errors import ConfigError, UnavailableError
 
 LOOPBACK = "127.0.0.1"
 JAVA_OPENS = (
@@ -54,7 +54,15 @@ db.tx_log.rotation.retention_policy=1 files
 internal.dbms.bolt.netty_server_shutdown_quiet_period=0
 """
 
-NOT_READY = (psycopg.Error, neo4j.exceptions.Neo4jError, neo4j.exceptions.DriverError, BotoCoreError, ClientError)
+WITH_PASSWORD = ("postgres", "s3", "neo4j", "kafka", "cassandra")
+NOT_READY = (
+    UnavailableError,
+    psycopg.Error,
+    neo4j.exceptions.Neo4jError,
+    neo4j.exceptions.DriverError,
+    BotoCoreError,
+    ClientError,
+)
 """What a probe raises while its service is not ready."""
 
 
@@ -99,10 +107,11 @@ def free_port(preferred: int) -> int:
 def passwords(home: Path) -> dict[str, str]:
     """Generated once per state folder and kept readable by the owner only (mode 600)."""
     path = home / "passwords.json"
-    if not path.exists():
-        generated = {name: secrets.token_hex(24) for name in ("postgres", "s3", "neo4j")}
-        write_private(path, json.dumps(generated))
-    stored: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    stored: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    missing = [name for name in WITH_PASSWORD if name not in stored]
+    if missing:
+        stored |= {name: secrets.token_hex(24) for name in missing}
+        write_private(path, json.dumps(stored))
     return stored
 
 
@@ -304,10 +313,17 @@ def neo4j_community(home: Path, port: int, password: str) -> Service:
 
 
 PREFERRED_PORTS = {"postgres": 15432, "s3": 17070, "neo4j": 17687}
+STREAMING_PORTS = {"kafka": 19092, "cassandra": 19042, "flink-jobmanager": 18081, "flink-taskmanager": 18123}
 
 
 def services_at(home: Path, ports: dict[str, int]) -> list[Service]:
     """The services that have a port here, in the order of their start."""
     secret = passwords(home)
-    factories = (("neo4j", neo4j_community), ("postgres", postgres), ("s3", s3))
-    return [factory(home, ports[name], secret[name]) for name, factory in factories if name in ports]
+    factories = {"neo4j": neo4j_community, "postgres": postgres, "s3": s3}
+    found = [factory(home, ports[name], secret[name]) for name, factory in factories.items() if name in ports]
+    if STREAMING_PORTS.keys() & ports.keys():
+        # What they need is not installed where nobody streams.
+        from c360_pipeline.devstack import streaming_services
+
+        found += streaming_services.services_at(home, ports, secret, {s.name: s.connection for s in found})
+    return found

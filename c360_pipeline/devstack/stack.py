@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
-from c360_pipeline.devstack.distributions import install
+from c360_pipeline.devstack.distributions import install, install_streaming
 from c360_pipeline.devstack.pause import is_held, published
-from c360_pipeline.devstack.services import NOT_READY, PREFERRED_PORTS, services_at
+from c360_pipeline.devstack.services import NOT_READY, PREFERRED_PORTS, STREAMING_PORTS, services_at
 from c360_pipeline.errors import UnavailableError
 
 Report = Callable[[dict[str, Any]], None]
@@ -114,6 +114,8 @@ def _service_status(entry: dict[str, Any], probe: Callable[[], str]) -> ServiceS
 
 def _start(home: Path, report: Report, ports: dict[str, int]) -> socket.socket | None:
     install(lambda line: report({"state": "fetching", "message": line}))
+    if STREAMING_PORTS.keys() & ports.keys():
+        install_streaming(lambda line: report({"state": "fetching", "message": line}))
     home.mkdir(parents=True, exist_ok=True)
     (home / "logs").mkdir(exist_ok=True)
     ours, theirs = socket.socketpair()

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import obstore
@@ -25,10 +26,12 @@ class StoredObject:
     Attributes:
         path: its key.
         size: bytes.
+        modified_at: when it was put.
     """
 
     path: str
     size: int
+    modified_at: datetime
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Bucket:
         """Objects under a prefix that ends with a slash, in no order."""
         for page in obstore.list(self._store, prefix.rstrip("/")):
             for found in page:
-                yield StoredObject(found["path"], found["size"])
+                yield StoredObject(found["path"], found["size"], found["last_modified"])
 
     def is_empty(self, prefix: str) -> bool:
         """Whether there is no object under a prefix."""

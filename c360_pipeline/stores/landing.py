@@ -273,7 +273,11 @@ class Landing:
 
     def _put_each(self, letters: pl.DataFrame) -> None:
         for letter_id, raw in letters.select("dead_letter_id", "raw").iter_rows():
-            obstore.put(self._objects, dead_letter_key(letter_id), raw, use_multipart=False)
+            self.put_dead_letter(letter_id, raw)
+
+    def put_dead_letter(self, letter_id: str, raw: bytes) -> None:
+        """Keep the bytes of a rejected line under their sha256."""
+        obstore.put(self._objects, dead_letter_key(letter_id), raw, use_multipart=False)
 
     def put_long_dead_letter(self, pieces: Iterable[bytes]) -> tuple[str, int]:
         """Keep the bytes of a line that does not fit into memory; returns their sha256 and how many they are."""

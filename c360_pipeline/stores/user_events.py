@@ -1,0 +1,147 @@
+"""Events in Cassandra: by user and day, newest first."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from importlib import resources
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from cassandra import InvalidRequest, OperationTimedOut, Unavailable, WriteTimeout
+from cassandra.auth import PlainTextAuthProvider
+from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
+from cassandra.concurrent import execute_concurrent_with_args
+from cassandra.policies import DCAwareRoundRobinPolicy, TokenAwarePolicy
+from cassandra.query import ConsistencyLevel
+
+from c360_pipeline.errors import UnavailableError
+
+CONCURRENCY = 64
+"""Statements of one batch on their way at once."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+COLUMNS = (
+    "tenant_id", "user_id", "bucket_date", "event_time", "event_type", "event_id", "event_micros", "session_id",
+    "item_id", "metadata",
+)  # fmt: skip
+TRANSIENT = (NoHostAvailable, OperationTimedOut, Unavailable, WriteTimeout)
+INSERT = f"INSERT INTO user_events ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+READ_DAY = f"SELECT {', '.join(COLUMNS)} FROM user_events WHERE tenant_id = ? AND user_id = ? AND bucket_date = ?"
+READ_ALL = f"SELECT {', '.join(COLUMNS)} FROM user_events"
+DELETE_DAY = "DELETE FROM user_events WHERE tenant_id = ? AND user_id = ? AND bucket_date = ?"
+
+
+class UserEvent(NamedTuple):
+    """A row; `event_time` is `event_micros` cut to the milliseconds that Cassandra has."""
+
+    tenant_id: str
+    user_id: str
+    bucket_date: date
+    event_time: datetime
+    event_type: str
+    event_id: str
+    event_micros: int
+    session_id: str
+    item_id: str | None
+    metadata: dict[str, str]
+
+
+def user_event(
+    event_id: str, tenant_id: str, user_id: str, session_id: str, ts: datetime, action: str, item_id: str | None,
+    attrs: dict[str, str],
+) -> UserEvent:  # fmt: skip
+    """The row of an event; the bucket is its day in UTC."""
+    micros = (ts - EPOCH) // timedelta(microseconds=1)
+    cut = EPOCH + timedelta(milliseconds=micros // 1000)
+    return UserEvent(
+        tenant_id, user_id, ts.astimezone(UTC).date(), cut, action, event_id, micros, session_id, item_id, attrs
+    )
+
+
+class UserEvents:
+    """The table in a keyspace.
+
+    Args:
+        hosts: to ask first.
+        port: of all of them.
+        user: whose login it is.
+        password: of that login.
+        keyspace: where the table is; made where it is missing, with one copy, for a cluster of one node.
+    """
+
+    def __init__(self, hosts: Sequence[str], port: int, user: str | None, password: str | None, keyspace: str) -> None:
+        login = PlainTextAuthProvider(user, password) if user else None
+        profile = ExecutionProfile(
+            load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy()),
+            consistency_level=ConsistencyLevel.LOCAL_QUORUM, request_timeout=10.0,
+        )  # fmt: skip
+        self._cluster = Cluster(
+            list(hosts), port=port, auth_provider=login, execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+            connect_timeout=10, protocol_version=5,
+        )  # fmt: skip
+        self._keyspace = keyspace
+        self._session: Any = None
+        self._insert: Any = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._session = self._cluster.connect()
+            self._apply_schema()
+        except TRANSIENT as error:
+            self._cluster.shutdown()
+            raise UnavailableError(f"Cassandra can't be reached: {type(error).__name__}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cluster.shutdown()
+
+    def _apply_schema(self) -> None:
+        self._session.execute(
+            f"CREATE KEYSPACE IF NOT EXISTS {self._keyspace} "
+            "WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1}"
+        )
+        self._session.set_keyspace(self._keyspace)
+        script = resources.files("c360_pipeline.ddl").joinpath("user_events.cql").read_text(encoding="utf-8")
+        self._session.execute("\n".join(line for line in script.splitlines() if not line.startswith("--")))
+        self._insert = self._session.prepare(INSERT)
+
+    def write(self, events: Iterable[UserEvent]) -> None:
+        """Write rows; writing one again changes nothing.
+
+        Raises:
+            UnavailableError: the cluster does not take them now; some may be written.
+            InvalidRequest: a row is one that no table takes.
+        """
+        rows = [tuple(event) for event in events]
+        try:
+            # Raises the first error; the statements that are on their way then may have gone well.
+            execute_concurrent_with_args(self._session, self._insert, rows, concurrency=CONCURRENCY)
+        except TRANSIENT as error:
+            raise UnavailableError(f"Cassandra does not take the events: {type(error).__name__}") from error
+
+    def of_day(self, tenant_id: str, user_id: str, day: date) -> list[UserEvent]:
+        """What a user did on a day, newest first."""
+        rows = self._session.execute(self._session.prepare(READ_DAY), (tenant_id, user_id, day))
+        return [_row(row) for row in rows]
+
+    def scan(self) -> Iterator[UserEvent]:
+        """All rows, in the order of the ring; page by page."""
+        return map(_row, self._session.execute(READ_ALL))
+
+    def delete_days(self, tenant_id: str, user_id: str, days: Iterable[date]) -> None:
+        """Delete what a user did on some days."""
+        statement = self._session.prepare(DELETE_DAY)
+        rows = [(tenant_id, user_id, day) for day in days]
+        execute_concurrent_with_args(self._session, statement, rows, concurrency=CONCURRENCY)
+
+
+def is_of_a_row(error: Exception) -> bool:
+    """Whether one of the rows that were written is what the table does not take."""
+    return isinstance(error, InvalidRequest)
+
+
+def _row(row: Any) -> UserEvent:
+    values = row._asdict()
+    at = values["event_time"].replace(tzinfo=UTC)
+    return UserEvent(**{**values, "event_time": at, "bucket_date": values["bucket_date"].date(),
+                        "metadata": dict(values["metadata"] or {})})  # fmt: skip

@@ -1,0 +1,273 @@
+"""The job on its cluster: started where it ended, stopped with a savepoint, and what it says of itself."""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+from c360_pipeline.connections import open_bucket
+from c360_pipeline.errors import UnavailableError
+from c360_pipeline.settings import Settings
+from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, TOPIC, flink_address, kafka_options
+
+JOB = "c360-user-events"
+PARTITIONS = 4
+ALIVE = ("INITIALIZING", "CREATED", "RUNNING", "RESTARTING", "FAILING", "RECONCILING")
+STATE_PREFIX = "flink/"
+SECONDS = 10.0
+STOP_SECONDS = 180.0
+ENTRY = Path(__file__).with_name("entry.py")
+
+
+@dataclass(frozen=True)
+class StreamStatus:
+    """What `c360 stream status` shows.
+
+    Attributes:
+        job_id: of the job that runs; None where none does.
+        state: Flink's, such as RUNNING; `stopped` without a job.
+        lag: messages of each partition that the last checkpoint has not taken in.
+        checkpoint_age_seconds: since the newest checkpoint was complete; None before the first.
+        counts: by operator and counter, since the job was started.
+        address: Flink's own page of the job.
+    """
+
+    job_id: str | None
+    state: str
+    lag: dict[int, int]
+    checkpoint_age_seconds: float | None
+    counts: dict[str, int]
+    address: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return vars(self) | {"lag": {str(k): v for k, v in self.lag.items()}}
+
+
+class StreamCluster:
+    """Kafka's topics, and Flink with the job.
+
+    Args:
+        settings: addresses and logins.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._rest = flink_address(settings)
+        self._servers = settings.kafka_bootstrap_servers
+
+    def make_topics(self) -> None:
+        """Make the topics that are missing; in a broker of one node each has one copy.
+
+        Raises:
+            UnavailableError: Kafka does not answer.
+        """
+        client = AdminClient(kafka_options(self._settings))
+        try:
+            there = client.list_topics(timeout=SECONDS)
+            copies = min(3, len(there.brokers))
+            missing = [
+                NewTopic(name, num_partitions=PARTITIONS, replication_factor=copies)
+                for name in (TOPIC, DEAD_LETTER_TOPIC) if name not in there.topics
+            ]  # fmt: skip
+            for name, made in (client.create_topics(missing) if missing else {}).items():
+                _made(name, made)
+        except KafkaException as error:
+            raise UnavailableError(
+                f"Kafka at {self._settings.kafka_bootstrap_servers} does not answer: {error}"
+            ) from error
+
+    def job_id(self) -> str | None:
+        """Of the job that runs; None where none does."""
+        jobs = self._get("/jobs/overview")["jobs"]
+        return next((job["jid"] for job in jobs if job["name"] == JOB and job["state"] in ALIVE), None)
+
+    def start(
+        self,
+        flink: Path,
+        variables: Mapping[str, str],
+        sinks: Sequence[str],
+        connector: Path,
+        report: Callable[[str], None],
+    ) -> str:
+        """Start the job where the last one ended; does nothing where it runs.
+
+        Args:
+            flink: the distribution, whose command line hands the job over.
+            variables: environment of that command.
+            sinks: names of those to write to, of `neo4j`, `cassandra` and `s3`.
+            connector: jar of the Kafka connector.
+            report: told where the job begins.
+
+        Returns:
+            Its id.
+
+        Raises:
+            UnavailableError: Flink does not take it; the message holds the end of what it said.
+        """
+        if (running := self.job_id()) is not None:
+            return running
+        self.make_topics()
+        state = self.newest_state()
+        report(f"from {state}" if state else "from the offsets that were committed, else from the first message")
+        command = [str(flink / "bin" / "flink"), "run", "--detached", *(["-s", state] if state else []),
+                   "--jarfile", str(connector), "-py", str(ENTRY), *sinks]  # fmt: skip
+        ended = subprocess.run(
+            command, env={**os.environ, **variables}, capture_output=True, text=True, check=False, cwd="/"
+        )
+        found = re.search(r"JobID ([0-9a-f]{32})", ended.stdout)
+        if ended.returncode or not found:
+            tail = "\n".join((ended.stdout + ended.stderr).splitlines()[-15:])
+            raise UnavailableError(f"Flink does not take the job:\n{tail}")
+        return found[1]
+
+    def wait_until_running(self, job_id: str, seconds: float = 120.0) -> None:
+        """Until every task of the job runs.
+
+        Raises:
+            UnavailableError: it does not, or the job ended.
+        """
+
+        def runs() -> bool:
+            job = self._get(f"/jobs/{job_id}")
+            if job["state"] in ("FAILED", "CANCELED", "FINISHED"):
+                raise UnavailableError(f"The job ended: {job['state']}. {self.cause(job_id)}")
+            return job["state"] == "RUNNING" and all(v["status"] == "RUNNING" for v in job["vertices"])
+
+        wait_until(runs, seconds, "The job does not run yet.")
+
+    def stop(self) -> str | None:
+        """Stop the job with a savepoint, and say where it is; None where no job runs.
+
+        Raises:
+            UnavailableError: the job does not stop.
+        """
+        job = self.job_id()
+        if job is None:
+            return None
+        asked = self._post(f"/jobs/{job}/stop", {"drain": False})["request-id"]
+        location: str | None = None
+
+        def is_done() -> bool:
+            nonlocal location
+            answer = self._get(f"/jobs/{job}/savepoints/{asked}")
+            if answer["status"]["id"] != "COMPLETED":
+                return False
+            operation = answer["operation"]
+            if "failure-cause" in operation:
+                raise UnavailableError(f"The job made no savepoint: {operation['failure-cause']['class']}")
+            location = operation["location"]
+            return self.job_id() is None
+
+        wait_until(is_done, STOP_SECONDS, "The job does not stop.")
+        return location
+
+    def newest_state(self) -> str | None:
+        """The newest savepoint or checkpoint that is complete; None before the first."""
+        found = open_bucket(self._settings).objects(STATE_PREFIX)
+        complete = [(one.modified_at, one.path) for one in found if one.path.endswith("/_metadata")]
+        if not complete:
+            return None
+        return f"s3://{self._settings.bucket}/{max(complete)[1].removesuffix('/_metadata')}"
+
+    def status(self) -> StreamStatus:
+        """What there is to know."""
+        job = self.job_id()
+        if job is None:
+            return StreamStatus(None, "stopped", self.lag(), None, {}, self._rest)
+        newest = (self._get(f"/jobs/{job}/checkpoints").get("latest") or {}).get("completed")
+        age = None if newest is None else time.time() - newest["latest_ack_timestamp"] / 1000
+        state = self._get(f"/jobs/{job}")["state"]
+        return StreamStatus(job, state, self.lag(), age, self.counts(job), f"{self._rest}/#/job/running/{job}")
+
+    def counts(self, job_id: str) -> dict[str, int]:
+        """Our counters, summed over the subtasks: `judge.events`, `neo4j.written` and so on."""
+        found: dict[str, int] = {}
+        for vertex in self._get(f"/jobs/{job_id}")["vertices"]:
+            path = f"/jobs/{job_id}/vertices/{vertex['id']}/subtasks/metrics"
+            names = [m["id"] for m in self._get(path) if m["id"].rpartition(".")[2] in COUNTERS]
+            values = self._get(f"{path}?get={','.join(names)}") if names else []
+            for metric in values:
+                operator = metric["id"].split(".")[0]
+                name = f"{operator}.{metric['id'].rpartition('.')[2]}"
+                found[name] = found.get(name, 0) + int(metric["sum"])
+        return dict(sorted(found.items()))
+
+    def lag(self) -> dict[int, int]:
+        """Messages of each partition behind which the committed offsets are."""
+        return {p: end - (done if done >= 0 else begin) for p, (begin, end, done) in self.offsets().items()}
+
+    def offsets(self) -> dict[int, tuple[int, int, int]]:
+        """By partition: its first offset, the one after its last, and the committed one (negative for none).
+
+        Raises:
+            UnavailableError: Kafka does not answer.
+        """
+        consumer = Consumer({**kafka_options(self._settings), "group.id": GROUP, "enable.auto.commit": False})
+        try:
+            known = consumer.list_topics(TOPIC, timeout=SECONDS).topics[TOPIC].partitions
+            places = [TopicPartition(TOPIC, p) for p in known]
+            committed = {c.partition: c.offset for c in consumer.committed(places, timeout=SECONDS)}
+            return {
+                p.partition: (*consumer.get_watermark_offsets(p, timeout=SECONDS), committed[p.partition])
+                for p in places
+            }
+        except KafkaException as error:
+            raise UnavailableError(
+                f"Kafka at {self._settings.kafka_bootstrap_servers} does not answer: {error}"
+            ) from error
+        finally:
+            consumer.close()
+
+    def cause(self, job_id: str) -> str:
+        """Why a job failed, in the words of its first exception."""
+        entries = self._get(f"/jobs/{job_id}/exceptions").get("exceptionHistory", {}).get("entries", [])
+        return str(entries[0]["stacktrace"]).splitlines()[0] if entries else ""
+
+    def _get(self, path: str) -> Any:
+        return self._asked("GET", path, None)
+
+    def _post(self, path: str, body: Any) -> Any:
+        return self._asked("POST", path, body)
+
+    def _asked(self, method: str, path: str, body: Any) -> Any:
+        try:
+            answer = requests.request(method, self._rest + path, json=body, timeout=SECONDS)
+            answer.raise_for_status()
+            return answer.json()
+        except requests.RequestException as error:
+            raise UnavailableError(f"Flink at {self._rest} does not answer: {error}. `c360 up --streaming`?") from error
+
+
+COUNTERS = ("events", "dead_letters", "late", "duplicates", "written", "refused", "batches", "retries", "batch_ms")
+"""Of the operators in `job`."""
+
+
+def wait_until(is_done: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    """Ask until something is so.
+
+    Raises:
+        UnavailableError: it is not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_done():
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"{otherwise} {seconds:.0f} s were waited for.")
+        time.sleep(0.2)
+
+
+def _made(name: str, made: Any) -> None:
+    try:
+        made.result(SECONDS)
+    except KafkaException as error:
+        # Another process made it meanwhile.
+        if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
+            raise UnavailableError(f"Kafka does not make the topic {name}: {error}") from error
