@@ -4,7 +4,7 @@ Without Dagster, so that a command which needs a store only does not wait for th
 """
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from c360_pipeline.core.silos import SourceDatabase
 from c360_pipeline.settings import Settings, c360_home, postgres_login, resolve_secret
@@ -13,7 +13,9 @@ from c360_pipeline.stores.control import ControlDb
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import Landing
-from c360_pipeline.stores.silos import Silo
+
+if TYPE_CHECKING:
+    from c360_pipeline.stores.silos import Silo
 
 
 def s3_login(settings: Settings) -> dict[str, Any]:
@@ -69,8 +71,11 @@ def open_control(settings: Settings) -> ControlDb:
     return control
 
 
-def open_silo(database: SourceDatabase) -> Silo:
+def open_silo(database: SourceDatabase) -> "Silo":
     """One source database, its password taken from where the control row points."""
+    # Flink's environment has no client of silos.
+    from c360_pipeline.stores.silos import Silo
+
     return Silo(database, resolve_secret(database.password_ref))
 
 

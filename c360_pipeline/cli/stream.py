@@ -21,6 +21,7 @@ def start(
     sink: Annotated[list[str] | None, typer.Option(help="neo4j, cassandra or s3; all of them if not said")] = None,
 ) -> None:
     """Start the job where the last one ended, and wait until it runs; does nothing where it runs."""
+    from c360_pipeline.connections import open_graph
     from c360_pipeline.devstack.distributions import flink_home, flink_jars
     from c360_pipeline.devstack.streaming_services import flink_variables
     from c360_pipeline.streaming.cluster import StreamCluster
@@ -28,7 +29,10 @@ def start(
     sinks = sink or list(SINK_NAMES)
     if wrong := [name for name in sinks if name not in SINK_NAMES]:
         raise ConfigError(f"--sink {wrong[0]!r}: {', '.join(SINK_NAMES)} are right.")
-    cluster = StreamCluster(load_settings())
+    settings = load_settings()
+    with open_graph(settings) as graph:
+        graph.apply_schema()
+    cluster = StreamCluster(settings)
     connector = next(flink_jars().glob("flink-sql-connector-kafka-*.jar"))
     with err.status("handing the job over") as shown:
         job = cluster.start(flink_home(), flink_variables(c360_home()), sinks, connector, shown.update)

@@ -316,12 +316,12 @@ def flink_jobmanager(home: Path, port: int, s3: Mapping[str, str]) -> Service:
     folder = home / "flink"
 
     def prepare() -> list[tuple[list[str], dict[str, str]]]:
-        for name in ("conf", "scratch", "plugins/s3-fs-hadoop"):
+        for name in ("conf", "scratch", "plugins/s3-fs-native"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for name in ("log4j-console.properties", "log4j-cli.properties"):
             (folder / "conf" / name).write_bytes((flink_home() / "conf" / name).read_bytes())
-        plugin = next(flink_jars().glob("flink-s3-fs-hadoop-*.jar"))
-        linked = folder / "plugins" / "s3-fs-hadoop" / plugin.name
+        plugin = next(flink_jars().glob("flink-s3-fs-native-*.jar"))
+        linked = folder / "plugins" / "s3-fs-native" / plugin.name
         if not linked.exists():
             linked.symlink_to(plugin)
         # JSON is YAML.

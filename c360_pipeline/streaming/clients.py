@@ -12,6 +12,10 @@ GROUP = "c360-user-events"
 """The consumer group whose offsets the job commits with its checkpoints."""
 
 
+SHADED = "org.apache.flink.kafka.shaded."
+"""Where Flink's connector has the classes of Kafka's client."""
+
+
 def kafka_options(settings: Settings) -> dict[str, Any]:
     """Options of a client of librdkafka; holds the password, so never log it.
 
@@ -32,7 +36,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
 
 
 def java_kafka_options(settings: Settings) -> dict[str, str]:
-    """The same for a client in Java; holds the password, so never log it."""
+    """The same for the client in Flink's connector; holds the password, so never log it."""
     options = kafka_options(settings)
     found = {"bootstrap.servers": options["bootstrap.servers"], "security.protocol": options["security.protocol"]}
     if settings.kafka_password is not None:
@@ -40,7 +44,7 @@ def java_kafka_options(settings: Settings) -> dict[str, str]:
         user, password = (_quoted(options[name]) for name in ("sasl.username", "sasl.password"))
         found |= {
             "sasl.mechanism": options["sasl.mechanism"],
-            "sasl.jaas.config": f"org.apache.kafka.common.security.{module} required username={user} "
+            "sasl.jaas.config": f"{SHADED}org.apache.kafka.common.security.{module} required username={user} "
             f"password={password};",
         }
     return found

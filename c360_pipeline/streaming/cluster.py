@@ -125,7 +125,9 @@ class StreamCluster:
         )
         found = re.search(r"JobID ([0-9a-f]{32})", ended.stdout)
         if ended.returncode or not found:
-            tail = "\n".join((ended.stdout + ended.stderr).splitlines()[-15:])
+            # What Python said comes before what Java says of it.
+            said = (ended.stdout + ended.stderr).partition("org.apache.flink.client.program.Program")[0]
+            tail = "\n".join(said.splitlines()[-15:])
             raise UnavailableError(f"Flink does not take the job:\n{tail}")
         return found[1]
 
@@ -142,7 +144,10 @@ class StreamCluster:
                 raise UnavailableError(f"The job ended: {job['state']}. {self.cause(job_id)}")
             return job["state"] == "RUNNING" and all(v["status"] == "RUNNING" for v in job["vertices"])
 
-        wait_until(runs, seconds, "The job does not run yet.")
+        try:
+            wait_until(runs, seconds, "The job does not run yet.")
+        except UnavailableError as error:
+            raise UnavailableError(f"{error} {self.cause(job_id)}".strip()) from error
 
     def stop(self) -> str | None:
         """Stop the job with a savepoint, and say where it is; None where no job runs.
@@ -230,7 +235,8 @@ class StreamCluster:
     def cause(self, job_id: str) -> str:
         """Why a job failed, in the words of its first exception."""
         entries = self._get(f"/jobs/{job_id}/exceptions").get("exceptionHistory", {}).get("entries", [])
-        return str(entries[0]["stacktrace"]).splitlines()[0] if entries else ""
+        said = str(entries[0]["stacktrace"]).splitlines() if entries else []
+        return " ".join(line for line in said if not line.startswith(("\t", " ")))
 
     def _get(self, path: str) -> Any:
         return self._asked("GET", path, None)
@@ -247,7 +253,7 @@ class StreamCluster:
             raise UnavailableError(f"Flink at {self._rest} does not answer: {error}. `c360 up --streaming`?") from error
 
 
-COUNTERS = ("events", "dead_letters", "late", "duplicates", "written", "refused", "batches", "retries", "batch_ms")
+COUNTERS = ("events", "dead_letters", "late", "duplicates", "written", "refused", "batches", "retries")
 """Of the operators in `job`."""
 
 

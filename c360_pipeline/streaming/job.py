@@ -4,10 +4,14 @@ Run by Flink in its own environment (`c360 stream start` hands it over). Each op
 found again in a savepoint; what it decides is in `operators`.
 """
 
+import base64
+import json
+import logging
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import structlog
 from pyflink.common import Encoder, Row, Types
 from pyflink.common.serialization import SimpleStringSchema
 from pyflink.common.time import Time
@@ -46,6 +50,15 @@ LANDED = OutputTag("landed", Types.STRING())
 DEAD = OutputTag("dead", Types.STRING())
 FILE_BYTES, FILE_MS, IDLE_MS = 64 * 1024 * 1024, 60_000, 15_000
 """A landed file ends when it is so large, so old, or when nothing came for so long."""
+
+
+def log_to_flink() -> None:
+    """Send what we log through Python's logging, which a worker hands on to Flink."""
+    structlog.configure(
+        processors=[structlog.processors.KeyValueRenderer(key_order=["event"])],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
 
 
 class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
@@ -96,6 +109,7 @@ class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
 
     def open(self, context: RuntimeContext) -> None:
         """Bind the state."""
+        log_to_flink()
         self._waiting = context.get_list_state(ListStateDescriptor("waiting", Types.STRING()))
         self._pending = context.get_state(ValueStateDescriptor("pending", Types.TUPLE([Types.INT(), Types.LONG()])))
         self._sink = PatientSink(self._name, load_settings())
@@ -145,8 +159,6 @@ class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
 
 def encode_refused(event: Any) -> str:
     """An event that a store refuses, as it was between the operators."""
-    import json
-
     return json.dumps({**event._asdict(), "ts": event.ts.isoformat()}, ensure_ascii=False)
 
 
@@ -159,9 +171,6 @@ class KeepDeadLetter(MapFunction):  # type: ignore[misc]
 
     def map(self, text: str) -> str:
         """One dead letter; putting it twice changes nothing."""
-        import base64
-        import json
-
         letter = json.loads(text)
         self._landing.put_dead_letter(letter["dead_letter_id"], base64.b64decode(letter["value"]))
         return text
@@ -246,9 +255,3 @@ def main(arguments: list[str]) -> None:
     environment = StreamExecutionEnvironment.get_execution_environment()
     build(environment, load_settings(), arguments or ["neo4j", "cassandra", "s3"])
     environment.execute(JOB)
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1:])
