@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Iterator, Sequence
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -73,15 +74,76 @@ def status(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@stream_app.command()
+def verify(
+    hours: Annotated[
+        float | None, typer.Option(help="messages of so many hours; all that Kafka has if not said")
+    ] = None,
+    landing_minutes: Annotated[float, typer.Option(help="how long a message may wait to land")] = 60.0,
+    repair: Annotated[bool, typer.Option("--repair", help="write what the graph and Cassandra lack")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare what was sent with the archive, the graph and Cassandra, event by event; exit code 1 names drift."""
+    from c360_pipeline.streaming.opened import compared
+
+    with err.status("reading Kafka and the stores"):
+        found, written = compared(load_settings(), hours, timedelta(minutes=landing_minutes), repair=repair)
+    if as_json:
+        print_json(found.as_dict() | {"repaired": written})
+    else:
+        out.print(", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in found.counts.items()))
+        table = Table("store", "events", "waiting to land", "missing", "altered", "extra", "digest")
+        for p in found.places:
+            drift = (f"{rows.height:,}" for rows in (p.missing, p.altered, p.extra))
+            table.add_row(p.name, f"{p.events:,}", f"{p.waiting:,}", *drift, p.digest[:16])
+        out.print(table)
+        for p in found.places:
+            for kind, rows in (("missing", p.missing), ("altered", p.altered), ("extra", p.extra)):
+                for tenant, event in rows.select("tenant_id", "event_id").head(5).iter_rows():
+                    out.print(f"{p.name}: {kind} {tenant} {event}", highlight=False)
+        if repair:
+            err.print(f"{written:,} events were written.")
+    if not found.is_equal and not written:
+        raise typer.Exit(1)
+
+
+@stream_app.command()
+def replay(
+    first: Annotated[str, typer.Option("--from", help="date of events, YYYY-MM-DD")],
+    last: Annotated[str, typer.Option("--to", help="the same, included")],
+    tenant: Annotated[str, typer.Option(help="whose")],
+    rate: Annotated[float | None, typer.Option(help="messages a second")] = None,
+) -> None:
+    """Send events of the archive to Kafka again, for stores that lack them; nothing is there twice afterwards."""
+    from c360_pipeline.connections import open_lake
+    from c360_pipeline.streaming.producer import EventProducer, send
+    from c360_pipeline.streaming.replay import REPLAY, archived_lines
+
+    begin, end = (_as_date(text) for text in (first, last))
+    settings = load_settings()
+    with err.status("sending") as shown, EventProducer(settings, headers=REPLAY) as producer:
+        lines = archived_lines(open_lake(settings), tenant, begin, end)
+        sent = send(producer, lines, rate, lambda n: shown.update(f"{n:,} messages sent"))
+    err.print(f"{sent:,} events were sent.")
+
+
+def _as_date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is no date: YYYY-MM-DD is right.") from None
+
+
 def send_files(paths: Sequence[Path], rate: float | None) -> int:
     """Send the lines of event files to Kafka, with progress."""
     from c360_pipeline.streaming.cluster import StreamCluster
-    from c360_pipeline.streaming.producer import EventProducer, send_lines
+    from c360_pipeline.streaming.producer import EventProducer, key_of, send
 
     settings = load_settings()
     StreamCluster(settings).make_topics()
+    keyed = ((line, key_of(line)) for line in _lines(paths))
     with err.status("sending") as shown, EventProducer(settings) as producer:
-        return send_lines(producer, _lines(paths), rate, lambda sent: shown.update(f"{sent:,} messages sent"))
+        return send(producer, keyed, rate, lambda sent: shown.update(f"{sent:,} messages sent"))
 
 
 def _lines(paths: Sequence[Path]) -> Iterator[bytes]:

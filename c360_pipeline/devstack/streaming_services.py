@@ -296,6 +296,8 @@ def flink_settings(home: Path, rest: int, s3: Mapping[str, str]) -> dict[str, An
         "s3": {"endpoint": s3["AWS_ENDPOINT_URL"], "path": {"style": {"access": "true"}},
                "access-key": s3["AWS_ACCESS_KEY_ID"], "secret-key": s3["AWS_SECRET_ACCESS_KEY"],
                "endpoint.region": s3["AWS_REGION"], "region": s3["AWS_REGION"]},
+        # A gateway over folders does not delete folders that hold something, which s3a asks of it otherwise.
+        "fs": {"s3a": {"directory": {"marker": {"retention": "keep"}}}},
         "metrics": {"fetcher": {"update-interval": 1_000}},
     }  # fmt: skip
 
@@ -316,12 +318,12 @@ def flink_jobmanager(home: Path, port: int, s3: Mapping[str, str]) -> Service:
     folder = home / "flink"
 
     def prepare() -> list[tuple[list[str], dict[str, str]]]:
-        for name in ("conf", "scratch", "plugins/s3-fs-native"):
+        for name in ("conf", "scratch", "plugins/s3-fs-hadoop"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for name in ("log4j-console.properties", "log4j-cli.properties"):
             (folder / "conf" / name).write_bytes((flink_home() / "conf" / name).read_bytes())
-        plugin = next(flink_jars().glob("flink-s3-fs-native-*.jar"))
-        linked = folder / "plugins" / "s3-fs-native" / plugin.name
+        plugin = next(flink_jars().glob("flink-s3-fs-hadoop-*.jar"))
+        linked = folder / "plugins" / "s3-fs-hadoop" / plugin.name
         if not linked.exists():
             linked.symlink_to(plugin)
         # JSON is YAML.

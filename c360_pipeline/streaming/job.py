@@ -79,7 +79,7 @@ class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
         yield LANDED, landed_line(message.value).decode(BYTES)
         known = self._clock.value()
         clock = None if known is None else EPOCH + timedelta(microseconds=known)
-        found, moved = judge(message, clock, self._is_seen, datetime.now(UTC))
+        found, moved = judge(message, clock, self._is_seen, datetime.now(UTC), is_replay=bool(row[3]))
         if moved is not None and moved != clock:
             self._clock.update((moved - EPOCH) // timedelta(microseconds=1))
         if found is None:
@@ -194,9 +194,13 @@ def build(environment: StreamExecutionEnvironment, settings: Settings, sinks: It
     said = ", ".join(f"'{name}' = '{_sql_text(value)}'" for name, value in options.items())
     tables.execute_sql(
         "CREATE TEMPORARY TABLE user_events (line BYTES, `partition` INT METADATA VIRTUAL, "
-        f"`offset` BIGINT METADATA VIRTUAL) WITH ({said})"
+        "`offset` BIGINT METADATA VIRTUAL, headers MAP<STRING, BYTES> METADATA VIRTUAL) "
+        f"WITH ({said})"
     )
-    messages = tables.to_data_stream(tables.from_path("user_events")).filter(lambda row: row[0] is not None)
+    chosen = tables.sql_query(
+        "SELECT line, `partition`, `offset`, headers['c360-replay'] IS NOT NULL FROM user_events WHERE line IS NOT NULL"
+    )
+    messages = tables.to_data_stream(chosen)
     judged = (
         messages.key_by(lambda row: row[1], key_type=Types.INT())
         .process(Judge(), output_type=Types.ROW([Types.STRING(), Types.STRING()]))

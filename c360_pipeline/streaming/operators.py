@@ -20,6 +20,8 @@ LATENESS = timedelta(minutes=2)
 SHARDS = 4
 """Writers of one tenant at once: events of one user are written by one of them, in their order."""
 LATE = "late"
+REPLAY_HEADER = "c360-replay"
+"""Of messages that come from the archive."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -39,11 +41,13 @@ class DeadLetter:
         message: what came.
         error_class: of the contract, or `late`.
         reason: for its producer.
+        late_event: of a late one, the event, which the batch path brings.
     """
 
     message: Message
     error_class: str
     reason: str
+    late_event: Event | None = None
 
     @property
     def letter_id(self) -> str:
@@ -60,7 +64,7 @@ class DeadLetter:
 
 
 def judge(
-    message: Message, clock: datetime | None, is_seen: Callable[[str], bool], now: datetime
+    message: Message, clock: datetime | None, is_seen: Callable[[str], bool], now: datetime, *, is_replay: bool = False
 ) -> tuple[Event | DeadLetter | None, datetime | None]:
     """Decide what becomes of a message.
 
@@ -69,6 +73,7 @@ def judge(
         clock: of its partition; None before the first event.
         is_seen: whether an event of this name, `seen_name`, went through within the time that names are kept.
         now: the moment of the decision.
+        is_replay: whether it comes from the archive: neither late nor seen before, whatever its age.
 
     Returns:
         The event, a dead letter, or None for an event that was seen; and the clock after it. A clock does not pass
@@ -78,10 +83,12 @@ def judge(
         event = parse_event(message.value, now)
     except Rejected as rejected:
         return DeadLetter(message, rejected.error_class, rejected.reason), clock
+    if is_replay:
+        return event, clock
     if clock is not None and clock - event.ts > LATENESS:
         behind = (clock - event.ts).total_seconds()
         said = f"{behind:,.3f} s behind the newest event of its partition, {LATENESS.total_seconds():.0f} s are allowed"
-        return DeadLetter(message, LATE, said), clock
+        return DeadLetter(message, LATE, said, event), clock
     newest = min(event.ts, now)
     moved = newest if clock is None else max(clock, newest)
     return (None if is_seen(seen_name(event)) else event), moved
@@ -98,6 +105,15 @@ def landed_line(value: bytes) -> bytes:
     Within strings JSON has no line breaks, so that an event stays what it was.
     """
     return value.replace(b"\r\n", b"  ").replace(b"\n", b" ").replace(b"\r", b" ")
+
+
+def contents_of(event: Event) -> tuple[Any, ...]:
+    """tenant_id, event_id, user_id, session_id, microseconds since 1970, action, item_id, attrs as sorted JSON."""
+    attrs = json.dumps(dict(sorted(event.attrs.items())), ensure_ascii=False)
+    micros = (event.ts - EPOCH) // timedelta(microseconds=1)
+    return (
+        event.tenant_id, event.event_id, event.user_id, event.session_id, micros, event.action, event.item_id, attrs
+    )  # fmt: skip
 
 
 def encode(event: Event) -> str:

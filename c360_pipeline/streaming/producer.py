@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +14,8 @@ from c360_pipeline.errors import ContractError, UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.streaming.clients import TOPIC, kafka_options
 
-HEADERS: list[tuple[str, str | bytes | None]] = [("content-type", b"application/json")]
+Header = tuple[str, str | bytes | None]
+CONTENT_TYPE: Header = ("content-type", b"application/json")
 FLUSH_SECONDS = 60.0
 PACE_MESSAGES = 50
 """A rate is kept in steps of so many messages."""
@@ -25,11 +26,11 @@ class EventProducer:
 
     Args:
         settings: of Kafka.
-        topic: where to.
+        headers: of every message, besides the content type.
     """
 
-    def __init__(self, settings: Settings, topic: str = TOPIC) -> None:
-        self._topic = topic
+    def __init__(self, settings: Settings, headers: Sequence[Header] = ()) -> None:
+        self._headers = [CONTENT_TYPE, *headers]
         self._failed: list[str] = []
         self._producer = Producer({
             **kafka_options(settings), "enable.idempotence": True, "compression.type": "lz4", "linger.ms": 5,
@@ -66,7 +67,7 @@ class EventProducer:
         """
         while True:
             try:
-                self._producer.produce(self._topic, line, key, headers=HEADERS, on_delivery=self._delivered)
+                self._producer.produce(TOPIC, line, key, headers=self._headers, on_delivery=self._delivered)
                 break
             except BufferError:
                 self._producer.poll(0.5)
@@ -106,14 +107,17 @@ def key_of(line: bytes) -> bytes | None:
     return message_key(event.tenant_id, event.user_id)
 
 
-def send_lines(
-    producer: EventProducer, lines: Iterable[bytes], rate: float | None, report: Callable[[int], None]
+def send(
+    producer: EventProducer,
+    lines: Iterable[tuple[bytes, bytes | None]],
+    rate: float | None,
+    report: Callable[[int], None],
 ) -> int:
     """Send lines in their order.
 
     Args:
         producer: through which.
-        lines: without their ends.
+        lines: without their ends, each with its key.
         rate: messages a second; None for as fast as it goes.
         report: told how many were sent.
 
@@ -121,11 +125,11 @@ def send_lines(
         How many were sent.
 
     Raises:
-        KafkaException: a message is larger than the broker takes.
+        UnavailableError: Kafka did not take all of them.
     """
     began, sent = time.monotonic(), 0
-    for line in lines:
-        producer.send_line(line, key_of(line))
+    for line, key in lines:
+        producer.send_line(line, key)
         sent += 1
         if sent % PACE_MESSAGES == 0:
             report(sent)

@@ -1,0 +1,34 @@
+"""The comparison of the stores with the topic, over the settings' servers."""
+
+from datetime import UTC, datetime, timedelta
+
+from c360_pipeline.connections import open_control, open_graph, open_lake
+from c360_pipeline.settings import Settings
+from c360_pipeline.streaming.agreement import Agreement, Stores
+from c360_pipeline.streaming.clients import open_user_events
+from c360_pipeline.streaming.topic import TopicReader
+
+
+def compared(
+    settings: Settings, hours: float | None, landing: timedelta, *, repair: bool = False
+) -> tuple[Agreement, int]:
+    """Read the topic and compare.
+
+    Args:
+        settings: of all servers.
+        hours: messages that are not older; all that Kafka has where it is None.
+        landing: how old a message may be that has not landed.
+        repair: whether to write what the graph and Cassandra lack.
+
+    Returns:
+        What was found, and how many events were written.
+
+    Raises:
+        UnavailableError: a server does not answer.
+    """
+    at = datetime.now(UTC)
+    sent, counts = TopicReader(settings).sent(None if hours is None else at - timedelta(hours=hours), at)
+    with open_graph(settings) as graph, open_user_events(settings) as table:
+        stores = Stores(open_lake(settings), graph, table, open_control(settings).suppressed_users())
+        found = stores.compare(sent, counts, at, landing)
+        return found, stores.repair(found, sent) if repair and not found.is_equal else 0
