@@ -26,9 +26,11 @@ hypothesis.settings.load_profile("project")
 
 EMPTY_GRAPH = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 10000 ROWS"
 LONGEST = (
+    "test_streaming",
     "test_pipeline", "test_rebuild", "test_daemon", "test_erasure", "test_api_schema", "test_stitching",
     "test_dagster_ui", "test_api", "test_pages", "test_landing", "test_kill", "test_graph_kill",
 )  # fmt: skip
+OURS = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "DAGSTER_", "KAFKA_", "CASSANDRA_", "FLINK_")
 FREE_PORTS = {"postgres": 0, "s3": 0, "neo4j": 0}
 
 
@@ -61,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _environment_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No setting of the developer's shell or .env reaches a test."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NEO4J_", "ETL_DB_", "AWS_", "C360_", "DAGSTER_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(OURS)}
     cache = os.environ.get("C360_CACHE")
     home = tmp_path_factory.mktemp("c360") / "home"
     with pytest.MonkeyPatch.context() as patch:

@@ -1,17 +1,20 @@
 """`c360 stream …`: the real-time path."""
 
 import gzip
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.settings import c360_home, load_settings
+from c360_pipeline.settings import Settings, c360_home, load_settings
+
+if TYPE_CHECKING:
+    from c360_pipeline.streaming.cluster import StreamStatus
 
 stream_app = typer.Typer(help="The real-time path: Kafka, Flink, Cassandra.", no_args_is_help=True)
 SINK_NAMES = ("neo4j", "cassandra", "s3")
@@ -22,24 +25,29 @@ def start(
     sink: Annotated[list[str] | None, typer.Option(help="neo4j, cassandra or s3; all of them if not said")] = None,
 ) -> None:
     """Start the job where the last one ended, and wait until it runs; does nothing where it runs."""
+    sinks = sink or list(SINK_NAMES)
+    if wrong := [name for name in sinks if name not in SINK_NAMES]:
+        raise ConfigError(f"--sink {wrong[0]!r}: {', '.join(SINK_NAMES)} are right.")
+    with err.status("handing the job over") as shown:
+        seen = start_job(c360_home(), load_settings(), sinks, shown.update)
+    err.print(f"job {seen.job_id} runs: {seen.address}", highlight=False)
+
+
+def start_job(home: Path, settings: Settings, sinks: Sequence[str], report: Callable[[str], None]) -> "StreamStatus":
+    """Start the job on the cluster of the settings, and wait until it runs."""
     from c360_pipeline.connections import open_graph
     from c360_pipeline.devstack.distributions import flink_home, flink_jars
     from c360_pipeline.devstack.streaming_services import flink_variables
     from c360_pipeline.streaming.cluster import StreamCluster
 
-    sinks = sink or list(SINK_NAMES)
-    if wrong := [name for name in sinks if name not in SINK_NAMES]:
-        raise ConfigError(f"--sink {wrong[0]!r}: {', '.join(SINK_NAMES)} are right.")
-    settings = load_settings()
     with open_graph(settings) as graph:
         graph.apply_schema()
     cluster = StreamCluster(settings)
     connector = next(flink_jars().glob("flink-sql-connector-kafka-*.jar"))
-    with err.status("handing the job over") as shown:
-        job = cluster.start(flink_home(), flink_variables(c360_home()), sinks, connector, shown.update)
-        shown.update("waiting until it runs")
-        cluster.wait_until_running(job)
-    err.print(f"job {job} runs: {cluster.status().address}", highlight=False)
+    job = cluster.start(flink_home(), flink_variables(home), sinks, connector, report)
+    report("waiting until it runs")
+    cluster.wait_until_running(job)
+    return cluster.status()
 
 
 @stream_app.command()
@@ -141,12 +149,13 @@ def send_files(paths: Sequence[Path], rate: float | None) -> int:
 
     settings = load_settings()
     StreamCluster(settings).make_topics()
-    keyed = ((line, key_of(line)) for line in _lines(paths))
+    keyed = ((line, key_of(line)) for line in sample_lines(paths))
     with err.status("sending") as shown, EventProducer(settings) as producer:
         return send(producer, keyed, rate, lambda sent: shown.update(f"{sent:,} messages sent"))
 
 
-def _lines(paths: Sequence[Path]) -> Iterator[bytes]:
+def sample_lines(paths: Sequence[Path]) -> Iterator[bytes]:
+    """Lines of event files, without their ends."""
     for path in paths:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for line in file:

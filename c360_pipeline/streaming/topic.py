@@ -75,14 +75,13 @@ class TopicReader:
                 counts["duplicates"] += 1
                 continue
             is_late = isinstance(found, DeadLetter)
-            counts["late"] += is_late
             if not is_late:
                 seen.add(seen_name(event))
             rows.append((*contents_of(event), is_late, message.partition, message.offset, sent_at))
         frame = pl.DataFrame(rows, schema=SENT, orient="row")
         # A late event may have come in time before, or come again.
         first = frame.sort("is_late", "partition", "offset").unique(["tenant_id", "event_id"], keep="first")
-        return first, counts
+        return first, counts | {"late": int(first["is_late"].sum())}
 
     def _messages(self, since: datetime | None) -> Iterator[tuple[Message, bool, datetime]]:
         consumer = Consumer(self._options)

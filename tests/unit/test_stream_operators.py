@@ -1,0 +1,142 @@
+"""What the stream decides of messages, one partition after the other."""
+
+import base64
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from c360_pipeline.core.events import Event, parse_event
+from c360_pipeline.streaming.operators import (
+    LATENESS,
+    SHARDS,
+    DeadLetter,
+    FreshEvent,
+    Message,
+    bisected,
+    decode,
+    encode,
+    judge,
+    landed_line,
+    seen_name,
+    shard_of,
+)
+
+NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
+NEWEST = NOW - timedelta(hours=1)
+
+
+def message(ts: datetime = NEWEST, **other: Any) -> Message:
+    event = {"tenantId": "acme", "userId": "u1", "sessionId": "s1", "ts": ts.isoformat(), "action": "view", **other}
+    return Message(json.dumps(event).encode(), 3, 17)
+
+
+def never(name: str) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("behind", "is_late"), [(0, False), (1, False), (119, False), (120, False), (120.000001, True), (121, True)]
+)
+def test_an_event_is_late_when_it_lies_more_than_two_minutes_behind_the_newest_of_its_partition(
+    behind: float, is_late: bool
+) -> None:
+    found, clock = judge(message(NEWEST - timedelta(seconds=behind)), NEWEST, never, NOW)
+    assert isinstance(found, DeadLetter) == is_late
+    assert clock == NEWEST
+    if isinstance(found, DeadLetter):
+        assert (found.error_class, found.late_event is not None) == ("late", True)
+        assert f"{behind:,.3f} s behind" in found.reason
+    assert timedelta(minutes=2) == LATENESS
+
+
+def test_the_clock_follows_the_newest_event_but_never_passes_the_present() -> None:
+    _, first = judge(message(NEWEST), None, never, NOW)
+    assert first == NEWEST
+    _, later = judge(message(NEWEST + timedelta(seconds=30)), first, never, NOW)
+    assert later == NEWEST + timedelta(seconds=30)
+    ahead, clock = judge(message(NOW + timedelta(hours=20)), later, never, NOW)
+    assert isinstance(ahead, Event)
+    assert clock == NOW
+    nobody_is_late, _ = judge(message(NOW - timedelta(seconds=119)), clock, never, NOW)
+    assert isinstance(nobody_is_late, Event)
+
+
+def test_an_event_that_was_seen_is_dropped_and_moves_the_clock_all_the_same() -> None:
+    sent = message(NEWEST, eventId="e1")
+    event, _ = judge(sent, None, never, NOW)
+    assert isinstance(event, Event)
+    found, clock = judge(sent, NEWEST - timedelta(seconds=5), {seen_name(event)}.__contains__, NOW)
+    assert found is None
+    assert clock == NEWEST
+
+
+def test_a_replayed_event_is_neither_late_nor_seen_and_leaves_the_clock() -> None:
+    old = message(NEWEST - timedelta(days=30))
+    found, clock = judge(old, NEWEST, lambda name: True, NOW, is_replay=True)
+    assert isinstance(found, Event)
+    assert clock == NEWEST
+
+
+@pytest.mark.parametrize(
+    ("value", "error_class"),
+    [(b"", "invalid_json"), (b"\xff", "invalid_utf8"), (b"[]", "not_an_object"), (b"{}", "missing_field"),
+     (b"x" * 1_048_577, "too_large")],
+)  # fmt: skip
+def test_what_breaks_the_contract_is_a_dead_letter_with_its_bytes(value: bytes, error_class: str) -> None:
+    found, clock = judge(Message(value, 1, 5), NEWEST, never, NOW)
+    assert isinstance(found, DeadLetter)
+    assert found.error_class == error_class
+    assert clock == NEWEST
+    told = json.loads(found.as_json())
+    assert base64.b64decode(told["value"]) == value
+    assert told["dead_letter_id"] == hashlib.sha256(value).hexdigest()
+    assert (told["partition"], told["offset"]) == (1, 5)
+
+
+def test_line_breaks_of_a_document_become_spaces_and_the_event_stays_the_same() -> None:
+    event = {"tenantId": "acme", "userId": "u\n1", "sessionId": "s", "ts": NEWEST.isoformat(), "action": "view"}
+    value = json.dumps(event, indent=2).replace("\n", "\r\n").encode()
+    line = landed_line(value)
+    assert len(line) == len(value)
+    assert line.count(b"\n") == line.count(b"\r") == 0
+    assert parse_event(line, NOW) == parse_event(value, NOW)
+
+
+def test_an_event_survives_the_way_between_operators() -> None:
+    sent = message(NEWEST + timedelta(microseconds=7), itemId="p", attrs={"a\u2028": "b\x00 \U0001f600"}, eventId="e")
+    event, _ = judge(sent, None, never, NOW)
+    assert isinstance(event, Event)
+    assert decode(encode(event)) == FreshEvent(*event[:8])
+    tenant, shard = shard_of(event).split("\x1f")
+    assert tenant == "acme"
+    assert 0 <= int(shard) < SHARDS
+
+
+class PoisonError(Exception):
+    """A store that does not take a batch with a poisoned event."""
+
+
+@pytest.mark.parametrize("poisoned", [set(), {0}, {6}, {2, 3}, set(range(7))])
+def test_a_batch_is_halved_until_only_the_events_are_left_that_a_store_refuses(poisoned: set[int]) -> None:
+    events = [FreshEvent(str(n), "acme", "u", "s", NEWEST, "view", None, {}) for n in range(7)]
+    written: list[str] = []
+
+    def write(batch: list[FreshEvent]) -> None:
+        if any(int(event.event_id) in poisoned for event in batch):
+            raise PoisonError
+        written.extend(event.event_id for event in batch)
+
+    refused = bisected(events, write, lambda error: isinstance(error, PoisonError))
+    assert {int(event.event_id) for event, _ in refused} == poisoned
+    assert sorted(written) == sorted(str(n) for n in range(7) if n not in poisoned)
+
+
+def test_an_error_that_is_nobodys_fault_is_passed_on() -> None:
+    def away(batch: list[FreshEvent]) -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        bisected([FreshEvent("1", "acme", "u", "s", NEWEST, "view", None, {})], away, lambda error: False)
