@@ -31,6 +31,10 @@ _SESSION = ["tenant_id", "session_id", "user_id"]
 _STEP = ["from_action", "to_action"]
 
 
+DIGITS = 9
+"""After the point, of what is computed from sums of floats."""
+
+
 def steps(events: pl.DataFrame) -> pl.DataFrame:
     """Steps between the events of a session, by time and event id.
 
@@ -67,21 +71,22 @@ def path_anomalies(events: pl.DataFrame, communities: pl.DataFrame) -> pl.DataFr
         .join(begun.join(newest, on="tenant_id"), on=_SESSION)
         .with_columns(is_recent=pl.col("as_of") - pl.col("started_at") < RECENT)
     )
-    judged = _surprises(found)
-    of_session = judged.group_by(*_SESSION, "is_recent", "started_at").agg(
+    # In a fixed order and rounded: sums of floats depend on it, and two runs must say the same.
+    judged = _surprises(found).sort(*_SESSION, "ts", *_STEP)
+    of_session = judged.group_by(*_SESSION, "is_recent", "started_at", maintain_order=True).agg(
         steps=pl.len().cast(pl.Int64),
-        surprise=pl.col("surprise").mean(),
+        surprise=pl.col("surprise").mean().round(DIGITS),
         oddest=pl.struct(*_STEP, "probability").sort_by("surprise", descending=True, maintain_order=True).first(),
     )
     of_session = of_session.filter(pl.col("steps") >= FEWEST_STEPS)
-    usual = of_session.filter(~pl.col("is_recent")).group_by("tenant_id").agg(
-        usual_surprise=pl.col("surprise").mean(), spread=pl.col("surprise").std()
+    usual = of_session.filter(~pl.col("is_recent")).group_by("tenant_id", maintain_order=True).agg(
+        usual_surprise=pl.col("surprise").mean().round(DIGITS), spread=pl.col("surprise").std().round(DIGITS)
     )  # fmt: skip
     deviations = (pl.col("surprise") - pl.col("usual_surprise")) / pl.col("spread")
     odd = (
         of_session.filter("is_recent")
         .join(usual.filter(pl.col("spread") > 0), on="tenant_id")
-        .with_columns(deviations=deviations)
+        .with_columns(deviations=deviations.round(DIGITS - 3))
         .filter(pl.col("deviations") >= LEAST_DEVIATIONS)
     )
     texts = _paths(events.join(odd.select(_SESSION), on=_SESSION, how="semi"))

@@ -59,10 +59,17 @@ class Query:
         return values | {name: _value(name, text) for name, text in texts.items()}
 
 
+LARGEST = 1_000_000
+"""That a parameter may be."""
+
+
 def _value(name: str, text: str) -> Any:
     try:
         if name in _NUMBERS:
-            return int(text)
+            number = int(text)
+            if not 0 <= number <= LARGEST:
+                raise ConfigError(f"{name} lies between 0 and {LARGEST:,}.")
+            return number
         if name == "now":
             at = datetime.fromisoformat(text)
             return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -28,7 +29,8 @@ from c360_pipeline.stores.recommend import Wish
 SECONDS = 10.0
 """For how long a request may take; the graph ends its statement at the same time."""
 THREADS = 10
-"""Requests that ask the graph at once: as many as it has connections."""
+"""Requests that ask the graph at once: as many as it has connections. One that is given up holds its thread."""
+CHECK_SECONDS = 3.0
 Limit = Annotated[int, Query(ge=1, le=500)]
 TenantId = Annotated[str | None, Query(description="the key's own; another one's answers 404", max_length=1_024)]
 USUAL = problem_responses(401, 403, 404, 413, 422, 429, 503, 504)
@@ -62,7 +64,7 @@ class Api:
         self.backend = backend
         self.cache = RecommendationCache()
         self.metrics = ApiMetrics()
-        self._threads = CapacityLimiter(THREADS)
+        self._threads = ThreadPoolExecutor(THREADS, "c360-api")
 
     async def ask(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what waits for a store in a thread, within the time that a request has.
@@ -72,25 +74,38 @@ class Api:
         """
         call = partial(work, *args, **kwargs)
         async with asyncio.timeout(SECONDS):
-            return await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def answers(self, check: Callable[[], bool]) -> bool:
+        """Whether a service answers within some seconds."""
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                return await to_thread.run_sync(check, abandon_on_cancel=True)
+        except TimeoutError:
+            return False
+
+    def close(self) -> None:
+        """Begin nothing more, and write what was tracked and not stored yet."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.backend.close()
 
     async def recommend(self, tenant_id: str, wish: Wish) -> bytes:
         """The response for a wish, from the cache where it is a minute old at most."""
-        name = repr((wish.top_k, wish.category, sorted(wish.exclude)))
-        known = self.cache.get(tenant_id, wish.user_id, name)
+        known = self.cache.get(tenant_id, wish)
+        generation = self.cache.generation(tenant_id, wish.user_id)
         self.metrics.cached.labels("cache" if known else "graph").inc()
         if known is not None:
             return known
         found = await self.ask(self.backend.recommender(tenant_id).recommend, wish)
         made = models.Recommendations(recommendations=found).model_dump_json().encode()
-        self.cache.put(tenant_id, wish.user_id, name, made)
+        self.cache.put(tenant_id, wish, made, generation)
         return made
 
     async def track(self, tenant_id: str, interactions: list[models.Interaction]) -> models.Tracked:
         """Store what users did, and forget what was recommended to them."""
         ids, stored, shown = await self.ask(self.backend.track, tenant_id, interactions)
         for interaction in interactions:
-            self.cache.drop(tenant_id, interaction.user_id)
+            self.cache.drop(tenant_id, interaction.user_id, is_shown=shown)
         graph: Any = "updated" if shown else "pending"
         self.metrics.tracked.labels(graph).inc(len(ids))
         return models.Tracked(event_ids=ids, stored=stored, graph=graph)
@@ -108,10 +123,10 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
     @asynccontextmanager
     async def until_closed(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await to_thread.run_sync(backend.close)
+        await to_thread.run_sync(api.close)
 
     app = FastAPI(
-        title="Customer 360", version=__version__, lifespan=until_closed, redoc_url=None,
+        title="Customer 360", version=__version__, lifespan=until_closed, redoc_url=None, docs_url=None,
         description="Recommendations with reasons, journeys and customers of the customer graph. Every route but "
         "health and metrics needs a key; a key belongs to one tenant, and other tenants' data is not there.",
     )  # fmt: skip
@@ -121,12 +136,15 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
 
     @app.middleware("http")
     async def measured(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        began = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "none")
-        labels = (request.method if route != "none" else "any", route, str(response.status_code))
-        api.metrics.seconds.labels(*labels).observe(time.perf_counter() - began)
-        return response
+        began, status = time.perf_counter(), 500
+        try:
+            response = await call_next(request)
+            status = response.status_code
+            return response
+        finally:
+            route = getattr(request.scope.get("route"), "path", "none")
+            labels = (request.method if route != "none" else "any", route, str(status))
+            api.metrics.seconds.labels(*labels).observe(time.perf_counter() - began)
 
     _add_recommendations(app, api)
     _add_products(app, api)
@@ -174,7 +192,7 @@ def _add_products(app: FastAPI, api: Api) -> None:
         products = [models.TrendingProduct.model_validate(row) for row in rows]
         return models.Trending(as_of=as_of, time_window_hours=time_window_hours, products=products)
 
-    @app.get("/products/{product_id}/similar", responses=USUAL, tags=["products"])
+    @app.get("/products/{product_id:path}/similar", responses=USUAL, tags=["products"])
     async def similar(
         key: Reader, product_id: models.Id, limit: Limit = 20, tenant_id: TenantId = None
     ) -> models.SimilarProducts:
@@ -199,7 +217,7 @@ def _add_products(app: FastAPI, api: Api) -> None:
 
 
 def _add_customers(app: FastAPI, api: Api) -> None:
-    @app.get("/customers/{customer_id}", response_model=Customer, responses=USUAL, tags=["customers"])
+    @app.get("/customers/{customer_id:path}", response_model=Customer, responses=USUAL, tags=["customers"])
     async def customer(
         key: Reader,
         customer_id: models.Id,
@@ -226,7 +244,7 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         chain = await api.ask(api.backend.explanation, own_tenant(key, tenant_id), first, second)
         return models.Explanation(chain=chain)
 
-    @app.get("/journeys/{event_id}", responses=USUAL, tags=["journeys"])
+    @app.get("/journeys/{event_id:path}", responses=USUAL, tags=["journeys"])
     async def journey(key: Reader, event_id: models.Id, tenant_id: TenantId = None) -> models.Journey:
         """The journey that an event belongs to."""
         events = await api.ask(api.backend.journey, own_tenant(key, tenant_id), event_id)
@@ -244,7 +262,9 @@ def _add_operations(app: FastAPI, api: Api) -> None:
     @app.get("/health", response_model=models.Health, responses={503: {"model": models.Health}}, tags=["operations"])
     async def health() -> JSONResponse:
         """Whether requests can be served: each service is asked."""
-        services = await api.ask(api.backend.services)
+        checks = api.backend.services()
+        found = await asyncio.gather(*map(api.answers, checks.values()))
+        services = dict(zip(checks, found, strict=True))
         ready = all(services.values())
         return JSONResponse({"status": "ready" if ready else "not ready", "services": services}, 200 if ready else 503)
 

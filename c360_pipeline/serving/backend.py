@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -70,7 +70,7 @@ class Backend:
 
     def explanation(self, tenant_id: str, first: str, second: str) -> list[dict[str, Any]]:
         """What ties two events."""
-        return [plain(node) for node in self.graph.explanation(tenant_id, first, second) or []]
+        return self.graph.explanation(tenant_id, first, second) or []
 
     def track(self, tenant_id: str, interactions: Sequence[Interaction]) -> tuple[list[str], str, bool]:
         """Store events, and show them.
@@ -85,7 +85,9 @@ class Backend:
         """
         now = datetime.now(UTC)
         lines = [_line(tenant_id, interaction, now) for interaction in interactions]
-        tracked = Tracked(lines, [_event(line, number, now) for number, line in enumerate(lines)])
+        events = [_event(line, number, now) for number, line in enumerate(lines)]
+        _refuse_two_of_one_id(events)
+        tracked = Tracked(lines, events)
         self._tracked.submit(tracked)
         uri = tracked.stored.result(STORE_SECONDS)
         try:
@@ -94,12 +96,13 @@ class Backend:
             shown = False
         return [event.event_id for event in tracked.events], uri, shown
 
-    def services(self) -> dict[str, bool]:
-        """By service, whether it answers."""
+    def services(self) -> dict[str, Callable[[], bool]]:
+        """By service, what tells whether it answers; `tracking` is our own writers."""
         return {
-            "neo4j": _answers(lambda: self.graph.read_only(SHORTEST_READY)),
-            "s3": _answers(self._landing.ensure_bucket),
-            "postgres": _answers(self.control.suppressed_users),
+            "neo4j": lambda: _answers(lambda: self.graph.read_only(SHORTEST_READY)),
+            "s3": lambda: _answers(self._landing.ensure_bucket),
+            "postgres": lambda: _answers(self.control.suppressed_users),
+            "tracking": lambda: self._tracked.is_alive,
         }
 
 
@@ -115,7 +118,7 @@ def _line(tenant_id: str, interaction: Interaction, now: datetime) -> bytes:
     fields = {
         "tenantId": tenant_id,
         "userId": interaction.user_id,
-        "sessionId": interaction.session_id or f"track {interaction.user_id} {now:%Y-%m-%d}"[:1_024],
+        "sessionId": interaction.session_id or f"track {interaction.user_id} {interaction.ts or now:%Y-%m-%d}"[:1_024],
         "ts": (interaction.ts or now).isoformat(),
         "action": ACTIONS[interaction.interaction_type],
         "itemId": interaction.product_id,
@@ -123,6 +126,14 @@ def _line(tenant_id: str, interaction: Interaction, now: datetime) -> bytes:
         "attrs": interaction.attrs,
     }
     return json.dumps(fields).encode()
+
+
+def _refuse_two_of_one_id(events: Sequence[Event]) -> None:
+    known: dict[str, tuple[int, str]] = {}
+    for number, event in enumerate(events, start=1):
+        first, content = known.setdefault(event.event_id, (number, event.content_hash))
+        if content != event.content_hash:
+            raise ContractError(f"Interactions {first} and {number} have one event_id and differ.")
 
 
 def _event(line: bytes, number: int, now: datetime) -> Event:

@@ -1,15 +1,22 @@
 """Requests and responses of the API. Source: "Neo4j Integration Guide" (shapes of recommend and track)."""
 
+import unicodedata
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import Path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from c360_pipeline.core.recommend import Recommendation
 
-Id = Annotated[str, Path(min_length=1, max_length=1_024)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, pattern=r"\S")]
+
+def _normal(text: str) -> str:
+    """As events are: what looks the same is the same."""
+    return unicodedata.normalize("NFC", text)
+
+
+Id = Annotated[str, Path(min_length=1, max_length=1_024), AfterValidator(_normal)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, pattern=r"\S"), AfterValidator(_normal)]
 MOST_EVENTS = 500
 """Of one batch."""
 
@@ -51,16 +58,22 @@ def _upper(value: Any) -> Any:
 class Interaction(BaseModel):
     """What a user did with a product.
 
-    With an `event_id` of its own an event can be sent again: it counts once.
+    With an `event_id` and the `ts` of its own an event can be sent again: it counts once.
     """
 
     user_id: Text
     product_id: Text
     interaction_type: Annotated[Literal["VIEWED", "PURCHASED"], BeforeValidator(_upper)]
     session_id: Text | None = Field(None, description="of the shop; one a day and user where it is left out")
-    event_id: Text | None = Field(None, description="made here where it is left out")
+    event_id: Text | None = Field(None, description="made here where it is left out; needs `ts`")
     ts: datetime | None = Field(None, description="with an offset; now where it is left out")
     attrs: dict[Text, str] = Field({}, max_length=64)
+
+    @model_validator(mode="after")
+    def _is_the_same_when_sent_again(self) -> Self:
+        if self.event_id is not None and self.ts is None:
+            raise ValueError("ts is needed beside event_id: an event that is sent again must be the same")
+        return self
 
 
 class TrackRequest(Interaction):
@@ -159,3 +172,10 @@ class Health(BaseModel):
 
     status: Literal["ready", "not ready"]
     services: dict[str, bool]
+
+
+FIELDS = frozenset(
+    name for model in list(vars().values()) if isinstance(model, type) and issubclass(model, BaseModel)
+    for name in model.model_fields
+)  # fmt: skip
+"""Names of fields of ours."""

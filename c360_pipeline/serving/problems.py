@@ -1,4 +1,4 @@
-"""Errors as problem documents (RFC 9457): one form for all routes, without a word of what was sent."""
+"""Errors as problem documents (RFC 9457): one form for all routes, without a word of the body that was sent."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from c360_pipeline.errors import ConfigError, ConflictError, ContractError, UnavailableError
+from c360_pipeline.serving.models import FIELDS
 
 PROBLEM_JSON = "application/problem+json"
 TITLES = {
@@ -60,7 +61,7 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Without the input: it may be personal, and a log of responses must not hold it.
-        parts = [InvalidPart(location=".".join(map(str, e["loc"])), problem=e["msg"]) for e in error.errors()]
+        parts = [InvalidPart(location=_place(e["loc"]), problem=e["msg"]) for e in error.errors()]
         return problem(422, "The request is not valid.", parts)
 
     @app.exception_handler(HTTPException)
@@ -74,10 +75,18 @@ def add_problems(app: FastAPI) -> None:
     for kind in (DriverError, Neo4jError):
         app.add_exception_handler(kind, _graph_failed)
 
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        structlog.get_logger("c360.api").error("unforeseen", path=request.url.path, exc_info=error)
-        return problem(500, "This should not have happened; it is in the log.")
+
+def unforeseen(error: Exception, route: str) -> JSONResponse:
+    """The answer to an error that nobody has thought of; the log says where it came from, not what was asked for."""
+    structlog.get_logger("c360.api").error("unforeseen", route=route, exc_info=error)
+    return problem(500, "This should not have happened; it is in the log.")
+
+
+def _place(parts: Sequence[str | int]) -> str:
+    """Where in a request, in names of ours; a name that was sent is a star."""
+    first, *rest = parts
+    named = rest if first != "body" else [p if isinstance(p, int) or p in FIELDS else "*" for p in rest]
+    return ".".join(map(str, [first, *named]))
 
 
 async def _known(request: Request, error: Exception) -> JSONResponse:
@@ -91,5 +100,8 @@ async def _known(request: Request, error: Exception) -> JSONResponse:
 
 async def _graph_failed(request: Request, error: Exception) -> JSONResponse:
     structlog.get_logger("c360.api").warning("graph_failed", error=type(error).__name__)
-    timed_out = "TransactionTimedOut" in str(getattr(error, "code", ""))
-    return problem(504 if timed_out else 503, "The graph does not answer; try again.", headers={"Retry-After": "1"})
+    code = str(getattr(error, "code", ""))
+    if code.startswith("Neo.ClientError.Statement"):
+        return unforeseen(error, getattr(request.scope.get("route"), "path", "none"))
+    status = 504 if "TransactionTimedOut" in code else 503
+    return problem(status, "The graph does not answer; try again.", headers={"Retry-After": "1"})

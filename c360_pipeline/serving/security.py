@@ -1,12 +1,13 @@
 """Who may ask for what: keys, roles, rates, sizes of bodies, headers."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
+from anyio import CapacityLimiter, to_thread
 from cachetools import TTLCache
 from fastapi import Depends, HTTPException, Request, Security
-from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
@@ -14,12 +15,16 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from c360_pipeline.serving.problems import problem
+from c360_pipeline.serving.problems import problem, unforeseen
 from c360_pipeline.stores.api_keys import ApiKey, ApiKeys, digest_of
 
 MOST_BODY_BYTES = 64 * 1024
 KEY_SECONDS = 10.0
 """For so long a key that was looked up is not looked up again; a key that is revoked opens things for so long."""
+LOOK_UPS = parse("100/second")
+"""Of all tenants together: who has no key makes the control database no work to speak of."""
+LOOK_UPS_AT_ONCE = 4
+LOOK_UP_SECONDS = 5.0
 COOKIE = "c360_key"
 LONGEST_KEY = 200
 HEADERS = {
@@ -49,7 +54,8 @@ class Gate:
         self._keys = keys
         self._rate: RateLimitItem = parse(rate)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._known: TTLCache[str, ApiKey] = TTLCache(10_000, KEY_SECONDS)
+        self._known: TTLCache[str, ApiKey | None] = TTLCache(10_000, KEY_SECONDS)
+        self._threads = CapacityLimiter(LOOK_UPS_AT_ONCE)
 
     async def admit(self, key: str | None, role: str) -> ApiKey:
         """The key that a request shows.
@@ -69,15 +75,23 @@ class Gate:
         return found
 
     async def look_up(self, key: str) -> ApiKey | None:
-        """A key that opens something; unknown ones are asked for each time."""
+        """A key that opens something, or None; what the database said of a key counts for some seconds.
+
+        Raises:
+            HTTPException: 429, there were too many look-ups.
+            TimeoutError: the control database does not answer.
+            UnavailableError: it can't be reached.
+        """
         if len(key) > LONGEST_KEY or not key.isascii():
             return None
         digest = digest_of(key)
-        found = self._known.get(digest)
-        if found is None:
-            found = await run_in_threadpool(self._keys.find, key)
-            if found is not None:
-                self._known[digest] = found
+        if digest in self._known:
+            return self._known[digest]
+        if not self._limiter.hit(LOOK_UPS, "look-up"):
+            raise HTTPException(429, "Too many keys that are not known.", {"Retry-After": "1"})
+        async with asyncio.timeout(LOOK_UP_SECONDS):
+            found = await to_thread.run_sync(self._keys.find, key, limiter=self._threads, abandon_on_cancel=True)
+        self._known[digest] = found
         return found
 
 
@@ -126,8 +140,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        is_answered = False
+
         async def send_guarded(message: Message) -> None:
+            nonlocal is_answered
             if message["type"] == "http.response.start":
+                is_answered = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -138,7 +156,14 @@ class Guard:
             answer = problem(413, f"A body may have {MOST_BODY_BYTES:,} bytes.", headers={"Connection": "close"})
             await answer(scope, receive, send_guarded)
             return
-        await self._app(scope, _once(body, receive), send_guarded)
+        try:
+            await self._app(scope, _once(body, receive), send_guarded)
+        except Exception as error:
+            # Here, where answers get their headers and are counted; a half answer can only be broken off.
+            if is_answered:
+                raise
+            route = getattr(scope.get("route"), "path", "none")
+            await unforeseen(error, route)(scope, receive, send_guarded)
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

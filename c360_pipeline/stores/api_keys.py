@@ -9,6 +9,9 @@ from typing import Any
 import psycopg
 from psycopg.rows import class_row
 
+from c360_pipeline.errors import UnavailableError
+
+CONNECT_SECONDS = 3
 ROLES = ("ingest", "read", "admin")
 ADD = """
     INSERT INTO api_keys (tenant_id, role, key_digest, note)
@@ -56,7 +59,7 @@ class ApiKeys:
     """
 
     def __init__(self, login: dict[str, Any]) -> None:
-        self._login = login
+        self._login = {"connect_timeout": CONNECT_SECONDS, **login}
 
     def add(self, tenant_id: str, role: str, note: str = "") -> tuple[str, ApiKey]:
         """Make a key; returns it, to be shown once, and what is kept of it."""
@@ -74,9 +77,16 @@ class ApiKeys:
             return connection.execute(READ).fetchall()
 
     def find(self, key: str) -> ApiKey | None:
-        """The key that somebody shows; None when there is none or it was revoked."""
-        with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
-            return connection.execute(FIND, {"key_digest": digest_of(key)}).fetchone()
+        """The key that somebody shows; None when there is none or it was revoked.
+
+        Raises:
+            UnavailableError: the database can't be reached.
+        """
+        try:
+            with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
+                return connection.execute(FIND, {"key_digest": digest_of(key)}).fetchone()
+        except psycopg.OperationalError as error:
+            raise UnavailableError("The control database can't be reached.") from error
 
     def revoke(self, key_id: int) -> bool:
         """Make a key open nothing from now on; False when there is none that does."""

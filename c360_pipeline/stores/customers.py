@@ -225,10 +225,15 @@ class _Reading:
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], bool]:
         """Events, the timeline that they are in with plays and tickets, and whether there is more of it."""
         until = before or datetime.max.replace(tzinfo=UTC)
-        # One more than is shown tells whether there are more.
-        events = self._events(who.users, who.journey_ids, until, limit + 1)
         email = who.account["email"] if who.account else None
-        return events, *page_of(self._timeline(events, email, until, limit + 1), limit)
+        # One more than is shown tells whether there are more; all of a moment are shown, however many.
+        asked = limit + 1
+        while True:
+            events = self._events(who.users, who.journey_ids, until, asked)
+            entries = self._timeline(events, email, until, asked)
+            if len(entries) < asked or entries[asked - 1]["at"] < entries[0]["at"]:
+                return events, *page_of(entries, limit)
+            asked *= 4
 
     def _journeys(self, users: list[str]) -> list[dict[str, Any]]:
         hashes = [value_hash(self._tenant_id, "user", user) for user in users]
@@ -271,13 +276,14 @@ def page_of(entries: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, A
     """The first entries, and whether there are more; what happened at one moment is not torn apart by a page's end.
 
     Args:
-        entries: newest first, with `at`.
-        limit: shown at most, where not all of these are of one moment.
+        entries: newest first, with `at`; all of the first moment at least.
+        limit: shown at most, unless more are of the first moment.
     """
     if len(entries) <= limit:
         return entries, False
     whole = [entry for entry in entries[:limit] if entry["at"] > entries[limit]["at"]]
-    return (whole or entries[:limit]), True
+    whole = whole or [entry for entry in entries if entry["at"] == entries[0]["at"]]
+    return whole, len(whole) < len(entries)
 
 
 def _event_entry(row: dict[str, Any]) -> dict[str, Any]:

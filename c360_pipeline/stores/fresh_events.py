@@ -71,13 +71,14 @@ SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_
 
 
 def write_fresh(graph: Graph, events: pl.DataFrame) -> None:
-    """Write events; those that the graph has already stay as they are.
+    """Write events; of one id the first, and those that the graph has already stay as they are.
 
     Args:
         graph: where to.
         events: tenant_id, event_id, user_id, session_id, ts, action, item_id, attrs (a map, as the archive has it).
     """
-    rows = events.with_columns(attrs=attributes_text(events["attrs"])).sort("tenant_id", "event_id")
+    first = events.unique(["tenant_id", "event_id"], keep="first", maintain_order=True)
+    rows = first.with_columns(attrs=attributes_text(first["attrs"])).sort("tenant_id", "event_id")
     for tenant_id, batch in batches(rows):
         graph.run(WRITE, tenant_id=tenant_id, rows=to_rows(batch))
 

@@ -339,8 +339,8 @@ class Graph:
 
     def explanation(self, tenant_id: str, first: str, second: str) -> list[dict[str, Any]] | None:
         """The shortest chain of events and keys between two events, both ends included; None when there is none."""
-        found = self.query(READ_EXPLANATION, tenant_id=tenant_id, first=first, second=second)
-        return list(found[0]["chain"]) if found else None
+        found = self.read_only(READ_EXPLANATION, tenant_id=tenant_id, first=first, second=second)
+        return [plain(node) for node in found[0]["chain"]] if found else None
 
     def remove_undeclared_properties(self, kind: NodeKind) -> list[str]:
         """Remove properties that the kind does not declare from all nodes of its label; returns their names."""
@@ -569,7 +569,7 @@ class Graph:
 
     def journey_of_event(self, tenant_id: str, event_id: str) -> list[dict[str, Any]]:
         """The events of the journey that an event belongs to, by time."""
-        return self.run(READ_JOURNEY_OF_EVENT, tenant_id=tenant_id, event_id=event_id)
+        return self.read_only(READ_JOURNEY_OF_EVENT, tenant_id=tenant_id, event_id=event_id)
 
     def first_event_of_user(self, tenant_id: str, user_id: str) -> str | None:
         """The id of a user's first event; None when there is no such user."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import polars as pl
 import psycopg
@@ -80,6 +81,11 @@ class TrackedEvents:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether both writers work."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def submit(self, tracked: Tracked) -> None:
         """Take the events of a request; its futures tell what became of them."""
         self._waiting.put(tracked)
@@ -92,12 +98,25 @@ class TrackedEvents:
 
     def _store_all(self) -> None:
         for together in _gathered(self._waiting, GATHER_SECONDS):
-            self._store(together)
+            try:
+                self._store(together)
+            except Exception as error:
+                # Whoever waits is told; the next requests are not to wait for a thread that is gone.
+                self._log.exception("not_stored", requests=len(together))
+                for tracked in together:
+                    _tell(tracked.stored, error)
+                    _tell(tracked.shown, error)
         self._stored.put(None)
 
     def _show_all(self) -> None:
         for together in _gathered(self._stored, 0):
-            self._show(together)
+            try:
+                self._show(together)
+            except Exception as error:
+                self._log.exception("not_shown", requests=len(together), error=type(error).__name__)
+                for tracked in together:
+                    if not tracked.shown.done():
+                        tracked.shown.set_result(False)
 
     def _store(self, together: Sequence[Tracked]) -> None:
         now = datetime.now(UTC)
@@ -142,6 +161,11 @@ class TrackedEvents:
             users = self._control.suppressed_users()
             self._suppressed = (time.monotonic(), users)
         return users
+
+
+def _tell(future: "Future[Any]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _gathered(waiting: "queue.SimpleQueue[Tracked | None]", seconds: float) -> Iterator[list[Tracked]]:

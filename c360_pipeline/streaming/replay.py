@@ -6,6 +6,7 @@ from datetime import date
 
 import polars as pl
 
+from c360_pipeline.core.graph import attributes_text
 from c360_pipeline.core.lake import EVENTS
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.streaming.operators import REPLAY_HEADER
@@ -25,10 +26,11 @@ def archived_lines(lake: Lake, tenant_id: str, first: date, last: date) -> Itera
     """
     for day in pl.date_range(first, last, eager=True):
         events = lake.scan(EVENTS).filter((pl.col("tenant_id") == tenant_id) & (pl.col("event_date") == day))
-        for row in events.sort("ts", "event_id").collect().iter_rows(named=True):
+        found = events.sort("ts", "event_id").collect()
+        for row in found.with_columns(attributes_text(found["attrs"]).alias("attrs")).iter_rows(named=True):
             line = {
                 "tenantId": row["tenant_id"], "userId": row["user_id"], "sessionId": row["session_id"],
                 "ts": row["ts"].isoformat(), "action": row["action"], "itemId": row["item_id"],
-                "attrs": {entry["key"]: entry["value"] for entry in row["attrs"] or ()}, "eventId": row["event_id"],
+                "attrs": json.loads(row["attrs"]), "eventId": row["event_id"],
             }  # fmt: skip
             yield json.dumps(line, ensure_ascii=False).encode(), message_key(row["tenant_id"], row["user_id"])

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
+from unicodedata import normalize
 from urllib.parse import quote
 
 import polars as pl
@@ -12,9 +13,11 @@ import pytest
 from event_world import World
 from fastapi.testclient import TestClient
 from httpx2 import Response
+from limits import parse
 
 from c360_pipeline.core import features
-from c360_pipeline.core.lake import CATALOG, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.core.lake import CATALOG, DEAD_LETTERS, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.logs import configure_logging
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.models import MOST_EVENTS
@@ -34,6 +37,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+AT = "2025-10-20T10:00:00Z"
 INTERACTION = {"tenant_id": "acme", "user_id": "u1", "product_id": "p1", "interaction_type": "VIEWED"}
 
 
@@ -165,7 +169,7 @@ def test_a_tracked_event_is_in_s3_and_the_graph_once_and_stays_one_when_it_lands
     acme: TestClient, shop: World, graph: Graph, lake: Lake, landing: Landing, control: ControlDb
 ) -> None:
     best = recommend(acme, "u1", 1)[0]["product_id"]
-    body = {**INTERACTION, "product_id": best, "interaction_type": "purchased", "event_id": "mine"}
+    body = {**INTERACTION, "product_id": best, "interaction_type": "purchased", "event_id": "mine", "ts": AT}
     first, again = acme.post("/graph/track", json=body).json(), acme.post("/graph/track", json=body).json()
     assert (first["event_ids"], first["graph"], again["graph"]) == (["mine"], "updated", "updated")
     stored = landing.read(landing.named(first["stored"])).decode().splitlines()
@@ -187,7 +191,7 @@ def test_a_tracked_event_is_in_s3_and_the_graph_once_and_stays_one_when_it_lands
 
 
 def test_an_event_that_never_lands_is_a_ghost_after_a_day(acme: TestClient, shop: World, graph: Graph) -> None:
-    acme.post("/graph/track", json={**INTERACTION, "event_id": "lost"})
+    acme.post("/graph/track", json={**INTERACTION, "event_id": "lost", "ts": AT})
     assert shop.findings() == set()
     graph.run("MATCH (e:Unlanded) SET e.written_at = datetime() - duration('P2D')")
     assert ("acme", "Action", "ghost", "acme lost") in shop.findings()
@@ -341,7 +345,7 @@ def test_limits_are_kept(backend: Backend, acme: TestClient) -> None:
 def test_operations(acme: TestClient) -> None:
     assert acme.get("/health/live").json() == {"status": "live"}
     assert acme.get("/health").json() == {
-        "status": "ready", "services": {"neo4j": True, "s3": True, "postgres": True}
+        "status": "ready", "services": {"neo4j": True, "s3": True, "postgres": True, "tracking": True}
     }  # fmt: skip
     recommend(acme, "u1")
     recommend(acme, "u1")
@@ -361,11 +365,123 @@ def test_what_was_taken_is_stored_before_the_api_ends(
 ) -> None:
     backend = Backend(graph, lake, landing, control)
     key, _ = backend.keys.add("acme", "ingest")
-    body = {"tenant_id": "acme", "user_id": "u", "product_id": "p", "interaction_type": "VIEWED", "event_id": "last"}
+    body = {**INTERACTION, "user_id": "u", "event_id": "last", "ts": AT}
     with TestClient(create_app(backend), headers={"authorization": f"Bearer {key}"}) as client:
         stored = client.post("/graph/track", json=body).json()["stored"]
     assert b'"last"' in landing.read(landing.named(stored))
     assert datetime.now(UTC).date().isoformat() in stored
+
+
+def test_an_event_that_is_sent_several_times_at_once_counts_once(
+    acme: TestClient, shop: World, graph: Graph, lake: Lake, landing: Landing, control: ControlDb
+) -> None:
+    one = {"user_id": "rv", "product_id": "p1", "interaction_type": "VIEWED", "event_id": "same", "ts": AT}
+    batch = {"tenant_id": "acme", "interactions": [one, one, one]}
+    for _ in range(2):
+        assert acme.post("/graph/track/batch", json=batch).json()["graph"] == "updated"
+    read = "MATCH (s)-[r:HAS_ACTION]->(:Event {tenant_id: 'acme', id: 'same'})-[o:ON_PRODUCT]->() RETURN count(*) AS n"
+    assert graph.run(read) == [{"n": 1}]
+    viewed = "MATCH (:User {tenant_id: 'acme', id: 'rv'})-[r:VIEWED]->() RETURN r.count AS n"
+    assert graph.run(viewed) == [{"n": 1}]
+    other = {**one, "user_id": "somebody else"}
+    refused = acme.post("/graph/track/batch", json={"tenant_id": "acme", "interactions": [one, other]})
+    assert refused.status_code == 422
+    assert "1 and 2 have one event_id" in refused.json()["detail"]
+    land(lake, landing, control)
+    shop.project()
+    assert shop.findings() == set()
+    assert lake.count(DEAD_LETTERS) == 0
+
+
+def test_an_event_with_an_id_of_its_own_needs_its_time(acme: TestClient) -> None:
+    refused = acme.post("/graph/track", json={**INTERACTION, "event_id": "mine"})
+    assert refused.status_code == 422
+    assert "ts is needed" in refused.json()["invalid"][0]["problem"]
+
+
+def test_a_moment_with_more_events_than_a_page_is_told_whole(acme: TestClient) -> None:
+    many = [{"user_id": "many", "product_id": "p1", "interaction_type": "VIEWED", "event_id": f"many-{n:02}", "ts": AT}
+            for n in range(60)]  # fmt: skip
+    earlier = [{**many[0], "event_id": f"earlier-{n}", "ts": f"2025-10-19T10:00:0{n}Z"} for n in range(3)]
+    acme.post("/graph/track/batch", json={"tenant_id": "acme", "interactions": many + earlier})
+    seen, before = [], None
+    while True:
+        page = acme.get("/customers/many", params={"limit": 20, **({"before": before} if before else {})}).json()
+        seen += [entry["id"] for entry in page["timeline"]]
+        if not page["is_more"]:
+            break
+        before = page["timeline"][-1]["at"]
+    assert sorted(seen) == sorted(event["event_id"] for event in many + earlier)
+
+
+@pytest.mark.parametrize("user", ["a/b", "a/history/b", "caf\u0065\u0301", "explain"])
+def test_whoever_can_be_tracked_can_be_read(acme: TestClient, user: str) -> None:
+    event = {**INTERACTION, "user_id": user, "event_id": f"of {user}", "ts": AT}
+    assert acme.post("/graph/track", json=event).json()["graph"] == "updated"
+    part = quote(user, safe="")
+    assert [e["id"] for e in acme.get(f"/customers/{part}").json()["timeline"]] == [normalize("NFC", f"of {user}")]
+    assert acme.get(f"/app/customers/{part}").status_code == 200
+    assert acme.get(f"/app/customers/{part}/timeline", params={"before": "2030-01-01"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/customers/u1?before=0001-01-01T00:00:00%2B14:00", 422), ("/app/queries/power_users?limit=-1", 422),
+     ("/app/queries/power_users?limit=99999999999999999999999", 422)],
+)  # fmt: skip
+def test_what_can_not_be_is_the_askers_mistake(acme: TestClient, path: str, status: int) -> None:
+    assert acme.get(path).status_code == status
+
+
+def test_an_error_that_nobody_thought_of_tells_the_log_where_and_nobody_what(
+    acme: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(self: object, customer_id: str, limit: int = 100, before: object = None) -> None:
+        raise ValueError("unthought of")
+
+    configure_logging(as_json=False)
+    monkeypatch.setattr("c360_pipeline.stores.customers.Customers.find", fails)
+    answer = acme.get("/customers/john.smith@email.com")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    said = capsys.readouterr().err
+    assert "unthought of" in said
+    assert "/customers/{customer_id:path}" in said
+    assert acme.headers["authorization"].removeprefix("Bearer ") not in said
+    assert "john.smith" not in said
+    assert 'route="/customers/{customer_id:path}",status="500"' in acme.get("/metrics").text
+    configure_logging(as_json=False)
+
+
+def test_a_body_that_is_not_valid_is_not_quoted(acme: TestClient) -> None:
+    refused = acme.post("/graph/track", json={**INTERACTION, "attrs": {"jane@doe.com": 2}})
+    assert refused.status_code == 422
+    assert refused.json()["invalid"][0]["location"] == "body.attrs.*"
+
+
+def test_keys_that_nobody_has_are_looked_up_a_bounded_number_of_times(
+    make_client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("c360_pipeline.serving.security.LOOK_UPS", parse("5/hour"))
+    client = make_client()
+    found = [client.get("/users/power", headers={"authorization": f"Bearer c360_{n}"}).status_code for n in range(7)]
+    assert found == [401] * 5 + [429] * 2
+    again = client.get("/users/power", headers={"authorization": "Bearer c360_0"})
+    assert again.status_code == 401
+
+
+def test_a_control_database_that_is_away_is_said_to_be(backend: Backend) -> None:
+    backend.keys = ApiKeys({**backend.control.login, "port": 1})
+    with TestClient(create_app(backend), raise_server_exceptions=False) as client:
+        answer = client.get("/users/power", headers={"authorization": "Bearer c360_x"})
+    assert answer.status_code == 503
+    assert "Retry-After" in answer.headers
+
+
+def test_the_api_is_told_to_people_without_a_script_of_others(acme: TestClient) -> None:
+    page = acme.get("/docs").text
+    assert all(path in page for path in acme.get("/openapi.json").json()["paths"])
+    assert "://" not in page.partition("<main")[0]
 
 
 def test_graphs_of_features_are_the_archives(shop: World, graph: Graph, lake: Lake) -> None:

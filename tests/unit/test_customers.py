@@ -14,9 +14,11 @@ def test_a_page_does_not_tear_a_moment_apart() -> None:
     assert ([e["id"] for e in page], is_more) == ([0, 1], True)
 
 
-def test_all_of_one_moment_is_shown_as_far_as_there_is_room() -> None:
+def test_all_of_one_moment_is_shown_though_there_is_no_room() -> None:
     page, is_more = page_of(entries(0, 0, 0), 2)
-    assert ([e["id"] for e in page], is_more) == ([0, 1], True)
+    assert ([e["id"] for e in page], is_more) == ([0, 1, 2], False)
+    page, is_more = page_of(entries(0, 0, 0, 1), 2)
+    assert ([e["id"] for e in page], is_more) == ([0, 1, 2], True)
 
 
 def test_the_last_page_says_that_there_are_no_more() -> None:

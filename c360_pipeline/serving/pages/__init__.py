@@ -4,7 +4,8 @@ Plain HTML by Jinja, which writes every value as text; htmx loads more of a time
 neighbourhood. Both stand beside this file, so that no page asks another server for anything.
 """
 
-from datetime import UTC, datetime
+import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qs, quote
 
@@ -13,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 
+from c360_pipeline.errors import ContractError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.security import COOKIE, Reader, needs
@@ -33,8 +35,15 @@ Admin = Annotated[ApiKey, Depends(needs("admin"))]
 
 
 def in_utc(moment: datetime | None) -> datetime | None:
-    """A moment with a zone; without one it is taken to be in UTC."""
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+    """A moment in UTC; without a zone it is taken to be there.
+
+    Raises:
+        ContractError: it is before or after all that a calendar has.
+    """
+    try:
+        return None if moment is None else instant(moment)
+    except OverflowError:
+        raise ContractError("There is no such moment in UTC.") from None
 
 
 def _moment(value: Any) -> str:
@@ -63,10 +72,11 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/login", pages.log_in, methods=["POST"])
     router.add_api_route("/logout", pages.log_out, methods=["POST"])
     router.add_api_route("/customers", pages.customers, methods=["GET"])
-    router.add_api_route("/customers/{customer_id}", pages.customer, methods=["GET"])
-    router.add_api_route("/customers/{customer_id}/timeline", pages.timeline, methods=["GET"])
-    router.add_api_route("/customers/{customer_id}/history", pages.history, methods=["GET"])
-    router.add_api_route("/customers/{customer_id}/neighbourhood", pages.neighbourhood, methods=["GET"])
+    router.add_api_route("/customers/{customer_id:path}/timeline", pages.timeline, methods=["GET"])
+    router.add_api_route("/customers/{customer_id:path}/history", pages.history, methods=["GET"])
+    router.add_api_route("/customers/{customer_id:path}/neighbourhood", pages.neighbourhood, methods=["GET"])
+    # After those that begin like it: an id may hold slashes.
+    router.add_api_route("/customers/{customer_id:path}", pages.customer, methods=["GET"])
     router.add_api_route("/explore", pages.explore, methods=["GET"])
     router.add_api_route("/delivery", pages.delivery, methods=["GET"])
     router.add_api_route("/reconciliation", pages.reconciliation, methods=["GET"])
@@ -75,6 +85,10 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/journeys/unmerge", pages.unmerge, methods=["POST"])
     app.include_router(router)
     app.mount("/static", StaticFiles(packages=[(__name__, "static")]), name="static")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return pages.api_document(app.openapi())
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -98,6 +112,18 @@ class Pages:
     def _shown(self, key: ApiKey) -> CustomerPages:
         return CustomerPages(self._api.backend.graph, self._api.backend.lake, key.tenant_id)
 
+    def api_document(self, document: dict[str, Any]) -> HTMLResponse:
+        """The OpenAPI document for people, without a script of anybody's."""
+
+        def example(body: dict[str, Any]) -> str:
+            schema = next(iter(body["content"].values()))["schema"]
+            name = schema.get("$ref", "").rpartition("/")[2]
+            found = document["components"]["schemas"].get(name, schema)
+            shown = found.get("examples", [found.get("properties", {})])[0]
+            return json.dumps(shown, indent=2, ensure_ascii=False)
+
+        return self._page("api.html", key=None, document=document, example=example)
+
     async def home(self, request: Request) -> RedirectResponse:
         """The customers, for who has a key; else where to show it."""
         return RedirectResponse("/app/customers" if COOKIE in request.cookies else "/app/login")
@@ -110,7 +136,7 @@ class Pages:
         """Keep a key in a cookie that scripts and other sites do not get."""
         sent = parse_qs((await request.body()).decode("utf-8", "replace")).get("key", [""])[0].strip()
         found = await request.app.state.gate.look_up(sent)
-        if found is None:
+        if found is None or not found.may("read"):
             return self._page("login.html", 401, key=None, wrong=True)
         answer = RedirectResponse("/app/customers", 303)
         answer.set_cookie(
