@@ -12,6 +12,7 @@ from typing import Any
 import requests
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from c360_pipeline.connections import open_bucket
 from c360_pipeline.errors import UnavailableError
@@ -220,7 +221,8 @@ class StreamCluster:
         try:
             known = consumer.list_topics(TOPIC, timeout=SECONDS).topics[TOPIC].partitions
             places = [TopicPartition(TOPIC, p) for p in known]
-            committed = {c.partition: c.offset for c in consumer.committed(places, timeout=SECONDS)}
+            found = COORDINATED(consumer.committed, places, timeout=SECONDS)
+            committed = {c.partition: c.offset for c in found}
             return {
                 p.partition: (*consumer.get_watermark_offsets(p, timeout=SECONDS), committed[p.partition])
                 for p in places
@@ -255,6 +257,17 @@ class StreamCluster:
 
 COUNTERS = ("events", "dead_letters", "late", "duplicates", "written", "refused", "batches", "retries")
 """Of the operators in `job`."""
+
+
+def _is_coordinator_missing(error: BaseException) -> bool:
+    return isinstance(error, KafkaException) and error.args[0].name() in NOT_COORDINATED
+
+
+NOT_COORDINATED = ("NOT_COORDINATOR", "COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE")
+COORDINATED = Retrying(
+    retry=retry_if_exception(_is_coordinator_missing), stop=stop_after_delay(20), wait=wait_fixed(0.25), reraise=True
+)
+"""A broker that has just started takes some seconds to know who keeps the offsets of a group."""
 
 
 def wait_until(is_done: Callable[[], bool], seconds: float, otherwise: str) -> None:
