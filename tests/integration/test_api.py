@@ -414,7 +414,7 @@ def test_a_moment_with_more_events_than_a_page_is_told_whole(acme: TestClient) -
     assert sorted(seen) == sorted(event["event_id"] for event in many + earlier)
 
 
-@pytest.mark.parametrize("user", ["a/b", "a/history/b", "caf\u0065\u0301", "explain"])
+@pytest.mark.parametrize("user", ["a/b", "a/history/b", "o\u0301", "explain"])
 def test_whoever_can_be_tracked_can_be_read(acme: TestClient, user: str) -> None:
     event = {**INTERACTION, "user_id": user, "event_id": f"of {user}", "ts": AT}
     assert acme.post("/graph/track", json=event).json()["graph"] == "updated"
