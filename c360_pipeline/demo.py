@@ -88,6 +88,7 @@ class Demo:
         self._console = console
         self._service_progress = service_progress
         self._run_progress = run_progress
+        self._is_named = data != "sample" or "C360_HOME" in os.environ
         self._home = c360_home() if data == "sample" else c360_home() / data
         self._seconds: dict[str, float] = {}
         self._wrong: list[str] = []
@@ -152,7 +153,7 @@ class Demo:
                 self._tell_story(graph)
             self._run("run again")
             with self._timed("digest"):
-                second = combined_digest(digests(lake, reconcile(archive, graph)))
+                second = digests(lake, reconcile(archive, graph))
         self._tell_digests(first, second)
 
     @contextmanager
@@ -218,7 +219,7 @@ class Demo:
             f"and none mixed, from {found.events:,} events{flag}"
         )
 
-    def _tell_reconciliation(self, archive: Archive, graph: Graph, lake: Lake) -> str:
+    def _tell_reconciliation(self, archive: Archive, graph: Graph, lake: Lake) -> dict[str, str]:
         results = reconcile(archive, graph)
         result = summarise(results)
         flag = self._must("the graph equals its archive", hold=not result["findings"])
@@ -226,7 +227,7 @@ class Demo:
             f"[bold]Reconciliation[/]  {result['rows']:,} nodes and relationships compared with the archive, "
             f"{len(result['findings'])} differ{flag}"
         )
-        return combined_digest(digests(lake, results))
+        return digests(lake, results)
 
     def _tell_story(self, graph: Graph) -> None:
         tenant, user = self._sample.tenant_id, self._sample.user_id
@@ -242,16 +243,19 @@ class Demo:
             )
         self._must(f"a recommendation for {user}", hold=bool(recommendations))
 
-    def _tell_digests(self, first: str, second: str) -> None:
-        flag = self._must("a second run changes nothing", hold=first == second)
-        self._say(f"\n[bold]Digest[/]  first run  {first}\n        second run {second}{flag}")
+    def _tell_digests(self, first: dict[str, str], second: dict[str, str]) -> None:
+        changed = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+        what = f" ({', '.join(changed)} did)" if changed else ""
+        flag = self._must(f"a second run changes nothing{what}", hold=not changed)
+        one, other = combined_digest(first), combined_digest(second)
+        self._say(f"\n[bold]Digest[/]  first run  {one}\n        second run {other}{flag}")
 
     def _tell_timings(self, total: float) -> None:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self._seconds.items())
         self._say(f"[bold]Seconds[/]  {total:.1f} in all: {stages}")
 
     def _tell_where_to_look(self, addresses: tuple[str, str, str] | None) -> None:
-        prefix = "" if self._data == "sample" else f"C360_HOME={self._home} "
+        prefix = f"C360_HOME={self._home} " if self._is_named else ""
         page = f"/app/customers/{quote(self._sample.user_id)}"
         if addresses:
             dagster, api, key = addresses
