@@ -42,9 +42,17 @@ def exporter(home: Path, settings: Settings) -> "Exporter":
         with open_graph(settings) as graph:
             return exporting.graph_figures_now(open_lake(settings), graph)
 
+    def of_stream() -> list[Figure]:
+        from c360_pipeline.streaming.cluster import StreamCluster
+        from c360_pipeline.streaming.figures import stream_figures
+
+        return stream_figures(StreamCluster(settings).status())
+
     sources = {
         "lake": lambda: exporting.lake_figures(open_lake(settings)),
         "landing": lambda: exporting.landing_figures(open_landing(settings), open_lake(settings)),
         "neo4j": of_graph,
     }
+    if settings.flink_rest_url is not None:
+        sources["stream"] = of_stream
     return Exporter(Metrics(home / "metrics"), sources)
