@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-recommend bench-serving
+.PHONY: help setup install demo test chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-recommend bench-serving bench-streaming
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -56,6 +56,9 @@ bench-recommend: setup .venv/.bench .venv/.movielens  ## recommendations against
 
 bench-serving: setup  ## the API under load, and what features cost; ARGS="--events 100000 --seconds 5" for a short one
 	$(BIN)/python benchmarks/bench_serving.py $(ARGS)
+
+bench-streaming: setup  ## the real-time path: rates, latency, recovery; ARGS="--events 20000 --seconds 10" for a short one
+	$(BIN)/python benchmarks/bench_streaming.py $(ARGS)
 
 movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 

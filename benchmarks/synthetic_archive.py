@@ -24,13 +24,15 @@ def timed(work: Callable[[], object]) -> float:
 
 
 @contextmanager
-def services() -> Iterator[Path]:
-    """Postgres, S3 and Neo4j in a folder of their own, which `C360_HOME` names."""
+def services(*, streaming: bool = False) -> Iterator[Path]:
+    """Postgres, S3 and Neo4j, and those of the real-time path, in a folder of their own, which `C360_HOME` names."""
     from c360_pipeline.devstack import stack
+    from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS
 
     with tempfile.TemporaryDirectory() as where:
         os.environ["C360_HOME"] = where
-        with stack.attached(Path(where), lambda _: None, ports={"postgres": 0, "s3": 0, "neo4j": 0}):
+        names = [*PREFERRED_PORTS, *(STREAMING_PORTS if streaming else ())]
+        with stack.attached(Path(where), lambda _: None, ports=dict.fromkeys(names, 0)):
             yield Path(where)
 
 

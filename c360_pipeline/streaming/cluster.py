@@ -119,7 +119,8 @@ class StreamCluster:
         self.make_topics()
         state = self.newest_state()
         report(f"from {state}" if state else "from the offsets that were committed, else from the first message")
-        command = [str(flink / "bin" / "flink"), "run", "--detached", *(["-s", state] if state else []),
+        # -n: a sink that is left out this time leaves what it had gathered.
+        command = [str(flink / "bin" / "flink"), "run", "--detached", *(["-s", state, "-n"] if state else []),
                    "--jarfile", str(connector), "-py", str(ENTRY), *sinks]  # fmt: skip
         ended = subprocess.run(
             command, env={**os.environ, **variables}, capture_output=True, text=True, check=False, cwd="/"
