@@ -10,7 +10,16 @@ from pydantic import Field
 from c360_pipeline.assets.partitions import TENANTS, named_partitions, note_partitions
 from c360_pipeline.assets.plots import community_sizes
 from c360_pipeline.assets.reconcile import reconciliation_assets
-from c360_pipeline.assets.specs import NEO4J_WRITES, OWNERS, asset_check, column_schema, found_none, preview, rows
+from c360_pipeline.assets.specs import (
+    NEO4J_WRITES,
+    OWNERS,
+    asset_check,
+    column_schema,
+    found_none,
+    lineage,
+    preview,
+    rows,
+)
 from c360_pipeline.core import features, paths
 from c360_pipeline.core import graph as model
 from c360_pipeline.core.account_values import account_values as values_of_accounts
@@ -121,7 +130,7 @@ def kept(
     """The same as the result of an asset, with the first rows, less who they are about."""
     frame, changes = keep(context, lake, table, found, scope)
     shown = preview(frame.drop(PERSONAL, strict=False))
-    said = rows(frame.height, changed_rows=changes.count, preview=shown)
+    said = rows(frame.height, changed_rows=changes.count, preview=shown, **lineage(table))
     return dg.MaterializeResult(asset_key=name_of(table), metadata=said)
 
 
@@ -170,6 +179,7 @@ def communities(
             modularity=dg.MetadataValue.json(modularity),
             picture=community_sizes(sizes),
             sizes=preview(sizes, 50),
+            **lineage(USER_COMMUNITIES),
         ),
     )
     odd = [

@@ -8,14 +8,19 @@ import pandas as pd
 import polars as pl
 
 from c360_pipeline.core.column_meanings import COLUMN_MEANINGS
+from c360_pipeline.core.column_origins import origins
 from c360_pipeline.core.graph import Kind
-from c360_pipeline.core.lake import Table
+from c360_pipeline.core.lake import CATALOG, EVENTS, Table
 from c360_pipeline.settings import runbook_entry
 from c360_pipeline.stores.refused import Refusals
 
 OWNERS = ["team:customer-data"]
 NEO4J_WRITES = "neo4j_writes"
 """The pool of what writes to the graph; its limit is the number of runs that do so at once."""
+
+
+ASSET_OF = {EVENTS.name: "landed_events", CATALOG.name: "product_catalog"}
+"""Assets whose tables have another name."""
 
 
 def column_schema(table: Table) -> dg.TableSchema:
@@ -77,6 +82,15 @@ def asset_check(
         return dg.asset_check(asset=asset, description=description, blocking=blocking, metadata=said)(evaluate)
 
     return decorate
+
+
+def lineage(table: Table) -> dict[str, dg.TableColumnLineage]:
+    """Metadata of what each column of a derived table is made of; nothing where the events are not its source."""
+    found = {
+        column: [dg.TableColumnDep(dg.AssetKey(ASSET_OF[source]), name) for source, name in sources]
+        for column, sources in origins(table).items()
+    }
+    return {"dagster/column_lineage": dg.TableColumnLineage(found)} if found else {}
 
 
 def rows(count: int, **more: Any) -> dict[str, Any]:

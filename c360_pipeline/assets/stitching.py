@@ -13,6 +13,7 @@ from c360_pipeline.assets.specs import (
     check_spec,
     column_schema,
     found_none,
+    lineage,
     preview,
     rows,
     table_spec,
@@ -179,7 +180,7 @@ def wrong_rows(lake: Lake) -> dict[str, pl.LazyFrame]:
 
 
 def _metadata(lake: Lake, table: Table, changed: int) -> dict[str, Any]:
-    metadata = rows(lake.count(table), changed_rows=changed)
+    metadata = rows(lake.count(table), changed_rows=changed, **lineage(table))
     if table is JOURNEYS:
         metadata |= _of_journeys(lake)
     if table is EVENT_KEYS:
