@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import polars as pl
 import pytest
+import structlog
 from event_world import World
 from fastapi.testclient import TestClient
 from httpx2 import Response
@@ -439,9 +440,12 @@ def test_an_error_that_nobody_thought_of_tells_the_log_where_and_nobody_what(
     def fails(self: object, customer_id: str, limit: int = 100, before: object = None) -> None:
         raise ValueError("unthought of")
 
-    configure_logging(as_json=False)
     monkeypatch.setattr("c360_pipeline.stores.customers.Customers.find", fails)
-    answer = acme.get("/customers/john.smith@email.com")
+    configure_logging(as_json=False)
+    try:
+        answer = acme.get("/customers/john.smith@email.com")
+    finally:
+        structlog.reset_defaults()
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     said = capsys.readouterr().err
@@ -450,7 +454,6 @@ def test_an_error_that_nobody_thought_of_tells_the_log_where_and_nobody_what(
     assert acme.headers["authorization"].removeprefix("Bearer ") not in said
     assert "john.smith" not in said
     assert 'route="/customers/{customer_id:path}",status="500"' in acme.get("/metrics").text
-    configure_logging(as_json=False)
 
 
 def test_a_body_that_is_not_valid_is_not_quoted(acme: TestClient) -> None:
