@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import structlog
 
 from c360_pipeline.devstack.pause import is_pause_wanted
@@ -225,7 +226,24 @@ def _stop(server: Running) -> None:
         log.warning("service_killed", service=server.service.name)
         server.process.kill()
         server.process.wait()
+    if conf := server.service.environment.get("FLINK_CONF_DIR"):
+        end_orphans("FLINK_CONF_DIR", conf)
     log.info("service_stopped", service=server.service.name, exit_code=server.process.returncode)
+
+
+def end_orphans(variable: str, value: str) -> int:
+    """Kill processes without a parent that have a variable; returns how many: workers outlive a killed Flink."""
+    ended = 0
+    for process in psutil.process_iter():
+        try:
+            if process.ppid() == 1 and process.pid != os.getpid() and process.environ().get(variable) == value:
+                for child in process.children(recursive=True):
+                    child.kill()
+                process.kill()
+                ended += 1
+        except psutil.Error:
+            continue  # it ended by itself, or is somebody else's
+    return ended
 
 
 @contextmanager
