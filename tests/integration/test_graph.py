@@ -43,7 +43,8 @@ def pairs(*ends: tuple[str, str], kind: RelationshipKind = model.HAS_SESSION) ->
 
 
 def parameters(statement: str) -> dict[str, object]:
-    lists, numbers = ("rows", "exclude"), ("top_k", "buyer_weight", "longest", "batch_rows")
+    lists = ("rows", "exclude")
+    numbers = ("top_k", "buyer_weight", "similar_user_weight", "longest", "batch_rows")
     names = re.findall(r"\$(\w+)", statement)
     values = {name: [] if name in lists else 1 if name in numbers else "x" for name in names}
     return values | {name: AT for name in ("now", "since") if name in values}
