@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from rich.console import Console
 from rich.table import Table
 from synthetic_archive import services, timed
@@ -82,7 +81,8 @@ class Bench:
 
     def count(self, name: str) -> int:
         """A counter of the job."""
-        return self.cluster.status().counts.get(name, 0)
+        job = self.cluster.job_id()
+        return 0 if job is None else self.cluster.counts(job).get(name, 0)
 
     def drained(self, sinks: Sequence[str], count: int, aim: str) -> float:
         """How many events a second are written of those that wait, from a twentieth to the last of them."""
@@ -105,34 +105,31 @@ class Bench:
         while (seen := self.count(name)) < wanted:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{name} is {seen:,} and not {wanted:,}")
-            time.sleep(0.2)
+            time.sleep(1)
         return time.monotonic(), seen
 
     def without_flink(self, count: int) -> None:
         """The same writers in a loop, and one statement per event."""
         from c360_pipeline.connections import open_graph
         from c360_pipeline.core.events import parse_event
-        from c360_pipeline.stores.fresh_events import write_fresh
-        from c360_pipeline.stores.tracked_events import EVENT_SCHEMA
+        from c360_pipeline.stores.fresh_events import event_frame, write_fresh
         from c360_pipeline.stores.user_events import user_event
         from c360_pipeline.streaming.clients import open_user_events
-        from c360_pipeline.streaming.operators import FreshEvent, rows_of
 
         now = datetime.now(UTC) + timedelta(minutes=1)
-        events = [FreshEvent(*parse_event(line, now)[:8]) for line, _ in made(count)]
-        frame = pl.DataFrame(rows_of(events), schema=EVENT_SCHEMA, orient="row")
+        events = [parse_event(line, now) for line, _ in made(count)]
         with open_graph(self.settings) as graph, open_user_events(self.settings) as table:
-            batches = list(frame.iter_slices(200))
+            batches = list(event_frame(events).iter_slices(200))
             with ThreadPoolExecutor(4) as pool:
                 seconds = timed(lambda: list(pool.map(lambda part: write_fresh(graph, part), batches)))
             self.add("Neo4j without Flink, batches of 200, four at once", f"{count / seconds:,.0f}/s")
-            single = [row for _, row in zip(range(SINGLE), made_frames(), strict=False)]
+            single = [event_frame([parse_event(line, now)]) for line, _ in made(SINGLE)]
             seconds = timed(lambda: [write_fresh(graph, row) for row in single])
             self.add("Neo4j, one statement per event", f"{SINGLE / seconds:,.0f}/s")
             parts = [events[n : n + 200] for n in range(0, count, 200)]
-            seconds = timed(lambda: [table.write(user_event(*event) for event in part) for part in parts])
+            seconds = timed(lambda: [table.write(user_event(*event[:8]) for event in part) for part in parts])
             self.add("Cassandra without Flink, batches of 200", f"{count / seconds:,.0f}/s")
-            seconds = timed(lambda: [table.write([user_event(*event)]) for event in events[:SINGLE]])
+            seconds = timed(lambda: [table.write([user_event(*event[:8])]) for event in events[:SINGLE]])
             self.add("Cassandra, one statement per event", f"{SINGLE / seconds:,.0f}/s")
 
     def latency(self, rate: float, seconds: float) -> None:
@@ -181,17 +178,6 @@ class Bench:
                 raise TimeoutError("the job does not go on")
             time.sleep(0.2)
         self.add("task manager killed, until what was sent is in a checkpoint", f"{time.monotonic() - began:.1f} s")
-
-
-def made_frames() -> Iterator[pl.DataFrame]:
-    """Frames of one event."""
-    from c360_pipeline.core.events import parse_event
-    from c360_pipeline.stores.tracked_events import EVENT_SCHEMA
-    from c360_pipeline.streaming.operators import FreshEvent, rows_of
-
-    for line, _ in made(SINGLE):
-        event = FreshEvent(*parse_event(line, datetime.now(UTC) + timedelta(minutes=1))[:8])
-        yield pl.DataFrame(rows_of([event]), schema=EVENT_SCHEMA, orient="row")
 
 
 def main() -> None:

@@ -2,14 +2,14 @@
 
 import gzip
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from c360_pipeline.cli.output import AsJson, err, out, print_json
+from c360_pipeline.cli.output import AsJson, as_date, err, out, print_json
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings, c360_home, load_settings
 
@@ -127,19 +127,12 @@ def replay(
     from c360_pipeline.streaming.producer import EventProducer, send
     from c360_pipeline.streaming.replay import REPLAY, archived_lines
 
-    begin, end = (_as_date(text) for text in (first, last))
+    begin, end = as_date(first, "--from"), as_date(last, "--to")
     settings = load_settings()
     with err.status("sending") as shown, EventProducer(settings, headers=REPLAY) as producer:
         lines = archived_lines(open_lake(settings), tenant, begin, end)
         sent = send(producer, lines, rate, lambda n: shown.update(f"{n:,} messages sent"))
     err.print(f"{sent:,} events were sent.")
-
-
-def _as_date(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{text!r} is no date: YYYY-MM-DD is right.") from None
 
 
 def send_files(paths: Sequence[Path], rate: float | None) -> int:

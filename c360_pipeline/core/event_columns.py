@@ -5,7 +5,7 @@ good or bad, is left to that function, which also has the reasons. A property in
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,13 @@ from c360_pipeline.core.events import (
     NO_TENANT,
     Event,
     FieldKind,
+    epoch_micros,
 )
 
 _KINDS = {
     FieldKind.STRING: kernel.STRING, FieldKind.TIMESTAMP: kernel.TIMESTAMP, FieldKind.ATTRIBUTES: kernel.ATTRIBUTES
 }  # fmt: skip
 _NUMBER_OF = {field.name: number for number, field in enumerate(CONTRACT)}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 PARSED_COLUMNS = ("number", *Event._fields)
 
 
@@ -78,17 +78,13 @@ def parse_block(block: bytes, starts: Integers, now: datetime) -> ParsedBlock:
         starts: where each line begins in the block, and where the last one ends.
         now: the moment of landing, UTC.
     """
-    found = scan(block, starts, _grammar(), _micros(EARLIEST), _micros(now + LATEST_AHEAD))
+    found = scan(block, starts, _grammar(), epoch_micros(EARLIEST), epoch_micros(now + LATEST_AHEAD))
     number = np.flatnonzero(found.status == kernel.GOOD)
     return ParsedBlock(
         events=_events(found, number),
         left=np.flatnonzero(found.status == kernel.LEFT),
         line_count=int(np.count_nonzero(found.status != kernel.BLANK)),
     )
-
-
-def _micros(at: datetime) -> int:
-    return (at - _EPOCH) // timedelta(microseconds=1)
 
 
 def _events(found: Scan, number: Integers) -> pl.DataFrame:

@@ -100,8 +100,13 @@ _RFC3339 = re.compile(
 )
 # All other bytes of a partition value take three characters.
 _AS_IS_IN_A_FOLDER = re.compile(rb"[A-Za-z0-9_.~-]")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EPOCH_MS = int(EARLIEST.timestamp() * 1000)
+
+
+def epoch_micros(at: datetime) -> int:
+    """Microseconds from 1970 in UTC to a moment."""
+    return (at - EPOCH) // timedelta(microseconds=1)
 
 
 def json_schema() -> dict[str, Any]:
@@ -214,8 +219,7 @@ def canonical_hash(
     tenant_id: str, user_id: str, session_id: str, ts: datetime, action: str, item_id: str | None, attrs: dict[str, str]
 ) -> str:
     """sha256 of the event's canonical form, in hex: key order, Unicode form, time zone and number form don't matter."""
-    micros = (ts - _EPOCH) // timedelta(microseconds=1)
-    form = [tenant_id, user_id, session_id, micros, action, item_id, sorted(attrs.items())]
+    form = [tenant_id, user_id, session_id, epoch_micros(ts), action, item_id, sorted(attrs.items())]
     text = json.dumps(form, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -418,7 +422,7 @@ def _from_rfc3339(text: str) -> datetime:
 
 def _from_epoch_ms(value: int) -> datetime:
     try:
-        return _EPOCH + timedelta(milliseconds=value)
+        return EPOCH + timedelta(milliseconds=value)
     except OverflowError:
         raise Rejected("timestamp_out_of_range", f"field `ts`: {_shown(value)} ms is outside the calendar") from None
 

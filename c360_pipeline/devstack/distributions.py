@@ -30,7 +30,7 @@ CASSANDRA_VERSION = "5.0.9"
 FLINK_VERSION = "2.3.0"
 COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 
-FLINK_LOCK = project_path("requirements-flink.lock")
+FLINK_LOCK = "requirements-flink.lock"
 
 Report = Callable[[str], None]
 
@@ -79,7 +79,7 @@ def flink_jars() -> Path:
 
 def flink_environment() -> Path:
     """The virtual environment of Flink, whose pins are not ours; it changes with its lock."""
-    locked = hashlib.sha256(FLINK_LOCK.read_bytes()).hexdigest()[:12]
+    locked = hashlib.sha256(project_path(FLINK_LOCK).read_bytes()).hexdigest()[:12]
     return cache_folder() / f"flink-{FLINK_VERSION}-{locked}"
 
 
@@ -120,11 +120,16 @@ def _install_jars(project: Path, target: Path, report: Report) -> None:
     if target.exists():
         return
     with _appears_whole(target) as folder:
-        _run_reporting(
-            ["mvn", "-B", "-f", str(project / "pom.xml"), COPY_DEPENDENCIES, "-DincludeScope=runtime",
-             f"-DoutputDirectory={folder}"],
-            partial(_report_jar, report, project.name),
-        )  # fmt: skip
+        _copy_dependencies(project, folder, report)
+
+
+def _copy_dependencies(project: Path, folder: Path, report: Report, *options: str) -> None:
+    """Fetch the jars that a pom names, and theirs."""
+    _run_reporting(
+        ["mvn", "-B", "-f", str(project / "pom.xml"), COPY_DEPENDENCIES, "-DincludeScope=runtime", *options,
+         f"-DoutputDirectory={folder}"],
+        partial(_report_jar, report, project.name),
+    )  # fmt: skip
 
 
 def _install_flink(report: Report) -> None:
@@ -138,7 +143,8 @@ def _install_flink(report: Report) -> None:
         _run_reporting([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], report)
         report("flink: Python packages, 1 GB")
         _run_reporting(
-            [uv, "pip", "sync", "--quiet", "--python", str(folder / "bin" / "python"), str(FLINK_LOCK)], report
+            [uv, "pip", "sync", "--quiet", "--python", str(folder / "bin" / "python"), str(project_path(FLINK_LOCK))],
+            report,
         )
         (folder / "complete").touch()
 
@@ -178,11 +184,7 @@ def _install_neo4j(report: Report) -> None:
     poms = Path(__file__).parent
     with _appears_whole(neo4j_distribution()) as folder:
         for pom, target in (("neo4j", "lib"), ("gds", "gds")):
-            _run_reporting(
-                ["mvn", "-B", "-f", str(poms / pom / "pom.xml"), COPY_DEPENDENCIES,
-                 "-DincludeScope=runtime", "-Dmdep.prependGroupId=true", f"-DoutputDirectory={folder / target}"],
-                partial(_report_jar, report, pom),
-            )  # fmt: skip
+            _copy_dependencies(poms / pom, folder / target, report, "-Dmdep.prependGroupId=true")
         _keep_plugin_jars(folder)
 
 

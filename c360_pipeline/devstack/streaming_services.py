@@ -6,7 +6,7 @@ Kafka and Cassandra ask for a password; Flink's REST interface knows none and li
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -17,7 +17,6 @@ import structlog
 from c360_pipeline.devstack.distributions import cassandra_jars, flink_environment, flink_home, flink_jars, kafka_jars
 from c360_pipeline.devstack.services import LOOPBACK, Service, free_port, with_parent, write_private
 from c360_pipeline.errors import UnavailableError
-from c360_pipeline.settings import project_path
 
 USER = "c360"
 KAFKA_PROPERTIES = """\
@@ -77,7 +76,7 @@ hints_directory: "{home}/hints"
 cdc_raw_directory: "{home}/cdc_raw"
 # An acknowledged write is on the disk: what is lost with a process is what nobody was told is there.
 commitlog_sync: group
-commitlog_sync_group_window: 10ms
+commitlog_sync_group_window: 5ms
 commitlog_segment_size: 16MiB
 commitlog_total_space: 256MiB
 memtable_heap_space: 128MiB
@@ -86,7 +85,8 @@ key_cache_size: 8MiB
 networking_cache_size: 32MiB
 file_cache_size: 32MiB
 concurrent_reads: 8
-concurrent_writes: 16
+# Each waits for the group that it is written with.
+concurrent_writes: 128
 concurrent_compactors: 1
 disk_optimization_strategy: ssd
 authenticator: PasswordAuthenticator
@@ -275,7 +275,8 @@ def flink_settings(home: Path, rest: int, s3: Mapping[str, str]) -> dict[str, An
         "jobmanager": {"bind-host": LOOPBACK, "rpc": {"address": LOOPBACK, "port": free_port(0)},
                        "memory": {"process": {"size": "1024m"}}},
         "taskmanager": {"bind-host": LOOPBACK, "host": LOOPBACK, "numberOfTaskSlots": 4,
-                        "memory": {"process": {"size": "1600m"}, "managed": {"size": "256m"}}},
+                        "memory": {"process": {"size": "1600m"}, "managed": {"size": "256m"},
+                                   "jvm-metaspace": {"size": "320m"}}},
         "blob": {"server": {"port": free_port(0)}},
         "rest": {"address": LOOPBACK, "bind-address": LOOPBACK, "port": rest},
         "parallelism": {"default": 2},
@@ -308,8 +309,9 @@ def flink_variables(home: Path) -> dict[str, str]:
     return {
         "FLINK_HOME": str(flink_home()), "FLINK_CONF_DIR": str(folder / "conf"),
         "FLINK_LOG_DIR": str(home / "logs"), "FLINK_PLUGINS_DIR": str(folder / "plugins"),
+        "FLINK_LIB_DIR": str(folder / "lib"),
         "PATH": f"{flink_environment() / 'bin'}:{os.environ.get('PATH', '')}", "C360_HOME": str(home),
-        "PYTHONPATH": str(project_path("pyproject.toml").parent),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }  # fmt: skip
 
 
@@ -318,14 +320,16 @@ def flink_jobmanager(home: Path, port: int, s3: Mapping[str, str]) -> Service:
     folder = home / "flink"
 
     def prepare() -> list[tuple[list[str], dict[str, str]]]:
-        for name in ("conf", "scratch", "plugins/s3-fs-hadoop"):
+        for name in ("conf", "scratch", "lib", "plugins/s3-fs-hadoop"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for name in ("log4j-console.properties", "log4j-cli.properties"):
             (folder / "conf" / name).write_bytes((flink_home() / "conf" / name).read_bytes())
         plugin = next(flink_jars().glob("flink-s3-fs-hadoop-*.jar"))
-        linked = folder / "plugins" / "s3-fs-hadoop" / plugin.name
-        if not linked.exists():
-            linked.symlink_to(plugin)
+        _link(folder / "plugins" / "s3-fs-hadoop", [plugin])
+        # What every start of the job would load anew, and never give back: the connector, and what runs Python.
+        connector = flink_jars().glob("flink-sql-connector-kafka-*.jar")
+        python = (flink_home() / "opt").glob("flink-python-*.jar")
+        _link(folder / "lib", [*(flink_home() / "lib").glob("*.jar"), *connector, *python])
         # JSON is YAML.
         write_private(folder / "conf" / "config.yaml", json.dumps(flink_settings(home, port, s3), indent=2))
         return []
@@ -339,6 +343,17 @@ def flink_jobmanager(home: Path, port: int, s3: Mapping[str, str]) -> Service:
         environment=flink_variables(home), probe=probe, stop_signal=signal.SIGTERM,
         connection={"FLINK_REST_URL": f"http://{LOOPBACK}:{port}"},
     )  # fmt: skip
+
+
+def _link(folder: Path, jars: Iterable[Path]) -> None:
+    """Make a folder hold links to these jars and no others."""
+    wanted = {jar.name: jar for jar in jars}
+    for linked in folder.iterdir():
+        if linked.name not in wanted or linked.readlink() != wanted[linked.name]:
+            linked.unlink()
+    for name, jar in wanted.items():
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(jar)
 
 
 def flink_taskmanager(home: Path, port: int, rest: int) -> Service:

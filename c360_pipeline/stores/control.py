@@ -395,6 +395,29 @@ class TableCounts:
     bytes_read: int = 0
 
 
+class StandingControlDb(ControlDb):
+    """The control database over one connection that stays open, for one thread that asks many times a second."""
+
+    _standing: psycopg.Connection[dict[str, Any]] | None = None
+
+    @contextmanager
+    def _connect(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        if self._standing is None:
+            self._standing = self._opened()
+        try:
+            with self._standing.transaction():
+                yield self._standing
+        except psycopg.OperationalError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection; the next question opens another."""
+        if self._standing is not None:
+            self._standing.close()
+            self._standing = None
+
+
 class RunLog:
     """The log of one run over the silos.
 

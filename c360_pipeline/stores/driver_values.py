@@ -6,7 +6,8 @@ from typing import Any
 
 import neo4j.time
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from c360_pipeline.core.events import EPOCH
+
 TEMPORAL = (neo4j.time.DateTime, neo4j.time.Date, neo4j.time.Time, neo4j.time.Duration)
 Read = Callable[..., list[dict[str, Any]]]
 """Runs a statement with its parameters and returns its records."""

@@ -4,10 +4,12 @@ The raw event is in S3 before; landing and projection write the same nodes and r
 Reconciliation leaves out what marked events touch, for a day at most (docs/adr/0035).
 """
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 import polars as pl
 
+from c360_pipeline.core.events import Event
 from c360_pipeline.core.graph import attributes_text
 from c360_pipeline.stores.graph import Graph, batches, to_rows
 
@@ -15,6 +17,26 @@ USUALLY_AHEAD = timedelta(hours=1)
 """Within it events land, whatever the sensor and the queue do."""
 LONGEST_AHEAD = timedelta(days=1)
 """An event that did not land within a day is a ghost: reconciliation names it and a repair removes it."""
+
+EVENT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "event_id": pl.String, "tenant_id": pl.String, "user_id": pl.String, "session_id": pl.String,
+    "ts": pl.Datetime("us", "UTC"), "action": pl.String, "item_id": pl.String,
+    "attrs": pl.List(pl.Struct({"key": pl.String, "value": pl.String})),
+}  # fmt: skip
+
+
+def _counted(action: str, relationship: str) -> str:
+    """The part of a statement that counts an action of one user on one product."""
+    return f"""
+    CALL (u, p, row) {{
+        WITH u, p, row WHERE row.action = '{action}'
+        MERGE (u)-[r:{relationship}]->(p)
+            ON CREATE SET r.count = 1, r.first_interaction = row.ts, r.last_interaction = row.ts
+            ON MATCH SET r.count = r.count + 1,
+                r.first_interaction = CASE WHEN row.ts < r.first_interaction THEN row.ts ELSE r.first_interaction END,
+                r.last_interaction = CASE WHEN row.ts > r.last_interaction THEN row.ts ELSE r.last_interaction END
+    }}"""
+
 
 # What an event adds is added in the transaction that makes its node, so that an event counts once however often it is
 # sent, and a write costs what the event touches, not what its product has gathered.
@@ -38,24 +60,8 @@ WRITE = """
     WITH u, a, row WHERE row.item_id IS NOT NULL
     MERGE (p:Product {tenant_id: $tenant_id, id: row.item_id})
     CREATE (a)-[:ON_PRODUCT]->(p)
-    WITH u, p, row
-    CALL (u, p, row) {
-        WITH u, p, row WHERE row.action = 'view'
-        MERGE (u)-[r:VIEWED]->(p)
-            ON CREATE SET r.count = 1, r.first_interaction = row.ts, r.last_interaction = row.ts
-            ON MATCH SET r.count = r.count + 1,
-                r.first_interaction = CASE WHEN row.ts < r.first_interaction THEN row.ts ELSE r.first_interaction END,
-                r.last_interaction = CASE WHEN row.ts > r.last_interaction THEN row.ts ELSE r.last_interaction END
-    }
-    CALL (u, p, row) {
-        WITH u, p, row WHERE row.action = 'purchase'
-        MERGE (u)-[r:PURCHASED]->(p)
-            ON CREATE SET r.count = 1, r.first_interaction = row.ts, r.last_interaction = row.ts
-            ON MATCH SET r.count = r.count + 1,
-                r.first_interaction = CASE WHEN row.ts < r.first_interaction THEN row.ts ELSE r.first_interaction END,
-                r.last_interaction = CASE WHEN row.ts > r.last_interaction THEN row.ts ELSE r.last_interaction END
-    }
-"""
+    WITH u, p, row"""
+WRITE += _counted("view", "VIEWED") + _counted("purchase", "PURCHASED")
 READ_UNLANDED = """
     MATCH (a:Unlanded) WHERE a.written_at > datetime() - duration({seconds: $longest})
     OPTIONAL MATCH (s:Session)-[:HAS_ACTION]->(a)
@@ -70,12 +76,18 @@ READ_OVERDUE = """
 SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_id"), pl.String)
 
 
+def event_frame(events: Iterable[Event]) -> pl.DataFrame:
+    """Events as rows of `EVENT_SCHEMA`; `attrs` is a map, as the archive has it."""
+    rows = [(*event[:7], [{"key": k, "value": v} for k, v in event.attrs.items()]) for event in events]
+    return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+
+
 def write_fresh(graph: Graph, events: pl.DataFrame) -> None:
     """Write events; of one id the first, and those that the graph has already stay as they are.
 
     Args:
         graph: where to.
-        events: tenant_id, event_id, user_id, session_id, ts, action, item_id, attrs (a map, as the archive has it).
+        events: rows as `event_frame` makes them.
     """
     first = events.unique(["tenant_id", "event_id"], keep="first", maintain_order=True)
     rows = first.with_columns(attrs=attributes_text(first["attrs"])).sort("tenant_id", "event_id")

@@ -14,30 +14,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import polars as pl
 import psycopg
 import structlog
 from neo4j.exceptions import DriverError, Neo4jError
 
 from c360_pipeline.core.events import Event
-from c360_pipeline.core.landing import split_suppressed
 from c360_pipeline.errors import C360Error, UnavailableError
 from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.fresh_events import write_fresh
+from c360_pipeline.stores.fresh_events import event_frame, write_fresh
 from c360_pipeline.stores.graph import Graph, is_of_a_row
 from c360_pipeline.stores.landing import Landing
+from c360_pipeline.stores.suppression import Suppression
 
 GATHER_SECONDS = 0.02
 """For how long more requests are waited for before an object is put."""
 MOST_LINES = 2_000
 """Of one object."""
-SUPPRESSION_SECONDS = 5.0
-"""How old the list of people may be who are not to be shown."""
-EVENT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
-    "event_id": pl.String, "tenant_id": pl.String, "user_id": pl.String, "session_id": pl.String,
-    "ts": pl.Datetime("us", "UTC"), "action": pl.String, "item_id": pl.String,
-    "attrs": pl.List(pl.Struct({"key": pl.String, "value": pl.String})),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,10 +61,9 @@ class TrackedEvents:
     def __init__(self, landing: Landing, graph: Graph, control: ControlDb) -> None:
         self._landing = landing
         self._graph = graph
-        self._control = control
+        self._suppression = Suppression(control)
         self._waiting: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
         self._stored: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
-        self._suppressed = (float("-inf"), pl.DataFrame())
         self._threads = [
             threading.Thread(target=self._store_all, name="tracked-events-to-s3"),
             threading.Thread(target=self._show_all, name="tracked-events-to-graph"),
@@ -139,9 +130,8 @@ class TrackedEvents:
         People who are not to be shown are left out; what fails, landing makes good.
         """
         try:
-            self._control.require_no_erasure()
-            kept, hidden = split_suppressed(_frame(together), self._suppressed_users())
-            write_fresh(self._graph, kept)
+            kept, hidden = self._suppression.split([event for tracked in together for event in tracked.events])
+            write_fresh(self._graph, event_frame(kept))
         except (C360Error, DriverError, Neo4jError, psycopg.Error) as error:
             if len(together) > 1 and isinstance(error, Neo4jError) and is_of_a_row(error):
                 for tracked in together:
@@ -151,16 +141,9 @@ class TrackedEvents:
             for tracked in together:
                 tracked.shown.set_result(False)
             return
-        left_out = set(hidden.select("tenant_id", "user_id").iter_rows())
+        left_out = {(event.tenant_id, event.user_id) for event in hidden}
         for tracked in together:
             tracked.shown.set_result(left_out.isdisjoint((event.tenant_id, event.user_id) for event in tracked.events))
-
-    def _suppressed_users(self) -> pl.DataFrame:
-        read_at, users = self._suppressed
-        if time.monotonic() - read_at > SUPPRESSION_SECONDS:
-            users = self._control.suppressed_users()
-            self._suppressed = (time.monotonic(), users)
-        return users
 
 
 def _tell(future: "Future[Any]", error: Exception) -> None:
@@ -184,11 +167,3 @@ def _gathered(waiting: "queue.SimpleQueue[Tracked | None]", seconds: float) -> I
             together.append(following)
             lines += len(following.lines)
         yield together
-
-
-def _frame(together: Sequence[Tracked]) -> pl.DataFrame:
-    rows = [
-        (*event[:7], [{"key": k, "value": v} for k, v in event.attrs.items()])
-        for tracked in together for event in tracked.events
-    ]  # fmt: skip
-    return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")

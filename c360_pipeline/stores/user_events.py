@@ -13,11 +13,11 @@ from cassandra.concurrent import execute_concurrent_with_args
 from cassandra.policies import DCAwareRoundRobinPolicy, TokenAwarePolicy
 from cassandra.query import ConsistencyLevel
 
+from c360_pipeline.core.events import EPOCH, epoch_micros
 from c360_pipeline.errors import UnavailableError
 
-CONCURRENCY = 64
+CONCURRENCY = 200
 """Statements of one batch on their way at once."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COLUMNS = (
     "tenant_id", "user_id", "bucket_date", "event_time", "event_type", "event_id", "event_micros", "session_id",
     "item_id", "metadata",
@@ -49,7 +49,7 @@ def user_event(
     attrs: dict[str, str],
 ) -> UserEvent:  # fmt: skip
     """The row of an event; the bucket is its day in UTC."""
-    micros = (ts - EPOCH) // timedelta(microseconds=1)
+    micros = epoch_micros(ts)
     cut = EPOCH + timedelta(milliseconds=micros // 1000)
     return UserEvent(
         tenant_id, user_id, ts.astimezone(UTC).date(), cut, action, event_id, micros, session_id, item_id, attrs
@@ -80,6 +80,8 @@ class UserEvents:
         self._keyspace = keyspace
         self._session: Any = None
         self._insert: Any = None
+        self._read_day: Any = None
+        self._delete_day: Any = None
 
     def __enter__(self) -> Self:
         try:
@@ -103,7 +105,7 @@ class UserEvents:
         self._session.set_keyspace(self._keyspace)
         script = resources.files("c360_pipeline.ddl").joinpath("user_events.cql").read_text(encoding="utf-8")
         self._session.execute("\n".join(line for line in script.splitlines() if not line.startswith("--")))
-        self._insert = self._session.prepare(INSERT)
+        self._insert, self._read_day, self._delete_day = map(self._session.prepare, (INSERT, READ_DAY, DELETE_DAY))
 
     def write(self, events: Iterable[UserEvent]) -> None:
         """Write rows; writing one again changes nothing.
@@ -121,7 +123,7 @@ class UserEvents:
 
     def of_day(self, tenant_id: str, user_id: str, day: date) -> list[UserEvent]:
         """What a user did on a day, newest first."""
-        rows = self._session.execute(self._session.prepare(READ_DAY), (tenant_id, user_id, day))
+        rows = self._session.execute(self._read_day, (tenant_id, user_id, day))
         return [_row(row) for row in rows]
 
     def scan(self) -> Iterator[UserEvent]:
@@ -130,9 +132,8 @@ class UserEvents:
 
     def delete_days(self, tenant_id: str, user_id: str, days: Iterable[date]) -> None:
         """Delete what a user did on some days."""
-        statement = self._session.prepare(DELETE_DAY)
         rows = [(tenant_id, user_id, day) for day in days]
-        execute_concurrent_with_args(self._session, statement, rows, concurrency=CONCURRENCY)
+        execute_concurrent_with_args(self._session, self._delete_day, rows, concurrency=CONCURRENCY)
 
 
 def is_of_a_row(error: Exception) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from c360_pipeline.core.events import EPOCH
 from c360_pipeline.core.graph import attributes_text
 from c360_pipeline.core.lake import EVENTS
 from c360_pipeline.core.landing import split_suppressed
@@ -17,7 +18,7 @@ from c360_pipeline.stores.fresh_events import write_fresh
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.user_events import UserEvent, UserEvents, user_event
-from c360_pipeline.streaming.operators import EPOCH
+from c360_pipeline.streaming.operators import sorted_json
 from c360_pipeline.streaming.topic import CONTENT
 
 KEY = ["tenant_id", "event_id"]
@@ -208,7 +209,7 @@ def _place(
 
 def _same_text(rows: pl.DataFrame) -> pl.DataFrame:
     """Attributes as Python writes them, whoever wrote the text."""
-    texts = [_sorted_json(json.loads(text or "{}")) for text in rows["attrs"]]
+    texts = [sorted_json(json.loads(text or "{}")) for text in rows["attrs"]]
     return rows.with_columns(pl.Series("attrs", texts, dtype=pl.String))
 
 
@@ -219,12 +220,8 @@ def _contents(rows: pl.DataFrame) -> pl.DataFrame:
 def _content(row: UserEvent) -> tuple[Any, ...]:
     return (
         row.tenant_id, row.event_id, row.user_id, row.session_id, row.event_micros, row.event_type, row.item_id,
-        _sorted_json(row.metadata),
+        sorted_json(row.metadata),
     )  # fmt: skip
-
-
-def _sorted_json(attrs: Mapping[str, str]) -> str:
-    return json.dumps(dict(sorted(attrs.items())), ensure_ascii=False)
 
 
 def _user_events(rows: pl.DataFrame) -> Iterable[UserEvent]:

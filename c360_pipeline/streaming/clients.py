@@ -10,7 +10,8 @@ TOPIC = "user_events"
 DEAD_LETTER_TOPIC = "user_events.dead-letters"
 GROUP = "c360-user-events"
 """The consumer group whose offsets the job commits with its checkpoints."""
-
+JOB = "c360-user-events"
+"""What the job is called on its cluster."""
 
 SHADED = "org.apache.flink.kafka.shaded."
 """Where Flink's connector has the classes of Kafka's client."""

@@ -17,15 +17,29 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 from c360_pipeline.connections import open_bucket
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import Settings
-from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, TOPIC, flink_address, kafka_options
+from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, JOB, TOPIC, flink_address, kafka_options
 
-JOB = "c360-user-events"
 PARTITIONS = 4
 ALIVE = ("INITIALIZING", "CREATED", "RUNNING", "RESTARTING", "FAILING", "RECONCILING")
 STATE_PREFIX = "flink/"
 SECONDS = 10.0
 STOP_SECONDS = 180.0
 ENTRY = Path(__file__).with_name("entry.py")
+COUNTERS = ("events", "dead_letters", "late", "written", "refused", "batches", "retries")
+"""Of the operators in `job`."""
+DEDUPLICATE = "Deduplicate"
+"""Flink's operator that lets the first event of a name pass; a number in brackets follows in its metrics."""
+NOT_COORDINATED = ("NOT_COORDINATOR", "COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE")
+
+
+def _is_coordinator_missing(error: BaseException) -> bool:
+    return isinstance(error, KafkaException) and error.args[0].name() in NOT_COORDINATED
+
+
+COORDINATED = Retrying(
+    retry=retry_if_exception(_is_coordinator_missing), stop=stop_after_delay(20), wait=wait_fixed(0.25), reraise=True
+)
+"""A broker that has just started takes some seconds to know who keeps the offsets of a group."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,6 @@ class StreamCluster:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._rest = flink_address(settings)
-        self._servers = settings.kafka_bootstrap_servers
 
     def make_topics(self) -> None:
         """Make the topics that are missing; in a broker of one node each has one copy.
@@ -82,9 +95,7 @@ class StreamCluster:
             for name, made in (client.create_topics(missing) if missing else {}).items():
                 _made(name, made)
         except KafkaException as error:
-            raise UnavailableError(
-                f"Kafka at {self._settings.kafka_bootstrap_servers} does not answer: {error}"
-            ) from error
+            raise self._silent(error) from error
 
     def job_id(self) -> str | None:
         """Of the job that runs; None where none does."""
@@ -119,9 +130,10 @@ class StreamCluster:
         self.make_topics()
         state = self.newest_state()
         report(f"from {state}" if state else "from the offsets that were committed, else from the first message")
-        # -n: a sink that is left out this time leaves what it had gathered.
-        command = [str(flink / "bin" / "flink"), "run", "--detached", *(["-s", state, "-n"] if state else []),
-                   "--jarfile", str(connector), "-py", str(ENTRY), *sinks]  # fmt: skip
+        # A claimed state is deleted once the job has a newer one; -n: a sink that is left out leaves what it had.
+        begin = ["-s", state, "-cm", "claim", "-n"] if state else []
+        command = [str(flink / "bin" / "flink"), "run", "--detached", *begin, "--jarfile", str(connector),
+                   "-py", str(ENTRY), *sinks]  # fmt: skip
         ended = subprocess.run(
             command, env={**os.environ, **variables}, capture_output=True, text=True, check=False, cwd="/"
         )
@@ -200,12 +212,14 @@ class StreamCluster:
         found: dict[str, int] = {}
         for vertex in self._get(f"/jobs/{job_id}")["vertices"]:
             path = f"/jobs/{job_id}/vertices/{vertex['id']}/subtasks/metrics"
-            names = [m["id"] for m in self._get(path) if m["id"].rpartition(".")[2] in COUNTERS]
+            names = [m["id"] for m in self._get(path) if _is_counter(m["id"])]
             values = self._get(f"{path}?get={','.join(names)}") if names else []
             for metric in values:
-                operator = metric["id"].split(".")[0]
+                operator = DEDUPLICATE if _is_deduplicate(metric["id"]) else metric["id"].split(".")[0]
                 name = f"{operator}.{metric['id'].rpartition('.')[2]}"
                 found[name] = found.get(name, 0) + int(metric["sum"])
+        read, passed = (found.pop(f"{DEDUPLICATE}.{name}", 0) for name in ("numRecordsIn", "numRecordsOut"))
+        found["judge.duplicates"] = read - passed
         return dict(sorted(found.items()))
 
     def lag(self) -> dict[int, int]:
@@ -229,11 +243,12 @@ class StreamCluster:
                 for p in places
             }
         except KafkaException as error:
-            raise UnavailableError(
-                f"Kafka at {self._settings.kafka_bootstrap_servers} does not answer: {error}"
-            ) from error
+            raise self._silent(error) from error
         finally:
             consumer.close()
+
+    def _silent(self, error: KafkaException) -> UnavailableError:
+        return UnavailableError(f"Kafka at {self._settings.kafka_bootstrap_servers} does not answer: {error}")
 
     def cause(self, job_id: str) -> str:
         """Why a job failed, in the words of its first exception."""
@@ -256,19 +271,12 @@ class StreamCluster:
             raise UnavailableError(f"Flink at {self._rest} does not answer: {error}. `c360 up --streaming`?") from error
 
 
-COUNTERS = ("events", "dead_letters", "late", "duplicates", "written", "refused", "batches", "retries")
-"""Of the operators in `job`."""
+def _is_deduplicate(metric: str) -> bool:
+    return metric.startswith(f"{DEDUPLICATE}[") and metric.endswith((".numRecordsIn", ".numRecordsOut"))
 
 
-def _is_coordinator_missing(error: BaseException) -> bool:
-    return isinstance(error, KafkaException) and error.args[0].name() in NOT_COORDINATED
-
-
-NOT_COORDINATED = ("NOT_COORDINATOR", "COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE")
-COORDINATED = Retrying(
-    retry=retry_if_exception(_is_coordinator_missing), stop=stop_after_delay(20), wait=wait_fixed(0.25), reraise=True
-)
-"""A broker that has just started takes some seconds to know who keeps the offsets of a group."""
+def _is_counter(metric: str) -> bool:
+    return metric.rpartition(".")[2] in COUNTERS or _is_deduplicate(metric)
 
 
 def wait_until(is_done: Callable[[], bool], seconds: float, otherwise: str) -> None:

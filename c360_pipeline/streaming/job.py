@@ -12,42 +12,64 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from pyflink.common import Encoder, Row, Types
+from pyflink.common import Configuration, Encoder, Row, Types
 from pyflink.common.serialization import SimpleStringSchema
-from pyflink.common.time import Time
-from pyflink.datastream import OutputTag, StreamExecutionEnvironment
+from pyflink.datastream import DataStream, KeyedStream, OutputTag, StreamExecutionEnvironment
 from pyflink.datastream.connectors.base import DeliveryGuarantee
 from pyflink.datastream.connectors.file_system import BucketAssigner, FileSink, OutputFileConfig, RollingPolicy
 from pyflink.datastream.connectors.kafka import KafkaRecordSerializationSchema, KafkaSink
 from pyflink.datastream.functions import KeyedProcessFunction, MapFunction, RuntimeContext
-from pyflink.datastream.state import ListStateDescriptor, MapStateDescriptor, StateTtlConfig, ValueStateDescriptor
-from pyflink.table import StreamTableEnvironment
+from pyflink.datastream.state import ListStateDescriptor, ValueStateDescriptor
+from pyflink.java_gateway import get_gateway
+from pyflink.table import Schema, StreamTableEnvironment
 
 from c360_pipeline.connections import open_landing
+from c360_pipeline.core.events import EPOCH, epoch_micros
 from c360_pipeline.settings import Settings, load_settings
 from c360_pipeline.stores.landing import EVENTS_PREFIX
-from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, TOPIC, java_kafka_options
+from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, JOB, TOPIC, java_kafka_options
 from c360_pipeline.streaming.operators import (
-    EPOCH,
     DeadLetter,
     Message,
     decode,
     encode,
     judge,
-    landed_line,
+    refused_line,
+    seen_name,
     shard_of,
 )
 from c360_pipeline.streaming.sinks import PatientSink, refusal
 
-JOB = "c360-user-events"
-BATCH_EVENTS, BATCH_MS = 200, 300
+BATCH_EVENTS, BATCH_MS = 200, 500
 """Of one tenant and shard: written when there are so many, or when the first has waited for so long."""
-SEEN_FOR = Time.hours(6)
+SEEN_FOR = "6 h"
 """For how long the id of an event is known; the archive knows it for good."""
+JUDGED = Types.ROW_NAMED(
+    ["name", "shard", "event", "is_replay"], [Types.STRING(), Types.STRING(), Types.STRING(), Types.BOOLEAN()]
+)
 BYTES = "ISO-8859-1"
-"""A text of this encoding has one character for each byte: how bytes go through operators that know texts only."""
-LANDED = OutputTag("landed", Types.STRING())
+"""A text of this encoding has one character for each byte: how bytes go through what knows texts only."""
+MESSAGES = """
+    SELECT `partition`, CONCAT_WS(' ', CAST(`partition` AS STRING), CAST(`offset` AS STRING),
+        CASE WHEN headers['c360-replay'] IS NULL THEN '' ELSE 'replay' END, DECODE(line, 'ISO-8859-1'))
+    FROM user_events WHERE line IS NOT NULL
+"""
+# Line breaks between the parts of a JSON document become spaces; within its strings JSON has none.
+LINES = """
+    SELECT TRANSLATE(DECODE(line, 'ISO-8859-1'), CHR(13) || CHR(10), '  ') FROM user_events WHERE line IS NOT NULL
+"""
+# The ids that were seen are kept by Flink's own operator for it: a look-up of state from Python crosses processes.
+FIRST_OF_EACH_NAME = """
+    SELECT shard, event FROM judged WHERE is_replay
+    UNION ALL
+    SELECT shard, event FROM (
+        SELECT shard, event, ROW_NUMBER() OVER (PARTITION BY name ORDER BY judged_at) AS number
+        FROM judged WHERE NOT is_replay
+    ) WHERE number = 1
+"""
 DEAD = OutputTag("dead", Types.STRING())
+BUNDLES = {"python.fn-execution.bundle.size": "1000", "python.fn-execution.bundle.time": "50"}
+"""Events, and milliseconds, after which a Python worker is handed what has come."""
 FILE_BYTES, FILE_MS, IDLE_MS = 64 * 1024 * 1024, 60_000, 15_000
 """A landed file ends when it is so large, so old, or when nothing came for so long."""
 
@@ -62,40 +84,29 @@ def log_to_flink() -> None:
 
 
 class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
-    """Tells events from dead letters, partition by partition, with the partition's clock and the ids it has seen."""
+    """Tells events from dead letters, partition by partition, with the partition's clock."""
 
     def open(self, context: RuntimeContext) -> None:
         """Bind the state."""
         self._clock = context.get_state(ValueStateDescriptor("clock", Types.LONG()))
-        seen = MapStateDescriptor("seen", Types.STRING(), Types.BOOLEAN())
-        seen.enable_time_to_live(StateTtlConfig.new_builder(SEEN_FOR).build())
-        self._seen = context.get_map_state(seen)
         metrics = context.get_metrics_group()
-        self._count = {name: metrics.counter(name) for name in ("events", "dead_letters", "late", "duplicates")}
+        self._count = {name: metrics.counter(name) for name in ("events", "dead_letters", "late")}
 
-    def process_element(self, row: Row, context: Any) -> Iterator[Any]:
+    def process_element(self, text: str, context: Any) -> Iterator[Any]:
         """One message."""
-        message = Message(bytes(row[0]), row[1], row[2])
-        yield LANDED, landed_line(message.value).decode(BYTES)
+        partition, offset, replay, line = text.split(" ", 3)
+        message, is_replay = Message(line.encode(BYTES), int(partition), int(offset)), bool(replay)
         known = self._clock.value()
         clock = None if known is None else EPOCH + timedelta(microseconds=known)
-        found, moved = judge(message, clock, self._is_seen, datetime.now(UTC), is_replay=bool(row[3]))
+        found, moved = judge(message, clock, datetime.now(UTC), is_replay=is_replay)
         if moved is not None and moved != clock:
-            self._clock.update((moved - EPOCH) // timedelta(microseconds=1))
-        if found is None:
-            self._count["duplicates"].inc()
-        elif isinstance(found, DeadLetter):
+            self._clock.update(epoch_micros(moved))
+        if isinstance(found, DeadLetter):
             self._count["late" if found.error_class == "late" else "dead_letters"].inc()
             yield DEAD, found.as_json()
         else:
             self._count["events"].inc()
-            yield Row(shard_of(found), encode(found))
-
-    def _is_seen(self, name: str) -> bool:
-        if self._seen.contains(name):
-            return True
-        self._seen.put(name, True)
-        return False
+            yield Row(seen_name(found), shard_of(found), encode(found), is_replay)
 
 
 class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
@@ -122,10 +133,10 @@ class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
         """Close the store."""
         self._sink.close()
 
-    def process_element(self, row: Row, context: Any) -> Iterable[Any]:
+    def process_element(self, event: str, context: Any) -> Iterable[Any]:
         """One event."""
         count, timer = self._pending.value() or (0, 0)
-        self._waiting.add(row[1])
+        self._waiting.add(event)
         if count == 0:
             timer = context.timer_service().current_processing_time() + BATCH_MS
             context.timer_service().register_processing_time_timer(timer)
@@ -153,13 +164,8 @@ class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
         self._count["retries"].inc(self._sink.retries - retries)
         for event, error in refused:
             event_id, reason = refusal(event, error)
-            original = Message(encode_refused(event).encode(), -1, -1)
+            original = Message(refused_line(event), -1, -1)
             yield DeadLetter(original, f"refused_by_{self._name}", f"event {event_id}: {reason}").as_json()
-
-
-def encode_refused(event: Any) -> str:
-    """An event that a store refuses, as it was between the operators."""
-    return json.dumps({**event._asdict(), "ts": event.ts.isoformat()}, ensure_ascii=False)
 
 
 class KeepDeadLetter(MapFunction):  # type: ignore[misc]
@@ -185,6 +191,7 @@ def build(environment: StreamExecutionEnvironment, settings: Settings, sinks: It
         sinks: names of those to write to, of `neo4j`, `cassandra` and `s3`.
     """
     tables = StreamTableEnvironment.create(environment)
+    tables.get_config().set("table.exec.state.ttl", SEEN_FOR)
     options = {
         "connector": "kafka", "topic": TOPIC, "format": "raw", "scan.startup.mode": "group-offsets",
         "properties.group.id": GROUP, "properties.auto.offset.reset": "earliest",
@@ -197,25 +204,39 @@ def build(environment: StreamExecutionEnvironment, settings: Settings, sinks: It
         "`offset` BIGINT METADATA VIRTUAL, headers MAP<STRING, BYTES> METADATA VIRTUAL) "
         f"WITH ({said})"
     )
-    chosen = tables.sql_query(
-        "SELECT line, `partition`, `offset`, headers['c360-replay'] IS NOT NULL FROM user_events WHERE line IS NOT NULL"
-    )
-    messages = tables.to_data_stream(chosen)
     judged = (
-        messages.key_by(lambda row: row[1], key_type=Types.INT())
-        .process(Judge(), output_type=Types.ROW([Types.STRING(), Types.STRING()]))
+        keyed(tables, MESSAGES, Types.INT())
+        .process(Judge(), output_type=JUDGED)
         .name("judge").uid("judge")
     )  # fmt: skip
-    events = judged.key_by(lambda row: row[0], key_type=Types.STRING())
     dead = judged.get_side_output(DEAD)
+    schema = Schema.new_builder().column_by_expression("judged_at", "PROCTIME()").build()
+    tables.create_temporary_view("judged", tables.from_data_stream(judged, schema))
+    events = keyed(tables, FIRST_OF_EACH_NAME, Types.STRING())
     for name in sinks:
         if name == "s3":
-            judged.get_side_output(LANDED).sink_to(landed_files(settings)).name("landed files").uid("landed-files")
+            text = get_gateway().jvm.org.apache.flink.table.api.DataTypes.STRING()
+            lines = DataStream(tables._j_tenv.toDataStream(tables.sql_query(LINES)._j_table, text))
+            lines.sink_to(landed_files(settings)).name("landed files").uid("landed-files")
         else:
             refused = events.process(MicroBatch(name), output_type=Types.STRING()).name(name).uid(f"to-{name}")
             dead = dead.union(refused)
     kept = dead.map(KeepDeadLetter(), output_type=Types.STRING()).name("dead letters").uid("dead-letters")
     kept.sink_to(dead_letter_topic(settings)).name("topic of dead letters").uid("dead-letter-topic")
+
+
+def keyed(tables: StreamTableEnvironment, query: str, key: Any) -> KeyedStream:
+    """Texts of a query, keyed; as `key_by` makes them, but for its Python operator that works out the key.
+
+    Args:
+        tables: where the query's tables are.
+        query: of two columns: the key, and a text.
+        key: type of the key.
+    """
+    with_key = tables.to_append_stream(tables.sql_query(query), Types.ROW([key, Types.STRING()]))
+    selector = get_gateway().jvm.KeyByKeySelector()
+    by_key = with_key._j_data_stream.keyBy(selector, Types.ROW([key]).get_java_type_info())
+    return KeyedStream(by_key, Types.STRING(), with_key)
 
 
 def landed_files(settings: Settings) -> FileSink:
@@ -256,6 +277,9 @@ def _sql_text(value: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Hand the job over: `job.py SINK …`."""
-    environment = StreamExecutionEnvironment.get_execution_environment()
-    build(environment, load_settings(), arguments or ["neo4j", "cassandra", "s3"])
+    chosen = Configuration()
+    for name, value in BUNDLES.items():
+        chosen.set_string(name, value)
+    environment = StreamExecutionEnvironment.get_execution_environment(chosen)
+    build(environment, load_settings(), arguments)
     environment.execute(JOB)

@@ -1,4 +1,4 @@
-"""What the stream decides of every message: event, dead letter, late or seen before; pure, as in the batch path.
+"""What the stream decides of every message: event, dead letter or late; pure, as in the batch path.
 
 Lateness is told by a clock of each partition, the newest event that it has delivered, and not by the watermark that
 Flink sends round every 200 ms: so that a stream that is read again is judged as it was (docs/adr/0036).
@@ -8,12 +8,12 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from c360_pipeline.core.events import Event, Rejected, parse_event
+from c360_pipeline.core.events import EPOCH, Event, Rejected, epoch_micros, parse_event
 
 LATENESS = timedelta(minutes=2)
 """How far an event may lie behind the newest of its partition. Source: "Real-Time User Event Streaming System"."""
@@ -22,7 +22,6 @@ SHARDS = 4
 LATE = "late"
 REPLAY_HEADER = "c360-replay"
 """Of messages that come from the archive."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Message(NamedTuple):
@@ -64,20 +63,19 @@ class DeadLetter:
 
 
 def judge(
-    message: Message, clock: datetime | None, is_seen: Callable[[str], bool], now: datetime, *, is_replay: bool = False
-) -> tuple[Event | DeadLetter | None, datetime | None]:
+    message: Message, clock: datetime | None, now: datetime, *, is_replay: bool = False
+) -> tuple[Event | DeadLetter, datetime | None]:
     """Decide what becomes of a message.
 
     Args:
         message: as it came.
         clock: of its partition; None before the first event.
-        is_seen: whether an event of this name, `seen_name`, went through within the time that names are kept.
         now: the moment of the decision.
-        is_replay: whether it comes from the archive: neither late nor seen before, whatever its age.
+        is_replay: whether it comes from the archive: never late, whatever its age.
 
     Returns:
-        The event, a dead letter, or None for an event that was seen; and the clock after it. A clock does not pass
-        `now`: a device whose calendar runs ahead makes nobody else late.
+        The event or a dead letter, and the clock after it. A clock does not pass `now`: a device whose calendar runs
+        ahead makes nobody else late.
     """
     try:
         event = parse_event(message.value, now)
@@ -91,55 +89,43 @@ def judge(
         return DeadLetter(message, LATE, said, event), clock
     newest = min(event.ts, now)
     moved = newest if clock is None else max(clock, newest)
-    return (None if is_seen(seen_name(event)) else event), moved
+    return event, moved
 
 
 def seen_name(event: Event) -> str:
-    """What an event is called among those that were seen."""
-    return f"{event.tenant_id}\x1f{event.event_id}"
-
-
-def landed_line(value: bytes) -> bytes:
-    """A message as one line of a landed file; a line break between the parts of a JSON document is a space.
-
-    Within strings JSON has no line breaks, so that an event stays what it was.
-    """
-    return value.replace(b"\r\n", b"  ").replace(b"\n", b" ").replace(b"\r", b" ")
+    """What an event is called among those that were seen: a hash, so that checkpoints hold no id of a person's."""
+    return hashlib.blake2b(f"{event.tenant_id}\x1f{event.event_id}".encode(), digest_size=16).hexdigest()
 
 
 def contents_of(event: Event) -> tuple[Any, ...]:
     """tenant_id, event_id, user_id, session_id, microseconds since 1970, action, item_id, attrs as sorted JSON."""
-    attrs = json.dumps(dict(sorted(event.attrs.items())), ensure_ascii=False)
-    micros = (event.ts - EPOCH) // timedelta(microseconds=1)
     return (
-        event.tenant_id, event.event_id, event.user_id, event.session_id, micros, event.action, event.item_id, attrs
+        event.tenant_id, event.event_id, event.user_id, event.session_id, epoch_micros(event.ts), event.action,
+        event.item_id, sorted_json(event.attrs),
     )  # fmt: skip
+
+
+def sorted_json(attrs: Mapping[str, str]) -> str:
+    """Attributes as text that is equal where they are."""
+    return json.dumps(dict(sorted(attrs.items())), ensure_ascii=False)
 
 
 def encode(event: Event) -> str:
     """An event between two operators, as JSON."""
-    return json.dumps([*event[:4], (event.ts - EPOCH) // timedelta(microseconds=1), *event[5:8]], ensure_ascii=False)
+    return json.dumps([*event[:4], epoch_micros(event.ts), *event[5:]], ensure_ascii=False)
 
 
-def decode(text: str) -> "FreshEvent":
+def decode(text: str) -> Event:
     """The inverse of `encode`."""
-    event_id, tenant_id, user_id, session_id, micros, action, item_id, attrs = json.loads(text)
-    return FreshEvent(
-        event_id, tenant_id, user_id, session_id, EPOCH + timedelta(microseconds=micros), action, item_id, attrs
-    )
+    event_id, tenant_id, user_id, session_id, micros, *others = json.loads(text)
+    return Event(event_id, tenant_id, user_id, session_id, EPOCH + timedelta(microseconds=micros), *others)
 
 
-class FreshEvent(NamedTuple):
-    """An event as sinks take it."""
-
-    event_id: str
-    tenant_id: str
-    user_id: str
-    session_id: str
-    ts: datetime
-    action: str
-    item_id: str | None
-    attrs: dict[str, str]
+def refused_line(event: Event) -> bytes:
+    """An event that a store refuses, as the bytes of its dead letter: JSON of its columns."""
+    columns = {**event._asdict(), "ts": event.ts.isoformat()}
+    del columns["content_hash"]
+    return json.dumps(columns, ensure_ascii=False).encode()
 
 
 def shard_of(event: Event) -> str:
@@ -148,8 +134,8 @@ def shard_of(event: Event) -> str:
 
 
 def bisected(
-    events: list[FreshEvent], write: Callable[[list[FreshEvent]], None], is_of_a_row: Callable[[Exception], bool]
-) -> list[tuple[FreshEvent, Exception]]:
+    events: list[Event], write: Callable[[list[Event]], None], is_of_a_row: Callable[[Exception], bool]
+) -> list[tuple[Event, Exception]]:
     """Write a batch; halves of it where an event in it is refused, down to the event.
 
     Args:
@@ -173,8 +159,3 @@ def bisected(
         middle = len(events) // 2
         return bisected(events[:middle], write, is_of_a_row) + bisected(events[middle:], write, is_of_a_row)
     return []
-
-
-def rows_of(events: list[FreshEvent]) -> list[tuple[Any, ...]]:
-    """Rows as the tracked events of the API are, for `stores.fresh_events`."""
-    return [(*event[:7], [{"key": k, "value": v} for k, v in event.attrs.items()]) for event in events]

@@ -1,135 +1,90 @@
 """Where the stream's micro-batches go: the graph, and Cassandra. Both can be written twice with one result."""
 
-import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
 import psycopg
 import structlog
 from neo4j.exceptions import DriverError, Neo4jError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from c360_pipeline.connections import open_control, open_graph
-from c360_pipeline.core.landing import split_suppressed
+from c360_pipeline.core.events import Event
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.stores import user_events
-from c360_pipeline.stores.fresh_events import write_fresh
+from c360_pipeline.stores.control import StandingControlDb
+from c360_pipeline.stores.fresh_events import event_frame, write_fresh
 from c360_pipeline.stores.graph import is_of_a_row
-from c360_pipeline.stores.tracked_events import EVENT_SCHEMA
+from c360_pipeline.stores.suppression import Suppression
 from c360_pipeline.streaming.clients import open_user_events
-from c360_pipeline.streaming.operators import FreshEvent, bisected, rows_of
+from c360_pipeline.streaming.operators import bisected
 
-SUPPRESSION_SECONDS = 5.0
-"""How old the list of people may be who are not to be written."""
 PATIENCE_SECONDS = 600.0
 """How long a store may be away before the job fails, and begins again from its last checkpoint."""
 
-Refused = list[tuple[FreshEvent, Exception]]
+Refused = list[tuple[Event, Exception]]
+Write = Callable[[list[Event]], None]
+"""Writes events, all or none."""
 
 
-class Suppression:
-    """Who is not to be written, read anew every few seconds.
+@contextmanager
+def _graph_writer(settings: Settings) -> Iterator[Write]:
+    with open_graph(settings) as graph:
+        yield lambda events: write_fresh(graph, event_frame(events))
 
-    Args:
-        settings: of the control database.
+
+@contextmanager
+def _user_events_writer(settings: Settings) -> Iterator[Write]:
+    with open_user_events(settings) as table:
+        yield lambda events: table.write(user_events.user_event(*event[:8]) for event in events)
+
+
+def _is_graph_row(error: Exception) -> bool:
+    return isinstance(error, Neo4jError) and is_of_a_row(error)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where events go.
+
+    Attributes:
+        open_writer: opens it, to be entered.
+        is_of_a_row: whether an error of writing is the fault of one of the events.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._control = open_control(settings)
-        self._read_at, self._users = float("-inf"), pl.DataFrame()
-
-    def kept(self, events: list[FreshEvent]) -> list[FreshEvent]:
-        """The events of people who may be written.
-
-        Raises:
-            ConflictError: somebody is being erased now.
-            UnavailableError: the control database can't be reached.
-        """
-        self._control.require_no_erasure()
-        if time.monotonic() - self._read_at > SUPPRESSION_SECONDS:
-            self._users, self._read_at = self._control.suppressed_users(), time.monotonic()
-        people = pl.DataFrame([(e.tenant_id, e.user_id) for e in events], schema=["tenant_id", "user_id"], orient="row")
-        _, hidden = split_suppressed(people, self._users)
-        left_out = set(hidden.iter_rows())
-        return [event for event in events if (event.tenant_id, event.user_id) not in left_out]
+    open_writer: Callable[[Settings], AbstractContextManager[Write]]
+    is_of_a_row: Callable[[Exception], bool]
 
 
-class GraphSink:
-    """Writes to Neo4j.
-
-    Args:
-        settings: of the graph and the control database.
-    """
-
-    name = "neo4j"
-
-    def __init__(self, settings: Settings) -> None:
-        self._opened = ExitStack()
-        self._graph = self._opened.enter_context(open_graph(settings))
-        self._suppression = Suppression(settings)
-
-    def write(self, events: list[FreshEvent]) -> Refused:
-        """Write what may be written; returns the events that the graph refuses."""
-        kept = self._suppression.kept(events)
-        return bisected(kept, self._write, _is_graph_row) if kept else []
-
-    def _write(self, events: list[FreshEvent]) -> None:
-        write_fresh(self._graph, pl.DataFrame(rows_of(events), schema=EVENT_SCHEMA, orient="row"))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._opened.close()
-
-
-class CassandraSink:
-    """Writes to Cassandra.
-
-    Args:
-        settings: of the cluster and the control database.
-    """
-
-    name = "cassandra"
-
-    def __init__(self, settings: Settings) -> None:
-        self._opened = ExitStack()
-        self._table = self._opened.enter_context(open_user_events(settings))
-        self._suppression = Suppression(settings)
-
-    def write(self, events: list[FreshEvent]) -> Refused:
-        """Write what may be written; returns the events that no table takes."""
-        kept = self._suppression.kept(events)
-        return bisected(kept, self._write, user_events.is_of_a_row) if kept else []
-
-    def _write(self, events: list[FreshEvent]) -> None:
-        self._table.write(user_events.user_event(*event) for event in events)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._opened.close()
-
-
-SINKS: dict[str, type[GraphSink] | type[CassandraSink]] = {sink.name: sink for sink in (GraphSink, CassandraSink)}
+STORES = {
+    "neo4j": Store(_graph_writer, _is_graph_row),
+    "cassandra": Store(_user_events_writer, user_events.is_of_a_row),
+}
 
 
 class PatientSink:
-    """A sink that waits for its store.
+    """Writes to a store, and waits for it while it is away.
 
     Args:
-        name: of the sink.
-        settings: of its store; it is opened when it is first written to.
+        name: of the store.
+        settings: of the store and of the control database; they are opened when something is first written.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
         self._name = name
+        self._store = STORES[name]
         self._settings = settings
-        self._sink: GraphSink | CassandraSink | None = None
+        self._opened = ExitStack()
+        self._suppression: Suppression | None = None
+        self._write: Write | None = None
         self._log = structlog.get_logger("c360.stream")
         self.retries = 0
 
-    def write(self, events: list[FreshEvent]) -> Refused:
-        """Write, again and again while the store is away.
+    def write(self, events: list[Event]) -> Refused:
+        """Write what may be written, again and again while the store is away; returns the events that it refuses.
 
         Raises:
             UnavailableError: it was away for ten minutes.
@@ -140,10 +95,15 @@ class PatientSink:
         )  # fmt: skip
         return trying(self._attempt, events)
 
-    def _attempt(self, events: list[FreshEvent]) -> Refused:
-        if self._sink is None:
-            self._sink = SINKS[self._name](self._settings)
-        return self._sink.write(events)
+    def _attempt(self, events: list[Event]) -> Refused:
+        if self._suppression is None:
+            control = StandingControlDb(open_control(self._settings).login)
+            self._opened.callback(control.close)
+            self._suppression = Suppression(control)
+        if self._write is None:
+            self._write = self._opened.enter_context(self._store.open_writer(self._settings))
+        kept, _ = self._suppression.split(events)
+        return bisected(kept, self._write, self._store.is_of_a_row) if kept else []
 
     def _again(self, state: Any) -> None:
         self.retries += 1
@@ -152,8 +112,7 @@ class PatientSink:
 
     def close(self) -> None:
         """Close what was opened."""
-        if self._sink is not None:
-            self._sink.close()
+        self._opened.close()
 
 
 def is_transient(error: BaseException) -> bool:
@@ -163,11 +122,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, (UnavailableError, ConflictError, DriverError, psycopg.OperationalError))
 
 
-def _is_graph_row(error: Exception) -> bool:
-    return isinstance(error, Neo4jError) and is_of_a_row(error)
-
-
-def refusal(event: FreshEvent, error: Exception) -> tuple[str, str]:
+def refusal(event: Event, error: Exception) -> tuple[str, str]:
     """The event that a store refuses, and why, without what it holds."""
     said = getattr(error, "code", None) or type(error).__name__
     return event.event_id, str(said)

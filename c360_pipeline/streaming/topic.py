@@ -7,11 +7,11 @@ from typing import Any
 import polars as pl
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from c360_pipeline.core.events import EPOCH
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.streaming.clients import TOPIC, kafka_options
 from c360_pipeline.streaming.operators import (
-    EPOCH,
     REPLAY_HEADER,
     DeadLetter,
     Message,
@@ -66,7 +66,7 @@ class TopicReader:
         for message, is_replay, sent_at in self._messages(since):
             counts["messages"] += 1
             clock = clocks.get(message.partition)
-            found, clocks[message.partition] = judge(message, clock, seen.__contains__, now, is_replay=is_replay)
+            found, clocks[message.partition] = judge(message, clock, now, is_replay=is_replay)
             if isinstance(found, DeadLetter) and found.late_event is None:
                 counts["dead_letters"] += 1
                 continue

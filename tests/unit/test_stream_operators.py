@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 
-from c360_pipeline.core.events import Event, parse_event
+from c360_pipeline.core.events import Event
 from c360_pipeline.streaming.operators import (
     LATENESS,
     SHARDS,
     DeadLetter,
-    FreshEvent,
     Message,
     bisected,
     decode,
     encode,
     judge,
-    landed_line,
     seen_name,
     shard_of,
 )
@@ -33,17 +31,13 @@ def message(ts: datetime = NEWEST, **other: Any) -> Message:
     return Message(json.dumps(event).encode(), 3, 17)
 
 
-def never(name: str) -> bool:
-    return False
-
-
 @pytest.mark.parametrize(
     ("behind", "is_late"), [(0, False), (1, False), (119, False), (120, False), (120.000001, True), (121, True)]
 )
 def test_an_event_is_late_when_it_lies_more_than_two_minutes_behind_the_newest_of_its_partition(
     behind: float, is_late: bool
 ) -> None:
-    found, clock = judge(message(NEWEST - timedelta(seconds=behind)), NEWEST, never, NOW)
+    found, clock = judge(message(NEWEST - timedelta(seconds=behind)), NEWEST, NOW)
     assert isinstance(found, DeadLetter) == is_late
     assert clock == NEWEST
     if isinstance(found, DeadLetter):
@@ -53,29 +47,31 @@ def test_an_event_is_late_when_it_lies_more_than_two_minutes_behind_the_newest_o
 
 
 def test_the_clock_follows_the_newest_event_but_never_passes_the_present() -> None:
-    _, first = judge(message(NEWEST), None, never, NOW)
+    _, first = judge(message(NEWEST), None, NOW)
     assert first == NEWEST
-    _, later = judge(message(NEWEST + timedelta(seconds=30)), first, never, NOW)
+    _, later = judge(message(NEWEST + timedelta(seconds=30)), first, NOW)
     assert later == NEWEST + timedelta(seconds=30)
-    ahead, clock = judge(message(NOW + timedelta(hours=20)), later, never, NOW)
+    ahead, clock = judge(message(NOW + timedelta(hours=20)), later, NOW)
     assert isinstance(ahead, Event)
     assert clock == NOW
-    nobody_is_late, _ = judge(message(NOW - timedelta(seconds=119)), clock, never, NOW)
+    nobody_is_late, _ = judge(message(NOW - timedelta(seconds=119)), clock, NOW)
     assert isinstance(nobody_is_late, Event)
 
 
-def test_an_event_that_was_seen_is_dropped_and_moves_the_clock_all_the_same() -> None:
-    sent = message(NEWEST, eventId="e1")
-    event, _ = judge(sent, None, never, NOW)
-    assert isinstance(event, Event)
-    found, clock = judge(sent, NEWEST - timedelta(seconds=5), {seen_name(event)}.__contains__, NOW)
-    assert found is None
-    assert clock == NEWEST
+def test_events_of_one_id_have_one_name_and_others_another() -> None:
+    def name(**fields: Any) -> str:
+        event, _ = judge(message(NEWEST, **fields), None, NOW)
+        assert isinstance(event, Event)
+        return seen_name(event)
+
+    assert name(eventId="e1") == name(eventId="e1", userId="u2")
+    assert len({name(eventId="e1"), name(eventId="e2"), name(eventId="e1", tenantId="acme2"), name()}) == 4
+    assert "e1" not in name(eventId="e1")
 
 
-def test_a_replayed_event_is_neither_late_nor_seen_and_leaves_the_clock() -> None:
+def test_a_replayed_event_is_never_late_and_leaves_the_clock() -> None:
     old = message(NEWEST - timedelta(days=30))
-    found, clock = judge(old, NEWEST, lambda name: True, NOW, is_replay=True)
+    found, clock = judge(old, NEWEST, NOW, is_replay=True)
     assert isinstance(found, Event)
     assert clock == NEWEST
 
@@ -86,7 +82,7 @@ def test_a_replayed_event_is_neither_late_nor_seen_and_leaves_the_clock() -> Non
      (b"x" * 1_048_577, "too_large")],
 )  # fmt: skip
 def test_what_breaks_the_contract_is_a_dead_letter_with_its_bytes(value: bytes, error_class: str) -> None:
-    found, clock = judge(Message(value, 1, 5), NEWEST, never, NOW)
+    found, clock = judge(Message(value, 1, 5), NEWEST, NOW)
     assert isinstance(found, DeadLetter)
     assert found.error_class == error_class
     assert clock == NEWEST
@@ -96,20 +92,11 @@ def test_what_breaks_the_contract_is_a_dead_letter_with_its_bytes(value: bytes, 
     assert (told["partition"], told["offset"]) == (1, 5)
 
 
-def test_line_breaks_of_a_document_become_spaces_and_the_event_stays_the_same() -> None:
-    event = {"tenantId": "acme", "userId": "u\n1", "sessionId": "s", "ts": NEWEST.isoformat(), "action": "view"}
-    value = json.dumps(event, indent=2).replace("\n", "\r\n").encode()
-    line = landed_line(value)
-    assert len(line) == len(value)
-    assert line.count(b"\n") == line.count(b"\r") == 0
-    assert parse_event(line, NOW) == parse_event(value, NOW)
-
-
 def test_an_event_survives_the_way_between_operators() -> None:
     sent = message(NEWEST + timedelta(microseconds=7), itemId="p", attrs={"a\u2028": "b\x00 \U0001f600"}, eventId="e")
-    event, _ = judge(sent, None, never, NOW)
+    event, _ = judge(sent, None, NOW)
     assert isinstance(event, Event)
-    assert decode(encode(event)) == FreshEvent(*event[:8])
+    assert decode(encode(event)) == event
     tenant, shard = shard_of(event).split("\x1f")
     assert tenant == "acme"
     assert 0 <= int(shard) < SHARDS
@@ -121,10 +108,10 @@ class PoisonError(Exception):
 
 @pytest.mark.parametrize("poisoned", [set(), {0}, {6}, {2, 3}, set(range(7))])
 def test_a_batch_is_halved_until_only_the_events_are_left_that_a_store_refuses(poisoned: set[int]) -> None:
-    events = [FreshEvent(str(n), "acme", "u", "s", NEWEST, "view", None, {}) for n in range(7)]
+    events = [Event(str(n), "acme", "u", "s", NEWEST, "view", None, {}, "hash") for n in range(7)]
     written: list[str] = []
 
-    def write(batch: list[FreshEvent]) -> None:
+    def write(batch: list[Event]) -> None:
         if any(int(event.event_id) in poisoned for event in batch):
             raise PoisonError
         written.extend(event.event_id for event in batch)
@@ -135,8 +122,8 @@ def test_a_batch_is_halved_until_only_the_events_are_left_that_a_store_refuses(p
 
 
 def test_an_error_that_is_nobodys_fault_is_passed_on() -> None:
-    def away(batch: list[FreshEvent]) -> None:
+    def away(batch: list[Event]) -> None:
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        bisected([FreshEvent("1", "acme", "u", "s", NEWEST, "view", None, {})], away, lambda error: False)
+        bisected([Event("1", "acme", "u", "s", NEWEST, "view", None, {}, "hash")], away, lambda error: False)
