@@ -29,6 +29,8 @@ FEATURES = dg.AssetSelection.groups("features")
 SILO_EXTRACTS = dg.AssetSelection.assets("silo_tables")
 LANDED = dg.AssetSelection.assets("landed_events", "dead_letters", "landing_files")
 WITHOUT_PARTITIONS = dg.AssetSelection.all() - MAINTENANCE - FEATURES - SILO_EXTRACTS - LANDED
+NIGHTLY_CHECKS = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("reconciliations"), "stream_agrees"))
+"""They read a day, whatever has just landed."""
 WAITING_TAG = "c360/waiting"
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=1), timedelta(hours=1)
 UNFINISHED = [
@@ -64,7 +66,7 @@ def with_freshness(spec: dg.AssetSpec) -> dg.AssetSpec:
 
 landed_files = dg.define_asset_job(
     "landed_files",
-    selection=LANDED | WITHOUT_PARTITIONS,
+    selection=(LANDED | WITHOUT_PARTITIONS) - NIGHTLY_CHECKS,
     description="New files from the landing area to the graph: land, stitch, project, reconcile. "
     "Of a landing date that is chosen, the files are read anew.",
 )

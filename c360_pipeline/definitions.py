@@ -42,6 +42,7 @@ defs = dg.Definitions(
         "graph": resources.GraphResource(),
         "gds": resources.GdsResource(),
         "metrics": resources.MetricsResource(),
+        "stream": resources.StreamResource(),
         "exclusive_lake": resources.ExclusiveLakeResource(),
         "notifier": resources.NotifierResource(),
     },

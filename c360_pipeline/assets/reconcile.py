@@ -1,20 +1,24 @@
 """Reconciliation: proof that the graph equals its archive."""
 
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.plots import differences_by_day
-from c360_pipeline.assets.specs import NEO4J_WRITES, check_spec, preview, rows, table_spec
+from c360_pipeline.assets.specs import NEO4J_WRITES, asset_check, check_spec, preview, rows, table_spec
 from c360_pipeline.core.lake import RECONCILIATION_FINDINGS, RECONCILIATIONS
 from c360_pipeline.errors import ConflictError, InvariantError
-from c360_pipeline.resources import ControlResource, ExclusiveLakeResource, GraphResource, LakeResource
+from c360_pipeline.resources import ControlResource, ExclusiveLakeResource, GraphResource, LakeResource, StreamResource
 from c360_pipeline.stores.archive import Archive
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.reconcile import Reconciled, drift, entity_name, keep, reconcile
 
 GROUP = "reconcile"
+STREAM_HOURS = 25.0
+"""Messages that the nightly comparison of the real-time path reads: those of a day, and of the hour between two."""
+STREAM_LANDS_WITHIN = timedelta(hours=1)
 UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_graph")
 
 
@@ -72,6 +76,35 @@ def reconciliation_assets(
             "what_to_do": "c360 reconcile --repair brings the graph back to its archive.",
         },
     )
+
+
+@asset_check(
+    asset=RECONCILIATIONS.name,
+    description="What was sent to Kafka within a day is in the archive, the graph and Cassandra, event by event.",
+)
+def stream_agrees(stream: StreamResource) -> dg.AssetCheckResult:
+    """Compare the real-time path with its stores; says so where there is none."""
+    found = stream.compare(STREAM_HOURS, STREAM_LANDS_WITHIN)
+    if found is None:
+        return dg.AssetCheckResult(passed=True, metadata={"real_time_path": "none is set up"})
+    places = [
+        (p.name, p.events, p.waiting, p.missing.height, p.altered.height, p.extra.height, p.digest)
+        for p in found.places
+    ]
+    columns = ["store", "events", "waiting_to_land", "missing", "altered", "extra", "digest"]
+    events = pl.concat(
+        rows.head(20).select("tenant_id", "event_id", store=pl.lit(p.name), drift=pl.lit(kind))
+        for p in found.places
+        for kind, rows in (("missing", p.missing), ("altered", p.altered), ("extra", p.extra))
+    )
+    return dg.AssetCheckResult(
+        passed=found.is_equal,
+        metadata={
+            **found.counts, "hours": STREAM_HOURS, "places": preview(pl.DataFrame(places, columns, orient="row")),
+            "drift": preview(events),
+            "what_to_do": "c360 stream verify --repair writes what the graph and Cassandra lack.",
+        },
+    )  # fmt: skip
 
 
 def named_kinds(results: Iterable[Reconciled]) -> pl.DataFrame:

@@ -1,13 +1,18 @@
 """`c360 api` and `c360 api-keys …`: serving, and who may ask."""
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.settings import load_settings
+from c360_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from c360_pipeline.streaming.lag import StreamSeen
 
 keys_app = typer.Typer(help="Keys of the API: each belongs to one tenant and has one role.", no_args_is_help=True)
 GRACE_SECONDS = 15
@@ -26,12 +31,22 @@ def api(
 
     settings = load_settings()
     with open_graph(settings) as graph:
-        backend = Backend(graph, open_lake(settings), open_landing(settings), open_control(settings))
+        stores = open_lake(settings), open_landing(settings), open_control(settings)
+        backend = Backend(graph, *stores, stream=_stream_of(settings))
         err.print(f"http://{host}:{port}/app for people, http://{host}:{port}/docs for programs")
         uvicorn.run(
             create_app(backend, settings.api_rate), host=host, port=port, log_level="warning", access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )  # fmt: skip
+
+
+def _stream_of(settings: Settings) -> "Callable[[str], StreamSeen] | None":
+    """What looks at the real-time path; None where there is none."""
+    if settings.kafka_bootstrap_servers is None or settings.flink_rest_url is None:
+        return None
+    from c360_pipeline.streaming.lag import seen_by
+
+    return partial(seen_by, settings)
 
 
 @keys_app.command()

@@ -44,9 +44,10 @@ def exporter(home: Path, settings: Settings) -> "Exporter":
 
     def of_stream() -> list[Figure]:
         from c360_pipeline.streaming.cluster import StreamCluster
-        from c360_pipeline.streaming.figures import stream_figures
+        from c360_pipeline.streaming.figures import lag_figures, stream_figures
+        from c360_pipeline.streaming.lag import tenant_lag
 
-        return stream_figures(StreamCluster(settings).status())
+        return stream_figures(StreamCluster(settings).status()) + lag_figures(tenant_lag(settings))
 
     sources = {
         "lake": lambda: exporting.lake_figures(open_lake(settings)),

@@ -44,7 +44,17 @@ def stores_of(settings: Settings) -> Any:
         cache=home / "cache",
         remake_graph=remake_graph if is_ours else None,
         graph_files=home / "neo4j" if is_ours else None,
+        open_user_events=_opens_user_events(settings),
     )
+
+
+def _opens_user_events(settings: Settings) -> Any:
+    """What opens Cassandra's table; None where there is no real-time path."""
+    if settings.cassandra_hosts is None:
+        return None
+    from c360_pipeline.streaming.clients import open_user_events
+
+    return lambda: open_user_events(settings)
 
 
 def erase(

@@ -7,7 +7,8 @@ the UI, in run configuration or in the event log (docs/adr/0005). Keep asset log
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Self
+from datetime import timedelta
+from typing import TYPE_CHECKING, Self
 
 import dagster as dg
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -24,6 +25,9 @@ from c360_pipeline.stores.landing import Landing
 from c360_pipeline.stores.metrics import Metrics
 from c360_pipeline.stores.notifier import Notifier
 from c360_pipeline.stores.silos import Silo
+
+if TYPE_CHECKING:
+    from c360_pipeline.streaming.agreement import Agreement
 
 RESTART_SECONDS = 20.0
 """For how long runs and sensors wait for a database that is being restarted."""
@@ -112,6 +116,25 @@ class MetricsResource(dg.ConfigurableResource[Metrics]):
     def open(self) -> Metrics:
         """The folder, in the state folder."""
         return Metrics(c360_home() / "metrics")
+
+
+class StreamResource(dg.ConfigurableResource[None]):
+    """The real-time path, where there is one."""
+
+    def compare(self, hours: float, landing: timedelta) -> "Agreement | None":
+        """What was sent against what the stores hold; None where no real-time path is set up.
+
+        Args:
+            hours: messages that are not older.
+            landing: how old a message may be that has not landed.
+        """
+        settings = load_settings()
+        if settings.kafka_bootstrap_servers is None or settings.cassandra_hosts is None:
+            return None
+        # Its clients are an extra of their own.
+        from c360_pipeline.streaming.opened import compared
+
+        return compared(settings, hours, landing)[0]
 
 
 class NotifierResource(dg.ConfigurableResource[Notifier]):

@@ -4,7 +4,7 @@ import json
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neo4j.exceptions import DriverError, Neo4jError
 
@@ -22,6 +22,9 @@ from c360_pipeline.stores.landing import Landing
 from c360_pipeline.stores.recommend import Recommender
 from c360_pipeline.stores.tracked_events import Tracked, TrackedEvents
 
+if TYPE_CHECKING:
+    from c360_pipeline.streaming.lag import StreamSeen
+
 ACTIONS = {"VIEWED": "view", "PURCHASED": "purchase"}
 STORE_SECONDS, SHOW_SECONDS = 10.0, 1.0
 """For how long a request waits for S3, which it needs, and then for the graph, which it does not."""
@@ -36,12 +39,21 @@ class Backend:
         lake: tables of features and reconciliations.
         landing: where tracked events go.
         control: keys and rules.
+        stream: the real-time path as a tenant sees it; None where there is none.
     """
 
-    def __init__(self, graph: Graph, lake: Lake, landing: Landing, control: ControlDb) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        lake: Lake,
+        landing: Landing,
+        control: ControlDb,
+        stream: "Callable[[str], StreamSeen] | None" = None,
+    ) -> None:
         self.graph = graph
         self.lake = lake
         self.control = control
+        self.stream = stream
         self.keys = ApiKeys(control.login)
         self._landing = landing
         self._tracked = TrackedEvents(landing, graph, control)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 import polars as pl
@@ -66,6 +66,7 @@ from c360_pipeline.stores.erasure_search import (
     search_graph,
     search_lake,
     search_objects,
+    search_user_events,
     texts_of,
 )
 from c360_pipeline.stores.event_removal import remove_events
@@ -79,6 +80,9 @@ from c360_pipeline.stores.projections import project_all, stitch_all
 from c360_pipeline.stores.reconcile import drift, graph_digest, reconcile
 from c360_pipeline.stores.silo_graph import label_tables
 from c360_pipeline.stores.stitching import Stitching
+
+if TYPE_CHECKING:
+    from c360_pipeline.stores.user_events import UserEvents
 
 Observe = Callable[[str], None]
 REASON = "erased"
@@ -113,6 +117,7 @@ class Stores:
         cache: folder of what can be made again at any time.
         remake_graph: makes the graph's store anew, without a trace of what was removed; None where it is not ours.
         graph_files: folder of the graph's store; None where it is not ours.
+        open_user_events: opens Cassandra's table; None where there is none.
     """
 
     bucket: Bucket
@@ -125,6 +130,7 @@ class Stores:
     cache: Path | None = None
     remake_graph: Callable[[], object] | None = None
     graph_files: Path | None = None
+    open_user_events: "Callable[[], UserEvents] | None" = None
 
 
 @dataclass
@@ -199,6 +205,12 @@ NOTES = [
 ]
 
 
+STREAM_NOTES = [
+    "Kafka keeps messages until its retention ends; what is read of these people until then is suppressed.",
+    "Cassandra keeps what was deleted on its disks until it compacts, and in backups of its own.",
+]
+
+
 class Erasure:
     """Erases people.
 
@@ -229,8 +241,8 @@ class Erasure:
         self._stores.control.begin_erasure()
         plan = self._plan(wanted)
         for step in (
-            self._erase_letters, self._erase_lines, self._erase_events, self._erase_rows, self._follow,
-            self._erase_traces, self._forget,
+            self._erase_letters, self._erase_lines, self._erase_events, self._erase_rows, self._erase_user_events,
+            self._follow, self._erase_traces, self._forget,
         ):  # fmt: skip
             step(plan)
         certificate = self._certificate(plan)
@@ -504,6 +516,14 @@ class Erasure:
                 texts = [n for n, dtype in schema.items() if dtype == pl.String and n not in LINEAGE]
                 lake.delete_rows(table, tenants, dict.fromkeys(texts, plan.values), blank={})
 
+    def _erase_user_events(self, plan: Plan) -> None:
+        """What Cassandra has of them; the stream writes nothing while people are being erased."""
+        if self._stores.open_user_events is not None:
+            self._observe("cassandra")
+            with self._stores.open_user_events() as table:
+                for tenant, user in plan.people:
+                    table.delete_user(tenant, user)
+
     def _follow(self, plan: Plan) -> None:
         """Journeys and graph are brought up; then the log of stitching forgets the events."""
         self._observe("journeys")
@@ -569,6 +589,10 @@ class Erasure:
         for store, search in searches:
             self._observe(f"searching {store}")
             found.append(search())
+        if stores.open_user_events is not None:
+            self._observe("searching cassandra")
+            with stores.open_user_events() as table:
+                found.append(search_user_events(table, needles, persons))
         with stores.open_graph() as graph:
             self._observe("searching graph")
             return [*found, search_graph(graph, needles, persons)]
@@ -593,7 +617,8 @@ class Erasure:
         findings = len(drift(results))
         return Certificate(
             str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.values), removed, compared,
-            graph_digest(results), findings, findings == 0 and not any(one["hits_after"] for one in compared), NOTES,
+            graph_digest(results), findings, findings == 0 and not any(one["hits_after"] for one in compared),
+            NOTES + (STREAM_NOTES if stores.open_user_events is not None else []),
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import polars as pl
 import psycopg
@@ -18,6 +18,9 @@ from psycopg import sql
 from c360_pipeline.core.erasure import Needles, Person, users_frame
 from c360_pipeline.stores.bucket import GZIP_MAGIC, Bucket
 from c360_pipeline.stores.graph import Graph
+
+if TYPE_CHECKING:
+    from c360_pipeline.stores.user_events import UserEvents
 
 CHUNK_BYTES = 8 * 1024 * 1024
 OVERLAP_BYTES = 8 * 1024
@@ -150,6 +153,21 @@ def search_graph(graph: Graph, needles: Needles, people: Iterable[Person]) -> Se
         places["User"] = places.get("User", 0) + users
     counts = graph.label_counts() | graph.type_counts()
     return Searched("graph", "nodes and relationships", sum(counts.values()), 0, places)
+
+
+def search_user_events(table: "UserEvents", needles: Needles, people: Iterable[Person]) -> Searched:
+    """All texts of all rows of Cassandra's table, and the rows of the people themselves."""
+    users = users_frame(people)
+    number = hits = 0
+    events = table.scan()
+    while rows := list(islice(events, BATCH_ROWS)):
+        texts = [(e.tenant_id, e.user_id, e.event_id, e.session_id, e.item_id, str(e.metadata)) for e in rows]
+        names = ("tenant_id", "user_id", "event_id", "session_id", "item_id", "metadata")
+        frame = pl.DataFrame(texts, schema=dict.fromkeys(names, pl.String), orient="row")
+        number += frame.height
+        hits += _hits(frame, needles, users, None)
+    hits += sum(len(table.days(tenant, user)) for tenant, user in users.select("tenant_id", "user_id").iter_rows())
+    return Searched("cassandra", "rows", number, 0, {"user_events": hits} if hits else {})
 
 
 def search_folder(store: str, folder: Path, needles: Needles) -> Searched:

@@ -7,6 +7,7 @@ import polars as pl
 
 from c360_pipeline.core.events import Event
 from c360_pipeline.core.landing import split_suppressed
+from c360_pipeline.errors import ConflictError
 from c360_pipeline.stores.control import ControlDb
 
 SUPPRESSION_SECONDS = 5.0
@@ -31,7 +32,11 @@ class Suppression:
             ConflictError: somebody is being erased now.
             UnavailableError: the control database can't be reached.
         """
-        self._control.require_no_erasure()
+        try:
+            self._control.require_no_erasure()
+        except ConflictError:
+            self._read_at = float("-inf")  # who is erased now is not in the list as it was
+            raise
         if time.monotonic() - self._read_at > SUPPRESSION_SECONDS:
             self._users, self._read_at = self._control.suppressed_users(), time.monotonic()
         people = {(event.tenant_id, event.user_id) for event in events}

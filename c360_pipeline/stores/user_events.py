@@ -26,6 +26,11 @@ TRANSIENT = (NoHostAvailable, OperationTimedOut, Unavailable, WriteTimeout)
 INSERT = f"INSERT INTO user_events ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 READ_DAY = f"SELECT {', '.join(COLUMNS)} FROM user_events WHERE tenant_id = ? AND user_id = ? AND bucket_date = ?"
 READ_ALL = f"SELECT {', '.join(COLUMNS)} FROM user_events"
+INSERT_DAY = "INSERT INTO user_days (tenant_id, user_id, bucket_date) VALUES (?, ?, ?)"
+READ_DAYS = "SELECT bucket_date FROM user_days WHERE tenant_id = ? AND user_id = ?"
+DELETE_DAYS = "DELETE FROM user_days WHERE tenant_id = ? AND user_id = ?"
+KNOWN_DAYS = 200_000
+"""Days of users that a writer remembers to have noted."""
 DELETE_DAY = "DELETE FROM user_events WHERE tenant_id = ? AND user_id = ? AND bucket_date = ?"
 
 
@@ -79,9 +84,8 @@ class UserEvents:
         )  # fmt: skip
         self._keyspace = keyspace
         self._session: Any = None
-        self._insert: Any = None
-        self._read_day: Any = None
-        self._delete_day: Any = None
+        self._prepared: dict[str, Any] = {}
+        self._noted: set[tuple[str, str, date]] = set()
 
     def __enter__(self) -> Self:
         try:
@@ -104,8 +108,10 @@ class UserEvents:
         )
         self._session.set_keyspace(self._keyspace)
         script = resources.files("c360_pipeline.ddl").joinpath("user_events.cql").read_text(encoding="utf-8")
-        self._session.execute("\n".join(line for line in script.splitlines() if not line.startswith("--")))
-        self._insert, self._read_day, self._delete_day = map(self._session.prepare, (INSERT, READ_DAY, DELETE_DAY))
+        for statement in "\n".join(line for line in script.splitlines() if not line.startswith("--")).split(";"):
+            self._session.execute(statement)
+        statements = (INSERT, READ_DAY, DELETE_DAY, INSERT_DAY, READ_DAYS, DELETE_DAYS)
+        self._prepared = {statement: self._session.prepare(statement) for statement in statements}
 
     def write(self, events: Iterable[UserEvent]) -> None:
         """Write rows; writing one again changes nothing.
@@ -114,16 +120,24 @@ class UserEvents:
             UnavailableError: the cluster does not take them now; some may be written.
             InvalidRequest: a row is one that no table takes.
         """
-        rows = [tuple(event) for event in events]
+        rows = list(events)
+        days = {(row.tenant_id, row.user_id, row.bucket_date) for row in rows} - self._noted
+        # The day first: no event is there whose day nobody would find.
+        self._write_all(INSERT_DAY, days)
+        self._write_all(INSERT, rows)
+        self._noted = (self._noted if len(self._noted) < KNOWN_DAYS else set()) | days
+
+    def _write_all(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Run a statement with each of some values; the first error is raised, the others may have gone well."""
         try:
-            # Raises the first error; the statements that are on their way then may have gone well.
-            execute_concurrent_with_args(self._session, self._insert, rows, concurrency=CONCURRENCY)
+            prepared = self._prepared[statement]
+            execute_concurrent_with_args(self._session, prepared, list(rows), concurrency=CONCURRENCY)
         except TRANSIENT as error:
             raise UnavailableError(f"Cassandra does not take the events: {type(error).__name__}") from error
 
     def of_day(self, tenant_id: str, user_id: str, day: date) -> list[UserEvent]:
         """What a user did on a day, newest first."""
-        rows = self._session.execute(self._read_day, (tenant_id, user_id, day))
+        rows = self._session.execute(self._prepared[READ_DAY], (tenant_id, user_id, day))
         return [_row(row) for row in rows]
 
     def scan(self) -> Iterator[UserEvent]:
@@ -132,8 +146,17 @@ class UserEvents:
 
     def delete_days(self, tenant_id: str, user_id: str, days: Iterable[date]) -> None:
         """Delete what a user did on some days."""
-        rows = [(tenant_id, user_id, day) for day in days]
-        execute_concurrent_with_args(self._session, self._delete_day, rows, concurrency=CONCURRENCY)
+        self._write_all(DELETE_DAY, [(tenant_id, user_id, day) for day in days])
+
+    def days(self, tenant_id: str, user_id: str) -> list[date]:
+        """The days on which a user did something, in UTC, the newest first."""
+        found = self._session.execute(self._prepared[READ_DAYS], (tenant_id, user_id))
+        return [row.bucket_date.date() for row in found]
+
+    def delete_user(self, tenant_id: str, user_id: str) -> None:
+        """Delete all that a user did, whatever its day."""
+        self.delete_days(tenant_id, user_id, self.days(tenant_id, user_id))
+        self._write_all(DELETE_DAYS, [(tenant_id, user_id)])
 
 
 def is_of_a_row(error: Exception) -> bool:

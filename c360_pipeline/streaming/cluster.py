@@ -29,6 +29,8 @@ COUNTERS = ("events", "dead_letters", "late", "written", "refused", "batches", "
 """Of the operators in `job`."""
 DEDUPLICATE = "Deduplicate"
 """Flink's operator that lets the first event of a name pass; a number in brackets follows in its metrics."""
+READ, PASSED = "numRecordsIn", "numRecordsOut"
+BATCH_MS = "batch_ms"
 NOT_COORDINATED = ("NOT_COORDINATOR", "COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE")
 
 
@@ -52,6 +54,7 @@ class StreamStatus:
         lag: messages of each partition that the last checkpoint has not taken in.
         checkpoint_age_seconds: since the newest checkpoint was complete; None before the first.
         counts: by operator and counter, since the job was started.
+        batch_ms: by sink: milliseconds of its newest batch, of the slowest writer.
         address: Flink's own page of the job.
     """
 
@@ -60,7 +63,18 @@ class StreamStatus:
     lag: dict[int, int]
     checkpoint_age_seconds: float | None
     counts: dict[str, int]
+    batch_ms: dict[str, int]
     address: str
+
+    @property
+    def success_ratio(self) -> dict[str, float]:
+        """By sink that has tried to write: the share of events that its store took."""
+        found = {}
+        for sink in self.batch_ms:
+            written, refused = (self.counts.get(f"{sink}.{name}", 0) for name in ("written", "refused"))
+            if written + refused:
+                found[sink] = written / (written + refused)
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -201,26 +215,29 @@ class StreamCluster:
         """What there is to know."""
         job = self.job_id()
         if job is None:
-            return StreamStatus(None, "stopped", self.lag(), None, {}, self._rest)
+            return StreamStatus(None, "stopped", self.lag(), None, {}, {}, self._rest)
         newest = (self._get(f"/jobs/{job}/checkpoints").get("latest") or {}).get("completed")
         age = None if newest is None else time.time() - newest["latest_ack_timestamp"] / 1000
         state = self._get(f"/jobs/{job}")["state"]
-        return StreamStatus(job, state, self.lag(), age, self.counts(job), f"{self._rest}/#/job/running/{job}")
+        page = f"{self._rest}/#/job/running/{job}"
+        metrics = self._metrics(job)
+        batch_ms = {operator: int(values["max"]) for (operator, name), values in metrics.items() if name == BATCH_MS}
+        return StreamStatus(job, state, self.lag(), age, _counts(metrics), batch_ms, page)
 
     def counts(self, job_id: str) -> dict[str, int]:
         """Our counters, summed over the subtasks: `judge.events`, `neo4j.written` and so on."""
-        found: dict[str, int] = {}
+        return _counts(self._metrics(job_id))
+
+    def _metrics(self, job_id: str) -> dict[tuple[str, str], dict[str, float]]:
+        """By operator and name: sum, max and so on over its subtasks."""
+        found = {}
         for vertex in self._get(f"/jobs/{job_id}")["vertices"]:
             path = f"/jobs/{job_id}/vertices/{vertex['id']}/subtasks/metrics"
-            names = [m["id"] for m in self._get(path) if _is_counter(m["id"])]
-            values = self._get(f"{path}?get={','.join(names)}") if names else []
-            for metric in values:
-                operator = DEDUPLICATE if _is_deduplicate(metric["id"]) else metric["id"].split(".")[0]
-                name = f"{operator}.{metric['id'].rpartition('.')[2]}"
-                found[name] = found.get(name, 0) + int(metric["sum"])
-        read, passed = (found.pop(f"{DEDUPLICATE}.{name}", 0) for name in ("numRecordsIn", "numRecordsOut"))
-        found["judge.duplicates"] = read - passed
-        return dict(sorted(found.items()))
+            names = [m["id"] for m in self._get(path) if _is_ours(m["id"])]
+            for metric in self._get(f"{path}?get={','.join(names)}") if names else []:
+                operator, _, name = metric["id"].rpartition(".")
+                found[operator.split(".")[0].partition("[")[0], name] = metric
+        return found
 
     def lag(self) -> dict[int, int]:
         """Messages of each partition behind which the committed offsets are."""
@@ -271,12 +288,15 @@ class StreamCluster:
             raise UnavailableError(f"Flink at {self._rest} does not answer: {error}. `c360 up --streaming`?") from error
 
 
-def _is_deduplicate(metric: str) -> bool:
-    return metric.startswith(f"{DEDUPLICATE}[") and metric.endswith((".numRecordsIn", ".numRecordsOut"))
+def _is_ours(metric: str) -> bool:
+    operator, _, name = metric.rpartition(".")
+    return name in (*COUNTERS, BATCH_MS) or (operator.startswith(f"{DEDUPLICATE}[") and name in (READ, PASSED))
 
 
-def _is_counter(metric: str) -> bool:
-    return metric.rpartition(".")[2] in COUNTERS or _is_deduplicate(metric)
+def _counts(metrics: Mapping[tuple[str, str], Mapping[str, float]]) -> dict[str, int]:
+    counts = {f"{operator}.{name}": int(of["sum"]) for (operator, name), of in metrics.items() if name in COUNTERS}
+    read, passed = (int(metrics.get((DEDUPLICATE, name), {}).get("sum", 0)) for name in (READ, PASSED))
+    return dict(sorted({**counts, "judge.duplicates": read - passed}.items()))
 
 
 def wait_until(is_done: Callable[[], bool], seconds: float, otherwise: str) -> None:

@@ -108,11 +108,15 @@ class PatientSink:
     def _again(self, state: Any) -> None:
         self.retries += 1
         error = state.outcome.exception()
+        if isinstance(error, ConflictError):
+            # Who is being erased leaves the list and the store: what is remembered of both is of before.
+            self.close()
         self._log.warning("store_is_away", sink=self._name, error=type(error).__name__, attempt=state.attempt_number)
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close what was opened; the next write opens it again."""
         self._opened.close()
+        self._suppression = self._write = None
 
 
 def is_transient(error: BaseException) -> bool:

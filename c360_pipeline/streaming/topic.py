@@ -1,6 +1,6 @@
 """The topic read from outside the job: what was sent, as the job judges it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -33,6 +33,10 @@ SENT: dict[str, pl.DataType | type[pl.DataType]] = {
 }  # fmt: skip
 
 
+Ends = dict[int, tuple[int, int]]
+"""By partition: its first offset, and the one after its last."""
+
+
 class TopicReader:
     """Reads what was sent.
 
@@ -59,11 +63,26 @@ class TopicReader:
         Raises:
             UnavailableError: Kafka does not answer.
         """
+        return self._judged(self._messages(lambda consumer, ends: self._begins(consumer, ends, since)), now)
+
+    def newest(self, count: int, now: datetime) -> pl.DataFrame:
+        """The events among the newest messages of each partition: `SENT` rows.
+
+        Raises:
+            UnavailableError: Kafka does not answer.
+        """
+        begins = lambda _, ends: {p: max(begin, end - count) for p, (begin, end) in ends.items()}  # noqa: E731
+        return self._judged(self._messages(begins), now)[0]
+
+    @staticmethod
+    def _judged(
+        messages: Iterable[tuple[Message, bool, datetime]], now: datetime
+    ) -> tuple[pl.DataFrame, dict[str, int]]:
         clocks: dict[int, datetime | None] = {}
         seen: set[str] = set()
         counts = dict.fromkeys(("messages", "dead_letters", "late", "duplicates"), 0)
         rows: list[tuple[Any, ...]] = []
-        for message, is_replay, sent_at in self._messages(since):
+        for message, is_replay, sent_at in messages:
             counts["messages"] += 1
             clock = clocks.get(message.partition)
             found, clocks[message.partition] = judge(message, clock, now, is_replay=is_replay)
@@ -83,12 +102,14 @@ class TopicReader:
         first = frame.sort("is_late", "partition", "offset").unique(["tenant_id", "event_id"], keep="first")
         return first, counts | {"late": int(first["is_late"].sum())}
 
-    def _messages(self, since: datetime | None) -> Iterator[tuple[Message, bool, datetime]]:
+    def _messages(
+        self, begins_of: Callable[[Consumer, Ends], dict[int, int]]
+    ) -> Iterator[tuple[Message, bool, datetime]]:
         consumer = Consumer(self._options)
         try:
             known = consumer.list_topics(TOPIC, timeout=SECONDS).topics[TOPIC].partitions
             ends = {p: consumer.get_watermark_offsets(TopicPartition(TOPIC, p), timeout=SECONDS) for p in known}
-            begins = self._begins(consumer, ends, since)
+            begins = begins_of(consumer, ends)
             left = {p for p, (_, end) in ends.items() if begins[p] < end}
             consumer.assign([TopicPartition(TOPIC, p, begins[p]) for p in left])
             while left:

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 
-from c360_pipeline.errors import ContractError
+from c360_pipeline.errors import ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.security import COOKIE, Reader, needs
@@ -79,6 +79,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/customers/{customer_id:path}", pages.customer, methods=["GET"])
     router.add_api_route("/explore", pages.explore, methods=["GET"])
     router.add_api_route("/delivery", pages.delivery, methods=["GET"])
+    router.add_api_route("/delivery/stream", pages.stream, methods=["GET"])
     router.add_api_route("/reconciliation", pages.reconciliation, methods=["GET"])
     router.add_api_route("/queries", pages.queries, methods=["GET"])
     router.add_api_route("/queries/{name}", pages.query, methods=["GET"])
@@ -201,7 +202,18 @@ class Pages:
 
     async def delivery(self, key: Reader) -> HTMLResponse:
         """What became of what was sent."""
-        return self._page("delivery.html", key=key, **await self._api.ask(self._shown(key).delivery))
+        found = await self._api.ask(self._shown(key).delivery)
+        return self._page("delivery.html", key=key, has_stream=self._api.backend.stream is not None, **found)
+
+    async def stream(self, key: Reader) -> HTMLResponse:
+        """The real-time path now; a part of the page before."""
+        if self._api.backend.stream is None:
+            raise HTTPException(404, "No real-time path is set up.")
+        try:
+            seen = await self._api.ask(self._api.backend.stream, key.tenant_id)
+        except (UnavailableError, TimeoutError):
+            return self._page("stream.html", seen=None)
+        return self._page("stream.html", seen=seen)
 
     async def reconciliation(self, key: Reader) -> HTMLResponse:
         """Where graph and archive are equal."""
