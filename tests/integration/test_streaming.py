@@ -1,18 +1,30 @@
 """The real-time path with all its real servers, some of which are killed on the way."""
 
+import base64
+import hashlib
 import json
 import os
 import signal
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
+import boto3
+import neo4j
 import polars as pl
 import pytest
-from confluent_kafka import Consumer
+from cassandra.auth import PlainTextAuthProvider
+from cassandra.cluster import Cluster
+from confluent_kafka import Consumer, Producer
 from dagster_processes import wait_until
+from typer.testing import CliRunner
 
+from c360_pipeline.cli import app
 from c360_pipeline.cli.stream import SINK_NAMES, sample_lines, start_job
 from c360_pipeline.connections import open_bucket, open_graph, open_lake
 from c360_pipeline.core.lake import EVENTS
@@ -25,6 +37,7 @@ from c360_pipeline.settings import Settings, load_settings
 from c360_pipeline.streaming.agreement import Agreement
 from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, kafka_options, open_user_events
 from c360_pipeline.streaming.cluster import StreamCluster
+from c360_pipeline.streaming.lag import seen_by
 from c360_pipeline.streaming.opened import compared
 from c360_pipeline.streaming.producer import EventProducer, key_of, send
 from c360_pipeline.streaming.replay import REPLAY, archived_lines
@@ -190,3 +203,208 @@ def an_archive_refills_cassandra(settings: Settings) -> None:
         wait_until(lambda: there() >= mine.height, 120)
         assert there() == mine.height
     assert events_in_graph(settings) == events.height
+
+
+KNOWN = ("known-a", "known-b", "known-c")
+HOSTILE = (
+    "'); DROP TABLE user_events; --", "\"}) DETACH DELETE n //", "`User`:Admin", "zero\x00byte", "tab\tand\nline",
+    "e\u0301 \U0001f469\u200d\U0001f4bb \u202eright to left", "x" * 1024, " ", "$tenant_id", "+I[a, b]",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message and what is to become of it.
+
+    Attributes:
+        line: its bytes.
+        tenant: whose.
+        event_id: of the event that all stores hold in the end; None of a dead letter.
+        error_class: of a dead letter; `late` of an event that the stream leaves to the batch path.
+    """
+
+    line: bytes
+    tenant: str
+    event_id: str | None
+    error_class: str | None = None
+
+
+def known_stream(newest: datetime) -> list[Sent]:
+    """A stream with known outcome: late by 1, 119 and 121 s, equal times, hostile values, repeats, broken lines."""
+    found = []
+
+    def add(tenant: str, name: str, behind: timedelta, error_class: str | None = None, **fields: Any) -> None:
+        event = {
+            "tenantId": tenant, "userId": "known", "sessionId": "s", "ts": (newest - behind).isoformat(),
+            "action": "view", "itemId": "p1", "eventId": name, **fields,
+        }  # fmt: skip
+        line = json.dumps(event, ensure_ascii=False, indent=2 if name == "of-many-lines" else None).encode()
+        found.append(Sent(line, tenant, nfc(name), error_class))
+
+    for tenant in KNOWN:
+        add(tenant, "newest", timedelta(0))
+        add(tenant, "late-1", timedelta(seconds=1))
+        add(tenant, "late-119", timedelta(seconds=119))
+        add(tenant, "late-121", timedelta(seconds=121), "late")
+        for twin in ("twin-1", "twin-2"):
+            add(tenant, twin, timedelta(seconds=5))
+        add(tenant, "a-microsecond-before", timedelta(seconds=5, microseconds=1))
+        add(tenant, "newest", timedelta(0))
+        add(tenant, "of-many-lines", timedelta(seconds=7))
+        for number, value in enumerate(HOSTILE):
+            add(tenant, f"hostile-{number}{value[:200]}", timedelta(seconds=9), sessionId=f"s{value[:1000]}",
+                itemId=f"i{value[:1000]}", attrs={f"a{value[:1000]}": value})  # fmt: skip
+        found.append(Sent(f'{{"tenantId": "{tenant}", "userId": "known"'.encode(), tenant, None, "invalid_json"))
+        found.append(Sent(f'{{"tenantId": "{tenant}", "ts": 1}}\xff'.encode("latin-1"), tenant, None, "invalid_utf8"))
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_a_known_stream_is_read_back_from_all_sinks_by_clients_of_their_own(home: Path) -> None:
+    settings = load_settings(home)
+    start_job(home, settings, SINK_NAMES, lambda _: None)
+    before = len(landed_lines(settings))
+    newest = datetime.now(UTC).replace(microsecond=0)
+    sent = known_stream(newest)
+    producer = Producer(kafka_options(settings))
+    for one in sent:
+        # One partition: so that which event is the newest is known.
+        producer.produce("user_events", value=one.line, key=b"known", partition=0)
+    producer.produce("user_events", value=None, key=b"known", partition=0)
+    assert producer.flush(30) == 0
+    held = {(one.tenant, one.event_id) for one in sent if one.event_id and not one.error_class}
+    contents = {(one.tenant, one.event_id): json.loads(one.line) for one in sent if one.event_id}
+    days = {(newest - timedelta(seconds=s)).date() for s in (0, 130)}
+
+    wait_until(lambda: {key for key in of_graph(settings) if key[0] in KNOWN} >= held, 60)
+    wait_until(lambda: of_cassandra(settings, days).keys() >= held, 60)
+    for store in (of_graph(settings), of_cassandra(settings, days)):
+        assert {key for key in store if key[0] in KNOWN} == held
+        for key in held:
+            event = contents[key]
+            assert store[key] == as_kept(event), key
+    wanted = {hashlib.sha256(one.line).hexdigest(): one.error_class for one in sent if one.error_class}
+    letters = {letter["dead_letter_id"]: letter for letter in dead_letters(settings)}
+    assert {name: letters[name]["error_class"] for name in wanted} == wanted
+    for one in sent:
+        if one.error_class:
+            name = hashlib.sha256(one.line).hexdigest()
+            assert base64.b64decode(letters[name]["value"]) == one.line
+            assert s3_object(settings, f"dead-letters/{name[:2]}/{name}") == one.line
+
+    wait_until(lambda: len(landed_lines(settings)) >= before + len(sent), 120)
+    as_lines = sorted(one.line.replace(b"\n", b" ") for one in sent)
+    assert sorted(line for line in landed_lines(settings) if line in set(as_lines)) == as_lines
+
+
+def as_kept(event: dict[str, Any]) -> tuple[Any, ...]:
+    """user, session, moment, action, item and attributes of an event as all stores hold them."""
+    return (
+        event["userId"], nfc(event["sessionId"]), datetime.fromisoformat(event["ts"]), event["action"],
+        nfc(event["itemId"]), {nfc(name): nfc(value) for name, value in event.get("attrs", {}).items()},
+    )  # fmt: skip
+
+
+def nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def of_graph(settings: Settings) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Events of the graph by tenant and id, read with the driver."""
+    login = (settings.neo4j_user, settings.neo4j_password.get_secret_value())
+    statement = """
+        MATCH (u:User)-[:HAS_SESSION]->(s:Session)-[:HAS_ACTION]->(e:Event)
+        OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p) RETURN e, u.id AS user, s.id AS session, p.id AS item
+    """
+    with neo4j.GraphDatabase.driver(settings.neo4j_uri, auth=login) as driver:
+        rows = driver.execute_query(statement).records
+    return {
+        (row["e"]["tenant_id"], row["e"]["id"]): (
+            row["user"], row["session"], row["e"]["ts"].to_native(), row["e"]["type"], row["item"],
+            json.loads(row["e"]["attrs"] or "{}"),
+        )
+        for row in rows if row["user"] == row["e"]["user_id"]
+    }  # fmt: skip
+
+
+def of_cassandra(settings: Settings, days: set[date]) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Events of the known tenants in Cassandra by tenant and id, read by user and day with the driver."""
+    assert settings.cassandra_user is not None
+    assert settings.cassandra_password is not None
+    login = PlainTextAuthProvider(settings.cassandra_user, settings.cassandra_password.get_secret_value())
+    rows = []
+    with Cluster([settings.cassandra_hosts], port=settings.cassandra_port, auth_provider=login) as cluster:
+        session = cluster.connect(settings.cassandra_keyspace)
+        for tenant in KNOWN:
+            for day in days:
+                found = list(session.execute(
+                    "SELECT * FROM user_events WHERE tenant_id = %s AND user_id = 'known' AND bucket_date = %s",
+                    (tenant, day),
+                ))  # fmt: skip
+                assert [row.event_time for row in found] == sorted((row.event_time for row in found), reverse=True)
+                rows += found
+    for row in rows:
+        assert row.event_time.replace(tzinfo=UTC) == epoch(row.event_micros - row.event_micros % 1000)
+    return {
+        (row.tenant_id, row.event_id): (row.user_id, row.session_id, epoch(row.event_micros), row.event_type,
+                                        row.item_id, dict(row.metadata or {}))
+        for row in rows
+    }  # fmt: skip
+
+
+def epoch(micros: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+
+
+def s3_object(settings: Settings, key: str) -> bytes:
+    """An object, read with boto3."""
+    client = boto3.client(
+        "s3", endpoint_url=settings.aws_endpoint_url, region_name=settings.aws_region,
+        aws_access_key_id=settings.aws_access_key_id,
+        aws_secret_access_key=settings.aws_secret_access_key.get_secret_value(),
+    )  # fmt: skip
+    return bytes(client.get_object(Bucket=settings.bucket, Key=key)["Body"].read())
+
+
+@pytest.mark.timeout(600)
+def test_who_is_erased_leaves_cassandra_and_does_not_come_back(home: Path) -> None:
+    settings = load_settings(home)
+    start_job(home, settings, SINK_NAMES, lambda _: None)
+
+    def of_person() -> list[date]:
+        with open_user_events(settings) as table:
+            return table.days("erasure", "person-to-erase")
+
+    def track(user: str) -> None:
+        event = {
+            "tenantId": "erasure", "userId": user, "sessionId": f"session-of-{user}", "action": "view",
+            "ts": datetime.now(UTC).isoformat(), "eventId": str(uuid4()),
+        }  # fmt: skip
+        with EventProducer(settings) as producer:
+            send(producer, [(json.dumps(event).encode(), b"erasure")], None, lambda _: None)
+
+    lines = len(landed_lines(settings))
+    track("person-to-erase")
+    track("person-who-stays")
+    wait_until(lambda: bool(of_person()), 60)
+    wait_until(lambda: len(landed_lines(settings)) >= lines + 2, 120)
+    assert materialise(home, EVERYTHING, None, lambda _: None).succeeded
+    certificate = home.parent / "certificate.json"
+    erased = CliRunner().invoke(
+        app, ["erase", "--tenant", "erasure", "--user", "person-to-erase", "--certificate", str(certificate)]
+    )
+    said = json.loads(certificate.read_text())
+    assert (erased.exit_code, [one for one in said["stores"] if one["left_in"]]) == (0, []), erased.output
+    hits = {one["store"]: (one["hits_before"], one["hits_after"]) for one in said["stores"]}
+    assert hits["cassandra"][0] > 0
+    assert hits["cassandra"][1] == 0
+    assert of_person() == []
+
+    track("person-to-erase")
+    track("person-after")
+    with open_user_events(settings) as table:
+        wait_until(lambda: bool(table.days("erasure", "person-after")), 60)
+        assert table.days("erasure", "person-who-stays")
+    wait_until(lambda: sum(StreamCluster(settings).lag().values()) == 0, 60)
+    assert of_person() == []
+    assert seen_by(settings, "erasure").lag_seconds == 0.0
