@@ -130,7 +130,10 @@ def retain(
             found = find_expired(lake, control.retention_rules(), now)
         else:
             with open_graph(settings) as graph:
-                found = carry_out(lake, open_bucket(settings), control, graph, now, lambda what: shown.update(what))
+                found = carry_out(
+                    lake, open_bucket(settings), control, graph, now, lambda what: shown.update(what),
+                    _opens_user_events(settings),
+                )  # fmt: skip
     if as_json:
         print_json({"dry_run": dry_run, "events": found.events.to_dicts(), "dead_letters": found.letters.to_dicts()})
         return

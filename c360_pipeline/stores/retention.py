@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -18,6 +19,9 @@ from c360_pipeline.stores.journeys import Journeys
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import dead_letter_key
 from c360_pipeline.stores.projections import project_all, stitch_all
+
+if TYPE_CHECKING:
+    from c360_pipeline.stores.user_events import UserEvents
 
 Observe = Callable[[str], None]
 EXPIRED = "expired"
@@ -50,6 +54,7 @@ def retain(
     graph: Graph,
     now: datetime,
     observe: Observe = lambda what: None,
+    open_user_events: "Callable[[], UserEvents] | None" = None,
 ) -> Expired:
     """Remove what is older than its rule; returns what that was. Done again after a crash, it goes on.
 
@@ -63,12 +68,17 @@ def retain(
         graph: is brought up.
         now: UTC.
         observe: told what comes next.
+        open_user_events: opens Cassandra's table; None where there is none.
     """
     rules = control.retention_rules()
     found = find_expired(lake, rules, now)
     if found.events.height:
         observe("events")
         gone = _events(lake, rules, now).collect(engine="streaming")
+        if open_user_events is not None:
+            # Before the archive, which alone says which they are.
+            with open_user_events() as table:
+                table.delete(gone)
         remove_events(lake, gone)
     observe("journeys")
     stitch_all(lake, control.key_policy())

@@ -6,6 +6,7 @@ from importlib import resources
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import polars as pl
 from cassandra import InvalidRequest, OperationTimedOut, Unavailable, WriteTimeout
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
@@ -22,6 +23,7 @@ COLUMNS = (
     "tenant_id", "user_id", "bucket_date", "event_time", "event_type", "event_id", "event_micros", "session_id",
     "item_id", "metadata",
 )  # fmt: skip
+KEY = COLUMNS[:6]
 TRANSIENT = (NoHostAvailable, OperationTimedOut, Unavailable, WriteTimeout)
 INSERT = f"INSERT INTO user_events ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 READ_DAY = f"SELECT {', '.join(COLUMNS)} FROM user_events WHERE tenant_id = ? AND user_id = ? AND bucket_date = ?"
@@ -31,6 +33,10 @@ READ_DAYS = "SELECT bucket_date FROM user_days WHERE tenant_id = ? AND user_id =
 DELETE_DAYS = "DELETE FROM user_days WHERE tenant_id = ? AND user_id = ?"
 KNOWN_DAYS = 200_000
 """Days of users that a writer remembers to have noted."""
+DELETE = """
+    DELETE FROM user_events
+    WHERE tenant_id = ? AND user_id = ? AND bucket_date = ? AND event_time = ? AND event_type = ? AND event_id = ?
+"""
 DELETE_DAY = "DELETE FROM user_events WHERE tenant_id = ? AND user_id = ? AND bucket_date = ?"
 
 
@@ -110,7 +116,7 @@ class UserEvents:
         script = resources.files("c360_pipeline.ddl").joinpath("user_events.cql").read_text(encoding="utf-8")
         for statement in "\n".join(line for line in script.splitlines() if not line.startswith("--")).split(";"):
             self._session.execute(statement)
-        statements = (INSERT, READ_DAY, DELETE_DAY, INSERT_DAY, READ_DAYS, DELETE_DAYS)
+        statements = (INSERT, DELETE, READ_DAY, DELETE_DAY, INSERT_DAY, READ_DAYS, DELETE_DAYS)
         self._prepared = {statement: self._session.prepare(statement) for statement in statements}
 
     def write(self, events: Iterable[UserEvent]) -> None:
@@ -134,6 +140,18 @@ class UserEvents:
             execute_concurrent_with_args(self._session, prepared, list(rows), concurrency=CONCURRENCY)
         except TRANSIENT as error:
             raise UnavailableError(f"Cassandra does not take the events: {type(error).__name__}") from error
+
+    def delete(self, events: pl.DataFrame) -> None:
+        """Delete events; deleting one again changes nothing.
+
+        Args:
+            events: tenant_id, user_id, ts, action, event_id.
+        """
+        named = events.select("event_id", "tenant_id", "user_id", "ts", "action")
+        rows = (
+            user_event(e, tenant, user, "", ts, action, None, {}) for e, tenant, user, ts, action in named.iter_rows()
+        )
+        self._write_all(DELETE, (row[: len(KEY)] for row in rows))
 
     def of_day(self, tenant_id: str, user_id: str, day: date) -> list[UserEvent]:
         """What a user did on a day, newest first."""

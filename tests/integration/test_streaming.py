@@ -149,6 +149,7 @@ def test_nothing_is_lost_and_nothing_is_there_twice_whatever_is_killed(home: Pat
     assert sum(error_class == "late" for error_class in by_id.values()) >= landed.counts["late"] > 0
 
     drift_is_named_and_repaired(settings)
+    what_expires_leaves_cassandra(settings)
     an_archive_refills_cassandra(settings)
     assert cluster.job_id() == started.job_id
     savepoint = cluster.stop()
@@ -182,6 +183,19 @@ def drift_is_named_and_repaired(settings: Settings) -> None:
     assert repaired == len(gone) + 1
     again, _ = compared(settings, None, NO_WAIT)
     assert of_place(again, "cassandra") == EQUAL
+
+
+def what_expires_leaves_cassandra(settings: Settings) -> None:
+    """Rows are found by what the archive knows of an event, and those of others stay."""
+    with open_user_events(settings) as table:
+        row = next(iter(table.scan()))
+        day = table.of_day(row.tenant_id, row.user_id, row.bucket_date)
+        lake = open_lake(settings)
+        expired = lake.read(EVENTS).filter(tenant_id=row.tenant_id, event_id=row.event_id)
+        table.delete(expired)
+        assert expired.height == 1
+        assert table.of_day(row.tenant_id, row.user_id, row.bucket_date) == [one for one in day if one != row]
+        table.write([row])
 
 
 def an_archive_refills_cassandra(settings: Settings) -> None:
