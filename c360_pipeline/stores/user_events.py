@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from importlib import resources
+from itertools import islice
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import polars as pl
-from cassandra import InvalidRequest, OperationTimedOut, Unavailable, WriteTimeout
+from cassandra import InvalidRequest, OperationTimedOut, ReadTimeout, Unavailable, WriteTimeout
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.concurrent import execute_concurrent_with_args
@@ -24,13 +25,15 @@ COLUMNS = (
     "item_id", "metadata",
 )  # fmt: skip
 KEY = COLUMNS[:6]
-TRANSIENT = (NoHostAvailable, OperationTimedOut, Unavailable, WriteTimeout)
+TRANSIENT = (NoHostAvailable, OperationTimedOut, ReadTimeout, Unavailable, WriteTimeout)
 INSERT = f"INSERT INTO user_events ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 READ_DAY = f"SELECT {', '.join(COLUMNS)} FROM user_events WHERE tenant_id = ? AND user_id = ? AND bucket_date = ?"
 READ_ALL = f"SELECT {', '.join(COLUMNS)} FROM user_events"
 INSERT_DAY = "INSERT INTO user_days (tenant_id, user_id, bucket_date) VALUES (?, ?, ?)"
 READ_DAYS = "SELECT bucket_date FROM user_days WHERE tenant_id = ? AND user_id = ?"
 DELETE_DAYS = "DELETE FROM user_days WHERE tenant_id = ? AND user_id = ?"
+DAYS_AT_ONCE = 5_000
+"""Days of users whose events are in memory together."""
 KNOWN_DAYS = 200_000
 """Days of users that a writer remembers to have noted."""
 DELETE = """
@@ -153,10 +156,25 @@ class UserEvents:
         )
         self._write_all(DELETE, (row[: len(KEY)] for row in rows))
 
-    def of_day(self, tenant_id: str, user_id: str, day: date) -> list[UserEvent]:
-        """What a user did on a day, newest first."""
-        rows = self._session.execute(self._prepared[READ_DAY], (tenant_id, user_id, day))
-        return [_row(row) for row in rows]
+    def of_days(self, days: Iterable[tuple[str, str, date]]) -> Iterator[UserEvent]:
+        """What users did on days: of each the newest first.
+
+        Args:
+            days: tenant, user and day in UTC.
+
+        Raises:
+            UnavailableError: the cluster does not answer.
+        """
+        places = iter(days)
+        while some := list(islice(places, DAYS_AT_ONCE)):
+            try:
+                found = execute_concurrent_with_args(
+                    self._session, self._prepared[READ_DAY], some, concurrency=CONCURRENCY
+                )
+                for _, rows in found:
+                    yield from map(_row, rows)
+            except TRANSIENT as error:
+                raise UnavailableError(f"Cassandra does not answer: {type(error).__name__}") from error
 
     def scan(self) -> Iterator[UserEvent]:
         """All rows, in the order of the ring; page by page."""

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,7 +22,6 @@ from c360_pipeline.streaming.topic import CONTENT
 
 KEY = ["tenant_id", "event_id"]
 BATCH_ROWS = 5_000
-READERS = 8
 SHOWN = 20
 READ_EVENTS = """
     UNWIND $ids AS id
@@ -176,8 +174,7 @@ class Stores:
     def _in_cassandra(self, sent: pl.DataFrame) -> pl.DataFrame:
         day = (pl.lit(EPOCH) + pl.duration(microseconds="micros")).dt.date()
         places = sent.select("tenant_id", "user_id", day=day).unique().rows()
-        with ThreadPoolExecutor(READERS) as pool:
-            rows = [_content(one) for part in pool.map(lambda p: self._table.of_day(*p), places) for one in part]
+        rows = [_content(one) for one in self._table.of_days(places)]
         return pl.DataFrame(rows, schema=CONTENT, orient="row")
 
 

@@ -170,7 +170,7 @@ def drift_is_named_and_repaired(settings: Settings) -> None:
     """One event less in Cassandra, one more, one altered in the graph."""
     with open_user_events(settings) as table:
         row = next(iter(table.scan()))
-        gone = table.of_day(row.tenant_id, row.user_id, row.bucket_date)
+        gone = list(table.of_days([(row.tenant_id, row.user_id, row.bucket_date)]))
         table.delete_days(row.tenant_id, row.user_id, [row.bucket_date])
     with open_graph(settings) as graph:
         graph.run("MATCH (e:Event) WITH e ORDER BY e.id LIMIT 1 SET e.type = 'stolen'")
@@ -189,12 +189,14 @@ def what_expires_leaves_cassandra(settings: Settings) -> None:
     """Rows are found by what the archive knows of an event, and those of others stay."""
     with open_user_events(settings) as table:
         row = next(iter(table.scan()))
-        day = table.of_day(row.tenant_id, row.user_id, row.bucket_date)
+        day = list(table.of_days([(row.tenant_id, row.user_id, row.bucket_date)]))
         lake = open_lake(settings)
         expired = lake.read(EVENTS).filter(tenant_id=row.tenant_id, event_id=row.event_id)
         table.delete(expired)
         assert expired.height == 1
-        assert table.of_day(row.tenant_id, row.user_id, row.bucket_date) == [one for one in day if one != row]
+        assert list(table.of_days([(row.tenant_id, row.user_id, row.bucket_date)])) == [
+            one for one in day if one != row
+        ]
         table.write([row])
 
 
