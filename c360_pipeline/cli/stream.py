@@ -88,7 +88,9 @@ def verify(
         float | None, typer.Option(help="messages of so many hours; all that Kafka has if not said")
     ] = None,
     landing_minutes: Annotated[float, typer.Option(help="how long a message may wait to land")] = 60.0,
-    repair: Annotated[bool, typer.Option("--repair", help="write what the graph and Cassandra lack")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="write what the graph and Cassandra lack, and compare again")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare what was sent with the archive, the graph and Cassandra, event by event; exit code 1 names drift."""
@@ -111,7 +113,10 @@ def verify(
                     out.print(f"{p.name}: {kind} {tenant} {event}", highlight=False)
         if repair:
             err.print(f"{written:,} events were written.")
-    if not found.is_equal and not written:
+    if not found.is_equal:
+        err.print(
+            "What the archive lacks, `c360 run` lands; what the graph holds otherwise, `c360 reconcile --repair` mends."
+        )
         raise typer.Exit(1)
 
 

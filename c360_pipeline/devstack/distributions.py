@@ -143,7 +143,16 @@ def _install_flink(report: Report) -> None:
         _run_reporting([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], report)
         report("flink: Python packages, 1 GB")
         _run_reporting(
-            [uv, "pip", "sync", "--quiet", "--python", str(folder / "bin" / "python"), str(project_path(FLINK_LOCK))],
+            [
+                uv,
+                "pip",
+                "sync",
+                "--quiet",
+                "--compile-bytecode",
+                "--python",
+                str(folder / "bin" / "python"),
+                str(project_path(FLINK_LOCK)),
+            ],
             report,
         )
         (folder / "complete").touch()

@@ -138,22 +138,18 @@ class Stores:
         return Agreement(at, said, digest(row_hashes(_contents(fresh))), places)
 
     def repair(self, found: Agreement, sent: pl.DataFrame) -> int:
-        """Write what the graph and Cassandra lack or hold otherwise; returns how many events were written.
+        """Write what the graph lacks, and what Cassandra lacks or holds otherwise; returns how many events that were.
 
-        The archive is not written: what it lacks is in files that have not landed.
+        The archive is not written: what it lacks is in files that have not landed. What the graph holds otherwise is
+        mended by its reconciliation with the archive.
         """
-        written = 0
-        for place in found.places:
-            wanted = pl.concat([place.missing, place.altered]).select(KEY)
-            rows = sent.join(wanted, on=KEY, how="semi")
-            if rows.is_empty() or place.name == "archive":
-                continue
-            written += rows.height
-            if place.name == "graph":
-                write_fresh(self._graph, _fresh_rows(rows))
-            else:
-                self._table.write(_user_events(rows))
-        return written
+        places = {place.name: place for place in found.places}
+        of_graph = sent.join(places["graph"].missing, on=KEY, how="semi")
+        write_fresh(self._graph, _fresh_rows(of_graph))
+        differing = pl.concat([places["cassandra"].missing, places["cassandra"].altered])
+        of_cassandra = sent.join(differing, on=KEY, how="semi")
+        self._table.write(_user_events(of_cassandra))
+        return of_graph.height + of_cassandra.height
 
     def _archived(self, sent: pl.DataFrame) -> pl.DataFrame:
         ids = sent.select(KEY).lazy()

@@ -18,10 +18,10 @@ def compared(
         settings: of all servers.
         hours: messages that are not older; all that Kafka has where it is None.
         landing: how old a message may be that has not landed.
-        repair: whether to write what the graph and Cassandra lack.
+        repair: whether to write what the graph lacks, and what Cassandra lacks or holds otherwise.
 
     Returns:
-        What was found, and how many events were written.
+        What was found, after the repair where there was one, and how many events were written.
 
     Raises:
         UnavailableError: a server does not answer.
@@ -31,4 +31,7 @@ def compared(
     with open_graph(settings) as graph, open_user_events(settings) as table:
         stores = Stores(open_lake(settings), graph, table, open_control(settings).suppressed_users())
         found = stores.compare(sent, counts, at, landing)
-        return found, stores.repair(found, sent) if repair and not found.is_equal else 0
+        if found.is_equal or not repair:
+            return found, 0
+        written = stores.repair(found, sent)
+        return stores.compare(sent, counts, at, landing), written
