@@ -18,6 +18,7 @@ from limits import parse
 
 from c360_pipeline.core import features
 from c360_pipeline.core.lake import CATALOG, DEAD_LETTERS, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
@@ -31,6 +32,7 @@ from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.ingest import Ingest
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.landing import Landing
+from c360_pipeline.streaming.lag import StreamSeen
 
 HOSTILE = [
     "' OR 1=1 //", "}) DETACH DELETE n //", "<script>alert(1)</script>", "a\r\nSet-Cookie: x=y", "\x00", "..;/",
@@ -359,6 +361,27 @@ def test_operations(acme: TestClient) -> None:
     answer = acme.get("/customers/u1")
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert answer.headers["cache-control"] == "no-store"
+
+
+def test_the_delivery_page_tells_of_the_stream_where_there_is_one(acme: TestClient, backend: Backend) -> None:
+    assert "Real time" not in acme.get("/app/delivery").text
+    assert acme.get("/app/delivery/stream").status_code == 404
+    asked = []
+
+    def seen(tenant_id: str) -> StreamSeen:
+        asked.append(tenant_id)
+        return StreamSeen("RUNNING", 12.4, None)
+
+    backend.stream = seen
+    assert "/app/delivery/stream" in acme.get("/app/delivery").text
+    shown = acme.get("/app/delivery/stream").text
+    assert (asked, "running" in shown, "12 s" in shown, "none" in shown) == (["acme"], True, True, True)
+
+    def away(tenant_id: str) -> StreamSeen:
+        raise UnavailableError("Kafka does not answer")
+
+    backend.stream = away
+    assert "does not answer" in acme.get("/app/delivery/stream").text
 
 
 def test_what_was_taken_is_stored_before_the_api_ends(
