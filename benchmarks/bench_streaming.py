@@ -160,6 +160,15 @@ class Bench:
             f"p50 {ordered[len(took) // 2]:.2f} s, p99 {ordered[int(len(took) * 0.99)]:.2f} s", "p99 2 s",
         )  # fmt: skip
 
+    def agreement(self) -> None:
+        """The comparison of all that was sent with all stores."""
+        from c360_pipeline.streaming.opened import compared
+
+        began = time.monotonic()
+        found, _ = compared(self.settings, None, timedelta(hours=1))
+        seconds, messages = time.monotonic() - began, found.counts["messages"]
+        self.add(f"compared with all stores, {messages:,} messages", f"{seconds:.1f} s, {messages / seconds:,.0f}/s")
+
     def recovery(self) -> None:
         """From kill -9 of the task manager until an event that was sent after it is written."""
         from c360_pipeline.devstack.pause import paused
@@ -198,6 +207,7 @@ def main() -> None:
         bench.latency(500, chosen.seconds)
         bench.latency(most / 2, chosen.seconds)
         bench.recovery()
+        bench.agreement()
         Console().print(bench.table)
 
 
