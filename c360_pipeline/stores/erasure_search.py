@@ -78,7 +78,10 @@ def search_objects(
     """All objects under a prefix but those under some others, unpacked where they are gzip."""
 
     def look(path: str) -> tuple[str, int, int]:
-        return path, *_count_unpacked(bucket.pieces(path), needles)
+        try:
+            return path, *_count_unpacked(bucket.pieces(path), needles)
+        except FileNotFoundError:
+            return path, 0, 0  # gone since it was listed, as checkpoints of the stream are
 
     paths = [o.path for o in bucket.objects(prefix) if not o.path.startswith(without)]
     return _gathered(store, "objects", paths, look)
