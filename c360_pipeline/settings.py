@@ -118,6 +118,7 @@ class Settings(BaseSettings):
     cassandra_password: SecretStr | None = Field(None, alias="CASSANDRA_PASSWORD")
     cassandra_keyspace: str = Field("c360", alias="CASSANDRA_KEYSPACE", pattern=r"^[a-z][a-z0-9_]{0,47}$")
     flink_rest_url: str | None = Field(None, alias="FLINK_REST_URL")
+    stream_shards: int = Field(1, ge=1, le=64, alias="C360_STREAM_SHARDS")
     spark_master: str = Field("local[*]", alias="C360_SPARK_MASTER")
     spark_jars: Path | None = Field(None, alias="C360_SPARK_JARS")
     api_rate: str = Field("1000/second", alias="C360_API_RATE")

@@ -282,7 +282,7 @@ def flink_settings(home: Path, rest: int, s3: Mapping[str, str]) -> dict[str, An
         "parallelism": {"default": 2},
         "io": {"tmp": {"dirs": str(home / "flink" / "scratch")}},
         "env": {"java": {"opts": {"all": FLINK_OPENS}}},
-        "execution": {"checkpointing": {
+        "execution": {"buffer-timeout": {"interval": "20 ms"}, "checkpointing": {
             "interval": f"{CHECKPOINT_SECONDS} s", "mode": "EXACTLY_ONCE", "dir": f"{state}/checkpoints",
             "savepoint-dir": f"{state}/savepoints", "externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
             "timeout": "10 min", "tolerable-failed-checkpoints": 100, "min-pause": "1 s",
@@ -293,7 +293,9 @@ def flink_settings(home: Path, rest: int, s3: Mapping[str, str]) -> dict[str, An
             "attempts-before-reset-backoff": 2_147_483_647, "reset-backoff-threshold": "5 min",
         }},
         "heartbeat": {"timeout": 10_000, "interval": 2_000},
-        "python": {"executable": python, "client": {"executable": python}},
+        # What comes is handed on at once: by default a second is waited for at each Python operator.
+        "python": {"executable": python, "client": {"executable": python},
+                   "fn-execution": {"bundle": {"size": 1_000, "time": 50}}},
         "s3": {"endpoint": s3["AWS_ENDPOINT_URL"], "path": {"style": {"access": "true"}},
                "access-key": s3["AWS_ACCESS_KEY_ID"], "secret-key": s3["AWS_SECRET_ACCESS_KEY"],
                "endpoint.region": s3["AWS_REGION"], "region": s3["AWS_REGION"]},

@@ -216,13 +216,16 @@ class StreamCluster:
         job = self.job_id()
         if job is None:
             return StreamStatus(None, "stopped", self.lag(), None, {}, {}, self._rest)
+        # Flink answers with what it knew when it was last asked, and then finds out: what is shown is of this second.
+        self._metrics(job)
+        lag = self.lag()
         newest = (self._get(f"/jobs/{job}/checkpoints").get("latest") or {}).get("completed")
         age = None if newest is None else time.time() - newest["latest_ack_timestamp"] / 1000
         state = self._get(f"/jobs/{job}")["state"]
         page = f"{self._rest}/#/job/running/{job}"
         metrics = self._metrics(job)
         batch_ms = {operator: int(values["max"]) for (operator, name), values in metrics.items() if name == BATCH_MS}
-        return StreamStatus(job, state, self.lag(), age, _counts(metrics), batch_ms, page)
+        return StreamStatus(job, state, lag, age, _counts(metrics), batch_ms, page)
 
     def counts(self, job_id: str) -> dict[str, int]:
         """Our counters, summed over the subtasks: `judge.events`, `neo4j.written` and so on."""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from pyflink.common import Configuration, Encoder, Row, Types
+from pyflink.common import Encoder, Row, Types
 from pyflink.common.serialization import SimpleStringSchema
 from pyflink.datastream import DataStream, KeyedStream, OutputTag, StreamExecutionEnvironment
 from pyflink.datastream.connectors.base import DeliveryGuarantee
@@ -50,14 +50,13 @@ JUDGED = Types.ROW_NAMED(
 BYTES = "ISO-8859-1"
 """A text of this encoding has one character for each byte: how bytes go through what knows texts only."""
 MESSAGES = """
-    SELECT `partition`, CONCAT_WS(' ', CAST(`partition` AS STRING), CAST(`offset` AS STRING),
-        CASE WHEN headers['c360-replay'] IS NULL THEN '' ELSE 'replay' END, DECODE(line, 'ISO-8859-1'))
+    SELECT `partition`, CAST(`offset` AS STRING) AS place, DECODE(line, 'ISO-8859-1') AS line,
+        CASE WHEN headers['c360-replay'] IS NULL THEN '' ELSE 'replay' END AS replay
     FROM user_events WHERE line IS NOT NULL
 """
+TO_JUDGE = "SELECT `partition`, CONCAT_WS(' ', CAST(`partition` AS STRING), place, replay, line) FROM messages"
 # Line breaks between the parts of a JSON document become spaces; within its strings JSON has none.
-LINES = """
-    SELECT TRANSLATE(DECODE(line, 'ISO-8859-1'), CHR(13) || CHR(10), '  ') FROM user_events WHERE line IS NOT NULL
-"""
+LINES = "SELECT TRANSLATE(line, CHR(13) || CHR(10), '  ') FROM messages"
 # The ids that were seen are kept by Flink's own operator for it: a look-up of state from Python crosses processes.
 FIRST_OF_EACH_NAME = """
     SELECT shard, event FROM judged WHERE is_replay
@@ -68,8 +67,6 @@ FIRST_OF_EACH_NAME = """
     ) WHERE number = 1
 """
 DEAD = OutputTag("dead", Types.STRING())
-BUNDLES = {"python.fn-execution.bundle.size": "1000", "python.fn-execution.bundle.time": "50"}
-"""Events, and milliseconds, after which a Python worker is handed what has come."""
 FILE_BYTES, FILE_MS, IDLE_MS = 64 * 1024 * 1024, 60_000, 15_000
 """A landed file ends when it is so large, so old, or when nothing came for so long."""
 
@@ -89,6 +86,7 @@ class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
     def open(self, context: RuntimeContext) -> None:
         """Bind the state."""
         self._clock = context.get_state(ValueStateDescriptor("clock", Types.LONG()))
+        self._shards = load_settings().stream_shards
         metrics = context.get_metrics_group()
         self._count = {name: metrics.counter(name) for name in ("events", "dead_letters", "late")}
 
@@ -106,7 +104,7 @@ class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
             yield DEAD, found.as_json()
         else:
             self._count["events"].inc()
-            yield Row(seen_name(found), shard_of(found), encode(found), is_replay)
+            yield Row(seen_name(found), shard_of(found, self._shards), encode(found), is_replay)
 
 
 class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
@@ -204,8 +202,11 @@ def build(environment: StreamExecutionEnvironment, settings: Settings, sinks: It
         "`offset` BIGINT METADATA VIRTUAL, headers MAP<STRING, BYTES> METADATA VIRTUAL) "
         f"WITH ({said})"
     )
+    # A stream, from which both queries go on: of a table each would read the topic for itself.
+    messages = tables.to_data_stream(tables.sql_query(MESSAGES))
+    tables.create_temporary_view("messages", tables.from_data_stream(messages))
     judged = (
-        keyed(tables, MESSAGES, Types.INT())
+        keyed(tables, TO_JUDGE, Types.INT())
         .process(Judge(), output_type=JUDGED)
         .name("judge").uid("judge")
     )  # fmt: skip
@@ -277,9 +278,6 @@ def _sql_text(value: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Hand the job over: `job.py SINK …`."""
-    chosen = Configuration()
-    for name, value in BUNDLES.items():
-        chosen.set_string(name, value)
-    environment = StreamExecutionEnvironment.get_execution_environment(chosen)
+    environment = StreamExecutionEnvironment.get_execution_environment()
     build(environment, load_settings(), arguments)
     environment.execute(JOB)

@@ -17,8 +17,6 @@ from c360_pipeline.core.events import EPOCH, Event, Rejected, epoch_micros, pars
 
 LATENESS = timedelta(minutes=2)
 """How far an event may lie behind the newest of its partition. Source: "Real-Time User Event Streaming System"."""
-SHARDS = 4
-"""Writers of one tenant at once: events of one user are written by one of them, in their order."""
 LATE = "late"
 REPLAY_HEADER = "c360-replay"
 """Of messages that come from the archive."""
@@ -128,9 +126,14 @@ def refused_line(event: Event) -> bytes:
     return json.dumps(columns, ensure_ascii=False).encode()
 
 
-def shard_of(event: Event) -> str:
-    """Tenant and writer of an event, as the key of the sinks."""
-    return f"{event.tenant_id}\x1f{zlib.crc32(event.user_id.encode()) % SHARDS}"
+def shard_of(event: Event, shards: int) -> str:
+    """Tenant and writer of an event, as the key of the sinks; events of one user have one writer.
+
+    Args:
+        event: the event.
+        shards: writers of one tenant at once.
+    """
+    return f"{event.tenant_id}\x1f{zlib.crc32(event.user_id.encode()) % shards}"
 
 
 def bisected(
