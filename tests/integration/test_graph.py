@@ -44,7 +44,7 @@ def pairs(*ends: tuple[str, str], kind: RelationshipKind = model.HAS_SESSION) ->
 
 def parameters(statement: str) -> dict[str, object]:
     lists = ("rows", "exclude")
-    numbers = ("top_k", "buyer_weight", "similar_user_weight", "longest", "batch_rows")
+    numbers = ("top_k", "buyer_weight", "similar_user_weight", "shown_users", "longest", "batch_rows")
     names = re.findall(r"\$(\w+)", statement)
     values = {name: [] if name in lists else 1 if name in numbers else "x" for name in names}
     return values | {name: AT for name in ("now", "since") if name in values}
