@@ -104,11 +104,11 @@ def verify(
         out.print(", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in found.counts.items()))
         table = Table("store", "events", "waiting to land", "missing", "altered", "extra", "digest")
         for p in found.places:
-            drift = (f"{rows.height:,}" for rows in (p.missing, p.altered, p.extra))
+            drift = (f"{rows.height:,}" for rows in p.differing.values())
             table.add_row(p.name, f"{p.events:,}", f"{p.waiting:,}", *drift, p.digest[:16])
         out.print(table)
         for p in found.places:
-            for kind, rows in (("missing", p.missing), ("altered", p.altered), ("extra", p.extra)):
+            for kind, rows in p.differing.items():
                 for tenant, event in rows.select("tenant_id", "event_id").head(5).iter_rows():
                     out.print(f"{p.name}: {kind} {tenant} {event}", highlight=False)
         if repair:

@@ -13,7 +13,7 @@ from c360_pipeline.core.graph import attributes_text
 from c360_pipeline.core.lake import EVENTS
 from c360_pipeline.core.landing import split_suppressed
 from c360_pipeline.core.reconcile import digest, row_hashes
-from c360_pipeline.stores.fresh_events import write_fresh
+from c360_pipeline.stores.fresh_events import EVENT_SCHEMA, write_fresh
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.user_events import UserEvent, UserEvents, user_event
@@ -57,9 +57,14 @@ class Place:
     extra: pl.DataFrame
 
     @property
+    def differing(self) -> dict[str, pl.DataFrame]:
+        """The events that differ, by how they do."""
+        return {"missing": self.missing, "altered": self.altered, "extra": self.extra}
+
+    @property
     def drift(self) -> int:
         """How many events differ."""
-        return self.missing.height + self.altered.height + self.extra.height
+        return sum(rows.height for rows in self.differing.values())
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Agreement:
             "places": [
                 {"name": p.name, "events": p.events, "digest": p.digest, "waiting": p.waiting, **{
                     kind: {"events": rows.height, "first": rows.head(SHOWN).to_dicts()}
-                    for kind, rows in (("missing", p.missing), ("altered", p.altered), ("extra", p.extra))
+                    for kind, rows in p.differing.items()
                 }}
                 for p in self.places
             ],
@@ -228,6 +233,6 @@ def _user_events(rows: pl.DataFrame) -> Iterable[UserEvent]:
 
 def _fresh_rows(rows: pl.DataFrame) -> pl.DataFrame:
     attrs = [[{"key": k, "value": v} for k, v in json.loads(text).items()] for text in rows["attrs"]]
-    entries = pl.Series("attrs", attrs, dtype=pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
+    entries = pl.Series("attrs", attrs, dtype=EVENT_SCHEMA["attrs"])
     ts = (pl.lit(EPOCH) + pl.duration(microseconds="micros")).cast(pl.Datetime("us", "UTC"))
     return rows.with_columns(entries, ts=ts)
