@@ -165,7 +165,7 @@ class Bench:
         from c360_pipeline.streaming.opened import compared
 
         began = time.monotonic()
-        found, _ = compared(self.settings, None, timedelta(hours=1))
+        found = compared(self.settings, None, timedelta(hours=1))
         seconds, messages = time.monotonic() - began, found.counts["messages"]
         self.add(f"compared with all stores, {messages:,} messages", f"{seconds:.1f} s, {messages / seconds:,.0f}/s")
 

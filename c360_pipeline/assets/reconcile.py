@@ -88,13 +88,13 @@ def stream_agrees(stream: StreamResource) -> dg.AssetCheckResult:
     if found is None:
         return dg.AssetCheckResult(passed=True, metadata={"real_time_path": "none is set up"})
     places = [
-        (p.name, p.events, p.waiting, *(rows.height for rows in p.differing.values()), p.digest) for p in found.places
+        (p.name, p.events, p.waiting, *(drift.events for drift in p.differing.values()), p.digest) for p in found.places
     ]
     columns = ["store", "events", "waiting_to_land", "missing", "altered", "extra", "digest"]
     events = pl.concat(
-        rows.head(20).select("tenant_id", "event_id", store=pl.lit(p.name), drift=pl.lit(kind))
+        drift.first.select("tenant_id", "event_id", store=pl.lit(p.name), drift=pl.lit(kind))
         for p in found.places
-        for kind, rows in p.differing.items()
+        for kind, drift in p.differing.items()
     )
     return dg.AssetCheckResult(
         passed=found.is_equal,

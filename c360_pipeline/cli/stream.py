@@ -97,22 +97,22 @@ def verify(
     from c360_pipeline.streaming.opened import compared
 
     with err.status("reading Kafka and the stores"):
-        found, written = compared(load_settings(), hours, timedelta(minutes=landing_minutes), repair=repair)
+        found = compared(load_settings(), hours, timedelta(minutes=landing_minutes), repair=repair)
     if as_json:
-        print_json(found.as_dict() | {"repaired": written})
+        print_json(found.as_dict())
     else:
         out.print(", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in found.counts.items()))
         table = Table("store", "events", "waiting to land", "missing", "altered", "extra", "digest")
         for p in found.places:
-            drift = (f"{rows.height:,}" for rows in p.differing.values())
+            drift = (f"{kind.events:,}" for kind in p.differing.values())
             table.add_row(p.name, f"{p.events:,}", f"{p.waiting:,}", *drift, p.digest[:16])
         out.print(table)
         for p in found.places:
-            for kind, rows in p.differing.items():
-                for tenant, event in rows.select("tenant_id", "event_id").head(5).iter_rows():
-                    out.print(f"{p.name}: {kind} {tenant} {event}", highlight=False)
+            for name, kind in p.differing.items():
+                for tenant, event in kind.first.select("tenant_id", "event_id").head(5).iter_rows():
+                    out.print(f"{p.name}: {name} {tenant} {event}", highlight=False)
         if repair:
-            err.print(f"{written:,} events were written.")
+            err.print(f"{found.repaired:,} events were written.")
     if not found.is_equal:
         err.print(
             "What the archive lacks, `c360 run` lands; what the graph holds otherwise, `c360 reconcile --repair` mends."

@@ -134,7 +134,7 @@ class StreamResource(dg.ConfigurableResource[None]):
         # Its clients are an extra of their own.
         from c360_pipeline.streaming.opened import compared
 
-        return compared(settings, hours, landing)[0]
+        return compared(settings, hours, landing)
 
 
 class NotifierResource(dg.ConfigurableResource[Notifier]):

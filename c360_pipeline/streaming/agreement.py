@@ -1,28 +1,37 @@
-"""Whether Kafka, the archive, the graph and Cassandra agree, event by event, and which events do not."""
+"""Whether Kafka, the archive, the graph and Cassandra agree, event by event, and which events do not.
+
+Events are divided by a hash of their users, and compared part by part: what is in memory does not grow with the topic.
+"""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from c360_pipeline.core.events import EPOCH
 from c360_pipeline.core.graph import attributes_text
 from c360_pipeline.core.lake import EVENTS
 from c360_pipeline.core.landing import split_suppressed
-from c360_pipeline.core.reconcile import digest, row_hashes
+from c360_pipeline.core.reconcile import NO_ROWS, digest, row_hashes, sum_of_digests
 from c360_pipeline.stores.fresh_events import EVENT_SCHEMA, write_fresh
 from c360_pipeline.stores.graph import Graph
 from c360_pipeline.stores.lake import Lake
 from c360_pipeline.stores.user_events import UserEvent, UserEvents, user_event
-from c360_pipeline.streaming.operators import sorted_json
-from c360_pipeline.streaming.topic import CONTENT
+from c360_pipeline.streaming.spill import Spill
+from c360_pipeline.streaming.topic import CONTENT, SENT, Judged, Reading, each_once
 
 KEY = ["tenant_id", "event_id"]
+USER = ["tenant_id", "user_id"]
 BATCH_ROWS = 5_000
+PART_ROWS = 100_000
+"""About as many events are compared at once."""
 SHOWN = 20
+DIFFERING = {"tenant_id": pl.String, "event_id": pl.String, "is_late": pl.Boolean}
 READ_EVENTS = """
     UNWIND $ids AS id
     MATCH (e:Event {tenant_id: $tenant_id, id: id})
@@ -35,6 +44,23 @@ READ_EVENTS = """
 
 
 @dataclass(frozen=True)
+class Drift:
+    """Events that differ in one way.
+
+    Attributes:
+        events: how many.
+        first: tenant_id, event_id and is_late of up to `SHOWN` of them.
+    """
+
+    events: int = 0
+    first: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=DIFFERING))
+
+    def and_of(self, rows: pl.DataFrame) -> "Drift":
+        """With more of them."""
+        return Drift(self.events + rows.height, pl.concat([self.first, rows]).head(SHOWN))
+
+
+@dataclass(frozen=True)
 class Place:
     """What one store holds of the events that were sent.
 
@@ -43,28 +69,36 @@ class Place:
         events: that it holds.
         digest: of them: equal stores have equal digests.
         waiting: how many it lacks for now: they are in files that have not landed.
-        missing: tenant_id, event_id and is_late of those that it lacks and should hold.
-        altered: of those that it holds with other contents.
-        extra: of those that it holds and that were never sent.
+        missing: those that it lacks and should hold.
+        altered: those that it holds with other contents.
+        extra: those that it holds and that were never sent.
     """
 
     name: str
-    events: int
-    digest: str
-    waiting: int
-    missing: pl.DataFrame
-    altered: pl.DataFrame
-    extra: pl.DataFrame
+    events: int = 0
+    digest: str = NO_ROWS
+    waiting: int = 0
+    missing: Drift = field(default_factory=Drift)
+    altered: Drift = field(default_factory=Drift)
+    extra: Drift = field(default_factory=Drift)
 
     @property
-    def differing(self) -> dict[str, pl.DataFrame]:
+    def differing(self) -> dict[str, Drift]:
         """The events that differ, by how they do."""
         return {"missing": self.missing, "altered": self.altered, "extra": self.extra}
 
     @property
     def drift(self) -> int:
         """How many events differ."""
-        return sum(rows.height for rows in self.differing.values())
+        return sum(kind.events for kind in self.differing.values())
+
+    def and_of(self, part: "_Part") -> "Place":
+        """With a part of the events."""
+        return Place(
+            self.name, self.events + part.shown.height,
+            sum_of_digests([self.digest, digest(row_hashes(part.shown))]), self.waiting + part.waiting,
+            self.missing.and_of(part.missing), self.altered.and_of(part.altered), self.extra.and_of(part.extra),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,12 +110,14 @@ class Agreement:
         counts: messages, dead_letters, late, duplicates, events, suppressed.
         sent_digest: of the events that were sent, less the late ones.
         places: the stores.
+        repaired: how many events were written to the graph and Cassandra before this was found.
     """
 
     at: datetime
     counts: Mapping[str, int]
     sent_digest: str
     places: tuple[Place, ...]
+    repaired: int = 0
 
     @property
     def is_equal(self) -> bool:
@@ -92,14 +128,37 @@ class Agreement:
         """Plain values for JSON; of each kind of drift the first events."""
         return {
             "at": self.at.isoformat(), "is_equal": self.is_equal, **self.counts, "sent_digest": self.sent_digest,
+            "repaired": self.repaired,
             "places": [
                 {"name": p.name, "events": p.events, "digest": p.digest, "waiting": p.waiting, **{
-                    kind: {"events": rows.height, "first": rows.head(SHOWN).to_dicts()}
-                    for kind, rows in p.differing.items()
+                    name: {"events": drift.events, "first": drift.first.to_dicts()}
+                    for name, drift in p.differing.items()
                 }}
                 for p in self.places
             ],
         }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the events in one store.
+
+    Attributes:
+        shown: `CONTENT` of those that it holds and should.
+        waiting: as `Place` has it.
+        missing: `DIFFERING` rows, as altered and extra.
+    """
+
+    shown: pl.DataFrame
+    waiting: int
+    missing: pl.DataFrame
+    altered: pl.DataFrame
+    extra: pl.DataFrame
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is drift."""
+        return not (self.missing.is_empty() and self.altered.is_empty() and self.extra.is_empty())
 
 
 class Stores:
@@ -118,50 +177,80 @@ class Stores:
         self._table = table
         self._suppressed = suppressed
 
-    def compare(self, sent: pl.DataFrame, counts: Mapping[str, int], at: datetime, landing: timedelta) -> Agreement:
+    def compare(
+        self, reading: Reading, at: datetime, landing: timedelta, folder: Path, *, repair: bool = False
+    ) -> Agreement:
         """Compare what was sent with what every store holds.
 
         The archive should hold all of it once it has landed, the graph what is not late and what has landed, Cassandra
-        what is not late.
+        what is not late. A repair writes what the graph lacks, and what Cassandra lacks or holds otherwise. The archive
+        is not written: what it lacks is in files that have not landed. What the graph holds otherwise is mended by its
+        reconciliation with the archive.
 
         Args:
-            sent: `topic.SENT` rows, each event once.
-            counts: of the reading.
+            reading: of the topic.
             at: its moment.
             landing: how old a message may be that has not landed.
+            folder: an empty one, for about 200 bytes of each message.
+            repair: whether to repair what differs, and to compare that again.
         """
-        kept, hidden = split_suppressed(sent, self._suppressed)
-        archived = self._archived(kept)
-        fresh = kept.filter(~pl.col("is_late"))
+        parts = reading.at_most // PART_ROWS + 1
+        counts = dict.fromkeys(("messages", "dead_letters", "late", "duplicates", "events", "suppressed"), 0)
+        by_id = Spill(folder / "sent", KEY, parts, pl.Schema(SENT))
+        by_id.write(_counted(reading.judged, counts))
+        by_user = Spill(folder / "events", USER, parts, pl.Schema(SENT))
+        by_user.write(_distinct(by_id, counts))
+        archived = Spill(folder / "archived", USER, parts, pl.Schema(CONTENT))
+        archived.write(self._archived(by_user, folder / "archive.parquet"))
+        places = [Place(name) for name in ("archive", "graph", "cassandra")]
+        sent_digest, repaired = NO_ROWS, 0
+        for number in range(parts):
+            kept, hidden = split_suppressed(by_user.read(number), self._suppressed)
+            held = archived.read(number).join(kept, on=KEY, how="semi")
+            counts["events"] += kept.height
+            counts["suppressed"] += hidden.height
+            sent_digest = sum_of_digests([sent_digest, digest(row_hashes(_contents(_in_time(kept))))])
+            found = self._compared(kept, held, at - landing)
+            if repair and any(part.differs for part in found):
+                written = self._repair(kept, found[1], found[2])
+                repaired += written
+                found = self._compared(kept, held, at - landing) if written else found
+            places = [place.and_of(part) for place, part in zip(places, found, strict=True)]
+        return Agreement(at, counts, sent_digest, tuple(places), repaired)
+
+    def _compared(self, kept: pl.DataFrame, archived: pl.DataFrame, landed_by: datetime) -> list[_Part]:
+        """The same events in each store."""
+        fresh = _in_time(kept)
         # What landed and was projected is in the graph, late or not; the batch path proves that by itself.
-        places = (
-            _place("archive", kept, archived, waiting=pl.col("sent_at") > at - landing),
-            _place("graph", fresh, self._in_graph(fresh)),
-            _place("cassandra", fresh, self._in_cassandra(kept), tolerated=kept),
-        )
-        said = {**counts, "events": kept.height, "suppressed": hidden.height}
-        return Agreement(at, said, digest(row_hashes(_contents(fresh))), places)
+        return [
+            _part(kept, archived, waiting=pl.col("sent_at") > landed_by),
+            _part(fresh, self._in_graph(fresh)),
+            _part(fresh, self._in_cassandra(kept), tolerated=kept),
+        ]
 
-    def repair(self, found: Agreement, sent: pl.DataFrame) -> int:
-        """Write what the graph lacks, and what Cassandra lacks or holds otherwise; returns how many events that were.
-
-        The archive is not written: what it lacks is in files that have not landed. What the graph holds otherwise is
-        mended by its reconciliation with the archive.
-        """
-        places = {place.name: place for place in found.places}
-        of_graph = sent.join(places["graph"].missing, on=KEY, how="semi")
+    def _repair(self, sent: pl.DataFrame, graph: _Part, cassandra: _Part) -> int:
+        """Write what the graph lacks, and what Cassandra lacks or holds otherwise; returns how many events that are."""
+        of_graph = sent.join(graph.missing, on=KEY, how="semi")
         write_fresh(self._graph, _fresh_rows(of_graph))
-        differing = pl.concat([places["cassandra"].missing, places["cassandra"].altered])
-        of_cassandra = sent.join(differing, on=KEY, how="semi")
+        of_cassandra = sent.join(pl.concat([cassandra.missing, cassandra.altered]), on=KEY, how="semi")
         self._table.write(_user_events(of_cassandra))
         return of_graph.height + of_cassandra.height
 
-    def _archived(self, sent: pl.DataFrame) -> pl.DataFrame:
-        ids = sent.select(KEY).lazy()
-        rows = self._lake.scan(EVENTS).filter(pl.col("tenant_id").is_in(sent["tenant_id"].unique().to_list()))
-        found = rows.join(ids, on=KEY, how="semi").collect(engine="streaming")
-        micros = found.with_columns(attributes_text(found["attrs"]).alias("attrs"), micros=pl.col("ts").dt.epoch("us"))
-        return _same_text(micros.select(list(CONTENT)))
+    def _archived(self, sent: Spill, file: Path) -> Iterator[pl.DataFrame]:
+        """What the archive holds of the days and tenants of what was sent."""
+        places = _places(sent)
+        rows = self._lake.scan(EVENTS).filter(
+            pl.col("tenant_id").is_in(places["tenant_id"].unique().to_list()),
+            pl.col("event_date").is_in(places["day"].unique().to_list()),
+        )
+        entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+        rows.select(
+            *(name for name in CONTENT if name not in ("micros", "attrs")), pl.col("attrs").cast(entries),
+            micros=pl.col("ts").dt.epoch("us"),
+        ).sink_parquet(file, engine="streaming")  # fmt: skip
+        for batch in pq.ParquetFile(file).iter_batches(PART_ROWS):
+            found = pl.DataFrame(pl.from_arrow(batch))
+            yield found.with_columns(attributes_text(found["attrs"])).select(list(CONTENT))
 
     def _in_graph(self, sent: pl.DataFrame) -> pl.DataFrame:
         parts = []
@@ -169,46 +258,66 @@ class Stores:
             for batch in rows.iter_slices(BATCH_ROWS):
                 read = self._graph.query(READ_EVENTS, tenant_id=tenant, ids=batch["event_id"].to_list())
                 parts.append(pl.DataFrame(read, schema=CONTENT))
-        found = pl.concat([pl.DataFrame(schema=CONTENT), *parts])
-        return _same_text(found)
+        return pl.concat([pl.DataFrame(schema=CONTENT), *parts]).with_columns(pl.col("attrs").fill_null("{}"))
 
     def _in_cassandra(self, sent: pl.DataFrame) -> pl.DataFrame:
-        day = (pl.lit(EPOCH) + pl.duration(microseconds="micros")).dt.date()
-        places = sent.select("tenant_id", "user_id", day=day).unique().rows()
-        rows = [_content(one) for one in self._table.of_days(places)]
-        return pl.DataFrame(rows, schema=CONTENT, orient="row")
+        days = sent.select(*USER, _day()).unique().rows()
+        rows = [_content(one) for one in self._table.of_days(days)]
+        found = pl.DataFrame(rows, schema=CONTENT | {"attrs": EVENT_SCHEMA["attrs"]}, orient="row")
+        return found.with_columns(attributes_text(found["attrs"]).alias("attrs"))
 
 
-def _place(
-    name: str, expected: pl.DataFrame, held: pl.DataFrame, tolerated: pl.DataFrame | None = None,
-    waiting: pl.Expr | None = None,
-) -> Place:  # fmt: skip
+def _counted(judged: Iterable[Judged], counts: dict[str, int]) -> Iterator[pl.DataFrame]:
+    for some in judged:
+        counts["messages"] += some.messages
+        counts["dead_letters"] += some.messages - some.events.height
+        yield some.events
+
+
+def _distinct(sent: Spill, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
+    for number in range(sent.parts):
+        rows = sent.read(number)
+        first = each_once(rows)
+        counts["duplicates"] += rows.height - first.height
+        counts["late"] += int(first["is_late"].sum())
+        yield first
+
+
+def _places(sent: Spill) -> pl.DataFrame:
+    """The tenants and days of events: tenant_id, day."""
+    found = [sent.read(number).select("tenant_id", _day()).unique() for number in range(sent.parts)]
+    return pl.concat(found).unique()
+
+
+def _day() -> pl.Expr:
+    return (pl.lit(EPOCH) + pl.duration(microseconds="micros")).dt.date().alias("day")
+
+
+def _in_time(sent: pl.DataFrame) -> pl.DataFrame:
+    return sent.filter(~pl.col("is_late"))
+
+
+def _part(
+    expected: pl.DataFrame, held: pl.DataFrame, tolerated: pl.DataFrame | None = None, waiting: pl.Expr | None = None,
+) -> _Part:  # fmt: skip
     """Compare contents.
 
     Args:
-        name: of the store.
-        expected: what it should hold.
+        expected: what the store should hold.
         held: what it holds.
         tolerated: what it may hold though it is not expected.
         waiting: which of the events that it lacks it may lack for now.
     """
     mine, theirs = _contents(expected), _contents(held)
-    late = expected.select(*KEY, "is_late")
+    late = expected.select(list(DIFFERING))
     lacking = expected.join(theirs, on=KEY, how="anti")
     later = lacking.filter(waiting) if waiting is not None else lacking.clear()
-    missing = lacking.join(later, on=KEY, how="anti").select(*KEY, "is_late")
+    missing = lacking.join(later, on=KEY, how="anti").select(list(DIFFERING))
     there = mine.join(theirs.select(KEY), on=KEY, how="semi")
     altered = late.join(there.join(theirs, on=list(CONTENT), how="anti", nulls_equal=True), on=KEY, how="semi")
     known = expected if tolerated is None else tolerated
     extra = theirs.join(known, on=KEY, how="anti").select(*KEY, is_late=pl.lit(None, pl.Boolean))
-    shown = theirs.join(mine.select(KEY), on=KEY, how="semi")
-    return Place(name, shown.height, digest(row_hashes(shown)), later.height, missing, altered, extra)
-
-
-def _same_text(rows: pl.DataFrame) -> pl.DataFrame:
-    """Attributes as Python writes them, whoever wrote the text."""
-    texts = [sorted_json(json.loads(text or "{}")) for text in rows["attrs"]]
-    return rows.with_columns(pl.Series("attrs", texts, dtype=pl.String))
+    return _Part(theirs.join(mine.select(KEY), on=KEY, how="semi"), later.height, missing, altered, extra)
 
 
 def _contents(rows: pl.DataFrame) -> pl.DataFrame:
@@ -216,9 +325,10 @@ def _contents(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _content(row: UserEvent) -> tuple[Any, ...]:
+    entries = [{"key": name, "value": text} for name, text in row.metadata.items()]
     return (
         row.tenant_id, row.event_id, row.user_id, row.session_id, row.event_micros, row.event_type, row.item_id,
-        sorted_json(row.metadata),
+        entries,
     )  # fmt: skip
 
 

@@ -55,8 +55,8 @@ MESSAGES = """
     FROM user_events WHERE line IS NOT NULL
 """
 TO_JUDGE = "SELECT `partition`, CONCAT_WS(' ', CAST(`partition` AS STRING), place, replay, line) FROM messages"
-# Line breaks between the parts of a JSON document become spaces; within its strings JSON has none.
-LINES = "SELECT TRANSLATE(line, CHR(13) || CHR(10), '  ') FROM messages"
+# As `operators.LINE_BREAKS`: a space would make good JSON of a line break within a text, which is a dead letter here.
+LINES = "SELECT TRANSLATE(line, CHR(13) || CHR(10), CHR(9) || CHR(9)) FROM messages"
 # The ids that were seen are kept by Flink's own operator for it: a look-up of state from Python crosses processes.
 FIRST_OF_EACH_NAME = """
     SELECT shard, event FROM judged WHERE is_replay

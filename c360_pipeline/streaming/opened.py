@@ -1,6 +1,8 @@
 """The comparison of the stores with the topic, over the settings' servers."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from c360_pipeline.connections import open_control, open_graph, open_lake
 from c360_pipeline.settings import Settings
@@ -9,9 +11,7 @@ from c360_pipeline.streaming.clients import open_user_events
 from c360_pipeline.streaming.topic import TopicReader
 
 
-def compared(
-    settings: Settings, hours: float | None, landing: timedelta, *, repair: bool = False
-) -> tuple[Agreement, int]:
+def compared(settings: Settings, hours: float | None, landing: timedelta, *, repair: bool = False) -> Agreement:
     """Read the topic and compare.
 
     Args:
@@ -21,17 +21,16 @@ def compared(
         repair: whether to write what the graph lacks, and what Cassandra lacks or holds otherwise.
 
     Returns:
-        What was found, after the repair where there was one, and how many events were written.
+        What was found, after the repair where there was one.
 
     Raises:
         UnavailableError: a server does not answer.
     """
     at = datetime.now(UTC)
-    sent, counts = TopicReader(settings).sent(None if hours is None else at - timedelta(hours=hours), at)
-    with open_graph(settings) as graph, open_user_events(settings) as table:
+    reading = TopicReader(settings).sent(None if hours is None else at - timedelta(hours=hours), at)
+    with (
+        open_graph(settings) as graph, open_user_events(settings) as table,
+        TemporaryDirectory(prefix="c360-verify-") as folder,
+    ):  # fmt: skip
         stores = Stores(open_lake(settings), graph, table, open_control(settings).suppressed_users())
-        found = stores.compare(sent, counts, at, landing)
-        if found.is_equal or not repair:
-            return found, 0
-        written = stores.repair(found, sent)
-        return stores.compare(sent, counts, at, landing), written
+        return stores.compare(reading, at, landing, Path(folder), repair=repair)

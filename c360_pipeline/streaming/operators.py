@@ -8,18 +8,24 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import polars as pl
 
 from c360_pipeline.core.events import EPOCH, Event, Rejected, epoch_micros, parse_event
+from c360_pipeline.core.landing import Delivery, LineBlock
+from c360_pipeline.core.landing import decode as decode_lines
 
 LATENESS = timedelta(minutes=2)
 """How far an event may lie behind the newest of its partition. Source: "Real-Time User Event Streaming System"."""
 LATE = "late"
 REPLAY_HEADER = "c360-replay"
 """Of messages that come from the archive."""
+LINE_BREAKS = bytes.maketrans(b"\r\n", b"\t\t")
+"""Makes a line of a message: between the parts of a JSON document a tab says the same; within a text both are wrong."""
 
 
 class Message(NamedTuple):
@@ -90,22 +96,37 @@ def judge(
     return event, moved
 
 
+def judge_all(
+    values: Sequence[bytes], is_replay: Sequence[bool], clock: datetime | None, now: datetime
+) -> tuple[pl.DataFrame, datetime | None]:
+    """Decide what becomes of many messages of one partition at once, as `judge` does of each.
+
+    Args:
+        values: the messages, in the order of the partition; less than 2 GiB.
+        is_replay: of each whether it comes from the archive.
+        clock: of the partition before them; None before the first event.
+        now: the moment of the decision.
+
+    Returns:
+        Those that are events, late or not: `number` (index of the message), the columns of `EVENTS` and `is_late`, in
+        order; and the clock after them.
+    """
+    lines = b"".join(value.translate(LINE_BREAKS) + b"\n" for value in values)
+    events = decode_lines(LineBlock(Delivery("", ""), 0, 0, lines), now).events.rename({"source_line": "number"})
+    rows = events.sort("number")
+    replayed = pl.Series("is_replay", is_replay, dtype=pl.Boolean)[rows["number"]]
+    # A late event lies behind the clock, and so never is the newest.
+    moves = rows.select(pl.when(~replayed).then(pl.min_horizontal("ts", pl.lit(now)))).to_series()
+    newest = moves.cum_max().fill_null(strategy="forward")
+    before = pl.select(pl.max_horizontal(newest.shift(1), pl.lit(clock, pl.Datetime("us", "UTC")))).to_series()
+    is_late = (~replayed & (before - rows["ts"] > LATENESS)).fill_null(value=False)
+    times = [time for time in (clock, newest.max()) if isinstance(time, datetime)]
+    return rows.with_columns(is_late.alias("is_late")), max(times, default=None)
+
+
 def seen_name(event: Event) -> str:
     """What an event is called among those that were seen: a hash, so that checkpoints hold no id of a person's."""
     return hashlib.blake2b(f"{event.tenant_id}\x1f{event.event_id}".encode(), digest_size=16).hexdigest()
-
-
-def contents_of(event: Event) -> tuple[Any, ...]:
-    """tenant_id, event_id, user_id, session_id, microseconds since 1970, action, item_id, attrs as sorted JSON."""
-    return (
-        event.tenant_id, event.event_id, event.user_id, event.session_id, epoch_micros(event.ts), event.action,
-        event.item_id, sorted_json(event.attrs),
-    )  # fmt: skip
-
-
-def sorted_json(attrs: Mapping[str, str]) -> str:
-    """Attributes as text that is equal where they are."""
-    return json.dumps(dict(sorted(attrs.items())), ensure_ascii=False)
 
 
 def encode(event: Event) -> str:

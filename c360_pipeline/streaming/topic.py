@@ -1,27 +1,25 @@
 """The topic read from outside the job: what was sent, as the job judges it."""
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import polars as pl
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as Delivered
 
 from c360_pipeline.core.events import EPOCH
+from c360_pipeline.core.graph import attributes_text
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.streaming.clients import TOPIC, kafka_options
-from c360_pipeline.streaming.operators import (
-    REPLAY_HEADER,
-    DeadLetter,
-    Message,
-    contents_of,
-    judge,
-    seen_name,
-)
+from c360_pipeline.streaming.operators import REPLAY_HEADER, judge_all
 
 SECONDS = 15.0
-AT_ONCE = 5_000
+AT_ONCE = 10_000
+"""Messages that are in memory together."""
+WAIT_SECONDS = 0.5
 READER = "c360-verify"
 CONTENT: dict[str, pl.DataType | type[pl.DataType]] = {
     "tenant_id": pl.String, "event_id": pl.String, "user_id": pl.String, "session_id": pl.String, "micros": pl.Int64,
@@ -37,6 +35,32 @@ Ends = dict[int, tuple[int, int]]
 """By partition: its first offset, and the one after its last."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Some messages of one partition.
+
+    Attributes:
+        messages: how many.
+        events: `SENT` rows of those that are events; an id can be there several times.
+    """
+
+    messages: int
+    events: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Messages that are there to be read.
+
+    Attributes:
+        at_most: how many.
+        judged: what becomes of them, partition by partition in their order; at most `AT_ONCE` in memory.
+    """
+
+    at_most: int
+    judged: Iterator[Judged]
+
+
 class TopicReader:
     """Reads what was sent.
 
@@ -47,95 +71,110 @@ class TopicReader:
     def __init__(self, settings: Settings) -> None:
         self._options = {
             **kafka_options(settings), "group.id": READER, "enable.auto.commit": False,
-            "auto.offset.reset": "earliest", "enable.partition.eof": False,
+            "auto.offset.reset": "earliest", "enable.partition.eof": True,
         }  # fmt: skip
 
-    def sent(self, since: datetime | None, now: datetime) -> tuple[pl.DataFrame, dict[str, int]]:
-        """The events that were sent until now, each id once, judged partition by partition as the job does.
+    def sent(self, since: datetime | None, now: datetime) -> Reading:
+        """What was sent until now, judged as the job does.
 
         Args:
             since: messages of this moment and later; all that Kafka has where it is None.
             now: the moment of the judgement.
 
-        Returns:
-            `SENT` rows; and how many messages, dead letters, late events and repetitions there are.
-
         Raises:
-            UnavailableError: Kafka does not answer.
+            UnavailableError: Kafka does not answer; while it is read, too.
         """
-        return self._judged(self._messages(lambda consumer, ends: self._begins(consumer, ends, since)), now)
+        return self._reading(lambda consumer, ends: _begins(consumer, ends, since), now)
 
     def newest(self, count: int, now: datetime) -> pl.DataFrame:
-        """The events among the newest messages of each partition: `SENT` rows.
+        """The events among the newest messages of each partition: `SENT` rows, each event once.
 
         Raises:
             UnavailableError: Kafka does not answer.
         """
         begins = lambda _, ends: {p: max(begin, end - count) for p, (begin, end) in ends.items()}  # noqa: E731
-        return self._judged(self._messages(begins), now)[0]
+        found = [judged.events for judged in self._reading(begins, now).judged]
+        return each_once(pl.concat([pl.DataFrame(schema=SENT), *found]))
 
-    @staticmethod
-    def _judged(
-        messages: Iterable[tuple[Message, bool, datetime]], now: datetime
-    ) -> tuple[pl.DataFrame, dict[str, int]]:
-        clocks: dict[int, datetime | None] = {}
-        seen: set[str] = set()
-        counts = dict.fromkeys(("messages", "dead_letters", "late", "duplicates"), 0)
-        rows: list[tuple[Any, ...]] = []
-        for message, is_replay, sent_at in messages:
-            counts["messages"] += 1
-            clock = clocks.get(message.partition)
-            found, clocks[message.partition] = judge(message, clock, now, is_replay=is_replay)
-            if isinstance(found, DeadLetter) and found.late_event is None:
-                counts["dead_letters"] += 1
-                continue
-            event = found.late_event if isinstance(found, DeadLetter) else found
-            if event is None or seen_name(event) in seen:
-                counts["duplicates"] += 1
-                continue
-            is_late = isinstance(found, DeadLetter)
-            if not is_late:
-                seen.add(seen_name(event))
-            rows.append((*contents_of(event), is_late, message.partition, message.offset, sent_at))
-        frame = pl.DataFrame(rows, schema=SENT, orient="row")
-        # A late event may have come in time before, or come again.
-        first = frame.sort("is_late", "partition", "offset").unique(["tenant_id", "event_id"], keep="first")
-        return first, counts | {"late": int(first["is_late"].sum())}
-
-    def _messages(
-        self, begins_of: Callable[[Consumer, Ends], dict[int, int]]
-    ) -> Iterator[tuple[Message, bool, datetime]]:
+    def _reading(self, begins_of: Callable[[Consumer, Ends], dict[int, int]], now: datetime) -> Reading:
         consumer = Consumer(self._options)
         try:
             known = consumer.list_topics(TOPIC, timeout=SECONDS).topics[TOPIC].partitions
             ends = {p: consumer.get_watermark_offsets(TopicPartition(TOPIC, p), timeout=SECONDS) for p in known}
             begins = begins_of(consumer, ends)
-            left = {p for p, (_, end) in ends.items() if begins[p] < end}
-            consumer.assign([TopicPartition(TOPIC, p, begins[p]) for p in left])
-            while left:
-                batch = consumer.consume(AT_ONCE, timeout=SECONDS)
-                if not batch:
-                    raise UnavailableError(f"Kafka does not deliver the messages of partitions {sorted(left)}.")
-                if failed := [one.error() for one in batch if one.error()]:
-                    raise UnavailableError(f"Kafka does not deliver: {failed[0]}")
-                for one in batch:
-                    partition, offset = one.partition() or 0, one.offset() or 0
-                    end = ends[partition][1]
-                    if offset >= end - 1:
-                        left.discard(partition)
-                    if offset < end and (value := one.value()) is not None:
-                        at = EPOCH + timedelta(milliseconds=one.timestamp()[1])
-                        replayed = REPLAY_HEADER in dict(one.headers() or ())
-                        yield Message(bytes(value), partition, offset), replayed, at
         except KafkaException as error:
-            raise UnavailableError(f"Kafka does not answer: {error}") from error
-        finally:
             consumer.close()
+            raise UnavailableError(f"Kafka does not answer: {error}") from error
+        left = {p: (begins[p], end) for p, (_, end) in ends.items() if begins[p] < end}
+        return Reading(sum(end - begin for begin, end in left.values()), _judged(consumer, left, now))
 
-    @staticmethod
-    def _begins(consumer: Consumer, ends: dict[int, tuple[int, int]], since: datetime | None) -> dict[int, int]:
-        if since is None:
-            return {p: begin for p, (begin, _) in ends.items()}
-        millis = (since - EPOCH) // timedelta(milliseconds=1)
-        found = consumer.offsets_for_times([TopicPartition(TOPIC, p, millis) for p in ends], timeout=SECONDS)
-        return {p.partition: p.offset if p.offset >= 0 else ends[p.partition][1] for p in found}
+
+def each_once(events: pl.DataFrame) -> pl.DataFrame:
+    """Of the `SENT` rows of an id the first; a late event may have come in time before, or come again."""
+    first = events.sort("is_late", "partition", "offset")
+    return first.unique(["tenant_id", "event_id"], keep="first", maintain_order=True)
+
+
+def _judged(consumer: Consumer, left: Ends, now: datetime) -> Iterator[Judged]:
+    clocks: dict[int, datetime | None] = {}
+    for partition, messages in _messages(consumer, left):
+        values = [one.value() or b"" for one in messages]
+        replayed = [REPLAY_HEADER in dict(one.headers() or ()) for one in messages]
+        found, clocks[partition] = judge_all(values, replayed, clocks.get(partition), now)
+        yield Judged(len(messages), _sent(found, partition, messages))
+
+
+def _sent(found: pl.DataFrame, partition: int, messages: list[Delivered]) -> pl.DataFrame:
+    """`SENT` rows of the events among some messages."""
+    millis = pl.Series([one.timestamp()[1] for one in messages], dtype=pl.Int64)[found["number"]]
+    return found.select(
+        *(name for name in CONTENT if name not in ("micros", "attrs")), "is_late",
+        attributes_text(found["attrs"]).alias("attrs"),
+        pl.Series("offset", [one.offset() for one in messages], dtype=pl.Int64)[found["number"]],
+        micros=pl.col("ts").dt.epoch("us"), partition=pl.lit(partition, pl.Int64),
+        sent_at=millis.cast(pl.Datetime("ms", "UTC")).cast(pl.Datetime("us", "UTC")),
+    ).select(list(SENT))  # fmt: skip
+
+
+def _messages(consumer: Consumer, left: Ends) -> Iterator[tuple[int, list[Delivered]]]:
+    """The messages of each partition up to its end, in order, some at a time."""
+    todo = dict(left)
+    try:
+        consumer.assign([TopicPartition(TOPIC, p, begin) for p, (begin, _) in todo.items()])
+        deadline = time.monotonic() + SECONDS
+        while todo:
+            batch = consumer.consume(AT_ONCE, timeout=WAIT_SECONDS)
+            if batch:
+                deadline = time.monotonic() + SECONDS
+            elif time.monotonic() > deadline:
+                raise UnavailableError(f"Kafka does not deliver the messages of partitions {sorted(todo)}.")
+            parts: dict[int, list[Delivered]] = {}
+            for one in batch:
+                partition, is_message, is_last = _place_of(one, left)
+                if is_message:
+                    parts.setdefault(partition, []).append(one)
+                if is_last:
+                    todo.pop(partition, None)
+            yield from parts.items()
+    except KafkaException as error:
+        raise UnavailableError(f"Kafka does not answer: {error}") from error
+    finally:
+        consumer.close()
+
+
+def _place_of(one: Delivered, ends: Ends) -> tuple[int, bool, bool]:
+    """The partition; whether this is one of its messages before the end; and whether there are no more of them."""
+    partition, offset, error = one.partition() or 0, one.offset() or 0, one.error()
+    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+        raise UnavailableError(f"Kafka does not deliver: {error}")
+    end = ends[partition][1]
+    is_message = error is None and offset < end and one.value() is not None
+    return partition, is_message, error is not None or offset >= end - 1
+
+
+def _begins(consumer: Consumer, ends: Mapping[int, tuple[int, int]], since: datetime | None) -> dict[int, int]:
+    if since is None:
+        return {p: begin for p, (begin, _) in ends.items()}
+    millis = (since - EPOCH) // timedelta(milliseconds=1)
+    found = consumer.offsets_for_times([TopicPartition(TOPIC, p, millis) for p in ends], timeout=SECONDS)
+    return {p.partition: p.offset if p.offset >= 0 else ends[p.partition][1] for p in found}
