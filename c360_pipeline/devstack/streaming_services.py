@@ -75,8 +75,7 @@ saved_caches_directory: "{home}/saved_caches"
 hints_directory: "{home}/hints"
 cdc_raw_directory: "{home}/cdc_raw"
 # An acknowledged write is on the disk: what is lost with a process is what nobody was told is there.
-commitlog_sync: group
-commitlog_sync_group_window: 5ms
+commitlog_sync: batch
 commitlog_segment_size: 16MiB
 commitlog_total_space: 256MiB
 memtable_heap_space: 128MiB
@@ -85,7 +84,7 @@ key_cache_size: 8MiB
 networking_cache_size: 32MiB
 file_cache_size: 32MiB
 concurrent_reads: 8
-# Each waits for the group that it is written with.
+# Each waits until the log is on the disk.
 concurrent_writes: 128
 concurrent_compactors: 1
 disk_optimization_strategy: ssd

@@ -11,15 +11,17 @@ import polars as pl
 from cassandra import InvalidRequest, OperationTimedOut, ReadTimeout, Unavailable, WriteTimeout
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
-from cassandra.concurrent import execute_concurrent_with_args
+from cassandra.concurrent import execute_concurrent, execute_concurrent_with_args
 from cassandra.policies import DCAwareRoundRobinPolicy, TokenAwarePolicy
-from cassandra.query import ConsistencyLevel
+from cassandra.query import BatchStatement, BatchType, ConsistencyLevel
 
 from c360_pipeline.core.events import EPOCH, epoch_micros
 from c360_pipeline.errors import UnavailableError
 
 CONCURRENCY = 200
-"""Statements of one batch on their way at once."""
+"""Requests on their way at once."""
+REQUEST_ROWS, REQUEST_BYTES = 10, 4 * 1024
+"""Of one request. Servers warn of batches of more partitions, or of 5 KiB, and refuse them from 50 KiB."""
 COLUMNS = (
     "tenant_id", "user_id", "bucket_date", "event_time", "event_type", "event_id", "event_micros", "session_id",
     "item_id", "metadata",
@@ -139,10 +141,24 @@ class UserEvents:
     def _write_all(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """Run a statement with each of some values; the first error is raised, the others may have gone well."""
         try:
-            prepared = self._prepared[statement]
-            execute_concurrent_with_args(self._session, prepared, list(rows), concurrency=CONCURRENCY)
+            requests = [(request, None) for request in self._requests(self._prepared[statement], rows)]
+            execute_concurrent(self._session, requests, concurrency=CONCURRENCY)
         except TRANSIENT as error:
             raise UnavailableError(f"Cassandra does not take the events: {type(error).__name__}") from error
+
+    def _requests(self, prepared: Any, rows: Iterable[tuple[Any, ...]]) -> Iterator[BatchStatement]:
+        """Rows of the same nodes together: a request costs several times what a row in it does."""
+        waiting: dict[tuple[Any, ...], _Request] = {}
+        for row in rows:
+            bound = prepared.bind(row)
+            nodes = tuple(self._cluster.metadata.get_replicas(self._keyspace, bound.routing_key))
+            request = waiting.setdefault(nodes, _Request())
+            size = sum(len(value) for value in bound.values if value)
+            if request.rows and (request.rows >= REQUEST_ROWS or request.bytes + size > REQUEST_BYTES):
+                yield request.batch
+                request = waiting[nodes] = _Request()
+            request.add(bound, size)
+        yield from (request.batch for request in waiting.values())
 
     def delete(self, events: pl.DataFrame) -> None:
         """Delete events; deleting one again changes nothing.
@@ -193,6 +209,19 @@ class UserEvents:
         """Delete all that a user did, whatever its day."""
         self.delete_days(tenant_id, user_id, self.days(tenant_id, user_id))
         self._write_all(DELETE_DAYS, [(tenant_id, user_id)])
+
+
+class _Request:
+    """Rows that go to the server together."""
+
+    def __init__(self) -> None:
+        self.batch = BatchStatement(BatchType.UNLOGGED)
+        self.rows = self.bytes = 0
+
+    def add(self, bound: Any, size: int) -> None:
+        """Take a row of so many bytes."""
+        self.batch.add(bound)
+        self.rows, self.bytes = self.rows + 1, self.bytes + size
 
 
 def is_of_a_row(error: Exception) -> bool:

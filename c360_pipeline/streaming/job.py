@@ -38,10 +38,10 @@ from c360_pipeline.streaming.operators import (
     seen_name,
     shard_of,
 )
-from c360_pipeline.streaming.sinks import PatientSink, refusal
+from c360_pipeline.streaming.sinks import STORES, PatientSink, refusal
 
-BATCH_EVENTS, BATCH_MS = 200, 500
-"""Of one tenant and shard: written when there are so many, or when the first has waited for so long."""
+BATCH_MS = 500
+"""Events are written when as many wait as their store takes at once, or when the first has waited for so long."""
 SEEN_FOR = "6 h"
 """For how long the id of an event is known; the archive knows it for good."""
 JUDGED = Types.ROW_NAMED(
@@ -115,6 +115,7 @@ class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
 
     def __init__(self, sink: str) -> None:
         self._name = sink
+        self._batch_events = STORES[sink].batch_events
 
     def open(self, context: RuntimeContext) -> None:
         """Bind the state."""
@@ -138,7 +139,7 @@ class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
         if count == 0:
             timer = context.timer_service().current_processing_time() + BATCH_MS
             context.timer_service().register_processing_time_timer(timer)
-        if count + 1 >= BATCH_EVENTS:
+        if count + 1 >= self._batch_events:
             context.timer_service().delete_processing_time_timer(timer)
             yield from self._write()
         else:

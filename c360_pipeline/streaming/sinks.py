@@ -51,17 +51,20 @@ class Store:
     """Where events go.
 
     Attributes:
+        batch_events: of a tenant and shard that are written together.
         open_writer: opens it, to be entered.
         is_of_a_row: whether an error of writing is the fault of one of the events.
     """
 
+    batch_events: int
     open_writer: Callable[[Settings], AbstractContextManager[Write]]
     is_of_a_row: Callable[[Exception], bool]
 
 
 STORES = {
-    "neo4j": Store(_graph_writer, _is_graph_row),
-    "cassandra": Store(_user_events_writer, user_events.is_of_a_row),
+    "neo4j": Store(200, _graph_writer, _is_graph_row),
+    # Its log is on the disk sooner the more is written at once.
+    "cassandra": Store(1_000, _user_events_writer, user_events.is_of_a_row),
 }
 
 
