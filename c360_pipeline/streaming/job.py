@@ -12,19 +12,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from pyflink.common import Encoder, Row, Types
+from pyflink.common import Encoder, Types
 from pyflink.common.serialization import SimpleStringSchema
 from pyflink.datastream import DataStream, KeyedStream, OutputTag, StreamExecutionEnvironment
 from pyflink.datastream.connectors.base import DeliveryGuarantee
 from pyflink.datastream.connectors.file_system import BucketAssigner, FileSink, OutputFileConfig, RollingPolicy
 from pyflink.datastream.connectors.kafka import KafkaRecordSerializationSchema, KafkaSink
 from pyflink.datastream.functions import KeyedProcessFunction, MapFunction, RuntimeContext
-from pyflink.datastream.state import ListStateDescriptor, ValueStateDescriptor
+from pyflink.datastream.state import ValueStateDescriptor
 from pyflink.java_gateway import get_gateway
 from pyflink.table import Schema, StreamTableEnvironment
 
 from c360_pipeline.connections import open_landing
-from c360_pipeline.core.events import EPOCH, epoch_micros
+from c360_pipeline.core.events import EPOCH, Event, epoch_micros
 from c360_pipeline.settings import Settings, load_settings
 from c360_pipeline.stores.landing import EVENTS_PREFIX
 from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, JOB, TOPIC, java_kafka_options
@@ -40,13 +40,8 @@ from c360_pipeline.streaming.operators import (
 )
 from c360_pipeline.streaming.sinks import STORES, PatientSink, refusal
 
-BATCH_MS = 500
-"""Events are written when as many wait as their store takes at once, or when the first has waited for so long."""
 SEEN_FOR = "6 h"
 """For how long the id of an event is known; the archive knows it for good."""
-JUDGED = Types.ROW_NAMED(
-    ["name", "shard", "event", "is_replay"], [Types.STRING(), Types.STRING(), Types.STRING(), Types.BOOLEAN()]
-)
 BYTES = "ISO-8859-1"
 """A text of this encoding has one character for each byte: how bytes go through what knows texts only."""
 MESSAGES = """
@@ -54,18 +49,40 @@ MESSAGES = """
         CASE WHEN headers['c360-replay'] IS NULL THEN '' ELSE 'replay' END AS replay
     FROM user_events WHERE line IS NOT NULL
 """
-TO_JUDGE = "SELECT `partition`, CONCAT_WS(' ', CAST(`partition` AS STRING), place, replay, line) FROM messages"
 # As `operators.LINE_BREAKS`: a space would make good JSON of a line break within a text, which is a dead letter here.
 LINES = "SELECT TRANSLATE(line, CHR(13) || CHR(10), CHR(9) || CHR(9)) FROM messages"
+# What goes to Python goes in blocks: one by one, a row costs several times there what is done with it.
+TO_JUDGE = """
+    SELECT `partition`, ARRAY_JOIN(
+        ARRAY_AGG(CONCAT_WS(' ', CAST(`partition` AS STRING), place, replay, CAST(CHAR_LENGTH(line) AS STRING), line)),
+        ''
+    )
+    FROM TABLE(TUMBLE(TABLE messages, DESCRIPTOR(seen_at), INTERVAL '0.1' SECOND))
+    GROUP BY `partition`, window_start, window_end
+"""
 # The ids that were seen are kept by Flink's own operator for it: a look-up of state from Python crosses processes.
+JUDGED = """
+    SELECT SPLIT_INDEX(f0, CHR(31), 0) AS name, SPLIT_INDEX(f0, CHR(31), 1) AS shard,
+        SPLIT_INDEX(f0, CHR(31), 2) AS event, seen_at
+    FROM judged
+"""
 FIRST_OF_EACH_NAME = """
-    SELECT shard, event FROM judged WHERE is_replay
+    SELECT shard, event FROM entries WHERE name = ''
     UNION ALL
     SELECT shard, event FROM (
-        SELECT shard, event, ROW_NUMBER() OVER (PARTITION BY name ORDER BY judged_at) AS number
-        FROM judged WHERE NOT is_replay
+        SELECT shard, event, ROW_NUMBER() OVER (PARTITION BY name ORDER BY seen_at) AS number
+        FROM entries WHERE name <> ''
     ) WHERE number = 1
 """
+TO_WRITE = """
+    SELECT shard, ARRAY_JOIN(ARRAY_AGG(event), CHR(30))
+    FROM TABLE(TUMBLE(TABLE events, DESCRIPTOR(seen_at), INTERVAL '0.5' SECOND))
+    GROUP BY shard, window_start, window_end
+"""
+HEADER_CHARACTERS = 64
+"""What stands before a message in a block is shorter."""
+EVENT_END, PART_END = "\x1e", "\x1f"
+"""What separates events, and their parts: JSON has neither as it is."""
 DEAD = OutputTag("dead", Types.STRING())
 FILE_BYTES, FILE_MS, IDLE_MS = 64 * 1024 * 1024, 60_000, 15_000
 """A landed file ends when it is so large, so old, or when nothing came for so long."""
@@ -80,6 +97,20 @@ def log_to_flink() -> None:
     )
 
 
+def messages_of(block: str) -> Iterator[tuple[Message, bool]]:
+    """The messages of a block, and whether each comes from the archive.
+
+    Args:
+        block: of each message partition, offset, whether it is a replay, how long it is, and its bytes as `BYTES`.
+    """
+    end = 0
+    while end < len(block):
+        partition, offset, replay, length, _ = block[end : end + HEADER_CHARACTERS].split(" ", 4)
+        start = end + len(partition) + len(offset) + len(replay) + len(length) + 4
+        end = start + int(length)
+        yield Message(block[start:end].encode(BYTES), int(partition), int(offset)), bool(replay)
+
+
 class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
     """Tells events from dead letters, partition by partition, with the partition's clock."""
 
@@ -90,38 +121,35 @@ class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
         metrics = context.get_metrics_group()
         self._count = {name: metrics.counter(name) for name in ("events", "dead_letters", "late")}
 
-    def process_element(self, text: str, context: Any) -> Iterator[Any]:
-        """One message."""
-        partition, offset, replay, line = text.split(" ", 3)
-        message, is_replay = Message(line.encode(BYTES), int(partition), int(offset)), bool(replay)
+    def process_element(self, block: str, context: Any) -> Iterator[Any]:
+        """Some messages of a partition, in its order."""
         known = self._clock.value()
         clock = None if known is None else EPOCH + timedelta(microseconds=known)
-        found, moved = judge(message, clock, datetime.now(UTC), is_replay=is_replay)
-        if moved is not None and moved != clock:
-            self._clock.update(epoch_micros(moved))
-        if isinstance(found, DeadLetter):
-            self._count["late" if found.error_class == "late" else "dead_letters"].inc()
-            yield DEAD, found.as_json()
-        else:
-            self._count["events"].inc()
-            yield Row(seen_name(found), shard_of(found, self._shards), encode(found), is_replay)
+        for message, is_replay in messages_of(block):
+            found, clock = judge(message, clock, datetime.now(UTC), is_replay=is_replay)
+            if isinstance(found, DeadLetter):
+                self._count["late" if found.error_class == "late" else "dead_letters"].inc()
+                yield DEAD, found.as_json()
+            else:
+                name = "" if is_replay else seen_name(found)
+                self._count["events"].inc()
+                yield PART_END.join((name, shard_of(found, self._shards), encode(found)))
+        if clock is not None:
+            self._clock.update(epoch_micros(clock))
 
 
-class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
-    """Gathers the events of a tenant's shard in Flink's state, and writes them together.
+class WriteBatch(KeyedProcessFunction):  # type: ignore[misc]
+    """Writes the events of a tenant's shard.
 
-    They leave the state after they are written: what a crash leaves half done is written again, which changes nothing.
+    It has no state: what a crash leaves half done is read from the checkpoint and written again, which changes nothing.
     """
 
     def __init__(self, sink: str) -> None:
         self._name = sink
-        self._batch_events = STORES[sink].batch_events
 
     def open(self, context: RuntimeContext) -> None:
-        """Bind the state."""
+        """Count, and log."""
         log_to_flink()
-        self._waiting = context.get_list_state(ListStateDescriptor("waiting", Types.STRING()))
-        self._pending = context.get_state(ValueStateDescriptor("pending", Types.TUPLE([Types.INT(), Types.LONG()])))
         self._sink = PatientSink(self._name, load_settings())
         metrics = context.get_metrics_group()
         self._count = {name: metrics.counter(name) for name in ("written", "refused", "batches", "retries")}
@@ -132,31 +160,17 @@ class MicroBatch(KeyedProcessFunction):  # type: ignore[misc]
         """Close the store."""
         self._sink.close()
 
-    def process_element(self, event: str, context: Any) -> Iterable[Any]:
-        """One event."""
-        count, timer = self._pending.value() or (0, 0)
-        self._waiting.add(event)
-        if count == 0:
-            timer = context.timer_service().current_processing_time() + BATCH_MS
-            context.timer_service().register_processing_time_timer(timer)
-        if count + 1 >= self._batch_events:
-            context.timer_service().delete_processing_time_timer(timer)
-            yield from self._write()
-        else:
-            self._pending.update((count + 1, timer))
+    def process_element(self, block: str, context: Any) -> Iterator[str]:
+        """Events that have come within a moment."""
+        events = [decode(text) for text in block.split(EVENT_END)]
+        at_once = STORES[self._name].batch_events
+        for start in range(0, len(events), at_once):
+            yield from self._write(events[start : start + at_once])
 
-    def on_timer(self, timestamp: int, context: Any) -> Iterable[Any]:
-        """The first has waited for long enough."""
-        if self._pending.value() is not None:
-            yield from self._write()
-
-    def _write(self) -> Iterator[Any]:
-        events = [decode(text) for text in self._waiting.get()]
+    def _write(self, events: list[Event]) -> Iterator[str]:
         began, retries = datetime.now(UTC), self._sink.retries
         refused = self._sink.write(events)
         self._batch_ms = (datetime.now(UTC) - began) // timedelta(milliseconds=1)
-        self._waiting.clear()
-        self._pending.clear()
         self._count["batches"].inc()
         self._count["written"].inc(len(events) - len(refused))
         self._count["refused"].inc(len(refused))
@@ -204,27 +218,30 @@ def build(environment: StreamExecutionEnvironment, settings: Settings, sinks: It
         f"WITH ({said})"
     )
     # A stream, from which both queries go on: of a table each would read the topic for itself.
-    messages = tables.to_data_stream(tables.sql_query(MESSAGES))
-    tables.create_temporary_view("messages", tables.from_data_stream(messages))
-    judged = (
-        keyed(tables, TO_JUDGE, Types.INT())
-        .process(Judge(), output_type=JUDGED)
-        .name("judge").uid("judge")
-    )  # fmt: skip
+    timed_view(tables, "messages", tables.to_data_stream(tables.sql_query(MESSAGES)))
+    judged = keyed(tables, TO_JUDGE, Types.INT()).process(Judge(), output_type=Types.STRING())
+    judged = judged.name("judge").uid("judge")
     dead = judged.get_side_output(DEAD)
-    schema = Schema.new_builder().column_by_expression("judged_at", "PROCTIME()").build()
-    tables.create_temporary_view("judged", tables.from_data_stream(judged, schema))
-    events = keyed(tables, FIRST_OF_EACH_NAME, Types.STRING())
+    timed_view(tables, "judged", judged)
+    tables.create_temporary_view("entries", tables.sql_query(JUDGED))
+    timed_view(tables, "events", tables.to_data_stream(tables.sql_query(FIRST_OF_EACH_NAME)))
+    batches = keyed(tables, TO_WRITE, Types.STRING())
     for name in sinks:
         if name == "s3":
             text = get_gateway().jvm.org.apache.flink.table.api.DataTypes.STRING()
             lines = DataStream(tables._j_tenv.toDataStream(tables.sql_query(LINES)._j_table, text))
             lines.sink_to(landed_files(settings)).name("landed files").uid("landed-files")
         else:
-            refused = events.process(MicroBatch(name), output_type=Types.STRING()).name(name).uid(f"to-{name}")
+            refused = batches.process(WriteBatch(name), output_type=Types.STRING()).name(name).uid(f"to-{name}")
             dead = dead.union(refused)
     kept = dead.map(KeepDeadLetter(), output_type=Types.STRING()).name("dead letters").uid("dead-letters")
     kept.sink_to(dead_letter_topic(settings)).name("topic of dead letters").uid("dead-letter-topic")
+
+
+def timed_view(tables: StreamTableEnvironment, name: str, stream: DataStream) -> None:
+    """A view of a stream, with `seen_at`, the moment in which a row is looked at."""
+    schema = Schema.new_builder().column_by_expression("seen_at", "PROCTIME()").build()
+    tables.create_temporary_view(name, tables.from_data_stream(stream, schema))
 
 
 def keyed(tables: StreamTableEnvironment, query: str, key: Any) -> KeyedStream:

@@ -154,7 +154,7 @@ def shard_of(event: Event, shards: int) -> str:
         event: the event.
         shards: writers of one tenant at once.
     """
-    return f"{event.tenant_id}\x1f{zlib.crc32(event.user_id.encode()) % shards}"
+    return json.dumps([event.tenant_id, zlib.crc32(event.user_id.encode()) % shards])
 
 
 def bisected(

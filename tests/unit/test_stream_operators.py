@@ -96,8 +96,8 @@ def test_an_event_survives_the_way_between_operators() -> None:
     event, _ = judge(sent, None, NOW)
     assert isinstance(event, Event)
     assert decode(encode(event)) == event
-    assert shard_of(event, 1) == "acme\x1f0"
-    assert {shard_of(event._replace(user_id=str(n)), 4) for n in range(50)} == {f"acme\x1f{n}" for n in range(4)}
+    assert shard_of(event, 1) == '["acme", 0]'
+    assert {shard_of(event._replace(user_id=str(n)), 4) for n in range(50)} == {f'["acme", {n}]' for n in range(4)}
 
 
 class PoisonError(Exception):
