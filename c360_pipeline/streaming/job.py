@@ -29,11 +29,13 @@ from c360_pipeline.settings import Settings, load_settings
 from c360_pipeline.stores.landing import EVENTS_PREFIX
 from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, JOB, TOPIC, java_kafka_options
 from c360_pipeline.streaming.operators import (
+    BYTES,
     DeadLetter,
     Message,
     decode,
     encode,
     judge,
+    messages_of,
     refused_line,
     seen_name,
     shard_of,
@@ -42,8 +44,6 @@ from c360_pipeline.streaming.sinks import STORES, PatientSink, refusal
 
 SEEN_FOR = "6 h"
 """For how long the id of an event is known; the archive knows it for good."""
-BYTES = "ISO-8859-1"
-"""A text of this encoding has one character for each byte: how bytes go through what knows texts only."""
 MESSAGES = """
     SELECT `partition`, CAST(`offset` AS STRING) AS place, DECODE(line, 'ISO-8859-1') AS line,
         CASE WHEN headers['c360-replay'] IS NULL THEN '' ELSE 'replay' END AS replay
@@ -79,8 +79,6 @@ TO_WRITE = """
     FROM TABLE(TUMBLE(TABLE events, DESCRIPTOR(seen_at), INTERVAL '0.25' SECOND))
     GROUP BY shard, window_start, window_end
 """
-HEADER_CHARACTERS = 64
-"""What stands before a message in a block is shorter."""
 EVENT_END, PART_END = "\x1e", "\x1f"
 """What separates events, and their parts: JSON has neither as it is."""
 DEAD = OutputTag("dead", Types.STRING())
@@ -95,20 +93,6 @@ def log_to_flink() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-
-
-def messages_of(block: str) -> Iterator[tuple[Message, bool]]:
-    """The messages of a block, and whether each comes from the archive.
-
-    Args:
-        block: of each message partition, offset, whether it is a replay, how long it is, and its bytes as `BYTES`.
-    """
-    end = 0
-    while end < len(block):
-        partition, offset, replay, length, _ = block[end : end + HEADER_CHARACTERS].split(" ", 4)
-        start = end + len(partition) + len(offset) + len(replay) + len(length) + 4
-        end = start + int(length)
-        yield Message(block[start:end].encode(BYTES), int(partition), int(offset)), bool(replay)
 
 
 class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types

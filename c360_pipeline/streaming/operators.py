@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -28,12 +28,32 @@ LINE_BREAKS = bytes.maketrans(b"\r\n", b"\t\t")
 """Makes a line of a message: between the parts of a JSON document a tab says the same; within a text both are wrong."""
 
 
+BYTES = "ISO-8859-1"
+"""A text of this encoding has one character for each byte: how bytes go through what knows texts only."""
+HEADER_CHARACTERS = 64
+"""What stands before a message in a block is shorter."""
+
+
 class Message(NamedTuple):
     """What Kafka delivered: the bytes, and where they lie."""
 
     value: bytes
     partition: int
     offset: int
+
+
+def messages_of(block: str) -> Iterator[tuple[Message, bool]]:
+    """The messages of a block, and whether each comes from the archive.
+
+    Args:
+        block: of each message partition, offset, whether it is a replay, how long it is, and its bytes as `BYTES`.
+    """
+    end = 0
+    while end < len(block):
+        partition, offset, replay, length, _ = block[end : end + HEADER_CHARACTERS].split(" ", 4)
+        start = end + len(partition) + len(offset) + len(replay) + len(length) + 4
+        end = start + int(length)
+        yield Message(block[start:end].encode(BYTES), int(partition), int(offset)), bool(replay)
 
 
 @dataclass(frozen=True)

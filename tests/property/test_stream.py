@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from c360_pipeline.core.events import Event
-from c360_pipeline.streaming.operators import DeadLetter, Message, judge, judge_all
+from c360_pipeline.streaming.operators import BYTES, DeadLetter, Message, judge, judge_all, messages_of
 from c360_pipeline.streaming.spill import Spill
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -57,6 +57,16 @@ def test_messages_judged_together_are_judged_as_one_by_one(
 def as_event(row: dict[str, object]) -> Event:
     """A row of the archive as an event."""
     return Event(*(dict(row[name] or ()) if name == "attrs" else row[name] for name in Event._fields))  # type: ignore[call-overload]
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 2**63), st.booleans(), st.binary())))
+def test_messages_are_read_out_of_a_block_byte_by_byte(sent: list[tuple[int, int, bool, bytes]]) -> None:
+    block = "".join(
+        f"{partition} {offset} {'replay' if is_replay else ''} {len(value)} {value.decode(BYTES)}"
+        for partition, offset, is_replay, value in sent
+    )
+    wanted = [(Message(value, partition, offset), is_replay) for partition, offset, is_replay, value in sent]
+    assert list(messages_of(block)) == wanted
 
 
 @given(st.lists(st.tuples(st.text(), st.none() | st.integers(0, 3))), st.integers(1, 5), st.integers(1, 7))
