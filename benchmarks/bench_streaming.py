@@ -123,20 +123,22 @@ class Bench:
         from c360_pipeline.stores.fresh_events import event_frame, write_fresh
         from c360_pipeline.stores.user_events import user_event
         from c360_pipeline.streaming.clients import open_user_events
+        from c360_pipeline.streaming.sinks import STORES
 
         now = datetime.now(UTC) + timedelta(minutes=1)
         events = [parse_event(line, now) for line, _ in made(count)]
         with open_graph(self.settings) as graph, open_user_events(self.settings) as table:
-            batches = list(event_frame(events).iter_slices(200))
+            batches = list(event_frame(events).iter_slices(STORES["neo4j"].batch_events))
             with ThreadPoolExecutor(4) as pool:
                 seconds = timed(lambda: list(pool.map(lambda part: write_fresh(graph, part), batches)))
             self.add("Neo4j without Flink, batches of 200, four at once", f"{count / seconds:,.0f}/s")
             single = [event_frame([parse_event(line, now)]) for line, _ in made(SINGLE)]
             seconds = timed(lambda: [write_fresh(graph, row) for row in single])
             self.add("Neo4j, one statement per event", f"{SINGLE / seconds:,.0f}/s")
-            parts = [events[n : n + 200] for n in range(0, count, 200)]
+            at_once = STORES["cassandra"].batch_events
+            parts = [events[n : n + at_once] for n in range(0, count, at_once)]
             seconds = timed(lambda: [table.write(user_event(*event[:8]) for event in part) for part in parts])
-            self.add("Cassandra without Flink, batches of 200", f"{count / seconds:,.0f}/s")
+            self.add(f"Cassandra without Flink, batches of {at_once:,}", f"{count / seconds:,.0f}/s")
             seconds = timed(lambda: [table.write([user_event(*event[:8])]) for event in events[:SINGLE]])
             self.add("Cassandra, one statement per event", f"{SINGLE / seconds:,.0f}/s")
 
@@ -163,7 +165,7 @@ class Bench:
                     took += [time.monotonic() - sent.pop(row["id"]) for row in seen]
                 if sent and now - min(sent.values()) > 60:
                     raise TimeoutError("an event is not in the graph after a minute")
-                time.sleep(0.02)
+                time.sleep(0.05)
             load.join()
         ordered = sorted(took)
         self.add(

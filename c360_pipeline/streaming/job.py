@@ -76,7 +76,7 @@ FIRST_OF_EACH_NAME = """
 """
 TO_WRITE = """
     SELECT shard, ARRAY_JOIN(ARRAY_AGG(event), CHR(30))
-    FROM TABLE(TUMBLE(TABLE events, DESCRIPTOR(seen_at), INTERVAL '0.25' SECOND))
+    FROM TABLE(TUMBLE(TABLE events, DESCRIPTOR(seen_at), INTERVAL '0.5' SECOND))
     GROUP BY shard, window_start, window_end
 """
 EVENT_END, PART_END = "\x1e", "\x1f"
