@@ -283,6 +283,8 @@ def known_stream(newest: datetime) -> list[Sent]:
         add(tenant, "a-microsecond-before", timedelta(seconds=5, microseconds=1))
         add(tenant, "newest", timedelta(0))
         add(tenant, "of-many-lines", timedelta(seconds=7))
+        # More than servers take in one batch of several rows: 200 KB.
+        add(tenant, "large", timedelta(seconds=8), attrs={f"a{n}": "\U0001f469" * 1024 for n in range(50)})
         for number, value in enumerate(HOSTILE):
             add(tenant, f"hostile-{number}{value[:200]}", timedelta(seconds=9), sessionId=f"s{value[:1000]}",
                 itemId=f"i{value[:1000]}", attrs={f"a{value[:1000]}": value})  # fmt: skip
