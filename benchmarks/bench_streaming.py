@@ -128,10 +128,11 @@ class Bench:
         now = datetime.now(UTC) + timedelta(minutes=1)
         events = [parse_event(line, now) for line, _ in made(count)]
         with open_graph(self.settings) as graph, open_user_events(self.settings) as table:
-            batches = list(event_frame(events).iter_slices(STORES["neo4j"].batch_events))
+            at_once = STORES["neo4j"].batch_events
+            batches = list(event_frame(events).iter_slices(at_once))
             with ThreadPoolExecutor(4) as pool:
                 seconds = timed(lambda: list(pool.map(lambda part: write_fresh(graph, part), batches)))
-            self.add("Neo4j without Flink, batches of 200, four at once", f"{count / seconds:,.0f}/s")
+            self.add(f"Neo4j without Flink, batches of {at_once:,}, four at once", f"{count / seconds:,.0f}/s")
             single = [event_frame([parse_event(line, now)]) for line, _ in made(SINGLE)]
             seconds = timed(lambda: [write_fresh(graph, row) for row in single])
             self.add("Neo4j, one statement per event", f"{SINGLE / seconds:,.0f}/s")

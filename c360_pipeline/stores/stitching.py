@@ -1,10 +1,11 @@
 """Stitching from the archive: what came, changed or went since the last time, and what other rules make of it all."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
 
+from c360_pipeline.core.batches import gathered
 from c360_pipeline.core.brake import BRAKE_SHARE, is_beyond_brake
 from c360_pipeline.core.keys import EVERY_TENANT, KeyPolicy
 from c360_pipeline.core.lake import EVENTS
@@ -73,7 +74,7 @@ class Stitching:
         if since is None and source is not None:
             gone = self._gone_from_archive()
         done, total = 0, self._lake.count(EVENTS)
-        for batch in _in_batches(changed):
+        for batch in gathered(changed, BATCH_EVENTS):
             part = self._journeys.add(batch.select(SOURCE_COLUMNS), self._policy)
             report, done = report + part, done + batch.height
             observe(Progress(done, total, part))
@@ -135,15 +136,3 @@ class Stitching:
         """What today's rules make of all events of a tenant, against what is: nothing is changed."""
         events = self._lake.scan(EVENTS).filter(pl.col("tenant_id") == tenant).select(SOURCE_COLUMNS)
         return self._journeys.rebase(tenant, events.collect(engine="streaming"), self._policy)
-
-
-def _in_batches(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Frames put together until they hold a batch of events."""
-    held: list[pl.DataFrame] = []
-    for frame in frames:
-        held.append(frame)
-        if sum(part.height for part in held) >= BATCH_EVENTS:
-            yield pl.concat(held)
-            held = []
-    if held:
-        yield pl.concat(held)

@@ -243,9 +243,8 @@ class Stores:
             pl.col("tenant_id").is_in(places["tenant_id"].unique().to_list()),
             pl.col("event_date").is_in(places["day"].unique().to_list()),
         )
-        entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
         rows.select(
-            *(name for name in CONTENT if name not in ("micros", "attrs")), pl.col("attrs").cast(entries),
+            *(name for name in CONTENT if name not in ("micros", "attrs")), pl.col("attrs").cast(EVENT_SCHEMA["attrs"]),
             micros=pl.col("ts").dt.epoch("us"),
         ).sink_parquet(file, engine="streaming")  # fmt: skip
         for batch in pq.ParquetFile(file).iter_batches(PART_ROWS):

@@ -7,11 +7,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from c360_pipeline.core.batches import gathered
 from c360_pipeline.core.row_hashes import identity_hash
 
 PART = "part"
 GATHERED_ROWS = 100_000
-"""Rows that are divided together."""
+"""Rows that are divided together: each time they become a row group in every part."""
 
 
 class Spill:
@@ -41,7 +42,7 @@ class Spill:
         )  # fmt: skip
 
     def _divided(self, frames: Iterable[pl.DataFrame], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        for rows in _gathered(frames):
+        for rows in gathered(frames, GATHERED_ROWS):
             part = (identity_hash(rows, self._key) % self.parts).cast(pl.Int64).alias(PART)
             yield from rows.with_columns(part).to_arrow().cast(schema).to_batches()
 
@@ -49,15 +50,3 @@ class Spill:
         """The rows of a part, in any order."""
         files = sorted((self._folder / str(part)).glob("*.parquet"))
         return pl.concat([pl.DataFrame(schema=self._schema), *(pl.read_parquet(file) for file in files)])
-
-
-def _gathered(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Frames put together until they are large: each becomes a row group in every part."""
-    waiting: list[pl.DataFrame] = []
-    for frame in frames:
-        waiting.append(frame)
-        if sum(rows.height for rows in waiting) >= GATHERED_ROWS:
-            yield pl.concat(waiting)
-            waiting = []
-    if waiting:
-        yield pl.concat(waiting)
