@@ -42,7 +42,7 @@ def products_of(count: int) -> int:
 
 def make_lake(folder: Path, count: int) -> None:
     """Put events that are stitched and a catalogue into a lake on disk."""
-    from c360_pipeline.stores.lake import Lake
+    from c360_pipeline.stores.delta.lake import Lake
 
     (folder / "lake").mkdir()
     fill(Lake(f"{folder}/lake", {}, folder / "cache"), events(count, 1), products_of(count))
@@ -52,7 +52,7 @@ class World:
     """Such a lake, made by a process of its own, whose memory is not ours; and an empty graph."""
 
     def __init__(self, folder: Path, graph: Any, count: int) -> None:
-        from c360_pipeline.stores.lake import Lake
+        from c360_pipeline.stores.delta.lake import Lake
 
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as maker:
             maker.submit(make_lake, folder, count).result()
@@ -61,8 +61,8 @@ class World:
 
     def project(self) -> None:
         """Bring the whole archive into the graph, as a run does."""
-        from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
-        from c360_pipeline.stores.journey_graph import JourneyGraph
+        from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
+        from c360_pipeline.stages.projection.journeys import JourneyGraph
 
         ProductGraph(self.lake, self.graph).project()
         EventGraph(self.lake, self.graph).project()
@@ -88,7 +88,7 @@ class Floor:
     @staticmethod
     def statement(kind: Any) -> str:
         """Identifiers are those of our own kinds."""
-        from c360_pipeline.core.graph import NodeKind
+        from c360_pipeline.core.projection.graph import NodeKind
 
         if isinstance(kind, NodeKind):
             return f"CREATE (n:{':'.join((kind.label, *kind.extra_labels))}) SET n = row"
@@ -103,14 +103,14 @@ class Floor:
 
 
 def _rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    from c360_pipeline.stores.graph import to_rows
+    from c360_pipeline.stores.neo4j.graph import to_rows
 
     return to_rows(frame)
 
 
 def compare_writes(world: World) -> None:
     """Print rows per second of every kind: ours, bare, one by one."""
-    from c360_pipeline.stores.reconcile import OWNED_PROPERTIES
+    from c360_pipeline.stages.reconciliation.reconcile import OWNED_PROPERTIES
 
     expected = [(kind, frame.select(list(kind.schema))) for kind, frame in world.archive.expected()]
     kinds = [(kind, frame) for kind, frame in expected if frame.height and kind not in OWNED_PROPERTIES]
@@ -138,7 +138,7 @@ def compare_writes(world: World) -> None:
 
 def compare_reads(world: World) -> None:
     """Print how long the projection takes, reconciliation with and without damages, and the way by import."""
-    from c360_pipeline.stores.reconcile import reconcile, summarise
+    from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
 
     world.graph.clear()
     projected = timed(world.project)

@@ -163,10 +163,10 @@ def lander(*, keep_objects: bool) -> Callable[[], None]:
     import numpy as np
     import polars as pl
 
-    from c360_pipeline.core.event_columns import parse_block
-    from c360_pipeline.stores.ingest import Ingest, waiting_files
-    from c360_pipeline.stores.lake import Lake
-    from c360_pipeline.stores.landing import Landing
+    from c360_pipeline.core.contract.columns import parse_block
+    from c360_pipeline.stages.landing.ingest import Ingest, waiting_files
+    from c360_pipeline.stores.delta.lake import Lake
+    from c360_pipeline.stores.s3.landing import Landing
 
     bucket, options = storage()
     landing = Landing(
@@ -296,8 +296,8 @@ def pydantic_lines() -> Callable[[], None]:
 
 def compare_archives(size: int, batch: int, repeat: int) -> None:
     """What a batch costs into an empty archive and into one of `size` events."""
-    from c360_pipeline.core.lake import EVENTS
-    from c360_pipeline.stores.lake import Lake
+    from c360_pipeline.core.catalog.tables import EVENTS
+    from c360_pipeline.stores.delta.lake import Lake
 
     os.environ["C360_BUCKET"] = f"bench-{uuid4().hex[:12]}"
     upload(1_000)
@@ -356,7 +356,7 @@ def land_seconds(lake: Any, landed: Any) -> float:
     """Seconds to land one file."""
     import polars as pl
 
-    from c360_pipeline.stores.ingest import Ingest
+    from c360_pipeline.stages.landing.ingest import Ingest
 
     landing, files = landed
     nobody = pl.DataFrame(schema={"tenant_id": pl.String, "user_hash": pl.String})
@@ -370,7 +370,7 @@ def fill(lake: Any, options: dict[str, str], size: int) -> None:
     import polars as pl
     from deltalake import write_deltalake
 
-    from c360_pipeline.core.lake import EVENTS
+    from c360_pipeline.core.catalog.tables import EVENTS
 
     weeks, first_day = 52, date(2025, 11, 2) - timedelta(days=364)
     for week in range(weeks):

@@ -38,7 +38,7 @@ class Figures:
 
 def write_days(landing: Any, folder: Path, days: int, rows: int) -> None:
     """A file for each of three tenants on each date."""
-    from c360_pipeline.stores.landing import EVENTS_PREFIX
+    from c360_pipeline.stores.s3.landing import EVENTS_PREFIX
 
     for number in range(days):
         day = FIRST + timedelta(days=number)
@@ -69,8 +69,8 @@ def overhead(table: Figures, folder: Path) -> None:
     from c360_pipeline.definitions import defs
     from c360_pipeline.runs import instance, materialise
     from c360_pipeline.settings import c360_home
-    from c360_pipeline.stores.backfill import land
-    from c360_pipeline.stores.ingest import Ingest
+    from c360_pipeline.stages.landing.backfill import land
+    from c360_pipeline.stages.landing.ingest import Ingest
 
     def function(settings: Any) -> float:
         write_days(open_landing(settings), folder, 10, 2_000)
@@ -130,8 +130,8 @@ def until_a_node(table: Figures, folder: Path, files: int) -> None:
     from dagster_processes import dagster_dev, wait_until
 
     from c360_pipeline.connections import open_graph, open_landing
-    from c360_pipeline.devstack.services import free_port
-    from c360_pipeline.stores.landing import EVENTS_PREFIX
+    from c360_pipeline.devstack.service import free_port
+    from c360_pipeline.stores.s3.landing import EVENTS_PREFIX
 
     settings = fresh_bucket("daemon")
     landing, seconds = open_landing(settings), []
@@ -161,7 +161,7 @@ def listing(table: Figures, objects: int) -> None:
     import obstore
 
     from c360_pipeline.connections import open_landing
-    from c360_pipeline.stores.landing import EVENTS_PREFIX
+    from c360_pipeline.stores.s3.landing import EVENTS_PREFIX
 
     landing = open_landing(fresh_bucket("listing"))
     NOTE.print(f"{objects:,} objects")

@@ -16,8 +16,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from c360_pipeline.core import recommend
-from c360_pipeline.core.landing import Delivery, decode_file
+from c360_pipeline.core.features import recommend
+from c360_pipeline.core.landing.decode import Delivery, decode_file
 from c360_pipeline.devstack import movielens
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.sample_files import Written

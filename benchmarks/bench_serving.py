@@ -61,13 +61,13 @@ def events(count: int) -> pl.DataFrame:
 def features(table: Table, lake: Any, graph: Any) -> None:
     """Seconds of each feature, as its asset computes it."""
     from c360_pipeline.connections import neo4j_login
-    from c360_pipeline.core import features as of
-    from c360_pipeline.core import graph as model
-    from c360_pipeline.core import paths, recommend, trends
-    from c360_pipeline.core.lake import CATALOG, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+    from c360_pipeline.core.catalog.tables import CATALOG, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+    from c360_pipeline.core.features import communities as of
+    from c360_pipeline.core.features import paths, recommend, trends
+    from c360_pipeline.core.projection import graph as model
     from c360_pipeline.settings import load_settings
-    from c360_pipeline.stores.event_graph import ProductGraph
-    from c360_pipeline.stores.gds import Gds
+    from c360_pipeline.stages.projection.events import ProductGraph
+    from c360_pipeline.stores.neo4j.gds import Gds
 
     gds = Gds(*neo4j_login(load_settings()))
     kept: dict[str, Any] = {}
@@ -112,9 +112,9 @@ def features(table: Table, lake: Any, graph: Any) -> None:
 def served(table: Table, graph: Any, users: list[str], seconds: float) -> None:
     """Load by a client in a process of its own."""
     from c360_pipeline.connections import open_control
-    from c360_pipeline.devstack.services import free_port
+    from c360_pipeline.devstack.service import free_port
     from c360_pipeline.settings import load_settings
-    from c360_pipeline.stores.api_keys import ApiKeys
+    from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
     key, _ = ApiKeys(open_control(load_settings()).login).add(TENANT, "admin", "bench")
     port = free_port(0)
@@ -138,7 +138,7 @@ def served(table: Table, graph: Any, users: list[str], seconds: float) -> None:
 
 def compare_with_source(table: Table, graph: Any, users: list[str], warm_seconds: float) -> None:
     """The source's statement for some users, one after the other, against ours with and without the API's cache."""
-    from c360_pipeline.stores.recommend import Recommender, Wish
+    from c360_pipeline.reads.recommend import Recommender, Wish
 
     theirs = [timed(lambda u=u: graph.read_only(SEED_QUERY, user_id=u)) for u in users]
     mine = [timed(lambda u=u: Recommender(graph, TENANT).recommend(Wish(u, 10))) for u in users]

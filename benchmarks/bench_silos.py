@@ -109,8 +109,8 @@ class World:
     def extract(self) -> tuple[Any, Any]:
         """The plan of the play events, and a function that opens their silo."""
         from c360_pipeline.connections import open_silo
-        from c360_pipeline.core.silo_plan import make_plan
-        from c360_pipeline.stores.silo_run import found_tables
+        from c360_pipeline.core.silos.plan import make_plan
+        from c360_pipeline.stages.silos.run import found_tables
 
         rows = self.control.read()
         extracts = make_plan(rows, found_tables(rows, open_silo)).extracts
@@ -119,8 +119,8 @@ class World:
     def run(self) -> float:
         """Seconds of one run from Postgres into the graph."""
         from c360_pipeline.connections import open_graph, open_silo
-        from c360_pipeline.stores.silo_graph import SiloGraph
-        from c360_pipeline.stores.silo_run import SiloRun
+        from c360_pipeline.stages.projection.silos import SiloGraph
+        from c360_pipeline.stages.silos.run import SiloRun
 
         started = time.perf_counter()
         with self.control.logged_run("bench") as log:
@@ -212,9 +212,9 @@ class Writes:
     """Ways to write the same rows into the same graph."""
 
     def __init__(self, world: World, graph: Any, rows: int, repeat: int) -> None:
-        from c360_pipeline.core.relationship_joins import relationship_kind
-        from c360_pipeline.core.silos import node_rows
-        from c360_pipeline.stores.silo_graph import label_tables
+        from c360_pipeline.core.silos.control_rows import node_rows
+        from c360_pipeline.core.silos.joins import relationship_kind
+        from c360_pipeline.stages.projection.silos import label_tables
 
         control = world.control.read()
         labels = label_tables(world.lake, control)
@@ -230,14 +230,14 @@ class Writes:
 
     def bare(self, statement: str, frame: pl.DataFrame) -> None:
         """The statement over batches."""
-        from c360_pipeline.stores.graph import batches, to_rows
+        from c360_pipeline.stores.neo4j.graph import batches, to_rows
 
         for tenant_id, batch in batches(frame):
             self.graph.run(statement, tenant_id=tenant_id, rows=to_rows(batch))
 
     def row_by_row(self, statement: str, frame: pl.DataFrame) -> None:
         """The statement over single rows."""
-        from c360_pipeline.stores.graph import to_rows
+        from c360_pipeline.stores.neo4j.graph import to_rows
 
         for row in to_rows(frame.head(ROW_BY_ROW).drop("tenant_id")):
             self.graph.run(statement, tenant_id="bench", rows=[row])

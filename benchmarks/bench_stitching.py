@@ -87,8 +87,8 @@ def generate(folder: Path, events: int, seed: int) -> None:
 
 
 def _write(folder: Path, rows: pl.DataFrame, keys: pl.DataFrame) -> None:
-    from c360_pipeline.core.keys import key_hash
-    from c360_pipeline.core.stitching import words
+    from c360_pipeline.core.arrays.row_hashes import words
+    from c360_pipeline.core.stitching.keys import key_hash
 
     folder.mkdir(parents=True, exist_ok=True)
     high, low = words(keys.select(key_hash()).to_series())
@@ -100,7 +100,7 @@ def _write(folder: Path, rows: pl.DataFrame, keys: pl.DataFrame) -> None:
 
 def policy() -> Any:
     """Three types of keys that tie, limited to 1,000 partners as by default."""
-    from c360_pipeline.core.keys import KeyPolicy, KeyRule
+    from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule
 
     return KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}") for kind in KINDS))
 
@@ -121,8 +121,8 @@ def _hashed_keys(folder: Path, start: int = 0, length: int | None = None) -> pl.
 
 def label_numba(folder: Path) -> np.ndarray[Any, Any]:
     """A number per event, keys hashed before: numbering of keys and union-find, both compiled."""
-    from c360_pipeline.core import journey_kernel as kernel
-    from c360_pipeline.core.components import connected_components
+    from c360_pipeline.core.kernels import journeys as kernel
+    from c360_pipeline.core.stitching.components import connected_components
 
     pairs = pl.read_parquet(folder / "pairs.parquet", columns=["event", "high", "low"])
     event = pairs["event"].to_numpy()
@@ -133,8 +133,8 @@ def label_numba(folder: Path) -> np.ndarray[Any, Any]:
 
 def label_scipy(folder: Path) -> np.ndarray[Any, Any]:
     """The same with scipy's search."""
-    from c360_pipeline.core import journey_kernel as kernel
-    from c360_pipeline.core.components import connected_components
+    from c360_pipeline.core.kernels import journeys as kernel
+    from c360_pipeline.core.stitching.components import connected_components
 
     pairs = pl.read_parquet(folder / "pairs.parquet", columns=["event", "high", "low"])
     event = pairs["event"].to_numpy()
@@ -145,7 +145,7 @@ def label_scipy(folder: Path) -> np.ndarray[Any, Any]:
 
 def stitch_hashed(folder: Path) -> np.ndarray[Any, Any]:
     """All that a batch decides, ids and counts and keys with them, keys hashed before."""
-    from c360_pipeline.core.stitching import Known, prepare, stitch
+    from c360_pipeline.core.stitching.stitch import Known, prepare, stitch
 
     batch = prepare(_events(folder), _hashed_keys(folder), policy())
     decided = stitch(batch, Known.nothing(batch), policy())
@@ -154,8 +154,8 @@ def stitch_hashed(folder: Path) -> np.ndarray[Any, Any]:
 
 def stitch_text(folder: Path) -> np.ndarray[Any, Any]:
     """The same with keys brought to their normal form and hashed in the run."""
-    from c360_pipeline.core.keys import key_hash, normalised
-    from c360_pipeline.core.stitching import Known, prepare, stitch
+    from c360_pipeline.core.stitching.keys import key_hash, normalised
+    from c360_pipeline.core.stitching.stitch import Known, prepare, stitch
 
     pairs = pl.read_parquet(folder / "pairs.parquet", columns=["event", "key_type", "value"])
     keys = pairs.with_columns(pl.lit("bench").alias("tenant_id"), normalised(pl.col("value"), "user")).select(
@@ -168,7 +168,7 @@ def stitch_text(folder: Path) -> np.ndarray[Any, Any]:
 
 def incremental(folder: Path) -> dict[str, Any]:
     """Batches of 100,000 events, each with its lookups, its guards and one commit of the log; leaves the lake there."""
-    from c360_pipeline.stores.journeys import Journeys
+    from c360_pipeline.stages.stitching.journeys import Journeys
 
     pairs = pl.scan_parquet(folder / "pairs.parquet").select(pl.col("event").set_sorted()).collect()["event"]
     count = int(pairs[-1]) + 1
@@ -205,10 +205,10 @@ def _status_bytes(name: str) -> int:
 
 def reopened(folder: Path) -> dict[str, Any]:
     """The index made anew, as on a machine that has only the log; and every journey against the truth."""
-    from c360_pipeline.core.journey_log import aliases, events_now
-    from c360_pipeline.core.lake import JOURNEY_LOG
-    from c360_pipeline.stores.journeys import Journeys
-    from c360_pipeline.stores.lake import Lake
+    from c360_pipeline.core.catalog.tables import JOURNEY_LOG
+    from c360_pipeline.core.stitching.log import aliases, events_now
+    from c360_pipeline.stages.stitching.journeys import Journeys
+    from c360_pipeline.stores.delta.lake import Lake
 
     with tempfile.TemporaryDirectory() as cache:
         began = time.perf_counter()
@@ -220,7 +220,7 @@ def reopened(folder: Path) -> dict[str, Any]:
 
 
 def _lake(folder: Path) -> Any:
-    from c360_pipeline.stores.lake import Lake
+    from c360_pipeline.stores.delta.lake import Lake
 
     (folder / "lake").mkdir(exist_ok=True)
     return Lake(f"{folder}/lake", {}, folder / "cache")
@@ -363,7 +363,7 @@ def in_the_graph(events: int) -> None:
 
 def _reads(graph: Any, lake: Any) -> list[tuple[str, float]]:
     """Median seconds of reading a journey and of explaining two of its events."""
-    from c360_pipeline.core.lake import EVENT_JOURNEY
+    from c360_pipeline.core.catalog.tables import EVENT_JOURNEY
 
     pairs = lake.read(EVENT_JOURNEY).sample(200, seed=1, shuffle=True)
     members = lake.read(EVENT_JOURNEY).join(pairs.select("journey_id"), on="journey_id", how="semi")

@@ -119,9 +119,9 @@ class Bench:
     def without_flink(self, count: int) -> None:
         """The same writers in a loop, and one statement per event."""
         from c360_pipeline.connections import open_graph
-        from c360_pipeline.core.events import parse_event
-        from c360_pipeline.stores.fresh_events import event_frame, write_fresh
-        from c360_pipeline.stores.user_events import user_event
+        from c360_pipeline.core.contract.events import parse_event
+        from c360_pipeline.stages.realtime.unlanded_events import event_frame, write_fresh
+        from c360_pipeline.stores.cassandra.user_events import user_event
         from c360_pipeline.streaming.clients import open_user_events
         from c360_pipeline.streaming.sinks import STORES
 

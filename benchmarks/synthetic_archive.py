@@ -38,7 +38,7 @@ def services(*, streaming: bool = False) -> Iterator[Path]:
 
 def archive_rows(drawn: pl.DataFrame) -> pl.DataFrame:
     """Rows of the archive: n, user, session, second, item, is_purchase in; all columns of `events` out."""
-    from c360_pipeline.core.lake import EVENTS
+    from c360_pipeline.core.catalog.tables import EVENTS
 
     schema = EVENTS.empty().schema
     entries = pl.lit([], pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
@@ -59,10 +59,10 @@ def archive_rows(drawn: pl.DataFrame) -> pl.DataFrame:
 
 def fill(lake: Any, landed: pl.DataFrame, products: int) -> None:
     """Put events, stitched, and a catalogue of so many products into a lake."""
-    from c360_pipeline.core.keys import KeyPolicy, KeyRule
-    from c360_pipeline.core.lake import CATALOG, EVENTS
-    from c360_pipeline.stores.journey_tables import JourneyTables
-    from c360_pipeline.stores.journeys import Journeys
+    from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
+    from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule
+    from c360_pipeline.stages.stitching.journeys import Journeys
+    from c360_pipeline.stages.stitching.tables import JourneyTables
 
     lake.insert_new(EVENTS, landed)
     n = pl.int_range(products)
@@ -79,8 +79,8 @@ def fill(lake: Any, landed: pl.DataFrame, products: int) -> None:
 
 def archive_of(lake: Any) -> Any:
     """The archive of such a lake, which has no silos."""
-    from c360_pipeline.core.silos import ControlRows
-    from c360_pipeline.stores.archive import Archive
+    from c360_pipeline.core.silos.control_rows import ControlRows
+    from c360_pipeline.stages.reconciliation.expected import Archive
 
     return Archive(lake, ControlRows((), (), {}, {}, ()))
 
@@ -90,8 +90,8 @@ def rebuild(archive: Any, say: Callable[[str], object]) -> None:
     from c360_pipeline.connections import open_graph
     from c360_pipeline.devstack.graph_store import StagedStore
     from c360_pipeline.settings import c360_home, load_settings
-    from c360_pipeline.stores.archive import Pins
-    from c360_pipeline.stores.rebuild import note_made
+    from c360_pipeline.stages.reconciliation.expected import Pins
+    from c360_pipeline.stages.recovery.rebuild import note_made
 
     pinned = archive.at(Pins.now(archive.lake, archive.control))
     staged = StagedStore(c360_home())

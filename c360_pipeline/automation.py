@@ -10,11 +10,11 @@ import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from c360_pipeline.assets.partitions import SILO_TABLES, TENANTS, keep_partitions, range_tags
-from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.resources import ControlResource, LakeResource, LandingResource, NotifierResource
 from c360_pipeline.settings import is_automation_on, runbook_entry
-from c360_pipeline.stores.ingest import waiting_files
-from c360_pipeline.stores.landing import LandingFile
+from c360_pipeline.stages.landing.ingest import waiting_files
+from c360_pipeline.stores.s3.landing import LandingFile
 
 OF_SILOS = [
     dg.AssetKey(name)

@@ -6,16 +6,16 @@ Without Dagster, so that a command which needs a store only does not wait for th
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from c360_pipeline.core.silos import SourceDatabase
+from c360_pipeline.core.silos.control_rows import SourceDatabase
 from c360_pipeline.settings import Settings, c360_home, postgres_login, resolve_secret
-from c360_pipeline.stores.bucket import Bucket
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import Landing
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.bucket import Bucket
+from c360_pipeline.stores.s3.landing import Landing
 
 if TYPE_CHECKING:
-    from c360_pipeline.stores.silos import Silo
+    from c360_pipeline.stores.postgres.silo import Silo
 
 
 def s3_login(settings: Settings) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def open_control(settings: Settings) -> ControlDb:
 def open_silo(database: SourceDatabase) -> "Silo":
     """One source database, its password taken from where the control row points."""
     # Flink's environment has no client of silos.
-    from c360_pipeline.stores.silos import Silo
+    from c360_pipeline.stores.postgres.silo import Silo
 
     return Silo(database, resolve_secret(database.password_ref))
 

@@ -18,15 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
-from c360_pipeline.core.books import unbalanced
-from c360_pipeline.core.lake import EVENT_JOURNEY, EVENTS, LANDING_FILES
-from c360_pipeline.core.landing import Delivery, decode_file
-from c360_pipeline.core.reconcile import combined_digest
+from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS, LANDING_FILES
+from c360_pipeline.core.landing.accounting import unbalanced
+from c360_pipeline.core.landing.decode import Delivery, decode_file
+from c360_pipeline.core.reconciliation.compare import combined_digest
 from c360_pipeline.devstack import movielens, silo_samples, stack, web
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.people import SILO_TENANT
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError, InvariantError
+from c360_pipeline.reads.recommend import Recommender, Wish
 from c360_pipeline.runs import EVERYTHING, Outcome, Step, materialise
 from c360_pipeline.settings import (
     OWNERS,
@@ -37,13 +38,12 @@ from c360_pipeline.settings import (
     merged_environment,
     postgres_login,
 )
-from c360_pipeline.stores.api_keys import ApiKeys
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import folder_for
-from c360_pipeline.stores.recommend import Recommender, Wish
-from c360_pipeline.stores.reconcile import digests, reconcile, summarise
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.api_keys import ApiKeys
+from c360_pipeline.stores.s3.landing import folder_for
 
 SAMPLE = SampleRequest(events=20_000, tenants=3, seed=1, malformed_rate=0.02, duplicate_rate=0.03)
 STORY_EVENTS = 10

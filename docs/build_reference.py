@@ -10,8 +10,8 @@ from pathlib import Path
 import typer
 
 from c360_pipeline.cli import app
-from c360_pipeline.core import graph as model
-from c360_pipeline.core.events import (
+from c360_pipeline.core.catalog.tables import TABLES
+from c360_pipeline.core.contract.events import (
     CONTRACT,
     EARLIEST,
     ERROR_CLASSES,
@@ -20,9 +20,9 @@ from c360_pipeline.core.events import (
     MAX_STRING_CHARACTERS,
     json_schema,
 )
-from c360_pipeline.core.graph import NodeKind
-from c360_pipeline.core.lake import TABLES
-from c360_pipeline.stores.landing import CATALOG_PREFIX, DEAD_LETTERS_PREFIX, EVENTS_PREFIX
+from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.projection.graph import NodeKind
+from c360_pipeline.stores.s3.landing import CATALOG_PREFIX, DEAD_LETTERS_PREFIX, EVENTS_PREFIX
 
 PAGE = Path(__file__).parent / "reference.md"
 SCHEMA = Path(__file__).parent / "event.schema.json"

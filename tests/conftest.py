@@ -15,10 +15,10 @@ from event_world import World
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.devstack import stack
 from c360_pipeline.settings import Settings, c360_home, load_settings
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import Landing
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.landing import Landing
 
 # The first call of a compiled function takes a second, or ten where it was never compiled.
 hypothesis.settings.register_profile("project", deadline=None)

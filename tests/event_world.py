@@ -5,17 +5,17 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 
-from c360_pipeline.core.keys import KeyPolicy, KeyRule
-from c360_pipeline.core.lake import CATALOG, EVENTS
-from c360_pipeline.core.reconcile import combined_digest
-from c360_pipeline.core.silos import ControlRows
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.journey_care import bring_up
-from c360_pipeline.stores.journeys import Journeys
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.reconcile import digests, reconcile, summarise
+from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
+from c360_pipeline.core.reconciliation.compare import combined_digest
+from c360_pipeline.core.silos.control_rows import ControlRows
+from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule
+from c360_pipeline.stages.projection.corrections import bring_up
+from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
 TENANTS = ("acme", "globex", "initech")

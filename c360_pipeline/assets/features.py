@@ -9,7 +9,7 @@ from pydantic import Field
 
 from c360_pipeline.assets.partitions import TENANTS, named_partitions, note_partitions
 from c360_pipeline.assets.plots import community_sizes
-from c360_pipeline.assets.reconcile import reconciliation_assets
+from c360_pipeline.assets.reconciliation import reconciliation_assets
 from c360_pipeline.assets.specs import (
     NEO4J_WRITES,
     OWNERS,
@@ -20,10 +20,8 @@ from c360_pipeline.assets.specs import (
     preview,
     rows,
 )
-from c360_pipeline.core import features, paths
-from c360_pipeline.core import graph as model
-from c360_pipeline.core.account_values import account_values as values_of_accounts
-from c360_pipeline.core.lake import (
+from c360_pipeline.core.catalog.changes import Changes
+from c360_pipeline.core.catalog.tables import (
     ACCOUNT_VALUES,
     CATALOG,
     DROP_OFFS,
@@ -34,16 +32,19 @@ from c360_pipeline.core.lake import (
     SUPPORT_INSIGHTS,
     TRENDING_PRODUCTS,
     USER_COMMUNITIES,
-    Changes,
     Table,
 )
-from c360_pipeline.core.recommend import SIMILAR_USER_WEIGHT, candidates
-from c360_pipeline.core.trends import BUYER_WEIGHT, trending
+from c360_pipeline.core.features import communities as features
+from c360_pipeline.core.features import paths
+from c360_pipeline.core.features.account_values import account_values as values_of_accounts
+from c360_pipeline.core.features.recommend import SIMILAR_USER_WEIGHT, candidates
+from c360_pipeline.core.features.trends import BUYER_WEIGHT, trending
+from c360_pipeline.core.projection import graph as model
+from c360_pipeline.reads.accounts import newest_of, read_accounts, read_tickets
 from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
-from c360_pipeline.stores.accounts import newest_of, read_accounts, read_tickets
-from c360_pipeline.stores.event_graph import ProductGraph
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stages.projection.events import ProductGraph
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
 
 NIGHTLY_FEATURES = (
     dg.AutomationCondition.on_cron("0 2 * * *") & dg.AutomationCondition.all_deps_blocking_checks_passed()

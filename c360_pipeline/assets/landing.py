@@ -18,16 +18,16 @@ from c360_pipeline.assets.specs import (
     rows,
     table_spec,
 )
-from c360_pipeline.core.books import QUEUE_COUNTED_BY, FileBook, misbooked, misbooked_dead, unbalanced
-from c360_pipeline.core.lake import CATALOG, DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
-from c360_pipeline.core.volumes import unusual_volumes
+from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, FileBook, misbooked, misbooked_dead, unbalanced
+from c360_pipeline.core.landing.volumes import unusual_volumes
 from c360_pipeline.errors import ContractError
 from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
-from c360_pipeline.stores.backfill import land
-from c360_pipeline.stores.dead_letters import damaged_since, settle_books
-from c360_pipeline.stores.ingest import Ingest
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import landing_date_of
+from c360_pipeline.stages.landing.backfill import land
+from c360_pipeline.stages.landing.dead_letters import damaged_since, settle_books
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.s3.landing import landing_date_of
 
 GROUP = "landing"
 

@@ -21,15 +21,15 @@ from c360_pipeline.assets.specs import (
     refused_rows,
     rows,
 )
-from c360_pipeline.core.relationship_joins import joined_columns
-from c360_pipeline.core.silo_plan import Extract
-from c360_pipeline.core.silos import LINEAGE, ControlRows, RelationshipRow
+from c360_pipeline.core.silos.control_rows import LINEAGE, ControlRows, RelationshipRow
+from c360_pipeline.core.silos.joins import joined_columns
+from c360_pipeline.core.silos.plan import Extract
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, LandingResource, SilosResource
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.cypher_script import SCRIPTS_PREFIX, write_script
-from c360_pipeline.stores.refused import RefusedRows
-from c360_pipeline.stores.silo_graph import LabelTables, SiloGraph, label_tables, stored_silo_table
-from c360_pipeline.stores.silo_run import SiloRun, readable_exclusions
+from c360_pipeline.stages.projection.refused import RefusedRows
+from c360_pipeline.stages.projection.silos import LabelTables, SiloGraph, label_tables, stored_silo_table
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.recovery.cypher_script import SCRIPTS_PREFIX, write_script
+from c360_pipeline.stages.silos.run import SiloRun, readable_exclusions
 
 GROUP = "silos"
 LINEAGE_MEANING = {

@@ -7,12 +7,12 @@ import dagster as dg
 import pandas as pd
 import polars as pl
 
-from c360_pipeline.core.column_meanings import COLUMN_MEANINGS
-from c360_pipeline.core.column_origins import origins
-from c360_pipeline.core.graph import Kind
-from c360_pipeline.core.lake import CATALOG, EVENTS, Table
+from c360_pipeline.core.catalog.column_meanings import COLUMN_MEANINGS
+from c360_pipeline.core.catalog.column_origins import origins
+from c360_pipeline.core.catalog.tables import CATALOG, EVENTS, Table
+from c360_pipeline.core.projection.graph import Kind
 from c360_pipeline.settings import runbook_entry
-from c360_pipeline.stores.refused import Refusals
+from c360_pipeline.stores.neo4j.refusals import Refusals
 
 OWNERS = ["team:customer-data"]
 NEO4J_WRITES = "neo4j_writes"

@@ -18,8 +18,7 @@ from c360_pipeline.assets.specs import (
     rows,
     table_spec,
 )
-from c360_pipeline.core.journey_log import COMMIT, JOURNEY
-from c360_pipeline.core.lake import (
+from c360_pipeline.core.catalog.tables import (
     EVENT_JOURNEY,
     EVENT_KEYS,
     EVENTS,
@@ -33,13 +32,14 @@ from c360_pipeline.core.lake import (
     QUARANTINED_KEYS,
     Table,
 )
+from c360_pipeline.core.stitching.log import COMMIT, JOURNEY
 from c360_pipeline.resources import ControlResource, LakeResource, MetricsResource
 from c360_pipeline.settings import load_settings
-from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
-from c360_pipeline.stores.journeys import BatchReport, Journeys
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.metrics import Figure, by_tenant
-from c360_pipeline.stores.stitching import Progress, Stitching
+from c360_pipeline.stages.stitching.catch_up import Progress, Stitching
+from c360_pipeline.stages.stitching.journeys import BatchReport, Journeys
+from c360_pipeline.stages.stitching.tables import PUBLISHED, JourneyTables
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.metrics import Figure, by_tenant
 
 GROUP = "stitching"
 TOP_KEYS = 20

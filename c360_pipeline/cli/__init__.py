@@ -142,7 +142,7 @@ def install(
         with err.status("looking for the jars of Spark") as shown:
             out.print(f"C360_SPARK_JARS={install_spark_jars(lambda line: shown.update(line[:100]))}", soft_wrap=True)
         return
-    from c360_pipeline.core.landing import Delivery, decode_file
+    from c360_pipeline.core.landing.decode import Delivery, decode_file
     from c360_pipeline.devstack.class_archive import make_class_archive
     from c360_pipeline.devstack.distributions import install as fetch
     from c360_pipeline.devstack.doctor import require
@@ -238,7 +238,7 @@ def _upload(paths: list[Path], address: str) -> None:
 def land(paths: Annotated[list[Path], typer.Argument(help="event files, catalogues, or folders of them")]) -> None:
     """Upload files to the landing area, where the next run takes them up."""
     from c360_pipeline.connections import open_landing
-    from c360_pipeline.stores.landing import folder_for
+    from c360_pipeline.stores.s3.landing import folder_for
 
     files = landing_candidates(paths)
     landing = open_landing(load_settings())
@@ -253,7 +253,7 @@ def landing_candidates(paths: list[Path]) -> list[Path]:
     Raises:
         ConfigError: a path that does not exist or can't be landed.
     """
-    from c360_pipeline.stores.landing import LANDABLE
+    from c360_pipeline.stores.s3.landing import LANDABLE
 
     files: list[Path] = []
     for path in paths:

@@ -58,7 +58,7 @@ def create(
 ) -> None:
     """Make a key and print it, once: only its digest is kept."""
     from c360_pipeline.connections import open_control
-    from c360_pipeline.stores.api_keys import ROLES, ApiKeys
+    from c360_pipeline.stores.postgres.api_keys import ROLES, ApiKeys
 
     if role not in ROLES or not tenant.strip():
         raise ConfigError(f"--role {role!r}: {', '.join(ROLES)} are right; --tenant must be named.")
@@ -75,7 +75,7 @@ def list_keys(as_json: AsJson = False) -> None:
     from dataclasses import asdict
 
     from c360_pipeline.connections import open_control
-    from c360_pipeline.stores.api_keys import ApiKeys
+    from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
     found = ApiKeys(open_control(load_settings()).login).all()
     if as_json:
@@ -93,7 +93,7 @@ def list_keys(as_json: AsJson = False) -> None:
 def revoke(key_id: int) -> None:
     """Make a key open nothing, within ten seconds."""
     from c360_pipeline.connections import open_control
-    from c360_pipeline.stores.api_keys import ApiKeys
+    from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
     if not ApiKeys(open_control(load_settings()).login).revoke(key_id):
         raise ConfigError(f"There is no key {key_id} that opens anything; `c360 api-keys list` says which there are.")

@@ -33,9 +33,9 @@ def backup(
     from dataclasses import asdict
 
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
-    from c360_pipeline.stores import backup as backups
-    from c360_pipeline.stores.archive import Archive
-    from c360_pipeline.stores.reconcile import reconcile
+    from c360_pipeline.stages.reconciliation.expected import Archive
+    from c360_pipeline.stages.reconciliation.reconcile import reconcile
+    from c360_pipeline.stages.recovery import backup as backups
 
     tools = postgres_tools()
     with err.status("reading the graph") as shown:
@@ -66,9 +66,9 @@ def restore(
     """Restore a backup into empty services, and prove lake and graph to be what they were."""
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
     from c360_pipeline.devstack.rebuild import rebuild_graph
-    from c360_pipeline.stores import backup as backups
-    from c360_pipeline.stores.archive import Archive
-    from c360_pipeline.stores.reconcile import graph_digest
+    from c360_pipeline.stages.reconciliation.expected import Archive
+    from c360_pipeline.stages.reconciliation.reconcile import graph_digest
+    from c360_pipeline.stages.recovery import backup as backups
 
     tools, settings = postgres_tools(), load_settings()
     control, lake, bucket = open_control(settings), open_lake(settings), open_bucket(settings)

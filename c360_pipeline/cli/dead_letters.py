@@ -18,8 +18,8 @@ letters_app = typer.Typer(help="Rejected lines: look at them, replay them, put t
 
 def _open_queue() -> Any:
     from c360_pipeline.connections import open_control, open_lake, open_landing
-    from c360_pipeline.stores.dead_letters import DeadLetters
-    from c360_pipeline.stores.ingest import Ingest
+    from c360_pipeline.stages.landing.dead_letters import DeadLetters
+    from c360_pipeline.stages.landing.ingest import Ingest
 
     settings = load_settings()
     suppressed = open_control(settings).suppressed_users()
@@ -29,8 +29,8 @@ def _open_queue() -> Any:
 def _selection(
     reason: str | None, tenant: str | None, file: str | None, day: str | None, status: str, ids: list[str] | None
 ) -> Any:
-    from c360_pipeline.core.dead_letters import LETTER_CLASSES, STATUSES
-    from c360_pipeline.stores.dead_letters import Selection
+    from c360_pipeline.core.landing.dead_letters import LETTER_CLASSES, STATUSES
+    from c360_pipeline.stages.landing.dead_letters import Selection
 
     if reason is not None and reason not in LETTER_CLASSES:
         raise ConfigError(f"--reason {reason!r}: one of {', '.join(LETTER_CLASSES)} is right.")

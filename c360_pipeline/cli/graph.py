@@ -19,9 +19,9 @@ def reconcile(
 ) -> None:
     """Compare the graph with its archive, row by row; exit code 1 when they differ."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.stores.archive import Archive
-    from c360_pipeline.stores.reconcile import keep, summarise
-    from c360_pipeline.stores.reconcile import reconcile as compare
+    from c360_pipeline.stages.reconciliation.expected import Archive
+    from c360_pipeline.stages.reconciliation.reconcile import keep, summarise
+    from c360_pipeline.stages.reconciliation.reconcile import reconcile as compare
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
@@ -69,9 +69,9 @@ def rebuild(
         return
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.devstack.rebuild import rebuild_graph
-    from c360_pipeline.stores.archive import Archive
-    from c360_pipeline.stores.reconcile import graph_digest, keep, summarise
-    from c360_pipeline.stores.reconcile import reconcile as compare
+    from c360_pipeline.stages.reconciliation.expected import Archive
+    from c360_pipeline.stages.reconciliation.reconcile import graph_digest, keep, summarise
+    from c360_pipeline.stages.reconciliation.reconcile import reconcile as compare
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
@@ -99,7 +99,7 @@ def rebuild(
 def _archive_at(text: str) -> Any:
     """The archive as of an option's value, and that instant."""
     from c360_pipeline.connections import open_control, open_lake
-    from c360_pipeline.stores.archive import Archive, Pins
+    from c360_pipeline.stages.reconciliation.expected import Archive, Pins
 
     settings = load_settings()
     lake, rows = open_lake(settings), open_control(settings).read()
@@ -110,7 +110,7 @@ def _archive_at(text: str) -> Any:
 def rebuild_as_of(text: str, *, as_json: bool) -> None:
     """Start a second embedded server with the graph of an earlier instant."""
     from c360_pipeline.devstack.rebuild import start_instant
-    from c360_pipeline.stores.reconcile import graph_digest, summarise
+    from c360_pipeline.stages.reconciliation.reconcile import graph_digest, summarise
 
     with err.status("reading the archive") as shown:
         archive, instant = _archive_at(text)
@@ -134,7 +134,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Say what of the graph came, went or changed between two instants, from the archive."""
-    from c360_pipeline.stores.archive_diff import difference
+    from c360_pipeline.stages.reconciliation.archive_diff import difference
 
     with err.status("reading the archive") as shown:
         (earlier, _), (later, _) = _archive_at(before), _archive_at(after)
@@ -157,10 +157,10 @@ def digest(
 ) -> None:
     """Print the canonical digest of lake and graph: equal digests, equal content."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.core.reconcile import combined_digest
-    from c360_pipeline.stores.archive import Archive
-    from c360_pipeline.stores.reconcile import digests, digests_by_day
-    from c360_pipeline.stores.reconcile import reconcile as compare
+    from c360_pipeline.core.reconciliation.compare import combined_digest
+    from c360_pipeline.stages.reconciliation.expected import Archive
+    from c360_pipeline.stages.reconciliation.reconcile import digests, digests_by_day
+    from c360_pipeline.stages.reconciliation.reconcile import reconcile as compare
 
     settings = load_settings()
     lake = open_lake(settings)

@@ -25,7 +25,7 @@ def show(
 ) -> None:
     """Show the journey that an event belongs to, and the keys that tie it together."""
     from c360_pipeline.connections import open_graph, open_lake
-    from c360_pipeline.stores.journey_history import JourneyHistory
+    from c360_pipeline.stages.stitching.history import JourneyHistory
 
     settings = load_settings()
     if as_of is not None:
@@ -76,7 +76,7 @@ def unmerge(
 ) -> None:
     """Make a key tie nothing any more, and take apart what it alone held together; old ids come back."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.stores.journey_care import block_key
+    from c360_pipeline.stages.projection.corrections import block_key
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
@@ -101,7 +101,7 @@ def rebase(
 ) -> None:
     """Stitch all events anew under today's rules; ids stay where journeys stay."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.stores.journey_care import apply_rules, rebase_plans
+    from c360_pipeline.stages.projection.corrections import apply_rules, rebase_plans
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
@@ -131,7 +131,7 @@ def conflicts(
 ) -> None:
     """List ties that wait for review: a unique key or the size of a journey refused them."""
     from c360_pipeline.connections import open_lake
-    from c360_pipeline.core.lake import JOURNEY_CONFLICTS
+    from c360_pipeline.core.catalog.tables import JOURNEY_CONFLICTS
 
     found = open_lake(load_settings()).read(JOURNEY_CONFLICTS).sort("found_at", descending=True)
     rows = [row for row in found.to_dicts() if tenant in (None, row["tenant_id"])]

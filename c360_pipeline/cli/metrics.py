@@ -10,7 +10,7 @@ from c360_pipeline.cli.output import err
 from c360_pipeline.settings import Settings, c360_home, load_settings
 
 if TYPE_CHECKING:
-    from c360_pipeline.stores.exporter import Exporter
+    from c360_pipeline.stages.monitoring.exporter import Exporter
 
 
 def metrics(
@@ -34,9 +34,9 @@ def metrics(
 def exporter(home: Path, settings: Settings) -> "Exporter":
     """The collector over the settings' stores; each scrape opens them anew, so that one that comes back is seen."""
     from c360_pipeline.connections import open_graph, open_lake, open_landing
-    from c360_pipeline.stores import exporter as exporting
-    from c360_pipeline.stores.exporter import Exporter
-    from c360_pipeline.stores.metrics import Figure, Metrics
+    from c360_pipeline.stages.monitoring import exporter as exporting
+    from c360_pipeline.stages.monitoring.exporter import Exporter
+    from c360_pipeline.stores.local.metrics import Figure, Metrics
 
     def of_graph() -> list[Figure]:
         with open_graph(settings) as graph:

@@ -116,7 +116,7 @@ def as_instant(text: str, lake: Any) -> datetime:
     if text == "now":
         return datetime.now(UTC)
     if text.isdecimal():
-        from c360_pipeline.core.lake import EVENTS
+        from c360_pipeline.core.catalog.tables import EVENTS
 
         commits = {int(entry["version"]): int(entry["timestamp"]) for entry in lake.history(EVENTS)}
         if int(text) not in commits:

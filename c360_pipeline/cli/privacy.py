@@ -16,9 +16,9 @@ def stores_of(settings: Settings) -> Any:
     """All stores that may hold a person."""
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake, open_landing
     from c360_pipeline.devstack.rebuild import is_embedded, rebuild_by_import
-    from c360_pipeline.stores.archive import Archive, Pins
-    from c360_pipeline.stores.erasure import Stores
-    from c360_pipeline.stores.postgres import database_exists
+    from c360_pipeline.stages.privacy.erasure import Stores
+    from c360_pipeline.stages.reconciliation.expected import Archive, Pins
+    from c360_pipeline.stores.postgres.databases import database_exists
 
     home, control, lake = c360_home(), open_control(settings), open_lake(settings)
     is_ours = is_embedded(settings, home)
@@ -66,9 +66,9 @@ def erase(
 ) -> None:
     """Erase people from every store, keep them out, and prove by a search that nothing is left."""
     from c360_pipeline.connections import open_control
-    from c360_pipeline.core.erasure import Person
+    from c360_pipeline.core.privacy.erasure import Person
     from c360_pipeline.devstack.rebuild import remove_instants
-    from c360_pipeline.stores.erasure import Erasure
+    from c360_pipeline.stages.privacy.erasure import Erasure
 
     def keep(issued: Any) -> None:
         path = certificate or Path(f"erasure-{issued.certificate_id}.json")
@@ -120,8 +120,8 @@ def retain(
 ) -> None:
     """Remove what is older than `retention_rules` say, views after a year by default, from archive and graph."""
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
-    from c360_pipeline.stores.retention import find_expired
-    from c360_pipeline.stores.retention import retain as carry_out
+    from c360_pipeline.stages.privacy.retention import find_expired
+    from c360_pipeline.stages.privacy.retention import retain as carry_out
 
     settings, now = load_settings(), datetime.now(UTC)
     control, lake = open_control(settings), open_lake(settings)

@@ -18,8 +18,8 @@ def _open() -> tuple[Any, Any]:
 
 def plan(as_json: AsJson = False) -> None:
     """Show what the next run would read from the silos, and what changed since the last; refuse what can't be."""
-    from c360_pipeline.core.silo_plan import make_plan, plan_changes
-    from c360_pipeline.stores.silo_run import found_tables
+    from c360_pipeline.core.silos.plan import make_plan, plan_changes
+    from c360_pipeline.stages.silos.run import found_tables
 
     control, open_silo = _open()
     rows, applied = control.read(), control.applied_plan()
@@ -59,9 +59,9 @@ def grants(
     role: Annotated[str | None, typer.Option(help="the login; that of each control row if not given")] = None,
 ) -> None:
     """Print the statements that give each silo's login the columns that are read, and no others."""
-    from c360_pipeline.core.silo_plan import make_plan
-    from c360_pipeline.stores.silo_grants import create_role_statement, grant_statements
-    from c360_pipeline.stores.silo_run import as_if_readable, found_tables
+    from c360_pipeline.core.silos.plan import make_plan
+    from c360_pipeline.stages.silos.grants import create_role_statement, grant_statements
+    from c360_pipeline.stages.silos.run import as_if_readable, found_tables
 
     control, open_silo = _open()
     rows = control.read()

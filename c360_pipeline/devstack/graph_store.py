@@ -10,16 +10,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from c360_pipeline.devstack.pause import paused
-from c360_pipeline.devstack.services import (
-    neo4j_admin,
-    neo4j_data,
-    use_neo4j_data,
-    write_neo4j_conf,
-    write_private,
-)
+from c360_pipeline.devstack.service import write_private
+from c360_pipeline.devstack.services import neo4j_admin, neo4j_data, use_neo4j_data, write_neo4j_conf
 from c360_pipeline.errors import C360Error, InvariantError
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.import_files import ImportWriter
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.recovery.import_files import ImportWriter
 
 Observe = Callable[[str], None]
 DATABASE = "neo4j"

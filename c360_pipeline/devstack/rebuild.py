@@ -13,10 +13,10 @@ from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.graph_store import Observe, StagedStore, import_archive
 from c360_pipeline.errors import InvariantError
 from c360_pipeline.settings import Settings, connection_file
-from c360_pipeline.stores.archive import Archive, Pins
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.rebuild import note_made, rebuild
-from c360_pipeline.stores.reconcile import Reconciled, drift, reconcile
+from c360_pipeline.stages.reconciliation.expected import Archive, Pins
+from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, reconcile
+from c360_pipeline.stages.recovery.rebuild import note_made, rebuild
+from c360_pipeline.stores.neo4j.graph import Graph
 
 INSTANTS = "as-of"
 

@@ -11,17 +11,17 @@ import psycopg
 from psycopg import sql
 from pydantic import SecretStr
 
-from c360_pipeline.core.silo_plan import make_plan
-from c360_pipeline.core.silos import SourceDatabase
+from c360_pipeline.core.silos.control_rows import SourceDatabase
+from c360_pipeline.core.silos.plan import make_plan
 from c360_pipeline.devstack.movielens import Film, Viewer, read_films, read_viewers
 from c360_pipeline.devstack.people import COUNTRIES, SAMPLE_DATE, SEED, SILO_TENANT, Person, people, products
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import project_path
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.postgres import ensure_database
-from c360_pipeline.stores.silo_grants import create_role_statement, grant_statements
-from c360_pipeline.stores.silo_run import as_if_readable, found_tables
-from c360_pipeline.stores.silos import Silo
+from c360_pipeline.stages.silos.grants import create_role_statement, grant_statements
+from c360_pipeline.stages.silos.run import as_if_readable, found_tables
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.databases import ensure_database
+from c360_pipeline.stores.postgres.silo import Silo
 
 MARK = "sample database of c360_pipeline"
 READ_MARK = """

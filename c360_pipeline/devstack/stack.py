@@ -17,7 +17,8 @@ import psutil
 
 from c360_pipeline.devstack.distributions import install, install_streaming
 from c360_pipeline.devstack.pause import is_held, published
-from c360_pipeline.devstack.services import NOT_READY, PREFERRED_PORTS, STREAMING_PORTS, services_at
+from c360_pipeline.devstack.service import NOT_READY
+from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS, services_at
 from c360_pipeline.errors import UnavailableError
 
 Report = Callable[[dict[str, Any]], None]

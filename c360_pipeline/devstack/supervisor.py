@@ -27,7 +27,8 @@ import psutil
 import structlog
 
 from c360_pipeline.devstack.pause import is_pause_wanted
-from c360_pipeline.devstack.services import NOT_READY, Service, free_port, services_at, write_private
+from c360_pipeline.devstack.service import NOT_READY, Service, free_port, write_private
+from c360_pipeline.devstack.services import services_at
 from c360_pipeline.errors import C360Error, UnavailableError
 from c360_pipeline.settings import connection_file
 

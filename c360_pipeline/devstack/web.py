@@ -14,7 +14,7 @@ from urllib.error import URLError
 
 import psutil
 
-from c360_pipeline.devstack.services import LOOPBACK, free_port
+from c360_pipeline.devstack.service import LOOPBACK, free_port
 from c360_pipeline.errors import UnavailableError
 
 START_SECONDS = 90.0

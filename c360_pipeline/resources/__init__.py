@@ -14,17 +14,17 @@ import dagster as dg
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from c360_pipeline.connections import neo4j_login, open_control, open_graph, open_lake, open_landing, open_silo
-from c360_pipeline.core.silos import SourceDatabase
+from c360_pipeline.core.silos.control_rows import SourceDatabase
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import c360_home, load_settings
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.gds import Gds
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import Landing
-from c360_pipeline.stores.metrics import Metrics
-from c360_pipeline.stores.notifier import Notifier
-from c360_pipeline.stores.silos import Silo
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.metrics import Metrics
+from c360_pipeline.stores.neo4j.gds import Gds
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.silo import Silo
+from c360_pipeline.stores.s3.landing import Landing
+from c360_pipeline.stores.webhook import Notifier
 
 if TYPE_CHECKING:
     from c360_pipeline.streaming.agreement import Agreement

@@ -12,7 +12,7 @@ from dagster_postgres.utils import get_conn_string
 from sqlalchemy import create_engine
 
 from c360_pipeline.settings import load_settings, postgres_login
-from c360_pipeline.stores.postgres import ensure_database
+from c360_pipeline.stores.postgres.databases import ensure_database
 
 
 class InstanceStorage(DagsterPostgresStorage):

@@ -2,113 +2,32 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import generate_latest
 from starlette.middleware.base import RequestResponseEndpoint
 
 from c360_pipeline import __version__
+from c360_pipeline.reads.customers import Customer
+from c360_pipeline.reads.recommend import Wish
 from c360_pipeline.serving import models, pages
+from c360_pipeline.serving.api import Api
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.problems import Problem, add_problems, problem_responses
-from c360_pipeline.serving.recommendation_cache import RecommendationCache
 from c360_pipeline.serving.security import Gate, Guard, Ingester, Reader, own_tenant
-from c360_pipeline.stores.customers import Customer
-from c360_pipeline.stores.driver_values import plain
-from c360_pipeline.stores.recommend import Wish
+from c360_pipeline.stores.neo4j.driver_values import plain
 
-SECONDS = 10.0
-"""For how long a request may take; the graph ends its statement at the same time."""
-THREADS = 10
-"""Requests that ask the graph at once: as many as it has connections. One that is given up holds its thread."""
-CHECK_SECONDS = 3.0
 Limit = Annotated[int, Query(ge=1, le=500)]
 TenantId = Annotated[str | None, Query(description="the key's own; another one's answers 404", max_length=1_024)]
 USUAL = problem_responses(401, 403, 404, 413, 422, 429, 503, 504)
 JSON = "application/json"
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class ApiMetrics:
-    """What Prometheus is told of requests; routes by their pattern, so that no label grows with the customers."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.seconds = Histogram(
-            "c360_api_request_seconds", "Seconds of requests.", ["method", "route", "status"], registry=self.registry,
-            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1, 3, 10),
-        )  # fmt: skip
-        self.cached = Counter("c360_api_recommendations", "Recommendations, by where from.", ["source"],
-                              registry=self.registry)  # fmt: skip
-        self.tracked = Counter("c360_api_tracked_events", "Events that were stored.", ["graph"], registry=self.registry)
-
-
-class Api:
-    """The routes' common ground: threads for what waits, the cache, figures.
-
-    Args:
-        backend: the stores.
-    """
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.cache = RecommendationCache()
-        self.metrics = ApiMetrics()
-        self._threads = ThreadPoolExecutor(THREADS, "c360-api")
-
-    async def ask(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what waits for a store in a thread, within the time that a request has.
-
-        Raises:
-            TimeoutError: it takes longer.
-        """
-        call = partial(work, *args, **kwargs)
-        async with asyncio.timeout(SECONDS):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-
-    async def answers(self, check: Callable[[], bool]) -> bool:
-        """Whether a service answers within some seconds."""
-        try:
-            async with asyncio.timeout(CHECK_SECONDS):
-                return await to_thread.run_sync(check, abandon_on_cancel=True)
-        except TimeoutError:
-            return False
-
-    def close(self) -> None:
-        """Begin nothing more, and write what was tracked and not stored yet."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self.backend.close()
-
-    async def recommend(self, tenant_id: str, wish: Wish) -> bytes:
-        """The response for a wish, from the cache where it is a minute old at most."""
-        known = self.cache.get(tenant_id, wish)
-        generation = self.cache.generation(tenant_id, wish.user_id)
-        self.metrics.cached.labels("cache" if known else "graph").inc()
-        if known is not None:
-            return known
-        found = await self.ask(self.backend.recommender(tenant_id).recommend, wish)
-        made = models.Recommendations(recommendations=found).model_dump_json().encode()
-        self.cache.put(tenant_id, wish, made, generation)
-        return made
-
-    async def track(self, tenant_id: str, interactions: list[models.Interaction]) -> models.Tracked:
-        """Store what users did, and forget what was recommended to them."""
-        ids, stored, shown = await self.ask(self.backend.track, tenant_id, interactions)
-        for interaction in interactions:
-            self.cache.drop(tenant_id, interaction.user_id, is_shown=shown)
-        graph: Any = "updated" if shown else "pending"
-        self.metrics.tracked.labels(graph).inc(len(ids))
-        return models.Tracked(event_ids=ids, stored=stored, graph=graph)
 
 
 def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:

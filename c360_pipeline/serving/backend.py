@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from neo4j.exceptions import DriverError, Neo4jError
 
-from c360_pipeline.core.events import Event, Rejected, parse_event
+from c360_pipeline.core.contract.events import Event, Rejected, parse_event
 from c360_pipeline.errors import C360Error, ContractError
 from c360_pipeline.queries import find_query
+from c360_pipeline.reads.customers import Customers
+from c360_pipeline.reads.recommend import Recommender
 from c360_pipeline.serving.models import Interaction
-from c360_pipeline.stores.api_keys import ApiKeys
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.customers import Customers
-from c360_pipeline.stores.driver_values import plain
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import Landing
-from c360_pipeline.stores.recommend import Recommender
-from c360_pipeline.stores.tracked_events import Tracked, TrackedEvents
+from c360_pipeline.stages.realtime.tracked_events import Tracked, TrackedEvents
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.driver_values import plain
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.api_keys import ApiKeys
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.landing import Landing
 
 if TYPE_CHECKING:
     from c360_pipeline.streaming.lag import StreamSeen

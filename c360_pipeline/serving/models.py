@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import Path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from c360_pipeline.core.recommend import Recommendation
+from c360_pipeline.core.features.recommend import Recommendation
 
 
 def _normal(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from cachetools import TTLCache
 
-from c360_pipeline.stores.recommend import Wish
+from c360_pipeline.reads.recommend import Wish
 
 KEPT_SECONDS = 60.0
 MOST_USERS = 100_000

@@ -16,7 +16,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from c360_pipeline.serving.problems import problem, unforeseen
-from c360_pipeline.stores.api_keys import ApiKey, ApiKeys, digest_of
+from c360_pipeline.stores.postgres.api_keys import ApiKey, ApiKeys, digest_of
 
 MOST_BODY_BYTES = 64 * 1024
 KEY_SECONDS = 10.0

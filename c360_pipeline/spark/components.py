@@ -24,7 +24,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as sf
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
-from c360_pipeline.core.components import connected_components as numbered_components
+from c360_pipeline.core.stitching.components import connected_components as numbered_components
 from c360_pipeline.errors import ConfigError
 
 EDGES_PER_TASK: Final = 1 << 22

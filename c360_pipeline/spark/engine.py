@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from c360_pipeline.core.keys import EVERY_TENANT, KeyPolicy
-from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings
 from c360_pipeline.spark.session import S3Login, SparkOptions, end_session, spark_session
 from c360_pipeline.spark.stitching import FirstStitching, stitch_first
-from c360_pipeline.stores.journeys import Journeys
-from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stores.delta.lake import Lake
 
 EVENTS_PER_GROUP = 1_000_000
 """Events that one task folds at once, about."""

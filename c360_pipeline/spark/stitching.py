@@ -1,6 +1,6 @@
 """A tenant's first stitching on Spark, for archives that are too large for one machine: the same rows of the log.
 
-Spark finds which events hang together; every group of them then goes through the same `core.stitching` as on one
+Spark finds which events hang together; every group of them then goes through the same `core.stitching.stitch` as on one
 machine, so that ids, guards and counts are the same. The rows are written as Parquet files beside the log's, and the
 driver commits them with deltalake as one commit of the tenant: Spark itself commits nothing, for its log store for S3
 does not see other writers (see `session`).
@@ -20,13 +20,15 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as sf
 
-from c360_pipeline.core.journey_log import COMMIT, QUARANTINE, Gone, log_rows, remark_rows
-from c360_pipeline.core.keys import WEAK, KeyPolicy, extract_keys
-from c360_pipeline.core.lake import EVENTS, JOURNEY_LOG
-from c360_pipeline.core.stitching import MAX_KEYS_PER_EVENT, Known, prepare, stitch, words
+from c360_pipeline.core.arrays.row_hashes import words
+from c360_pipeline.core.catalog.changes import Version
+from c360_pipeline.core.catalog.tables import EVENTS, JOURNEY_LOG
+from c360_pipeline.core.stitching.keys import WEAK, KeyPolicy, extract_keys
+from c360_pipeline.core.stitching.log import COMMIT, QUARANTINE, Gone, log_rows, remark_rows
+from c360_pipeline.core.stitching.stitch import MAX_KEYS_PER_EVENT, Known, prepare, stitch
 from c360_pipeline.spark.components import connected_components
-from c360_pipeline.stores.journeys import Journeys
-from c360_pipeline.stores.lake import Lake, Version
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stores.delta.lake import Lake
 
 FACTS = "event_id string, ts timestamp, key_type string, key binary, ties boolean, is_weak boolean"
 LOG = (
@@ -94,7 +96,7 @@ class FirstStitching:
         )  # fmt: skip
 
     def _commit(self) -> pl.DataFrame:
-        """What the commit says, as `stores.journeys` words it."""
+        """What the commit says, as `stages.stitching.journeys` words it."""
         said = {"policy": self.policy.fingerprint(self.tenant_id), "blocked": self.policy.blocked_of(self.tenant_id)}
         return remark_rows({self.tenant_id: FIRST}, {self.tenant_id: said}, self.now)
 

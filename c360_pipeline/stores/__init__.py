@@ -1,1 +1,1 @@
-"""I/O, one class per system; no Dagster here."""
+"""One system each; they know nothing of one another, and nothing of Dagster."""

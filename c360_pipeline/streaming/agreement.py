@@ -13,15 +13,15 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from c360_pipeline.core.events import EPOCH
-from c360_pipeline.core.graph import attributes_text
-from c360_pipeline.core.lake import EVENTS
-from c360_pipeline.core.landing import split_suppressed
-from c360_pipeline.core.reconcile import NO_ROWS, digest, row_hashes, sum_of_digests
-from c360_pipeline.stores.fresh_events import EVENT_SCHEMA, write_fresh
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.user_events import UserEvent, UserEvents, user_event
+from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.contract.events import EPOCH
+from c360_pipeline.core.landing.decode import split_suppressed
+from c360_pipeline.core.projection.graph import attributes_text
+from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashes, sum_of_digests
+from c360_pipeline.stages.realtime.unlanded_events import EVENT_SCHEMA, write_fresh
+from c360_pipeline.stores.cassandra.user_events import UserEvent, UserEvents, user_event
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.streaming.spill import Spill
 from c360_pipeline.streaming.topic import CONTENT, SENT, Judged, Reading, each_once
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings
-from c360_pipeline.stores.user_events import UserEvents
+from c360_pipeline.stores.cassandra.user_events import UserEvents
 
 TOPIC = "user_events"
 DEAD_LETTER_TOPIC = "user_events.dead-letters"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from c360_pipeline.stores.metrics import Figure, by_tenant
+from c360_pipeline.stores.local.metrics import Figure, by_tenant
 from c360_pipeline.streaming.cluster import StreamStatus
 
 

@@ -24,9 +24,9 @@ from pyflink.java_gateway import get_gateway
 from pyflink.table import Schema, StreamTableEnvironment
 
 from c360_pipeline.connections import open_landing
-from c360_pipeline.core.events import EPOCH, Event, epoch_micros
+from c360_pipeline.core.contract.events import EPOCH, Event, epoch_micros
 from c360_pipeline.settings import Settings, load_settings
-from c360_pipeline.stores.landing import EVENTS_PREFIX
+from c360_pipeline.stores.s3.landing import EVENTS_PREFIX
 from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, JOB, TOPIC, java_kafka_options
 from c360_pipeline.streaming.operators import (
     BYTES,

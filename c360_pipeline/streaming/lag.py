@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 import polars as pl
 
 from c360_pipeline.connections import open_control, open_graph
-from c360_pipeline.core.landing import split_suppressed
+from c360_pipeline.core.landing.decode import split_suppressed
 from c360_pipeline.settings import Settings
-from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.streaming.cluster import StreamCluster
 from c360_pipeline.streaming.topic import TopicReader
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from confluent_kafka import KafkaError, Message, Producer
 
-from c360_pipeline.core.events import Rejected, parse_event
+from c360_pipeline.core.contract.events import Rejected, parse_event
 from c360_pipeline.errors import ContractError, UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.streaming.clients import TOPIC, kafka_options

@@ -6,9 +6,9 @@ from datetime import date
 
 import polars as pl
 
-from c360_pipeline.core.graph import attributes_text
-from c360_pipeline.core.lake import EVENTS
-from c360_pipeline.stores.lake import Lake
+from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.projection.graph import attributes_text
+from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.streaming.operators import REPLAY_HEADER
 from c360_pipeline.streaming.producer import Header, message_key
 

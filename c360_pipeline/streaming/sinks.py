@@ -11,14 +11,14 @@ from neo4j.exceptions import DriverError, Neo4jError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from c360_pipeline.connections import open_control, open_graph
-from c360_pipeline.core.events import Event
+from c360_pipeline.core.contract.events import Event
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.settings import Settings
-from c360_pipeline.stores import user_events
-from c360_pipeline.stores.control import StandingControlDb
-from c360_pipeline.stores.fresh_events import event_frame, write_fresh
-from c360_pipeline.stores.graph import is_of_a_row
-from c360_pipeline.stores.suppression import Suppression
+from c360_pipeline.stages.realtime.suppression import Suppression
+from c360_pipeline.stages.realtime.unlanded_events import event_frame, write_fresh
+from c360_pipeline.stores.cassandra import user_events
+from c360_pipeline.stores.neo4j.graph import is_of_a_row
+from c360_pipeline.stores.postgres.control import StandingControlDb
 from c360_pipeline.streaming.clients import open_user_events
 from c360_pipeline.streaming.operators import bisected
 

@@ -7,8 +7,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from c360_pipeline.core.batches import gathered
-from c360_pipeline.core.row_hashes import identity_hash
+from c360_pipeline.core.arrays.batches import gathered
+from c360_pipeline.core.arrays.row_hashes import identity_hash
 
 PART = "part"
 GATHERED_ROWS = 100_000

@@ -9,8 +9,8 @@ import polars as pl
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Delivered
 
-from c360_pipeline.core.events import EPOCH
-from c360_pipeline.core.graph import attributes_text
+from c360_pipeline.core.contract.events import EPOCH
+from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.streaming.clients import TOPIC, kafka_options

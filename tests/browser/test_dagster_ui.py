@@ -11,12 +11,12 @@ from dagster_processes import dagster_dev
 from pictures import Picture
 from playwright.sync_api import Page, expect
 
-from c360_pipeline.core.lake import EVENTS
-from c360_pipeline.devstack.services import free_port
+from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.devstack.service import free_port
 from c360_pipeline.settings import Settings
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
 
 TODAY = datetime.now(UTC)
 DATES = [f"{TODAY - timedelta(days=back):%Y-%m-%d}" for back in range(4, -1, -1)]

@@ -14,19 +14,19 @@ from pictures import Picture
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from c360_pipeline.connections import open_control
-from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.people import SILO_TENANT
-from c360_pipeline.devstack.services import free_port
+from c360_pipeline.devstack.service import free_port
 from c360_pipeline.queries import find_query
 from c360_pipeline.runs import EVERYTHING, materialise
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.settings import Settings, c360_home, postgres_login
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import Landing, folder_for
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.s3.landing import Landing, folder_for
 
 JOHN = "john.smith@email.com"
 SAMPLE = SampleRequest(events=4_000, tenants=2, seed=1, malformed_rate=0.01, duplicate_rate=0.02)

@@ -10,16 +10,16 @@ import pytest
 from dagster_processes import ask, dagster_dev, kill_all, wait_until
 
 from c360_pipeline.connections import open_control
-from c360_pipeline.core.lake import EVENTS, LANDING_FILES
+from c360_pipeline.core.catalog.tables import EVENTS, LANDING_FILES
 from c360_pipeline.devstack.pause import paused
-from c360_pipeline.devstack.services import free_port
+from c360_pipeline.devstack.service import free_port
 from c360_pipeline.runs import instance
 from c360_pipeline.settings import Settings, c360_home
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
-from c360_pipeline.stores.reconcile import drift, reconcile
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import drift, reconcile
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
 
 TODAY = datetime.now(UTC)
 

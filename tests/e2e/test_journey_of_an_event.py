@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.recommend import Recommender, Wish
+from c360_pipeline.reads.recommend import Recommender, Wish
+from c360_pipeline.stores.neo4j.graph import Graph
 
 
 def c360(*arguments: str) -> str:

@@ -4,9 +4,9 @@ import sys
 
 from c360_pipeline.connections import open_graph, open_lake
 from c360_pipeline.settings import load_settings
-from c360_pipeline.stores import graph as writing
-from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
-from c360_pipeline.stores.journey_care import bring_up
+from c360_pipeline.stages.projection.corrections import bring_up
+from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
+from c360_pipeline.stores.neo4j import graph as writing
 
 # Many statements, so that a kill has many places to hit.
 writing.BATCH_ROWS = 50

@@ -5,10 +5,10 @@ from datetime import date
 
 from c360_pipeline.connections import open_control, open_lake, open_landing
 from c360_pipeline.settings import load_settings
-from c360_pipeline.stores import ingest as ingesting
-from c360_pipeline.stores.backfill import land
-from c360_pipeline.stores.dead_letters import DeadLetters, Selection, settle_books
-from c360_pipeline.stores.ingest import Ingest
+from c360_pipeline.stages.landing import ingest as ingesting
+from c360_pipeline.stages.landing.backfill import land
+from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection, settle_books
+from c360_pipeline.stages.landing.ingest import Ingest
 
 
 def work(command: str, *arguments: str) -> None:

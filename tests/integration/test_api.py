@@ -16,22 +16,22 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from limits import parse
 
-from c360_pipeline.core import features
-from c360_pipeline.core.lake import CATALOG, DEAD_LETTERS, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.core.features import communities as features
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.models import MOST_EVENTS
 from c360_pipeline.serving.security import MOST_BODY_BYTES
-from c360_pipeline.stores.api_keys import ApiKeys
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
-from c360_pipeline.stores.fresh_events import unlanded_events
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.ingest import Ingest
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import Landing
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
+from c360_pipeline.stages.realtime.unlanded_events import unlanded_events
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.api_keys import ApiKeys
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.landing import Landing
 from c360_pipeline.streaming.lag import StreamSeen
 
 HOSTILE = [
@@ -463,7 +463,7 @@ def test_an_error_that_nobody_thought_of_tells_the_log_where_and_nobody_what(
     def fails(self: object, customer_id: str, limit: int = 100, before: object = None) -> None:
         raise ValueError("unthought of")
 
-    monkeypatch.setattr("c360_pipeline.stores.customers.Customers.find", fails)
+    monkeypatch.setattr("c360_pipeline.reads.customers.Customers.find", fails)
     configure_logging(as_json=False)
     try:
         answer = acme.get("/customers/john.smith@email.com")

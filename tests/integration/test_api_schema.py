@@ -12,10 +12,10 @@ from hypothesis import HealthCheck
 
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import Landing
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.landing import Landing
 
 REQUESTS = int(os.environ.get("C360_SCHEMA_REQUESTS", "5000"))
 

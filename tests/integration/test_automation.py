@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from c360_pipeline import automation
-from c360_pipeline.assets import graph as graph_assets
+from c360_pipeline.assets import projection as graph_assets
 from c360_pipeline.assets import silos
 from c360_pipeline.assets.partitions import LANDING_DATES
 from c360_pipeline.automation import Asked
 from c360_pipeline.connections import open_control
-from c360_pipeline.core.lake import EVENTS, FEATURES, RECONCILIATION_FINDINGS
+from c360_pipeline.core.catalog.tables import EVENTS, FEATURES, RECONCILIATION_FINDINGS
 from c360_pipeline.definitions import defs
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.resources import (
@@ -34,9 +34,9 @@ from c360_pipeline.resources import (
 from c360_pipeline.resources.local_run_launcher import HOST_TAG, PROCESS_TAG, STARTED_TAG, tags_of_this_process
 from c360_pipeline.runs import instance, materialise
 from c360_pipeline.settings import Settings, c360_home, postgres_login
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "definitions.json"
 SENSORS = ("new_landing_files", "control_rows", "tenants", "follow_ups", "failed_runs", "found_drift")

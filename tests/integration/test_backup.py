@@ -11,20 +11,20 @@ from event_world import World
 
 from c360_pipeline.cli.backup import postgres_tools
 from c360_pipeline.connections import open_bucket, open_control, open_lake, open_landing
-from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS
+from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS
 from c360_pipeline.errors import ConfigError, InvariantError
 from c360_pipeline.settings import Settings, load_settings
-from c360_pipeline.stores import backup as backups
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.backup import Manifest, put_back, take, verify
-from c360_pipeline.stores.bucket import Bucket
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.event_graph import EventGraph, ProductGraph
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.ingest import Ingest
-from c360_pipeline.stores.journey_care import bring_up
-from c360_pipeline.stores.landing import Landing
-from c360_pipeline.stores.reconcile import graph_digest, reconcile, summarise
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.projection.corrections import bring_up
+from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile, summarise
+from c360_pipeline.stages.recovery import backup as backups
+from c360_pipeline.stages.recovery.backup import Manifest, put_back, take, verify
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.bucket import Bucket
+from c360_pipeline.stores.s3.landing import Landing
 
 TOOLS = postgres_tools()
 LINE = '{"tenantId":"ac me/ü","userId":"u1","sessionId":"s","ts":"2025-11-03T10:00:00Z","action":"view"}'

@@ -14,14 +14,14 @@ from event_world import World
 from typer.testing import CliRunner, Result
 
 from c360_pipeline import cli
-from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings, postgres_login
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.ingest import Ingest
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
 
 RUNNER = CliRunner()
 

@@ -12,11 +12,11 @@ from c360_pipeline.assets.partitions import LANDING_DATES, SILO_TABLES, keep_par
 from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
 from c360_pipeline.devstack import silo_samples
-from c360_pipeline.devstack.services import free_port
+from c360_pipeline.devstack.service import free_port
 from c360_pipeline.resources import ControlResource
 from c360_pipeline.runs import instance
 from c360_pipeline.settings import Settings, c360_home, postgres_login
-from c360_pipeline.stores.graph import Graph
+from c360_pipeline.stores.neo4j.graph import Graph
 
 ASSETS = """{ assetNodes { assetKey { path } description groupName kinds owners { __typename } hasAssetChecks
   metadataEntries { label } } }"""

@@ -18,22 +18,28 @@ from psycopg import sql
 
 from c360_pipeline.cli.privacy import stores_of
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
-from c360_pipeline.core.erasure import Person
-from c360_pipeline.core.lake import DEAD_LETTERS, EVENT_JOURNEY, EVENTS, LANDING_FILES, RECONCILIATION_FINDINGS
+from c360_pipeline.core.catalog.tables import (
+    DEAD_LETTERS,
+    EVENT_JOURNEY,
+    EVENTS,
+    LANDING_FILES,
+    RECONCILIATION_FINDINGS,
+)
+from c360_pipeline.core.privacy.erasure import Person
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError, ConflictError
 from c360_pipeline.runs import materialise
 from c360_pipeline.settings import Settings, load_settings, postgres_login
-from c360_pipeline.stores import erasure as erasing
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.erasure import Certificate, Erasure
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import folder_for
-from c360_pipeline.stores.projections import stitch_all
-from c360_pipeline.stores.reconcile import reconcile, summarise
+from c360_pipeline.stages.privacy import erasure as erasing
+from c360_pipeline.stages.privacy.erasure import Certificate, Erasure
+from c360_pipeline.stages.projection.everything import stitch_all
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.s3.landing import folder_for
 
 REQUEST = SampleRequest(events=1_500, tenants=2, seed=11, malformed_rate=0.04, duplicate_rate=0.04)
 PEOPLE = 20

@@ -8,13 +8,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from c360_pipeline.core import graph as model
-from c360_pipeline.core.graph import NodeKind, RelationshipKind
-from c360_pipeline.core.lake import Changes
+from c360_pipeline.core.catalog.changes import Changes
+from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.projection.graph import NodeKind, RelationshipKind
 from c360_pipeline.errors import ConfigError, InvariantError
-from c360_pipeline.stores import accounts, cypher, fresh_events, recommend
-from c360_pipeline.stores import graph as statements
-from c360_pipeline.stores.graph import Graph, apart
+from c360_pipeline.reads import accounts, recommend
+from c360_pipeline.stages.realtime import unlanded_events as fresh_events
+from c360_pipeline.stores.neo4j import cypher
+from c360_pipeline.stores.neo4j import graph as statements
+from c360_pipeline.stores.neo4j.graph import Graph, apart
 
 AT = datetime(2025, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
 KINDS = [

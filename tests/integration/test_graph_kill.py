@@ -12,13 +12,13 @@ import pytest
 from event_world import World
 from workers import Workers
 
-from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.pause import paused
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.journeys import Journeys
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.reconcile import graph_digest, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
 
 KILLS = 30
 OF_NEO4J = 5

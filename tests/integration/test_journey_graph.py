@@ -9,17 +9,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from c360_pipeline.core import graph as model
-from c360_pipeline.core.keys import KeyPolicy, KeyRule, value_hash
-from c360_pipeline.core.lake import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS, JOURNEYS
+from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS, JOURNEYS
+from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule, value_hash
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.journey_care import block_key, bring_up
-from c360_pipeline.stores.journey_graph import JourneyGraph
-from c360_pipeline.stores.journeys import Journeys
-from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stages.projection.corrections import block_key, bring_up
+from c360_pipeline.stages.projection.journeys import JourneyGraph
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
 KINDS = ("user", "device", "cookie")

@@ -10,14 +10,14 @@ import pytest
 from workers import Workers
 
 from c360_pipeline.assets.landing import land
-from c360_pipeline.core.books import QUEUE_COUNTED_BY, misbooked, misbooked_dead, unbalanced
-from c360_pipeline.core.lake import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, misbooked, misbooked_dead, unbalanced
 from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, write_sample
 from c360_pipeline.settings import Settings
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.ingest import Ingest
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
 
 KILLS = 50
 REQUEST = SampleRequest(events=4_000, tenants=2, seed=4, malformed_rate=0.03, duplicate_rate=0.05)

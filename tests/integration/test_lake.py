@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from c360_pipeline.core.lake import EVENTS, JOURNEY_KEYS, Table
+from c360_pipeline.core.catalog.tables import EVENTS, JOURNEY_KEYS, Table
 from c360_pipeline.errors import ConflictError
-from c360_pipeline.stores.lake import Lake
+from c360_pipeline.stores.delta.lake import Lake
 
 JOURNEYS_OF_KEYS = JOURNEY_KEYS
 

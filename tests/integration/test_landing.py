@@ -12,17 +12,17 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from c360_pipeline.core import events as contract
-from c360_pipeline.core.books import QUEUE_COUNTED_BY, misbooked, misbooked_dead, unbalanced
-from c360_pipeline.core.lake import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
-from c360_pipeline.core.row_hashes import user_hash
+from c360_pipeline.core.arrays.row_hashes import user_hash
+from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.contract import events as contract
+from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, misbooked, misbooked_dead, unbalanced
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.stores import ingest as ingesting
-from c360_pipeline.stores.backfill import land as land_files
-from c360_pipeline.stores.dead_letters import DeadLetters, Selection
-from c360_pipeline.stores.ingest import Ingest
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import EVENTS_PREFIX, Landing, dead_letter_key
+from c360_pipeline.stages.landing import ingest as ingesting
+from c360_pipeline.stages.landing.backfill import land as land_files
+from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing, dead_letter_key
 
 DAY, NEXT_DAY = date(2025, 11, 2), date(2025, 11, 3)
 TODAY = f"{EVENTS_PREFIX}date={DAY}/"
@@ -271,7 +271,7 @@ def test_a_file_is_what_its_bytes_are_not_what_its_name_says(world: World, tmp_p
 
 
 def test_a_long_line_is_kept_and_the_rest_lands(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("c360_pipeline.core.landing.LONGEST_LINE_BYTES", 60 * 1024 * 1024)
+    monkeypatch.setattr("c360_pipeline.core.landing.decode.LONGEST_LINE_BYTES", 60 * 1024 * 1024)
     long, longer = (event(1, attrs={"a": "x" * (n * 1024 * 1024)}) for n in (50, 70))
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join((event(2), long, longer, event(3))))
@@ -335,7 +335,7 @@ def test_a_backfill_brings_the_archive_to_todays_rules_in_one_commit(
     version = world.lake.version(EVENTS.name)
     with monkeypatch.context() as patched:
         patched.setattr(contract, "MAX_STRING_CHARACTERS", 39)
-        patched.setattr("c360_pipeline.core.event_columns.MAX_STRING_CHARACTERS", 39)
+        patched.setattr("c360_pipeline.core.contract.columns.MAX_STRING_CHARACTERS", 39)
         world.suppress("u3")
         world.land(DAY)
         assert world.books()["suppressed"].to_list() == [2, 0]
@@ -354,7 +354,7 @@ def test_a_backfill_brings_the_archive_to_todays_rules_in_one_commit(
     # And again the new ones: the letter is open once more.
     with monkeypatch.context() as patched:
         patched.setattr(contract, "MAX_STRING_CHARACTERS", 39)
-        patched.setattr("c360_pipeline.core.event_columns.MAX_STRING_CHARACTERS", 39)
+        patched.setattr("c360_pipeline.core.contract.columns.MAX_STRING_CHARACTERS", 39)
         world.land(DAY)
     assert list(world.letters().values()) == [("too_large", "open", None)]
 
@@ -419,7 +419,7 @@ def test_a_replay_lands_what_passes_today_and_the_books_follow(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(contract, "MAX_ATTRS", 1)
-        patched.setattr("c360_pipeline.core.event_columns.MAX_ATTRS", 1)
+        patched.setattr("c360_pipeline.core.contract.columns.MAX_ATTRS", 1)
         two = {"a": "1", "b": "2"}
         put("a.jsonl", event(1, attrs=two), event(1, attrs=two), event(2, attrs=two), b"{oops", event(3))
         put("b.jsonl", event(1, attrs=two), event(4, attrs=two), folder=TOMORROW)
@@ -454,7 +454,7 @@ def test_a_replay_that_was_killed_is_right_after_the_next(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(contract, "MAX_ATTRS", 0)
-        patched.setattr("c360_pipeline.core.event_columns.MAX_ATTRS", 0)
+        patched.setattr("c360_pipeline.core.contract.columns.MAX_ATTRS", 0)
         put("a.jsonl", event(1, attrs={"a": "1"}), event(1, attrs={"a": "1"}), event(2))
         world.land()
     with dying_after(monkeypatch, Lake, "merge", calls):
@@ -468,7 +468,7 @@ def test_a_replay_that_was_killed_is_right_after_the_next(
 def test_after_a_replay_a_backfill_changes_nothing(world: World, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(contract, "MAX_ATTRS", 0)
-        patched.setattr("c360_pipeline.core.event_columns.MAX_ATTRS", 0)
+        patched.setattr("c360_pipeline.core.contract.columns.MAX_ATTRS", 0)
         put("a.jsonl", event(1, attrs={"a": "1"}), event(1, attrs={"a": "1"}), event(2))
         world.land()
     world.queue.replay(Selection(), dry_run=False)

@@ -13,9 +13,9 @@ from event_world import World
 from prometheus_client.parser import text_string_to_metric_families
 
 from c360_pipeline.cli.metrics import exporter
-from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.settings import c360_home, load_settings
-from c360_pipeline.stores.metrics import Figure, Metrics
+from c360_pipeline.stores.local.metrics import Figure, Metrics
 
 Samples = dict[tuple[str, str], float]
 

@@ -19,9 +19,9 @@ import pytest
 from psycopg import sql
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
-from c360_pipeline.core.graph import Kind
-from c360_pipeline.core.lake import DEAD_LETTERS, EVENTS, LANDING_FILES
-from c360_pipeline.core.reconcile import combined_digest
+from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.projection.graph import Kind
+from c360_pipeline.core.reconciliation.compare import combined_digest
 from c360_pipeline.definitions import defs
 from c360_pipeline.demo import found_against_truth
 from c360_pipeline.devstack import silo_samples
@@ -30,12 +30,12 @@ from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.queries import all_queries
 from c360_pipeline.runs import Outcome, close_abandoned_runs, instance, materialise
 from c360_pipeline.settings import Settings, load_settings, postgres_login
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import folder_for
-from c360_pipeline.stores.rebuild import rebuild
-from c360_pipeline.stores.reconcile import digests, reconcile, summarise
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
+from c360_pipeline.stages.recovery.rebuild import rebuild
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.s3.landing import folder_for
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "queries.json"
 REQUEST = SampleRequest(events=1_500, tenants=2, seed=9, malformed_rate=0.04, duplicate_rate=0.04)

@@ -12,8 +12,8 @@ import pytest
 from event_world import World
 
 from c360_pipeline.connections import open_graph
-from c360_pipeline.core.graph import DAY, Kind, NodeKind, RelationshipKind
-from c360_pipeline.core.lake import CATALOG, EVENTS
+from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
+from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind, RelationshipKind
 from c360_pipeline.devstack import graph_store, stack
 from c360_pipeline.devstack import rebuild as rebuilding
 from c360_pipeline.devstack.graph_store import AdminError, StagedStore, dump, load
@@ -21,10 +21,10 @@ from c360_pipeline.devstack.pause import paused
 from c360_pipeline.devstack.rebuild import rebuild_by_import, remove_instants, start_instant
 from c360_pipeline.errors import ConfigError, InvariantError, UnavailableError
 from c360_pipeline.settings import Settings
-from c360_pipeline.stores.archive import Archive, Pins
-from c360_pipeline.stores.archive_diff import difference
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.reconcile import graph_digest, reconcile, summarise
+from c360_pipeline.stages.reconciliation.archive_diff import difference
+from c360_pipeline.stages.reconciliation.expected import Archive, Pins
+from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile, summarise
+from c360_pipeline.stores.neo4j.graph import Graph
 
 ODD = NodeKind(
     "Odd", ("id",),

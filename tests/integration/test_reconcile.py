@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from event_world import DAYS, Finding, World
 
-from c360_pipeline.core import graph as model
-from c360_pipeline.core.brake import BRAKE_FREE
-from c360_pipeline.core.lake import EVENTS, RECONCILIATION_FINDINGS, RECONCILIATIONS
+from c360_pipeline.core.catalog.tables import EVENTS, RECONCILIATION_FINDINGS, RECONCILIATIONS
+from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.projection.removal_limit import BRAKE_FREE
 from c360_pipeline.errors import BrakeError
-from c360_pipeline.stores.reconcile import OWNED_PROPERTIES, entity_name, keep, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import OWNED_PROPERTIES, entity_name, keep, reconcile, summarise
 
 
 class Damages:

@@ -7,14 +7,14 @@ import polars as pl
 import pytest
 from event_world import World
 
-from c360_pipeline.core import graph as model
-from c360_pipeline.core.lake import CATALOG, DEAD_LETTERS, EVENTS
-from c360_pipeline.core.refused import REFUSED
+from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS
+from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.projection.refused import REFUSED
 from c360_pipeline.errors import InvariantError
-from c360_pipeline.stores import refused
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.reconcile import bucket_rows, finding_rows, reconcile, summarise
-from c360_pipeline.stores.refused import RefusedRows
+from c360_pipeline.stages.projection import refused
+from c360_pipeline.stages.projection.refused import RefusedRows
+from c360_pipeline.stages.reconciliation.reconcile import bucket_rows, finding_rows, reconcile, summarise
+from c360_pipeline.stores.neo4j.graph import Graph
 
 LONG = "x" * 9_000
 """More than an index can hold."""
@@ -117,7 +117,7 @@ def test_a_graph_that_refuses_everything_is_an_error(world: World, monkeypatch: 
 
 
 def test_a_statement_that_is_wrong_is_not_the_fault_of_a_row(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("c360_pipeline.stores.cypher.merge_statement", lambda _: "UNWIND $rows AS row MERGED")
+    monkeypatch.setattr("c360_pipeline.stores.neo4j.cypher.merge_statement", lambda _: "UNWIND $rows AS row MERGED")
     with pytest.raises(neo4j.exceptions.CypherSyntaxError):
         graph.merge(model.PRODUCT, products("a").select(list(model.PRODUCT.schema)))
     assert graph.refusals.letters == []

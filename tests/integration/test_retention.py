@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from c360_pipeline.connections import open_bucket
-from c360_pipeline.core.books import misbooked, unbalanced
-from c360_pipeline.core.lake import DEAD_LETTERS, EVENT_JOURNEY, EVENTS, JOURNEY_LOG, LANDING_FILES
+from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENT_JOURNEY, EVENTS, JOURNEY_LOG, LANDING_FILES
+from c360_pipeline.core.landing.accounting import misbooked, unbalanced
 from c360_pipeline.settings import Settings
-from c360_pipeline.stores import retention
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.bucket import Bucket
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.ingest import Ingest
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.landing import Landing
-from c360_pipeline.stores.projections import project_all, stitch_all
-from c360_pipeline.stores.reconcile import reconcile, summarise
-from c360_pipeline.stores.retention import find_expired, retain
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.privacy import retention
+from c360_pipeline.stages.privacy.retention import find_expired, retain
+from c360_pipeline.stages.projection.everything import project_all, stitch_all
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.bucket import Bucket
+from c360_pipeline.stores.s3.landing import Landing
 
 NOW = datetime(2026, 1, 10, 12, tzinfo=UTC)
 

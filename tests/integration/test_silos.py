@@ -14,20 +14,20 @@ import pytest
 from psycopg import sql
 
 from c360_pipeline.connections import open_silo
-from c360_pipeline.core.lake import Table
-from c360_pipeline.core.silo_plan import make_plan
+from c360_pipeline.core.catalog.tables import Table
+from c360_pipeline.core.silos.plan import make_plan
 from c360_pipeline.errors import BrakeError, ConfigError, ContractError
 from c360_pipeline.settings import Settings, postgres_login
-from c360_pipeline.stores import silo_load
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.control import ControlDb
-from c360_pipeline.stores.cypher_script import write_script
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.reconcile import reconcile
-from c360_pipeline.stores.silo_grants import create_role_statement, grant_statements
-from c360_pipeline.stores.silo_graph import SiloGraph
-from c360_pipeline.stores.silo_run import Loaded, SiloRun, found_tables, readable_exclusions
+from c360_pipeline.stages.projection.silos import SiloGraph
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.recovery.cypher_script import write_script
+from c360_pipeline.stages.silos import load as silo_load
+from c360_pipeline.stages.silos.grants import create_role_statement, grant_statements
+from c360_pipeline.stages.silos.run import Loaded, SiloRun, found_tables, readable_exclusions
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
 
 ADD_DATABASE = """
     INSERT INTO source_databases (tenant_id, db_name, host, port, db_user, password_ref)

@@ -11,15 +11,15 @@ import polars as pl
 import pytest
 from pyspark.sql import SparkSession
 
-from c360_pipeline.core.keys import JourneyLimit, KeyPolicy, KeyRule
-from c360_pipeline.core.lake import EVENT_JOURNEY, EVENTS, JOURNEY_CONFLICTS, QUARANTINED_KEYS
+from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS, JOURNEY_CONFLICTS, QUARANTINED_KEYS
+from c360_pipeline.core.stitching.keys import JourneyLimit, KeyPolicy, KeyRule
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.spark.session import SparkOptions, end_session, spark_session
 from c360_pipeline.spark.stitching import FirstStitching, stitch_first
-from c360_pipeline.stores.journey_tables import PUBLISHED, JourneyTables
-from c360_pipeline.stores.journeys import Journeys
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.stitching import Stitching
+from c360_pipeline.stages.stitching.catch_up import Stitching
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stages.stitching.tables import PUBLISHED, JourneyTables
+from c360_pipeline.stores.delta.lake import Lake
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 START = datetime(2025, 10, 1, tzinfo=UTC)

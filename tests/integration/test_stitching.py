@@ -18,10 +18,7 @@ import polars as pl
 import pytest
 from deltalake.exceptions import CommitFailedError
 
-from c360_pipeline.core import journey_kernel as kernel
-from c360_pipeline.core.journey_ids import journey_id
-from c360_pipeline.core.keys import JUNK, JourneyLimit, KeyPolicy, KeyRule, extract_keys, value_hash
-from c360_pipeline.core.lake import (
+from c360_pipeline.core.catalog.tables import (
     EVENT_JOURNEY,
     EVENT_KEYS,
     EVENTS,
@@ -34,14 +31,17 @@ from c360_pipeline.core.lake import (
     JOURNEYS,
     QUARANTINED_KEYS,
 )
-from c360_pipeline.core.landing import ARCHIVED_FACTS, Delivery, LineBlock, classify, decode
-from c360_pipeline.core.stitching import Known, prepare, stitch
+from c360_pipeline.core.kernels import journeys as kernel
+from c360_pipeline.core.landing.decode import ARCHIVED_FACTS, Delivery, LineBlock, classify, decode
+from c360_pipeline.core.stitching.journey_ids import journey_id
+from c360_pipeline.core.stitching.keys import JUNK, JourneyLimit, KeyPolicy, KeyRule, extract_keys, value_hash
+from c360_pipeline.core.stitching.stitch import Known, prepare, stitch
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.stores.journey_history import JourneyHistory
-from c360_pipeline.stores.journey_tables import JourneyTables
-from c360_pipeline.stores.journeys import BatchReport, Journeys
-from c360_pipeline.stores.lake import Lake
-from c360_pipeline.stores.stitching import Stitching
+from c360_pipeline.stages.stitching.catch_up import Stitching
+from c360_pipeline.stages.stitching.history import JourneyHistory
+from c360_pipeline.stages.stitching.journeys import BatchReport, Journeys
+from c360_pipeline.stages.stitching.tables import JourneyTables
+from c360_pipeline.stores.delta.lake import Lake
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
 TYPES = ("user", "session", "device", "cookie", "order", "email_hash")

@@ -24,11 +24,11 @@ from confluent_kafka import Consumer, Producer
 from dagster_processes import wait_until
 from typer.testing import CliRunner
 
-from c360_pipeline.assets.reconcile import stream_agrees
+from c360_pipeline.assets.reconciliation import stream_agrees
 from c360_pipeline.cli import app
 from c360_pipeline.cli.stream import SINK_NAMES, sample_lines, start_job
 from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
-from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.pause import paused
@@ -36,8 +36,8 @@ from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS
 from c360_pipeline.resources import StreamResource
 from c360_pipeline.runs import EVERYTHING, materialise
 from c360_pipeline.settings import Settings, load_settings
-from c360_pipeline.stores.archive import Archive
-from c360_pipeline.stores.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
 from c360_pipeline.streaming import agreement
 from c360_pipeline.streaming.agreement import Agreement
 from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, kafka_options, open_user_events

@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from c360_pipeline.core import graph as model
+from c360_pipeline.core.projection import graph as model
 from c360_pipeline.queries import all_queries
-from c360_pipeline.stores import cypher
-from c360_pipeline.stores import graph as statements
-from c360_pipeline.stores.accounts import read_accounts, read_tickets
-from c360_pipeline.stores.graph import Graph
-from c360_pipeline.stores.recommend import Recommender, Wish
+from c360_pipeline.reads.accounts import read_accounts, read_tickets
+from c360_pipeline.reads.recommend import Recommender, Wish
+from c360_pipeline.stores.neo4j import cypher
+from c360_pipeline.stores.neo4j import graph as statements
+from c360_pipeline.stores.neo4j.graph import Graph
 
 AT = datetime(2025, 11, 1, tzinfo=UTC)
 OURS, THEIRS = "acme", "globex"

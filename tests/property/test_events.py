@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c360_pipeline.core.events import ERROR_CLASSES, Rejected, parse_event
+from c360_pipeline.core.contract.events import ERROR_CLASSES, Rejected, parse_event
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
 TEXT = st.text(min_size=1, max_size=20).filter(lambda s: s.strip() and s.isprintable())

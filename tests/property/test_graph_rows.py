@@ -6,8 +6,8 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c360_pipeline.core.graph import attributes_text
-from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.projection.graph import attributes_text
 
 TEXTS = st.text(alphabet=st.characters(codec="utf-8"), max_size=6)
 

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c360_pipeline.core.sorted_hashes import find_sorted
-from c360_pipeline.stores import key_index
-from c360_pipeline.stores.key_index import Hashes, KeyIndex
+from c360_pipeline.core.kernels.sorted_hashes import find_sorted
+from c360_pipeline.stores.delta import key_index
+from c360_pipeline.stores.delta.key_index import Hashes, KeyIndex
 
 HASHES = st.lists(st.integers(0, 40), max_size=30)
 

@@ -2,7 +2,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c360_pipeline.core.lake import compare_versions
+from c360_pipeline.core.catalog.changes import compare_versions
 
 ROWS = st.dictionaries(st.integers(0, 9), st.none() | st.integers(0, 2))
 

@@ -5,8 +5,8 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c360_pipeline.core.lake import EVENTS
-from c360_pipeline.core.landing import (
+from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.landing.decode import (
     ARCHIVED_FACTS,
     Decoded,
     Delivery,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c360_pipeline.stores import sorted_runs
-from c360_pipeline.stores.sorted_runs import FAN, Rows, SortedRuns, record
+from c360_pipeline.stores.local import sorted_index as sorted_runs
+from c360_pipeline.stores.local.sorted_index import FAN, Rows, SortedRuns, record
 
 WITH_TEXT = record(["low", "high", "word"], ["number"], texts=True)
 BARE = record(["low"])

@@ -11,14 +11,14 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c360_pipeline.core.journey_log import Gone, aliases, events_now, log_rows
-from c360_pipeline.core.keys import KeyPolicy, KeyRule, extract_keys
-from c360_pipeline.core.lake import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_ALIASES, JOURNEY_KEYS, JOURNEYS
-from c360_pipeline.core.stitching import Known, prepare, stitch
-from c360_pipeline.stores.journey_index import JourneyIndex
-from c360_pipeline.stores.journey_tables import JourneyTables
-from c360_pipeline.stores.journeys import Journeys
-from c360_pipeline.stores.lake import Lake
+from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_ALIASES, JOURNEY_KEYS, JOURNEYS
+from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule, extract_keys
+from c360_pipeline.core.stitching.log import Gone, aliases, events_now, log_rows
+from c360_pipeline.core.stitching.stitch import Known, prepare, stitch
+from c360_pipeline.stages.stitching.index import JourneyIndex
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stages.stitching.tables import JourneyTables
+from c360_pipeline.stores.delta.lake import Lake
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
 KINDS = ("a", "b", "c")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from c360_pipeline.core.events import Event
+from c360_pipeline.core.contract.events import Event
 from c360_pipeline.streaming.operators import BYTES, DeadLetter, Message, judge, judge_all, messages_of
 from c360_pipeline.streaming.spill import Spill
 

@@ -4,10 +4,10 @@ import dagster as dg
 import pytest
 
 from c360_pipeline.assets.specs import ASSET_OF, lineage
-from c360_pipeline.core.column_origins import FROM_EVENTS, origins
-from c360_pipeline.core.lake import ACCOUNT_VALUES, CATALOG, EVENTS, FEATURES, TABLES, Table
+from c360_pipeline.core.catalog.column_origins import FROM_EVENTS, origins
+from c360_pipeline.core.catalog.tables import ACCOUNT_VALUES, CATALOG, EVENTS, FEATURES, TABLES, Table
 from c360_pipeline.definitions import defs
-from c360_pipeline.stores.journey_tables import PUBLISHED
+from c360_pipeline.stages.stitching.tables import PUBLISHED
 
 
 @pytest.mark.parametrize("table", [*PUBLISHED, *FEATURES], ids=lambda table: table.name)

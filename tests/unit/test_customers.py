@@ -1,6 +1,6 @@
 from datetime import UTC, datetime, timedelta
 
-from c360_pipeline.stores.customers import page_of
+from c360_pipeline.reads.customers import page_of
 
 NOW = datetime(2025, 11, 1, tzinfo=UTC)
 

@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 
-from c360_pipeline.core.erasure import Needles, Person, is_distinctive, own_rows, own_values
-from c360_pipeline.core.graph import NodeKind
-from c360_pipeline.core.silos import RelationshipRow
+from c360_pipeline.core.privacy.erasure import Needles, Person, is_distinctive, own_rows, own_values
+from c360_pipeline.core.projection.graph import NodeKind
+from c360_pipeline.core.silos.control_rows import RelationshipRow
 
 TEXT, WHOLE = pl.String(), pl.Int64()
 

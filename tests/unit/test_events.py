@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from c360_pipeline.core.events import ERROR_CLASSES, Event, Rejected, parse_event
+from c360_pipeline.core.contract.events import ERROR_CLASSES, Event, Rejected, parse_event
 
 NOW = datetime(2025, 11, 3, 12, tzinfo=UTC)
 GOOD = {

@@ -1,6 +1,6 @@
 import polars as pl
 
-from c360_pipeline.core.features import canonical_communities, interaction_weights, number_members
+from c360_pipeline.core.features.communities import canonical_communities, interaction_weights, number_members
 
 TIES = pl.DataFrame({"tenant_id": ["t", "t"], "from_id": ["u2", "u1"], "to_id": ["p", "p"], "count": [2, 1]})
 

@@ -2,8 +2,8 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from c360_pipeline.core import graph as model
-from c360_pipeline.core.lake import CATALOG, EVENTS
+from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
+from c360_pipeline.core.projection import graph as model
 
 START = datetime(2025, 11, 1, tzinfo=UTC)
 

@@ -1,8 +1,8 @@
 import polars as pl
 import pytest
 
-from c360_pipeline.core.keys import KeyRule, extract_keys, normalised
-from c360_pipeline.core.lake import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.stitching.keys import KeyRule, extract_keys, normalised
 
 RULES = [
     KeyRule("*", "user", "userId"),

@@ -1,7 +1,8 @@
 import polars as pl
 
-from c360_pipeline.core.column_meanings import COLUMN_MEANINGS
-from c360_pipeline.core.lake import TABLES, compare_versions
+from c360_pipeline.core.catalog.changes import compare_versions
+from c360_pipeline.core.catalog.column_meanings import COLUMN_MEANINGS
+from c360_pipeline.core.catalog.tables import TABLES
 
 
 def frame(**rows: int | None) -> pl.DataFrame:

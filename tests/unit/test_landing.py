@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 
 from c360_pipeline.assets.landing import read_catalog
-from c360_pipeline.core.books import (
+from c360_pipeline.core.arrays.row_hashes import user_hash
+from c360_pipeline.core.catalog.tables import EVENTS, LANDING_FILES
+from c360_pipeline.core.landing.accounting import (
     QUEUE_COUNTED_BY,
     FileBook,
     closed_books,
@@ -19,8 +21,7 @@ from c360_pipeline.core.books import (
     settled,
     unbalanced,
 )
-from c360_pipeline.core.lake import EVENTS, LANDING_FILES
-from c360_pipeline.core.landing import (
+from c360_pipeline.core.landing.decode import (
     ARCHIVED_FACTS,
     LONGEST_LINE_BYTES,
     Delivery,
@@ -35,7 +36,6 @@ from c360_pipeline.core.landing import (
     split_suppressed,
     stored_events,
 )
-from c360_pipeline.core.row_hashes import user_hash
 from c360_pipeline.errors import ContractError
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)

@@ -7,8 +7,8 @@ import pytest
 import structlog
 
 from c360_pipeline.logs import configure_logging
-from c360_pipeline.stores import graph_statistics
-from c360_pipeline.stores.graph_statistics import GraphStatistics
+from c360_pipeline.stores.neo4j import graph_statistics
+from c360_pipeline.stores.neo4j.graph_statistics import GraphStatistics
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from c360_pipeline.stores.graph_statistics import GraphStatistics, named
-from c360_pipeline.stores.metrics import MAX_TENANTS, Figure, Metrics, by_tenant
+from c360_pipeline.stores.local.metrics import MAX_TENANTS, Figure, Metrics, by_tenant
+from c360_pipeline.stores.neo4j.graph_statistics import GraphStatistics, named
 
 
 def test_figures_are_in_the_text_format_of_prometheus(tmp_path: Path) -> None:

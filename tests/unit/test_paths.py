@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from c360_pipeline.core import paths
+from c360_pipeline.core.features import paths
 
 NOW = datetime(2025, 11, 1, 12, tzinfo=UTC)
 NO_COMMUNITIES = pl.DataFrame(schema={"tenant_id": pl.String, "user_id": pl.String, "community": pl.Int64})

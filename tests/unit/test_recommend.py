@@ -1,6 +1,6 @@
 import polars as pl
 
-from c360_pipeline.core.recommend import Candidate, Source, candidates, rank
+from c360_pipeline.core.features.recommend import Candidate, Source, candidates, rank
 
 PURCHASES = pl.DataFrame(
     [
@@ -26,7 +26,7 @@ def test_a_score_is_ten_for_each_similar_user_and_how_often_they_bought_once_for
 
 def test_candidates_do_not_depend_on_how_many_users_are_taken_at_once(monkeypatch: object) -> None:
     (at_once,) = candidates("acme", PURCHASES)
-    import c360_pipeline.core.recommend as module
+    import c360_pipeline.core.features.recommend as module
 
     monkeypatch.setattr(module, "USERS_AT_ONCE", 1)  # type: ignore[attr-defined]
     assert pl.concat(list(candidates("acme", PURCHASES))).equals(at_once)

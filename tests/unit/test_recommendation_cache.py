@@ -1,7 +1,7 @@
 """What is kept of recommendations, and what is not."""
 
+from c360_pipeline.reads.recommend import Wish
 from c360_pipeline.serving.recommendation_cache import MOST_WISHES, RecommendationCache
-from c360_pipeline.stores.recommend import Wish
 
 WISH = Wish("u1", 5)
 

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import polars as pl
 import pytest
 
-from c360_pipeline.core.reconcile import combined_digest, compare, digest, row_hashes
+from c360_pipeline.core.reconciliation.compare import combined_digest, compare, digest, row_hashes
 
 
 def frame(*rows: tuple[str, object]) -> pl.DataFrame:

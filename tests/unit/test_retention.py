@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from c360_pipeline.core.retention import ACTION, RULE_COLUMNS, expired, oldest_kept
+from c360_pipeline.core.privacy.retention import ACTION, RULE_COLUMNS, expired, oldest_kept
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

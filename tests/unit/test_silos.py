@@ -5,9 +5,7 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
-from c360_pipeline.core.relationship_joins import join_labels, join_problems, parse_join
-from c360_pipeline.core.silo_plan import FROZEN, make_plan, plan_changes
-from c360_pipeline.core.silos import (
+from c360_pipeline.core.silos.control_rows import (
     Column,
     ControlRows,
     FoundTable,
@@ -21,6 +19,8 @@ from c360_pipeline.core.silos import (
     typed,
     unusable_keys,
 )
+from c360_pipeline.core.silos.joins import join_labels, join_problems, parse_join
+from c360_pipeline.core.silos.plan import FROZEN, make_plan, plan_changes
 from c360_pipeline.errors import ConfigError, ContractError
 
 DATABASE = SourceDatabase(1, "acme", "profiles_db", "h", 1, "u", "env:P")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from c360_pipeline.core.events import Event
+from c360_pipeline.core.contract.events import Event
 from c360_pipeline.streaming.operators import (
     LATENESS,
     DeadLetter,

@@ -2,8 +2,8 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from c360_pipeline.core.account_values import account_values
-from c360_pipeline.core.features import (
+from c360_pipeline.core.features.account_values import account_values
+from c360_pipeline.core.features.communities import (
     customers_of_products,
     interaction_weights,
     modularity,
@@ -11,7 +11,7 @@ from c360_pipeline.core.features import (
     similar_by_customers,
     similar_by_sessions,
 )
-from c360_pipeline.core.trends import trending
+from c360_pipeline.core.features.trends import trending
 
 NOW = datetime(2025, 11, 1, 12, tzinfo=UTC)
 

@@ -5,7 +5,7 @@ from datetime import date, timedelta
 import polars as pl
 import pytest
 
-from c360_pipeline.core.volumes import unusual_volumes
+from c360_pipeline.core.landing.volumes import unusual_volumes
 
 TODAY = date(2025, 11, 20)
 

@@ -16,16 +16,16 @@ from starlette.staticfiles import StaticFiles
 
 from c360_pipeline.errors import ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
+from c360_pipeline.reads.customer_pages import CustomerPages
+from c360_pipeline.reads.recommend import Wish
 from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.security import COOKIE, Reader, needs
-from c360_pipeline.stores.api_keys import ApiKey
-from c360_pipeline.stores.customer_pages import CustomerPages
-from c360_pipeline.stores.driver_values import instant
-from c360_pipeline.stores.journey_care import block_key
-from c360_pipeline.stores.recommend import Wish
+from c360_pipeline.stages.projection.corrections import block_key
+from c360_pipeline.stores.neo4j.driver_values import instant
+from c360_pipeline.stores.postgres.api_keys import ApiKey
 
 if TYPE_CHECKING:
-    from c360_pipeline.serving.app import Api
+    from c360_pipeline.serving.api import Api
 
 TIMELINE = 40
 RECOMMENDED = 6

@@ -1,0 +1,52 @@
+"""Care for the lake: tables keep the columns of this release, few files, and no files that nobody can read any more."""
+
+from dataclasses import asdict
+
+import dagster as dg
+import polars as pl
+
+from c360_pipeline.assets.specs import OWNERS, asset_check, described_columns, preview, rows
+from c360_pipeline.core.catalog.tables import TABLES
+from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
+
+MEANINGS = {
+    "table": "name below lake/",
+    "rows": "in the table",
+    "files_before": "data files before small ones were put together",
+    "files": "data files afterwards",
+    "bytes": "of the data files afterwards",
+    "vacuumed": "data files of older versions that were removed",
+    "added_columns": "columns of this release that the table did not have",
+}
+
+
+@dg.asset(
+    description="Every Delta table: compacted, vacuumed after its retention, with the columns of this release.",
+    owners=OWNERS,
+    group_name="maintenance",
+    kinds={"deltalake", "s3"},
+    metadata={"dagster/column_schema": described_columns(MEANINGS)},
+)
+def lake_tables(
+    context: dg.AssetExecutionContext, landing: LandingResource, lake: LakeResource, control: ControlResource
+) -> dg.MaterializeResult[None]:
+    """Care for one table after the other."""
+    landing.open()  # the bucket is there from now on
+    tables, cared = lake.open(), []
+    for table in TABLES.values():
+        cared.append(tables.care_for(table))
+        context.log.info("cared_for: %s", table.name)
+    rows_of_control = control.open().read()
+    cared += [tables.care_for_silo(path) for path in sorted({*map(rows_of_control.lake_table, rows_of_control.tables)})]
+    done = pl.DataFrame(
+        [asdict(care) for care in cared if care], schema=dict.fromkeys(MEANINGS, pl.Int64) | {"table": pl.String}
+    )
+    totals = done.select(pl.col("rows", "files_before", "files", "bytes", "vacuumed").sum()).row(0, named=True)
+    return dg.MaterializeResult(metadata=rows(totals.pop("rows"), **totals, tables=preview(done, limit=100)))
+
+
+@asset_check(asset=lake_tables, description="Every table has the columns of this release, with their types.")
+def every_table_has_its_columns(lake: LakeResource) -> dg.AssetCheckResult:
+    """Compare the tables with their declarations."""
+    wrong = {name: missing for name, table in TABLES.items() if (missing := lake.open().missing_columns(table))}
+    return dg.AssetCheckResult(passed=not wrong, metadata={"missing": dg.MetadataValue.json(wrong)})

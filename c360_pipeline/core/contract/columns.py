@@ -1,0 +1,134 @@
+"""The event contract over columns: a whole block of lines at once, for the lines that are plainly good.
+
+What `event_scan` accepts becomes exactly the events that `events.parse_event` makes of the same lines; everything else,
+good or bad, is left to that function, which also has the reasons. A property in the tests holds the two together.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+import polars_hash  # noqa: F401 - registers the `chash` expressions
+import pyarrow as pa
+
+from c360_pipeline.core.contract.events import (
+    CONTRACT,
+    EARLIEST,
+    EXTRA_PREFIX,
+    HASH_ORDER,
+    LATEST_AHEAD,
+    MAX_ATTRS,
+    MAX_LINE_BYTES,
+    MAX_STRING_CHARACTERS,
+    MAX_TENANT_BYTES,
+    NO_TENANT,
+    Event,
+    FieldKind,
+    epoch_micros,
+)
+from c360_pipeline.core.contract.scan import Bytes, Grammar, Integers, Scan, scan, string_views
+from c360_pipeline.core.kernels import event_scan as kernel
+
+_KINDS = {
+    FieldKind.STRING: kernel.STRING, FieldKind.TIMESTAMP: kernel.TIMESTAMP, FieldKind.ATTRIBUTES: kernel.ATTRIBUTES
+}  # fmt: skip
+_NUMBER_OF = {field.name: number for number, field in enumerate(CONTRACT)}
+PARSED_COLUMNS = ("number", *Event._fields)
+
+
+def _grammar() -> Grammar:
+    names = [field.name.encode() for field in CONTRACT]
+    longest = max(map(len, names))
+    return Grammar(
+        names=np.frombuffer(b"".join(name.ljust(longest, b"\0") for name in names), np.uint8).reshape(-1, longest),
+        name_lengths=np.array([len(name) for name in names], np.int64),
+        kinds=np.array([_KINDS[field.kind] for field in CONTRACT], np.int64),
+        required=np.array([field.required for field in CONTRACT]),
+        blank_refused=np.array([field.may_not_be_blank for field in CONTRACT]),
+        hash_order=np.array([_NUMBER_OF[name] for name in HASH_ORDER], np.int64),
+        tenant=_NUMBER_OF["tenantId"],
+        no_tenant=np.frombuffer(NO_TENANT.encode(), np.uint8),
+        extra_prefix=np.frombuffer(EXTRA_PREFIX.encode(), np.uint8),
+        limits=np.array([MAX_LINE_BYTES, MAX_STRING_CHARACTERS, MAX_ATTRS, MAX_TENANT_BYTES], np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class ParsedBlock:
+    """A block of lines after the scan.
+
+    Attributes:
+        events: `number` (index of the line) and the fields of `events.Event`, in the order of the lines.
+        left: indexes of the lines that are not plainly good, ascending.
+        line_count: lines that are not blank.
+    """
+
+    events: pl.DataFrame
+    left: Integers
+    line_count: int
+
+
+def parse_block(block: bytes, starts: Integers, now: datetime) -> ParsedBlock:
+    """The events of the lines that are plainly good.
+
+    Args:
+        block: the lines, less than 2 GiB.
+        starts: where each line begins in the block, and where the last one ends.
+        now: the moment of landing, UTC.
+    """
+    found = scan(block, starts, _grammar(), epoch_micros(EARLIEST), epoch_micros(now + LATEST_AHEAD))
+    number = np.flatnonzero(found.status == kernel.GOOD)
+    return ParsedBlock(
+        events=_events(found, number),
+        left=np.flatnonzero(found.status == kernel.LEFT),
+        line_count=int(np.count_nonzero(found.status != kernel.BLANK)),
+    )
+
+
+def _events(found: Scan, number: Integers) -> pl.DataFrame:
+    behind = _buffer(found.buffer[len(found.block) :].tobytes())
+    columns = {"number": pl.Series(number)}
+    for position, field in enumerate(CONTRACT):
+        match field.kind:
+            case FieldKind.STRING:
+                columns[field.column] = pl.Series(pl.from_arrow(_texts(found.fields[number, position], behind, found)))
+            case FieldKind.TIMESTAMP:
+                columns[field.column] = pl.Series(found.micros[number]).cast(pl.Datetime("us", "UTC"))
+            case FieldKind.ATTRIBUTES:
+                columns[field.column] = _attributes(found, behind, number)
+    hashed = pl.DataFrame(columns).with_columns(content_hash=_sha256(found.canonical, found.canonical_ends[number]))
+    return hashed.with_columns(event_id=pl.coalesce("event_id", "content_hash")).select(PARSED_COLUMNS)
+
+
+def _attributes(found: Scan, behind: pa.Buffer, number: Integers) -> pl.Series:
+    pairs = pa.StructArray.from_arrays(
+        [_texts(found.keys, behind, found), _texts(found.values, behind, found)], ["key", "value"]
+    )
+    offsets = pa.array(np.concatenate(([0], found.attr_ends[number])), pa.int64())
+    lists = pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pairs)))
+    return lists.cast(pl.Map(pl.String, pl.String))
+
+
+def _sha256(forms: Bytes, ends: Integers) -> pl.Series:
+    """Hex digests of texts that stand one after the other."""
+    offsets = np.concatenate(([0], ends))
+    texts = pa.Array.from_buffers(pa.large_string(), len(ends), [None, _buffer(offsets), _buffer(forms)])
+    frame = pl.LazyFrame({"form": pl.Series(pl.from_arrow(texts))})
+    digest: pl.Expr = pl.col("form").chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash
+    # The streaming engine hashes on all cores.
+    return frame.select(digest).collect(engine="streaming").to_series()
+
+
+def _buffer(memory: Any) -> pa.Buffer:
+    """Arrow's view of bytes or of an array; its stubs know neither."""
+    return pa.py_buffer(memory)
+
+
+def _texts(texts: Integers, behind: pa.Buffer, found: Scan) -> "pa.Array[Any]":
+    """An Arrow array over the block itself: long strings are not copied."""
+    is_there = texts != kernel.NO_TEXT
+    validity = None if is_there.all() else _buffer(np.packbits(is_there, bitorder="little"))
+    buffers = [validity, _buffer(string_views(texts, found)), _buffer(found.block), behind]
+    return pa.Array.from_buffers(pa.string_view(), len(texts), buffers)

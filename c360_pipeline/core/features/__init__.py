@@ -1,0 +1,1 @@
+"""Features: communities, similar and trending products, paths, account values, and the ranking of recommendations."""

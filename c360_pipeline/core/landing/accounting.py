@@ -1,0 +1,129 @@
+"""The books of landing: for every delivery, what became of each of its lines, and whether that adds up."""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import LANDING_FILES
+from c360_pipeline.core.landing.decode import DELIVERY, Delivery
+
+COUNTED_AS = {"landed": "landed", "duplicate": "duplicates", "suppressed": "suppressed"}
+"""What a dead letter's line can become, and the column of `LANDING_FILES` that counts such lines."""
+QUEUE_COUNTED_BY = (*DELIVERY, "outcome")
+"""Columns of `DEAD_LETTER_LINES`; the number of its lines with equal values is all that the books need of it."""
+
+
+@dataclass
+class FileBook:
+    """The book of one delivery while it is read; balanced when every line is in one of the four columns."""
+
+    source_uri: str
+    etag: str
+    landing_date: date
+    bytes: int = 0
+    lines: int = 0
+    landed: int = 0
+    duplicates: int = 0
+    dead: int = 0
+    suppressed: int = 0
+    damage: str | None = None
+
+    @property
+    def delivery(self) -> Delivery:
+        """What the book is of."""
+        return Delivery(self.source_uri, self.etag)
+
+
+def closed_books(books: list[FileBook], now: datetime) -> pl.DataFrame:
+    """Rows of `LANDING_FILES`."""
+    schema = LANDING_FILES.empty().schema
+    rows = [
+        {**vars(book), "landed_at": now, **dict.fromkeys((f"replayed_{c}" for c in COUNTED_AS.values()), 0)}
+        for book in books
+    ]
+    return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
+
+
+def unbalanced(files: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `LANDING_FILES` whose columns do not add up to their lines."""
+    accounted = pl.col("landed") + pl.col("duplicates") + pl.col("dead") + pl.col("suppressed")
+    return files.filter(pl.col("lines") != accounted)
+
+
+def misbooked(files: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
+    """Addresses of which the archive holds more or fewer rows than their books say.
+
+    A file that is being read has rows in the archive and no book; it is not judged here.
+
+    Args:
+        files: rows of `LANDING_FILES`; an address that was delivered to again has several.
+        archived: source_uri and `archived`, the number of archive rows from it.
+
+    Returns:
+        source_uri, landed, archived.
+    """
+    booked = files.group_by("source_uri").agg(pl.col("landed").sum())
+    both = booked.join(archived, on="source_uri", how="left").with_columns(pl.col("archived").fill_null(0))
+    return both.filter(pl.col("landed") != pl.col("archived")).sort("source_uri")
+
+
+def misbooked_dead(files: pl.DataFrame, queue: pl.DataFrame) -> pl.DataFrame:
+    """Deliveries of which the queue holds more or fewer dead lines than their books say.
+
+    Args:
+        files: rows of `LANDING_FILES`.
+        queue: lines per `QUEUE_COUNTED_BY`, as `len`.
+
+    Returns:
+        source_uri, source_etag, dead, queued.
+    """
+    queued = queue.filter(pl.col("outcome") == "dead").select(*DELIVERY, queued="len")
+    booked = files.select("source_uri", "dead", source_etag="etag")
+    both = booked.join(queued, on=DELIVERY, how="left").with_columns(pl.col("queued").fill_null(0))
+    return both.filter(pl.col("dead") != pl.col("queued")).select(*DELIVERY, "dead", "queued").sort(DELIVERY)
+
+
+def settled(files: pl.DataFrame, queue: pl.DataFrame) -> pl.DataFrame:
+    """Books that do not show yet what became of their dead lines, as they should be.
+
+    Derived from what the lines say, so that it can be done again after a crash at any point.
+
+    Args:
+        files: rows of `LANDING_FILES`.
+        queue: lines per `QUEUE_COUNTED_BY`, as `len`.
+    """
+    counts = queue.group_by(source_uri="source_uri", etag="source_etag").agg(
+        pl.col("len").filter(pl.col("outcome") == outcome).sum().alias(f"now_{column}")
+        for outcome, column in COUNTED_AS.items()
+    )
+    columns = list(COUNTED_AS.values())
+    joined = files.join(counts, on=["source_uri", "etag"], how="left", maintain_order="left").with_columns(
+        *(pl.col(f"now_{c}").fill_null(0) for c in columns), *(pl.col(f"replayed_{c}").fill_null(0) for c in columns)
+    )
+    change = {c: pl.col(f"now_{c}") - pl.col(f"replayed_{c}") for c in columns}
+    return (
+        joined.filter(pl.any_horizontal(change[c] != 0 for c in columns))
+        .with_columns(
+            **{c: pl.col(c) + change[c] for c in columns},
+            dead=pl.col("dead") - pl.sum_horizontal(change.values()),
+            **{f"replayed_{c}": pl.col(f"now_{c}") for c in columns},
+        )
+        .select(files.columns)
+    )
+
+
+def lost_deliveries(
+    files: pl.DataFrame, archived: pl.DataFrame, queue: pl.DataFrame, present: set[Delivery]
+) -> list[Delivery]:
+    """Deliveries with rows in the archive or the queue that have no book, and that can't be read any more.
+
+    Args:
+        files: rows of `LANDING_FILES`.
+        archived: source_uri and source_etag of archive rows, each once.
+        queue: lines per `QUEUE_COUNTED_BY`, as `len`.
+        present: deliveries that are in the landing area.
+    """
+    known = pl.concat([archived.select(DELIVERY), queue.select(DELIVERY)]).unique().drop_nulls()
+    unbooked = known.join(files.select("source_uri", source_etag="etag"), on=DELIVERY, how="anti").sort(DELIVERY)
+    return [d for d in (Delivery(*row) for row in unbooked.iter_rows()) if d not in present]

@@ -1,0 +1,206 @@
+"""Dead letters: rejected lines as rows of the queue, and what becomes of them when they are replayed."""
+
+import hashlib
+from datetime import datetime
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS
+from c360_pipeline.core.contract.events import ERROR_CLASSES, MAX_LINE_BYTES
+from c360_pipeline.core.landing.decode import (
+    PLACE,
+    REJECTED_SCHEMA,
+    Classified,
+    Decoded,
+    Delivery,
+    Line,
+    LineBlock,
+    LongLine,
+    decode,
+    rejected_conflicts,
+)
+from c360_pipeline.core.projection.refused import REFUSED
+
+LETTER_CLASSES = (*ERROR_CLASSES, REFUSED)
+STATUSES = ("open", "replayed", "discarded")
+REPLAY_SCHEMA = pl.Schema(
+    dict.fromkeys(("dead_letter_id", "outcome", "error_class", "reason", "tenant_id", "source_uri"), pl.String)
+    | {"source_line": pl.Int64}
+)
+"""Columns of what a replay says of each letter; class and reason are null for those that are not dead any more."""
+
+
+def letters_of(rejected: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `DEAD_LETTERS`: each content once, at its first place."""
+    return rejected.unique("dead_letter_id", keep="first", maintain_order=True).select(list(DEAD_LETTERS.columns))
+
+
+def dead_lines(rejected: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `DEAD_LETTER_LINES`: each place once."""
+    return rejected.with_columns(outcome=pl.lit("dead")).select(list(DEAD_LETTER_LINES.columns))
+
+
+def long_line_letter(line: LongLine, digest: str, size: int, now: datetime) -> pl.DataFrame:
+    """The rejected row of a line that was never in memory: its bytes are in the store only.
+
+    Args:
+        line: where it stands.
+        digest: sha256 of its bytes, in hex.
+        size: how many they are.
+        now: the moment of landing, UTC.
+    """
+    row = {
+        "dead_letter_id": digest, **line.delivery._asdict(), "source_line": line.number, "byte_offset": line.offset,
+        "error_class": "too_large", "reason": f"the line has {size:,} bytes, the limit is {MAX_LINE_BYTES:,}",
+        "first_seen_at": now, "status": "open",
+    }  # fmt: skip
+    return pl.DataFrame([{name: row.get(name) for name in REJECTED_SCHEMA}], schema=REJECTED_SCHEMA)
+
+
+def reopened(replayed: pl.DataFrame, rejected: pl.DataFrame) -> pl.DataFrame:
+    """Letters that were replayed once and are rejected again: open, with today's class and reason."""
+    today = rejected.select("dead_letter_id", new_class="error_class", new_reason="reason")
+    return (
+        replayed.join(today, on="dead_letter_id", maintain_order="left")
+        .with_columns(
+            status=pl.lit("open"),
+            resolved_at=pl.lit(None, pl.Datetime("us", "UTC")),
+            resolution=pl.lit(None, pl.String),
+            error_class="new_class",
+            reason="new_reason",
+        )
+        .select(list(DEAD_LETTERS.columns))
+    )
+
+
+def passed(judged: Classified, queued: pl.DataFrame) -> pl.DataFrame:
+    """What became of lines that were in the queue and pass today.
+
+    Args:
+        judged: the events of today.
+        queued: rows of `DEAD_LETTER_LINES`.
+
+    Returns:
+        dead_letter_id, outcome.
+    """
+    outcomes = [(judged.landed, "landed"), (judged.duplicates, "duplicate")]
+    return pl.concat(
+        queued.join(frame, on=PLACE, how="semi").select("dead_letter_id", outcome=pl.lit(outcome))
+        for frame, outcome in outcomes
+    )
+
+
+def decode_letters(letters: pl.DataFrame, now: datetime) -> Decoded:
+    """Hold the bytes of letters against the contract; every row is at the letter's first place.
+
+    Args:
+        letters: rows of `DEAD_LETTERS`, all with their bytes.
+        now: the moment of the replay, UTC.
+    """
+    block = LineBlock(Delivery("", ""), 0, 0, b"".join(raw + b"\n" for raw in letters["raw"]))
+    decoded = decode(block, now)
+    places = letters.select(PLACE).with_row_index("number", offset=0).with_columns(pl.col("number").cast(pl.Int64))
+
+    def placed(rows: pl.DataFrame) -> pl.DataFrame:
+        numbered = rows.rename({"source_line": "number"}).drop("source_uri", "source_etag")
+        return numbered.join(places, on="number", maintain_order="left").select(rows.columns)
+
+    return Decoded(placed(decoded.events), placed(decoded.rejected), decoded.lines)
+
+
+def judged_letters(
+    letters: pl.DataFrame, judged: Classified, suppressed: pl.DataFrame, rejected: pl.DataFrame, now: datetime
+) -> pl.DataFrame:
+    """What becomes of each letter, of `REPLAY_SCHEMA`.
+
+    Args:
+        letters: rows of `DEAD_LETTERS`.
+        judged: the events that they hold.
+        suppressed: rows of those whose user is suppressed.
+        rejected: rows of those that break the contract still.
+        now: the moment of the replay, UTC.
+    """
+    raw = {(Delivery(uri, etag), line): raw for uri, etag, line, raw in letters.select(*PLACE, "raw").iter_rows()}
+
+    def line_at(delivery: Delivery, number: int) -> Line:
+        return Line(delivery, number, 0, raw[delivery, number])
+
+    dead = pl.concat([rejected, rejected_conflicts(judged.conflicts, line_at, now)])
+    nothing = pl.lit(None, pl.String)
+    outcomes = pl.concat(
+        [
+            *(
+                frame.select(*PLACE, outcome=pl.lit(outcome), new_class=nothing, new_reason=nothing)
+                for outcome, frame in (
+                    ("landed", judged.landed), ("duplicate", judged.duplicates), ("suppressed", suppressed)
+                )
+            ),
+            dead.select(*PLACE, outcome=pl.lit("dead"), new_class="error_class", new_reason="reason"),
+        ]
+    )  # fmt: skip
+    return (
+        letters.select("dead_letter_id", "tenant_id", *PLACE)
+        .join(outcomes, on=PLACE, maintain_order="left")
+        .rename({"new_class": "error_class", "new_reason": "reason"})
+        .select(list(REPLAY_SCHEMA))
+    )
+
+
+def closed(letters: pl.DataFrame, status: str, resolution: str, now: datetime) -> pl.DataFrame:
+    """The letters, out of the queue.
+
+    Args:
+        letters: rows of `DEAD_LETTERS`.
+        status: replayed or discarded.
+        resolution: what became of them, or why they are put aside.
+        now: UTC.
+    """
+    return letters.with_columns(
+        status=pl.lit(status), resolution=pl.lit(resolution),
+        resolved_at=pl.lit(now).cast(pl.Datetime("us", "UTC")),
+    )  # fmt: skip
+
+
+def emptied(letters: pl.DataFrame, resolution: str, now: datetime) -> pl.DataFrame:
+    """The letters without their bytes, put aside; the books go on counting their lines."""
+    return closed(letters, "discarded", resolution, now).with_columns(raw=pl.lit(None, pl.Binary))
+
+
+def resolved_lines(lines: pl.DataFrame, letters: pl.DataFrame, outcome: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `DEAD_LETTER_LINES` that are not dead any more: the first place is what landed, others repeat it."""
+    alive = outcome.filter(pl.col("outcome") != "dead").select("dead_letter_id", now="outcome")
+    first = letters.select(*PLACE, is_first=True)
+    here = (pl.col("now") == "suppressed") | pl.col("is_first").fill_null(value=False)
+    return (
+        lines.join(alive, on="dead_letter_id", maintain_order="left")
+        .join(first, on=PLACE, how="left", maintain_order="left")
+        .with_columns(outcome=pl.when(here).then("now").otherwise(pl.lit("duplicate")))
+        .select(lines.columns)
+    )
+
+
+def resolved_letters(letters: pl.DataFrame, outcome: pl.DataFrame, now: datetime) -> pl.DataFrame:
+    """Rows of `DEAD_LETTERS` after a replay; those that are dead still have today's class and reason."""
+    today = outcome.select("dead_letter_id", "outcome", new_class="error_class", new_reason="reason")
+    is_alive = pl.col("outcome") != "dead"
+    return (
+        letters.join(today, on="dead_letter_id", maintain_order="left")
+        .with_columns(
+            status=pl.when(is_alive).then(pl.lit("replayed")).otherwise("status"),
+            resolved_at=pl.when(is_alive).then(pl.lit(now).cast(pl.Datetime("us", "UTC"))).otherwise("resolved_at"),
+            resolution=pl.when(is_alive).then("outcome").otherwise("resolution"),
+            error_class=pl.coalesce("new_class", "error_class"),
+            reason=pl.coalesce("new_reason", "reason"),
+        )
+        .select(letters.columns)
+    )
+
+
+def damaged(letters: pl.DataFrame) -> pl.DataFrame:
+    """Letters whose id is not the sha256 of their bytes, or whose class is none that there is.
+
+    Args:
+        letters: dead_letter_id, raw, error_class.
+    """
+    hashes = pl.Series([hashlib.sha256(raw).hexdigest() for raw in letters["raw"]], dtype=pl.String)
+    return letters.filter((pl.col("dead_letter_id") != hashes) | ~pl.col("error_class").is_in(LETTER_CLASSES))

@@ -1,0 +1,245 @@
+"""Erasure of people: which rows of silos are theirs, by which values they are known, and where bytes hold these.
+
+A row is a person's when a mapping compares it with their user, or when it names such a row by its key or by a column in
+which no two rows are alike: subscriptions of an account are theirs, tickets that bear its e-mail address, not the plan
+that a subscription names. Source: "Customer 360 Graph Pipeline" (the mappings).
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+from ahocorasick_rs import BytesAhoCorasick
+
+from c360_pipeline.core.projection.graph import NodeKind
+from c360_pipeline.core.silos.control_rows import LINEAGE, RelationshipRow
+from c360_pipeline.core.silos.joins import Join, Term, labels_by_alias, parse_join
+
+USER = "User"
+LEAST_CHARACTERS = 6
+"""Of a value that is looked for in bytes: shorter ones, and numbers, are everywhere."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """A user of a tenant, as events name them."""
+
+    tenant_id: str
+    user_id: str
+
+    @classmethod
+    def named(cls, tenant_id: str, user_id: str) -> "Person":
+        """By names in any of Unicode's forms, brought to the one that the archive has."""
+        return cls(unicodedata.normalize("NFC", tenant_id), unicodedata.normalize("NFC", user_id))
+
+
+def users_frame(people: Iterable[Person]) -> pl.DataFrame:
+    """tenant_id, user_id."""
+    rows = [(one.tenant_id, one.user_id) for one in people]
+    return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_id": pl.String}, orient="row")
+
+
+def own_rows(
+    people: Iterable[Person],
+    relationships: Sequence[RelationshipRow],
+    frames: Mapping[str, pl.DataFrame],
+    kinds: Mapping[str, NodeKind],
+) -> dict[str, pl.DataFrame]:
+    """The rows of silos that are these people's.
+
+    Args:
+        people: who.
+        relationships: the mappings, of which none is wrong.
+        frames: node rows of silo tables, by label.
+        kinds: their kinds, by label.
+
+    Returns:
+        By label, the key columns of the rows.
+    """
+    found: dict[str, pl.DataFrame] = {}
+    with_users = {**frames, USER: users_frame(people).rename({"user_id": "id"})}
+    with_user_kind = {**kinds, USER: NodeKind(USER, ("id",), {"id": pl.String()})}
+    usable = [row for row in relationships if with_users.keys() >= set(row.labels)]
+    for row in usable:
+        if USER in row.labels:
+            _add_tied(row, found, with_users, with_user_kind)
+    while True:
+        before = {label: rows.height for label, rows in found.items()}
+        for row in usable:
+            _follow(row, found, frames, kinds)
+        if before == {label: rows.height for label, rows in found.items()}:
+            return found
+
+
+def _add_tied(
+    row: RelationshipRow,
+    found: dict[str, pl.DataFrame],
+    frames: Mapping[str, pl.DataFrame],
+    kinds: Mapping[str, NodeKind],
+) -> None:
+    """Add the rows that are compared with the user; what lies behind a table between is not theirs by that."""
+    join = parse_join(row)
+    labels = labels_by_alias(row, join)
+    (user,) = [alias for alias, label in labels.items() if label == USER]
+    for other, label in labels.items():
+        for on in _equations(join, user, other) if other != user else ():
+            mine, theirs, keys = _sides(on)
+            users = frames[USER].select("tenant_id", *mine)
+            _add(found, kinds[label], frames[label].with_columns(theirs).join(users, on=keys, how="semi"))
+
+
+def _add(found: dict[str, pl.DataFrame], kind: NodeKind, rows: pl.DataFrame) -> None:
+    keys = rows.select(kind.key_columns)
+    found[kind.label] = pl.concat([found.get(kind.label, keys.clear()), keys]).unique()
+
+
+def _follow(
+    row: RelationshipRow,
+    found: dict[str, pl.DataFrame],
+    frames: Mapping[str, pl.DataFrame],
+    kinds: Mapping[str, NodeKind],
+) -> None:
+    """Add the rows that name rows found before: by their whole key, or by a column in which no two rows are alike."""
+    join = parse_join(row)
+    silos = {alias: label for alias, label in labels_by_alias(row, join).items() if label != USER}
+    pairs = [(owner, other) for owner in silos for other in silos if owner != other and silos[owner] in found]
+    for owner, other in pairs:
+        label, other_label = silos[owner], silos[other]
+        for on in _equations(join, owner, other):
+            mine, theirs, keys = _sides(on)
+            named = frames[label].select("tenant_id", *kinds[label].key, *mine).drop_nulls()
+            if not {term.column for term, _ in on} >= set(kinds[label].key):
+                if {term.column for _, term in on} >= set(kinds[other_label].key):
+                    continue  # it is the other that is named by its key
+                if named.select(keys).is_duplicated().any():
+                    continue  # not a name of rows: a plan that one account alone has today
+            owners = named.join(found[label], on=kinds[label].key_columns, how="semi").select(keys)
+            _add(found, kinds[other_label], frames[other_label].with_columns(theirs).join(owners, on=keys, how="semi"))
+
+
+def _equations(join: Join, owner: str, other: str) -> Iterator[list[tuple[Term, Term]]]:
+    """Of each alternative the equations between two aliases, the owner's side first."""
+    for alternative in join.alternatives:
+        turned = [pair if pair[0].alias == owner else (pair[1], pair[0]) for pair in alternative]
+        between = [(mine, theirs) for mine, theirs in turned if mine.alias == owner and theirs.alias == other]
+        if between:
+            yield between
+
+
+def _sides(on: Sequence[tuple[Term, Term]]) -> tuple[list[pl.Expr], list[pl.Expr], list[str]]:
+    """Columns of both sides of equations under the same names, and these names with the tenant."""
+    names = [f"__{n}" for n in range(len(on))]
+    mine, theirs = ([_value(pair[side]).alias(n) for n, pair in zip(names, on, strict=True)] for side in (0, 1))
+    return mine, theirs, ["tenant_id", *names]
+
+
+def _value(term: Term) -> pl.Expr:
+    return pl.col(term.column).cast(pl.String) if term.as_text else pl.col(term.column)
+
+
+def own_values(rows: pl.DataFrame, others: pl.DataFrame) -> list[str]:
+    """Texts in a person's rows that no other row has in the same column: an e-mail address, not the name of a plan.
+
+    Args:
+        rows: theirs.
+        others: all others of the table.
+    """
+    found: set[str] = set()
+    for name, dtype in rows.schema.items():
+        if dtype == pl.String and name not in LINEAGE:
+            shared = others[name].drop_nulls().unique() if name in others.columns else pl.Series([], dtype=pl.String)
+            found |= set(rows[name].drop_nulls().unique()) - set(shared)
+    return sorted(value for value in found if is_identifier(value))
+
+
+def is_distinctive(value: str) -> bool:
+    """Whether a value can be looked for in bytes, where nothing says what it stands for."""
+    return len(value) >= LEAST_CHARACTERS and not value.isdecimal()
+
+
+def is_identifier(value: str) -> bool:
+    """Whether a text of a silo's row can be somebody's: words alone are topics, states, cities."""
+    return is_distinctive(value) and not value.isalpha()
+
+
+def is_overwritable(value: str) -> bool:
+    """Whether a value may be overwritten in logs, where one word could be a part of what they say."""
+    return is_distinctive(value) and any(c in "@ " or c.isdecimal() for c in value)
+
+
+class Needles:
+    """Values that are looked for in texts and bytes, all at once, each as a word of its own.
+
+    Args:
+        values: distinctive ones.
+    """
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self.values = sorted(set(values))
+        self._patterns = sorted({form for value in self.values for form in _forms(value)})
+        self._finder = BytesAhoCorasick([form.encode() for form in self._patterns]) if self._patterns else None
+
+    def _found(self, content: bytes) -> Iterator[tuple[int, int, int]]:
+        """Numbers of patterns, starts and ends of words.
+
+        One is not a part of a longer word, nor of one that goes on behind a sign: u-1 is not in u-1-2.
+        """
+        if self._finder is None:
+            return
+        for pattern, start, end in self._finder.find_matches_as_indexes(content, overlapping=True):
+            before, after = _ESCAPE.sub(b" ", content[max(start - 6, 0) : start])[-2:], content[end : end + 2]
+            goes_on = after[:1] in _SIGNS and _is_of_a_word(after[1:])
+            came_from = before[-1:] in _SIGNS and _is_of_a_word(before[:-1])
+            if not (_is_of_a_word(after[:1]) or _is_of_a_word(before[-1:]) or goes_on or came_from):
+                yield pattern, start, end
+
+    def count(self, content: bytes) -> int:
+        """How often they stand in bytes."""
+        return sum(1 for _ in self._found(content))
+
+    def replaced(self, content: bytes, by: bytes) -> bytes:
+        """The bytes, each value overwritten with one byte as often as it is long: nothing moves."""
+        result = bytearray(content)
+        for _, start, end in self._found(content):
+            result[start:end] = by * (end - start)
+        return bytes(result)
+
+    def _maybe_in(self, texts: pl.Series) -> pl.Series:
+        """Numbers of texts that hold one, maybe as a part of a longer word."""
+        return texts.str.contains_any(self._patterns).fill_null(value=False).arg_true()
+
+    def are_in(self, texts: pl.Series) -> pl.Series:
+        """Whether each text holds one; false for null."""
+        if self._finder is None:
+            return pl.Series([False]).new_from_index(0, texts.len())
+        rows = self._maybe_in(texts)
+        hits = [row for row, text in zip(rows, texts.gather(rows), strict=True) if self.count(text.encode())]
+        return pl.int_range(texts.len(), eager=True).is_in(hits)
+
+    def found_in(self, texts: pl.Series) -> set[str]:
+        """The values that stand in one of the texts."""
+        if self._finder is None:
+            return set()
+        found = {pattern for t in texts.gather(self._maybe_in(texts)) for pattern, _, _ in self._found(t.encode())}
+        return {value for value in self.values if any(self._patterns[n] in _forms(value) for n in found)}
+
+    def hits(self, texts: pl.Series) -> int:
+        """In how many texts they stand."""
+        return int(self.are_in(texts).sum())
+
+
+def _forms(value: str) -> tuple[str, ...]:
+    """A value as it is, and as JSON writes it, with and without letters beyond ASCII."""
+    return value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]
+
+
+_ESCAPE = re.compile(rb"\\(?:[bfnrt]|u[0-9a-fA-F]{4})$")
+"""A letter behind a backslash is not the end of a word."""
+_SIGNS = (b"-", b".", b"@", b"+")
+
+
+def _is_of_a_word(byte: bytes) -> bool:
+    return byte.isalnum() or byte == b"_"

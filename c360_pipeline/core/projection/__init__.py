@@ -1,0 +1,1 @@
+"""The projection: how rows of the archive become nodes and relationships."""

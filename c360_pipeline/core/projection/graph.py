@@ -1,0 +1,386 @@
+"""The projection: how rows of the archive become nodes and relationships.
+
+One declaration of each kind serves writing, reading back and reconciliation. Statements are in `stores.neo4j.graph`.
+Sources: "Real-time Customer-Journey Graph with Flink + Neo4j" (User, Session, Action, Product), "Neo4j Integration
+Guide" (VIEWED, PURCHASED, Category), "Apache AGE Journey Stitching" (Event, Correlation, Journey).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from c360_pipeline.core.stitching.stitch import LINKED
+
+TEXT = pl.String()
+WHOLE = pl.Int64()
+REAL = pl.Float64()
+INSTANT = pl.Datetime("us", "UTC")
+
+
+@dataclass(frozen=True)
+class NodeKind:
+    """A kind of node: its label, the properties that with tenant_id are its key, and the types of all properties.
+
+    `extra_labels` are set beside the label. Properties that are not named belong to another projection, which has
+    a kind of its own for them; they are left alone. `day` names the instant by whose date a node is counted.
+    `removed` are labels and properties that are taken away when a node is written.
+    """
+
+    label: str
+    key: tuple[str, ...]
+    properties: Mapping[str, pl.DataType] = field(hash=False)
+    extra_labels: tuple[str, ...] = ()
+    day: str | None = None
+    removed: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How findings and metadata call it."""
+        return self.label
+
+    @property
+    def key_columns(self) -> list[str]:
+        """Columns that name a row."""
+        return ["tenant_id", *self.key]
+
+    @property
+    def schema(self) -> pl.Schema:
+        """Columns of a frame of such nodes."""
+        return pl.Schema({"tenant_id": TEXT, **self.properties})
+
+
+@dataclass(frozen=True)
+class RelationshipKind:
+    """A kind of relationship between two kinds of node, with the types of its properties.
+
+    `day` says by what date one is counted: `from` or `to` is that of the node there, another name its own property.
+    """
+
+    type: str
+    source: NodeKind
+    target: NodeKind
+    properties: Mapping[str, pl.DataType] = field(default_factory=dict, hash=False)
+    day: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How findings and metadata call it."""
+        return f"({self.source.label})-[:{self.type}]->({self.target.label})"
+
+    @property
+    def key_columns(self) -> list[str]:
+        """Columns that name a row."""
+        return ["tenant_id", *(f"from_{k}" for k in self.source.key), *(f"to_{k}" for k in self.target.key)]
+
+    @property
+    def schema(self) -> pl.Schema:
+        """Columns of a frame of such relationships."""
+        ends = {f"from_{k}": self.source.properties[k] for k in self.source.key}
+        ends |= {f"to_{k}": self.target.properties[k] for k in self.target.key}
+        return pl.Schema({"tenant_id": TEXT, **ends, **self.properties})
+
+
+Kind = NodeKind | RelationshipKind
+DAY = "(day)"
+"""The column that says by what date a row is counted; null for rows that have none. Columns of silos
+may have any name of their own, so those that are added in passing stand in brackets."""
+_RELATIONSHIP_NAME = re.compile(r"\((\w+)\)-\[:(\w+)\]->\((\w+)\)")
+
+
+def parts_of(name: str) -> tuple[str, str, str]:
+    """Source label, type and target label of a relationship by its kind's name."""
+    found = _RELATIONSHIP_NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name!r} is not the name of a kind of relationship")
+    return found[1], found[2], found[3]
+
+
+USER = NodeKind("User", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
+SESSION = NodeKind("Session", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
+UNLANDED = "Unlanded"
+"""Label of events that are in the graph before they are in the archive, written at `WRITTEN_AT` (docs/adr/0035)."""
+WRITTEN_AT = "written_at"
+ACTION = NodeKind(
+    "Action",
+    ("id",),
+    {"id": TEXT, "type": TEXT, "ts": INSTANT, "user_id": TEXT, "attrs": TEXT},
+    ("Event",),
+    "ts",
+    (f":{UNLANDED}", f".{WRITTEN_AT}"),
+)
+PRODUCT = NodeKind("Product", ("id",), {"id": TEXT, "name": TEXT, "category": TEXT, "price": REAL})
+CATEGORY = NodeKind("Category", ("name",), {"name": TEXT})
+CORRELATION = NodeKind("Correlation", ("id",), {"id": TEXT, "key_type": TEXT})
+JOURNEY = NodeKind(
+    "Journey",
+    ("id",),
+    {"id": TEXT, "created_at": INSTANT, "first_event_ts": INSTANT, "last_event_ts": INSTANT, "event_count": WHOLE},
+    day="first_event_ts",
+)
+INTERACTION = {"count": WHOLE, "first_interaction": INSTANT, "last_interaction": INSTANT}
+
+HAS_SESSION = RelationshipKind("HAS_SESSION", USER, SESSION, day="to")
+HAS_ACTION = RelationshipKind("HAS_ACTION", SESSION, ACTION, day="to")
+ON_PRODUCT = RelationshipKind("ON_PRODUCT", ACTION, PRODUCT, day="from")
+IN_CATEGORY = RelationshipKind("IN_CATEGORY", PRODUCT, CATEGORY)
+VIEWED = RelationshipKind("VIEWED", USER, PRODUCT, INTERACTION, "first_interaction")
+PURCHASED = RelationshipKind("PURCHASED", USER, PRODUCT, INTERACTION, "first_interaction")
+HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION, day="from")
+PART_OF = RelationshipKind("PART_OF", CORRELATION, JOURNEY, day="to")
+IN_JOURNEY = RelationshipKind("IN_JOURNEY", ACTION, JOURNEY, day="from")
+"""The journey of an event that no key ties: of one without keys, or with weak ones only."""
+SIMILARITY = {"similarity": REAL, "shared": WHOLE, "rank": WHOLE}
+SIMILAR_TO = RelationshipKind("SIMILAR_TO", PRODUCT, PRODUCT, SIMILARITY)
+"""To the products with the same customers, the most similar ten."""
+ALSO_VIEWED = RelationshipKind("ALSO_VIEWED", PRODUCT, PRODUCT, SIMILARITY)
+"""To the products that were viewed in the same sessions, the most similar ten."""
+
+EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT})
+"""The status of an event, a property that stitching owns: NEW until the event has a journey, then PROCESSED."""
+USER_COMMUNITY = NodeKind("User", ("id",), {"id": TEXT, "community": WHOLE})
+"""The community of a user, a property that features own."""
+
+
+def _seen(events: pl.DataFrame, column: str) -> pl.DataFrame:
+    return events.group_by("tenant_id", id=pl.col(column)).agg(
+        first_seen=pl.col("ts").min(), last_seen=pl.col("ts").max()
+    )
+
+
+def users(events: pl.DataFrame) -> pl.DataFrame:
+    """`USER` rows."""
+    return _seen(events, "user_id")
+
+
+def sessions(events: pl.DataFrame) -> pl.DataFrame:
+    """`SESSION` rows."""
+    return _seen(events, "session_id")
+
+
+def actions(events: pl.DataFrame) -> pl.DataFrame:
+    """`ACTION` rows; attributes as JSON text with sorted names."""
+    return events.select(
+        "tenant_id", id="event_id", type="action", ts="ts", user_id="user_id", attrs=attributes_text(events["attrs"])
+    )
+
+
+def attributes_text(attrs: pl.Series) -> pl.Series:
+    """Maps of texts as JSON objects with sorted names, `{}` for none."""
+    entries = attrs.cast(pl.List(pl.Struct({"key": TEXT, "value": TEXT})))
+    rows = pl.DataFrame({"entry": entries}).with_row_index("row").filter(pl.col("entry").list.len() > 0)
+    pairs = rows.explode("entry").unnest("entry").sort("row", "key")
+    texts = pairs.group_by("row", maintain_order=True).agg(
+        attrs=pl.concat_str(_json_text("key"), pl.lit(": "), _json_text("value")).str.join(", ")
+    )
+    objects = texts.select("row", attrs=pl.concat_str(pl.lit("{"), "attrs", pl.lit("}")))
+    whole = pl.select(row=pl.int_range(attrs.len(), dtype=pl.UInt32)).join(
+        objects, on="row", how="left", maintain_order="left"
+    )
+    return whole["attrs"].fill_null("{}")
+
+
+def _json_text(name: str) -> pl.Expr:
+    """A text as JSON has it, in quotes."""
+    in_an_object = pl.struct(pl.col(name).alias("v")).struct.json_encode()
+    return in_an_object.str.strip_prefix('{"v":').str.strip_suffix("}")
+
+
+def user_sessions(events: pl.DataFrame) -> pl.DataFrame:
+    """`HAS_SESSION` rows."""
+    return events.select("tenant_id", from_id="user_id", to_id="session_id").unique()
+
+
+def session_actions(events: pl.DataFrame) -> pl.DataFrame:
+    """`HAS_ACTION` rows."""
+    return events.select("tenant_id", from_id="session_id", to_id="event_id")
+
+
+def action_products(events: pl.DataFrame) -> pl.DataFrame:
+    """`ON_PRODUCT` rows."""
+    return events.filter(pl.col("item_id").is_not_null()).select("tenant_id", from_id="event_id", to_id="item_id")
+
+
+def interactions(events: pl.DataFrame, action: str) -> pl.DataFrame:
+    """`VIEWED` or `PURCHASED` rows: recomputed from the events, so that a replay can't count twice."""
+    return (
+        events.filter((pl.col("action") == action) & pl.col("item_id").is_not_null())
+        .group_by("tenant_id", from_id=pl.col("user_id"), to_id=pl.col("item_id"))
+        .agg(
+            count=pl.len().cast(pl.Int64),
+            first_interaction=pl.col("ts").min(),
+            last_interaction=pl.col("ts").max(),
+        )
+    )
+
+
+def views(events: pl.DataFrame) -> pl.DataFrame:
+    """`VIEWED` rows."""
+    return interactions(events, "view")
+
+
+def purchases(events: pl.DataFrame) -> pl.DataFrame:
+    """`PURCHASED` rows."""
+    return interactions(events, "purchase")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How a kind is made from events.
+
+    Attributes:
+        kind: what is made.
+        scope: event columns that decide a row: all events that agree on them are needed to make it.
+        build: events, complete for their scopes, to rows of the kind.
+    """
+
+    kind: Kind
+    scope: tuple[str, ...]
+    build: Callable[[pl.DataFrame], pl.DataFrame]
+
+
+EVENT_PROJECTIONS = (
+    Projection(USER, ("tenant_id", "user_id"), users),
+    Projection(SESSION, ("tenant_id", "session_id"), sessions),
+    Projection(ACTION, ("tenant_id", "event_id"), actions),
+    Projection(HAS_SESSION, ("tenant_id", "user_id", "session_id"), user_sessions),
+    Projection(HAS_ACTION, ("tenant_id", "event_id"), session_actions),
+    Projection(ON_PRODUCT, ("tenant_id", "event_id"), action_products),
+    Projection(VIEWED, ("tenant_id", "user_id", "item_id"), views),
+    Projection(PURCHASED, ("tenant_id", "user_id", "item_id"), purchases),
+)
+"""In the order of writing: nodes before the relationships between them."""
+
+
+def products(events: pl.DataFrame, catalog: pl.DataFrame) -> pl.DataFrame:
+    """`PRODUCT` rows: the catalogue's, and a bare one for every item that only events know."""
+    known = catalog.select("tenant_id", "id", "name", "category", "price")
+    seen = events.filter(pl.col("item_id").is_not_null()).select("tenant_id", id="item_id").unique()
+    bare = seen.join(known, on=["tenant_id", "id"], how="anti")
+    return pl.concat([known, bare], how="diagonal")
+
+
+def categories(catalog: pl.DataFrame) -> pl.DataFrame:
+    """`CATEGORY` rows."""
+    return catalog.filter(pl.col("category").is_not_null()).select("tenant_id", name="category").unique()
+
+
+def product_categories(catalog: pl.DataFrame) -> pl.DataFrame:
+    """`IN_CATEGORY` rows."""
+    return catalog.filter(pl.col("category").is_not_null()).select("tenant_id", from_id="id", to_name="category")
+
+
+def correlation_id() -> pl.Expr:
+    """The id of a Correlation node: `type:hash`."""
+    return pl.concat_str("key_type", pl.lit(":"), "key_hash")
+
+
+def correlations(journey_keys: pl.DataFrame) -> pl.DataFrame:
+    """`CORRELATION` rows."""
+    return journey_keys.select("tenant_id", "key_type", id=correlation_id()).select("tenant_id", "id", "key_type")
+
+
+def journeys(rows: pl.DataFrame) -> pl.DataFrame:
+    """`JOURNEY` rows."""
+    return rows.select("tenant_id", "created_at", "first_event_ts", "last_event_ts", "event_count", id="journey_id")
+
+
+def event_correlations(event_keys: pl.DataFrame) -> pl.DataFrame:
+    """`HAS_KEY` rows: keys that tie; those that are weak, refused, blocked or in quarantine lead nowhere."""
+    return event_keys.filter(pl.col("status") == LINKED).select("tenant_id", from_id="event_id", to_id=correlation_id())
+
+
+def untied_events(event_journey: pl.DataFrame, event_keys: pl.DataFrame) -> pl.DataFrame:
+    """`IN_JOURNEY` rows."""
+    tied = event_keys.filter(pl.col("status") == LINKED).select("tenant_id", "event_id")
+    untied = event_journey.join(tied, on=["tenant_id", "event_id"], how="anti")
+    return untied.select("tenant_id", from_id="event_id", to_id="journey_id")
+
+
+def correlation_journeys(journey_keys: pl.DataFrame) -> pl.DataFrame:
+    """`PART_OF` rows."""
+    return journey_keys.select("tenant_id", from_id=correlation_id(), to_id="journey_id")
+
+
+def event_status(events: pl.DataFrame, event_journey: pl.DataFrame) -> pl.DataFrame:
+    """`EVENT_STATUS` rows."""
+    processed = event_journey.select("tenant_id", "event_id", status=pl.lit("PROCESSED"))
+    return events.join(processed, on=["tenant_id", "event_id"], how="left").select(
+        "tenant_id", pl.col("status").fill_null("NEW"), id="event_id"
+    )
+
+
+def day_source(kind: Kind) -> tuple[str, str] | None:
+    """Where the day of a row is: `n`, `r`, `a` (source) or `b` (target), and the property that is an instant."""
+    if isinstance(kind, NodeKind):
+        return ("n", kind.day) if kind.day else None
+    ends = {"from": ("a", kind.source.day), "to": ("b", kind.target.day)}
+    variable, name = ends.get(kind.day or "", ("r", kind.day))
+    return (variable, name) if name else None
+
+
+def with_days(kind: Kind, rows: pl.DataFrame, days: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Rows with the column `DAY`.
+
+    Args:
+        kind: of the rows.
+        rows: columns of the kind.
+        days: by label, key columns and `DAY` of the nodes at the ends.
+    """
+    at = day_source(kind)
+    if at is None:
+        return rows.with_columns(pl.lit(None, pl.Date).alias(DAY))
+    if isinstance(kind, NodeKind) or at[0] == "r":
+        return rows.with_columns(pl.col(at[1]).dt.date().alias(DAY))
+    end, prefix = (kind.source, "from_") if at[0] == "a" else (kind.target, "to_")
+    nodes = days[end.label].rename({name: f"{prefix}{name}" for name in end.key})
+    on = ["tenant_id", *(f"{prefix}{name}" for name in end.key)]
+    return rows.join(nodes, on=on, how="left", maintain_order="left")
+
+
+def user_communities(communities: pl.DataFrame) -> pl.DataFrame:
+    """`USER_COMMUNITY` rows."""
+    return communities.select("tenant_id", "community", id="user_id")
+
+
+def similar_products(similarities: pl.DataFrame, products: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """`SIMILAR_TO` or `ALSO_VIEWED` rows.
+
+    Args:
+        similarities: rows of `PRODUCT_SIMILARITIES`.
+        products: tenant_id, id of the products that there are; an item whose events are gone is none.
+        kind: of similarity.
+    """
+    there = products.select("tenant_id", "id")
+    rows = similarities.filter(pl.col("kind") == kind).select(
+        "tenant_id", "similarity", "shared", "rank", from_id="product_id", to_id="similar_product_id"
+    )
+    for end in ("from_id", "to_id"):
+        rows = rows.join(there, left_on=["tenant_id", end], right_on=["tenant_id", "id"], how="semi")
+    return rows.select("tenant_id", "from_id", "to_id", *SIMILARITY)
+
+
+def ahead_keys(events: pl.DataFrame) -> dict[Kind, pl.DataFrame]:
+    """Keys of the rows that events may touch which only the graph has yet, by kind.
+
+    Args:
+        events: tenant_id, event_id, user_id, session_id, item_id.
+    """
+    of = events.select
+    items = events.drop_nulls("item_id").select("tenant_id", "user_id", "event_id", "item_id")
+    interacted = items.select("tenant_id", from_id="user_id", to_id="item_id")
+    keys: dict[Kind, pl.DataFrame] = {
+        USER: of("tenant_id", id="user_id"),
+        USER_COMMUNITY: of("tenant_id", id="user_id"),
+        SESSION: of("tenant_id", id="session_id"),
+        ACTION: of("tenant_id", id="event_id"),
+        EVENT_STATUS: of("tenant_id", id="event_id"),
+        PRODUCT: items.select("tenant_id", id="item_id"),
+        HAS_SESSION: of("tenant_id", from_id="user_id", to_id="session_id"),
+        HAS_ACTION: of("tenant_id", to_id="event_id"),
+        ON_PRODUCT: items.select("tenant_id", from_id="event_id"),
+        VIEWED: interacted,
+        PURCHASED: interacted,
+    }
+    return {kind: frame.unique() for kind, frame in keys.items()}

@@ -1,0 +1,1 @@
+"""Reconciliation: digests and differences of two sides that should be equal."""

@@ -1,0 +1,1 @@
+"""Silos: control rows, the plan of a run, and joins across databases."""

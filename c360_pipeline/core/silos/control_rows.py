@@ -1,0 +1,305 @@
+"""Silos: the rows of the control database, and what the types of a source table become in the lake and in the graph.
+
+Source: "Customer 360 Graph Pipeline". What is wrong with control rows, and what a run will do: `silo_plan`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+import polars as pl
+
+from c360_pipeline.core.catalog.changes import RowChanges
+from c360_pipeline.core.projection.graph import NodeKind
+from c360_pipeline.errors import ContractError
+
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NOT_IN_ADDRESS = re.compile(r"[^A-Za-z0-9_.-]")
+EXACT_FLOAT_DIGITS = 15
+WHOLE_DIGITS = 18
+MAX_DECIMAL_DIGITS = 38
+LINEAGE = ("tenant_id", "extracted_at", "run_id")
+"""Columns that every silo table of the lake has beside its source's."""
+FULL, INCREMENTAL = "full", "incremental"
+EVOLVE, FREEZE, FAIL = "evolve", "freeze", "fail"
+
+
+@dataclass(frozen=True)
+class SourceDatabase:
+    """A row of `source_databases`; the password is a reference, never a value."""
+
+    database_id: int
+    tenant_id: str
+    db_name: str
+    host: str
+    port: int
+    user: str
+    password_ref: str
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """A row of `source_tables`.
+
+    Attributes:
+        key_columns: the table's primary key; with tenant_id the key of its nodes.
+        cursor_column: the column that grows with every change, for incremental reads.
+        snapshot_mode: `full` or `incremental`.
+        drift_policy: what to do when the source's columns change: `evolve`, `freeze` or `fail`.
+    """
+
+    table_id: int
+    database_id: int
+    schema_name: str
+    table_name: str
+    key_columns: tuple[str, ...]
+    cursor_column: str | None = None
+    snapshot_mode: str = FULL
+    drift_policy: str = EVOLVE
+
+
+@dataclass(frozen=True)
+class ControlRows:
+    """The control database as one value: active databases, their tables, exclusions, labels, relationships.
+
+    `excluded` has the reason of each excluded column, by table_id and name.
+    """
+
+    databases: tuple[SourceDatabase, ...]
+    tables: tuple[SourceTable, ...]
+    excluded: Mapping[tuple[int, str], str]
+    labels: Mapping[int, str]
+    relationships: tuple["RelationshipRow", ...]
+
+    def database_of(self, table: SourceTable) -> SourceDatabase:
+        """The database that a table is in."""
+        return next(d for d in self.databases if d.database_id == table.database_id)
+
+    def table_name(self, table: SourceTable) -> str:
+        """How people call a table: `database.schema.table`."""
+        return f"{self.database_of(table).db_name}.{table.schema_name}.{table.table_name}"
+
+    @property
+    def table_names(self) -> list[str]:
+        """The names of all tables, in the order of their rows."""
+        return [self.table_name(table) for table in self.tables]
+
+    def lake_table(self, table: SourceTable) -> str:
+        """The Delta table that a source table's rows land in.
+
+        A character that an address of an object store would have to quote is written by its number: `_x20_`.
+        """
+        names = (self.database_of(table).db_name, table.table_name)
+        return "/".join(("silos", *(_NOT_IN_ADDRESS.sub(lambda c: f"_x{ord(c[0]):x}_", name) for name in names)))
+
+
+@dataclass(frozen=True)
+class RelationshipRow:
+    """A row of `relationship_mappings`."""
+
+    mapping_id: int
+    from_label: str
+    to_label: str
+    relationship_type: str
+    join_condition: str
+    via_label: str | None
+
+    @property
+    def name(self) -> str:
+        """How the kind of relationship that it makes is called."""
+        return f"({self.from_label})-[:{self.relationship_type}]->({self.to_label})"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that it joins, in the order of its aliases."""
+        via = [self.via_label] if self.via_label else []
+        return (self.from_label, *via, self.to_label)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a source table.
+
+    Attributes:
+        name: as the source has it.
+        pg_type: name of its type, of a domain's base type.
+        precision: digits of a numeric, if declared.
+        scale: digits of a numeric behind the point, if declared.
+        readable: whether the login may select it.
+    """
+
+    name: str
+    pg_type: str
+    precision: int | None = None
+    scale: int | None = None
+    readable: bool = True
+
+    @property
+    def declared(self) -> str:
+        """The type as people write it."""
+        return self.pg_type if self.precision is None else f"{self.pg_type}({self.precision},{self.scale or 0})"
+
+
+@dataclass(frozen=True)
+class FoundTable:
+    """What a source database has under the name of a table.
+
+    Attributes:
+        columns: by name; none when there is no such table.
+        rows: about how many rows it has, by the database's own statistics.
+        is_stored: a table with rows of its own, not a view or a foreign table.
+    """
+
+    columns: Mapping[str, Column]
+    rows: int = 0
+    is_stored: bool = True
+
+
+LAKE_TYPES: dict[str, pl.DataType] = {
+    "int2": pl.Int64(), "int4": pl.Int64(), "int8": pl.Int64(), "oid": pl.Int64(),
+    "float4": pl.Float64(), "float8": pl.Float64(), "bool": pl.Boolean(), "date": pl.Date(),
+    "timestamp": pl.Datetime("us"), "timestamptz": pl.Datetime("us", "UTC"), "bytea": pl.Binary(),
+}  # fmt: skip
+"""Postgres types with a type of their own in the lake; numeric is a decimal, all others are text."""
+
+
+def lake_type(column: Column) -> pl.DataType:
+    """The column's type in the lake; numeric keeps every digit."""
+    if column.pg_type == "numeric" and column.precision is not None:
+        scale = column.scale or 0
+        if column.precision <= MAX_DECIMAL_DIGITS and 0 <= scale <= column.precision:
+            return pl.Decimal(column.precision, scale)
+    return LAKE_TYPES.get(column.pg_type, pl.String())
+
+
+def typed(rows: pl.DataFrame, columns: Sequence[Column], key: Sequence[str]) -> pl.DataFrame:
+    """Rows as the driver hands them over, with the types of the lake.
+
+    Postgres' infinity of times and dates becomes the last moment of the year 9999, minus infinity the first of the
+    year 1: neither the lake nor the graph has a value of its own for them.
+
+    Args:
+        rows: the columns, those without a type of their own in Arrow as text.
+        columns: of the source.
+        key: columns that name a row in messages.
+
+    Raises:
+        ContractError: a value that the lake's type can't hold; the message names key, column and value.
+    """
+    cast = rows.select(_typed(rows.schema[c.name], c).alias(c.name) for c in columns)
+    for column in columns:
+        lost = cast[column.name].is_null() & rows[column.name].is_not_null()
+        if lost.any():
+            first = rows.filter(lost).head(1)
+            shown = [_shown(first, name).alias(str(n)) for n, name in enumerate([*key, column.name])]
+            *values, value = first.select(shown).row(0)
+            raise ContractError(
+                f"column {column.name!r} of the row with {_named(key, values)}: {value} is no {column.declared} that "
+                f"the lake can hold ({int(lost.sum()):,} such rows). Correct the rows or exclude the column."
+            )
+    return cast
+
+
+def _shown(rows: pl.DataFrame, name: str) -> pl.Expr:
+    """A value as text for a message; times may be out of all range."""
+    dtype, value = rows.schema[name], pl.col(name)
+    if dtype == pl.Binary():
+        return value.bin.encode("hex")
+    return (value.to_physical() if dtype.is_temporal() else value).cast(pl.String)
+
+
+def _named(key: Sequence[str], values: Sequence[object]) -> str:
+    return ", ".join(f"{name} = {value!r}" for name, value in zip(key, values, strict=True))
+
+
+def _typed(found: pl.DataType, column: Column) -> pl.Expr:
+    wanted, value = lake_type(column), pl.col(column.name)
+    if not isinstance(wanted, pl.Datetime | pl.Date):
+        return value.cast(wanted, strict=False)
+    number = value.to_physical()
+    infinite = _INFINITE[type(wanted)]
+    low, high = (pl.lit(bound).cast(wanted) for bound in _BOUNDS[type(wanted)])
+    held = value.cast(wanted)
+    return (
+        pl.when(number == infinite[0]).then(high).when(number == infinite[1]).then(low)
+        .when(held.is_between(low, high)).then(held)
+    )  # fmt: skip
+
+
+_EPOCH_DAYS = 10_957
+_EPOCH_MICROS = _EPOCH_DAYS * 86_400_000_000
+_INFINITE: dict[type[pl.DataType], tuple[int, int]] = {
+    pl.Datetime: (2**63 - 1 + _EPOCH_MICROS - 2**64, -(2**63) + _EPOCH_MICROS),
+    pl.Date: (2**31 - 1 + _EPOCH_DAYS - 2**32, -(2**31) + _EPOCH_DAYS),
+}
+"""Infinity and minus infinity as the driver hands them over: Postgres' own numbers, counted from 1970, not 2000."""
+_BOUNDS: dict[type[pl.DataType], tuple[date, date]] = {
+    pl.Datetime: (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)),
+    pl.Date: (date(1, 1, 1), date(9999, 12, 31)),
+}
+"""First and last value that lake, graph and Python all hold."""
+
+
+def graph_type(in_lake: pl.DataType) -> pl.DataType:
+    """A lake column's type in the graph: a decimal that an integer or a float holds is one, others are text."""
+    if isinstance(in_lake, pl.Decimal) and not in_lake.scale and (in_lake.precision or 39) <= WHOLE_DIGITS:
+        return pl.Int64()
+    if isinstance(in_lake, pl.Decimal):
+        return pl.Float64() if (in_lake.precision or 39) <= EXACT_FLOAT_DIGITS else pl.String()
+    return in_lake
+
+
+def node_kind(label: str, key_columns: tuple[str, ...], lake_schema: pl.Schema) -> NodeKind:
+    """The kind of node that a row of a silo table becomes: every column that was not excluded is a property."""
+    return NodeKind(label, key_columns, {c: graph_type(t) for c, t in lake_schema.items() if c not in LINEAGE})
+
+
+def with_properties_of(kind: NodeKind, earlier: NodeKind | None) -> NodeKind:
+    """The kind of a label that several tables fill: with the columns of all."""
+    return NodeKind(kind.label, kind.key, {**(earlier.properties if earlier else {}), **kind.properties})
+
+
+def node_rows(kind: NodeKind, rows: pl.DataFrame) -> pl.DataFrame:
+    """Lake rows of a silo table as node rows; columns that only another table of the label has are null."""
+    return rows.select(
+        (pl.col(name).cast(dtype) if name in rows.columns else pl.lit(None, dtype)).alias(name)
+        for name, dtype in kind.schema.items()
+    )
+
+
+def compare_rows(held: pl.DataFrame, read: pl.DataFrame, key: Sequence[str], *, is_all: bool = True) -> RowChanges:
+    """Compare rows of the lake with rows of the source, value by value; null equals null, NaN equals NaN.
+
+    Args:
+        held: rows of the lake, with the same columns as those read, each key once.
+        read: rows of the source, each key once.
+        key: columns that name a row.
+        is_all: whether the source has no other rows; only then are those that it lacks deleted.
+    """
+    names = list(key)
+    inserted = read.join(held.select(names), on=names, how="anti", maintain_order="left")
+    both = read.join(held, on=names, how="inner", suffix=HELD_SUFFIX, maintain_order="left")
+    values = [c for c in read.columns if c not in names]
+    differs = [pl.col(c).ne_missing(pl.col(f"{c}{HELD_SUFFIX}")) for c in values]
+    updated = both.filter(pl.any_horizontal(differs)) if differs else both.clear()
+    deleted = (
+        held.select(names).join(read.select(names), on=names, how="anti") if is_all else held.select(names).clear()
+    )
+    return RowChanges(inserted, updated.select(read.columns), deleted)
+
+
+HELD_SUFFIX = "\0held"
+"""A column of a source can't have this in its name."""
+
+
+def unusable_keys(rows: pl.DataFrame, key: Sequence[str]) -> str | None:
+    """What is wrong with the keys of some rows: a null among them, or one that is there twice; None when nothing is."""
+    keys = rows.select(key)
+    missing = keys.filter(pl.any_horizontal(pl.col(*key).is_null()))
+    if missing.height:
+        return f"{missing.height:,} rows have no value in a key column ({', '.join(key)})"
+    repeated = keys.filter(keys.is_duplicated())
+    if repeated.height:
+        return f"{repeated.height:,} rows share a key with another, such as {_named(key, repeated.row(0))}"
+    return None

@@ -1,0 +1,224 @@
+"""Identifiers: which values of an event are keys, their normal form, their hash, and what they may do.
+
+Source: "Apache AGE Journey Stitching" for the correlation keys; the normal form and the length-prefixed hash
+follow docs/adr/0009, what a rule may say docs/adr/0023.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import polars as pl
+import polars_hash  # noqa: F401 - registers the `nchash` expressions
+
+from c360_pipeline.core.arrays.row_hashes import hash128
+
+MAX_KEY_CHARACTERS = 1024
+LINK, WEAK, IGNORE = "link", "weak", "ignore"
+EVERY_TENANT = "*"
+NOBODY = (
+    "", "null", "none", "nil", "nan", "undefined", "unknown", "anonymous", "n/a", "na", "-", "-1", "0", "(null)",
+    "true", "false", "[object object]", "00000000-0000-0000-0000-000000000000",
+)  # fmt: skip
+"""What producers send when they know no value."""
+HASHED_NOBODY = ("", " ", "null", "none", "nil", "nan", "undefined", "unknown", "anonymous", "n/a", "0", "-1")
+"""What they hash when they know none: the digest of an empty email is the classic key of everybody."""
+
+
+def _digests(values: Iterable[str]) -> Iterable[str]:
+    for value in values:
+        for spelling in dict.fromkeys((value, value.upper(), value.capitalize())):
+            for digest in (hashlib.md5, hashlib.sha1, hashlib.sha256):
+                yield digest(spelling.encode(), usedforsecurity=False).hexdigest()
+
+
+JUNK = (*NOBODY, *dict.fromkeys(_digests(HASHED_NOBODY)))
+"""Values that name nobody; compared without regard to case."""
+
+CASE_FOLDED = ("email_hash",)
+"""Key types whose values are hexadecimal digests: their case carries no meaning."""
+
+
+@dataclass(frozen=True)
+class KeyRule:
+    """A control row of `correlation_key_rules`: the attribute that holds a type of key, and what it may do.
+
+    Attributes:
+        tenant_id: whose rule; `*` speaks for every tenant that has no rule of its own for the type.
+        key_type: what the value identifies.
+        source: a column of the event by its contract name (`userId`) or one of its attributes (`attrs.deviceId`).
+        mode: `link` ties events, `weak` attaches an event that nothing stronger ties, `ignore` makes no key.
+        is_unique: two values may never share a journey.
+        max_partners: other keys that one value may meet before it is quarantined; None for any number.
+        window_seconds: a value ties only events of the same window of time; None for ever.
+    """
+
+    tenant_id: str
+    key_type: str
+    source: str
+    mode: str = LINK
+    is_unique: bool = False
+    max_partners: int | None = 1000
+    window_seconds: int | None = None
+
+
+@dataclass(frozen=True)
+class JourneyLimit:
+    """A control row of `journey_limits`: how many keys a journey may have, by tenant; `*` speaks for all others.
+
+    Attributes:
+        tenant_id: whose limit.
+        soft_max_keys: larger journeys are reported.
+        hard_max_keys: a merge that would make a larger one waits for review; None for no limit.
+    """
+
+    tenant_id: str = EVERY_TENANT
+    soft_max_keys: int | None = 1000
+    hard_max_keys: int | None = None
+
+
+@dataclass(frozen=True)
+class KeyPolicy:
+    """All that control rows say about stitching.
+
+    Attributes:
+        rules: in the order of their strength within unique and others: the first decides where an event goes.
+        limits: of journeys.
+        blocked: tenant, key type and hash of keys that never tie, hash as decimal text.
+    """
+
+    rules: tuple[KeyRule, ...]
+    limits: tuple[JourneyLimit, ...] = (JourneyLimit(),)
+    blocked: frozenset[tuple[str, str, str]] = field(default=frozenset())
+
+    def rules_of(self, tenant_id: str) -> tuple[KeyRule, ...]:
+        """The rules that hold for a tenant, the strongest first."""
+        own = {rule.key_type for rule in self.rules if rule.tenant_id == tenant_id}
+        held = [
+            rule
+            for rule in self.rules
+            if rule.tenant_id == tenant_id or (rule.tenant_id == EVERY_TENANT and rule.key_type not in own)
+        ]
+        return tuple(sorted(held, key=lambda rule: not rule.is_unique))
+
+    def limit_of(self, tenant_id: str) -> JourneyLimit:
+        """The limit that holds for a tenant."""
+        by_tenant = {limit.tenant_id: limit for limit in self.limits}
+        return by_tenant.get(tenant_id) or by_tenant.get(EVERY_TENANT) or JourneyLimit(tenant_id, None, None)
+
+    @property
+    def unique_types(self) -> tuple[str, ...]:
+        """Key types that are unique for some tenant, sorted."""
+        return tuple(sorted({rule.key_type for rule in self.rules if rule.is_unique and rule.mode == LINK}))
+
+    def fingerprint(self, tenant_id: str) -> str:
+        """sha256 of the rules and limits of a tenant, in hex; blocked keys have a fingerprint of their own."""
+        said = [*map(asdict, self.rules_of(tenant_id)), asdict(self.limit_of(tenant_id))]
+        return hashlib.sha256(json.dumps([JUNK, said], sort_keys=True).encode()).hexdigest()
+
+    def blocked_of(self, tenant_id: str) -> list[str]:
+        """The blocked keys of a tenant as `type:hash`, sorted."""
+        return sorted(f"{kind}:{key}" for tenant, kind, key in self.blocked if tenant == tenant_id)
+
+    def by_type(self, tenants: Iterable[str]) -> pl.DataFrame:
+        """One row per tenant and key type that makes keys.
+
+        Returns:
+            tenant_id, key_type, is_weak, unique_slot (place in `unique_types`, -1 for others), max_partners (-1 for
+            any number), strength (0 is the strongest).
+        """
+        slots = {name: n for n, name in enumerate(self.unique_types)}
+        rows: dict[tuple[str, str], tuple[bool, int, int, int]] = {}
+        for tenant in tenants:
+            for strength, rule in enumerate(self.rules_of(tenant)):
+                if rule.mode != IGNORE and (tenant, rule.key_type) not in rows:
+                    slot = slots[rule.key_type] if rule.is_unique and rule.mode == LINK else -1
+                    partners = -1 if rule.max_partners is None else rule.max_partners
+                    rows[tenant, rule.key_type] = (rule.mode == WEAK, slot, partners, strength)
+        return pl.DataFrame([(*key, *row) for key, row in rows.items()], schema=_BY_TYPE, orient="row")
+
+
+_BY_TYPE = {
+    "tenant_id": pl.String, "key_type": pl.String, "is_weak": pl.Boolean, "unique_slot": pl.Int8,
+    "max_partners": pl.Int64, "strength": pl.Int16,
+}  # fmt: skip
+COLUMN_OF = {"userId": "user_id", "sessionId": "session_id", "itemId": "item_id", "action": "action"}
+KEY_COLUMNS = {"row": pl.UInt32, "key_type": pl.String, "key_hash": pl.UInt128}
+
+
+def extract_keys(events: pl.DataFrame, rules: Sequence[KeyRule]) -> pl.DataFrame:
+    """The keys of each event that take part in stitching.
+
+    Args:
+        events: rows with tenant_id, the source columns, attrs, and ts where a rule has a window.
+        rules: rules of all tenants; `tenant_id` `*` speaks for every tenant that has no rule of its own for the type.
+
+    Returns:
+        row (place of the event), key_type, key_hash: one row per event and key, without repetitions.
+    """
+    events = events.with_row_index("row")
+    parts = [_keys_of_rule(events, rule, rules) for rule in rules if rule.mode != IGNORE]
+    if not parts:
+        return pl.DataFrame(schema=KEY_COLUMNS)
+    sources_of_type = [(rule.tenant_id, rule.key_type) for rule in rules]
+    keys = pl.concat(parts)
+    # An event has one value per source, so that repetitions need two sources of one type.
+    return keys if len(set(sources_of_type)) == len(sources_of_type) else keys.unique(maintain_order=True)
+
+
+def _keys_of_rule(events: pl.DataFrame, rule: KeyRule, rules: Sequence[KeyRule]) -> pl.DataFrame:
+    if rule.tenant_id == EVERY_TENANT:
+        own = [r.tenant_id for r in rules if r.key_type == rule.key_type and r.tenant_id != EVERY_TENANT]
+        scope = ~pl.col("tenant_id").is_in(own) if own else pl.lit(True)
+    else:
+        scope = pl.col("tenant_id") == rule.tenant_id
+    value = normalised(source_value(rule.source), rule.key_type)
+    if rule.window_seconds:
+        window = pl.col("ts").dt.epoch("us") // (rule.window_seconds * 1_000_000)
+        value = pl.concat_str(value, pl.lit("\x1f"), window.cast(pl.String)).alias("value")
+    return (
+        events.lazy()
+        .filter(scope)
+        .select("tenant_id", "row", pl.lit(rule.key_type).alias("key_type"), value)
+        .filter(pl.col("value").is_not_null())
+        .select("row", "key_type", key_hash().alias("key_hash"))
+        .collect()
+    )
+
+
+def source_value(source: str) -> pl.Expr:
+    """The expression that reads a rule's source from an event row."""
+    if source.startswith("attrs."):
+        return pl.col("attrs").map.get(source.removeprefix("attrs."))
+    return pl.col(COLUMN_OF[source])
+
+
+def normalised(value: pl.Expr, key_type: str) -> pl.Expr:
+    """NFKC without surrounding blanks and invisible characters; null for junk and for more than 1,024 characters."""
+    text = value.str.normalize("NFKC").str.replace_all(r"\p{Cf}", "").str.strip_chars()
+    if key_type in CASE_FOLDED:
+        text = text.str.to_lowercase()
+    text = text.str.replace(r"^(-?[1-9]\d*)\.0+$", "$1")
+    usable = ~text.str.to_lowercase().is_in(JUNK) & (text.str.len_chars() <= MAX_KEY_CHARACTERS)
+    return pl.when(usable).then(text).otherwise(None).alias("value")
+
+
+def key_hash() -> pl.Expr:
+    """128 bits of xxh3 over the length-prefixed tenant, type and value.
+
+    Length prefixes instead of a separator: a value that holds the separator can't collide with another.
+    """
+    parts = [
+        pl.concat_str(pl.col(name).str.len_bytes().cast(pl.String), pl.lit(":"), pl.col(name))
+        for name in ("tenant_id", "key_type", "value")
+    ]
+    return hash128(pl.concat_str(parts))
+
+
+def value_hash(tenant_id: str, key_type: str, value: str) -> str | None:
+    """The hash of one value as decimal text, as tables and the graph hold it; None for a value that makes no key."""
+    row = pl.LazyFrame({"tenant_id": [tenant_id], "key_type": [key_type], "value": [value]})
+    normal = row.with_columns(normalised(pl.col("value"), key_type)).drop_nulls("value")
+    found = normal.select(key_hash()).collect()
+    return str(found.item()) if found.height else None

@@ -1,0 +1,616 @@
+"""Stitching: which events belong to one journey, and what the journey is called.
+
+A batch of events is folded, in the order of time, into the journeys that are there: an event joins the journeys that
+hold its keys, and these become one. Without guards that gives the connected components of events and keys, whatever the
+order; guards (unique types of keys, limits of size) refuse single ties. The cost is that of the batch and of the
+journeys that it touches.
+
+Sources: "Apache AGE Journey Stitching" (oldest journey wins by created_at); docs/adr/0004 for names, 0023 for guards.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from c360_pipeline.core.arrays.row_hashes import Words, words
+from c360_pipeline.core.kernels import journeys as kernel
+from c360_pipeline.core.stitching.journey_ids import journey_ids
+from c360_pipeline.core.stitching.keys import KeyPolicy
+
+MAX_KEYS_PER_EVENT = 64
+
+LINKED, WEAK, REFUSED_UNIQUE, REFUSED_SIZE, QUARANTINED, BLOCKED, EXCESS = (
+    "linked", "weak", "refused_unique", "refused_size", "quarantined", "blocked", "excess",
+)  # fmt: skip
+STATUSES = (LINKED, WEAK, REFUSED_UNIQUE, REFUSED_SIZE, QUARANTINED, BLOCKED, EXCESS)
+"""What became of a key of an event. The first four in the order of the kernel's numbers."""
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+AreTaken = Callable[[Sequence[str]], Flags]
+
+_INSTANT = pl.Datetime("us", "UTC")
+JOURNEY_STATE = pl.Schema(
+    {
+        "tenant_id": pl.String(),
+        "journey_id": pl.String(),
+        "created_at": _INSTANT,
+        "founding_event_id": pl.String(),
+        "first_event_ts": _INSTANT,
+        "last_event_ts": _INSTANT,
+        "event_count": pl.Int64(),
+        "key_count": pl.Int64(),
+        "unique_keys": pl.List(pl.String()),
+    }
+)
+"""A journey: its name for life, and what it holds; unique keys as `type:hash`."""
+KNOWN_JOURNEY = pl.Schema(
+    {**JOURNEY_STATE, "is_open": pl.Boolean(), "was_active": pl.Boolean(), "merged_into": pl.String()}
+)
+"""Journeys that a batch may touch. Those that are not open are to be found anew from their events."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Events and their keys, numbered and in order.
+
+    Attributes:
+        events: tenant_id, event_id, ts, was (id of the journey that it is read again from, or null), by time.
+        keys: one row per different key: tenant_id, key_type, key_hash, is_weak, unique_slot, max_partners.
+        high: upper 64 bits of each key.
+        low: lower 64 bits of each key.
+        starts: place of each event's first key, and the number of places.
+        key: number of the key at each place.
+        excess: events with more keys than an event may have; these are left out of `key`.
+        unknown_types: key types that no rule of the tenant names, with the number of their keys.
+    """
+
+    events: pl.DataFrame
+    keys: pl.DataFrame
+    high: Words
+    low: Words
+    starts: Ints
+    key: Ints
+    excess: pl.DataFrame
+    unknown_types: pl.DataFrame
+
+    @cached_property
+    def pairs(self) -> tuple[Ints, Ints, Words]:
+        """The different pairs of keys that meet in an event: their numbers, and 64 bits that stand for the pair."""
+        left, right = kernel.different_pairs(*kernel.partner_pairs(self.starts, self.key))
+        return left, right, kernel.pair_hashes(left, right, self.high, self.low)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What earlier batches decided about the keys of a batch.
+
+    Attributes:
+        journeys: `KNOWN_JOURNEY` rows, from the oldest to the youngest.
+        key_journey: for each key of the batch the place of its journey in `journeys`, -1 for none.
+        is_quarantined: for each key.
+        partners: for each key, how many others it has met.
+        is_new_pair: for each pair of `Batch.pairs`; None when it is not to be counted.
+    """
+
+    journeys: pl.DataFrame
+    key_journey: Ints
+    is_quarantined: Flags
+    partners: Ints
+    is_new_pair: Flags | None
+
+    @classmethod
+    def nothing(cls, batch: Batch) -> "Known":
+        """Before the first batch."""
+        size = batch.keys.height
+        none = np.full(size, -1, np.int64)
+        journeys = pl.DataFrame(schema=KNOWN_JOURNEY)
+        return cls(journeys, none, np.zeros(size, np.bool_), np.zeros(size, np.int64), None)
+
+
+@dataclass(frozen=True)
+class Stitched:
+    """What a batch decided.
+
+    Attributes:
+        events: tenant_id, event_id, ts, was (journey that it was read again from), journey_id of each event.
+        event_keys: the same with key_type, key_hash, status: one row per event and key.
+        journeys: `JOURNEY_STATE` of every journey that the batch touched and that lives.
+        key_journey: tenant_id, key_type, key_hash, journey_id (null: held by none), is_weak, partners, is_quarantined:
+            every key of the batch.
+        aliases: tenant_id, journey_id, merged_into (null: a journey again): ids that resolve otherwise than before.
+        merges: tenant_id, survivor, loser, via_event_id, via_key_type, via_key_hash, event_count, key_count of the
+            loser.
+        splits: tenant_id, journey_id, split_off, event_count.
+        conflicts: tenant_id, event_id, key_type, key_hash, reason, journey_id, refused_journey_id.
+        quarantines: tenant_id, key_type, key_hash, partners.
+        new_pairs: `Batch.pairs` hashes that were met for the first time.
+        ids: ids of journeys by number.
+        number_of_event: number of the journey of each event.
+        number_of_key: number of the journey of each key, -1 for none.
+    """
+
+    events: pl.DataFrame
+    event_keys: pl.DataFrame
+    journeys: pl.DataFrame
+    key_journey: pl.DataFrame
+    aliases: pl.DataFrame
+    merges: pl.DataFrame
+    splits: pl.DataFrame
+    conflicts: pl.DataFrame
+    quarantines: pl.DataFrame
+    new_pairs: Words
+    ids: pl.Series
+    number_of_event: Ints
+    number_of_key: Ints
+
+
+def prepare(events: pl.DataFrame, keys: pl.DataFrame, policy: KeyPolicy) -> Batch:
+    """Number and order a batch.
+
+    Args:
+        events: tenant_id, event_id, ts, and, of events that are read again, was; unique by tenant and event id.
+        keys: `keys.KEY_COLUMNS`, row being the place in `events`.
+        policy: what keys may do.
+    """
+    ordered = events.with_row_index("row").sort("ts", "tenant_id", "event_id")
+    if "was" not in ordered.columns:
+        ordered = ordered.with_columns(was=pl.lit(None, pl.String))
+    place = np.empty(ordered.height, np.int64)
+    place[ordered["row"].to_numpy()] = np.arange(ordered.height)
+    tenants = events["tenant_id"].unique().to_list()
+    held = _with_policy(events, keys, policy.by_type(tenants))
+    unknown = held.filter(pl.col("strength").is_null())
+    if unknown.height:
+        held = held.filter(pl.col("strength").is_not_null())
+    high, low = words(held["key_hash"])
+    event = place[held["row"].to_numpy()]
+    starts, order = kernel.order_by_event(event, held["strength"].to_numpy(), high, low, ordered.height)
+    excess = np.flatnonzero(np.diff(starts) > MAX_KEYS_PER_EVENT)
+    left_out = pl.DataFrame(schema={"event": pl.Int64, "key_type": pl.String, "key_hash": pl.UInt128})
+    if len(excess):
+        is_excess = np.isin(event[order], excess)
+        left_out = held[order[is_excess]].select(
+            pl.Series("event", event[order[is_excess]], dtype=pl.Int64), "key_type", "key_hash"
+        )
+        order = order[~is_excess]
+        counts = np.diff(starts)
+        counts[excess] = 0
+        starts = np.concatenate([[0], np.cumsum(counts)])
+    numbers, first = kernel.dense_ids(high[order], low[order])
+    different = held[order[first]]
+    keys_seen = different.select(
+        tenant_id=events["tenant_id"].gather(different["row"]),
+        key_type="key_type", key_hash="key_hash", is_weak="is_weak", unique_slot="unique_slot",
+        max_partners="max_partners",
+    )  # fmt: skip
+    reported = unknown.group_by("tenant_id", "key_type").len() if unknown.height else _NO_UNKNOWN
+    return Batch(
+        ordered.drop("row"), keys_seen, high[order[first]], low[order[first]], starts, numbers.astype(np.int64),
+        left_out, reported,
+    )  # fmt: skip
+
+
+_NO_UNKNOWN = pl.DataFrame(schema={"tenant_id": pl.String, "key_type": pl.String, "len": pl.UInt32})
+
+
+def _with_policy(events: pl.DataFrame, keys: pl.DataFrame, by_type: pl.DataFrame) -> pl.DataFrame:
+    """Keys with what their type may do; null where no rule names it."""
+    if by_type["tenant_id"].n_unique() == 1:
+        one = by_type["tenant_id"][0]
+        return keys.with_columns(tenant_id=pl.lit(one)).join(
+            by_type.drop("tenant_id"), on="key_type", how="left", maintain_order="left"
+        )
+    tenant = events["tenant_id"].gather(keys["row"])
+    return keys.with_columns(tenant).join(by_type, on=["tenant_id", "key_type"], how="left", maintain_order="left")
+
+
+def quarantines(batch: Batch, known: Known, policy: KeyPolicy) -> tuple[Ints, Flags]:
+    """How many partners each key has met with this batch, and which keys are in quarantine for it.
+
+    The count is that of all different keys that a key stood beside in any event, blocked ones aside, so that the order
+    of events does not matter.
+    """
+    is_aside = batch.keys["is_weak"].to_numpy() | _blocked(batch, policy)
+    limit = batch.keys["max_partners"].to_numpy()
+    partners = known.partners.copy()
+    left, right, _ = batch.pairs if known.is_new_pair is not None else _pairs_near_limits(batch, limit)
+    counts = ~(is_aside[left] | is_aside[right])
+    if known.is_new_pair is not None:
+        counts &= known.is_new_pair
+    partners += np.bincount(left[counts], minlength=len(partners))
+    partners += np.bincount(right[counts], minlength=len(partners))
+    return partners, known.is_quarantined | ((limit >= 0) & (partners > limit) & ~is_aside)
+
+
+def _new_pairs(batch: Batch, known: Known, is_blocked: Flags) -> Words:
+    """Pairs that count from now on: those that no event before had, of keys that may tie."""
+    if known.is_new_pair is None:
+        return np.empty(0, np.uint64)
+    left, right, hashes = batch.pairs
+    is_aside = batch.keys["is_weak"].to_numpy() | is_blocked
+    return hashes[known.is_new_pair & ~(is_aside[left] | is_aside[right])]
+
+
+def _pairs_near_limits(batch: Batch, limit: Ints) -> tuple[Ints, Ints, Words]:
+    """Pairs, as long as any key has so many that a limit could be passed: with repetitions they are an upper bound."""
+    sizes = np.diff(batch.starts)
+    upper = np.bincount(batch.key, weights=np.repeat(sizes - 1, sizes), minlength=len(limit))
+    if ((limit >= 0) & (upper > limit)).any():
+        return batch.pairs
+    return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint64)
+
+
+def stitch(
+    batch: Batch,
+    known: Known,
+    policy: KeyPolicy,
+    quarantine: tuple[Ints, Flags] | None = None,
+    are_taken: AreTaken = lambda ids: np.zeros(len(ids), np.bool_),
+) -> Stitched:
+    """Decide the journey of each event of a batch.
+
+    Args:
+        batch: as `prepare` makes it.
+        known: about its keys.
+        policy: what keys may do.
+        quarantine: what `quarantines` said of these, where the caller knows.
+        are_taken: of ids whether another journey has or had them; one that is founded gets an id of its own.
+    """
+    partners, is_quarantined = quarantine or quarantines(batch, known, policy)
+    is_blocked = _blocked(batch, policy)
+    fold = _fold(batch, known, policy, is_quarantined | is_blocked)
+    named = _named(batch, known, fold, are_taken)
+    status = _statuses(batch, fold, is_quarantined, is_blocked)
+    number = named.of_group[fold.event_group]
+    ids = named.journeys["journey_id"]
+    events = batch.events.select("tenant_id", "event_id", "ts", "was", journey_id=ids.gather(number))
+    # The place -1, of a key without a group, is the last of these.
+    key_number = np.append(named.of_group, -1)[fold.key_group]
+    final = _final_numbers(batch, known, fold, named)
+    now_quarantined = batch.keys.filter(pl.Series(is_quarantined & ~known.is_quarantined))
+    return Stitched(
+        events=events,
+        event_keys=_event_keys(batch, events, status),
+        journeys=_states(batch, known, fold, named),
+        key_journey=batch.keys.select(
+            "tenant_id", "key_type", "key_hash", "is_weak",
+            journey_id=_gathered(ids, key_number, key_number >= 0),
+            partners=pl.Series(partners), is_quarantined=pl.Series(is_quarantined),
+        ),
+        aliases=_aliases(known, named, final),
+        merges=_merges(batch, known, fold, named, final),
+        splits=_splits(batch, known, named, number, final),
+        conflicts=_conflicts(batch, fold, named, number, status),
+        quarantines=now_quarantined.select(
+            "tenant_id", "key_type", "key_hash",
+            partners=pl.Series(partners[is_quarantined & ~known.is_quarantined], dtype=pl.Int64),
+        ),
+        new_pairs=_new_pairs(batch, known, is_blocked),
+        ids=ids,
+        number_of_event=number,
+        number_of_key=key_number,
+    )  # fmt: skip
+
+
+def _blocked(batch: Batch, policy: KeyPolicy) -> Flags:
+    if not policy.blocked:
+        return np.zeros(batch.keys.height, np.bool_)
+    listed = pl.DataFrame(
+        list(policy.blocked), schema={"tenant_id": pl.String, "key_type": pl.String, "key": pl.String}, orient="row"
+    ).select("tenant_id", "key_type", key_hash=pl.col("key").cast(pl.UInt128), blocked=pl.lit(value=True))
+    found = batch.keys.join(listed, on=["tenant_id", "key_type", "key_hash"], how="left", maintain_order="left")
+    return found["blocked"].fill_null(value=False).to_numpy()
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """The arrays after the fold; groups are numbered as `kernel.fold_events` numbers them.
+
+    Attributes:
+        open: numbers of the journeys that were there as groups.
+        event_group: of each event.
+        key_group: of each key, -1 for none.
+        is_tied: for each place of `Batch.key`, whether its key took part.
+        outcome: for each place, what became of it.
+        refuser: for each place, the group that refused it, -1 for none.
+        parent: of each group the one that it is in.
+        oldest: of each group the number of its oldest journey, -1 for none.
+        founder: of each group the event that founded it.
+        met_event: of each journey the event where it met an older one, -1 for none.
+        met_key: of each journey the key by which, -1 for none.
+        group_keys: number of linking keys of each group.
+        group_unique: number of the key of each unique type of each group, -1 for none.
+        unique_names: `type:hash` of each key by number, with those that only journeys know; empty without unique types.
+    """
+
+    open: Ints
+    event_group: Ints
+    key_group: Ints
+    is_tied: Flags
+    outcome: npt.NDArray[np.int8]
+    refuser: Ints
+    parent: Ints
+    oldest: Ints
+    founder: Ints
+    met_event: Ints
+    met_key: Ints
+    group_keys: Ints
+    group_unique: Ints
+    unique_names: list[str]
+
+    @cached_property
+    def roots(self) -> Ints:
+        """Groups that have an event of the batch."""
+        is_root = np.zeros(len(self.parent), np.bool_)
+        is_root[self.event_group] = True
+        return np.flatnonzero(is_root)
+
+
+def _fold(batch: Batch, known: Known, policy: KeyPolicy, is_out: Flags) -> _Fold:
+    events = batch.events.height
+    is_tied = ~is_out[batch.key]
+    event_of_place = np.repeat(np.arange(events), np.diff(batch.starts))
+    counts = np.bincount(event_of_place[is_tied], minlength=events)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    key = batch.key[is_tied]
+    open_ = np.flatnonzero(known.journeys["is_open"].to_numpy()).astype(np.int64)
+    group_of = np.full(known.journeys.height + 1, -1, np.int64)
+    group_of[open_] = np.arange(len(open_))
+    # The place -1, of a key without a journey, is the last of `group_of`.
+    key_group = np.where(is_out, -1, group_of[known.key_journey])
+    room = np.zeros(events, np.int64)
+    group_keys = np.concatenate([known.journeys["key_count"].to_numpy()[open_], room]).astype(np.int64)
+    group_unique, names = _unique_keys(batch, known, policy, open_)
+    event_group, outcome, refuser, parent, oldest, founder, met_event, met_place = kernel.fold_events(
+        starts, key, batch.keys["is_weak"].to_numpy()[key], key_group,
+        batch.keys["unique_slot"].to_numpy().astype(np.int64), open_, group_keys, group_unique,
+        _formers(batch, known), _caps(batch, policy), known.journeys.height,
+    )  # fmt: skip
+    met_key = np.where(met_place >= 0, key[met_place], -1) if len(key) else met_place
+    return _Fold(
+        open_, event_group, key_group, is_tied, outcome, refuser, parent, oldest, founder, met_event, met_key,
+        group_keys, group_unique, names,
+    )  # fmt: skip
+
+
+def _caps(batch: Batch, policy: KeyPolicy) -> Ints:
+    """Keys that a merge at each event may make, -1 for any number."""
+    limits = {tenant: policy.limit_of(tenant).hard_max_keys for tenant in batch.events["tenant_id"].unique()}
+    if not any(limits.values()):
+        return np.full(batch.events.height, -1, np.int64)
+    caps = {tenant: -1 if limit is None else limit for tenant, limit in limits.items()}
+    return batch.events["tenant_id"].replace_strict(caps, return_dtype=pl.Int64).to_numpy()
+
+
+def _founders(batch: Batch, known: Known) -> tuple[Ints, Ints]:
+    """The places of events by which journeys without a group are found again, and the numbers of these journeys.
+
+    Where the founding event of an active journey is gone, the earliest of its events stands for it.
+    """
+    closed = known.journeys.with_row_index("number").filter(~pl.col("is_open"))
+    if closed.is_empty():
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    places = batch.events.with_row_index("place")
+    founder = places.rename({"event_id": "founding_event_id"})
+    found = closed.join(founder, on=["tenant_id", "founding_event_id"]).select("place", "number")
+    orphans = closed.filter("was_active").join(founder, on=["tenant_id", "founding_event_id"], how="anti")
+    firsts = places.drop_nulls("was").unique("was", keep="first", maintain_order=True)
+    heirs = orphans.join(firsts, left_on=["tenant_id", "journey_id"], right_on=["tenant_id", "was"])
+    both = pl.concat([found, heirs.select("place", "number")]).cast(pl.Int64)
+    return both["place"].to_numpy(), both["number"].to_numpy()
+
+
+def _formers(batch: Batch, known: Known) -> Ints:
+    """For each event the oldest journey that is found again by it, -1 for none."""
+    former = np.full(batch.events.height, known.journeys.height, np.int64)
+    np.minimum.at(former, *_founders(batch, known))
+    return np.where(former < known.journeys.height, former, -1)
+
+
+def _unique_keys(batch: Batch, known: Known, policy: KeyPolicy, open_: Ints) -> tuple[Ints, list[str]]:
+    """The key of each unique type of each group, with room for one group per event, and the names of keys by number."""
+    slots = {name: slot for slot, name in enumerate(policy.unique_types)}
+    held = np.full((len(open_) + batch.events.height, len(slots)), -1, np.int64)
+    if not slots:
+        return held, []
+    names: list[str] = batch.keys.select(key_name()).to_series().to_list()
+    number_of = {name: number for number, name in enumerate(names)}
+    for group, found in enumerate(known.journeys["unique_keys"].gather(open_).to_list()):
+        for name in found or ():
+            if name not in number_of:
+                number_of[name] = len(names)
+                names.append(name)
+            slot = slots.get(name.rpartition(":")[0])
+            if slot is not None:
+                held[group, slot] = number_of[name]
+    return held, names
+
+
+def key_name() -> pl.Expr:
+    """A key as `type:hash`."""
+    return pl.concat_str("key_type", pl.lit(":"), pl.col("key_hash").cast(pl.String))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Journeys of a batch by number: those that were known, then those that are new.
+
+    Attributes:
+        of_group: number of the journey of each group; of groups that went into another, its.
+        journeys: tenant_id, journey_id, created_at, founding_event_id.
+    """
+
+    of_group: Ints
+    journeys: pl.DataFrame
+
+
+def _named(batch: Batch, known: Known, fold: _Fold, are_taken: AreTaken) -> _Named:
+    """The oldest journey of a group gives its name; a group without one is founded by its first event."""
+    roots = fold.roots
+    new = roots[fold.oldest[roots] < 0]
+    of_group = fold.oldest.copy()
+    of_group[new] = known.journeys.height + np.arange(len(new))
+    founders = batch.events[fold.founder[new]].select(
+        "tenant_id", created_at=pl.col("ts"), founding_event_id="event_id"
+    )
+    ids = _free_ids(founders["tenant_id"].to_list(), founders["founding_event_id"].to_list(), are_taken)
+    columns = ["tenant_id", "journey_id", "created_at", "founding_event_id"]
+    founded = founders.with_columns(journey_id=pl.Series(ids, dtype=pl.String)).select(columns)
+    return _Named(of_group[fold.parent], pl.concat([known.journeys.select(columns), founded]))
+
+
+def _free_ids(tenants: list[str], founders: list[str], are_taken: AreTaken) -> list[str]:
+    """Ids of journeys that are founded.
+
+    An event that was taken out and comes back may have left a journey that goes on under its name, or went into
+    another: what it founds now is the next of that event.
+    """
+    ids = journey_ids(tenants, founders)
+    taken, turn = np.flatnonzero(are_taken(ids)), 1
+    while len(taken):
+        turn += 1
+        names = [f"{founders[n]}\x1f{turn}" for n in taken]
+        for n, name in zip(taken, journey_ids([tenants[n] for n in taken], names), strict=True):
+            ids[n] = name
+        taken = taken[are_taken([ids[n] for n in taken])]
+    return ids
+
+
+def _statuses(batch: Batch, fold: _Fold, is_quarantined: Flags, is_blocked: Flags) -> pl.Series:
+    """What became of the key at each place of `Batch.key`."""
+    code = np.empty(len(batch.key), np.uint8)
+    code[fold.is_tied] = fold.outcome
+    out = batch.key[~fold.is_tied]
+    code[~fold.is_tied] = np.where(is_blocked[out], STATUSES.index(BLOCKED), STATUSES.index(QUARANTINED))
+    return pl.Series("status", list(STATUSES), dtype=pl.String).gather(code)
+
+
+def _event_keys(batch: Batch, events: pl.DataFrame, status: pl.Series) -> pl.DataFrame:
+    event = np.repeat(np.arange(batch.events.height), np.diff(batch.starts))
+    rows = events[event].with_columns(
+        batch.keys["key_type"].gather(batch.key), batch.keys["key_hash"].gather(batch.key), status
+    )
+    if batch.excess.height:
+        excess = events[batch.excess["event"]].with_columns(
+            batch.excess["key_type"], batch.excess["key_hash"], status=pl.lit(EXCESS)
+        )
+        rows = pl.concat([rows, excess.select(rows.columns)])
+    return rows
+
+
+def _gathered(values: pl.Series, places: Ints, is_there: Flags) -> pl.Series:
+    """Values at places, null where there is none."""
+    if values.is_empty():
+        return pl.Series(values.name, [None] * len(places), dtype=values.dtype)
+    frame = pl.DataFrame({"value": values.gather(places), "is_there": is_there})
+    return frame.select(pl.when("is_there").then("value")).to_series().alias(values.name)
+
+
+def _states(batch: Batch, known: Known, fold: _Fold, named: _Named) -> pl.DataFrame:
+    """`JOURNEY_STATE` of the journeys that a batch touched."""
+    size = named.journeys.height
+    number = named.of_group[fold.event_group]
+    ts = batch.events["ts"].dt.epoch("us").to_numpy()
+    events = np.bincount(number, minlength=size)
+    first, last = np.full(size, np.iinfo(np.int64).max), np.full(size, np.iinfo(np.int64).min)
+    np.minimum.at(first, number, ts)
+    np.maximum.at(last, number, ts)
+    # What the journeys that were there bring along.
+    before = known.journeys[fold.open]
+    into = named.of_group[: len(fold.open)]
+    np.add.at(events, into, before["event_count"].to_numpy())
+    np.minimum.at(first, into, before["first_event_ts"].dt.epoch("us").to_numpy())
+    np.maximum.at(last, into, before["last_event_ts"].dt.epoch("us").to_numpy())
+    roots = fold.roots
+    touched = named.of_group[roots]
+    rows = named.journeys[touched].with_columns(
+        first_event_ts=pl.Series(first[touched]).cast(_INSTANT), last_event_ts=pl.Series(last[touched]).cast(_INSTANT),
+        event_count=pl.Series(events[touched], dtype=pl.Int64),
+        key_count=pl.Series(fold.group_keys[roots], dtype=pl.Int64),
+        unique_keys=_names_of_unique(fold, roots),
+    )  # fmt: skip
+    return rows.select(list(JOURNEY_STATE))
+
+
+def _names_of_unique(fold: _Fold, roots: Ints) -> pl.Series:
+    kind = pl.List(pl.String)
+    if not fold.unique_names:
+        return pl.Series([[]], dtype=kind).new_from_index(0, len(roots))
+    rows = [[fold.unique_names[k] for k in keys if k >= 0] for keys in fold.group_unique[roots].tolist()]
+    return pl.Series(rows, dtype=kind)
+
+
+def _final_numbers(batch: Batch, known: Known, fold: _Fold, named: _Named) -> Ints:
+    """Of each known journey the number of the one that it is in now; -1 where nothing of it was in the batch."""
+    final = np.full(known.journeys.height, -1, np.int64)
+    final[fold.open] = named.of_group[: len(fold.open)]
+    places, numbers = _founders(batch, known)
+    final[numbers] = named.of_group[fold.event_group[places]]
+    return final
+
+
+def _aliases(known: Known, named: _Named, final: Ints) -> pl.DataFrame:
+    """Ids that lead elsewhere than before; `final` as `_final_numbers` makes it."""
+    number = np.arange(len(final))
+    ids = named.journeys["journey_id"]
+    target = _gathered(ids, np.maximum(final, 0), (final >= 0) & (final != number))
+    rows = known.journeys.select("tenant_id", "journey_id", before="merged_into").with_columns(
+        merged_into=target, found=pl.Series(final >= 0)
+    )
+    changed = rows.filter(pl.col("found") & pl.col("before").ne_missing(pl.col("merged_into")))
+    return changed.select("tenant_id", "journey_id", "merged_into")
+
+
+def _merges(batch: Batch, known: Known, fold: _Fold, named: _Named, final: Ints) -> pl.DataFrame:
+    """One row per journey that was active and is in another now."""
+    number = np.arange(len(final))
+    lost = np.flatnonzero((final >= 0) & (final != number) & known.journeys["was_active"].to_numpy())
+    event, key = fold.met_event[lost], fold.met_key[lost]
+    losers = known.journeys[lost]
+    return losers.select(
+        "tenant_id", survivor=named.journeys["journey_id"].gather(final[lost]), loser="journey_id",
+        via_event_id=_gathered(batch.events["event_id"], np.maximum(event, 0), event >= 0),
+        via_key_type=_gathered(batch.keys["key_type"], np.maximum(key, 0), key >= 0),
+        via_key_hash=_gathered(batch.keys["key_hash"], np.maximum(key, 0), key >= 0),
+        event_count="event_count", key_count="key_count",
+    )  # fmt: skip
+
+
+def _splits(batch: Batch, known: Known, named: _Named, number: Ints, final: Ints) -> pl.DataFrame:
+    """Parts of a journey that are not where its id leads now, with the number of their events."""
+    if batch.events["was"].null_count() == batch.events.height:
+        return pl.DataFrame(schema=_SPLIT)
+    ids = named.journeys["journey_id"]
+    moved = batch.events.select("tenant_id", journey_id="was", split_off=ids.gather(number)).drop_nulls("journey_id")
+    parts = moved.group_by("tenant_id", "journey_id", "split_off").agg(event_count=pl.len().cast(pl.Int64))
+    leads = known.journeys.select("journey_id", leads_to=_gathered(ids, np.maximum(final, 0), final >= 0))
+    off = parts.join(leads, on="journey_id", how="left").filter(pl.col("split_off").ne_missing(pl.col("leads_to")))
+    return off.sort("tenant_id", "journey_id", "split_off").select(list(_SPLIT))
+
+
+_SPLIT = {"tenant_id": pl.String, "journey_id": pl.String, "split_off": pl.String, "event_count": pl.Int64}
+
+
+def _conflicts(batch: Batch, fold: _Fold, named: _Named, number: Ints, status: pl.Series) -> pl.DataFrame:
+    """Ties that a guard refused."""
+    refused = np.flatnonzero(fold.refuser >= 0)
+    place = np.flatnonzero(fold.is_tied)[refused]
+    event = np.repeat(np.arange(batch.events.height), np.diff(batch.starts))[place]
+    ids = named.journeys["journey_id"]
+    keys = batch.keys[batch.key[place]]
+    return pl.DataFrame(
+        {
+            "tenant_id": batch.events["tenant_id"].gather(event),
+            "event_id": batch.events["event_id"].gather(event),
+            "key_type": keys["key_type"],
+            "key_hash": keys["key_hash"],
+            "reason": status.gather(place),
+            "journey_id": ids.gather(number[event]),
+            "refused_journey_id": ids.gather(named.of_group[fold.refuser[refused]]),
+        }
+    )

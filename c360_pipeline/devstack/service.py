@@ -1,0 +1,108 @@
+"""One embedded server: its command, its probe, its port and its password."""
+
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import neo4j
+import psycopg
+from botocore.exceptions import BotoCoreError, ClientError
+
+from c360_pipeline.errors import UnavailableError
+
+LOOPBACK = "127.0.0.1"
+
+
+WITH_PASSWORD = ("postgres", "s3", "neo4j", "kafka", "cassandra")
+
+
+NOT_READY = (
+    UnavailableError,
+    psycopg.Error,
+    neo4j.exceptions.Neo4jError,
+    neo4j.exceptions.DriverError,
+    BotoCoreError,
+    ClientError,
+)
+"""What a probe raises while its service is not ready."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One embedded server.
+
+    Attributes:
+        name: `postgres`, `s3` or `neo4j`.
+        port: TCP port on the loopback interface.
+        prepare: commands with their environment to run to completion before the server starts.
+        command: the server's command line; it stays in the foreground.
+        environment: variables of the server only.
+        probe: returns the server's version once it answers a real query, raises one of `NOT_READY` before.
+        stop_signal: asks for an orderly stop.
+    """
+
+    name: str
+    port: int
+    prepare: Callable[[], list[tuple[list[str], dict[str, str]]]]
+    command: list[str]
+    environment: dict[str, str]
+    probe: Callable[[], str]
+    stop_signal: signal.Signals
+    connection: dict[str, str]
+
+
+def free_port(preferred: int) -> int:
+    """`preferred` where nothing listens there, else one that the system picks. 0 always lets it pick."""
+    for port in (preferred, 0):
+        with socket.socket() as candidate:
+            # As servers do: a port in TIME_WAIT is free to listen on.
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return int(candidate.getsockname()[1])
+    raise OSError("no TCP port is free on the loopback interface")
+
+
+def passwords(home: Path) -> dict[str, str]:
+    """Generated once per state folder and kept readable by the owner only (mode 600)."""
+    path = home / "passwords.json"
+    stored: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    missing = [name for name in WITH_PASSWORD if name not in stored]
+    if missing:
+        stored |= {name: secrets.token_hex(24) for name in missing}
+        write_private(path, json.dumps(stored))
+    return stored
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only the owner can read, whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    scratch.rename(path)
+
+
+def with_parent(stop: signal.Signals, *, as_user: pwd.struct_passwd | None = None) -> list[str]:
+    """A command prefix: the kernel sends `stop` to the server when its supervisor dies, even by kill -9.
+
+    PostgreSQL refuses to run as root. For `as_user` the prefix changes to that user and leaves it one
+    capability, to read through folders (a clone below /root) that are closed to others.
+    """
+    if not shutil.which("setpriv"):
+        return []
+    prefix = ["setpriv", "--pdeathsig", stop.name.removeprefix("SIG")]
+    if as_user:
+        prefix += [
+            f"--reuid={as_user.pw_uid}", f"--regid={as_user.pw_gid}", "--clear-groups",
+            "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search",
+        ]  # fmt: skip
+    return [*prefix, "--"]

@@ -1,0 +1,128 @@
+"""What pages show besides a customer: who there is, the neighbourhood, the delivery, the comparison, merges."""
+
+from typing import Any
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import (
+    DEAD_LETTERS,
+    EVENT_JOURNEY,
+    EVENTS,
+    JOURNEY_MERGES,
+    JOURNEY_SPLITS,
+    RECONCILIATIONS,
+)
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+
+Elements = dict[str, list[dict[str, Any]]]
+
+SHOWN_CHANGES = 50
+"""Merges of a customer's journeys, and splits."""
+
+SEARCH = """
+    MATCH (u:User {tenant_id: $tenant_id}) WHERE u.id STARTS WITH $text
+    WITH u ORDER BY u.id LIMIT $limit
+    OPTIONAL MATCH (u)-[:IS_ACCOUNT]->(a:Account {tenant_id: $tenant_id})
+    RETURN u.id AS user_id, u.last_seen AS last_seen, u.community AS community, a.full_name AS full_name
+"""
+COUNT_EVENTS = "MATCH (e:Event {tenant_id: $tenant_id}) RETURN count(e) AS number"
+READ_NEIGHBOURHOOD = """
+    UNWIND $user_ids AS user_id
+    MATCH (u:User {tenant_id: $tenant_id, id: user_id})
+    CALL (u) {
+        MATCH (u)-[r:PURCHASED|VIEWED]->(p:Product {tenant_id: $tenant_id})
+        WITH r, p ORDER BY type(r), r.last_interaction DESC LIMIT $limit
+        RETURN type(r) AS type, 'Product' AS label, p.id AS id, coalesce(p.name, p.id) AS name
+        UNION ALL
+        MATCH (u)-[r:HAS_SESSION]->(s:Session {tenant_id: $tenant_id})
+        WITH r, s ORDER BY s.last_seen DESC LIMIT 5
+        RETURN type(r) AS type, 'Session' AS label, s.id AS id, s.id AS name
+        UNION ALL
+        MATCH (u)-[r:IS_ACCOUNT]->(a:Account {tenant_id: $tenant_id})
+        RETURN type(r) AS type, 'Account' AS label, toString(a.account_id) AS id, a.email AS name
+    }
+    RETURN user_id, type, label, id, name
+"""
+
+
+class CustomerPages:
+    """What the pages of a tenant show.
+
+    Args:
+        graph: who there is.
+        lake: what was delivered and compared.
+        tenant_id: whose.
+    """
+
+    def __init__(self, graph: Graph, lake: Lake, tenant_id: str) -> None:
+        self._graph = graph
+        self._lake = lake
+        self._tenant_id = tenant_id
+
+    def search(self, text: str, limit: int = 25) -> list[dict[str, Any]]:
+        """Users whose id begins so."""
+        return self._graph.read_only(SEARCH, tenant_id=self._tenant_id, text=text, limit=limit)
+
+    def neighbourhood(self, user_ids: list[str], journeys: list[str], limit: int = 8) -> Elements:
+        """Nodes and edges around users, as cytoscape.js takes them."""
+        rows = self._graph.read_only(READ_NEIGHBOURHOOD, tenant_id=self._tenant_id, user_ids=user_ids, limit=limit)
+        nodes = {f"User {user}": ("User", user) for user in user_ids}
+        nodes |= {f"{row['label']} {row['id']}": (row["label"], row["name"]) for row in rows}
+        nodes |= {f"Journey {journey}": ("Journey", f"journey {journey[:8]}") for journey in journeys}
+        edges = {(f"User {r['user_id']}", f"{r['label']} {r['id']}", r["type"]) for r in rows}
+        edges |= {(f"User {user}", f"Journey {journey}", "in") for user in user_ids for journey in journeys[:1]}
+        return {
+            "nodes": [{"data": {"id": i, "label": label, "name": name}} for i, (label, name) in nodes.items()],
+            "edges": [{"data": {"source": a, "target": b, "type": type_}} for a, b, type_ in sorted(edges)],
+        }
+
+    def history(self, journeys: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Merges that made some journeys, each with the type of the key that tied them, and splits; newest first."""
+        merges = self._of_tenant(JOURNEY_MERGES).filter(pl.col("survivor").is_in(journeys))
+        splits = self._of_tenant(JOURNEY_SPLITS).filter(pl.col("journey_id").is_in(journeys))
+        newest = merges.sort("merged_at", descending=True), splits.sort("split_at", descending=True)
+        of_merges, of_splits = (rows.head(SHOWN_CHANGES).collect().to_dicts() for rows in newest)
+        return of_merges, of_splits
+
+    def delivery(self) -> dict[str, Any]:
+        """How many lines, events, dead letters, journeys and nodes there are, and why lines were rejected."""
+        events = self._of_tenant(EVENTS).select(pl.len()).collect().item()
+        stitched = self._of_tenant(EVENT_JOURNEY).select(pl.len()).collect().item()
+        shown = self._graph.read_only(COUNT_EVENTS, tenant_id=self._tenant_id)
+        letters = self._of_tenant(DEAD_LETTERS)
+        reasons = (
+            letters.group_by("error_class", "status")
+            .agg(letters=pl.len(), newest=pl.col("first_seen_at").max(), example=pl.col("reason").first(),
+                 place=pl.concat_str(pl.col("source_uri").str.split("/").list.last(), pl.lit(":"),
+                                     pl.col("source_line")).first())
+            .sort("letters", "error_class", descending=[True, False])
+        )  # fmt: skip
+        landed = self._of_tenant(EVENTS).group_by(day=pl.col("landed_at").dt.date()).agg(landed=pl.len())
+        dead = letters.group_by(day=pl.col("first_seen_at").dt.date()).agg(dead=pl.len())
+        days = landed.join(dead, on="day", how="full", coalesce=True).sort("day", descending=True).head(14)
+        return {
+            "stages": [("events in the archive", events), ("events with a journey", stitched),
+                       ("events in the graph", shown[0]["number"])],
+            "reasons": reasons.collect().to_dicts(),
+            "days": days.with_columns(pl.col("landed", "dead").fill_null(0)).collect().to_dicts(),
+        }  # fmt: skip
+
+    def comparison(self) -> dict[str, Any]:
+        """The newest comparison of graph and archive: kinds against days, and how many rows differ."""
+        mine = self._of_tenant(RECONCILIATIONS)
+        newest = mine.select("run_id", "reconciled_at").top_k(1, by="reconciled_at").collect()
+        if newest.is_empty():
+            return {"at": None, "days": [], "kinds": []}
+        rows = mine.filter(pl.col("run_id") == newest["run_id"][0]).collect()
+        differs = pl.col("expected_digest") != pl.col("found_digest")
+        cells = rows.group_by("entity", "day").agg(rows=pl.col("expected").sum(), differs=differs.any())
+        days = cells["day"].unique().drop_nulls().sort(descending=True).head(31).sort().to_list()
+        by_kind = {
+            entity: {day: (count, bad) for day, count, bad in part.select("day", "rows", "differs").iter_rows()}
+            for (entity,), part in cells.sort("entity").group_by("entity", maintain_order=True)
+        }
+        return {"at": newest["reconciled_at"][0], "days": [None, *days], "kinds": list(by_kind.items())}
+
+    def _of_tenant(self, table: Any) -> pl.LazyFrame:
+        return self._lake.scan(table).filter(pl.col("tenant_id") == self._tenant_id)

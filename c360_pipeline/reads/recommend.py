@@ -1,0 +1,218 @@
+"""Candidates for recommendations, similar and trending products, as the graph holds them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from c360_pipeline.core.features.recommend import (
+    SHOWN_USERS,
+    SIMILAR_USER_WEIGHT,
+    Candidate,
+    Recommendation,
+    Source,
+    rank,
+)
+from c360_pipeline.core.features.trends import BUYER_WEIGHT
+from c360_pipeline.stores.neo4j.driver_values import Read, instant
+from c360_pipeline.stores.neo4j.graph import Graph
+
+TREND_OF_CANDIDATES = timedelta(days=30)
+
+READ_SIMILAR_USERS = """
+    MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED]->(own:Product {tenant_id: $tenant_id})
+    WITH u, collect(own) AS owned
+    UNWIND owned AS shared
+    MATCH (shared)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id}) WHERE similar <> u
+    WITH u, owned, similar, count(shared) AS shared_products
+    MATCH (similar)-[bought:PURCHASED]->(product:Product {tenant_id: $tenant_id})
+    WHERE NOT product IN owned AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
+    WITH u, owned, product, count(similar) AS similar_users, sum(bought.count * shared_products) AS strength
+    ORDER BY $similar_user_weight * similar_users + strength DESC, product.id
+    LIMIT $top_k
+    CALL (u, owned, product) {
+        MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})-[:PURCHASED]->(shared:Product)
+        WHERE similar <> u AND shared IN owned
+        WITH u, similar, count(shared) AS shared_products
+        ORDER BY shared_products DESC, similar.id
+        RETURN collect(similar.id)[..$shown_users] AS first_users, max(similar.community = u.community) AS in_community
+    }
+    CALL (u, owned, product) {
+        MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})-[:PURCHASED]->(shared:Product)
+        WHERE similar <> u AND shared IN owned
+        WITH shared, count(similar) AS users
+        ORDER BY users DESC, shared.id
+        RETURN collect(coalesce(shared.name, shared.id)) AS because
+    }
+    RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
+           similar_users AS evidence, strength, first_users, coalesce(in_community, false) AS in_community, because
+"""
+READ_VIEWED_TOGETHER = """
+    MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:VIEWED|PURCHASED]->(own:Product {tenant_id: $tenant_id})
+    WITH DISTINCT u, own
+    MATCH (own)-[together:ALSO_VIEWED]->(product:Product {tenant_id: $tenant_id})
+    WHERE NOT EXISTS { (u)-[:PURCHASED]->(product) }
+      AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
+    WITH product, together.shared AS sessions, coalesce(own.name, own.id) AS name, own.id AS own_id
+    ORDER BY sessions DESC, own_id
+    WITH product, collect({sessions: sessions, name: name}) AS pairs
+    RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
+           pairs[0].sessions AS evidence, [pairs[0].name] AS because
+    ORDER BY evidence DESC, product_id
+    LIMIT $top_k
+"""
+READ_COMMUNITY = """
+    MATCH (u:User {tenant_id: $tenant_id, id: $user_id}) WHERE u.community IS NOT NULL
+    MATCH (other:User {tenant_id: $tenant_id, community: u.community})
+        -[:PURCHASED]->(product:Product {tenant_id: $tenant_id})
+    WHERE other <> u AND NOT EXISTS { (u)-[:PURCHASED]->(product) }
+      AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
+    RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
+           count(other) AS evidence
+    ORDER BY evidence DESC, product_id
+    LIMIT $top_k
+"""
+READ_OWNED = """
+    MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED]->(p:Product {tenant_id: $tenant_id})
+    RETURN p.id AS product_id
+"""
+READ_NEWEST_EVENT = """
+    MATCH (u:User {tenant_id: $tenant_id}) WHERE u.last_seen IS NOT NULL
+    RETURN u.last_seen AS newest ORDER BY u.tenant_id DESC, u.last_seen DESC LIMIT 1
+"""
+READ_TRENDING = """
+    CALL () {
+        MATCH (v:User {tenant_id: $tenant_id})-[r:VIEWED]->(p:Product {tenant_id: $tenant_id})
+        WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
+        RETURN v, p, 1 AS viewed, 0 AS bought
+        UNION ALL
+        MATCH (v:User {tenant_id: $tenant_id})-[r:PURCHASED]->(p:Product {tenant_id: $tenant_id})
+        WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
+        RETURN v, p, 0 AS viewed, 1 AS bought
+    }
+    WITH p, sum(viewed) AS viewers, sum(bought) AS buyers, count(DISTINCT v) AS people
+    WITH p, viewers, buyers, people, viewers + $buyer_weight * buyers AS score
+    ORDER BY score DESC, p.id
+    LIMIT $top_k
+    RETURN p.id AS product_id, p.name AS product_name, p.category AS category, viewers, buyers, people, score
+"""
+READ_SIMILAR_PRODUCTS = """
+    MATCH (:Product {tenant_id: $tenant_id, id: $product_id})
+        -[similar:SIMILAR_TO|ALSO_VIEWED]->(p:Product {tenant_id: $tenant_id})
+    RETURN p.id AS product_id, p.name AS product_name, p.category AS category,
+           CASE type(similar) WHEN 'SIMILAR_TO' THEN 'same_customers' ELSE 'viewed_together' END AS kind,
+           similar.similarity AS similarity, similar.shared AS shared, similar.rank AS rank
+    ORDER BY kind, rank
+"""
+READ_PRODUCT = "MATCH (p:Product {tenant_id: $tenant_id, id: $product_id}) RETURN p.id AS product_id"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for.
+
+    Attributes:
+        user_id: for whom.
+        top_k: how many at most.
+        category: of this category only.
+        exclude: products that are not wanted, such as those on the page already.
+    """
+
+    user_id: str
+    top_k: int
+    category: str | None = None
+    exclude: tuple[str, ...] = ()
+
+
+class Recommender:
+    """Recommendations of a tenant, from its part of the graph.
+
+    Args:
+        graph: where from.
+        tenant_id: whose.
+    """
+
+    def __init__(self, graph: Graph, tenant_id: str) -> None:
+        self._graph = graph
+        self._tenant_id = tenant_id
+
+    def recommend(self, wish: Wish) -> list[Recommendation]:
+        """The best products for a user; further sources are asked only where similar users are too few."""
+        return rank(self._graph.read_together(lambda read: self._found(read, wish)), wish.top_k)
+
+    def _found(self, read: Read, wish: Wish) -> list[Candidate]:
+        found = self._candidates(read, READ_SIMILAR_USERS, Source.SIMILAR_USERS, wish)
+        for source in (Source.VIEWED_TOGETHER, Source.COMMUNITY, Source.TRENDING):
+            if len(found) >= wish.top_k:
+                break
+            found += self._more(read, source, wish, found)
+        return found
+
+    def _more(self, read: Read, source: Source, wish: Wish, found: Sequence[Candidate]) -> list[Candidate]:
+        known = (*wish.exclude, *(candidate.product_id for candidate in found))
+        narrowed = Wish(wish.user_id, wish.top_k, wish.category, known)
+        match source:
+            case Source.VIEWED_TOGETHER:
+                return self._candidates(read, READ_VIEWED_TOGETHER, source, narrowed)
+            case Source.COMMUNITY:
+                return self._candidates(read, READ_COMMUNITY, source, narrowed)
+            case _:
+                return self._trending_candidates(read, narrowed)
+
+    def _candidates(self, read: Read, statement: str, source: Source, wish: Wish) -> list[Candidate]:
+        rows = read(
+            statement, tenant_id=self._tenant_id, user_id=wish.user_id, top_k=wish.top_k, category=wish.category,
+            exclude=list(wish.exclude), similar_user_weight=SIMILAR_USER_WEIGHT, shown_users=SHOWN_USERS,
+        )  # fmt: skip
+        return [_candidate(source, row) for row in rows]
+
+    def _trending_candidates(self, read: Read, wish: Wish) -> list[Candidate]:
+        owned = {row["product_id"] for row in read(READ_OWNED, tenant_id=self._tenant_id, user_id=wish.user_id)}
+        left_out = owned | set(wish.exclude)
+        _, rows = self._trending(read, TREND_OF_CANDIDATES, wish.category, wish.top_k + len(left_out))
+        return [
+            _candidate(Source.TRENDING, {**row, "evidence": row["people"]})
+            for row in rows if row["product_id"] not in left_out
+        ][: wish.top_k]  # fmt: skip
+
+    def trending(
+        self, window: timedelta, category: str | None, limit: int
+    ) -> tuple[datetime | None, list[dict[str, Any]]]:
+        """Products by the people who viewed them, and five times those who bought them, within a window.
+
+        Returns:
+            When the window ends, which is with the tenant's newest event; and the products, best first. The window
+            does not hold its beginning.
+        """
+        return self._graph.read_together(lambda read: self._trending(read, window, category, limit))
+
+    def _trending(
+        self, read: Read, window: timedelta, category: str | None, limit: int
+    ) -> tuple[datetime | None, list[dict[str, Any]]]:
+        rows = read(READ_NEWEST_EVENT, tenant_id=self._tenant_id)
+        if not rows:
+            return None, []
+        newest = instant(rows[0]["newest"])
+        products = read(
+            READ_TRENDING, tenant_id=self._tenant_id, since=newest - window, category=category, top_k=limit,
+            buyer_weight=BUYER_WEIGHT,
+        )  # fmt: skip
+        return newest, products
+
+    def similar_products(self, product_id: str) -> list[dict[str, Any]] | None:
+        """Products like one, by customers and by sessions; None when there is no such product."""
+        rows = self._read(READ_SIMILAR_PRODUCTS, product_id=product_id)
+        return rows if rows or self._read(READ_PRODUCT, product_id=product_id) else None
+
+    def _read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        return self._graph.read_only(statement, tenant_id=self._tenant_id, **parameters)
+
+
+def _candidate(source: Source, row: dict[str, Any]) -> Candidate:
+    because = row.get("because") or []
+    return Candidate(
+        product_id=row["product_id"], product_name=row["product_name"], category=row["category"], source=source,
+        evidence=row["evidence"], strength=row.get("strength", 0), similar_users=tuple(row.get("first_users", ())),
+        because_of=because[0] if because else None, other_products=max(len(because) - 1, 0),
+        in_community=row.get("in_community", False),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""From the landing area into the archive, and the dead-letter queue."""

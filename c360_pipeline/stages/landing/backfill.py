@@ -1,0 +1,264 @@
+"""Files read again under today's rules: archive, queue and books end as if those had been the rules always.
+
+The books are reopened first, so that a run after a crash takes the files up again; the archive changes in one commit;
+the queue and the books follow. Everything is derived from the files and the archive, so doing it again changes nothing.
+
+Memory follows a share of the files: what they hold is parted by event id, and one part is compared at a time.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+
+from c360_pipeline.core.arrays.row_hashes import identity_hash
+from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.landing.accounting import FileBook, closed_books
+from c360_pipeline.core.landing.dead_letters import dead_lines, passed
+from c360_pipeline.core.landing.decode import (
+    ARCHIVED_FACTS,
+    DELIVERY,
+    DUPLICATE,
+    HELD,
+    NEW,
+    PLACE,
+    Delivery,
+    Line,
+    LineBlock,
+    classify,
+    count_by_delivery,
+    difference,
+    line_blocks,
+    line_in,
+    rejected_conflicts,
+    split_suppressed,
+)
+from c360_pipeline.errors import ConflictError
+from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest, waiting_files
+from c360_pipeline.stores.s3.landing import EventFile
+
+PART_BYTES = 128 * 1024 * 1024
+"""Bytes of the files that one part stands for, as far as can be told before they are unpacked."""
+UNPACKED = 12
+"""How many times its size a gzip file of events unpacks to, roughly."""
+MAX_PARTS = 256
+ATTEMPTS = 5
+IN_ITS_PARTITION = ("tenant_id", "event_date", "event_id")
+
+
+@dataclass
+class _Read:
+    """What the files hold, staged on disk where it may be large."""
+
+    folder: Path
+    parts: int
+    books: dict[Delivery, FileBook] = field(default_factory=dict)
+    rejected: list[pl.DataFrame] = field(default_factory=list)
+
+    def stage(self, kind: str, events: pl.DataFrame) -> None:
+        """Put events away, parted by their id."""
+        part = (identity_hash(events, EVENTS.key) % self.parts).alias("part")
+        for (number,), group in events.with_columns(part).group_by("part", maintain_order=True):
+            folder = self.folder / kind / str(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            group.drop("part").write_parquet(folder / f"{len(list(folder.iterdir())):06}.parquet")
+
+    def staged(self, kind: str, part: int) -> pl.DataFrame:
+        """The events of one part, in the order in which they were put away."""
+        files = sorted((self.folder / kind / str(part)).glob("*.parquet"))
+        return pl.concat([EVENTS.empty(), *map(pl.read_parquet, files)])
+
+
+@dataclass
+class _Decision:
+    """What is to be done, and what then stands in the books."""
+
+    upserts: list[pl.DataFrame] = field(default_factory=list)
+    gone: list[pl.DataFrame] = field(default_factory=list)
+    conflicts: list[pl.DataFrame] = field(default_factory=list)
+    passed: list[pl.DataFrame] = field(default_factory=list)
+    landed: Counter[Delivery] = field(default_factory=Counter)
+    duplicates: Counter[Delivery] = field(default_factory=Counter)
+
+
+def land(
+    ingest: Ingest, files: list[EventFile], dates: Collection[date] | None, report: Callable[[int], None]
+) -> list[FileBook]:
+    """Land what is not in the books and what a backfill left half-way; of dates, all their files anew."""
+    if dates is not None:
+        return backfill(ingest, [f for f in files if f.landing_date in dates], report)
+    new, interrupted = waiting_files(ingest.lake, files)
+    again = backfill(ingest, interrupted, report)
+    return [*again, *ingest.land(new, report), *ingest.book_lost(files)]
+
+
+def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], None]) -> list[FileBook]:
+    """Read files again, or for the first time, under today's rules.
+
+    Args:
+        ingest: the landing area, the lake, and who is suppressed.
+        files: which.
+        report: told the number of lines of each batch that was read.
+
+    Returns:
+        The books of the files.
+
+    Raises:
+        ConflictError: other workers changed the archive five times in a row while it was compared.
+    """
+    if not files:
+        return []
+    lake = ingest.lake
+    _reopen(ingest, files)
+    with TemporaryDirectory(prefix="c360-backfill-") as folder:
+        read = _read(ingest, files, Path(folder), report)
+        for attempt in Retrying(
+            retry=retry_if_exception_type(ConflictError), stop=stop_after_attempt(ATTEMPTS), reraise=True
+        ):
+            with attempt:
+                version = lake.version(EVENTS.name)
+                decision = _decide(ingest, read)
+                upserts, gone = (
+                    pl.concat([EVENTS.empty(), *decision.upserts]),
+                    pl.concat([EVENTS.empty().select(IN_ITS_PARTITION), *decision.gone]),
+                )
+                lake.merge(EVENTS, upserts, gone, on=IN_ITS_PARTITION, expected=version)
+        dead = pl.concat([*read.rejected, _conflict_letters(ingest, files, decision)])
+        _queue(ingest, read, dead, pl.concat(decision.passed))
+    for delivery, book in read.books.items():
+        book.landed, book.duplicates = decision.landed[delivery], decision.duplicates[delivery]
+        book.dead = count_by_delivery(dead)[delivery]
+    books = list(read.books.values())
+    closed = closed_books(books, datetime.now(UTC))
+    lake.merge(LANDING_FILES, closed)
+    return books
+
+
+def _reopen(ingest: Ingest, files: Iterable[EventFile]) -> None:
+    """Say in the books that these files are being read again."""
+    keys = pl.DataFrame([(f.uri, f.etag) for f in files], schema=["source_uri", "etag"], orient="row")
+    books = ingest.lake.read(LANDING_FILES)
+    if keys.height and books.height:
+        again = books.join(keys, on=["source_uri", "etag"], how="semi").with_columns(
+            reopened_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC"))
+        )
+        ingest.lake.merge(LANDING_FILES, again)
+
+
+def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable[[int], None]) -> _Read:
+    size = sum(f.bytes * (UNPACKED if f.key.endswith(".gz") else 1) for f in files)
+    read = _Read(folder, min(MAX_PARTS, 1 + size // PART_BYTES))
+    ended: set[Delivery] = set()
+    for batch in ingest.batches(files):
+        read.books |= {book.delivery: book for book in batch.started}
+        ended |= {book.delivery for book in batch.ended}
+        events, silent = split_suppressed(batch.decoded.events, ingest.suppressed)
+        rejected, silent_rejected = split_suppressed(batch.rejected, ingest.suppressed)
+        read.stage("read", events)
+        read.rejected.append(rejected)
+        for frame in (silent, silent_rejected):
+            for delivery, count in count_by_delivery(frame).items():
+                read.books[delivery].suppressed += count
+        for delivery, count in batch.lines.items():
+            read.books[delivery].lines += count
+        report(batch.lines.total())
+    # A file that was changed or removed meanwhile was not read: what it brought before stays.
+    read.books = {delivery: book for delivery, book in read.books.items() if delivery in ended}
+    return read
+
+
+def _decide(ingest: Ingest, read: _Read) -> _Decision:
+    """Compare what was read with what the archive holds."""
+    lake, decision = ingest.lake, _Decision()
+    deliveries = _deliveries(read)
+    held = _Read(read.folder / "held", read.parts)
+    for frame in lake.scan_range(EVENTS, "source_uri", sorted({d.source_uri for d in read.books})):
+        held.stage("rows", _of(frame, deliveries))
+    queued = _queued(ingest, deliveries)
+    for part in range(read.parts):
+        events, old = read.staged("read", part), held.staged("rows", part)
+        others = lake.held(EVENTS, events, ARCHIVED_FACTS)
+        judged = classify(events, others.join(old, on=["tenant_id", "event_id"], how="anti"))
+        changed, gone = difference(old, judged.landed)
+        decision.upserts.append(changed)
+        decision.gone.append(gone.select(IN_ITS_PARTITION))
+        decision.conflicts.append(judged.conflicts)
+        decision.passed.append(passed(judged, queued))
+        decision.landed += judged.count(NEW, HELD)
+        decision.duplicates += judged.count(DUPLICATE)
+    for path in (held.folder).rglob("*.parquet"):
+        path.unlink()
+    return decision
+
+
+def _deliveries(read: _Read) -> pl.DataFrame:
+    return pl.DataFrame(list(read.books), schema=dict.fromkeys(DELIVERY, pl.String), orient="row")
+
+
+def _of(rows: pl.DataFrame, deliveries: pl.DataFrame) -> pl.DataFrame:
+    """Rows of these deliveries; a row that was landed before deliveries were told apart is of any."""
+    named = rows.filter(pl.col("source_etag").is_not_null()).join(deliveries, on=DELIVERY, how="semi")
+    unnamed = rows.filter(pl.col("source_etag").is_null()).join(deliveries, on="source_uri", how="semi")
+    return pl.concat([named, unnamed])
+
+
+def _queued(ingest: Ingest, deliveries: pl.DataFrame) -> pl.DataFrame:
+    """Lines of these deliveries that are or were in the queue."""
+    return ingest.lake.read(DEAD_LETTER_LINES).join(deliveries, on=DELIVERY, how="semi")
+
+
+def _conflict_letters(ingest: Ingest, files: list[EventFile], decision: _Decision) -> pl.DataFrame:
+    """Rejected lines for events under a taken id; only the files that hold such lines are read once more."""
+    conflicts = pl.concat(decision.conflicts)
+    wanted: dict[Delivery, set[int]] = {}
+    for uri, etag, number in conflicts.select(PLACE).iter_rows():
+        wanted.setdefault(Delivery(uri, etag), set()).add(number)
+    lines = {
+        (line.delivery, line.number): line
+        for file in files
+        if (delivery := Delivery(file.uri, file.etag)) in wanted
+        for line in _lines_of(ingest, file, delivery, wanted[delivery])
+    }
+
+    def line_at(delivery: Delivery, number: int) -> Line:
+        return lines[delivery, number]
+
+    return rejected_conflicts(conflicts, line_at, datetime.now(UTC))
+
+
+def _lines_of(ingest: Ingest, file: EventFile, delivery: Delivery, numbers: set[int]) -> Iterator[Line]:
+    for block in line_blocks(delivery, ingest.landing.pieces(file, PIECE_BYTES)):
+        if isinstance(block, LineBlock):
+            inside = range(block.first_number, block.first_number + len(block.starts) - 1)
+            yield from (line_in([block], delivery, number) for number in sorted(numbers.intersection(inside)))
+
+
+def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.DataFrame) -> None:
+    """Make the queue hold exactly the dead lines of these deliveries, and close the letters that have none left."""
+    lake = ingest.lake
+    ingest.landing.put_dead_letters(dead)
+    ingest.keep_dead(dead)
+    lines = dead_lines(dead)
+    queued = _queued(ingest, _deliveries(read))
+    stale = queued.join(lines, on=[*PLACE, "dead_letter_id"], how="anti")
+    lake.merge(DEAD_LETTER_LINES, lines, stale.select(PLACE).join(lines, on=PLACE, how="anti"))
+    left = lake.read(DEAD_LETTER_LINES).filter(pl.col("outcome") == "dead")
+    without_lines = lake.held(
+        DEAD_LETTERS, stale.join(left, on="dead_letter_id", how="anti"), list(DEAD_LETTERS.columns)
+    ).filter(pl.col("status") != "replayed")
+    resolution = passed_lines.unique("dead_letter_id").select("dead_letter_id", now="outcome")
+    closed = (
+        without_lines.join(resolution, on="dead_letter_id", how="left", maintain_order="left")
+        .with_columns(
+            status=pl.lit("replayed"),
+            resolved_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")),
+            resolution=pl.col("now").fill_null("suppressed"),
+        )
+        .select(list(DEAD_LETTERS.columns))
+    )
+    lake.merge(DEAD_LETTERS, closed)

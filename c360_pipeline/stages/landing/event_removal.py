@@ -1,0 +1,33 @@
+"""Events leave the archive; the books count their lines as suppressed."""
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import EVENTS, LANDING_FILES
+from c360_pipeline.stores.delta.lake import Lake
+
+IN_ITS_PARTITION = ["tenant_id", "event_date", "event_id"]
+
+
+def remove_events(lake: Lake, events: pl.DataFrame) -> int:
+    """Remove events; returns how many.
+
+    The books are written first, from what the archive holds now: done again after a crash in between, they say the
+    same.
+
+    Args:
+        lake: holds archive and books.
+        events: rows of `EVENTS` that are there.
+    """
+    if events.is_empty():
+        return 0
+    going = events.group_by("source_uri", etag="source_etag").agg(going=pl.len().cast(pl.Int64))
+    held = lake.count_by(EVENTS, "source_uri", "source_etag").rename({"source_etag": "etag", "len": "held"})
+    left = going.join(held, on=["source_uri", "etag"], how="left").select(
+        "source_uri", "etag", left=pl.col("held") - pl.col("going")
+    )
+    books = lake.read(LANDING_FILES).join(left, on=["source_uri", "etag"], how="inner")
+    moved = books.with_columns(
+        landed=pl.col("left"), suppressed=pl.col("lines") - pl.col("left") - pl.col("duplicates") - pl.col("dead")
+    )
+    lake.merge(LANDING_FILES, moved.select(list(LANDING_FILES.columns)))
+    return lake.merge(EVENTS, EVENTS.empty(), events.select(IN_ITS_PARTITION), on=IN_ITS_PARTITION)

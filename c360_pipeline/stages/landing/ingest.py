@@ -1,0 +1,270 @@
+"""From the landing area into the lake: files are read, decoded and committed in batches, and their books closed.
+
+Reading and decoding the next batch goes on while one is committed. After a crash at any point the work is done again:
+rows that the archive holds from these very lines count as landed, dead letters are known by the hash of their bytes,
+and a book is written when everything that it counts is in its place.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, FileBook, closed_books, lost_deliveries
+from c360_pipeline.core.landing.dead_letters import dead_lines, letters_of, long_line_letter, reopened
+from c360_pipeline.core.landing.decode import (
+    ARCHIVED_FACTS,
+    DELIVERY,
+    DUPLICATE,
+    HELD,
+    NEW,
+    REJECTED_SCHEMA,
+    Classified,
+    Decoded,
+    Delivery,
+    LineBlock,
+    classify,
+    count_by_delivery,
+    decode,
+    line_blocks,
+    line_in,
+    rejected_conflicts,
+    split_suppressed,
+    stored_events,
+)
+from c360_pipeline.errors import ConflictError, ContractError
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.s3.landing import EventFile, Landing, landing_date_of
+
+PIECE_BYTES = 1024 * 1024
+"""Read from a file at once; lines are decoded in blocks of about this size, on as many cores as there are."""
+BATCH_BYTES = 16 * 1024 * 1024
+"""Unpacked bytes of a batch; one batch is one commit to the archive. Two are in memory at once."""
+REJECTED_BYTES = 4 * 1024 * 1024
+"""Rejected lines, in bytes, that wait for one commit to the dead-letter queue."""
+FILES_NAMED = 100
+"""Files that a commit names."""
+UPLOADS_WAITING = 2
+"""Batches whose rejected bytes may still be on their way while the next is committed."""
+
+
+@dataclass
+class Batch:
+    """Lines of one or more files.
+
+    Attributes:
+        started: books of files whose first lines these are.
+        ended: books of files whose last lines these are.
+        blocks: the lines.
+        long_lines: rows of rejected lines whose bytes are in the store already.
+        decoded: what the blocks hold.
+    """
+
+    started: list[FileBook] = field(default_factory=list)
+    ended: list[FileBook] = field(default_factory=list)
+    blocks: list[LineBlock] = field(default_factory=list)
+    long_lines: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_SCHEMA))
+    decoded: Decoded = field(default_factory=lambda: Decoded.together([]))
+
+    @property
+    def bytes(self) -> int:
+        """Unpacked bytes of the blocks."""
+        return sum(len(block.content) for block in self.blocks)
+
+    @property
+    def rejected(self) -> pl.DataFrame:
+        """Rows of all rejected lines."""
+        return pl.concat([self.decoded.rejected, self.long_lines])
+
+    @property
+    def lines(self) -> Counter[Delivery]:
+        """Lines of each delivery that are not blank."""
+        return self.decoded.lines + count_by_delivery(self.long_lines)
+
+
+@dataclass
+class Ingest:
+    """Brings files into the lake.
+
+    Attributes:
+        landing: where they are.
+        lake: where they go.
+        suppressed: tenant_id and user_hash of the users whose events never land.
+    """
+
+    landing: Landing
+    lake: Lake
+    suppressed: pl.DataFrame
+
+    def land(self, files: Iterable[EventFile], report: Callable[[int], None]) -> list[FileBook]:
+        """Land files that are not in the books.
+
+        Args:
+            files: which.
+            report: told the number of lines of each batch, once they are in their places.
+
+        Returns:
+            The books of the files.
+        """
+        opened: dict[Delivery, FileBook] = {}
+        closed: list[FileBook] = []
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as uploads:
+            on_their_way: list[Future[None]] = []
+            rejected = pl.DataFrame(schema=REJECTED_SCHEMA)
+            for batch in _one_ahead(ahead, self.batches(files)):
+                opened |= {book.delivery: book for book in batch.started}
+                dead = self._commit(batch, opened)
+                on_their_way.append(uploads.submit(self.landing.put_dead_letters, dead))
+                rejected.vstack(dead, in_place=True)
+                # A book says that everything is in its place.
+                while on_their_way and (batch.ended or len(on_their_way) > UPLOADS_WAITING):
+                    on_their_way.pop(0).result()
+                if batch.ended or rejected.estimated_size() > REJECTED_BYTES:
+                    self.keep_dead(rejected)
+                    rejected = rejected.clear()
+                if batch.ended:
+                    self.lake.insert_new(LANDING_FILES, closed_books(batch.ended, datetime.now(UTC)))
+                    closed += batch.ended
+                report(batch.lines.total())
+        return closed
+
+    def batches(self, files: Iterable[EventFile]) -> Iterator[Batch]:
+        """All lines of the files, decoded, in batches of bounded size."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for batch in self._read(files):
+                batch.decoded = Decoded.together(pool.map(partial(decode, now=datetime.now(UTC)), batch.blocks))
+                yield batch
+
+    def _read(self, files: Iterable[EventFile]) -> Iterator[Batch]:
+        batch = Batch()
+        for file in files:
+            book = FileBook(file.uri, file.etag, file.landing_date, bytes=file.bytes)
+            batch.started.append(book)
+            try:
+                for item in line_blocks(book.delivery, self.landing.pieces(file, PIECE_BYTES)):
+                    if isinstance(item, LineBlock):
+                        batch.blocks.append(item)
+                    else:
+                        digest, size = self.landing.put_long_dead_letter(item.pieces)
+                        batch.long_lines.vstack(long_line_letter(item, digest, size, datetime.now(UTC)), in_place=True)
+                    if batch.bytes >= BATCH_BYTES:
+                        yield batch
+                        batch = Batch()
+            except ContractError as error:
+                # What could be read has been; the producer has to send the file again.
+                book.damage = str(error)
+            except ConflictError:
+                continue  # its new content is a file of its own, for the next run
+            batch.ended.append(book)
+        if batch.started or batch.ended:
+            yield batch
+
+    def _commit(self, batch: Batch, books: dict[Delivery, FileBook]) -> pl.DataFrame:
+        """Bring a batch into the archive, and count it; returns its rejected lines."""
+        events, silent = split_suppressed(batch.decoded.events, self.suppressed)
+        rejected, silent_rejected = split_suppressed(batch.rejected, self.suppressed)
+        classified = self.append(events, _identity(batch))
+        line_at = partial(line_in, batch.blocks)
+        dead = pl.concat([rejected, rejected_conflicts(classified.conflicts, line_at, datetime.now(UTC))])
+        for column, counts in {
+            "landed": classified.count(NEW, HELD),
+            "duplicates": classified.count(DUPLICATE),
+            "dead": count_by_delivery(dead),
+            "suppressed": count_by_delivery(silent) + count_by_delivery(silent_rejected),
+        }.items():
+            for delivery, count in counts.items():
+                setattr(books[delivery], column, getattr(books[delivery], column) + count)
+        for delivery, count in batch.lines.items():
+            books[delivery].lines += count
+        return dead
+
+    def book_lost(self, files: Iterable[EventFile]) -> list[FileBook]:
+        """Close the books of deliveries that were read in part, and then changed or removed.
+
+        Looked for only when the archive has more rows than the books say.
+
+        Args:
+            files: what is in the landing area.
+        """
+        books = self.lake.read(LANDING_FILES)
+        if self.lake.count(EVENTS) == books["landed"].sum():
+            return []
+        landed = self.lake.count_by(EVENTS, *DELIVERY)
+        queue = self.lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)
+        present = {Delivery(f.uri, f.etag) for f in files}
+        counts = Counter({Delivery(uri, etag): n for uri, etag, n in landed.iter_rows()})
+        dead = Counter({Delivery(uri, etag): n for uri, etag, outcome, n in queue.iter_rows() if outcome == "dead"})
+        lost = [
+            FileBook(
+                *delivery, landing_date_of(delivery.source_uri), lines=counts[delivery] + dead[delivery],
+                landed=counts[delivery], dead=dead[delivery],
+                damage=f"{delivery.source_uri} was changed or removed before it was read to its end",
+            )
+            for delivery in lost_deliveries(books, landed, queue, present)
+        ]  # fmt: skip
+        if lost:
+            self.lake.insert_new(LANDING_FILES, closed_books(lost, datetime.now(UTC)))
+        return lost
+
+    def append(self, events: pl.DataFrame, about: dict[str, str] | None = None) -> Classified:
+        """Append the events that the archive does not hold, in one commit."""
+        outcome: list[Classified] = []
+
+        def new_rows(archived: pl.DataFrame) -> pl.DataFrame:
+            outcome[:] = [classify(events, archived)]
+            return stored_events(outcome[0].to_append)
+
+        if events.is_empty():
+            return classify(events, EVENTS.empty().select(ARCHIVED_FACTS))
+        self.lake.append_exclusive(EVENTS, events, ARCHIVED_FACTS, new_rows, about)
+        return outcome[0]
+
+    def keep_dead(self, dead: pl.DataFrame) -> None:
+        """Queue rejected lines: each content once, each place once."""
+        if dead.is_empty():
+            return
+        letters = letters_of(dead)
+        known = self.lake.held(DEAD_LETTERS, letters, list(DEAD_LETTERS.columns))
+        self.lake.insert_new(DEAD_LETTERS, letters)
+        again = reopened(known.filter(pl.col("status") == "replayed"), letters)
+        self.lake.merge(DEAD_LETTERS, again)
+        self.lake.insert_new(DEAD_LETTER_LINES, dead_lines(dead))
+
+
+def waiting_files(lake: Lake, files: Iterable[EventFile]) -> tuple[list[EventFile], list[EventFile]]:
+    """Of these files, those that the books do not hold with their present content, and those of open books.
+
+    A book is open when the file was to be read again and that did not come to its end.
+    """
+    books = lake.scan(LANDING_FILES).select("source_uri", "etag", "reopened_at").collect()
+    is_open = {(uri, etag): reopened_at is not None for uri, etag, reopened_at in books.iter_rows()}
+    states = [(file, is_open.get((file.uri, file.etag))) for file in files]
+    return [f for f, state in states if state is None], [f for f, state in states if state]
+
+
+def _identity(batch: Batch) -> dict[str, str]:
+    """What a commit is of, for those who read the table's history; of many files, the first and how many."""
+    spans: dict[Delivery, list[int]] = {}
+    for block in batch.blocks:
+        span = spans.setdefault(block.delivery, [block.first_number, block.first_number])
+        span[1] = block.first_number + len(block.starts) - 2
+    named = [
+        {"file": delivery.source_uri, "etag": delivery.source_etag, "first_line": first, "last_line": last}
+        for delivery, (first, last) in list(spans.items())[:FILES_NAMED]
+    ]
+    return {"c360.landed_from": json.dumps(named), "c360.files": str(len(spans))}
+
+
+def _one_ahead(pool: ThreadPoolExecutor, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; the next is made while one is used."""
+    coming = pool.submit(next, batches, None)
+    while (batch := coming.result()) is not None:
+        coming = pool.submit(next, batches, None)
+        yield batch

@@ -1,0 +1,134 @@
+"""What people do to journeys: block a key, apply other rules; archive, tables and graph follow at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import JOURNEY_LOG
+from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy, value_hash
+from c360_pipeline.core.stitching.log import MERGE, SPLIT
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.stages.projection.journeys import JourneyGraph
+from c360_pipeline.stages.stitching.catch_up import Stitching
+from c360_pipeline.stages.stitching.journeys import BatchReport, Journeys, Rebase
+from c360_pipeline.stages.stitching.tables import JourneyTables
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+
+
+@dataclass(frozen=True)
+class BlockedKey:
+    """What blocking a key, or letting it tie again, did.
+
+    Attributes:
+        tenant_id: whose key.
+        key: `type:hash`.
+        report: of the batch that found its journeys anew.
+        merges: tenant_id, survivor, loser.
+        splits: tenant_id, journey_id, split_off, event_count.
+    """
+
+    tenant_id: str
+    key: str
+    report: BatchReport
+    merges: pl.DataFrame
+    splits: pl.DataFrame
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "tenant_id": self.tenant_id, "key": self.key, "events": self.report.reread,
+            "merges": self.merges.to_dicts(), "splits": self.splits.to_dicts(),
+        }  # fmt: skip
+
+
+def block_key(
+    control: ControlDb, lake: Lake, graph: Graph, key: str, tenant: str | None, reason: str, *, undo: bool
+) -> BlockedKey:
+    """Put a key on the list of those that never tie, or take it off, and bring journeys and graph up to it.
+
+    Args:
+        control: holds the list.
+        lake: holds the journeys.
+        graph: shows them.
+        key: `type:hash` or `type=value`.
+        tenant: whose; None where only one has the key.
+        reason: kept with the control row.
+        undo: whether the key is to tie again.
+
+    Raises:
+        ConfigError: there is no such key, or several tenants have it.
+    """
+    owner, key_type, key_hash = _found_key(lake, control.key_policy(), key, tenant)
+    name = f"{key_type}:{key_hash}"
+    if undo:
+        control.unblock_key(owner, key_type, key_hash)
+    else:
+        control.block_key(owner, key_type, key_hash, reason)
+    journeys, policy = Journeys(lake), control.key_policy()
+    before = JourneyTables(lake).target()
+    cause = f"{name} ties again" if undo else f"{name} was blocked"
+    report = journeys.find_anew(journeys.with_keys(owner, [name]), policy, owner, cause)
+    bring_up(lake, graph)
+    found = JourneyTables(lake).between(before, {owner: journeys.state(owner).seq})
+    rows = found.rows.collect(engine="streaming")
+    merges = rows.filter(pl.col("kind") == MERGE).select("tenant_id", survivor="journey_id", loser="other_journey_id")
+    splits = rows.filter(pl.col("kind") == SPLIT).select(
+        "tenant_id", "journey_id", "event_count", split_off="other_journey_id"
+    )
+    return BlockedKey(owner, name, report, merges, splits)
+
+
+def bring_up(lake: Lake, graph: Graph) -> None:
+    """Bring the tables of journeys and the graph up to the log."""
+    JourneyTables(lake).publish_all()
+    JourneyGraph(lake, graph).project()
+
+
+def _found_key(lake: Lake, policy: KeyPolicy, key: str, tenant: str | None) -> tuple[str, str, str]:
+    """Tenant, type and hash of a key that some event has."""
+    said = lake.scan(JOURNEY_LOG).filter(pl.col("key_type").is_not_null())
+    if "=" in key:
+        key_type, _, value = key.partition("=")
+        if any(rule.key_type == key_type and rule.window_seconds for rule in policy.rules):
+            raise ConfigError(
+                f"{key_type!r} has a window: a value makes a key per window. Name the one that is meant as type:hash, "
+                "as `c360 journey explain A B` shows it."
+            )
+        tenants = said.select("tenant_id").unique().collect(engine="streaming")["tenant_id"]
+        hashes = {t: value_hash(t, key_type, value) for t in tenants if tenant in (None, t)}
+    else:
+        key_type, _, digits = key.rpartition(":")
+        hashes = dict.fromkeys([tenant] if tenant else said.select("tenant_id").unique().collect()["tenant_id"], digits)
+    wanted = [h for h in hashes.values() if h]
+    held = said.filter((pl.col("key_type") == key_type) & pl.col("key_hash").is_in(wanted))
+    rows = held.select("tenant_id", "key_hash").unique().collect(engine="streaming")
+    owners = [(t, h) for t, h in rows.iter_rows() if hashes.get(t) == h]
+    if not owners:
+        raise ConfigError(
+            f"No event has the key {key!r}. `c360 journey explain A B` names keys as type:hash; type=value is right "
+            "too, with the type as correlation_key_rules has it."
+        )
+    if len(owners) > 1:
+        raise ConfigError(f"{', '.join(sorted(t for t, _ in owners))} have that key: choose one with --tenant.")
+    return owners[0][0], key_type, owners[0][1]
+
+
+def rebase_plans(control: ControlDb, lake: Lake, tenant: str | None) -> list[Rebase]:
+    """What today's rules make of the events of each tenant, or of one."""
+    journeys = Journeys(lake)
+    tenants = sorted(name for name in journeys.states() if name != EVERY_TENANT)
+    if tenant is not None and tenant not in tenants:
+        raise ConfigError(f"There is no journey of {tenant!r}; there are some of {', '.join(tenants) or 'nobody'}.")
+    stitching = Stitching(lake, journeys, control.key_policy())
+    return [stitching.plan(name) for name in tenants if tenant in (None, name)]
+
+
+def apply_rules(control: ControlDb, lake: Lake, graph: Graph, plans: list[Rebase]) -> None:
+    """Carry plans out, and bring the tables and the graph up to them."""
+    journeys, policy = Journeys(lake), control.key_policy()
+    for plan in plans:
+        journeys.apply(plan, policy)
+    bring_up(lake, graph)

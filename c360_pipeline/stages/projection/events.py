@@ -1,0 +1,225 @@
+"""Events and the catalogue in the graph: what changed since its checkpoints, from both sides of the change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+
+from c360_pipeline.core.catalog.changes import Changes, Version, compare_versions
+from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.core.features.communities import SAME_CUSTOMERS, VIEWED_TOGETHER
+from c360_pipeline.core.projection import graph as model
+from c360_pipeline.stages.projection.refused import RefusedRows
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+
+PROJECTED = ("event_id", "tenant_id", "user_id", "session_id", "ts", "action", "item_id", "attrs")
+"""Columns of events that the graph shows."""
+SLICE_ROWS = 250_000
+"""Events that are in memory at once when a graph is made from all of them."""
+EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
+SIMILARITIES = ((model.SIMILAR_TO, SAME_CUSTOMERS), (model.ALSO_VIEWED, VIEWED_TOGETHER))
+"""Kinds of relationships between products, with their name in the lake."""
+
+
+class EventGraph:
+    """Brings events into a graph.
+
+    Args:
+        lake: where they are.
+        graph: where they go; it keeps how far it is.
+    """
+
+    def __init__(self, lake: Lake, graph: Graph) -> None:
+        self._lake = lake
+        self._graph = graph
+
+    def project(self) -> dict[str, int]:
+        """Project what came, changed or went since the graph's checkpoint; returns rows by kind."""
+        lake, graph = self._lake, self._graph
+        refused = RefusedRows(lake, graph.refusals)
+        done = graph.checkpoint(EVENT_PROJECTION)
+        since = lake.still_there(EVENTS, done.get(EVENTS.name))
+        if since is None:
+            version = lake.version(EVENTS.name)
+            changed_rows = self._project_all(version) if version else {}
+        else:
+            changed_rows, version = self._project_changes(since)
+        # Communities that an interrupted run has kept in the lake and not written here.
+        late, late_version = lake.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
+        graph.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
+        refused.keep()
+        graph.save_checkpoint(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
+        graph.save_checkpoint(EVENT_PROJECTION, EVENTS.name, version)
+        return changed_rows
+
+    def _project_all(self, version: Version) -> dict[str, int]:
+        """Write every row of every kind, a slice of the archive at a time."""
+        lake, graph = self._lake, self._graph
+        events, assigned = lake.scan(EVENTS, version.number).select(PROJECTED), lake.scan(EVENT_JOURNEY)
+        slices = -(-lake.count(EVENTS) // SLICE_ROWS)
+        changed_rows: dict[str, int] = {}
+        for projection in model.EVENT_PROJECTIONS:
+            kind = projection.kind
+            for part in range(slices):
+                rows = projection.build(_slice(events, projection.scope, slices, part).collect(engine="streaming"))
+                graph.apply(kind, Changes(rows, rows.clear().select(kind.key_columns)))
+                changed_rows[kind.name] = changed_rows.get(kind.name, 0) + rows.height
+        for part in range(slices):
+            mine, theirs = (_slice(frame.select(EVENTS.key), EVENTS.key, slices, part) for frame in (events, assigned))
+            graph.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
+        self._write_communities(events)
+        return changed_rows
+
+    def _project_changes(self, since: Version) -> tuple[dict[str, int], Version | None]:
+        lake, graph = self._lake, self._graph
+        changed, version = lake.changes(EVENTS, since, PROJECTED)
+        changed_rows = {}
+        if changed.count:
+            touched = touched_events(lake, changed, since)
+            now, before = (events_around(lake, touched, at) for at in (None, since))
+            for projection in model.EVENT_PROJECTIONS:
+                changes = project_touched(projection, touched, now, before)
+                graph.apply(projection.kind, changes)
+                changed_rows[projection.kind.name] = changes.count
+        if changed.upserted.height:
+            graph.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
+            self._write_communities(changed.upserted.lazy())
+        return changed_rows, version
+
+    def _write_communities(self, events: pl.LazyFrame) -> None:
+        """The property that a later stage owns, for users that were made anew."""
+        users = events.select("tenant_id", "user_id").unique()
+        communities = self._lake.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
+        self._graph.update(model.USER_COMMUNITY, model.user_communities(communities.collect(engine="streaming")))
+
+
+def _slice(frame: pl.LazyFrame, columns: Sequence[str], slices: int, part: int) -> pl.LazyFrame:
+    """One of so many parts, in which all rows are that agree on some columns."""
+    return frame.filter(pl.struct(columns).hash() % slices == part)
+
+
+class ProductGraph:
+    """Brings products and categories into a graph.
+
+    Args:
+        lake: the catalogue, and events with items that it does not know.
+        graph: where they go; it keeps how far it is.
+    """
+
+    def __init__(self, lake: Lake, graph: Graph) -> None:
+        self._lake = lake
+        self._graph = graph
+
+    def project(self) -> None:
+        """Project the products that changed since the graph's checkpoint."""
+        lake, graph = self._lake, self._graph
+        done = graph.checkpoint(PRODUCT_PROJECTION)
+        events, events_version = lake.changes(EVENTS, done.get(EVENTS.name), [*EVENTS.key, "item_id"])
+        catalog, catalog_version = lake.changes(CATALOG, done.get(CATALOG.name))
+        refused = RefusedRows(lake, graph.refusals)
+        if events.count or catalog.count:
+            # A tenant whose last item went has none of the rows that are wanted.
+            tenants = {*events.upserted["tenant_id"], *events.deleted["tenant_id"]}
+            self._write(lake.still_there(CATALOG, done.get(CATALOG.name)), tenants)
+        refused.keep()
+        graph.save_checkpoint(PRODUCT_PROJECTION, EVENTS.name, events_version)
+        graph.save_checkpoint(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
+        self.project_similarities()
+
+    def project_similarities(self) -> int:
+        """Project the similarities that changed since the graph's checkpoint; returns how many rows did."""
+        lake, graph = self._lake, self._graph
+        done = graph.checkpoint(PRODUCT_PROJECTION)
+        changed, version = lake.changes(PRODUCT_SIMILARITIES, done.get(PRODUCT_SIMILARITIES.name))
+        if changed.count:
+            tenants = sorted({*changed.upserted["tenant_id"], *changed.deleted["tenant_id"]})
+            products = pl.concat([graph.read(model.PRODUCT, tenant) for tenant in tenants])
+            for kind, name in SIMILARITIES:
+                gone = changed.deleted.filter(pl.col("kind") == name)
+                graph.apply(kind, Changes(
+                    model.similar_products(changed.upserted, products, name),
+                    gone.select("tenant_id", from_id="product_id", to_id="similar_product_id"),
+                ))  # fmt: skip
+        graph.save_checkpoint(PRODUCT_PROJECTION, PRODUCT_SIMILARITIES.name, version)
+        return changed.count
+
+    def _write(self, catalog_before: Version | None, tenants: set[str]) -> None:
+        lake, graph = self._lake, self._graph
+        now = lake.read(CATALOG)
+        items = lake.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
+        before = lake.read(CATALOG, catalog_before.number) if catalog_before else CATALOG.empty()
+        wanted = model.products(items, now)
+        tenants = tenants | set(wanted["tenant_id"]) | set(before["tenant_id"])
+        held = [graph.read(model.PRODUCT, tenant) for tenant in sorted(tenants)]
+        found = pl.concat(held) if held else wanted.head(0)
+        graph.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
+        for kind, build in ((model.CATEGORY, model.categories), (model.IN_CATEGORY, model.product_categories)):
+            graph.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far the graph is behind the archive for one tenant.
+
+    Attributes:
+        tenant_id: whose.
+        newest: when its last event landed; by event time, one that comes late would not count.
+        newest_in_graph: when the last landed that the graph shows, None when it shows none.
+        seconds: between the two.
+    """
+
+    tenant_id: str
+    newest: datetime
+    newest_in_graph: datetime | None
+
+    @property
+    def seconds(self) -> float:
+        """Zero when the graph is up to date; from the beginning of the tenant when it shows nothing."""
+        if self.newest_in_graph is None:
+            return float("inf")
+        return max((self.newest - self.newest_in_graph).total_seconds(), 0.0)
+
+
+def graph_lag(lake: Lake, graph: Graph) -> list[Lag]:
+    """The lag of every tenant, from the log of the archive and the graph's checkpoint; no row is read."""
+    newest = lake.newest(EVENTS, "landed_at", "tenant_id")
+    since = lake.still_there(EVENTS, graph.checkpoint(EVENT_PROJECTION).get(EVENTS.name))
+    shown = lake.newest(EVENTS, "landed_at", "tenant_id", since.number) if since else {}
+    return [Lag(tenant, at, shown.get(tenant)) for tenant, at in newest.items()]
+
+
+def touched_events(lake: Lake, changed: Changes, since: Version) -> pl.DataFrame:
+    """The changed events as they are now and as they were: both decide which rows of the graph may differ."""
+    key = list(EVENTS.key)
+    keys = pl.concat([changed.upserted.select(key), changed.deleted]).lazy()
+    then = lake.scan(EVENTS, since.number).select(PROJECTED).join(keys, on=key, how="semi")
+    return pl.concat([changed.upserted, then.collect()])
+
+
+def events_around(lake: Lake, touched: pl.DataFrame, version: Version | None) -> pl.DataFrame:
+    """All events, at a version, of the users and of the sessions of some events: every scope of these is among them."""
+    marks = [
+        touched.lazy().select("tenant_id", name).unique().with_columns(pl.lit(value=True).alias(f"of_{name}"))
+        for name in ("user_id", "session_id")
+    ]
+    events = lake.scan(EVENTS, version.number if version else None).select(PROJECTED)
+    for mark, name in zip(marks, ("user_id", "session_id"), strict=True):
+        events = events.join(mark, on=["tenant_id", name], how="left")
+    is_around = pl.any_horizontal(pl.col("of_user_id", "of_session_id"))
+    return events.filter(is_around).select(PROJECTED).collect(engine="streaming")
+
+
+def rows_of_scopes(projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """Rows of a kind of the scopes that some events lie in; `events` as `events_around` these."""
+    scope = list(projection.scope)
+    return projection.build(events.join(touched.select(scope).unique(), on=scope, how="semi"))
+
+
+def project_touched(
+    projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame, before: pl.DataFrame
+) -> Changes:
+    """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
+    now, earlier = (rows_of_scopes(projection, touched, moment) for moment in (events, before))
+    return compare_versions(earlier, now, tuple(projection.kind.key_columns))

@@ -1,0 +1,1 @@
+"""Events that the graph shows before they have landed."""

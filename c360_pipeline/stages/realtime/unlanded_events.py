@@ -1,0 +1,113 @@
+"""Events that the graph shows before they are in the archive: written as they come, marked `Unlanded` until they land.
+
+The raw event is in S3 before; landing and projection write the same nodes and relationships and take the mark away.
+Reconciliation leaves out what marked events touch, for a day at most (docs/adr/0035).
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+import polars as pl
+
+from c360_pipeline.core.contract.events import Event
+from c360_pipeline.core.projection.graph import attributes_text
+from c360_pipeline.stores.neo4j.graph import Graph, batches, to_rows
+
+USUALLY_AHEAD = timedelta(hours=1)
+"""Within it events land, whatever the sensor and the queue do."""
+LONGEST_AHEAD = timedelta(days=1)
+"""An event that did not land within a day is a ghost: reconciliation names it and a repair removes it."""
+
+EVENT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "event_id": pl.String, "tenant_id": pl.String, "user_id": pl.String, "session_id": pl.String,
+    "ts": pl.Datetime("us", "UTC"), "action": pl.String, "item_id": pl.String,
+    "attrs": pl.List(pl.Struct({"key": pl.String, "value": pl.String})),
+}  # fmt: skip
+
+
+def _counted(action: str, relationship: str) -> str:
+    """The part of a statement that counts an action of one user on one product."""
+    return f"""
+    CALL (u, p, row) {{
+        WITH u, p, row WHERE row.action = '{action}'
+        MERGE (u)-[r:{relationship}]->(p)
+            ON CREATE SET r.count = 1, r.first_interaction = row.ts, r.last_interaction = row.ts
+            ON MATCH SET r.count = r.count + 1,
+                r.first_interaction = CASE WHEN row.ts < r.first_interaction THEN row.ts ELSE r.first_interaction END,
+                r.last_interaction = CASE WHEN row.ts > r.last_interaction THEN row.ts ELSE r.last_interaction END
+    }}"""
+
+
+# What an event adds is added in the transaction that makes its node, so that an event counts once however often it is
+# sent, and a write costs what the event touches, not what its product has gathered.
+# Moments are numbers on the way: the driver takes longer to make a moment of Neo4j than to send all the rest of a row.
+WRITE = """
+    UNWIND $rows AS sent
+    WITH sent {.*, ts: datetime({epochSeconds: sent.seconds, nanosecond: sent.nanoseconds})} AS row
+    MERGE (a:Action {tenant_id: $tenant_id, id: row.event_id})
+        ON CREATE SET a:Event:Unlanded, a.type = row.action, a.ts = row.ts, a.user_id = row.user_id,
+                      a.attrs = row.attrs, a.status = 'NEW', a.written_at = datetime(), a.is_new = true
+    WITH a, row WHERE a.is_new
+    REMOVE a.is_new
+    MERGE (u:User {tenant_id: $tenant_id, id: row.user_id})
+        ON CREATE SET u.first_seen = row.ts, u.last_seen = row.ts
+        ON MATCH SET u.first_seen = CASE WHEN row.ts < u.first_seen THEN row.ts ELSE u.first_seen END,
+                     u.last_seen = CASE WHEN row.ts > u.last_seen THEN row.ts ELSE u.last_seen END
+    MERGE (s:Session {tenant_id: $tenant_id, id: row.session_id})
+        ON CREATE SET s.first_seen = row.ts, s.last_seen = row.ts
+        ON MATCH SET s.first_seen = CASE WHEN row.ts < s.first_seen THEN row.ts ELSE s.first_seen END,
+                     s.last_seen = CASE WHEN row.ts > s.last_seen THEN row.ts ELSE s.last_seen END
+    MERGE (u)-[:HAS_SESSION]->(s)
+    CREATE (s)-[:HAS_ACTION]->(a)
+    WITH u, a, row WHERE row.item_id IS NOT NULL
+    MERGE (p:Product {tenant_id: $tenant_id, id: row.item_id})
+    CREATE (a)-[:ON_PRODUCT]->(p)
+    WITH u, p, row"""
+WRITE += _counted("view", "VIEWED") + _counted("purchase", "PURCHASED")
+READ_UNLANDED = """
+    MATCH (a:Unlanded) WHERE a.written_at > datetime() - duration({seconds: $longest})
+    OPTIONAL MATCH (s:Session)-[:HAS_ACTION]->(a)
+    OPTIONAL MATCH (a)-[:ON_PRODUCT]->(p:Product)
+    RETURN a.tenant_id AS tenant_id, a.id AS event_id, a.user_id AS user_id, s.id AS session_id, p.id AS item_id
+"""
+READ_OVERDUE = """
+    MATCH (a:Unlanded) WHERE a.written_at < datetime() - duration({seconds: $longest})
+    RETURN a.tenant_id AS tenant_id, count(a) AS events, toString(min(a.written_at)) AS since
+    ORDER BY tenant_id
+"""
+SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_id"), pl.String)
+
+
+def event_frame(events: Iterable[Event]) -> pl.DataFrame:
+    """Events as rows of `EVENT_SCHEMA`; `attrs` is a map, as the archive has it."""
+    rows = [(*event[:7], [{"key": k, "value": v} for k, v in event.attrs.items()]) for event in events]
+    return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+
+
+def write_fresh(graph: Graph, events: pl.DataFrame) -> None:
+    """Write events; of one id the first, and those that the graph has already stay as they are.
+
+    Args:
+        graph: where to.
+        events: rows as `event_frame` makes them.
+    """
+    first = events.unique(["tenant_id", "event_id"], keep="first", maintain_order=True)
+    micros = pl.col("ts").dt.epoch("us")
+    rows = first.select(
+        pl.exclude("ts", "attrs"), attributes_text(first["attrs"]).alias("attrs"), seconds=micros.floordiv(1_000_000),
+        nanoseconds=micros % 1_000_000 * 1_000,
+    ).sort("tenant_id", "event_id")  # fmt: skip
+    for tenant_id, batch in batches(rows):
+        graph.run(WRITE, tenant_id=tenant_id, rows=to_rows(batch))
+
+
+def unlanded_events(graph: Graph) -> pl.DataFrame:
+    """Events of all tenants that are not in the archive yet: tenant_id, event_id, user_id, session_id, item_id."""
+    rows = graph.run(READ_UNLANDED, longest=int(LONGEST_AHEAD.total_seconds()))
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def overdue_events(graph: Graph) -> pl.DataFrame:
+    """Events that should have landed by now, by tenant: tenant_id, events, since."""
+    rows = graph.run(READ_OVERDUE, longest=int(USUALLY_AHEAD.total_seconds()))
+    return pl.DataFrame(rows, schema={"tenant_id": pl.String, "events": pl.Int64, "since": pl.String})

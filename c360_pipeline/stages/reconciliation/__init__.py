@@ -1,0 +1,1 @@
+"""Graph against archive: what differs, and its repair."""

@@ -1,0 +1,395 @@
+"""What the lake says the graph holds, at the moment that the graph has been brought to.
+
+A graph follows its archive: what was committed after the checkpoints that it carries is not its drift. So the archive
+is read as of these, and what later commits touch, of which a writer may have written a part, is left out on both sides
+(docs/adr/0027).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from itertools import chain
+
+import polars as pl
+
+from c360_pipeline.core.catalog.changes import Version
+from c360_pipeline.core.catalog.tables import (
+    CATALOG,
+    EVENT_JOURNEY,
+    EVENT_KEYS,
+    EVENTS,
+    JOURNEY_KEYS,
+    JOURNEY_LOG,
+    JOURNEYS,
+    PRODUCT_SIMILARITIES,
+    SILO_RETENTION,
+    USER_COMMUNITIES,
+    Table,
+)
+from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind
+from c360_pipeline.core.silos.control_rows import ControlRows
+from c360_pipeline.core.silos.joins import join_labels, relationship_kind
+from c360_pipeline.core.stitching import log as log
+from c360_pipeline.stages.projection.events import (
+    EVENT_PROJECTION,
+    PRODUCT_PROJECTION,
+    PROJECTED,
+    SIMILARITIES,
+    events_around,
+    rows_of_scopes,
+    touched_events,
+)
+from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
+from c360_pipeline.stages.projection.silos import label_tables, silo_node_frames
+from c360_pipeline.stages.stitching.tables import JourneyTables, News
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+
+
+@dataclass(frozen=True)
+class SiloNodes:
+    """The node rows of all silo tables, by label."""
+
+    kinds: dict[str, NodeKind]
+    frames: dict[str, pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class Pins:
+    """A moment of the archive.
+
+    Attributes:
+        versions: of lake tables by projection and name; of others the newest counts.
+        commits: of stitching by tenant, None for all that there are.
+        silos: versions of tables of silos by name; of others the newest counts.
+    """
+
+    versions: Mapping[tuple[str, str], Version] = field(default_factory=dict)
+    commits: Mapping[str, int] | None = None
+    silos: Mapping[str, Version] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, graph: Graph, lake: Lake) -> "Pins":
+        """The moment that a graph has been brought to; what it does not know, or the lake has lost, is not pinned."""
+        versions = {
+            (projection, table.name): version
+            for projection in (EVENT_PROJECTION, PRODUCT_PROJECTION)
+            for table, version in _known(graph, lake, projection)
+        }
+        log_id = str(lake.snapshot(JOURNEY_LOG).metadata().id)
+        commits = {
+            tenant: version.number
+            for tenant, version in graph.checkpoint(JOURNEY_PROJECTION).items()
+            if version.table_id == log_id
+        }
+        return cls(versions, commits or None)
+
+    @classmethod
+    def now(cls, lake: Lake, control: ControlRows) -> "Pins":
+        """This moment."""
+        return cls._at(lake, control, lambda name, _: lake.version(name), JourneyTables(lake).published())
+
+    @classmethod
+    def as_of(cls, lake: Lake, control: ControlRows, instant: datetime) -> "Pins":
+        """The moment at which an instant found the archive; what was committed at the instant itself is in it.
+
+        Raises:
+            ConfigError: a table does not keep what it was then.
+        """
+        commits = JourneyTables(lake).target(instant)
+        return cls._at(lake, control, lambda name, kept: lake.version_at(name, instant, kept), commits)
+
+    @classmethod
+    def _at(
+        cls,
+        lake: Lake,
+        control: ControlRows,
+        version: Callable[[str, timedelta], Version | None],
+        commits: Mapping[str, int],
+    ) -> "Pins":
+        projected = ((EVENT_PROJECTION, EVENTS), (EVENT_PROJECTION, USER_COMMUNITIES),
+                     (PRODUCT_PROJECTION, EVENTS), (PRODUCT_PROJECTION, CATALOG),
+                     (PRODUCT_PROJECTION, PRODUCT_SIMILARITIES))  # fmt: skip
+        own = {table.name: version(table.name, table.retention) for _, table in projected}
+        silos = {name: version(name, SILO_RETENTION) for name in map(control.lake_table, control.tables)}
+        return cls(
+            {(projection, t.name): found for projection, t in projected if (found := own[t.name])},
+            commits,
+            {name: found for name, found in silos.items() if found},
+        )
+
+    def version(self, projection: str, table: Table) -> Version | None:
+        """The version of a table that a projection has taken up; None for the newest."""
+        return self.versions.get((projection, table.name))
+
+
+def _known(graph: Graph, lake: Lake, projection: str) -> Iterator[tuple[Table, Version]]:
+    done = graph.checkpoint(projection)
+    for table in (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES):
+        if (version := lake.still_there(table, done.get(table.name))) is not None:
+            yield table, version
+
+
+@dataclass(frozen=True)
+class Newer:
+    """Keys of what was committed after the moment that an archive is read at.
+
+    Attributes:
+        keys: by kind, frames of columns that name rows of the kind, or some of these columns.
+    """
+
+    keys: Mapping[Kind, tuple[pl.DataFrame, ...]]
+
+    def and_of(self, events: pl.DataFrame) -> "Newer":
+        """These, and what events touch that are in the graph before they are in the archive."""
+        ahead = model.ahead_keys(events)
+        kinds = [*self.keys, *(kind for kind in ahead if kind not in self.keys)]
+        return Newer({kind: (*self.keys.get(kind, ()), *([ahead[kind]] if kind in ahead else [])) for kind in kinds})
+
+    def left_out(self, kind: Kind, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows without those that later commits touch."""
+        for keys in self.keys.get(kind, ()):
+            rows = rows.join(keys, on=keys.columns, how="anti")
+        return rows
+
+
+class Archive:
+    """What the lake says the graph holds.
+
+    Args:
+        lake: the Delta tables.
+        control: the control rows, for labels and relationships of silo tables.
+        pins: the moment; the newest where nothing is said.
+    """
+
+    def __init__(self, lake: Lake, control: ControlRows, pins: Pins | None = None) -> None:
+        self._lake = lake
+        self._control = control
+        self._pins = pins or Pins()
+        self._newer: tuple[object, Newer] | None = None
+
+    @property
+    def lake(self) -> Lake:
+        """The Delta tables."""
+        return self._lake
+
+    def at(self, pins: Pins) -> "Archive":
+        """The same at another moment."""
+        return Archive(self._lake, self._control, pins)
+
+    @property
+    def moment(self) -> str:
+        """sha256 of all that decides what this archive says: versions, commits and control rows."""
+        pins, control = self._pins, self._control
+        versions = sorted((*name, str(version)) for name, version in pins.versions.items())
+        silos = sorted((name, str(version)) for name, version in pins.silos.items())
+        said = (versions, sorted((pins.commits or {}).items()), silos, sorted(control.labels.items()),
+                sorted(control.excluded), control.relationships)  # fmt: skip
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+    @property
+    def control(self) -> ControlRows:
+        """The control rows."""
+        return self._control
+
+    @property
+    def pins(self) -> Pins:
+        """The moment."""
+        return self._pins
+
+    def silo_versions(self) -> str:
+        """sha256 of the control rows, and of the versions of the tables that silo nodes and relationships come from."""
+        tables = [self._control.lake_table(table) for table in self._control.tables]
+        versions = {name: str(self._lake.version(name)) for name in (*tables, EVENTS.name)}
+        keys = [(table.table_id, table.key_columns) for table in self._control.tables]
+        labels = sorted(self._control.labels.items())
+        said = repr((labels, keys, self._control.relationships, sorted(versions.items())))
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def silo_rows(self) -> int:
+        """Rows of all silo tables that have a label."""
+        found = label_tables(self._lake, self._control).values()
+        return sum(self._lake.count(table) for label in found for table in label.tables)
+
+    def silo_nodes(self) -> SiloNodes:
+        """The node rows of every silo table that has a label; tables of one label are put together."""
+        versions = {name: version.number for name, version in self._pins.silos.items()}
+        pairs = list(silo_node_frames(self._lake, self._control, versions))
+        return SiloNodes({kind.label: kind for kind, _ in pairs}, {kind.label: frame for kind, frame in pairs})
+
+    def mapped_relationships(self, silos: SiloNodes) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        """Relationships as the control rows' join conditions make them; mappings of absent labels are passed over."""
+        users = self._scan(EVENTS).select("tenant_id", id="user_id").unique().collect(engine="streaming")
+        kinds = {"User": model.USER, **silos.kinds}
+        frames = {"User": users, **silos.frames}
+        for row in self._control.relationships:
+            if frames.keys() >= set(row.labels):
+                yield relationship_kind(row, kinds), join_labels(row, frames, kinds)
+
+    def _scan(self, table: Table, projection: str = EVENT_PROJECTION) -> pl.LazyFrame:
+        version = self._pins.version(projection, table)
+        return self._lake.scan(table, version.number if version else None)
+
+    @cached_property
+    def _events(self) -> pl.DataFrame:
+        return self._scan(EVENTS).select(PROJECTED).collect()
+
+    def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        """Every kind with all its rows and `DAY`; nodes come before relationships, which a repair can stand on them."""
+        days: dict[str, pl.DataFrame] = {}
+        silos = self.silo_nodes()
+        journeys = self._journeys()
+        for kind, frame in (*self._nodes(journeys), *((silos.kinds[name], f) for name, f in silos.frames.items())):
+            dated = model.with_days(kind, frame, days)
+            if isinstance(kind, NodeKind) and kind.day:
+                days[kind.label] = dated.select(*kind.key_columns, DAY)
+            yield kind, dated
+        for kind, frame in (*self._relationships(journeys), *self.mapped_relationships(silos)):
+            yield kind, model.with_days(kind, frame, days)
+
+    def _nodes(self, journeys: "_Journeys") -> Iterator[tuple[Kind, pl.DataFrame]]:
+        for projection in model.EVENT_PROJECTIONS:
+            if isinstance(projection.kind, NodeKind):
+                yield projection.kind, projection.build(self._events)
+        yield model.PRODUCT, self._products
+        yield model.CATEGORY, model.categories(self._scan(CATALOG, PRODUCT_PROJECTION).collect())
+        yield model.CORRELATION, model.correlations(journeys.keys)
+        yield model.JOURNEY, model.journeys(journeys.journeys)
+        yield model.EVENT_STATUS, model.event_status(self._events, journeys.assigned)
+        yield model.USER_COMMUNITY, self._communities(self._events)
+
+    @cached_property
+    def _products(self) -> pl.DataFrame:
+        catalog = self._scan(CATALOG, PRODUCT_PROJECTION).collect()
+        items = self._scan(EVENTS, PRODUCT_PROJECTION).select("tenant_id", "item_id").unique().collect()
+        return model.products(items, catalog)
+
+    def _relationships(self, journeys: "_Journeys") -> Iterator[tuple[Kind, pl.DataFrame]]:
+        for projection in model.EVENT_PROJECTIONS:
+            if not isinstance(projection.kind, NodeKind):
+                yield projection.kind, projection.build(self._events)
+        yield model.IN_CATEGORY, model.product_categories(self._scan(CATALOG, PRODUCT_PROJECTION).collect())
+        similarities = self._scan(PRODUCT_SIMILARITIES, PRODUCT_PROJECTION).collect()
+        for kind, name in SIMILARITIES:
+            yield kind, model.similar_products(similarities, self._products, name)
+        yield model.HAS_KEY, model.event_correlations(journeys.event_keys)
+        yield model.IN_JOURNEY, model.untied_events(journeys.assigned, journeys.event_keys)
+        yield model.PART_OF, model.correlation_journeys(journeys.keys)
+
+    def _communities(self, events: pl.DataFrame) -> pl.DataFrame:
+        users = events.select("tenant_id", id="user_id").unique()
+        known = model.user_communities(self._scan(USER_COMMUNITIES).collect())
+        return users.join(known, on=["tenant_id", "id"], how="left")
+
+    def _journeys(self) -> "_Journeys":
+        tables = JourneyTables(self._lake)
+        if self._pins.commits is None or dict(self._pins.commits) == tables.published():
+            scan = self._lake.scan
+            return _Journeys(scan(JOURNEYS), scan(EVENT_JOURNEY), scan(EVENT_KEYS), scan(JOURNEY_KEYS))
+        news = News.of(tables.between({}, self._pins.commits).rows)
+        keys = log.keys_now(news.rows, news.aliases).filter(pl.col("journey_id").is_not_null())
+        return _Journeys(
+            log.living_journeys(news.rows, news.ended), log.events_now(news.rows, news.aliases),
+            log.event_keys_now(news.rows), keys,
+        )  # fmt: skip
+
+    def newer(self) -> "Newer":
+        """What was committed since the moment that this archive is read at, as of now."""
+        tables = (EVENTS, CATALOG, USER_COMMUNITIES, JOURNEY_LOG)
+        now = tuple(str(self._lake.version(table.name)) for table in tables)
+        if self._newer is not None and self._newer[0] == now:
+            return self._newer[1]
+        parts = [self._newer_events(), self._newer_products(), self._newer_communities(), self._newer_journeys()]
+        keys: dict[Kind, tuple[pl.DataFrame, ...]] = {}
+        for kind, frame in chain.from_iterable(parts):
+            keys[kind] = (*keys.get(kind, ()), frame)
+        found = Newer(keys)
+        self._newer = (now, found)
+        return found
+
+    def _newer_events(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        since = self._pins.version(EVENT_PROJECTION, EVENTS)
+        changed, _ = self._lake.changes(EVENTS, since, PROJECTED) if since else (None, None)
+        if since is None or changed is None or not changed.count:
+            return
+        touched = touched_events(self._lake, changed, since)
+        moments = [events_around(self._lake, touched, at) for at in (since, None)]
+        for projection in model.EVENT_PROJECTIONS:
+            rows = [rows_of_scopes(projection, touched, events) for events in moments]
+            yield projection.kind, pl.concat(rows).select(projection.kind.key_columns).unique()
+        yield model.EVENT_STATUS, touched.select("tenant_id", id="event_id").unique()
+        yield model.USER_COMMUNITY, touched.select("tenant_id", id="user_id").unique()
+        # An event that comes makes the product that it is about.
+        yield model.PRODUCT, touched.select("tenant_id", id="item_id").drop_nulls().unique()
+
+    def _newer_products(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        since = self._pins.version(PRODUCT_PROJECTION, CATALOG)
+        changed, _ = self._lake.changes(CATALOG, since) if since else (None, None)
+        if since is None or changed is None or not changed.count:
+            return
+        ids = pl.concat(
+            [changed.upserted.select("tenant_id", "id"), changed.deleted.select("tenant_id", "id")]
+        ).unique()
+        both = pl.concat([self._lake.read(CATALOG, since.number), changed.upserted])
+        names = both.join(ids, on=["tenant_id", "id"], how="semi").select("tenant_id", name="category").drop_nulls()
+        yield model.PRODUCT, ids
+        yield model.IN_CATEGORY, ids.rename({"id": "from_id"})
+        yield model.CATEGORY, names.unique()
+
+    def _newer_communities(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        since = self._pins.version(EVENT_PROJECTION, USER_COMMUNITIES)
+        changed, _ = self._lake.changes(USER_COMMUNITIES, since) if since else (None, None)
+        if changed is None or not changed.count:
+            return
+        ids = [rows.select("tenant_id", id="user_id") for rows in (changed.upserted, changed.deleted)]
+        yield model.USER_COMMUNITY, pl.concat(ids).unique()
+
+    def _newer_journeys(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        tables = JourneyTables(self._lake)
+        found = tables.between(self._pins.commits or {}, tables.target())
+        if self._pins.commits is None or not found.seqs:
+            return
+        rows = found.rows.select("tenant_id", "event_id", "key_type", "key_hash", "journey_id", "other_journey_id")
+        said = rows.collect(engine="streaming")
+        events = said.select("tenant_id", id="event_id").drop_nulls().unique()
+        keys = said.drop_nulls("key_type").select("tenant_id", id=model.correlation_id()).unique()
+        ids = [said.select("tenant_id", id=name) for name in ("journey_id", "other_journey_id")]
+        journeys = pl.concat(ids).drop_nulls().unique()
+        yield model.EVENT_STATUS, events
+        yield model.CORRELATION, keys
+        yield model.JOURNEY, journeys
+        for kind in (model.HAS_KEY, model.IN_JOURNEY):
+            yield kind, events.rename({"id": "from_id"})
+        yield model.PART_OF, keys.rename({"id": "from_id"})
+        # What a journey absorbs moves with it.
+        for kind in (model.IN_JOURNEY, model.PART_OF):
+            yield kind, journeys.rename({"id": "to_id"})
+
+
+@dataclass(frozen=True)
+class _Journeys:
+    """What stitching says, each part read when it is asked for and not kept."""
+
+    lazy_journeys: pl.LazyFrame
+    lazy_assigned: pl.LazyFrame
+    lazy_event_keys: pl.LazyFrame
+    lazy_keys: pl.LazyFrame
+
+    @property
+    def journeys(self) -> pl.DataFrame:
+        return self.lazy_journeys.collect(engine="streaming")
+
+    @property
+    def assigned(self) -> pl.DataFrame:
+        return self.lazy_assigned.collect(engine="streaming")
+
+    @property
+    def event_keys(self) -> pl.DataFrame:
+        return self.lazy_event_keys.collect(engine="streaming")
+
+    @property
+    def keys(self) -> pl.DataFrame:
+        return self.lazy_keys.collect(engine="streaming")

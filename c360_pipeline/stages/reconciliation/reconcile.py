@@ -1,0 +1,385 @@
+"""Reconciliation of a graph with its archive: what differs, by name, and its repair."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILIATIONS, TABLES
+from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind, RelationshipKind
+from c360_pipeline.core.projection.refused import REFUSED, row_keys, stands_on
+from c360_pipeline.core.projection.removal_limit import BRAKE_SHARE, is_beyond_brake
+from c360_pipeline.core.reconciliation.compare import (
+    NO_ROWS,
+    Comparison,
+    combined_digest,
+    compare,
+    digest,
+    only_ghosts,
+    row_hashes,
+    strange,
+    sum_of_digests,
+)
+from c360_pipeline.errors import BrakeError
+from c360_pipeline.stages.projection.refused import RefusedRows
+from c360_pipeline.stages.realtime.unlanded_events import unlanded_events
+from c360_pipeline.stages.reconciliation.expected import Archive, Pins
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph, Stray
+
+READERS = 2
+"""Statements that read the graph at once."""
+OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
+"""Kinds that are properties of nodes that another projection makes."""
+
+BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date", "first_seen_at", "merged_at",
+               "extracted_at", "run_id", "reconciled_at", "reason", "committed_at",
+               "split_at", "found_at", "quarantined_at", "split_id")  # fmt: skip
+"""Columns that say when, whence and why a row came, not what it says: two runs differ in them and are equal."""
+
+NOT_IN_DIGEST = ("reconciliations", "reconciliation_findings", "landing_files", "journey_log")
+REFUSED_TEXT = f"refused by the graph, see `c360 dead-letters list --reason {REFUSED}`"
+NO_TENANT = ""
+"""Whose what is that bears no tenant that the archive knows."""
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """The comparison of one kind of one tenant.
+
+    Attributes:
+        tenant_id: whose; `NO_TENANT` for nodes and relationships of no tenant that the archive knows.
+        kind: of the rows.
+        comparison: both sides.
+        is_repaired: whether what differs was brought back.
+        refused: keys of findings that the graph would not take all the same.
+    """
+
+    tenant_id: str
+    kind: Kind
+    comparison: Comparison
+    is_repaired: bool = False
+    refused: tuple[str, ...] = ()
+
+    def findings(self) -> pl.DataFrame:
+        """The findings, and of each whether it was `repaired`."""
+        is_repaired = pl.lit(self.is_repaired) & ~pl.col("key").is_in(list(self.refused))
+        return self.comparison.findings.with_columns(repaired=is_repaired)
+
+
+@dataclass(frozen=True)
+class _Repair:
+    """What brings rows of a kind of a tenant back.
+
+    Attributes:
+        kind: of the rows.
+        tenant_id: whose.
+        upserts: rows as the archive has them.
+        deletes: key columns of rows that go first.
+        mistyped: key columns that have values of another type somewhere; such nodes are nobody's.
+    """
+
+    kind: Kind
+    tenant_id: str
+    upserts: pl.DataFrame
+    deletes: pl.DataFrame
+    mistyped: tuple[str, ...]
+
+
+def reconcile(
+    archive: Archive,
+    graph: Graph,
+    *,
+    repair: bool = False,
+    force: bool = False,
+    pins: Pins | None = None,
+    observe: Callable[[str, str], None] = lambda kind, tenant: None,
+) -> list[Reconciled]:
+    """Compare every kind, tenant by tenant; repairs what differs when asked to.
+
+    The archive is read as of the graph's checkpoints, and what later commits touch is left out on both sides: writers
+    may go on meanwhile. All is compared before anything is repaired.
+
+    Args:
+        archive: what the graph should hold.
+        graph: what it holds.
+        repair: whether to bring the graph back.
+        force: whether more may be repaired than the brake lets pass.
+        pins: the moment that the archive is read at; that of the graph's checkpoints where it is not given.
+        observe: told each kind and tenant before it is compared.
+
+    Returns:
+        What was found, before the repair.
+
+    Raises:
+        BrakeError: too much of a kind differs to be repaired without `force`; nothing was repaired.
+    """
+    pinned = archive.at(pins or Pins.of(graph, archive.lake))
+    queue = RefusedRows(archive.lake, graph.refusals)
+    results: list[Reconciled] = []
+    repairs: list[_Repair] = []
+    held: Counter[Kind] = Counter()
+    tenants: set[str] = set()
+    for side in _sides(pinned, graph, observe):
+        held[side.kind] += side.theirs.height
+        tenants.add(side.tenant_id)
+        found, step = _compared(pinned, graph, queue, side)
+        results.append(Reconciled(side.tenant_id, side.kind, found))
+        repairs += [step] if step else []
+    strays = _strays(graph, held, sorted(tenants))
+    results += [Reconciled(NO_TENANT, kind, only_ghosts([one.text for one in lost])) for kind, lost in strays]
+    if not repair:
+        return results
+    if not force:
+        _brake(results)
+    # Strays first, for they may stand where a node should be; relationships last, for they stand on nodes.
+    for kind, lost in strays:
+        graph.remove(kind, [stray.element_id for stray in lost])
+    for step in sorted(repairs, key=lambda one: not isinstance(one.kind, NodeKind)):
+        _carry_out(graph, step)
+        queue.resolve(step.kind, step.upserts, "written by a repair")
+    queue.keep()
+    return [_as_repaired(result, graph) for result in results]
+
+
+def _as_repaired(result: Reconciled, graph: Graph) -> Reconciled:
+    findings, unwritten = result.comparison.findings, graph.refusals.unwritten(result.kind)
+    left = tuple(findings.filter(pl.col("key").is_in(list(unwritten)))["key"])
+    return replace(result, is_repaired=findings.height > 0, refused=left)
+
+
+def _with_refusals(found: Comparison, kind: Kind, refused: pl.DataFrame) -> Comparison:
+    """Say of rows that are missing because the graph refuses them, or their nodes, that this is so."""
+    if refused.is_empty():
+        return found
+    is_refused = (pl.col("kind") == "missing") & pl.col("key").is_in(list(row_keys(kind, refused)))
+    said = pl.when(is_refused).then(pl.lit(REFUSED_TEXT)).otherwise("difference").alias("difference")
+    return replace(found, findings=found.findings.with_columns(said))
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """The rows of a kind of a tenant with `DAY`, as the archive and as the graph has them."""
+
+    kind: Kind
+    tenant_id: str
+    ours: pl.DataFrame
+    theirs: pl.DataFrame
+
+
+def _sides(archive: Archive, graph: Graph, observe: Callable[[str, str], None]) -> Iterator[_Sides]:
+    """Both sides of every kind and tenant, in order; the graph is read some steps ahead."""
+    tenants: set[str] = set()
+    ahead: deque[tuple[Kind, str, pl.DataFrame, Future[pl.DataFrame]]] = deque()
+
+    def next_sides() -> _Sides:
+        kind, tenant, ours, theirs = ahead.popleft()
+        observe(entity_name(kind), tenant)
+        return _Sides(kind, tenant, ours, theirs.result())
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for kind, frame in archive.expected():
+            parts = {str(tenant): rows for (tenant,), rows in frame.partition_by("tenant_id", as_dict=True).items()}
+            tenants |= parts.keys()
+            for tenant in sorted(tenants):
+                ours = parts.get(tenant, frame.clear()).select(*kind.schema, DAY)
+                ahead.append((kind, tenant, ours, pool.submit(graph.audit, kind, tenant)))
+                if len(ahead) > READERS:
+                    yield next_sides()
+        while ahead:
+            yield next_sides()
+
+
+def _compared(archive: Archive, graph: Graph, queue: RefusedRows, sides: _Sides) -> tuple[Comparison, _Repair | None]:
+    kind, ours, theirs = sides.kind, sides.ours, sides.theirs
+    if queue.put_aside:
+        ours, theirs = (rows.filter(~stands_on(kind, rows, queue.put_aside)) for rows in (ours, theirs))
+    found = _compared_rows(kind, ours, theirs)
+    # A node that is made anew needs the properties that others own, too.
+    if found.is_equal and ours.height == theirs.height:
+        return found, None
+    newer = archive.newer().and_of(unlanded_events(graph))
+    ours, theirs = newer.left_out(kind, ours), newer.left_out(kind, theirs)
+    found = _compared_rows(kind, ours, theirs)
+    if queue.waiting:
+        found = _with_refusals(found, kind, ours.filter(stands_on(kind, ours, queue.waiting)))
+    return found, _repair_of(kind, sides.tenant_id, ours, theirs)
+
+
+def _compared_rows(kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> Comparison:
+    if kind in OWNED_PROPERTIES:
+        # Nodes that are missing, or ghosts, are told by the kind that makes them.
+        ours, theirs = _with_key_of(ours, theirs, kind), _with_key_of(theirs, ours, kind)
+    return compare(ours, theirs, kind.key_columns)
+
+
+def _with_key_of(rows: pl.DataFrame, others: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    return rows.join(others.select(kind.key_columns), on=kind.key_columns, how="semi")
+
+
+def _brake(results: Iterable[Reconciled]) -> None:
+    expected, differing = Counter[str](), Counter[str]()
+    for result in results:
+        expected[entity_name(result.kind)] += result.comparison.expected_count
+        differing[entity_name(result.kind)] += result.comparison.findings.height
+    stopped = [name for name, count in differing.items() if is_beyond_brake(count, expected[name])]
+    if stopped:
+        raise BrakeError(
+            f"{', '.join(stopped)}: more than {BRAKE_SHARE:.0%} differ, which looks like another graph or another "
+            "archive. Nothing was repaired. If it is right, repair with `c360 reconcile --repair --force`."
+        )
+
+
+def _repair_of(kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFrame) -> _Repair:
+    key = kind.key_columns
+    mistyped = tuple(name for name in key if strange(name) in theirs.columns)
+    odd = [strange(name) for name in mistyped]
+    theirs = theirs.filter(pl.all_horizontal(pl.lit(value=True), *(pl.col(name).is_null() for name in odd)))
+    stranger = [c for c in theirs.columns if c not in ours.columns]
+    columns = [c for c in ours.columns if c != DAY]
+    as_ours = theirs.filter(pl.all_horizontal(pl.lit(value=True), *(pl.col(name).is_null() for name in stranger)))
+    differing = ours.join(as_ours, on=columns, how="anti", nulls_equal=True)
+    repeated = theirs.filter(pl.struct(key).is_duplicated()).select(key)
+    ghosts = theirs.select(key).join(ours, on=key, how="anti")
+    # Of a row that is there twice, both go and one comes back.
+    upserts = pl.concat([differing, ours.join(repeated, on=key, how="semi")]).select(list(kind.schema)).unique()
+    return _Repair(kind, tenant_id, upserts, pl.concat([ghosts, repeated]).unique(), mistyped)
+
+
+def _carry_out(graph: Graph, step: _Repair) -> None:
+    if step.kind in OWNED_PROPERTIES and isinstance(step.kind, NodeKind):
+        graph.update(step.kind, step.upserts)
+        return
+    if isinstance(step.kind, NodeKind):
+        for name in step.mistyped:
+            graph.delete_mistyped(step.kind, step.tenant_id, name)
+    graph.delete(step.kind, step.deletes)
+    graph.merge(step.kind, step.upserts)
+
+
+def _strays(graph: Graph, held: Counter[Kind], tenants: Sequence[str]) -> list[tuple[Kind, list[Stray]]]:
+    """Nodes and relationships of declared labels and types that no tenant of the archive has.
+
+    The database counts labels and types by itself: only where there are more than were read is anything looked for.
+    """
+    found: list[tuple[Kind, list[Stray]]] = []
+    of_type: dict[str, list[RelationshipKind]] = {}
+    for kind, count in held.items():
+        if isinstance(kind, RelationshipKind):
+            of_type.setdefault(kind.type, []).append(kind)
+        elif kind not in OWNED_PROPERTIES and any(
+            graph.label_count(label) != count for label in (kind.label, *kind.extra_labels)
+        ):
+            found.append((kind, graph.stray_nodes(kind, tenants)))
+    for name, kinds in of_type.items():
+        if graph.type_count(name) != sum(held[kind] for kind in kinds):
+            found.append((kinds[0], graph.stray_relationships(kinds, tenants)))
+    return [(kind, strays) for kind, strays in found if strays]
+
+
+def keep(lake: Lake, results: Sequence[Reconciled], run_id: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Keep what was found, and whether it was repaired, under the id of a run; returns the rows of both tables."""
+    buckets, findings = bucket_rows(results, run_id), finding_rows(results, run_id)
+    lake.insert_new(RECONCILIATIONS, buckets)
+    lake.insert_new(RECONCILIATION_FINDINGS, findings)
+    return buckets, findings
+
+
+def bucket_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:
+    """Rows of `RECONCILIATIONS`."""
+    now = datetime.now(UTC)
+    parts = [
+        r.comparison.buckets.with_columns(
+            run_id=pl.lit(run_id), tenant_id=pl.lit(r.tenant_id), entity=pl.lit(entity_name(r.kind)),
+            reconciled_at=pl.lit(now).cast(RECONCILIATIONS.empty().schema["reconciled_at"]),
+        ).select(list(RECONCILIATIONS.columns))
+        for r in results
+    ]  # fmt: skip
+    return pl.concat([RECONCILIATIONS.empty(), *parts])
+
+
+def finding_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:
+    """Rows of `RECONCILIATION_FINDINGS`."""
+    parts = [
+        r.findings().with_columns(
+            run_id=pl.lit(run_id), tenant_id=pl.lit(r.tenant_id), label=pl.lit(entity_name(r.kind)),
+        ).select(list(RECONCILIATION_FINDINGS.columns))
+        for r in results
+        if r.comparison.findings.height
+    ]  # fmt: skip
+    return pl.concat([RECONCILIATION_FINDINGS.empty(), *parts])
+
+
+def digests(lake: Lake, results: list[Reconciled]) -> dict[str, str]:
+    """The canonical digest of every table of the lake and, as reconciled, every kind of the graph, by name.
+
+    Columns that only say when a row came are left out, so that two runs over the same input are equal.
+    """
+    result = {f"lake {name}": lake_digest(lake, name) for name in TABLES if name not in NOT_IN_DIGEST}
+    return result | _graph_digests(results)
+
+
+def lake_digest(lake: Lake, name: str, version: int | None = None) -> str:
+    """The digest of a table at a version, without columns that only say when and whence a row came; read in batches."""
+    table = TABLES.get(name) or lake.stored_table(name, ())
+    if table is None:
+        return NO_ROWS
+    parts = (
+        digest(row_hashes(rows.select(c for c in rows.columns if c not in BOOKKEEPING)))
+        for rows in lake.batches(table, version)
+    )
+    return sum_of_digests(parts)
+
+
+def _graph_digests(results: Iterable[Reconciled]) -> dict[str, str]:
+    return {f"graph {r.tenant_id} {entity_name(r.kind)}": r.comparison.found_digest for r in results}
+
+
+def digests_by_day(results: Iterable[Reconciled]) -> list[dict[str, Any]]:
+    """tenant_id, entity, day, and the digests of archive and graph, for every day that has rows."""
+    return [
+        {
+            "tenant_id": r.tenant_id, "entity": entity_name(r.kind), **_as_text({"day": row["day"]}),
+            "archive": row["expected_digest"], "graph": row["found_digest"],
+        }
+        for r in results
+        for row in r.comparison.buckets.iter_rows(named=True)
+    ]  # fmt: skip
+
+
+def graph_digest(results: Iterable[Reconciled]) -> str:
+    """The digest of the graph alone, as reconciled."""
+    return combined_digest(_graph_digests(results))
+
+
+def _property_suffix(kind: Kind) -> str:
+    return f".{list(kind.properties)[-1]}" if kind in OWNED_PROPERTIES else ""
+
+
+def entity_name(kind: Kind) -> str:
+    """How reconciliations call a kind."""
+    return kind.name + _property_suffix(kind)
+
+
+def summarise(results: list[Reconciled]) -> dict[str, Any]:
+    """Plain values for people and JSON: rows compared, and every finding with its tenant and kind."""
+    findings = [
+        {"tenant_id": r.tenant_id, "entity": entity_name(r.kind), **_as_text(finding)}
+        for r in results
+        for finding in r.findings().iter_rows(named=True)
+    ]
+    return {"rows": sum(r.comparison.expected_count for r in results), "findings": findings}
+
+
+def drift(results: list[Reconciled]) -> list[dict[str, Any]]:
+    """The findings but those of rows that the graph refuses, which are known and in the dead letters."""
+    return [finding for finding in summarise(results)["findings"] if finding["difference"] != REFUSED_TEXT]
+
+
+def _as_text(finding: dict[str, Any]) -> dict[str, Any]:
+    return {**finding, "day": finding["day"].isoformat() if finding["day"] else None}

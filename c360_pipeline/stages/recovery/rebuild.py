@@ -1,0 +1,49 @@
+"""The graph made anew from its archive, and the checkpoints that say so."""
+
+from collections.abc import Callable
+
+from c360_pipeline.core.catalog.changes import Version
+from c360_pipeline.core.catalog.tables import JOURNEY_LOG
+from c360_pipeline.core.silos.control_rows import ControlRows
+from c360_pipeline.stages.projection.everything import project_all
+from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
+from c360_pipeline.stages.projection.silos import SiloGraph
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+
+
+def rebuild(lake: Lake, control: ControlRows, graph: Graph, observe: Callable[[str], None] = lambda what: None) -> int:
+    """Remove all nodes and project the archive again; returns how many nodes there were before.
+
+    The server goes on running. Broken off anywhere, it is begun again, or what is missing is projected by the next run:
+    the checkpoints that say what the graph holds are removed first.
+
+    Args:
+        lake: the archive.
+        control: labels and relationships of silo tables.
+        graph: what is made anew.
+        observe: told what comes next.
+    """
+    observe("removing what is there")
+    graph.forget_all_checkpoints()
+    removed = graph.clear()
+    project_all(lake, control, graph, observe, force=True)
+    return removed
+
+
+def note_made(archive: Archive, graph: Graph) -> None:
+    """Give a graph that was made whole from an archive its constraints, indexes and checkpoints.
+
+    Args:
+        archive: at the moment that the graph was made from.
+        graph: without checkpoints.
+    """
+    silos = SiloGraph(archive.lake, graph, archive.control)
+    graph.apply_schema([found.kind for found in silos.labels.values()])
+    silos.note_projected()
+    for (projection, source), version in archive.pins.versions.items():
+        graph.save_checkpoint(projection, source, version)
+    log_id = str(archive.lake.snapshot(JOURNEY_LOG).metadata().id)
+    for tenant, number in (archive.pins.commits or {}).items():
+        graph.save_checkpoint(JOURNEY_PROJECTION, tenant, Version(log_id, number))

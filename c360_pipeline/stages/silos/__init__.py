@@ -1,0 +1,1 @@
+"""From source databases into their tables in the lake."""

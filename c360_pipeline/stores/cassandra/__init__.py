@@ -1,0 +1,1 @@
+"""Cassandra: events by user and day."""

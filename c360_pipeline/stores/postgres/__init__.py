@@ -1,0 +1,1 @@
+"""Postgres: the control database, API keys, and source databases."""

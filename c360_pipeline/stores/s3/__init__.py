@@ -1,0 +1,1 @@
+"""S3: the landing area and objects as they are."""

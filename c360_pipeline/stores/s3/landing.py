@@ -1,0 +1,319 @@
+"""The landing area in S3: raw files as producers delivered them, and the bytes of dead letters."""
+
+import gzip
+import hashlib
+import io
+import re
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+import boto3
+import obstore
+import obstore.exceptions
+import polars as pl
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
+from c360_pipeline.stores.s3.bucket import GZIP_MAGIC, MULTIPART_BYTES, file_sha256, s3_store
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+EVENTS_PREFIX = "landing/events/"
+CATALOG_PREFIX = "landing/catalog/"
+DEAD_LETTERS_PREFIX = "dead-letters/"
+REQUESTS_AT_ONCE = 16
+_DATED = re.compile(r"landing/events/date=(\d{4}-\d\d-\d\d)/[^/]+\.jsonl(\.gz)?")
+
+
+LANDABLE = (".jsonl", ".jsonl.gz", ".csv")
+"""Endings of files that landing reads: events and catalogues."""
+
+
+def folder_for(path: Path, day: date) -> str:
+    """Where in the bucket a file belongs that arrives on `day`."""
+    return CATALOG_PREFIX if path.suffix == ".csv" else f"{EVENTS_PREFIX}date={day.isoformat()}/"
+
+
+@dataclass(frozen=True)
+class LandingFile:
+    """A file in the landing area; `etag` changes with its content."""
+
+    uri: str
+    key: str
+    etag: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class EventFile(LandingFile):
+    """A file of events; `landing_date` is that of its folder."""
+
+    landing_date: date
+
+
+@dataclass(frozen=True)
+class EventsArea:
+    """What lies under the prefix of events: event files, and what is none by its folder or ending."""
+
+    files: list[EventFile]
+    strangers: list[LandingFile]
+
+
+def _landing_date(key: str) -> date | None:
+    """The date of an event file's folder; None for anything else under the prefix."""
+    match = _DATED.fullmatch(key)
+    try:
+        return date.fromisoformat(match[1]) if match else None
+    except ValueError:
+        return None
+
+
+def landing_date_of(uri: str) -> date:
+    """The landing date of an event file by its address."""
+    found = _landing_date(uri.split("/", 3)[3])
+    if found is None:
+        raise ContractError(f"{uri} is not the address of an event file.")
+    return found
+
+
+class Landing:
+    """One bucket.
+
+    Args:
+        bucket: its name; created by `ensure_bucket`.
+        endpoint_url: the S3 server, None for AWS.
+        access_key_id: login.
+        secret_access_key: its secret.
+        region: AWS region.
+    """
+
+    def __init__(
+        self, bucket: str, *, endpoint_url: str | None, access_key_id: str, secret_access_key: str, region: str
+    ) -> None:
+        self.bucket = bucket
+        self._endpoint = endpoint_url or "AWS S3"
+        self._client: S3Client = boto3.client(
+            "s3",
+            endpoint_url=endpoint_url,
+            aws_access_key_id=access_key_id,
+            aws_secret_access_key=secret_access_key,
+            region_name=region,
+            config=Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}),
+        )
+        # Thousands of small objects: boto3 is busy with itself for a millisecond each.
+        self._objects = s3_store(
+            bucket, endpoint_url=endpoint_url, access_key_id=access_key_id, secret_access_key=secret_access_key,
+            region=region,
+        )  # fmt: skip
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket where it is missing.
+
+        Raises:
+            UnavailableError: the server does not answer or refuses the login.
+        """
+        try:
+            existing = {b["Name"] for b in self._client.list_buckets()["Buckets"]}
+            if self.bucket not in existing:
+                self._client.create_bucket(Bucket=self.bucket)
+        except (BotoCoreError, ClientError) as error:
+            raise UnavailableError(
+                f"S3 at {self._endpoint} can't be used ({error}). Start the embedded one with `c360 up`."
+            ) from error
+
+    def event_files(self) -> list[EventFile]:
+        """Every event file, by landing date and name."""
+        return self.events_area().files
+
+    def events_area(self) -> "EventsArea":
+        """What lies under the prefix of events."""
+        area = EventsArea([], [])
+        for file in self._list(EVENTS_PREFIX):
+            if landing_date := _landing_date(file.key):
+                area.files.append(EventFile(**vars(file), landing_date=landing_date))
+            elif not file.key.endswith("/"):
+                area.strangers.append(file)
+        return area
+
+    def catalog_files(self) -> list[LandingFile]:
+        """Every catalogue file, by name."""
+        return [f for f in self._list(CATALOG_PREFIX) if f.key.endswith(".csv")]
+
+    def _list(self, prefix: str) -> list[LandingFile]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        files = [
+            LandingFile(f"s3://{self.bucket}/{o['Key']}", o["Key"], o["ETag"].strip('"'), o["Size"])
+            for page in pages
+            for o in page.get("Contents", [])
+        ]
+        return sorted(files, key=lambda f: f.key)
+
+    def pieces(self, file: LandingFile, size: int) -> Iterator[bytes]:
+        """The file's content in pieces of at most `size` bytes, unpacked where it is gzip, whatever its name says.
+
+        Raises:
+            ConflictError: the file is gone, or has other content than when it was listed.
+            ContractError: the gzip stream is broken; the message names the file.
+        """
+        try:
+            body = self._client.get_object(Bucket=self.bucket, Key=file.key, IfMatch=f'"{file.etag}"')["Body"]
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 412):
+                raise ConflictError(f"{file.uri} was changed or removed since it was listed.") from None
+            raise
+        raw = io.BufferedReader(cast("io.RawIOBase", body), buffer_size=1024 * 1024)
+        if raw.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] != GZIP_MAGIC:
+            while piece := raw.read(size):
+                yield piece
+            return
+        try:
+            yield from _unpacked(raw, size)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ContractError(
+                f"{file.uri} is not a whole gzip file: {error}. Ask its producer to send it again."
+            ) from None
+
+    def read(self, file: LandingFile) -> bytes:
+        """The whole content of a small file."""
+        return self._client.get_object(Bucket=self.bucket, Key=file.key)["Body"].read()
+
+    def put_file(self, path: Path, folder: str) -> str:
+        """Upload a file under a folder of the bucket, once.
+
+        The same content again changes nothing; other content under a name that is taken gets a name of its own,
+        for a landing file is never changed.
+
+        Returns:
+            The object's s3:// address.
+        """
+        sha256 = file_sha256(path)
+        stem, dot, suffix = path.name.partition(".")
+        for name in (path.name, f"{stem}-{sha256[:12]}{dot}{suffix}"):
+            key = f"{folder}{name}"
+            if (self.stored_sha256(key) or self._put_new(path, key, sha256)) == sha256:
+                return f"s3://{self.bucket}/{key}"
+        raise ContractError(f"{path} can't be uploaded: {folder}{stem}-{sha256[:12]} is taken by other content.")
+
+    def put_events(self, lines: bytes, name: str, day: date) -> str:
+        """Put lines as a new event file of a landing date; returns its s3:// address.
+
+        Raises:
+            UnavailableError: S3 does not take it.
+        """
+        key = f"{EVENTS_PREFIX}date={day}/{name}"
+        try:
+            obstore.put(self._objects, key, lines, mode="create")
+        except (obstore.exceptions.BaseError, OSError) as error:
+            raise UnavailableError(f"S3 at {self._endpoint} does not take {key}: {error}") from error
+        return f"s3://{self.bucket}/{key}"
+
+    def _put_new(self, path: Path, key: str, sha256: str) -> str | None:
+        """Upload under a name that is free; returns the sha256 of what is there now, which another may have put."""
+        if path.stat().st_size > MULTIPART_BYTES:
+            self._client.upload_file(str(path), self.bucket, key, ExtraArgs={"Metadata": {"sha256": sha256}})
+            return sha256
+        try:
+            self._client.put_object(
+                Bucket=self.bucket, Key=key, Body=path.read_bytes(), Metadata={"sha256": sha256}, IfNoneMatch="*"
+            )
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
+                raise
+            return self.stored_sha256(key)
+        return sha256
+
+    def stored_sha256(self, key: str) -> str | None:
+        """The sha256 that an object was put with; None when it is not there."""
+        try:
+            return self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get("sha256", "unknown")
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
+
+    def named(self, uri: str) -> LandingFile:
+        """An object of this bucket by its address, as it is now."""
+        key = uri.removeprefix(f"s3://{self.bucket}/")
+        found = self._client.head_object(Bucket=self.bucket, Key=key)
+        return LandingFile(uri, key, found["ETag"].strip('"'), found["ContentLength"])
+
+    def sha256_of(self, uri: str) -> str | None:
+        """The sha256 of an object of this bucket; None when it is not there."""
+        key = uri.removeprefix(f"s3://{self.bucket}/")
+        try:
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
+        digest = hashlib.sha256()
+        for chunk in body.iter_chunks(1024 * 1024):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def put_dead_letters(self, letters: pl.DataFrame) -> None:
+        """Keep the bytes of rejected lines under their sha256.
+
+        Args:
+            letters: dead_letter_id and raw; rows whose raw is null are there already.
+        """
+        distinct = letters.drop_nulls("raw").unique("dead_letter_id", maintain_order=True)
+        slices = [distinct.gather_every(REQUESTS_AT_ONCE, start) for start in range(REQUESTS_AT_ONCE)]
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            list(pool.map(self._put_each, slices))
+
+    def _put_each(self, letters: pl.DataFrame) -> None:
+        for letter_id, raw in letters.select("dead_letter_id", "raw").iter_rows():
+            self.put_dead_letter(letter_id, raw)
+
+    def put_dead_letter(self, letter_id: str, raw: bytes) -> None:
+        """Keep the bytes of a rejected line under their sha256."""
+        obstore.put(self._objects, dead_letter_key(letter_id), raw, use_multipart=False)
+
+    def put_long_dead_letter(self, pieces: Iterable[bytes]) -> tuple[str, int]:
+        """Keep the bytes of a line that does not fit into memory; returns their sha256 and how many they are."""
+        digest, size = hashlib.sha256(), 0
+        with tempfile.TemporaryFile() as spool:
+            for piece in pieces:
+                digest.update(piece)
+                size += spool.write(piece)
+            spool.seek(0)
+            key = dead_letter_key(digest.hexdigest())
+            self._client.upload_fileobj(spool, self.bucket, key, Config=TransferConfig(max_concurrency=2))
+        return digest.hexdigest(), size
+
+    def read_dead_letter(self, dead_letter_id: str) -> bytes:
+        """The bytes of a rejected line."""
+        key = dead_letter_key(dead_letter_id)
+        return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+
+def _unpacked(raw: IO[bytes], size: int) -> Iterator[bytes]:
+    """Pieces of an unpacked stream of gzip members; what there is before it breaks off comes first."""
+    with gzip.open(raw) as stream:
+        chunks: list[bytes] = []
+        try:
+            # read() would lose what it has gathered when the stream breaks off; read1() gathers nothing.
+            while chunk := stream.read1(size):
+                chunks.append(chunk)
+                if sum(map(len, chunks)) >= size:
+                    yield b"".join(chunks)
+                    chunks.clear()
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            yield b"".join(chunks)
+            raise
+        yield b"".join(chunks)
+
+
+def dead_letter_key(dead_letter_id: str) -> str:
+    """Where the bytes of a rejected line are."""
+    return f"{DEAD_LETTERS_PREFIX}{dead_letter_id[:2]}/{dead_letter_id}"
