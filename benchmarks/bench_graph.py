@@ -103,7 +103,7 @@ class Floor:
 
 
 def _rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    from c360_pipeline.stores.neo4j.graph import to_rows
+    from c360_pipeline.stores.neo4j.writer import to_rows
 
     return to_rows(frame)
 
@@ -116,19 +116,19 @@ def compare_writes(world: World) -> None:
     kinds = [(kind, frame) for kind, frame in expected if frame.height and kind not in OWNED_PROPERTIES]
     floor = Floor(world.graph)
     table = Table("writing", "rows", "ours, rows/s", "bare CREATE, rows/s", "of the floor", "row by row, rows/s")
-    world.graph.clear()
+    world.graph.writer.clear()
     bare = {}
     for kind, frame in kinds:
         NOTE.print("bare", kind.name)
         bare[kind.name] = timed(lambda kind=kind, frame=frame: floor.create(kind, frame))
-    world.graph.clear()
+    world.graph.writer.clear()
     for kind, frame in kinds:
         NOTE.print("one by one", kind.name)
         some = frame.head(ROW_BY_ROW)
         single = timed(lambda kind=kind, some=some: floor.row_by_row(kind, some))
-        world.graph.delete(kind, some.select(kind.key_columns))
+        world.graph.writer.delete(kind, some.select(kind.key_columns))
         NOTE.print("ours", kind.name)
-        ours = timed(lambda kind=kind, frame=frame: world.graph.merge(kind, frame))
+        ours = timed(lambda kind=kind, frame=frame: world.graph.writer.merge(kind, frame))
         table.add_row(
             kind.name, f"{frame.height:,}", f"{frame.height / ours:,.0f}", f"{frame.height / bare[kind.name]:,.0f}",
             f"{bare[kind.name] / ours:.2f}", f"{some.height / single:,.0f}",
@@ -140,7 +140,7 @@ def compare_reads(world: World) -> None:
     """Print how long the projection takes, reconciliation with and without damages, and the way by import."""
     from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
 
-    world.graph.clear()
+    world.graph.writer.clear()
     projected = timed(world.project)
     NOTE.print(f"projected in {projected:.1f} s, peak memory {peak_bytes() / 2**20:,.0f} MiB")
     found: dict[str, Any] = {}
@@ -188,7 +188,7 @@ def main() -> None:
     from c360_pipeline.settings import load_settings
 
     with services() as home, open_graph(load_settings(home)) as graph:
-        graph.apply_schema()
+        graph.schema.apply()
         # The whole graph first: the peak of memory is that of one projection and two comparisons.
         for count, compare in ((chosen.events, compare_reads), (chosen.written, compare_writes)):
             if not count:

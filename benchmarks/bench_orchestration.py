@@ -136,7 +136,7 @@ def until_a_node(table: Figures, folder: Path, files: int) -> None:
     settings = fresh_bucket("daemon")
     landing, seconds = open_landing(settings), []
     with open_graph(settings) as graph, dagster_dev(free_port(0)):
-        graph.clear()
+        graph.writer.clear()
         for number in range(files):
             file = folder / f"drop-{number}.jsonl"
             file.write_text(json.dumps({
@@ -146,7 +146,7 @@ def until_a_node(table: Figures, folder: Path, files: int) -> None:
             landing.put_file(file, f"{EVENTS_PREFIX}date={datetime.now(UTC):%Y-%m-%d}/")
             wanted = number + 1
             seconds.append(timed(
-                lambda wanted=wanted: wait_until(lambda: graph.label_counts().get("Action", 0) == wanted, 300)
+                lambda wanted=wanted: wait_until(lambda: graph.counts.label_counts().get("Action", 0) == wanted, 300)
             ))  # fmt: skip
             NOTE.print(f"a node after {seconds[-1]:.1f} s")
     later = sorted(seconds[1:]) or seconds

@@ -73,11 +73,13 @@ def features(table: Table, lake: Any, graph: Any) -> None:
     kept: dict[str, Any] = {}
 
     def communities() -> None:
-        weights = of.interaction_weights(graph.read(model.VIEWED, TENANT), graph.read(model.PURCHASED, TENANT))
+        weights = of.interaction_weights(
+            graph.audit.rows(model.VIEWED, TENANT), graph.audit.rows(model.PURCHASED, TENANT)
+        )
         members, edges = of.number_members(weights)
         found = of.canonical_communities(TENANT, members, gds.louvain("bench", members, edges))
-        lake.replace(USER_COMMUNITIES, found)
-        graph.update(model.USER_COMMUNITY, model.user_communities(found))
+        lake.commits.replace(USER_COMMUNITIES, found)
+        graph.writer.update(model.USER_COMMUNITY, model.user_communities(found))
         kept.update(weights=weights, communities=found)
 
     def similarities() -> None:
@@ -85,7 +87,7 @@ def features(table: Table, lake: Any, graph: Any) -> None:
         pairs = of.shared_customers(gds.node_similarity("bench", members, edges, 20), edges)
         views = lake.scan(EVENTS).filter(pl.col("action") == "view").select("tenant_id", "session_id", "item_id")
         rows = pl.concat([of.similar_by_customers(TENANT, members, pairs), of.similar_by_sessions(views)])
-        lake.replace(PRODUCT_SIMILARITIES, rows)
+        lake.commits.replace(PRODUCT_SIMILARITIES, rows)
         ProductGraph(lake, graph).project_similarities()
 
     def candidates() -> None:
@@ -160,7 +162,7 @@ def main() -> None:
     from c360_pipeline.settings import load_settings
 
     with services() as home, open_graph(load_settings(home)) as graph:
-        graph.apply_schema()
+        graph.schema.apply()
         lake = open_lake(load_settings())
         NOTE.print(f"{chosen.events:,} events")
         fill(lake, events(chosen.events), PRODUCTS)

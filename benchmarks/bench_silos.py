@@ -223,21 +223,21 @@ class Writes:
         batches = world.lake.batches(labels["PlayEvent"].tables[0])
         self.plays = node_rows(self.kind.target, pl.concat(islice(batches, rows // 100_000 + 1)).head(rows))
         self.pairs = self.plays.select("tenant_id", from_account_id="account_id", to_play_event_id="play_event_id")
-        graph.clear()
-        graph.apply_schema([found.kind for found in labels.values()])
+        graph.writer.clear()
+        graph.schema.apply([found.kind for found in labels.values()])
         for batch in world.lake.batches(labels["Account"].tables[0]):
-            graph.merge(self.kind.source, node_rows(self.kind.source, batch))
+            graph.writer.merge(self.kind.source, node_rows(self.kind.source, batch))
 
     def bare(self, statement: str, frame: pl.DataFrame) -> None:
         """The statement over batches."""
-        from c360_pipeline.stores.neo4j.graph import batches, to_rows
+        from c360_pipeline.stores.neo4j.writer import batches, to_rows
 
         for tenant_id, batch in batches(frame):
             self.graph.run(statement, tenant_id=tenant_id, rows=to_rows(batch))
 
     def row_by_row(self, statement: str, frame: pl.DataFrame) -> None:
         """The statement over single rows."""
-        from c360_pipeline.stores.neo4j.graph import to_rows
+        from c360_pipeline.stores.neo4j.writer import to_rows
 
         for row in to_rows(frame.head(ROW_BY_ROW).drop("tenant_id")):
             self.graph.run(statement, tenant_id="bench", rows=[row])
@@ -246,9 +246,9 @@ class Writes:
         """Rows per second, into a graph without play events or with those that relationships need."""
         taken = []
         for _ in range(self.repeat):
-            self.graph.clear_label("PlayEvent")
+            self.graph.writer.clear_label("PlayEvent")
             if with_nodes:
-                self.graph.merge(self.kind.target, self.plays)
+                self.graph.writer.merge(self.kind.target, self.plays)
             started = time.perf_counter()
             write()
             taken.append(time.perf_counter() - started)
@@ -269,7 +269,7 @@ def compare_writes(world: World, rows: int, repeat: int) -> None:
             few = min(ROW_BY_ROW, frame.height)
             need = what == "relationships"
             rates = {
-                "ours": writes.rate(partial(graph.merge, kind, frame), frame.height, with_nodes=need),
+                "ours": writes.rate(partial(graph.writer.merge, kind, frame), frame.height, with_nodes=need),
                 "UNWIND … CREATE": writes.rate(partial(writes.bare, bare, frame), frame.height, with_nodes=need),
                 "a statement per row": writes.rate(partial(writes.row_by_row, bare, frame), few, with_nodes=need),
             }

@@ -364,6 +364,7 @@ def in_the_graph(events: int) -> None:
 def _reads(graph: Any, lake: Any) -> list[tuple[str, float]]:
     """Median seconds of reading a journey and of explaining two of its events."""
     from c360_pipeline.core.catalog.tables import EVENT_JOURNEY
+    from c360_pipeline.reads.journeys import explanation, journey_of_event
 
     pairs = lake.read(EVENT_JOURNEY).sample(200, seed=1, shuffle=True)
     members = lake.read(EVENT_JOURNEY).join(pairs.select("journey_id"), on="journey_id", how="semi")
@@ -372,9 +373,9 @@ def _reads(graph: Any, lake: Any) -> list[tuple[str, float]]:
     journeys, chains = [], []
     for row in asked:
         began = time.perf_counter()
-        graph.journey_of_event(row["tenant_id"], row["event_id"])
+        journey_of_event(graph, row["tenant_id"], row["event_id"])
         between = time.perf_counter()
-        graph.explanation(row["tenant_id"], row["event_id"], row["event_id_other"])
+        explanation(graph, row["tenant_id"], row["event_id"], row["event_id_other"])
         journeys.append(between - began)
         chains.append(time.perf_counter() - between)
     return [("reading a journey, median of 200", statistics.median(journeys)),

@@ -64,9 +64,9 @@ def fill(lake: Any, landed: pl.DataFrame, products: int) -> None:
     from c360_pipeline.stages.stitching.journeys import Journeys
     from c360_pipeline.stages.stitching.tables import JourneyTables
 
-    lake.insert_new(EVENTS, landed)
+    lake.commits.insert_new(EVENTS, landed)
     n = pl.int_range(products)
-    lake.insert_new(CATALOG, pl.select(
+    lake.commits.insert_new(CATALOG, pl.select(
         tenant_id=pl.lit(TENANT), id=pl.format("p{}", n), name=pl.format("Product {}", n),
         category=pl.format("c{}", n % 20), price=n + 0.5, source_uri=pl.lit("bench"),
     ))  # fmt: skip

@@ -27,6 +27,7 @@ from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.people import SILO_TENANT
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError, InvariantError
+from c360_pipeline.reads.journeys import account_of_user, first_event_of_user, journey_of_event
 from c360_pipeline.reads.recommend import Recommender, Wish
 from c360_pipeline.runs import EVERYTHING, Outcome, Step, materialise
 from c360_pipeline.settings import (
@@ -194,7 +195,7 @@ class Demo:
         )
 
     def _tell_graph(self, graph: Graph) -> None:
-        labels, types = graph.label_counts(), graph.type_counts()
+        labels, types = graph.counts.label_counts(), graph.counts.type_counts()
         table = Table("nodes", "number", "relationships", "number ", title="Graph", title_justify="left")
         for row in range(max(len(labels), len(types))):
             cells: list[str] = []
@@ -231,9 +232,9 @@ class Demo:
 
     def _tell_story(self, graph: Graph) -> None:
         tenant, user = self._sample.tenant_id, self._sample.user_id
-        account = graph.account_of_user(tenant, user) or {}
-        event = graph.first_event_of_user(tenant, user)
-        events = graph.journey_of_event(tenant, event) if event else []
+        account = account_of_user(graph, tenant, user) or {}
+        event = first_event_of_user(graph, tenant, user)
+        events = journey_of_event(graph, tenant, event) if event else []
         self._say(f"\n[bold]One customer[/]  {user} of {tenant}: {_who(account)}")
         self._console.print(_story_table(events))
         recommendations = Recommender(graph, tenant).recommend(Wish(user, RECOMMENDATIONS))

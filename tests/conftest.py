@@ -126,7 +126,7 @@ def graph(settings: Settings, empty_graph: Callable[[], None]) -> Iterator[Graph
     """An empty graph with its schema."""
     empty_graph()
     with open_graph(settings) as opened:
-        opened.apply_schema()
+        opened.schema.apply()
         yield opened
 
 

@@ -56,14 +56,14 @@ class World:
         whole = events.with_columns(
             pl.lit(None, kinds[name]).alias(name) for name in kinds if name not in names
         ).select(list(kinds))  # fmt: skip
-        self.lake.insert_new(EVENTS, whole)
+        self.lake.commits.insert_new(EVENTS, whole)
         Journeys(self.lake).add(whole, POLICY)
         return whole
 
     def catalogue(self) -> None:
         """Products of all tenants; some items of events are not among them."""
         rows = [(t, f"p{n}", f"Product {n}", f"c{n % 4}", n + 0.5, "x") for t in TENANTS for n in range(30)]
-        self.lake.insert_new(CATALOG, pl.DataFrame(rows, schema=CATALOG.empty().schema, orient="row"))
+        self.lake.commits.insert_new(CATALOG, pl.DataFrame(rows, schema=CATALOG.empty().schema, orient="row"))
 
     def project(self) -> None:
         """Bring the graph up."""

@@ -118,7 +118,7 @@ def keep(
 ) -> tuple[pl.DataFrame, Changes]:
     """Replace the rows of the tenants in the lake, and say of each tenant how many there are."""
     frame = pl.concat([table.empty(), *found])
-    changes = lake.replace(table, frame, tenants=scope.named)
+    changes = lake.commits.replace(table, frame, tenants=scope.named)
     context.instance.add_dynamic_partitions(str(TENANTS.name), scope.tenants)
     of_tenant = dict(frame.group_by("tenant_id").len().iter_rows())
     note_partitions(context, name_of(table), {t: rows(of_tenant.get(t, 0)) for t in scope.tenants})
@@ -145,7 +145,9 @@ def of_each_tenant(
 
 def weights_of(neo4j: Graph, tenant: str) -> pl.DataFrame:
     """How users and products of a tenant are tied."""
-    return features.interaction_weights(neo4j.read(model.VIEWED, tenant), neo4j.read(model.PURCHASED, tenant))
+    return features.interaction_weights(
+        neo4j.audit.rows(model.VIEWED, tenant), neo4j.audit.rows(model.PURCHASED, tenant)
+    )
 
 
 @dg.multi_asset(
@@ -170,7 +172,7 @@ def communities(
                 parts.append(features.canonical_communities(tenant, members, labels))
                 modularity[tenant] = round(features.modularity(edges, labels), 4)
         found, changes = keep(context, tables, USER_COMMUNITIES, parts, scope)
-        neo4j.update(model.USER_COMMUNITY, model.user_communities(found))
+        neo4j.writer.update(model.USER_COMMUNITY, model.user_communities(found))
     sizes = found.unique(["tenant_id", "community"]).sort("tenant_id", "community").drop("user_id")
     yield dg.MaterializeResult(
         asset_key="user_communities",
@@ -193,7 +195,7 @@ def communities(
 def every_active_user_has_a_community(graph: GraphResource) -> dg.AssetCheckResult:
     """Look for users that the algorithm left out."""
     with graph.open() as neo4j:
-        left_out = neo4j.active_users_without_community()
+        left_out = neo4j.counts.active_users_without_community()
     return dg.AssetCheckResult(passed=left_out == 0, metadata={"left_out": left_out})
 
 
@@ -376,7 +378,7 @@ def every_account_has_a_value(lake: LakeResource, graph: GraphResource) -> dg.As
     values = tables.read(ACCOUNT_VALUES)
     wrong = ~pl.col("churn_risk").is_between(0, 1) | (pl.col("value_to_date") < 0) | (pl.col("monthly_value") < 0)
     with graph.open() as neo4j:
-        accounts = neo4j.label_counts().get("Account", 0)
+        accounts = neo4j.counts.label_counts().get("Account", 0)
     odd = values.filter(wrong)
     return dg.AssetCheckResult(
         passed=odd.is_empty() and values.height == accounts,

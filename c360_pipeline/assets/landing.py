@@ -227,7 +227,7 @@ def product_catalog(  # with checks of its own, Dagster takes the result type wi
         except ContractError as error:
             unreadable.append(str(error))
     catalog = pl.concat(frames).unique(CATALOG.key, keep="last", maintain_order=True)
-    changes = tables.replace(CATALOG, catalog.sort(CATALOG.key))
+    changes = tables.commits.replace(CATALOG, catalog.sort(CATALOG.key))
     return dg.MaterializeResult(
         metadata=rows(catalog.height, changed_rows=changes.count, preview=preview(catalog)),
         check_results=[

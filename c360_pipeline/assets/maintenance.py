@@ -1,4 +1,4 @@
-"""Care for the lake: tables keep the columns of this release, few files, and no files that nobody can read any more."""
+"""Maintenance of the lake: tables keep the columns of this release, few files, and none that nobody can read."""
 
 from dataclasses import asdict
 
@@ -30,16 +30,20 @@ MEANINGS = {
 def lake_tables(
     context: dg.AssetExecutionContext, landing: LandingResource, lake: LakeResource, control: ControlResource
 ) -> dg.MaterializeResult[None]:
-    """Care for one table after the other."""
+    """Maintain one table after the other."""
     landing.open()  # the bucket is there from now on
-    tables, cared = lake.open(), []
+    tables, reports = lake.open(), []
     for table in TABLES.values():
-        cared.append(tables.care_for(table))
-        context.log.info("cared_for: %s", table.name)
+        reports.append(tables.maintenance.maintain(table))
+        context.log.info("maintained: %s", table.name)
     rows_of_control = control.open().read()
-    cared += [tables.care_for_silo(path) for path in sorted({*map(rows_of_control.lake_table, rows_of_control.tables)})]
+    reports += [
+        tables.maintenance.maintain_silo(path)
+        for path in sorted({*map(rows_of_control.lake_table, rows_of_control.tables)})
+    ]
     done = pl.DataFrame(
-        [asdict(care) for care in cared if care], schema=dict.fromkeys(MEANINGS, pl.Int64) | {"table": pl.String}
+        [asdict(report) for report in reports if report],
+        schema=dict.fromkeys(MEANINGS, pl.Int64) | {"table": pl.String},
     )
     totals = done.select(pl.col("rows", "files_before", "files", "bytes", "vacuumed").sum()).row(0, named=True)
     return dg.MaterializeResult(metadata=rows(totals.pop("rows"), **totals, tables=preview(done, limit=100)))

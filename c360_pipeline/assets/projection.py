@@ -41,8 +41,8 @@ NEO4J = {"neo4j"}
 def graph_schema(graph: GraphResource) -> dg.MaterializeResult[None]:
     """Apply the script; what exists stays."""
     with graph.open() as neo4j:
-        neo4j.apply_schema()
-        constraints = neo4j.constraint_count()
+        neo4j.schema.apply()
+        constraints = neo4j.schema.constraint_count()
     return dg.MaterializeResult(metadata=rows(constraints))
 
 
@@ -50,7 +50,7 @@ def graph_schema(graph: GraphResource) -> dg.MaterializeResult[None]:
 def every_index_is_online(graph: GraphResource) -> dg.AssetCheckResult:
     """An index that failed or still builds would let a key in twice, or make each write a scan."""
     with graph.open() as neo4j:
-        waiting = neo4j.indexes_not_online()
+        waiting = neo4j.schema.indexes_not_online()
     return dg.AssetCheckResult(passed=not waiting, metadata={"not_online": dg.MetadataValue.json(waiting)})
 
 
@@ -67,7 +67,7 @@ def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
     """Project the products that changed."""
     with graph.open() as neo4j:
         ProductGraph(lake.open(), neo4j).project()
-        counts = neo4j.label_counts()
+        counts = neo4j.counts.label_counts()
     said = {"categories": counts.get("Category", 0), **refused_rows(neo4j.refusals)}
     return dg.MaterializeResult(metadata=rows(counts.get("Product", 0), **said))
 
@@ -81,7 +81,9 @@ def every_item_is_a_product(lake: LakeResource, graph: GraphResource) -> dg.Asse
     items = tables.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
     wanted = model.products(items, tables.read(CATALOG)).select("tenant_id", "id")
     with graph.open() as neo4j:
-        held = [neo4j.read(model.PRODUCT, tenant).select("tenant_id", "id") for tenant in wanted["tenant_id"].unique()]
+        held = [
+            neo4j.audit.rows(model.PRODUCT, tenant).select("tenant_id", "id") for tenant in wanted["tenant_id"].unique()
+        ]
     missing = wanted.join(pl.concat([wanted.clear(), *held]), on=["tenant_id", "id"], how="anti")
     missing = missing.filter(~stands_on(model.PRODUCT, missing, RefusedRows(tables, neo4j.refusals).refused))
     return dg.AssetCheckResult(passed=missing.is_empty(), metadata={"missing": preview(missing)})
@@ -102,7 +104,7 @@ def event_graph(
     """Project the events that came, changed or went since this graph's checkpoint."""
     with graph.open() as neo4j:
         changed = EventGraph(lake.open(), neo4j).project()
-        counts = neo4j.label_counts()
+        counts = neo4j.counts.label_counts()
     metrics.open().write("event_graph", graph_figures("event_graph", neo4j.statistics, sum(changed.values())))
     context.log.info("projected: %s", ", ".join(f"{count:,} rows of {kind}" for kind, count in changed.items()))
     said = {"changed": counts_table(changed, "kind"), **refused_rows(neo4j.refusals)}
@@ -119,7 +121,7 @@ def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetC
     tables = lake.open()
     archived = tables.count(EVENTS)
     with graph.open() as neo4j:
-        nodes = neo4j.label_counts().get("Action", 0)
+        nodes = neo4j.counts.label_counts().get("Action", 0)
         refused = len(RefusedRows(tables, neo4j.refusals).refused.get("Action", ()))
     return dg.AssetCheckResult(
         passed=archived - refused == nodes,
@@ -165,7 +167,7 @@ def journey_graph(lake: LakeResource, graph: GraphResource, metrics: MetricsReso
     tables = lake.open()
     with graph.open() as neo4j:
         projected = JourneyGraph(tables, neo4j).project()
-        counts = neo4j.counts()
+        counts = neo4j.counts.all()
         written = neo4j.statistics
     metrics.open().write("journey_graph", graph_figures("journey_graph", written, sum(projected.values())))
     return dg.MaterializeResult(
@@ -204,5 +206,5 @@ def graph_figures(stage: str, written: GraphStatistics, changed: int) -> list[Fi
 def every_event_is_processed(graph: GraphResource) -> dg.AssetCheckResult:
     """Count the events that stitching has not reached."""
     with graph.open() as neo4j:
-        waiting = neo4j.waiting_events()
+        waiting = neo4j.counts.waiting_events()
     return dg.AssetCheckResult(passed=waiting == 0, metadata={"waiting": waiting})

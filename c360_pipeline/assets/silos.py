@@ -153,7 +153,7 @@ def silo_nodes(
     with graph.open() as neo4j:
         silos = SiloGraph(lake.open(), neo4j, control_rows, force=config.force_removal)
         changed = silos.project_nodes()
-        total = sum(neo4j.label_count(label) for label in silos.labels)
+        total = sum(neo4j.counts.label_count(label) for label in silos.labels)
     lineage = {"dagster/column_lineage": node_lineage(control_rows, silos.labels)}
     said = {**lineage, **refused_rows(neo4j.refusals)}
     return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "label"), **said))
@@ -291,6 +291,6 @@ def every_silo_row_is_a_node(control: ControlResource, lake: LakeResource, graph
         refused = RefusedRows(tables, neo4j.refusals).refused
         for label, found in label_tables(tables, control.open().read()).items():
             rows_of_label = sum(tables.count(table) for table in found.tables)
-            too_many = neo4j.label_count(label) + len(refused.get(label, ())) - rows_of_label
+            too_many = neo4j.counts.label_count(label) + len(refused.get(label, ())) - rows_of_label
             wrong |= {label: too_many} if too_many else {}
     return dg.AssetCheckResult(passed=not wrong, metadata={"nodes_too_many": counts_table(wrong, "label")})

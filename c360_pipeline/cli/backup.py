@@ -79,7 +79,7 @@ def restore(
 
         manifest = backups.verify(folder, tools, observe)
         with open_graph(settings) as graph:
-            if graph.label_counts() and not bucket.has(backups.RESTORING):
+            if graph.counts.label_counts() and not bucket.has(backups.RESTORING):
                 raise ConfigError("The graph is not empty. A backup is restored into empty services only.")
         with control.exclusive_run():
             backups.put_back(bucket, control, folder, manifest, tools, observe)

@@ -25,6 +25,7 @@ def show(
 ) -> None:
     """Show the journey that an event belongs to, and the keys that tie it together."""
     from c360_pipeline.connections import open_graph, open_lake
+    from c360_pipeline.reads.journeys import journey_of_event, tenants_with_event
     from c360_pipeline.stages.stitching.history import JourneyHistory
 
     settings = load_settings()
@@ -34,8 +35,8 @@ def show(
         events = history.journey_at(owner, event_id, _instant(as_of))
     else:
         with open_graph(settings) as graph:
-            owner = _one_tenant(graph.tenants_with_event(event_id), repr(event_id), tenant)
-            events = graph.journey_of_event(owner, event_id)
+            owner = _one_tenant(tenants_with_event(graph, event_id), repr(event_id), tenant)
+            events = journey_of_event(graph, owner, event_id)
     if not events:
         raise ConfigError(f"There is no stitched event {event_id!r}.")
     print_json(events) if as_json else out.print(_journey_table(events))
@@ -50,11 +51,12 @@ def explain(
 ) -> None:
     """Show the shortest chain of events and keys between two events; exit code 1 when there is none."""
     from c360_pipeline.connections import open_graph
+    from c360_pipeline.reads.journeys import explanation, tenants_with_event
 
     with open_graph(load_settings()) as graph:
-        shared = [t for t in graph.tenants_with_event(first) if t in graph.tenants_with_event(second)]
+        shared = [t for t in tenants_with_event(graph, first) if t in tenants_with_event(graph, second)]
         owner = _one_tenant(shared, f"{first!r} together with {second!r}", tenant)
-        chain = graph.explanation(owner, first, second)
+        chain = explanation(graph, owner, first, second)
     if as_json:
         print_json({"tenant_id": owner, "chain": chain})
     elif chain:

@@ -118,7 +118,7 @@ def as_instant(text: str, lake: Any) -> datetime:
     if text.isdecimal():
         from c360_pipeline.core.catalog.tables import EVENTS
 
-        commits = {int(entry["version"]): int(entry["timestamp"]) for entry in lake.history(EVENTS)}
+        commits = {int(entry["version"]): int(entry["timestamp"]) for entry in lake.versions.history(EVENTS)}
         if int(text) not in commits:
             known = f"there are {min(commits)} to {max(commits)}" if commits else "nothing has landed yet"
             raise ConfigError(f"There is no version {text} of the events: {known}.")

@@ -32,7 +32,7 @@ def query(
         return
     values = wanted.values(_given(set_ or []), datetime.now(UTC))
     with open_graph(load_settings()) as graph:
-        rows = graph.query(wanted.statement, tenant_id=tenant or _only(graph.tenants_with_data()), **values)
+        rows = graph.query(wanted.statement, tenant_id=tenant or _only(graph.counts.tenants_with_data()), **values)
     if as_json:
         print_json({"query": wanted.name, "question": wanted.question, "rows": rows})
     else:

@@ -91,7 +91,7 @@ def clear_database(
     if yes_remove_all_of != address:
         raise ConfigError(f"{yes_remove_all_of!r} is not {address}: nothing was removed.")
     with open_control(settings).exclusive_run(), open_graph(settings) as graph:
-        err.print(f"{graph.clear():,} nodes removed", highlight=False)
+        err.print(f"{graph.writer.clear():,} nodes removed", highlight=False)
 
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}

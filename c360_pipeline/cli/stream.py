@@ -41,7 +41,7 @@ def start_job(home: Path, settings: Settings, sinks: Sequence[str], report: Call
     from c360_pipeline.streaming.cluster import StreamCluster
 
     with open_graph(settings) as graph:
-        graph.apply_schema()
+        graph.schema.apply()
     cluster = StreamCluster(settings)
     connector = next(flink_jars().glob("flink-sql-connector-kafka-*.jar"))
     job = cluster.start(flink_home(), flink_variables(home), sinks, connector, report)

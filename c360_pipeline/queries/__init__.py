@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import ConfigError
 
 _NUMBERS = ("limit", "min_products")
@@ -36,7 +37,7 @@ class Query:
     name: str
     question: str
     columns: str
-    statement: str
+    statement: Statement
     parameters: Mapping[str, str]
     defaults: Mapping[str, str]
     chart: tuple[str, str] | None
@@ -108,7 +109,7 @@ def _read(name: str, text: str) -> Query:
         name,
         question,
         columns,
-        "\n".join(line for line in lines if not line.startswith("//")).strip() + "\n",
+        Statement("\n".join(line for line in lines if not line.startswith("//")).strip() + "\n"),
         notes,
         {match["name"]: match["default"] for match in head if match["default"]},
         (chart.split()[0], chart.split()[1]) if chart else None,

@@ -7,7 +7,7 @@ OPTIONAL MATCH (account)-[:HAS_SUBSCRIPTION]->(:Subscription {tenant_id: $tenant
     -[:SUBSCRIBED_TO]->(plan:Plan {tenant_id: $tenant_id})
 WITH account, plan,
      COUNT { (account)-[:WATCHED]->(:PlayEvent {tenant_id: $tenant_id}) } AS streams,
-     COUNT { MATCH (account)-[:WATCHED]->(:PlayEvent {tenant_id: $tenant_id})-[:PLAYED]->(media:Media) RETURN DISTINCT media }
+     COUNT { MATCH (account)-[:WATCHED]->(:PlayEvent {tenant_id: $tenant_id})-[:PLAYED]->(media:Media {tenant_id: $tenant_id}) RETURN DISTINCT media }
          AS titles,
      COUNT { (account)-[:SUBMITTED]->(:Ticket {tenant_id: $tenant_id}) } AS tickets,
      duration.inMonths(account.created_at, $now).months AS months

@@ -5,16 +5,17 @@ from typing import Any
 
 import polars as pl
 
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j.driver_values import Read, instant
 
-READ_NEWEST = """
+READ_NEWEST = Statement("""
     CALL () { MATCH (e:PlayEvent {tenant_id: $tenant_id}) RETURN max(e.event_timestamp) AS at
         UNION ALL MATCH (t:Ticket {tenant_id: $tenant_id}) RETURN max(t.created_at) AS at
         UNION ALL MATCH (u:User {tenant_id: $tenant_id}) RETURN max(u.last_seen) AS at }
     WITH at WHERE at IS NOT NULL
     RETURN max(datetime({epochMillis: datetime(at).epochMillis})) AS newest
-"""
-READ_ACCOUNTS = """
+""")
+READ_ACCOUNTS = Statement("""
     MATCH (a:Account {tenant_id: $tenant_id})
     WHERE $account_id IS NULL OR toString(a.account_id) = $account_id
     CALL (a) {
@@ -40,13 +41,13 @@ READ_ACCOUNTS = """
            COUNT { MATCH (a)-[:SUBMITTED]->(t:Ticket {tenant_id: $tenant_id})
                    WHERE $now - duration({days: 30}) < t.created_at <= $now } AS recent_tickets
     ORDER BY account_id
-"""
-READ_TICKETS = """
+""")
+READ_TICKETS = Statement("""
     MATCH (u:User {tenant_id: $tenant_id})-[:IS_ACCOUNT]->(:Account {tenant_id: $tenant_id})
         -[:SUBMITTED]->(t:Ticket {tenant_id: $tenant_id})
     RETURN toString(t.ticket_id) AS ticket_id, u.id AS user_id, t.created_at.epochMillis * 1000 AS created_at
     ORDER BY ticket_id, user_id
-"""
+""")
 ACCOUNTS = {
     "account_id": pl.String, "email": pl.String, "plan": pl.String, "is_active": pl.Boolean, "monthly_fee": pl.Float64,
     "purchases": pl.Float64, "recent_purchases": pl.Float64, "months": pl.Int64, "recent_plays": pl.Int64,

@@ -12,6 +12,7 @@ from c360_pipeline.core.catalog.tables import (
     JOURNEY_SPLITS,
     RECONCILIATIONS,
 )
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -20,14 +21,14 @@ Elements = dict[str, list[dict[str, Any]]]
 SHOWN_CHANGES = 50
 """Merges of a customer's journeys, and splits."""
 
-SEARCH = """
+SEARCH = Statement("""
     MATCH (u:User {tenant_id: $tenant_id}) WHERE u.id STARTS WITH $text
     WITH u ORDER BY u.id LIMIT $limit
     OPTIONAL MATCH (u)-[:IS_ACCOUNT]->(a:Account {tenant_id: $tenant_id})
     RETURN u.id AS user_id, u.last_seen AS last_seen, u.community AS community, a.full_name AS full_name
-"""
-COUNT_EVENTS = "MATCH (e:Event {tenant_id: $tenant_id}) RETURN count(e) AS number"
-READ_NEIGHBOURHOOD = """
+""")
+COUNT_EVENTS = Statement("MATCH (e:Event {tenant_id: $tenant_id}) RETURN count(e) AS number")
+READ_NEIGHBOURHOOD = Statement("""
     UNWIND $user_ids AS user_id
     MATCH (u:User {tenant_id: $tenant_id, id: user_id})
     CALL (u) {
@@ -43,7 +44,7 @@ READ_NEIGHBOURHOOD = """
         RETURN type(r) AS type, 'Account' AS label, toString(a.account_id) AS id, a.email AS name
     }
     RETURN user_id, type, label, id, name
-"""
+""")
 
 
 class CustomerPages:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from c360_pipeline.core.features.account_values import account_values
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.stitching.keys import value_hash
 from c360_pipeline.queries import find_query
 from c360_pipeline.reads.accounts import newest_of, read_accounts
@@ -20,41 +21,42 @@ BEFORE = timedelta(minutes=30)
 SHOWN_BEFORE = 5
 T = TypeVar("T")
 
-FIND_USERS = """
+FIND_USERS = Statement("""
     MATCH (u:User {tenant_id: $tenant_id, id: $customer_id}) RETURN u.id AS user_id
     UNION
     MATCH (a:Account {tenant_id: $tenant_id, email: $customer_id})<-[:IS_ACCOUNT]-(u:User {tenant_id: $tenant_id})
     RETURN u.id AS user_id
-"""
-FIND_ACCOUNTS = """
+""")
+FIND_ACCOUNTS = Statement("""
     MATCH (a:Account {tenant_id: $tenant_id, email: $customer_id}) RETURN a.email AS email, toString(a.account_id) AS id
     UNION
     MATCH (:User {tenant_id: $tenant_id, id: $customer_id})-[:IS_ACCOUNT]->(a:Account {tenant_id: $tenant_id})
     RETURN a.email AS email, toString(a.account_id) AS id
-"""
-READ_JOURNEYS_OF_KEYS = """
+""")
+READ_JOURNEYS_OF_KEYS = Statement("""
     UNWIND $keys AS key
     MATCH (c:Correlation {tenant_id: $tenant_id, id: key})-[:PART_OF]->(j:Journey {tenant_id: $tenant_id})
     RETURN DISTINCT j.id AS journey_id, j.event_count AS event_count, j.first_event_ts AS first_event,
            j.last_event_ts AS last_event
     ORDER BY last_event DESC, journey_id
-"""
-READ_USERS = """
+""")
+READ_USERS = Statement("""
     UNWIND $user_ids AS user_id
     MATCH (u:User {tenant_id: $tenant_id, id: user_id})
     RETURN u.id AS user_id, u.first_seen AS first_seen, u.last_seen AS last_seen, u.community AS community
     ORDER BY user_id
-"""
-READ_USERS_OF_JOURNEYS = """
+""")
+READ_USERS_OF_JOURNEYS = Statement("""
     UNWIND $journey_ids AS journey_id
     MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})
         <-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id, key_type: 'user'})
     CALL (c) { MATCH (c)<-[:HAS_KEY]-(e:Event {tenant_id: $tenant_id}) RETURN e.user_id AS user_id LIMIT 1 }
     RETURN DISTINCT user_id
-"""
-READ_EVENTS = """
+""")
+READ_EVENTS = Statement("""
     UNWIND $journey_ids AS journey_id
-    MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})<-[:PART_OF|HAS_KEY|IN_JOURNEY*1..2]-(e:Event)
+    MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})
+        <-[:PART_OF|HAS_KEY|IN_JOURNEY*1..2]-(e:Event {tenant_id: $tenant_id})
     WHERE e.ts < $before
     WITH DISTINCT e ORDER BY e.ts DESC, e.id DESC LIMIT $limit
     OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
@@ -63,8 +65,8 @@ READ_EVENTS = """
            e.user_id AS user_id, s.id AS session_id, p.id AS product_id, p.name AS product_name,
            e:Unlanded AS is_unlanded
     ORDER BY at DESC, id DESC
-"""
-READ_EVENTS_OF_USERS = """
+""")
+READ_EVENTS_OF_USERS = Statement("""
     UNWIND $user_ids AS user_id
     MATCH (:User {tenant_id: $tenant_id, id: user_id})-[:HAS_SESSION]->(s:Session {tenant_id: $tenant_id})
         -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id, user_id: user_id})
@@ -75,8 +77,8 @@ READ_EVENTS_OF_USERS = """
            e.user_id AS user_id, s.id AS session_id, p.id AS product_id, p.name AS product_name,
            e:Unlanded AS is_unlanded
     ORDER BY at DESC, id DESC
-"""
-READ_PLAYS = """
+""")
+READ_PLAYS = Statement("""
     MATCH (a:Account {tenant_id: $tenant_id, email: $email})-[:WATCHED]->(e:PlayEvent {tenant_id: $tenant_id})
     WHERE e.event_timestamp < $before
     WITH e ORDER BY e.event_timestamp DESC LIMIT $limit
@@ -84,23 +86,25 @@ READ_PLAYS = """
     RETURN toString(e.play_event_id) AS id, e.event_timestamp AS at, e.action AS action, m.title AS title,
            m.genre AS genre
     ORDER BY at DESC, id DESC
-"""
-READ_TICKETS = """
+""")
+READ_TICKETS = Statement("""
     MATCH (a:Account {tenant_id: $tenant_id, email: $email})-[:SUBMITTED]->(t:Ticket {tenant_id: $tenant_id})
     WHERE t.created_at < $before
     RETURN toString(t.ticket_id) AS id, t.created_at AS at, t.subject AS subject, t.status AS status,
            t.priority AS priority,
-           COLLECT { MATCH (t)-[:TAGGED_WITH]->(g:Tag) RETURN g.tag_name ORDER BY g.tag_name } AS topics
+           COLLECT {
+               MATCH (t)-[:TAGGED_WITH]->(g:Tag {tenant_id: $tenant_id}) RETURN g.tag_name ORDER BY g.tag_name
+           } AS topics
     ORDER BY at DESC, id DESC
     LIMIT $limit
-"""
-READ_IDENTIFIERS = """
+""")
+READ_IDENTIFIERS = Statement("""
     UNWIND $journey_ids AS journey_id
     MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})<-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id})
     RETURN c.id AS key, c.key_type AS key_type, j.id AS journey_id, COUNT { (c)<-[:HAS_KEY]-() } AS events
     ORDER BY key_type, events DESC, key
     LIMIT $limit
-"""
+""")
 
 
 @dataclass(frozen=True)
@@ -268,7 +272,7 @@ class _Reading:
                 entry["before"] = [{k: e[k] for k in ("at", "title", "detail")} for e in earlier[:SHOWN_BEFORE]]
         return ordered
 
-    def _read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+    def _read(self, statement: Statement, **parameters: Any) -> list[dict[str, Any]]:
         return self._statement(statement, tenant_id=self._tenant_id, **parameters)
 
 

@@ -14,12 +14,13 @@ from c360_pipeline.core.features.recommend import (
     rank,
 )
 from c360_pipeline.core.features.trends import BUYER_WEIGHT
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j.driver_values import Read, instant
 from c360_pipeline.stores.neo4j.graph import Graph
 
 TREND_OF_CANDIDATES = timedelta(days=30)
 
-READ_SIMILAR_USERS = """
+READ_SIMILAR_USERS = Statement("""
     MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED]->(own:Product {tenant_id: $tenant_id})
     WITH u, collect(own) AS owned
     UNWIND owned AS shared
@@ -31,14 +32,16 @@ READ_SIMILAR_USERS = """
     ORDER BY $similar_user_weight * similar_users + strength DESC, product.id
     LIMIT $top_k
     CALL (u, owned, product) {
-        MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})-[:PURCHASED]->(shared:Product)
+        MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
+            -[:PURCHASED]->(shared:Product {tenant_id: $tenant_id})
         WHERE similar <> u AND shared IN owned
         WITH u, similar, count(shared) AS shared_products
         ORDER BY shared_products DESC, similar.id
         RETURN collect(similar.id)[..$shown_users] AS first_users, max(similar.community = u.community) AS in_community
     }
     CALL (u, owned, product) {
-        MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})-[:PURCHASED]->(shared:Product)
+        MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
+            -[:PURCHASED]->(shared:Product {tenant_id: $tenant_id})
         WHERE similar <> u AND shared IN owned
         WITH shared, count(similar) AS users
         ORDER BY users DESC, shared.id
@@ -46,8 +49,8 @@ READ_SIMILAR_USERS = """
     }
     RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
            similar_users AS evidence, strength, first_users, coalesce(in_community, false) AS in_community, because
-"""
-READ_VIEWED_TOGETHER = """
+""")
+READ_VIEWED_TOGETHER = Statement("""
     MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:VIEWED|PURCHASED]->(own:Product {tenant_id: $tenant_id})
     WITH DISTINCT u, own
     MATCH (own)-[together:ALSO_VIEWED]->(product:Product {tenant_id: $tenant_id})
@@ -60,8 +63,8 @@ READ_VIEWED_TOGETHER = """
            pairs[0].sessions AS evidence, [pairs[0].name] AS because
     ORDER BY evidence DESC, product_id
     LIMIT $top_k
-"""
-READ_COMMUNITY = """
+""")
+READ_COMMUNITY = Statement("""
     MATCH (u:User {tenant_id: $tenant_id, id: $user_id}) WHERE u.community IS NOT NULL
     MATCH (other:User {tenant_id: $tenant_id, community: u.community})
         -[:PURCHASED]->(product:Product {tenant_id: $tenant_id})
@@ -71,16 +74,16 @@ READ_COMMUNITY = """
            count(other) AS evidence
     ORDER BY evidence DESC, product_id
     LIMIT $top_k
-"""
-READ_OWNED = """
+""")
+READ_OWNED = Statement("""
     MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED]->(p:Product {tenant_id: $tenant_id})
     RETURN p.id AS product_id
-"""
-READ_NEWEST_EVENT = """
+""")
+READ_NEWEST_EVENT = Statement("""
     MATCH (u:User {tenant_id: $tenant_id}) WHERE u.last_seen IS NOT NULL
     RETURN u.last_seen AS newest ORDER BY u.tenant_id DESC, u.last_seen DESC LIMIT 1
-"""
-READ_TRENDING = """
+""")
+READ_TRENDING = Statement("""
     CALL () {
         MATCH (v:User {tenant_id: $tenant_id})-[r:VIEWED]->(p:Product {tenant_id: $tenant_id})
         WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
@@ -95,16 +98,16 @@ READ_TRENDING = """
     ORDER BY score DESC, p.id
     LIMIT $top_k
     RETURN p.id AS product_id, p.name AS product_name, p.category AS category, viewers, buyers, people, score
-"""
-READ_SIMILAR_PRODUCTS = """
+""")
+READ_SIMILAR_PRODUCTS = Statement("""
     MATCH (:Product {tenant_id: $tenant_id, id: $product_id})
         -[similar:SIMILAR_TO|ALSO_VIEWED]->(p:Product {tenant_id: $tenant_id})
     RETURN p.id AS product_id, p.name AS product_name, p.category AS category,
            CASE type(similar) WHEN 'SIMILAR_TO' THEN 'same_customers' ELSE 'viewed_together' END AS kind,
            similar.similarity AS similarity, similar.shared AS shared, similar.rank AS rank
     ORDER BY kind, rank
-"""
-READ_PRODUCT = "MATCH (p:Product {tenant_id: $tenant_id, id: $product_id}) RETURN p.id AS product_id"
+""")
+READ_PRODUCT = Statement("MATCH (p:Product {tenant_id: $tenant_id, id: $product_id}) RETURN p.id AS product_id")
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Recommender:
             case _:
                 return self._trending_candidates(read, narrowed)
 
-    def _candidates(self, read: Read, statement: str, source: Source, wish: Wish) -> list[Candidate]:
+    def _candidates(self, read: Read, statement: Statement, source: Source, wish: Wish) -> list[Candidate]:
         rows = read(
             statement, tenant_id=self._tenant_id, user_id=wish.user_id, top_k=wish.top_k, category=wish.category,
             exclude=list(wish.exclude), similar_user_weight=SIMILAR_USER_WEIGHT, shown_users=SHOWN_USERS,
@@ -204,7 +207,7 @@ class Recommender:
         rows = self._read(READ_SIMILAR_PRODUCTS, product_id=product_id)
         return rows if rows or self._read(READ_PRODUCT, product_id=product_id) else None
 
-    def _read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+    def _read(self, statement: Statement, **parameters: Any) -> list[dict[str, Any]]:
         return self._graph.read_only(statement, tenant_id=self._tenant_id, **parameters)
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from neo4j.exceptions import DriverError, Neo4jError
 
 from c360_pipeline.core.contract.events import Event, Rejected, parse_event
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import C360Error, ContractError
 from c360_pipeline.queries import find_query
 from c360_pipeline.reads.customers import Customers
+from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.reads.recommend import Recommender
 from c360_pipeline.serving.models import Interaction
 from c360_pipeline.stages.realtime.tracked_events import Tracked, TrackedEvents
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 ACTIONS = {"VIEWED": "view", "PURCHASED": "purchase"}
 STORE_SECONDS, SHOW_SECONDS = 10.0, 1.0
 """For how long a request waits for S3, which it needs, and then for the graph, which it does not."""
-SHORTEST_READY = "RETURN 1 AS one"
+SHORTEST_READY = Statement("RETURN 1 AS one")
 
 
 class Backend:
@@ -78,11 +80,11 @@ class Backend:
 
     def journey(self, tenant_id: str, event_id: str) -> list[dict[str, Any]]:
         """The events of the journey of an event."""
-        return [plain(row) for row in self.graph.journey_of_event(tenant_id, event_id)]
+        return [plain(row) for row in journey_of_event(self.graph, tenant_id, event_id)]
 
     def explanation(self, tenant_id: str, first: str, second: str) -> list[dict[str, Any]]:
         """What ties two events."""
-        return self.graph.explanation(tenant_id, first, second) or []
+        return explanation(self.graph, tenant_id, first, second) or []
 
     def track(self, tenant_id: str, interactions: Sequence[Interaction]) -> tuple[list[str], str, bool]:
         """Store events, and show them.

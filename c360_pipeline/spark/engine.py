@@ -34,7 +34,7 @@ def stitch_all_first(
     """
     if settings.spark_jars is None:
         raise ConfigError("C360_SPARK_JARS is not set: `c360 install --spark` fetches the jars and names their folder.")
-    version = lake.version(EVENTS.name)
+    version = lake.versions.version(EVENTS.name)
     if version is None:
         return
     login = S3Login(

@@ -17,6 +17,7 @@ from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.contract.events import EPOCH
 from c360_pipeline.core.landing.decode import split_suppressed
 from c360_pipeline.core.projection.graph import attributes_text
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashes, sum_of_digests
 from c360_pipeline.stages.realtime.unlanded_events import EVENT_SCHEMA, write_fresh
 from c360_pipeline.stores.cassandra.user_events import UserEvent, UserEvents, user_event
@@ -32,15 +33,15 @@ PART_ROWS = 100_000
 """About as many events are compared at once."""
 SHOWN = 20
 DIFFERING = {"tenant_id": pl.String, "event_id": pl.String, "is_late": pl.Boolean}
-READ_EVENTS = """
+READ_EVENTS = Statement("""
     UNWIND $ids AS id
     MATCH (e:Event {tenant_id: $tenant_id, id: id})
-    OPTIONAL MATCH (s:Session)-[:HAS_ACTION]->(e)
-    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product)
+    OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
+    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
     RETURN e.tenant_id AS tenant_id, e.id AS event_id, e.user_id AS user_id, s.id AS session_id,
            e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS micros, e.type AS action, p.id AS item_id,
            e.attrs AS attrs
-"""
+""")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import polars as pl
 
 from c360_pipeline.connections import open_control, open_graph
 from c360_pipeline.core.landing.decode import split_suppressed
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.settings import Settings
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.streaming.cluster import StreamCluster
@@ -14,11 +15,11 @@ from c360_pipeline.streaming.topic import TopicReader
 
 NEWEST = 500
 """Messages of each partition that are looked for."""
-READ_PRESENT = """
+READ_PRESENT = Statement("""
     UNWIND $ids AS id
     MATCH (e:Event {tenant_id: $tenant_id, id: id})
     RETURN e.tenant_id AS tenant_id, e.id AS event_id
-"""
+""")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -175,31 +175,3 @@ def shard_of(event: Event, shards: int) -> str:
         shards: writers of one tenant at once.
     """
     return json.dumps([event.tenant_id, zlib.crc32(event.user_id.encode()) % shards])
-
-
-def bisected(
-    events: list[Event], write: Callable[[list[Event]], None], is_of_a_row: Callable[[Exception], bool]
-) -> list[tuple[Event, Exception]]:
-    """Write a batch; halves of it where an event in it is refused, down to the event.
-
-    Args:
-        events: of one tenant.
-        write: writes events, all or none.
-        is_of_a_row: whether an error is the fault of one of the events.
-
-    Returns:
-        The events that were refused, each with why.
-
-    Raises:
-        Exception: what `write` raises that is not the fault of an event.
-    """
-    try:
-        write(events)
-    except Exception as error:
-        if not is_of_a_row(error):
-            raise
-        if len(events) == 1:
-            return [(events[0], error)]
-        middle = len(events) // 2
-        return bisected(events[:middle], write, is_of_a_row) + bisected(events[middle:], write, is_of_a_row)
-    return []

@@ -11,16 +11,16 @@ from neo4j.exceptions import DriverError, Neo4jError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from c360_pipeline.connections import open_control, open_graph
+from c360_pipeline.core.arrays.bisection import bisected
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.stages.realtime.suppression import Suppression
 from c360_pipeline.stages.realtime.unlanded_events import event_frame, write_fresh
 from c360_pipeline.stores.cassandra import user_events
-from c360_pipeline.stores.neo4j.graph import is_of_a_row
+from c360_pipeline.stores.neo4j.client import is_of_a_row
 from c360_pipeline.stores.postgres.control import StandingControlDb
 from c360_pipeline.streaming.clients import open_user_events
-from c360_pipeline.streaming.operators import bisected
 
 PATIENCE_SECONDS = 600.0
 """How long a store may be away before the job fails, and begins again from its last checkpoint."""
@@ -42,10 +42,6 @@ def _user_events_writer(settings: Settings) -> Iterator[Write]:
         yield lambda events: table.write(user_events.user_event(*event[:8]) for event in events)
 
 
-def _is_graph_row(error: Exception) -> bool:
-    return isinstance(error, Neo4jError) and is_of_a_row(error)
-
-
 @dataclass(frozen=True)
 class Store:
     """Where events go.
@@ -62,7 +58,7 @@ class Store:
 
 
 STORES = {
-    "neo4j": Store(200, _graph_writer, _is_graph_row),
+    "neo4j": Store(200, _graph_writer, is_of_a_row),
     # Its log is on the disk sooner the more is written at once.
     "cassandra": Store(1_000, _user_events_writer, user_events.is_of_a_row),
 }
@@ -106,7 +102,9 @@ class PatientSink:
         if self._write is None:
             self._write = self._opened.enter_context(self._store.open_writer(self._settings))
         kept, _ = self._suppression.split(events)
-        return bisected(kept, self._write, self._store.is_of_a_row) if kept else []
+        if not kept:
+            return []
+        return [(rows[0], error) for rows, error in bisected(kept, self._write, self._store.is_of_a_row)]
 
     def _again(self, state: Any) -> None:
         self.retries += 1

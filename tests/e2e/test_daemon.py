@@ -49,7 +49,7 @@ def test_files_reach_the_graph_although_everything_is_killed_in_the_middle(
     monkeypatch.setenv("C360_DAGSTER_DB", f"dagster_{settings.bucket.removeprefix('test-')}")
 
     def in_graph() -> int:
-        return graph.label_counts().get("Action", 0)
+        return graph.counts.label_counts().get("Action", 0)
 
     port = free_port(0)
     with instance(c360_home()) as dagster:

@@ -6,7 +6,7 @@ from c360_pipeline.connections import open_graph, open_lake
 from c360_pipeline.settings import load_settings
 from c360_pipeline.stages.projection.corrections import bring_up
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
-from c360_pipeline.stores.neo4j import graph as writing
+from c360_pipeline.stores.neo4j import writer as writing
 
 # Many statements, so that a kill has many places to hit.
 writing.BATCH_ROWS = 50

@@ -50,10 +50,10 @@ def shop(world: World) -> World:
     users = world.lake.scan(EVENTS).select("tenant_id", "user_id").unique().collect()
     community = pl.col("user_id").str.slice(1).cast(pl.Int64) % 2
     rows = users.with_columns(community=community, community_size=pl.lit(30, pl.Int64))
-    world.lake.replace(USER_COMMUNITIES, rows.select(list(USER_COMMUNITIES.columns)))
+    world.lake.commits.replace(USER_COMMUNITIES, rows.select(list(USER_COMMUNITIES.columns)))
     # All that a user views is taken for one session: so few events make no pairs otherwise.
     views = world.lake.scan(EVENTS).filter(pl.col("action") == "view").with_columns(session_id="user_id")
-    world.lake.replace(PRODUCT_SIMILARITIES, features.similar_by_sessions(views))
+    world.lake.commits.replace(PRODUCT_SIMILARITIES, features.similar_by_sessions(views))
     world.project()
     return world
 
@@ -511,16 +511,16 @@ def test_the_api_is_told_to_people_without_a_script_of_others(acme: TestClient) 
 
 
 def test_graphs_of_features_are_the_archives(shop: World, graph: Graph, lake: Lake) -> None:
-    assert graph.type_counts()["ALSO_VIEWED"] == lake.count(PRODUCT_SIMILARITIES)
+    assert graph.counts.type_counts()["ALSO_VIEWED"] == lake.count(PRODUCT_SIMILARITIES)
     graph.run("MATCH ()-[r:ALSO_VIEWED]->() WITH r LIMIT 1 DELETE r")
     ((tenant, entity, kind, _),) = shop.findings()
     assert (entity, kind) == ("(Product)-[:ALSO_VIEWED]->(Product)", "missing")
     assert tenant in ("acme", "globex", "initech")
     shop.findings(repair=True)
     assert shop.findings() == set()
-    lake.replace(PRODUCT_SIMILARITIES, PRODUCT_SIMILARITIES.empty())
+    lake.commits.replace(PRODUCT_SIMILARITIES, PRODUCT_SIMILARITIES.empty())
     assert shop.findings() == set()
     ProductGraph(lake, graph).project()
     EventGraph(lake, graph).project()
-    assert "ALSO_VIEWED" not in graph.type_counts()
+    assert "ALSO_VIEWED" not in graph.counts.type_counts()
     assert shop.findings() == set()

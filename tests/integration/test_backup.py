@@ -65,7 +65,7 @@ def empty(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def project(archive: Archive, graph: Graph) -> str:
     """The graph anew; its digest."""
-    graph.clear()
+    graph.writer.clear()
     ProductGraph(archive.lake, graph).project()
     EventGraph(archive.lake, graph).project()
     bring_up(archive.lake, graph)
@@ -185,5 +185,5 @@ def test_a_graph_that_drifted_is_not_backed_up(
 def test_every_table_is_in_a_backup(landed: World, taken: tuple[Path, Manifest]) -> None:
     _, manifest = taken
     assert {"events", "journey_log", "landing_files", "dead_letters"} <= manifest.versions.keys()
-    assert manifest.versions["events"] == landed.lake.version(EVENTS.name).number  # type: ignore[union-attr]
+    assert manifest.versions["events"] == landed.lake.versions.version(EVENTS.name).number  # type: ignore[union-attr]
     assert landed.lake.scan(EVENTS).select(pl.col("tenant_id").n_unique()).collect().item() == 4

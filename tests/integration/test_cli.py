@@ -229,9 +229,9 @@ def test_the_graph_is_cleared_only_when_it_was_said_twice(settings: Settings, co
     graph.run("CREATE (:Thing), (:Thing)")
     for answers in ("n\n", "y\nno\n", ""):
         assert RUNNER.invoke(cli.app, ["clear-database"], input=answers).exit_code != 0
-        assert graph.label_count("Thing") == 2
+        assert graph.counts.label_count("Thing") == 2
     assert RUNNER.invoke(cli.app, ["clear-database"], input=f"y\n{settings.neo4j_uri}\n").exit_code == 0
-    assert graph.label_count("Thing") == 0
+    assert graph.counts.label_count("Thing") == 0
 
 
 def document(*arguments: str) -> Any:

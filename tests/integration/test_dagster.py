@@ -75,7 +75,7 @@ def test_materialise_by_dagsters_own_command(settings: Settings, graph: Graph) -
     printed += dagster_materialises("--select", landed, "--partition", str(today))
     partitioned = f'{landed} or key:"silo_tables" or group:"features"'
     printed += dagster_materialises("--select", f"not ({partitioned})")
-    assert graph.label_counts()["Account"] == 240
+    assert graph.counts.label_counts()["Account"] == 240
     for secret in (settings.neo4j_password, settings.etl_db_password, settings.aws_secret_access_key):
         assert secret.get_secret_value() not in printed
 
@@ -116,8 +116,8 @@ def test_a_silo_that_is_added_as_rows_is_in_the_ui_and_in_the_graph(settings: Se
         assert [r.partition_keys for r in evaluate().dynamic_partitions_requests] == [
             ["commerce_db.public.users", "commerce_db.public.transactions"]
         ]
-    assert graph.label_counts() == {"ShopUser": 240, "Purchase": 600}
-    assert graph.type_counts() == {"BOUGHT": 600}
+    assert graph.counts.label_counts() == {"ShopUser": 240, "Purchase": 600}
+    assert graph.counts.type_counts() == {"BOUGHT": 600}
 
 
 ADD_COMMERCE = """

@@ -140,7 +140,9 @@ def erased(world: World) -> Erased:
     finding = {"run_id": "r", "tenant_id": chosen[0][0], "kind": "missing", "label": "User", "repaired": False,
                "key": f"{chosen[0][0]} {next(iter(words))}", "difference": ""}  # fmt: skip
     schema = RECONCILIATION_FINDINGS.empty().schema
-    world.lake.insert_new(RECONCILIATION_FINDINGS, pl.DataFrame([{n: finding.get(n) for n in schema}], schema=schema))
+    world.lake.commits.insert_new(
+        RECONCILIATION_FINDINGS, pl.DataFrame([{n: finding.get(n) for n in schema}], schema=schema)
+    )
     (world.home / "logs" / "some.log").write_text(f"a statement about {sorted(words)[0]} failed\n")
 
     kept: list[Certificate] = []
@@ -261,7 +263,7 @@ def test_the_journeys_of_the_rest_are_those_of_an_archive_that_never_knew_them(
 ) -> None:
     (tmp_path / "lake").mkdir()
     fresh = Lake(str(tmp_path / "lake"), {}, tmp_path / "cache")
-    fresh.insert_new(EVENTS, erased.others)
+    fresh.commits.insert_new(EVENTS, erased.others)
     stitch_all(fresh, open_control(world.settings).key_policy())
     assert partition(world.lake.read(EVENT_JOURNEY)) == partition(fresh.read(EVENT_JOURNEY))
 

@@ -1,9 +1,6 @@
 """The graph: repeatable writes, exact reads, and statements that the server understands."""
 
-import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import polars as pl
 import pytest
@@ -12,24 +9,11 @@ from c360_pipeline.core.catalog.changes import Changes
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import NodeKind, RelationshipKind
 from c360_pipeline.errors import ConfigError, InvariantError
-from c360_pipeline.reads import accounts, recommend
-from c360_pipeline.stages.realtime import unlanded_events as fresh_events
-from c360_pipeline.stores.neo4j import cypher
-from c360_pipeline.stores.neo4j import graph as statements
-from c360_pipeline.stores.neo4j.graph import Graph, apart
+from c360_pipeline.stores.neo4j import audit, cypher
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.neo4j.writer import apart
 
 AT = datetime(2025, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
-KINDS = [
-    *(p.kind for p in model.EVENT_PROJECTIONS), model.PRODUCT, model.CATEGORY, model.IN_CATEGORY, model.CORRELATION,
-    model.JOURNEY, model.HAS_KEY, model.PART_OF, model.EVENT_STATUS, model.USER_COMMUNITY, model.SIMILAR_TO,
-    model.ALSO_VIEWED,
-]  # fmt: skip
-NAMED = {
-    f"{module.__name__.rpartition('.')[2]}.{name}": value
-    for module in (statements, recommend, fresh_events, accounts)
-    for name, value in vars(module).items()
-    if isinstance(value, str) and name.startswith(("READ_", "SAVE_", "COUNT_", "ABSORB", "UNTIE", "FORGET_", "WRITE"))
-}
 
 
 def users(*ids: str, tenant: str = "acme") -> pl.DataFrame:
@@ -44,102 +28,43 @@ def pairs(*ends: tuple[str, str], kind: RelationshipKind = model.HAS_SESSION) ->
     return pl.DataFrame([("acme", *pair) for pair in ends], schema=kind.schema, orient="row")
 
 
-def parameters(statement: str) -> dict[str, object]:
-    lists = ("rows", "exclude")
-    numbers = ("top_k", "buyer_weight", "similar_user_weight", "shown_users", "longest", "batch_rows")
-    names = re.findall(r"\$(\w+)", statement)
-    values = {name: [] if name in lists else 1 if name in numbers else "x" for name in names}
-    return values | {name: AT for name in ("now", "since") if name in values}
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_the_server_understands_every_statement_of_a_kind(graph: Graph, kind: model.Kind) -> None:
-    made = [cypher.merge_statement(kind), cypher.delete_statement(kind), cypher.read_statement(kind)]
-    if isinstance(kind, NodeKind):
-        made.append(cypher.update_statement(kind))
-    else:
-        made.append(cypher.move_statement(kind))
-    for statement in made:
-        graph.run(f"EXPLAIN {statement}", **parameters(statement))
-
-
-LOOKS_AT_ALL = {
-    "READ_TENANTS", "READ_WITHOUT_COMMUNITY", "COUNT_NODES", "COUNT_LABELS", "COUNT_TYPES", "READ_CHECKPOINTS",
-    "READ_PROJECTIONS", "FORGET_CHECKPOINT", "FORGET_CHECKPOINTS",
-}  # fmt: skip
-LOOKS_AT_ALL = {f"graph.{name}" for name in LOOKS_AT_ALL} | {
-    "fresh_events.READ_UNLANDED", "fresh_events.READ_OVERDUE", "accounts.READ_NEWEST", "accounts.READ_ACCOUNTS",
-    "accounts.READ_TICKETS",
-}  # fmt: skip
-"""Statements whose answer is about everything there is: they count, or name the tenants, once per run; and those about
-checkpoints, of which there are a few dozen, or about events ahead of the archive."""
-SCANS = ("LabelScan", "LabelsScan", "AllNodesScan", "TypeScan", "AllRelationshipsScan")
-
-
-def scans(graph: Graph, statement: str, **values: object) -> list[str]:
-    """Operators of a plan that look at all nodes of a label, or at all relationships."""
-
-    def walk(plan: Any) -> Iterator[str]:
-        yield plan["operatorType"].partition("@")[0]
-        for child in plan.get("children", ()):
-            yield from walk(child)
-
-    with graph._driver.session() as session:
-        plan = session.run(f"EXPLAIN {statement}", {**parameters(statement), **values}).consume().plan
-    return [name for name in walk(plan) if name.endswith(SCANS)]
-
-
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in (model.EVENT_STATUS,)], ids=lambda kind: kind.name)
-def test_no_statement_of_a_kind_scans(graph: Graph, kind: model.Kind) -> None:
-    made = [cypher.merge_statement(kind), cypher.delete_statement(kind), cypher.read_statement(kind),
-            cypher.read_statement(kind, audited=True)]  # fmt: skip
-    made.append(cypher.update_statement(kind) if isinstance(kind, NodeKind) else cypher.move_statement(kind))
-    assert {statement: found for statement in made if (found := scans(graph, statement))} == {}
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_no_statement_scans_but_those_that_are_about_everything(graph: Graph, name: str) -> None:
-    found = scans(graph, NAMED[name])
-    assert not found or name in LOOKS_AT_ALL
-
-
 def test_what_is_written_twice_is_there_once_and_reads_as_written(graph: Graph) -> None:
     for _ in range(2):
-        graph.merge(model.USER, users("a", "b"))
-    assert graph.read(model.USER, "acme").sort("id").equals(users("a", "b"))
-    assert graph.label_counts() == {"User": 2}
+        graph.writer.merge(model.USER, users("a", "b"))
+    assert graph.audit.rows(model.USER, "acme").sort("id").equals(users("a", "b"))
+    assert graph.counts.label_counts() == {"User": 2}
 
 
 def test_tenants_do_not_see_each_other(graph: Graph) -> None:
-    graph.merge(model.USER, users("a"))
-    graph.merge(model.USER, users("a", tenant="globex"))
-    assert graph.label_counts() == {"User": 2}
-    assert graph.read(model.USER, "acme").height == 1
-    graph.delete(model.USER, users("a", tenant="globex").select("tenant_id", "id"))
-    assert graph.tenants() == ["acme"]
+    graph.writer.merge(model.USER, users("a"))
+    graph.writer.merge(model.USER, users("a", tenant="globex"))
+    assert graph.counts.label_counts() == {"User": 2}
+    assert graph.audit.rows(model.USER, "acme").height == 1
+    graph.writer.delete(model.USER, users("a", tenant="globex").select("tenant_id", "id"))
+    assert graph.counts.tenants() == ["acme"]
 
 
 def test_a_relationship_without_its_node_is_an_error_not_a_silence(graph: Graph) -> None:
-    graph.merge(model.USER, users("a"))
+    graph.writer.merge(model.USER, users("a"))
     with pytest.raises(InvariantError, match="1 of 1 rows of tenant acme"):
-        graph.merge(model.HAS_SESSION, pairs(("a", "missing")))
+        graph.writer.merge(model.HAS_SESSION, pairs(("a", "missing")))
 
 
 def test_changes_bring_a_kind_from_one_version_to_the_next(graph: Graph) -> None:
-    graph.merge(model.USER, users("a", "b"))
-    graph.merge(model.SESSION, sessions("s"))
-    graph.merge(model.HAS_SESSION, pairs(("a", "s"), ("b", "s")))
-    graph.apply(model.HAS_SESSION, Changes(pairs(("a", "s")), pairs(("b", "s"))))
-    assert graph.read(model.HAS_SESSION, "acme").rows() == [("acme", "a", "s")]
+    graph.writer.merge(model.USER, users("a", "b"))
+    graph.writer.merge(model.SESSION, sessions("s"))
+    graph.writer.merge(model.HAS_SESSION, pairs(("a", "s"), ("b", "s")))
+    graph.writer.apply(model.HAS_SESSION, Changes(pairs(("a", "s")), pairs(("b", "s"))))
+    assert graph.audit.rows(model.HAS_SESSION, "acme").rows() == [("acme", "a", "s")]
 
 
 def test_a_moved_relationship_has_one_target(graph: Graph) -> None:
-    graph.merge(model.USER, users("a"))
-    graph.merge(model.SESSION, sessions("s", "t"))
-    graph.move(model.HAS_SESSION, pairs(("a", "s")))
-    graph.move(model.HAS_SESSION, pairs(("a", "t")))
-    graph.move(model.HAS_SESSION, pairs(("a", "t")))
-    assert graph.read(model.HAS_SESSION, "acme")["to_id"].to_list() == ["t"]
+    graph.writer.merge(model.USER, users("a"))
+    graph.writer.merge(model.SESSION, sessions("s", "t"))
+    graph.writer.move(model.HAS_SESSION, pairs(("a", "s")))
+    graph.writer.move(model.HAS_SESSION, pairs(("a", "t")))
+    graph.writer.move(model.HAS_SESSION, pairs(("a", "t")))
+    assert graph.audit.rows(model.HAS_SESSION, "acme")["to_id"].to_list() == ["t"]
 
 
 @pytest.mark.parametrize(
@@ -147,15 +72,15 @@ def test_a_moved_relationship_has_one_target(graph: Graph) -> None:
                "datetime('2025-11-01T12:00:00.123456789Z')"],
 )  # fmt: skip
 def test_a_value_of_another_type_is_seen(graph: Graph, damage: str) -> None:
-    graph.merge(model.USER, users("a"))
+    graph.writer.merge(model.USER, users("a"))
     graph.run(f"MATCH (u:User) SET u.first_seen = {damage}")
-    assert not graph.read(model.USER, "acme").equals(users("a"))
+    assert not graph.audit.rows(model.USER, "acme").equals(users("a"))
 
 
 def test_an_instant_written_with_another_zone_is_the_same_instant(graph: Graph) -> None:
-    graph.merge(model.USER, users("a"))
+    graph.writer.merge(model.USER, users("a"))
     graph.run("MATCH (u:User) SET u.first_seen = datetime('2025-11-01T14:00:00.123456+02:00')")
-    assert graph.read(model.USER, "acme").equals(users("a"))
+    assert graph.audit.rows(model.USER, "acme").equals(users("a"))
 
 
 @pytest.mark.parametrize("label", ["User) DETACH DELETE (n", "a`b", "1a", "", "ä"])
@@ -171,9 +96,9 @@ def test_a_property_with_a_backslash_never_reaches_the_server() -> None:
 
 
 def test_properties_that_are_no_longer_declared_go(graph: Graph) -> None:
-    graph.merge(model.USER, users("a"))
+    graph.writer.merge(model.USER, users("a"))
     graph.run("MATCH (u:User) SET u.phone = '1', u.mail = 'x'")
-    assert graph.remove_undeclared_properties(model.USER) == ["mail", "phone"]
+    assert graph.writer.remove_undeclared_properties(model.USER) == ["mail", "phone"]
     (row,) = graph.run("MATCH (u:User) RETURN keys(u) AS names")
     assert sorted(row["names"]) == sorted(model.USER.schema)
 
@@ -181,8 +106,8 @@ def test_properties_that_are_no_longer_declared_go(graph: Graph) -> None:
 def test_a_property_may_have_any_name(graph: Graph) -> None:
     kind = NodeKind("Odd", ("id",), {"id": pl.Int64(), "a `b` c": pl.String()})
     rows = pl.DataFrame([("acme", 1, "x")], schema=kind.schema, orient="row")
-    graph.merge(kind, rows)
-    assert graph.read(kind, "acme").equals(rows)
+    graph.writer.merge(kind, rows)
+    assert graph.audit.rows(kind, "acme").equals(rows)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +122,7 @@ def test_nodes_whose_key_is_of_another_type_go(graph: Graph, dtype: pl.DataType,
         graph.run(
             f"CREATE (:Odd {{tenant_id: 'acme', id: {value}, is_right: {str(value == right).lower()}}})", bytes=b"a"
         )
-    graph.delete_mistyped(kind, "acme", "id")
+    graph.writer.delete_mistyped(kind, "acme", "id")
     assert graph.run("MATCH (n:Odd) RETURN n.is_right AS kept") == [{"kept": True}]
 
 
@@ -205,12 +130,12 @@ def test_many_relationships_of_few_nodes_are_written_without_a_deadlock(
     graph: Graph, caplog: pytest.LogCaptureFixture
 ) -> None:
     sources = users(*(f"u{n}" for n in range(6_000)))
-    graph.merge(model.USER, sources)
-    graph.merge(model.SESSION, sessions("s1", "s2", "s3"))
+    graph.writer.merge(model.USER, sources)
+    graph.writer.merge(model.SESSION, sessions("s1", "s2", "s3"))
     every = pl.concat(sources.select("tenant_id", from_id="id").with_columns(to_id=pl.lit(f"s{n}")) for n in (1, 2, 3))
-    graph.merge(model.HAS_SESSION, every)
-    graph.merge(model.HAS_SESSION, every)
-    assert graph.type_counts() == {"HAS_SESSION": 18_000}
+    graph.writer.merge(model.HAS_SESSION, every)
+    graph.writer.merge(model.HAS_SESSION, every)
+    assert graph.counts.type_counts() == {"HAS_SESSION": 18_000}
     assert "Deadlock" not in caplog.text
 
 
@@ -234,10 +159,10 @@ def test_batches_that_are_written_at_once_share_no_node(kind: model.Kind) -> Non
 @pytest.mark.parametrize("page_nodes", [1, 7, 10, 1000])
 def test_pages_hold_every_row_once(graph: Graph, monkeypatch: pytest.MonkeyPatch, page_nodes: int) -> None:
     """Also where more nodes than a page share the first column of their key."""
-    monkeypatch.setattr(statements, "PAGE_NODES", page_nodes)
+    monkeypatch.setattr(audit, "PAGE_NODES", page_nodes)
     item = NodeKind("Item", ("shop", "no"), {"shop": pl.String(), "no": pl.Int64()})
     next_to = RelationshipKind("NEXT_TO", item, item)
-    graph.apply_schema([item])
+    graph.schema.apply([item])
     nodes = pl.DataFrame(
         [("acme", shop, no) for shop, count in (("a", 1), ("b", 25), ("c", 3), ("", 11)) for no in range(count)]
         + [("globex", "b", 1)],
@@ -246,12 +171,12 @@ def test_pages_hold_every_row_once(graph: Graph, monkeypatch: pytest.MonkeyPatch
     ends = nodes.filter(pl.col("tenant_id") == "acme").select(
         "tenant_id", from_shop="shop", from_no="no", to_shop=pl.lit("b"), to_no=pl.lit(0, pl.Int64)
     )
-    graph.merge(item, nodes)
-    graph.merge(next_to, ends)
+    graph.writer.merge(item, nodes)
+    graph.writer.merge(next_to, ends)
     try:
-        read = graph.read(item, "acme")
+        read = graph.audit.rows(item, "acme")
         assert read.sort(pl.all()).equals(nodes.filter(pl.col("tenant_id") == "acme").sort(pl.all()))
-        assert graph.read(next_to, "acme").sort(pl.all()).equals(ends.sort(pl.all()))
+        assert graph.audit.rows(next_to, "acme").sort(pl.all()).equals(ends.sort(pl.all()))
     finally:
-        graph.clear_label("Item")
+        graph.writer.clear_label("Item")
         graph.run(cypher.drop_constraint(cypher.key_constraint_name(item)))

@@ -40,7 +40,7 @@ def change(world: World, rng: random.Random) -> None:
         gone, moved = events.head(3), events.tail(3)
         changed = moved.with_columns(action=pl.lit("purchase"), content_hash=pl.lit(f"changed {rng.random()}"))
         keys = ["tenant_id", "event_date", "event_id"]
-        world.lake.merge(EVENTS, changed, gone.select(keys), on=keys)
+        world.lake.commits.merge(EVENTS, changed, gone.select(keys), on=keys)
         Journeys(world.lake).add(changed.clear(), world.policy, gone.select("tenant_id", "event_id"))
 
 
@@ -74,7 +74,7 @@ def test_thirty_kills_of_the_projection_and_of_neo4j_leave_the_same_graph(
     assert world.findings() == set()
     survived = graph_digest(reconcile(world.archive, graph))
 
-    graph.forget_all_checkpoints()
-    graph.clear()
+    graph.checkpoints.forget_all()
+    graph.writer.clear()
     world.project()
     assert graph_digest(reconcile(world.archive, graph)) == survived

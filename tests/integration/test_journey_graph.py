@@ -13,11 +13,13 @@ from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENT_KEYS, JOURNEY
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule, value_hash
 from c360_pipeline.errors import ConfigError
+from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.settings import Settings
 from c360_pipeline.stages.projection.corrections import block_key, bring_up
 from c360_pipeline.stages.projection.journeys import JourneyGraph
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.client import Client
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
 
@@ -45,10 +47,10 @@ class World:
         ).with_columns(pl.col("attrs").cast(pl.Map(pl.String, pl.String)))  # fmt: skip
         nodes = rows.select("tenant_id", id="event_id", type=pl.lit("view"), ts="ts", user_id=pl.lit("u"),
                             attrs=pl.lit("{}"))  # fmt: skip
-        self.graph.merge(model.ACTION, nodes)
+        self.graph.writer.merge(model.ACTION, nodes)
         out = pl.DataFrame([("acme", e) for e in gone], schema={"tenant_id": pl.String, "event_id": pl.String},
                            orient="row")  # fmt: skip
-        self.graph.delete(model.ACTION, out.select("tenant_id", id="event_id"))
+        self.graph.writer.delete(model.ACTION, out.select("tenant_id", id="event_id"))
         self.journeys.add(rows, self.policy, out)
 
     def project(self) -> None:
@@ -64,10 +66,10 @@ class World:
             (model.PART_OF, model.correlation_journeys(keys)),
             (model.IN_JOURNEY, model.untied_events(assigned, pairs)),
         ):
-            found = self.graph.read(kind, "acme").select(expected.columns)
+            found = self.graph.audit.rows(kind, "acme").select(expected.columns)
             assert sorted(found.rows()) == sorted(expected.rows()), kind.name
         for event, journey in assigned.select("event_id", "journey_id").iter_rows():
-            assert {e["journey_id"] for e in self.graph.journey_of_event("acme", event)} == {journey}
+            assert {e["journey_id"] for e in journey_of_event(self.graph, "acme", event)} == {journey}
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_guards_show_in_the_graph(world: World) -> None:
         world.stitch(*events[start : start + 7])
         world.project()
     world.assert_graph_is_what_the_tables_say()
-    assert not world.graph.read(model.IN_JOURNEY, "acme").is_empty()
+    assert not world.graph.audit.rows(model.IN_JOURNEY, "acme").is_empty()
 
 
 def test_a_projection_that_was_killed_anywhere_is_healed_by_the_next(
@@ -110,11 +112,11 @@ def test_a_projection_that_was_killed_anywhere_is_healed_by_the_next(
     world.stitch(("a", 1, {"user": "1"}), ("b", 2, {"device": "2"}), ("w", 3, {}))
     world.project()
     world.stitch(("c", 4, {"user": "1", "device": "2"}), ("d", 5, {"cookie": "3"}), gone=("w",))
-    run = Graph.run
+    run = Client.run
     for kills_at in range(1, 40):
         calls = 0
 
-        def dies(self: Graph, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        def dies(self: Client, statement: str, **parameters: Any) -> list[dict[str, Any]]:
             nonlocal calls
             calls += 1
             if calls == kills_at:  # noqa: B023 - called within this turn only
@@ -122,7 +124,7 @@ def test_a_projection_that_was_killed_anywhere_is_healed_by_the_next(
             return run(self, statement, **parameters)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Graph, "run", dies)
+            patch.setattr(Client, "run", dies)
             try:
                 world.project()
                 break
@@ -143,7 +145,7 @@ def test_no_reader_sees_half_a_merge(world: World) -> None:
 
     def read() -> None:
         while not stop.is_set():
-            events = world.graph.journey_of_event("acme", "b7")
+            events = journey_of_event(world.graph, "acme", "b7")
             sizes.add(len(events))
             names.add(len({e["journey_id"] for e in events}))
 
@@ -165,16 +167,16 @@ def test_case_40_the_shortest_chain_between_two_events(world: World) -> None:
         ("z", 4, {"user": "9"}), ("w", 5, {}),
     )  # fmt: skip
     world.project()
-    chain = world.graph.explanation("acme", "a", "c")
+    chain = explanation(world.graph, "acme", "a", "c")
     assert chain is not None
     keys = {kind: value_hash("acme", kind, value) for kind, value in (("cookie", "x"), ("device", "d"))}
     assert [node.get("event_id") or node["key"] for node in chain] == [
         "a", f"cookie:{keys['cookie']}", "b", f"device:{keys['device']}", "c",
     ]  # fmt: skip
-    assert [node["event_id"] for node in world.graph.explanation("acme", "a", "a") or ()] == ["a"]
-    assert world.graph.explanation("acme", "a", "z") is None
-    assert world.graph.explanation("acme", "a", "w") is None
-    assert world.graph.explanation("globex", "a", "c") is None
+    assert [node["event_id"] for node in explanation(world.graph, "acme", "a", "a") or ()] == ["a"]
+    assert explanation(world.graph, "acme", "a", "z") is None
+    assert explanation(world.graph, "acme", "a", "w") is None
+    assert explanation(world.graph, "globex", "a", "c") is None
 
 
 def seeded(control: ControlDb, world: World) -> None:
@@ -225,6 +227,6 @@ def test_checkpoints_of_another_log_count_as_none(world: World) -> None:
     world.stitch(("a", 1, {"user": "1"}))
     world.project()
     assert JourneyGraph(world.lake, world.graph).project() == {}
-    world.graph.clear()
+    world.graph.writer.clear()
     world.stitch(("a", 1, {"user": "1"}))
     assert JourneyGraph(world.lake, world.graph).project()["Journey"] == 1

@@ -26,58 +26,58 @@ def held(lake: Lake, table: Table = JOURNEYS_OF_KEYS) -> list[str]:
 
 def test_a_table_that_was_never_written_is_empty(lake: Lake) -> None:
     assert lake.read(EVENTS).schema == EVENTS.empty().schema
-    assert lake.version(EVENTS.name) is None
-    changes, version = lake.changes(EVENTS, None)
+    assert lake.versions.version(EVENTS.name) is None
+    changes, version = lake.versions.changes(EVENTS, None)
     assert (changes.count, version) == (0, None)
 
 
 def test_a_row_is_inserted_once(lake: Lake) -> None:
-    assert lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "b", "a")) == 2
-    assert lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "b", "c")) == 1
+    assert lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "b", "a")) == 2
+    assert lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "b", "c")) == 1
     assert held(lake) == ["a", "b", "c"]
 
 
 def test_workers_that_insert_the_same_rows_at_once_leave_each_row_once(lake: Lake) -> None:
     rows = keys("j", *(f"k{n}" for n in range(50)))
     with ThreadPoolExecutor(6) as pool:
-        inserted = list(pool.map(lambda _: lake.insert_new(JOURNEYS_OF_KEYS, rows), range(6)))
+        inserted = list(pool.map(lambda _: lake.commits.insert_new(JOURNEYS_OF_KEYS, rows), range(6)))
     assert sum(inserted) == 50
     assert held(lake) == sorted(rows["key_hash"])
 
 
 def test_replacing_by_the_same_rows_commits_nothing(lake: Lake) -> None:
-    lake.replace(JOURNEYS_OF_KEYS, keys("j", "a", "b"))
-    version = lake.version(JOURNEYS_OF_KEYS.name)
-    assert lake.replace(JOURNEYS_OF_KEYS, keys("j", "b", "a")).count == 0
-    assert lake.version(JOURNEYS_OF_KEYS.name) == version
+    lake.commits.replace(JOURNEYS_OF_KEYS, keys("j", "a", "b"))
+    version = lake.versions.version(JOURNEYS_OF_KEYS.name)
+    assert lake.commits.replace(JOURNEYS_OF_KEYS, keys("j", "b", "a")).count == 0
+    assert lake.versions.version(JOURNEYS_OF_KEYS.name) == version
 
 
 def test_workers_that_replace_at_once_leave_one_of_their_results(lake: Lake) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: lake.replace(JOURNEYS_OF_KEYS, keys(f"j{n}", "a", "b")), range(4)))
+        list(pool.map(lambda n: lake.commits.replace(JOURNEYS_OF_KEYS, keys(f"j{n}", "a", "b")), range(4)))
     assert held(lake) == ["a", "b"]
     assert lake.read(JOURNEYS_OF_KEYS)["journey_id"].n_unique() == 1
 
 
 def another(lake: Lake, cache: Path) -> Lake:
     """The same lake as another machine sees it."""
-    return Lake(lake._root, lake._options, cache)
+    return Lake(lake._storage.root, lake._storage.options, cache)
 
 
 def test_a_lost_index_is_made_again(lake: Lake, tmp_path: Path) -> None:
-    lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "b"))
-    assert another(lake, tmp_path / "none").insert_new(JOURNEYS_OF_KEYS, keys("j", "b", "c")) == 1
-    assert lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "c", "d")) == 1
+    lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "b"))
+    assert another(lake, tmp_path / "none").commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "b", "c")) == 1
+    assert lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "c", "d")) == 1
     assert held(lake) == ["a", "b", "c", "d"]
 
 
 def test_a_table_that_others_compacted_is_looked_up_in_its_new_files(lake: Lake, tmp_path: Path) -> None:
     for n in range(12):
-        lake.insert_new(JOURNEYS_OF_KEYS, keys("j", f"k{n}"))
-    care = another(lake, tmp_path / "other").care_for(JOURNEYS_OF_KEYS)
+        lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", f"k{n}"))
+    care = another(lake, tmp_path / "other").maintenance.maintain(JOURNEYS_OF_KEYS)
     assert care is not None
     assert (care.rows, care.files_before, care.files, care.vacuumed) == (12, 12, 1, 0)
-    assert lake.insert_new(JOURNEYS_OF_KEYS, keys("j", *(f"k{n}" for n in range(13)))) == 1
+    assert lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", *(f"k{n}" for n in range(13)))) == 1
     assert lake.count(JOURNEYS_OF_KEYS) == 13
 
 
@@ -85,56 +85,60 @@ def test_workers_on_machines_of_their_own_leave_each_row_once(lake: Lake, tmp_pa
     rows = keys("j", *(f"k{n}" for n in range(50)))
     lakes = [another(lake, tmp_path / str(n)) for n in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(lambda own: own.insert_new(JOURNEYS_OF_KEYS, rows), lakes)) == 50
+        assert sum(pool.map(lambda own: own.commits.insert_new(JOURNEYS_OF_KEYS, rows), lakes)) == 50
     assert held(lake) == sorted(rows["key_hash"])
 
 
 def test_workers_that_merge_at_once_lose_nothing(lake: Lake) -> None:
     none = keys("j").select(JOURNEYS_OF_KEYS.key)
-    lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "shared"))
+    lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "shared"))
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: lake.merge(JOURNEYS_OF_KEYS, keys(f"j{n}", "shared", f"own{n}"), none), range(4)))
+        list(
+            pool.map(lambda n: lake.commits.merge(JOURNEYS_OF_KEYS, keys(f"j{n}", "shared", f"own{n}"), none), range(4))
+        )
     assert held(lake) == ["own0", "own1", "own2", "own3", "shared"]
-    assert lake.merge(JOURNEYS_OF_KEYS, keys("j"), keys("j", "own1", "shared").select(JOURNEYS_OF_KEYS.key)) == 2
+    assert (
+        lake.commits.merge(JOURNEYS_OF_KEYS, keys("j"), keys("j", "own1", "shared").select(JOURNEYS_OF_KEYS.key)) == 2
+    )
     assert held(lake) == ["own0", "own2", "own3"]
 
 
 def test_a_merge_into_a_version_that_is_gone_is_refused(lake: Lake) -> None:
-    lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "a"))
-    seen = lake.version(JOURNEYS_OF_KEYS.name)
-    lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "b"))
+    lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "a"))
+    seen = lake.versions.version(JOURNEYS_OF_KEYS.name)
+    lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "b"))
     with pytest.raises(ConflictError, match="changed by another worker"):
-        lake.merge(JOURNEYS_OF_KEYS, keys("j", "c"), keys("j").select(JOURNEYS_OF_KEYS.key), expected=seen)
+        lake.commits.merge(JOURNEYS_OF_KEYS, keys("j", "c"), keys("j").select(JOURNEYS_OF_KEYS.key), expected=seen)
     assert held(lake) == ["a", "b"]
 
 
 def test_a_table_of_an_older_release_gets_the_columns_of_this_one(lake: Lake) -> None:
     older = replace(JOURNEYS_OF_KEYS, columns={n: t for n, t in JOURNEYS_OF_KEYS.columns.items() if n != "journey_id"})
-    lake.insert_new(older, keys("j", "a").drop("journey_id"))
+    lake.commits.insert_new(older, keys("j", "a").drop("journey_id"))
     assert lake.missing_columns(JOURNEYS_OF_KEYS) == ["journey_id"]
     assert lake.read(JOURNEYS_OF_KEYS)["journey_id"].to_list() == [None]
-    later = Lake(lake._root, lake._options, lake._cache)
-    assert later.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "b")) == 1
+    later = Lake(lake._storage.root, lake._storage.options, lake.cache)
+    assert later.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "b")) == 1
     assert later.missing_columns(JOURNEYS_OF_KEYS) == []
     assert later.read(JOURNEYS_OF_KEYS).sort("key_hash")["journey_id"].to_list() == [None, "j"]
-    assert later.changes(JOURNEYS_OF_KEYS, None)[0].upserted.height == 2
+    assert later.versions.changes(JOURNEYS_OF_KEYS, None)[0].upserted.height == 2
 
 
 def test_changes_since_a_version(lake: Lake) -> None:
-    lake.replace(JOURNEYS_OF_KEYS, keys("j", "a", "b", "c"))
-    since = lake.version(JOURNEYS_OF_KEYS.name)
-    lake.replace(JOURNEYS_OF_KEYS, pl.concat([keys("j", "a"), keys("k", "b"), keys("j", "d")]))
-    lake.insert_new(JOURNEYS_OF_KEYS, keys("j", "e"))
-    changes, now = lake.changes(JOURNEYS_OF_KEYS, since)
+    lake.commits.replace(JOURNEYS_OF_KEYS, keys("j", "a", "b", "c"))
+    since = lake.versions.version(JOURNEYS_OF_KEYS.name)
+    lake.commits.replace(JOURNEYS_OF_KEYS, pl.concat([keys("j", "a"), keys("k", "b"), keys("j", "d")]))
+    lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "e"))
+    changes, now = lake.versions.changes(JOURNEYS_OF_KEYS, since)
     assert sorted(changes.upserted["key_hash"]) == ["b", "d", "e"]
     assert changes.deleted["key_hash"].to_list() == ["c"]
-    assert lake.changes(JOURNEYS_OF_KEYS, now)[0].count == 0
+    assert lake.versions.changes(JOURNEYS_OF_KEYS, now)[0].count == 0
 
 
 def test_a_version_of_another_table_counts_as_nothing(lake: Lake) -> None:
-    lake.replace(JOURNEYS_OF_KEYS, keys("j", "a"))
-    stranger = type(lake.version(JOURNEYS_OF_KEYS.name))("another-table", 0)  # type: ignore[misc]  # Version
-    assert lake.changes(JOURNEYS_OF_KEYS, stranger)[0].upserted.height == 1
+    lake.commits.replace(JOURNEYS_OF_KEYS, keys("j", "a"))
+    stranger = type(lake.versions.version(JOURNEYS_OF_KEYS.name))("another-table", 0)  # type: ignore[misc]  # Version
+    assert lake.versions.changes(JOURNEYS_OF_KEYS, stranger)[0].upserted.height == 1
 
 
 @pytest.mark.parametrize("tenant", ["acme", "a b/c=d%", "ünï"])
@@ -144,6 +148,6 @@ def test_events_come_back_as_they_went_in(lake: Lake, tenant: str) -> None:
         [("e", tenant, "u", "s", at, "view", None, {"b": "2", "a": "1"}, at.date(), "h", "f", "e", 1, at)],
         schema=EVENTS.empty().schema, orient="row",
     )  # fmt: skip
-    lake.insert_new(EVENTS, rows)
+    lake.commits.insert_new(EVENTS, rows)
     assert lake.read(EVENTS).equals(rows)
-    assert lake.changes(EVENTS, None)[0].upserted.equals(rows)
+    assert lake.versions.changes(EVENTS, None)[0].upserted.equals(rows)

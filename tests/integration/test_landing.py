@@ -21,6 +21,7 @@ from c360_pipeline.stages.landing import ingest as ingesting
 from c360_pipeline.stages.landing.backfill import land as land_files
 from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection
 from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stores.delta.commits import Commits
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing, dead_letter_key
 
@@ -121,7 +122,7 @@ def test_good_and_bad_lines_and_repetitions_are_in_the_books(world: World, put: 
     assert set(world.letters()) == {b"{oops", b"\xff"}
     first = world.lake.scan(DEAD_LETTERS).filter(pl.col("raw") == b"{oops").collect().row(0, named=True)
     assert (first["source_line"], first["byte_offset"]) == (3, len(event(1)) + len(event(2)) + 2)
-    history = world.lake.history(EVENTS)[0]
+    history = world.lake.versions.history(EVENTS)[0]
     assert {span["file"].rsplit("/", 1)[1] for span in json.loads(history["c360.landed_from"])} == {
         "a.jsonl.gz",
         "b.jsonl",
@@ -131,9 +132,11 @@ def test_good_and_bad_lines_and_repetitions_are_in_the_books(world: World, put: 
 def test_a_file_lands_once(world: World, put: Put) -> None:
     put("a.jsonl", event(1), b"{oops")
     first = world.land()
-    versions = [world.lake.version(t.name) for t in (EVENTS, DEAD_LETTERS, DEAD_LETTER_LINES, LANDING_FILES)]
+    versions = [world.lake.versions.version(t.name) for t in (EVENTS, DEAD_LETTERS, DEAD_LETTER_LINES, LANDING_FILES)]
     assert world.land().equals(first)
-    assert [world.lake.version(t.name) for t in (EVENTS, DEAD_LETTERS, DEAD_LETTER_LINES, LANDING_FILES)] == versions
+    assert [
+        world.lake.versions.version(t.name) for t in (EVENTS, DEAD_LETTERS, DEAD_LETTER_LINES, LANDING_FILES)
+    ] == versions
 
 
 def test_a_file_delivered_again_on_another_day_is_all_duplicates(world: World, put: Put) -> None:
@@ -192,7 +195,7 @@ def test_after_a_crash_between_any_two_writes_nothing_is_lost_or_there_twice(
     monkeypatch.setattr(ingesting, "BATCH_BYTES", 1)
     monkeypatch.setattr(ingesting, "PIECE_BYTES", 64)
     put("a.jsonl", event(1), event(2), b"{oops", event(2), event(3))
-    with dying_after(monkeypatch, Lake, "append_exclusive", table_writes):
+    with dying_after(monkeypatch, Commits, "append_exclusive", table_writes):
         world.land()
     world.land()
     assert world.totals() == (5, 3, 1, 1, 0)
@@ -215,7 +218,7 @@ def test_workers_on_the_same_files_leave_each_line_in_one_place(
     files = world.landing.event_files()
 
     def work(number: int) -> None:
-        own = Lake(world.lake._root, world.lake._options, tmp_path / f"cache{number}")
+        own = Lake(world.lake._storage.root, world.lake._storage.options, tmp_path / f"cache{number}")
         Ingest(world.landing, own, NOBODY).land(files, lambda lines: None)
 
     with ThreadPoolExecutor(3) as pool:
@@ -293,7 +296,7 @@ def test_a_delivery_that_was_replaced_before_it_was_read_to_its_end_is_booked_as
     monkeypatch.setattr(ingesting, "BATCH_BYTES", 1)
     monkeypatch.setattr(ingesting, "PIECE_BYTES", 64)
     key = put("a.jsonl", event(1), b"{oops", event(2)).split("/", 3)[3]
-    with dying_after(monkeypatch, Lake, "append_exclusive", 3):
+    with dying_after(monkeypatch, Commits, "append_exclusive", 3):
         world.land()
     world.landing._client.put_object(Bucket=world.landing.bucket, Key=key, Body=event(3))
     books = world.land()
@@ -317,10 +320,10 @@ def test_suppressed_users_are_counted_and_never_land(world: World, put: Put) -> 
 def test_a_backfill_without_new_rules_changes_nothing(world: World, put: Put) -> None:
     put("a.jsonl", event(1), event(1), b"{oops", event(4, eventId="e"), event(5, eventId="e"))
     put("b.jsonl", event(1), event(2), folder=TOMORROW)
-    before, archive, version = world.land(), world.events(), world.lake.version(EVENTS.name)
+    before, archive, version = world.land(), world.events(), world.lake.versions.version(EVENTS.name)
     again = world.land(DAY)
     assert again.drop("landed_at").equals(before.drop("landed_at"))
-    assert world.lake.version(EVENTS.name) == version
+    assert world.lake.versions.version(EVENTS.name) == version
     assert world.events().equals(archive)
 
 
@@ -332,7 +335,7 @@ def test_a_backfill_brings_the_archive_to_todays_rules_in_one_commit(
     put("b.jsonl", event(2, itemId=long), event(3), folder=TOMORROW)
     world.land()
     assert world.totals() == (7, 4, 3, 0, 0)
-    version = world.lake.version(EVENTS.name)
+    version = world.lake.versions.version(EVENTS.name)
     with monkeypatch.context() as patched:
         patched.setattr(contract, "MAX_STRING_CHARACTERS", 39)
         patched.setattr("c360_pipeline.core.contract.columns.MAX_STRING_CHARACTERS", 39)
@@ -340,7 +343,7 @@ def test_a_backfill_brings_the_archive_to_todays_rules_in_one_commit(
         world.land(DAY)
         assert world.books()["suppressed"].to_list() == [2, 0]
     assert world.users() == ["u1", "u4"]
-    now = world.lake.version(EVENTS.name)
+    now = world.lake.versions.version(EVENTS.name)
     assert version is not None
     assert now is not None
     assert now.number == version.number + 1
@@ -364,7 +367,7 @@ def test_a_backfill_mends_what_hands_did_to_the_archive(world: World, put: Put) 
     world.land()
     rows = world.events().sort("source_line")
     lost, altered = rows.slice(0, 1), rows.slice(1, 1).with_columns(source_line=pl.lit(77, pl.Int64))
-    world.lake.merge(EVENTS, altered, lost.select("tenant_id", "event_id"))
+    world.lake.commits.merge(EVENTS, altered, lost.select("tenant_id", "event_id"))
     world.land(DAY)
     assert world.events().sort("source_line").drop("landed_at").equals(rows.drop("landed_at"))
 
@@ -376,7 +379,7 @@ def test_a_backfill_that_was_killed_is_taken_up_by_the_next_run(
     put("a.jsonl", event(1), event(2), b"{oops")
     world.land()
     world.suppress("u1")
-    with dying_after(monkeypatch, Lake, "merge", calls):
+    with dying_after(monkeypatch, Commits, "merge", calls):
         world.land(DAY)
     world.land()
     assert world.totals() == (3, 1, 0, 1, 1)
@@ -443,9 +446,9 @@ def test_a_replay_lands_what_passes_today_and_the_books_follow(
     ]
     landed = world.events().filter(pl.col("user_id") == "u1").row(0, named=True)
     assert (landed["source_uri"][-7:], landed["source_line"]) == ("a.jsonl", 1)
-    versions = [world.lake.version(t.name) for t in (EVENTS, DEAD_LETTER_LINES, LANDING_FILES)]
+    versions = [world.lake.versions.version(t.name) for t in (EVENTS, DEAD_LETTER_LINES, LANDING_FILES)]
     assert world.queue.replay(Selection(), dry_run=False)["outcome"].to_list() == ["dead"]
-    assert [world.lake.version(t.name) for t in (EVENTS, DEAD_LETTER_LINES, LANDING_FILES)] == versions
+    assert [world.lake.versions.version(t.name) for t in (EVENTS, DEAD_LETTER_LINES, LANDING_FILES)] == versions
 
 
 @pytest.mark.parametrize("calls", range(3))
@@ -457,7 +460,7 @@ def test_a_replay_that_was_killed_is_right_after_the_next(
         patched.setattr("c360_pipeline.core.contract.columns.MAX_ATTRS", 0)
         put("a.jsonl", event(1, attrs={"a": "1"}), event(1, attrs={"a": "1"}), event(2))
         world.land()
-    with dying_after(monkeypatch, Lake, "merge", calls):
+    with dying_after(monkeypatch, Commits, "merge", calls):
         world.queue.replay(Selection(), dry_run=False)
     world.queue.replay(Selection(), dry_run=False)
     assert world.totals() == (3, 2, 1, 0, 0)
@@ -472,10 +475,10 @@ def test_after_a_replay_a_backfill_changes_nothing(world: World, put: Put, monke
         put("a.jsonl", event(1, attrs={"a": "1"}), event(1, attrs={"a": "1"}), event(2))
         world.land()
     world.queue.replay(Selection(), dry_run=False)
-    version = world.lake.version(EVENTS.name)
+    version = world.lake.versions.version(EVENTS.name)
     world.land(DAY)
     assert world.totals() == (3, 2, 1, 0, 0)
-    assert world.lake.version(EVENTS.name) == version
+    assert world.lake.versions.version(EVENTS.name) == version
 
 
 def test_a_conflict_lands_when_the_other_event_is_gone(world: World, put: Put) -> None:

@@ -59,7 +59,9 @@ def test_figures_say_how_far_the_graph_is_behind(world: World) -> None:
 
     newer = world.lake.read(EVENTS).filter(pl.col("tenant_id") == "acme").top_k(1, by="landed_at")
     later = pl.col("landed_at") + pl.duration(hours=1)
-    world.lake.insert_new(EVENTS, newer.with_columns(event_id=pl.lit("late"), landed_at=later))  # and not projected
+    world.lake.commits.insert_new(
+        EVENTS, newer.with_columns(event_id=pl.lit("late"), landed_at=later)
+    )  # and not projected
     with served() as address:
         behind = scraped(address)
     assert {tenant: behind["c360_graph_lag_seconds", tenant] for tenant in tenants} == {

@@ -35,6 +35,7 @@ from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, su
 from c360_pipeline.stages.recovery.rebuild import rebuild
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.neo4j.writer import Writer
 from c360_pipeline.stores.s3.landing import folder_for
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "queries.json"
@@ -176,8 +177,8 @@ def test_every_kind_of_node_and_relationship_of_the_contract_is_there(world: Wor
         "PlayEvent Ticket Tag TicketTagLink",
         "HAS_SUBSCRIPTION SUBSCRIBED_TO PLAYED TAGGED_WITH SUBMITTED SIMILAR_TO ALSO_VIEWED",
     )
-    assert set(world.graph.label_counts()) == set(f"{nodes} {more_nodes}".split())
-    assert set(world.graph.type_counts()) == set(f"{types} {more_types} WATCHED".split())
+    assert set(world.graph.counts.label_counts()) == set(f"{nodes} {more_nodes}".split())
+    assert set(world.graph.counts.type_counts()) == set(f"{types} {more_types} WATCHED".split())
 
 
 def test_excluded_columns_reach_neither_lake_nor_graph(world: World) -> None:
@@ -241,12 +242,14 @@ def test_the_graph_equals_its_archive(world: World) -> None:
 
 
 def test_a_second_run_changes_no_row_node_or_relationship(world: World, first_digest: str) -> None:
-    counts = world.graph.counts()
-    versions = {name: world.lake.version(name) for name in ("events", "journeys", "journey_keys", "dead_letters")}
+    counts = world.graph.counts.all()
+    versions = {
+        name: world.lake.versions.version(name) for name in ("events", "journeys", "journey_keys", "dead_letters")
+    }
     world.run()
     assert world.digest() == first_digest
-    assert world.graph.counts() == counts
-    assert {name: world.lake.version(name) for name in versions} == versions
+    assert world.graph.counts.all() == counts
+    assert {name: world.lake.versions.version(name) for name in versions} == versions
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -279,15 +282,15 @@ def test_a_graph_is_made_anew_from_its_archive(
 ) -> None:
     world.graph.run("MATCH (u:User) DETACH DELETE u")
     control = open_control(world.settings).read()
-    merge = Graph.merge
+    merge = Writer.merge
 
-    def failing(graph: Graph, kind: Kind, rows: pl.DataFrame) -> None:
+    def failing(graph: Writer, kind: Kind, rows: pl.DataFrame) -> None:
         if kind.name == "Journey":
             raise ConnectionError
         merge(graph, kind, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Graph, "merge", failing)
+        patch.setattr(Writer, "merge", failing)
         with pytest.raises(ConnectionError):
             rebuild(world.lake, control, world.graph)
     rebuild(world.lake, control, world.graph)

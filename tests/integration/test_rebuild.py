@@ -101,10 +101,10 @@ def test_the_import_makes_the_same_graph_and_the_next_run_has_nothing_to_do(
     before = set(digests(world, graph).items())
     archive = OddArchive(world.lake, world.archive.control)
     anew(archive)
-    read = graph.read(ODD, "acme").sort("id")
+    read = graph.audit.rows(ODD, "acme").sort("id")
     wanted = dict(archive.expected())[ODD].drop(DAY).sort("id")
     assert read.equals(wanted.select(read.columns), null_equal=True)
-    assert graph.read(TIED, "acme").height == len(TEXTS)
+    assert graph.audit.rows(TIED, "acme").height == len(TEXTS)
     assert set(digests(world, graph).items()) == before
     assert len(stores(home)) == 1
     assert StagedStore(home).plan is None
@@ -148,7 +148,7 @@ def test_a_rebuild_that_was_broken_off_goes_on(
         assert plan is not None
         imports.append(plan.data)
         # A server that has not swapped shows the graph of before; one that has, the new one.
-        assert graph.label_counts()["Action"] == world.count
+        assert graph.counts.label_counts()["Action"] == world.count
         if stage in ("run_admin", "note_made"):
             landed = world.count
             world.land(30)  # another moment: what was begun for this one is thrown away
@@ -157,7 +157,7 @@ def test_a_rebuild_that_was_broken_off_goes_on(
                 with pytest.raises(BrokenOff):
                     anew(world.archive)
             # What was not proved is out of use again.
-            assert graph.label_counts()["Action"] == landed
+            assert graph.counts.label_counts()["Action"] == landed
             assert graph_digest(reconcile(world.archive, graph)) == first
             world.project()
             first = graph_digest(reconcile(world.archive, graph))
@@ -202,7 +202,7 @@ def test_an_earlier_instant_runs_beside_the_graph_of_now(world: World, home: Pat
     then = graph_digest(reconcile(world.archive, graph))
     instant = datetime.now(UTC)
     new = world.land(90)
-    world.lake.merge(CATALOG, world.lake.read(CATALOG).head(1).with_columns(name=pl.lit("Another name")))
+    world.lake.commits.merge(CATALOG, world.lake.read(CATALOG).head(1).with_columns(name=pl.lit("Another name")))
     world.project()
     now = graph_digest(reconcile(world.archive, graph))
     earlier = world.archive.at(Pins.as_of(world.lake, world.archive.control, instant))
@@ -250,7 +250,7 @@ def test_a_dump_is_loaded_again(world: World, home: Path, graph: Graph, tmp_path
     before = graph_digest(reconcile(world.archive, graph))
     path = dump(home, tmp_path / "dumps")
     assert path.stat().st_size > 0
-    graph.clear()
+    graph.writer.clear()
     load(home, path.parent)
     assert graph_digest(reconcile(world.archive, graph)) == before
     with pytest.raises(AdminError, match="load"):

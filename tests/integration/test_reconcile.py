@@ -155,14 +155,14 @@ STRAYS = {
 
 @pytest.mark.parametrize("stray", STRAYS)
 def test_what_belongs_to_nobody_is_found_and_removed(world: World, stray: str) -> None:
-    before, counts = world.digest(), world.graph.counts()
+    before, counts = world.digest(), world.graph.counts.all()
     world.graph.run(STRAYS[stray])
     found = world.findings()
     assert any(kind == "ghost" for _, _, kind, _ in found)
     world.findings(repair=True)
     assert world.findings() == set()
     assert world.digest() == before
-    assert world.graph.counts() == counts
+    assert world.graph.counts.all() == counts
 
 
 def test_too_many_differences_stop_the_repair(world: World) -> None:
@@ -205,7 +205,7 @@ def test_what_the_graph_has_not_taken_up_yet_is_no_drift(world: World) -> None:
 
 
 def test_half_of_a_projection_is_no_drift(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = world.graph._write
+    whole = world.graph.writer._write
     for after in range(1, 14, 2):
         world.land(60, seed=3)
         writes = 0
@@ -218,7 +218,7 @@ def test_half_of_a_projection_is_no_drift(world: World, monkeypatch: pytest.Monk
             whole(*arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(world.graph, "_write", failing)
+            patch.setattr(world.graph.writer, "_write", failing)
             with pytest.raises(ConnectionError):
                 world.project()
         assert world.findings() == set(), after

@@ -72,9 +72,9 @@ def test_views_expire_after_a_year_and_nothing_else(
     check(landed, control, graph, {"acme-e2", "acme-e3"})
     (book,) = landed.read(LANDING_FILES).select("lines", "landed", "duplicates", "dead", "suppressed").rows()
     assert book == (7, 2, 1, 1, 3)
-    before = landed.version(EVENTS.name)
+    before = landed.versions.version(EVENTS.name)
     assert retain(landed, bucket, control, graph, NOW).events.is_empty()
-    assert landed.version(EVENTS.name) == before
+    assert landed.versions.version(EVENTS.name) == before
 
 
 @pytest.mark.parametrize("step", ["remove_events", "project_all", "Journeys"])

@@ -160,9 +160,9 @@ def test_every_type_comes_through_without_loss(world: World) -> None:
     assert (second["local"], second["day"]) == (datetime(1, 1, 1), date(9999, 12, 31))  # noqa: DTZ001
     assert second["single"] != second["single"]
     assert second["double"] == float("-inf")
-    before = world.lake.version(f"silos/{world.name}/awkward")
+    before = world.lake.versions.version(f"silos/{world.name}/awkward")
     world.load()
-    assert world.lake.version(f"silos/{world.name}/awkward") == before
+    assert world.lake.versions.version(f"silos/{world.name}/awkward") == before
 
 
 def test_a_table_that_can_not_be_loaded_leaves_the_others_alone(world: World) -> None:
@@ -178,7 +178,7 @@ def test_a_table_that_can_not_be_loaded_leaves_the_others_alone(world: World) ->
     assert [(name, status) for name, status, *_ in world.logged()] == [
         ("bad", "failed"), ("twice", "failed"), ("good", "done"),
     ]  # fmt: skip
-    assert world.lake.version(f"silos/{world.name}/bad") is None
+    assert world.lake.versions.version(f"silos/{world.name}/bad") is None
     ((_, status, plan_hash, error),) = world.rows_of(READ_RUN_LOGS)
     assert (status, len(plan_hash)) == ("failed", 64)
     assert "2 tables could not be loaded" in error
@@ -199,9 +199,9 @@ def test_only_what_differs_is_written_and_the_rest_keeps_its_time(world: World) 
     world.source.execute("TRUNCATE t")
     world.load()
     assert world.lake.count(world.table("t", "a", "b")) == 0
-    version = world.lake.version(f"silos/{world.name}/t")
+    version = world.lake.versions.version(f"silos/{world.name}/t")
     world.load()
-    assert world.lake.version(f"silos/{world.name}/t") == version
+    assert world.lake.versions.version(f"silos/{world.name}/t") == version
 
 
 @pytest.mark.parametrize("spool_bytes", [0, 96 * 2**20])
@@ -284,7 +284,7 @@ def test_whatever_is_a_key_or_a_table(world: World, graph: Graph, create: str, n
     for _ in range(2):
         world.load()
         project(world, graph)
-        assert graph.label_count("Thing") == 2
+        assert graph.counts.label_count("Thing") == 2
     world.source.execute(sql.SQL("DELETE FROM {} WHERE n = 1").format(table))
     world.source.execute(sql.SQL("UPDATE {} SET n = 5 WHERE n = 2").format(table))
     world.load()
@@ -310,9 +310,11 @@ def test_an_incremental_table_is_read_whole_when_its_lake_table_is_not_what_it_w
     world.source.execute("INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g")
     table_id = world.add("t", cursor="n", mode="incremental")
     world.load()
-    world.lake.care_for_silo(f"silos/{world.name}/t")
+    world.lake.maintenance.maintain_silo(f"silos/{world.name}/t")
     world.load()
-    world.lake.merge(world.table("t"), world.held("t").clear(), world.held("t").head(3).select("tenant_id", "id"))
+    world.lake.commits.merge(
+        world.table("t"), world.held("t").clear(), world.held("t").head(3).select("tenant_id", "id")
+    )
     world.load()
     world.configure(EXCLUDE, table_id, "v")
     world.load()
@@ -414,15 +416,15 @@ def test_a_mass_removal_waits_for_a_word(people: World, graph: Graph) -> None:
     people.load()
     with pytest.raises(BrakeError, match=r"50 of 400 Phone would be removed .* --force-removal"):
         project(people, graph)
-    assert graph.label_count("Phone") == 400
+    assert graph.counts.label_count("Phone") == 400
     project(people, graph, force=True)
-    assert graph.label_count("Phone") == 350
+    assert graph.counts.label_count("Phone") == 350
     people.configure("DELETE FROM node_label_mappings WHERE node_label = 'Phone'")
     with pytest.raises(BrakeError, match="350 of 350 Phone"):
         project(people, graph)
     project(people, graph, force=True)
-    assert graph.label_count("Phone") == 0
-    assert graph.checkpoints("silo nodes ") == ["silo nodes Person"]
+    assert graph.counts.label_count("Phone") == 0
+    assert graph.checkpoints.names("silo nodes ") == ["silo nodes Person"]
 
 
 def test_a_condition_that_changes_joins_all_anew(people: World, graph: Graph) -> None:
@@ -479,7 +481,7 @@ def test_hostile_names_and_values_change_nothing_but_their_row(people: World, gr
     people.add("hostile", label="Hostile")
     people.load()
     project(people, graph)
-    assert graph.label_counts() == {"Person": 200, "Phone": 400, "Hostile": len(values)}
+    assert graph.counts.label_counts() == {"Person": 200, "Phone": 400, "Hostile": len(values)}
     rows = [row["n"] for row in graph.run("MATCH (n:Hostile) RETURN properties(n) AS n")]
     assert all(set(row.values()) == {"acme", row["id"]} for row in rows)
     assert {row["id"] for row in rows} == set(values)
@@ -506,13 +508,13 @@ def test_the_script_rebuilds_the_graph_in_an_empty_database(
     script = write_script(archive, tmp_path / "a.cypher")
     assert write_script(archive, tmp_path / "b.cypher") == script
     assert (tmp_path / "a.cypher").read_bytes() == (tmp_path / "b.cypher").read_bytes()
-    counts = graph.counts()
+    counts = graph.counts.all()
     empty_graph()
     lines = (tmp_path / "a.cypher").read_text(encoding="utf-8").split("\n")
     assert len(lines) == script.statements + 1
     for line in filter(None, lines):
         graph.run(line.removesuffix(";"))
-    assert graph.counts() == counts
+    assert graph.counts.all() == counts
     differing = [r for r in reconcile(archive, graph) if not r.comparison.is_equal]
     assert [(r.kind.name, r.comparison.findings.rows()) for r in differing] == []
 
@@ -570,7 +572,7 @@ def test_a_key_may_get_another_type(world: World, graph: Graph, before: str, aft
     with pytest.raises(BrakeError, match="50 of 50 Thing"):
         project(world, graph)
     project(world, graph, force=True)
-    assert graph.label_count("Thing") == 50
+    assert graph.counts.label_count("Thing") == 50
 
 
 def test_a_paused_table_is_frozen_when_it_comes_back(world: World) -> None:
@@ -595,7 +597,7 @@ def test_a_table_may_get_another_key(people: World, graph: Graph) -> None:
         "SHOW CONSTRAINTS YIELD labelsOrTypes, properties WHERE labelsOrTypes = ['Person'] RETURN properties"
     )
     assert row["properties"] == ["tenant_id", "name"]
-    assert graph.label_count("Person") == 200
+    assert graph.counts.label_count("Person") == 200
 
 
 def test_two_workers_at_once_end_like_one(people: World, graph: Graph) -> None:

@@ -39,7 +39,7 @@ def lake(folder: Path, events: pl.DataFrame) -> Lake:
     (folder / "lake").mkdir(parents=True)
     made = Lake(str(folder / "lake"), {}, folder / "cache")
     rest = {name: pl.lit(None, kind).alias(name) for name, kind in EVENTS.empty().schema.items()}
-    made.append(EVENTS, events.with_columns(e for n, e in rest.items() if n not in events.columns).with_columns(
+    made.commits.append(EVENTS, events.with_columns(e for n, e in rest.items() if n not in events.columns).with_columns(
         event_date=pl.col("ts").dt.date()).select(list(EVENTS.columns)))  # fmt: skip
     return made
 
@@ -84,7 +84,7 @@ def test_all_guards_give_the_same_tables(spark: SparkSession, tmp_path: Path) ->
     events, policy = guarded_events()
     here, there = lake(tmp_path / "here", events), lake(tmp_path / "there", events)
     Stitching(here, Journeys(here), policy).catch_up()
-    journeys, version = Journeys(there), there.version(EVENTS.name)
+    journeys, version = Journeys(there), there.versions.version(EVENTS.name)
     assert version is not None
     for tenant in ("acme", "globex"):
         assert stitch_first(spark, there, journeys, FirstStitching(tenant, policy, NOW, 5), version) > 0
@@ -96,7 +96,7 @@ def test_all_guards_give_the_same_tables(spark: SparkSession, tmp_path: Path) ->
     # What comes later is stitched on this machine, on top of it.
     later = events.head(40).with_columns(event_id=pl.format("late-{}", pl.col("event_id")))
     for made in (here, there):
-        made.append(EVENTS, pl.concat([made.read(EVENTS).clear(), later.with_columns(
+        made.commits.append(EVENTS, pl.concat([made.read(EVENTS).clear(), later.with_columns(
             event_date=pl.col("ts").dt.date())], how="diagonal").select(list(EVENTS.columns)))  # fmt: skip
         Stitching(made, Journeys(made), policy).catch_up()
     assert tables(here)[EVENT_JOURNEY.name].equals(tables(there)[EVENT_JOURNEY.name])
@@ -121,7 +121,7 @@ def test_a_million_pairs_give_the_same_ids(spark: SparkSession, tmp_path: Path) 
     )
     here, there = lake(tmp_path / "here", events), lake(tmp_path / "there", events)
     Journeys(here).add(here.read(EVENTS), LINKING)
-    journeys, version = Journeys(there), there.version(EVENTS.name)
+    journeys, version = Journeys(there), there.versions.version(EVENTS.name)
     assert version is not None
     began = datetime.now(UTC)
     stitch_first(spark, there, journeys, FirstStitching("acme", LINKING, NOW, 4), version)

@@ -41,6 +41,7 @@ from c360_pipeline.stages.stitching.catch_up import Stitching
 from c360_pipeline.stages.stitching.history import JourneyHistory
 from c360_pipeline.stages.stitching.journeys import BatchReport, Journeys
 from c360_pipeline.stages.stitching.tables import JourneyTables
+from c360_pipeline.stores.delta.commits import Commits
 from c360_pipeline.stores.delta.lake import Lake
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
@@ -290,12 +291,12 @@ def test_case_18_aliases_of_aliases_lead_to_the_oldest(stitcher: Stitcher) -> No
 def test_case_19_and_20_a_batch_given_again_changes_nothing(stitcher: Stitcher) -> None:
     events: list[Event] = [("a", 1, ["user:1"]), ("b", 2, ["user:1", "device:2"]), ("c", 3, ["device:2"])]
     stitcher.add(*events)
-    before, version = stitcher.log(), stitcher.lake.version(JOURNEY_LOG.name)
+    before, version = stitcher.log(), stitcher.lake.versions.version(JOURNEY_LOG.name)
     assert stitcher.add(*events).known == 0, "nothing was stitched, so nothing was committed"
     stitcher.add(*events[1:])
     stitcher.add(events[2], events[0])
     assert stitcher.log().equals(before)
-    assert stitcher.lake.version(JOURNEY_LOG.name) == version
+    assert stitcher.lake.versions.version(JOURNEY_LOG.name) == version
 
 
 def test_case_21_a_replayed_batch_does_not_revive_a_merged_journey(stitcher: Stitcher) -> None:
@@ -317,7 +318,7 @@ def test_case_22_and_43_a_batch_that_died_before_its_commit_left_nothing(
         def dies(*_: object) -> None:
             raise RuntimeError("killed")
 
-        patch.setattr(Lake, "append_numbered", dies)
+        patch.setattr(Commits, "append_numbered", dies)
         with pytest.raises(RuntimeError, match="killed"):
             stitcher.add(("b", 2, ["user:1"]))
     assert stitcher.log().equals(before)
@@ -531,19 +532,19 @@ def test_case_42_two_workers_on_one_tenant_are_as_good_as_one(tmp_path: Path) ->
 def test_case_42_two_commits_on_one_snapshot_are_one(stitcher: Stitcher) -> None:
     stitcher.add(("a", 1, ["user:1"]))
     other = Lake(stitcher.lake.uri("").rstrip("/"), {}, Path("/nowhere"))
-    first, second = stitcher.lake.snapshot(JOURNEY_LOG), other.snapshot(JOURNEY_LOG)
+    first, second = stitcher.lake.commits.snapshot(JOURNEY_LOG), other.commits.snapshot(JOURNEY_LOG)
     nothing = JOURNEY_LOG.empty()
-    stitcher.lake.append_numbered(JOURNEY_LOG, first, nothing, {"stitch:acme": 2})
+    stitcher.lake.commits.append_numbered(JOURNEY_LOG, first, nothing, {"stitch:acme": 2})
     with pytest.raises(CommitFailedError):
-        other.append_numbered(JOURNEY_LOG, second, nothing, {"stitch:acme": 7})
-    other.append_numbered(JOURNEY_LOG, other.snapshot(JOURNEY_LOG), nothing, {"stitch:globex": 1})
+        other.commits.append_numbered(JOURNEY_LOG, second, nothing, {"stitch:acme": 7})
+    other.commits.append_numbered(JOURNEY_LOG, other.commits.snapshot(JOURNEY_LOG), nothing, {"stitch:globex": 1})
 
 
 def test_case_44_an_empty_batch_commits_nothing(stitcher: Stitcher) -> None:
     stitcher.add(("a", 1, ["user:1"]))
-    version = stitcher.lake.version(JOURNEY_LOG.name)
+    version = stitcher.lake.versions.version(JOURNEY_LOG.name)
     assert stitcher.add().events == 0
-    assert stitcher.lake.version(JOURNEY_LOG.name) == version
+    assert stitcher.lake.versions.version(JOURNEY_LOG.name) == version
 
 
 def test_case_47_keys_that_share_64_bits_are_told_apart() -> None:
@@ -624,7 +625,7 @@ def test_case_50_care_while_a_batch_commits_changes_no_row(stitcher: Stitcher) -
     before = stitcher.assigned()
     other = Stitcher(Path(stitcher.lake.uri("")).parent, "other")
     with ThreadPoolExecutor(2) as pool:
-        care = pool.submit(other.lake.care_for, JOURNEY_LOG)
+        care = pool.submit(other.lake.maintenance.maintain, JOURNEY_LOG)
         batch = pool.submit(stitcher.add, ("z", 9, ["device:3"]))
         care.result()
         batch.result()
@@ -669,16 +670,16 @@ def test_commits_of_two_tenants_at_once_lose_nothing(tmp_path: Path) -> None:
 def test_a_foreign_commit_in_between_is_read_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = Stitcher(tmp_path, "one"), Stitcher(tmp_path, "other")
     one.add(("a", 1, ["user:1"]))
-    commit = Lake.append_numbered
+    commit = Commits.append_numbered
 
-    def overtaken(self: Lake, *arguments: Any) -> None:
+    def overtaken(self: Commits, *arguments: Any) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(Lake, "append_numbered", commit)
+            patch.setattr(Commits, "append_numbered", commit)
             other.add(("globex/h", 1, ["user:2"]))
         commit(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lake, "append_numbered", overtaken)
+        patch.setattr(Commits, "append_numbered", overtaken)
         one.add(("b", 2, ["user:1"]))
     one.add(("globex/i", 2, ["user:2"]))
     assert one.partition() == {frozenset("ab"), frozenset(["globex/h", "globex/i"])}
@@ -884,12 +885,12 @@ def test_an_archive_that_was_made_anew_takes_its_lost_events_along(tmp_path: Pat
         missing = {n: t for n, t in EVENTS.empty().schema.items() if n not in rows.columns}
         return rows.with_columns(pl.lit(None, t).alias(n) for n, t in missing.items()).select(list(EVENTS.columns))
 
-    stitcher.lake.append(EVENTS, archived(("a", 1, ["user:1"]), ("b", 2, ["user:1"])))
+    stitcher.lake.commits.append(EVENTS, archived(("a", 1, ["user:1"]), ("b", 2, ["user:1"])))
     stitching = Stitching(stitcher.lake, stitcher.journeys, POLICY)
     assert stitching.catch_up().events == 2
     shutil.rmtree(tmp_path / "lake" / "events")
     fresh = Lake(str(tmp_path / "lake"), {}, tmp_path / "again")
-    fresh.append(EVENTS, archived(("b", 2, ["user:1"]), ("c", 3, ["user:1"])))
+    fresh.commits.append(EVENTS, archived(("b", 2, ["user:1"]), ("c", 3, ["user:1"])))
     report = Stitching(fresh, Journeys(fresh), POLICY).catch_up()
     assert (report.events, report.removed) == (1, 1)
     stitcher.journeys = Journeys(fresh)

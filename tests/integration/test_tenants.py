@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from statements import constants
 
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.queries import all_queries
 from c360_pipeline.reads.accounts import read_accounts, read_tickets
+from c360_pipeline.reads.journeys import account_of_user, explanation, first_event_of_user, journey_of_event
 from c360_pipeline.reads.recommend import Recommender, Wish
 from c360_pipeline.stores.neo4j import cypher
-from c360_pipeline.stores.neo4j import graph as statements
 from c360_pipeline.stores.neo4j.graph import Graph
 
 AT = datetime(2025, 11, 1, tzinfo=UTC)
@@ -57,12 +58,14 @@ class Tenants:
         for tenant in (OURS, THEIRS):
             ids = self.ids(tenant)
             for node in NODE_KINDS:
-                graph.merge(node, node_rows(node, tenant, ids))
+                graph.writer.merge(node, node_rows(node, tenant, ids))
             for relationship in RELATIONSHIP_KINDS:
-                graph.merge(relationship, relationship_rows(relationship, tenant, ids))
+                graph.writer.merge(relationship, relationship_rows(relationship, tenant, ids))
             # Each buys what the next one buys too, so that there is something to recommend.
             shifted = pl.Series([*ids[1:], ids[0]])
-            graph.merge(model.PURCHASED, relationship_rows(model.PURCHASED, tenant, ids).with_columns(to_id=shifted))
+            graph.writer.merge(
+                model.PURCHASED, relationship_rows(model.PURCHASED, tenant, ids).with_columns(to_id=shifted)
+            )
         self.before = self.state()
 
     @staticmethod
@@ -79,20 +82,20 @@ class Tenants:
         """Ways to reach their rows as us; each returns what came back."""
         graph, their = self.graph, str(rng.choice(self.ids(THEIRS)))
         one = pl.DataFrame({"tenant_id": [OURS], "id": [their]})
-        yield "journey_of_event", lambda: graph.journey_of_event(OURS, their)
-        yield "explanation", lambda: graph.explanation(OURS, their, their)
-        yield "first_event_of_user", lambda: graph.first_event_of_user(OURS, their)
-        yield "account_of_user", lambda: graph.account_of_user(OURS, their)
+        yield "journey_of_event", lambda: journey_of_event(graph, OURS, their)
+        yield "explanation", lambda: explanation(graph, OURS, their, their)
+        yield "first_event_of_user", lambda: first_event_of_user(graph, OURS, their)
+        yield "account_of_user", lambda: account_of_user(graph, OURS, their)
         ours = Recommender(graph, OURS)
         yield "recommend", lambda: theirs_among(map(asdict, ours.recommend(Wish(their, 10))))
         yield "trending", lambda: theirs_among(ours.trending(timedelta(days=30), None, 10)[1])
         yield "similar_products", lambda: ours.similar_products(their)
         yield "read_accounts", lambda: theirs_among(read_accounts(graph.run, OURS, AT).to_dicts())
         yield "read_tickets", lambda: theirs_among(read_tickets(graph.run, OURS).to_dicts())
-        yield "untie", lambda: graph.untie(one)
+        yield "untie", lambda: graph.writer.unlink(one)
         yield (
             "absorb",
-            lambda: graph.absorb(
+            lambda: graph.writer.absorb(
                 node_rows(model.JOURNEY, OURS, [self.ids(OURS)[0]]),
                 pl.DataFrame({"tenant_id": [OURS], "journey_id": [their], "merged_into": [self.ids(OURS)[0]]}),
             ),
@@ -103,22 +106,28 @@ class Tenants:
             key = key.with_columns(pl.lit("stolen").alias(name) for name in rest)
             if "first_seen" in key.columns:
                 key = key.with_columns(first_seen=pl.lit(None, key.schema["first_seen"]))
-            yield f"delete {node.name}", lambda node=node, key=key: graph.delete(node, key.select(node.key_columns))
-            yield f"update {node.name}", lambda node=node, key=key: graph.update(node, key)
-            for read in (graph.read, graph.audit):
+            yield (
+                f"delete {node.name}",
+                lambda node=node, key=key: graph.writer.delete(node, key.select(node.key_columns)),
+            )
+            yield f"update {node.name}", lambda node=node, key=key: graph.writer.update(node, key)
+            for read in (graph.audit.rows, graph.audit.audited_rows):
                 yield (
                     f"read {node.name}",
                     lambda node=node, read=read: [
                         row for row in read(node, OURS).rows() if any(str(v).startswith(THEIRS) for v in row)
                     ],
                 )
-            yield f"mistyped {node.name}", lambda node=node: graph.delete_mistyped(node, OURS, node.key[0])
+            yield f"mistyped {node.name}", lambda node=node: graph.writer.delete_mistyped(node, OURS, node.key[0])
         for kind in RELATIONSHIP_KINDS:
             ends = relationship_rows(kind, OURS, [their])
-            yield f"delete {kind.name}", lambda kind=kind, ends=ends: graph.delete(kind, ends.select(kind.key_columns))
-            yield f"merge {kind.name}", lambda kind=kind, ends=ends: _refused(graph.merge, kind, ends)
-            yield f"move {kind.name}", lambda kind=kind, ends=ends: _refused(graph.move, kind, ends)
-            for read in (graph.read, graph.audit):
+            yield (
+                f"delete {kind.name}",
+                lambda kind=kind, ends=ends: graph.writer.delete(kind, ends.select(kind.key_columns)),
+            )
+            yield f"merge {kind.name}", lambda kind=kind, ends=ends: _refused(graph.writer.merge, kind, ends)
+            yield f"move {kind.name}", lambda kind=kind, ends=ends: _refused(graph.writer.move, kind, ends)
+            for read in (graph.audit.rows, graph.audit.audited_rows):
                 yield (
                     f"read {kind.name}",
                     lambda kind=kind, read=read: [
@@ -159,9 +168,10 @@ def test_a_thousand_attempts_with_ids_of_another_tenant_reach_nothing(graph: Gra
     assert Tenants(graph).reached(ATTEMPTS) == []
 
 
+ATTEMPTED = ("reads.journeys.", "stores.neo4j.writer.")
 CONSTANTS = sorted(
-    name for name, value in vars(statements).items()
-    if isinstance(value, str) and "{tenant_id: $tenant_id" in value and name != "READ_TENANTS_WITH_EVENT"
+    name for name, statement in constants().items()
+    if name.startswith(ATTEMPTED) and "$tenant_id" in statement
 )  # fmt: skip
 
 
@@ -176,7 +186,8 @@ def test_a_statement_that_forgets_the_tenant_is_caught(
     graph: Graph, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     tenants = Tenants(graph)
-    monkeypatch.setattr(statements, name, without_tenant(getattr(statements, name)))
+    module, _, constant = name.rpartition(".")
+    monkeypatch.setattr(f"c360_pipeline.{module}.{constant}", without_tenant(constants()[name]))
     assert tenants.reached(1), name
 
 

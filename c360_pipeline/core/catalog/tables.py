@@ -369,7 +369,7 @@ SILO_RETENTION = timedelta(days=7)
 
 
 @dataclass(frozen=True)
-class Care:
+class MaintenanceReport:
     """What caring for a table did.
 
     Attributes:

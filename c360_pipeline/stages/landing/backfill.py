@@ -121,13 +121,13 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
             retry=retry_if_exception_type(ConflictError), stop=stop_after_attempt(ATTEMPTS), reraise=True
         ):
             with attempt:
-                version = lake.version(EVENTS.name)
+                version = lake.versions.version(EVENTS.name)
                 decision = _decide(ingest, read)
                 upserts, gone = (
                     pl.concat([EVENTS.empty(), *decision.upserts]),
                     pl.concat([EVENTS.empty().select(IN_ITS_PARTITION), *decision.gone]),
                 )
-                lake.merge(EVENTS, upserts, gone, on=IN_ITS_PARTITION, expected=version)
+                lake.commits.merge(EVENTS, upserts, gone, on=IN_ITS_PARTITION, expected=version)
         dead = pl.concat([*read.rejected, _conflict_letters(ingest, files, decision)])
         _queue(ingest, read, dead, pl.concat(decision.passed))
     for delivery, book in read.books.items():
@@ -135,7 +135,7 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
         book.dead = count_by_delivery(dead)[delivery]
     books = list(read.books.values())
     closed = closed_books(books, datetime.now(UTC))
-    lake.merge(LANDING_FILES, closed)
+    lake.commits.merge(LANDING_FILES, closed)
     return books
 
 
@@ -147,7 +147,7 @@ def _reopen(ingest: Ingest, files: Iterable[EventFile]) -> None:
         again = books.join(keys, on=["source_uri", "etag"], how="semi").with_columns(
             reopened_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC"))
         )
-        ingest.lake.merge(LANDING_FILES, again)
+        ingest.lake.commits.merge(LANDING_FILES, again)
 
 
 def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable[[int], None]) -> _Read:
@@ -246,7 +246,7 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
     lines = dead_lines(dead)
     queued = _queued(ingest, _deliveries(read))
     stale = queued.join(lines, on=[*PLACE, "dead_letter_id"], how="anti")
-    lake.merge(DEAD_LETTER_LINES, lines, stale.select(PLACE).join(lines, on=PLACE, how="anti"))
+    lake.commits.merge(DEAD_LETTER_LINES, lines, stale.select(PLACE).join(lines, on=PLACE, how="anti"))
     left = lake.read(DEAD_LETTER_LINES).filter(pl.col("outcome") == "dead")
     without_lines = lake.held(
         DEAD_LETTERS, stale.join(left, on="dead_letter_id", how="anti"), list(DEAD_LETTERS.columns)
@@ -261,4 +261,4 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
         )
         .select(list(DEAD_LETTERS.columns))
     )
-    lake.merge(DEAD_LETTERS, closed)
+    lake.commits.merge(DEAD_LETTERS, closed)

@@ -165,10 +165,10 @@ class DeadLetters:
         ids = letters.select("dead_letter_id")
         lines = lake.scan(DEAD_LETTER_LINES).join(ids.lazy(), on="dead_letter_id", how="semi").collect()
         changed = resolved_lines(lines, letters, outcome)
-        lake.merge(DEAD_LETTER_LINES, changed)
+        lake.commits.merge(DEAD_LETTER_LINES, changed)
         settle_books(lake)
         resolved = resolved_letters(letters, outcome, now)
-        lake.merge(DEAD_LETTERS, resolved)
+        lake.commits.merge(DEAD_LETTERS, resolved)
 
     def discard(self, selection: Selection, note: str) -> pl.DataFrame:
         """Put letters aside: they stay in the books and in the queue, and are not replayed any more.
@@ -182,14 +182,14 @@ class DeadLetters:
         """
         letters = selection.letters(self.ingest.lake).collect()
         discarded = closed(letters, "discarded", note, datetime.now(UTC))
-        self.ingest.lake.merge(DEAD_LETTERS, discarded)
+        self.ingest.lake.commits.merge(DEAD_LETTERS, discarded)
         return discarded.select(WITHOUT_RAW)
 
 
 def settle_books(lake: Lake) -> int:
     """Bring into the books what became of dead letters; returns how many books that changed."""
     changed = settled(lake.read(LANDING_FILES), lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY))
-    return lake.merge(LANDING_FILES, changed)
+    return lake.commits.merge(LANDING_FILES, changed)
 
 
 def damaged_since(lake: Lake, since: datetime) -> pl.DataFrame:

@@ -29,5 +29,5 @@ def remove_events(lake: Lake, events: pl.DataFrame) -> int:
     moved = books.with_columns(
         landed=pl.col("left"), suppressed=pl.col("lines") - pl.col("left") - pl.col("duplicates") - pl.col("dead")
     )
-    lake.merge(LANDING_FILES, moved.select(list(LANDING_FILES.columns)))
-    return lake.merge(EVENTS, EVENTS.empty(), events.select(IN_ITS_PARTITION), on=IN_ITS_PARTITION)
+    lake.commits.merge(LANDING_FILES, moved.select(list(LANDING_FILES.columns)))
+    return lake.commits.merge(EVENTS, EVENTS.empty(), events.select(IN_ITS_PARTITION), on=IN_ITS_PARTITION)

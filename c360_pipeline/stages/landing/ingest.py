@@ -130,7 +130,7 @@ class Ingest:
                     self.keep_dead(rejected)
                     rejected = rejected.clear()
                 if batch.ended:
-                    self.lake.insert_new(LANDING_FILES, closed_books(batch.ended, datetime.now(UTC)))
+                    self.lake.commits.insert_new(LANDING_FILES, closed_books(batch.ended, datetime.now(UTC)))
                     closed += batch.ended
                 report(batch.lines.total())
         return closed
@@ -210,7 +210,7 @@ class Ingest:
             for delivery in lost_deliveries(books, landed, queue, present)
         ]  # fmt: skip
         if lost:
-            self.lake.insert_new(LANDING_FILES, closed_books(lost, datetime.now(UTC)))
+            self.lake.commits.insert_new(LANDING_FILES, closed_books(lost, datetime.now(UTC)))
         return lost
 
     def append(self, events: pl.DataFrame, about: dict[str, str] | None = None) -> Classified:
@@ -223,7 +223,7 @@ class Ingest:
 
         if events.is_empty():
             return classify(events, EVENTS.empty().select(ARCHIVED_FACTS))
-        self.lake.append_exclusive(EVENTS, events, ARCHIVED_FACTS, new_rows, about)
+        self.lake.commits.append_exclusive(EVENTS, events, ARCHIVED_FACTS, new_rows, about)
         return outcome[0]
 
     def keep_dead(self, dead: pl.DataFrame) -> None:
@@ -232,10 +232,10 @@ class Ingest:
             return
         letters = letters_of(dead)
         known = self.lake.held(DEAD_LETTERS, letters, list(DEAD_LETTERS.columns))
-        self.lake.insert_new(DEAD_LETTERS, letters)
+        self.lake.commits.insert_new(DEAD_LETTERS, letters)
         again = reopened(known.filter(pl.col("status") == "replayed"), letters)
-        self.lake.merge(DEAD_LETTERS, again)
-        self.lake.insert_new(DEAD_LETTER_LINES, dead_lines(dead))
+        self.lake.commits.merge(DEAD_LETTERS, again)
+        self.lake.commits.insert_new(DEAD_LETTER_LINES, dead_lines(dead))
 
 
 def waiting_files(lake: Lake, files: Iterable[EventFile]) -> tuple[list[EventFile], list[EventFile]]:

@@ -282,7 +282,7 @@ class Erasure:
         before = [one.as_dict() for one in found]
         plan = Plan(
             wanted, values, files, letters["dead_letter_id"].to_list(), events.rows(), rows, tables,
-            str(self._stores.lake.version(EVENTS.name) or ""), before,
+            str(self._stores.lake.versions.version(EVENTS.name) or ""), before,
         )  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
@@ -417,7 +417,7 @@ class Erasure:
         ids = pl.DataFrame({"dead_letter_id": plan.letters}, schema={"dead_letter_id": pl.String})
         held = stores.lake.held(DEAD_LETTERS, ids, list(DEAD_LETTERS.columns))
         without = emptied(held, REASON, datetime.now(UTC)).with_columns(reason=pl.lit(REASON))
-        stores.lake.merge(DEAD_LETTERS, without)
+        stores.lake.commits.merge(DEAD_LETTERS, without)
         stores.bucket.delete(key for key in map(dead_letter_key, plan.letters) if stores.bucket.has(key))
 
     def _erase_lines(self, plan: Plan) -> None:
@@ -434,9 +434,9 @@ class Erasure:
                 file = stores.landing.named(uri)
             renamed[uri, etag] = file.etag
         self._observe("books and archive")
-        stores.lake.rename_deliveries(LANDING_FILES, "etag", renamed)
+        stores.lake.commits.rename_deliveries(LANDING_FILES, "etag", renamed)
         for table in (DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS):
-            stores.lake.rename_deliveries(table, "source_etag", renamed)
+            stores.lake.commits.rename_deliveries(table, "source_etag", renamed)
         again: list[EventFile] = [file for file in stores.landing.event_files() if file.uri in plan.files]
         suppressed = stores.control.suppressed_users()
         backfill(Ingest(stores.landing, stores.lake, suppressed), again, lambda _: None)
@@ -445,7 +445,7 @@ class Erasure:
     def _remove_expired(self, plan: Plan) -> None:
         """A backfill lands again what a retention has removed: that goes again."""
         lake, rules = self._stores.lake, self._stores.control.retention_rules()
-        since = lake.still_there(EVENTS, Version.parse(plan.archive)) if plan.archive else None
+        since = lake.versions.still_there(EVENTS, Version.parse(plan.archive)) if plan.archive else None
         if since is None or not plan.files:
             return
         held = lake.scan(EVENTS, since.number).select(EVENTS.key)
@@ -497,13 +497,13 @@ class Erasure:
             schema = {column: table.empty().schema[column] for column in key}
             gone = pl.DataFrame(keys).select(_as_type(column, dtype) for column, dtype in schema.items())
             control.suppress_rows(name, row_name_hash(name, gone, key).to_list())
-            lake.merge(table, table.empty(), gone, on=key)
+            lake.commits.merge(table, table.empty(), gone, on=key)
         self._erase_unlabelled(plan)
         users = users_frame(plan.persons).lazy()
         for table in FEATURES:
             if "user_id" in table.columns:
                 theirs = lake.scan(table).join(users, on=["tenant_id", "user_id"], how="semi").select(table.key)
-                lake.merge(table, table.empty(), theirs.collect())
+                lake.commits.merge(table, table.empty(), theirs.collect())
 
     def _erase_unlabelled(self, plan: Plan) -> None:
         """Rows of tables that are no nodes leave them where a text of theirs is one of the values."""
@@ -515,7 +515,7 @@ class Erasure:
             if table is not None:
                 schema = table.empty().schema
                 texts = [n for n, dtype in schema.items() if dtype == pl.String and n not in LINEAGE]
-                lake.delete_rows(table, tenants, dict.fromkeys(texts, plan.values), blank={})
+                lake.commits.delete_rows(table, tenants, dict.fromkeys(texts, plan.values), blank={})
 
     def _erase_user_events(self, plan: Plan) -> None:
         """What Cassandra has of them; the stream writes nothing while people are being erased."""
@@ -560,14 +560,14 @@ class Erasure:
         carried = {}
         for name in sorted({*plan.tables, *plan.rows, *(table.name for table in TOUCHED)}):
             self._observe(f"forgetting earlier versions of {name}")
-            pair = stores.lake.forget_versions(name)
+            pair = stores.lake.maintenance.forget_versions(name)
             # Checkpoints of the log are numbers of its commits, not of its versions.
             if pair is not None and name != JOURNEY_LOG.name:
                 carried[str(pair[0])] = pair[1]
         # What has been taken up is what it was: under another number, for those that go on from there.
         Stitching(stores.lake, Journeys(stores.lake), stores.control.key_policy()).carry(carried)
         with stores.open_graph() as graph:
-            graph.carry_checkpoints(carried)
+            graph.checkpoints.carry(carried)
         if stores.remake_graph is not None:
             self._observe("the graph's store anew")
             stores.remake_graph()
@@ -678,4 +678,4 @@ def _remove_rows_with(lake: Lake, table: Table, needles: Needles) -> None:
     for rows in lake.batches(table):
         texts = [name for name, dtype in rows.schema.items() if dtype == pl.String]
         hits = pl.select(pl.any_horizontal(needles.are_in(rows[name]) for name in texts)).to_series()
-        lake.merge(table, table.empty(), rows.filter(hits).select(table.key))
+        lake.commits.merge(table, table.empty(), rows.filter(hits).select(table.key))

@@ -90,7 +90,7 @@ def retain(
     letters = _letters(lake, rules, now).collect(engine="streaming")
     if letters.height:
         observe("dead letters")
-        lake.merge(DEAD_LETTERS, emptied(letters.select(list(DEAD_LETTERS.columns)), EXPIRED, now))
+        lake.commits.merge(DEAD_LETTERS, emptied(letters.select(list(DEAD_LETTERS.columns)), EXPIRED, now))
         bucket.delete(key for key in map(dead_letter_key, letters["dead_letter_id"]) if bucket.has(key))
     return found
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from psycopg import sql
 
 from c360_pipeline.core.privacy.erasure import Needles, Person, users_frame
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.s3.bucket import GZIP_MAGIC, Bucket
 
@@ -30,6 +31,7 @@ OBJECTS_AT_ONCE = 4
 NAMED_PLACES = 20
 """Places that a certificate names."""
 
+FIND_USER = Statement("MATCH (u:User {tenant_id: $tenant_id, id: $user_id}) RETURN u.id AS user_id")
 TABLES_OF_A_DATABASE = """
     SELECT table_schema, table_name FROM information_schema.tables
     WHERE table_type = 'BASE TABLE' AND table_schema NOT IN ('pg_catalog', 'information_schema')
@@ -147,14 +149,14 @@ def texts_of(frame: pl.DataFrame, name: str) -> pl.Series:
 def search_graph(graph: Graph, needles: Needles, people: Iterable[Person]) -> Searched:
     """All values of all nodes and relationships, and the users themselves."""
     places: dict[str, int] = {}
-    for name, held in groupby(graph.all_texts(), key=itemgetter(0)):
+    for name, held in groupby(graph.audit.all_texts(), key=itemgetter(0)):
         while texts := [text for _, some in islice(held, BATCH_ROWS) for text in some]:
             places[name] = places.get(name, 0) + needles.hits(pl.Series(texts, dtype=pl.String))
     places = {name: hits for name, hits in places.items() if hits}
-    users = sum(graph.first_event_of_user(p.tenant_id, p.user_id) is not None for p in people)
+    users = sum(len(graph.query(FIND_USER, tenant_id=p.tenant_id, user_id=p.user_id)) for p in people)
     if users:
         places["User"] = places.get("User", 0) + users
-    counts = graph.label_counts() | graph.type_counts()
+    counts = graph.counts.label_counts() | graph.counts.type_counts()
     return Searched("graph", "nodes and relationships", sum(counts.values()), 0, places)
 
 

@@ -39,19 +39,19 @@ class EventGraph:
         """Project what came, changed or went since the graph's checkpoint; returns rows by kind."""
         lake, graph = self._lake, self._graph
         refused = RefusedRows(lake, graph.refusals)
-        done = graph.checkpoint(EVENT_PROJECTION)
-        since = lake.still_there(EVENTS, done.get(EVENTS.name))
+        done = graph.checkpoints.of(EVENT_PROJECTION)
+        since = lake.versions.still_there(EVENTS, done.get(EVENTS.name))
         if since is None:
-            version = lake.version(EVENTS.name)
+            version = lake.versions.version(EVENTS.name)
             changed_rows = self._project_all(version) if version else {}
         else:
             changed_rows, version = self._project_changes(since)
         # Communities that an interrupted run has kept in the lake and not written here.
-        late, late_version = lake.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
-        graph.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
+        late, late_version = lake.versions.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
+        graph.writer.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
         refused.keep()
-        graph.save_checkpoint(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
-        graph.save_checkpoint(EVENT_PROJECTION, EVENTS.name, version)
+        graph.checkpoints.save(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
+        graph.checkpoints.save(EVENT_PROJECTION, EVENTS.name, version)
         return changed_rows
 
     def _project_all(self, version: Version) -> dict[str, int]:
@@ -64,27 +64,27 @@ class EventGraph:
             kind = projection.kind
             for part in range(slices):
                 rows = projection.build(_slice(events, projection.scope, slices, part).collect(engine="streaming"))
-                graph.apply(kind, Changes(rows, rows.clear().select(kind.key_columns)))
+                graph.writer.apply(kind, Changes(rows, rows.clear().select(kind.key_columns)))
                 changed_rows[kind.name] = changed_rows.get(kind.name, 0) + rows.height
         for part in range(slices):
             mine, theirs = (_slice(frame.select(EVENTS.key), EVENTS.key, slices, part) for frame in (events, assigned))
-            graph.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
+            graph.writer.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
         self._write_communities(events)
         return changed_rows
 
     def _project_changes(self, since: Version) -> tuple[dict[str, int], Version | None]:
         lake, graph = self._lake, self._graph
-        changed, version = lake.changes(EVENTS, since, PROJECTED)
+        changed, version = lake.versions.changes(EVENTS, since, PROJECTED)
         changed_rows = {}
         if changed.count:
             touched = touched_events(lake, changed, since)
             now, before = (events_around(lake, touched, at) for at in (None, since))
             for projection in model.EVENT_PROJECTIONS:
                 changes = project_touched(projection, touched, now, before)
-                graph.apply(projection.kind, changes)
+                graph.writer.apply(projection.kind, changes)
                 changed_rows[projection.kind.name] = changes.count
         if changed.upserted.height:
-            graph.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
+            graph.writer.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
             self._write_communities(changed.upserted.lazy())
         return changed_rows, version
 
@@ -92,7 +92,7 @@ class EventGraph:
         """The property that a later stage owns, for users that were made anew."""
         users = events.select("tenant_id", "user_id").unique()
         communities = self._lake.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
-        self._graph.update(model.USER_COMMUNITY, model.user_communities(communities.collect(engine="streaming")))
+        self._graph.writer.update(model.USER_COMMUNITY, model.user_communities(communities.collect(engine="streaming")))
 
 
 def _slice(frame: pl.LazyFrame, columns: Sequence[str], slices: int, part: int) -> pl.LazyFrame:
@@ -115,34 +115,34 @@ class ProductGraph:
     def project(self) -> None:
         """Project the products that changed since the graph's checkpoint."""
         lake, graph = self._lake, self._graph
-        done = graph.checkpoint(PRODUCT_PROJECTION)
-        events, events_version = lake.changes(EVENTS, done.get(EVENTS.name), [*EVENTS.key, "item_id"])
-        catalog, catalog_version = lake.changes(CATALOG, done.get(CATALOG.name))
+        done = graph.checkpoints.of(PRODUCT_PROJECTION)
+        events, events_version = lake.versions.changes(EVENTS, done.get(EVENTS.name), [*EVENTS.key, "item_id"])
+        catalog, catalog_version = lake.versions.changes(CATALOG, done.get(CATALOG.name))
         refused = RefusedRows(lake, graph.refusals)
         if events.count or catalog.count:
             # A tenant whose last item went has none of the rows that are wanted.
             tenants = {*events.upserted["tenant_id"], *events.deleted["tenant_id"]}
-            self._write(lake.still_there(CATALOG, done.get(CATALOG.name)), tenants)
+            self._write(lake.versions.still_there(CATALOG, done.get(CATALOG.name)), tenants)
         refused.keep()
-        graph.save_checkpoint(PRODUCT_PROJECTION, EVENTS.name, events_version)
-        graph.save_checkpoint(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
+        graph.checkpoints.save(PRODUCT_PROJECTION, EVENTS.name, events_version)
+        graph.checkpoints.save(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
         self.project_similarities()
 
     def project_similarities(self) -> int:
         """Project the similarities that changed since the graph's checkpoint; returns how many rows did."""
         lake, graph = self._lake, self._graph
-        done = graph.checkpoint(PRODUCT_PROJECTION)
-        changed, version = lake.changes(PRODUCT_SIMILARITIES, done.get(PRODUCT_SIMILARITIES.name))
+        done = graph.checkpoints.of(PRODUCT_PROJECTION)
+        changed, version = lake.versions.changes(PRODUCT_SIMILARITIES, done.get(PRODUCT_SIMILARITIES.name))
         if changed.count:
             tenants = sorted({*changed.upserted["tenant_id"], *changed.deleted["tenant_id"]})
-            products = pl.concat([graph.read(model.PRODUCT, tenant) for tenant in tenants])
+            products = pl.concat([graph.audit.rows(model.PRODUCT, tenant) for tenant in tenants])
             for kind, name in SIMILARITIES:
                 gone = changed.deleted.filter(pl.col("kind") == name)
-                graph.apply(kind, Changes(
+                graph.writer.apply(kind, Changes(
                     model.similar_products(changed.upserted, products, name),
                     gone.select("tenant_id", from_id="product_id", to_id="similar_product_id"),
                 ))  # fmt: skip
-        graph.save_checkpoint(PRODUCT_PROJECTION, PRODUCT_SIMILARITIES.name, version)
+        graph.checkpoints.save(PRODUCT_PROJECTION, PRODUCT_SIMILARITIES.name, version)
         return changed.count
 
     def _write(self, catalog_before: Version | None, tenants: set[str]) -> None:
@@ -152,11 +152,11 @@ class ProductGraph:
         before = lake.read(CATALOG, catalog_before.number) if catalog_before else CATALOG.empty()
         wanted = model.products(items, now)
         tenants = tenants | set(wanted["tenant_id"]) | set(before["tenant_id"])
-        held = [graph.read(model.PRODUCT, tenant) for tenant in sorted(tenants)]
+        held = [graph.audit.rows(model.PRODUCT, tenant) for tenant in sorted(tenants)]
         found = pl.concat(held) if held else wanted.head(0)
-        graph.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
+        graph.writer.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
         for kind, build in ((model.CATEGORY, model.categories), (model.IN_CATEGORY, model.product_categories)):
-            graph.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
+            graph.writer.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Lag:
 def graph_lag(lake: Lake, graph: Graph) -> list[Lag]:
     """The lag of every tenant, from the log of the archive and the graph's checkpoint; no row is read."""
     newest = lake.newest(EVENTS, "landed_at", "tenant_id")
-    since = lake.still_there(EVENTS, graph.checkpoint(EVENT_PROJECTION).get(EVENTS.name))
+    since = lake.versions.still_there(EVENTS, graph.checkpoints.of(EVENT_PROJECTION).get(EVENTS.name))
     shown = lake.newest(EVENTS, "landed_at", "tenant_id", since.number) if since else {}
     return [Lag(tenant, at, shown.get(tenant)) for tenant, at in newest.items()]
 

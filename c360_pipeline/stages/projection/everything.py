@@ -28,7 +28,7 @@ def project_all(
         observe: told what comes next.
         force: whether more rows of silos may be removed than the brake lets pass.
     """
-    graph.apply_schema()
+    graph.schema.apply()
     silos = SiloGraph(lake, graph, control, force=force)
     steps: list[tuple[str, Callable[[], object]]] = [
         ("products", ProductGraph(lake, graph).project),

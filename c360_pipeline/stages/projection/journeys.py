@@ -36,10 +36,10 @@ class JourneyGraph:
         It can be killed at any point and done again: every write has one result, and the graph says last how far it is.
         """
         tables = JourneyTables(self._lake)
-        log_id = str(self._lake.snapshot(JOURNEY_LOG).metadata().id)
+        log_id = str(self._lake.commits.snapshot(JOURNEY_LOG).metadata().id)
         done = {
             source: version.number
-            for source, version in self._graph.checkpoint(PROJECTION).items()
+            for source, version in self._graph.checkpoints.of(PROJECTION).items()
             if version.table_id == log_id
         }
         changed: Counter[str] = Counter()
@@ -49,7 +49,7 @@ class JourneyGraph:
             changed.update(self._write(News.of(found.rows)))
             refused.keep()
             for tenant, seq in found.seqs.items():
-                self._graph.save_checkpoint(PROJECTION, tenant, Version(log_id, seq))
+                self._graph.checkpoints.save(PROJECTION, tenant, Version(log_id, seq))
             done |= found.seqs
         return dict(changed)
 
@@ -60,21 +60,21 @@ class JourneyGraph:
         held, freed = keys.drop_nulls("journey_id"), keys.filter(pl.col("journey_id").is_null())
         absorbing = journeys.join(news.absorbed, left_on=["tenant_id", "id"], right_on=["tenant_id", "merged_into"],
                                   how="semi")  # fmt: skip
-        graph.merge(model.JOURNEY, journeys.join(absorbing, on=["tenant_id", "id"], how="anti"))
-        graph.merge(model.CORRELATION, model.correlations(held))
+        graph.writer.merge(model.JOURNEY, journeys.join(absorbing, on=["tenant_id", "id"], how="anti"))
+        graph.writer.merge(model.CORRELATION, model.correlations(held))
         # Journeys meet before the event that ties them shows: from it, a reader would reach both.
-        graph.absorb(absorbing, news.absorbed)
-        graph.move(model.PART_OF, model.correlation_journeys(held))
-        graph.untie(log.reread_events(news.rows).select("tenant_id", id="event_id"))
+        graph.writer.absorb(absorbing, news.absorbed)
+        graph.writer.move(model.PART_OF, model.correlation_journeys(held))
+        graph.writer.unlink(log.reread_events(news.rows).select("tenant_id", id="event_id"))
         # Read when they are needed: of all rows, these are the most.
         pairs = log.event_keys_now(news.rows).collect(engine="streaming")
-        graph.merge(model.HAS_KEY, model.event_correlations(pairs))
+        graph.writer.merge(model.HAS_KEY, model.event_correlations(pairs))
         events = log.events_now(news.rows, news.aliases).collect(engine="streaming")
         untied = model.untied_events(events, pairs)
-        graph.merge(model.IN_JOURNEY, untied)
-        graph.delete(model.CORRELATION, freed.select("tenant_id", id=model.correlation_id()))
-        graph.delete(model.JOURNEY, news.ended.select("tenant_id", id="journey_id"))
-        graph.update(model.EVENT_STATUS, model.event_status(events, events))
+        graph.writer.merge(model.IN_JOURNEY, untied)
+        graph.writer.delete(model.CORRELATION, freed.select("tenant_id", id=model.correlation_id()))
+        graph.writer.delete(model.JOURNEY, news.ended.select("tenant_id", id="journey_id"))
+        graph.writer.update(model.EVENT_STATUS, model.event_status(events, events))
         return {
             "Journey": journeys.height, "Correlation": held.height, "HAS_KEY": pairs.height, "Event": events.height,
             "merged": news.absorbed.height,

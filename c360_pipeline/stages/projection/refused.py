@@ -61,7 +61,7 @@ class RefusedRows:
             .with_columns(first_seen_at=pl.coalesce("since", "first_seen_at"))
             .select(list(DEAD_LETTERS.columns))
         )
-        return self._lake.merge(DEAD_LETTERS, letters)
+        return self._lake.commits.merge(DEAD_LETTERS, letters)
 
     def resolve(self, kind: Kind, rows: pl.DataFrame, resolution: str) -> int:
         """Close the open letters of rows that were written, or that the archive does not have any more.
@@ -77,4 +77,4 @@ class RefusedRows:
         done = letters.filter(pl.col("key").is_in(list(set(row_keys(kind, rows)) - self._refusals.unwritten(kind))))
         held = self._lake.held(DEAD_LETTERS, done.select("dead_letter_id"), list(DEAD_LETTERS.columns))
         resolved = closed(held, "replayed", resolution, datetime.now(UTC))
-        return self._lake.merge(DEAD_LETTERS, resolved)
+        return self._lake.commits.merge(DEAD_LETTERS, resolved)

@@ -116,10 +116,10 @@ class SiloGraph:
         """
         for found in self.labels.values():
             self._clear_when_its_key_is_another(found.kind)
-        self._graph.apply_schema([found.kind for found in self.labels.values()])
+        self._graph.schema.apply([found.kind for found in self.labels.values()])
         done = {label: self._project_label(found) for label, found in self.labels.items()}
         wanted = {f"{NODES}{label}" for label in self._control.labels.values()}
-        for projection in self._graph.checkpoints(NODES):
+        for projection in self._graph.checkpoints.names(NODES):
             if projection not in wanted:
                 label = projection.removeprefix(NODES)
                 done[label] = self._clear(label)
@@ -127,43 +127,43 @@ class SiloGraph:
 
     def _clear(self, label: str) -> int:
         """Remove all nodes of a label and its checkpoint; done again after a crash anywhere in between."""
-        count = self._graph.label_count(label)
+        count = self._graph.counts.label_count(label)
         self._brake(label, count, count)
-        self._graph.save_checkpoint(f"{NODES}{label}", "shape", GONE)
-        self._graph.clear_label(label)
-        self._graph.forget_checkpoint(f"{NODES}{label}")
+        self._graph.checkpoints.save(f"{NODES}{label}", "shape", GONE)
+        self._graph.writer.clear_label(label)
+        self._graph.checkpoints.forget(f"{NODES}{label}")
         return count
 
     def _clear_when_its_key_is_another(self, kind: NodeKind) -> None:
         """Nodes under another key, or a key of another type, can't be told from those to come."""
-        known = self._graph.checkpoint(f"{NODES}{kind.label}").get("key")
+        known = self._graph.checkpoints.of(f"{NODES}{kind.label}").get("key")
         if known is not None and known != _key_shape(kind):
             self._clear(kind.label)
 
     def _project_label(self, found: LabelTables) -> int:
         kind, projection = found.kind, f"{NODES}{found.kind.label}"
-        done = self._graph.checkpoint(projection)
+        done = self._graph.checkpoints.of(projection)
         shape = _shape(found)
         is_same_shape = done.get("shape") == shape
         since = {
-            table.name: self._lake.still_there(table, done.get(table.name)) if is_same_shape else None
+            table.name: self._lake.versions.still_there(table, done.get(table.name)) if is_same_shape else None
             for table in found.tables
         }
         written = 0
         if None in since.values() or set(done) - OWN_SOURCES - set(since):
             # A column that is excluded from now on leaves the nodes that had it.
-            self._graph.remove_undeclared_properties(kind)
+            self._graph.writer.remove_undeclared_properties(kind)
             written += self._remove_ghosts(found)
         versions: dict[str, Version | None] = {}
         for table in found.tables:
-            rows, gone, versions[table.name] = self._lake.changed_since(table, since[table.name], STAMP)
+            rows, gone, versions[table.name] = self._lake.versions.changed_since(table, since[table.name], STAMP)
             gone = self._not_elsewhere(found, table, gone)
-            self._brake(kind.label, gone.height, self._graph.label_count(kind.label))
-            self._graph.delete(kind, gone.select(pl.col(k).cast(kind.schema[k]) for k in kind.key_columns))
+            self._brake(kind.label, gone.height, self._graph.counts.label_count(kind.label))
+            self._graph.writer.delete(kind, gone.select(pl.col(k).cast(kind.schema[k]) for k in kind.key_columns))
             written += gone.height
             for batch in rows:
                 nodes = node_rows(kind, batch)
-                self._graph.merge(kind, nodes)
+                self._graph.writer.merge(kind, nodes)
                 written += nodes.height
         self._refused.keep()
         _save(self._graph, projection, done, {**versions, "key": _key_shape(kind), "shape": shape})
@@ -172,16 +172,18 @@ class SiloGraph:
     def _remove_ghosts(self, found: LabelTables) -> int:
         """Remove nodes that no row of the label's tables stands for."""
         kind = found.kind
-        in_graph = self._graph.label_count(kind.label)
+        in_graph = self._graph.counts.label_count(kind.label)
         if not in_graph:
             return 0
         rows = pl.concat([self._keys(kind, table) for table in found.tables])
         keys = NodeKind(kind.label, kind.key, {k: kind.properties[k] for k in kind.key})
-        tenants = sorted({d.tenant_id for d in self._control.databases} | set(self._graph.tenants_of(kind.label)))
-        held = pl.concat([rows.clear(), *(self._graph.read(keys, tenant) for tenant in tenants)], how="vertical")
+        tenants = sorted(
+            {d.tenant_id for d in self._control.databases} | set(self._graph.counts.tenants_of(kind.label))
+        )
+        held = pl.concat([rows.clear(), *(self._graph.audit.rows(keys, tenant) for tenant in tenants)], how="vertical")
         ghosts = held.join(rows, on=kind.key_columns, how="anti")
         self._brake(kind.label, ghosts.height, in_graph)
-        self._graph.delete(kind, ghosts)
+        self._graph.writer.delete(kind, ghosts)
         return ghosts.height
 
     def _keys(self, kind: NodeKind, table: Table) -> pl.DataFrame:
@@ -198,7 +200,7 @@ class SiloGraph:
     def note_projected(self) -> None:
         """Save checkpoints as if nodes and relationships had just been projected: for a graph that was made whole."""
         for found in self.labels.values():
-            versions = {table.name: self._lake.version(table.name) for table in found.tables}
+            versions = {table.name: self._lake.versions.version(table.name) for table in found.tables}
             _save(self._graph, f"{NODES}{found.kind.label}", {}, {
                 **versions, "key": _key_shape(found.kind), "shape": _shape(found),
             })  # fmt: skip
@@ -225,22 +227,22 @@ class SiloGraph:
                 raise ConfigError("\n".join(problems))
             kind = relationship_kind(row, kinds)
             written = _MappedRelationship(self, row, kinds).project()
-            done[kind.name] = (self._graph.relationship_count(kind), written)
+            done[kind.name] = (self._graph.counts.relationship_count(kind), written)
         self._remove_unmapped()
         return done
 
     def _remove_unmapped(self) -> None:
         """Remove relationships whose mapping row is gone."""
         mapped = {f"{RELATIONSHIPS}{row.name}" for row in self._control.relationships}
-        for projection in self._graph.checkpoints(RELATIONSHIPS):
+        for projection in self._graph.checkpoints.names(RELATIONSHIPS):
             if projection not in mapped:
                 source, relationship_type, target = model.parts_of(projection.removeprefix(RELATIONSHIPS))
                 kind = RelationshipKind(relationship_type, NodeKind(source, (), {}), NodeKind(target, (), {}))
-                count = self._graph.relationship_count(kind)
+                count = self._graph.counts.relationship_count(kind)
                 self._brake(kind.name, count, count)
-                self._graph.save_checkpoint(projection, "shape", GONE)
-                self._graph.clear_relationships(kind)
-                self._graph.forget_checkpoint(projection)
+                self._graph.checkpoints.save(projection, "shape", GONE)
+                self._graph.writer.clear_relationships(kind)
+                self._graph.checkpoints.forget(projection)
 
     def _brake(self, name: str, removed: int, held: int) -> None:
         if is_beyond_brake(removed, held) and not self._force:
@@ -281,7 +283,7 @@ class _MappedRelationship:
 
     def note_projected(self) -> None:
         """Save the checkpoint as if they had just been projected."""
-        versions = {name: self.silos._lake.version(name) for name in self._every}
+        versions = {name: self.silos._lake.versions.version(name) for name in self._every}
         _save(self.silos._graph, f"{RELATIONSHIPS}{self._kind.name}", {}, {**versions, "shape": self._shape()})
 
     def project(self) -> int:
@@ -289,9 +291,9 @@ class _MappedRelationship:
         lake, graph = self.silos._lake, self.silos._graph
         kind, shape, every = self._kind, self._shape(), self._every
         projection = f"{RELATIONSHIPS}{kind.name}"
-        done = graph.checkpoint(projection)
-        versions = {name: lake.version(name) for name in every}
-        since = {name: lake.still_there(table, done.get(name)) for name, table in every.items()}
+        done = graph.checkpoints.of(projection)
+        versions = {name: lake.versions.version(name) for name in every}
+        since = {name: lake.versions.still_there(table, done.get(name)) for name, table in every.items()}
         if done.get("shape") != shape or None in since.values() or set(done) - OWN_SOURCES != set(every):
             changes = self._all(kind)
             removed = changes.deleted.height
@@ -299,8 +301,8 @@ class _MappedRelationship:
             return 0
         else:
             changes, removed = self._touched({name: v for name, v in since.items() if v is not None})
-        self.silos._brake(kind.name, removed, graph.relationship_count(kind))
-        graph.apply(kind, changes)
+        self.silos._brake(kind.name, removed, graph.counts.relationship_count(kind))
+        graph.writer.apply(kind, changes)
         self.silos._refused.keep()
         _save(graph, projection, done, {**versions, "shape": shape})
         return changes.count
@@ -308,8 +310,8 @@ class _MappedRelationship:
     def _all(self, kind: RelationshipKind) -> Changes:
         """What differs between the graph and the joined tables."""
         wanted = join_labels(self.row, self._frames(None), self.kinds)
-        tenants = set(wanted["tenant_id"]) | set(self.silos._graph.tenants_of(kind.source.label))
-        held = [self.silos._graph.read(kind, tenant) for tenant in sorted(tenants)]
+        tenants = set(wanted["tenant_id"]) | set(self.silos._graph.counts.tenants_of(kind.source.label))
+        held = [self.silos._graph.audit.rows(kind, tenant) for tenant in sorted(tenants)]
         found = pl.concat([wanted.clear(), *held])
         key = kind.key_columns
         return Changes(wanted.join(found, on=key, how="anti"), found.select(key).join(wanted, on=key, how="anti"))
@@ -379,9 +381,9 @@ def silo_node_frames(
 def _save(graph: Graph, projection: str, before: Mapping[str, Version], now: Mapping[str, Version | None]) -> None:
     """Save a projection's checkpoints, the last one last, and forget those of tables that it no longer reads."""
     for name in set(before) - OWN_SOURCES - set(now):
-        graph.forget_checkpoint(projection, name)
+        graph.checkpoints.forget(projection, name)
     for name, version in now.items():
-        graph.save_checkpoint(projection, name, version)
+        graph.checkpoints.save(projection, name, version)
 
 
 def _shape(found: LabelTables) -> Version:

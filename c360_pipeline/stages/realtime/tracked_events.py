@@ -22,7 +22,8 @@ from c360_pipeline.core.contract.events import Event
 from c360_pipeline.errors import C360Error, UnavailableError
 from c360_pipeline.stages.realtime.suppression import Suppression
 from c360_pipeline.stages.realtime.unlanded_events import event_frame, write_fresh
-from c360_pipeline.stores.neo4j.graph import Graph, is_of_a_row
+from c360_pipeline.stores.neo4j.client import is_of_a_row
+from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.s3.landing import Landing
 

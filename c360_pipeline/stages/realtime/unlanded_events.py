@@ -11,7 +11,9 @@ import polars as pl
 
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.projection.graph import attributes_text
-from c360_pipeline.stores.neo4j.graph import Graph, batches, to_rows
+from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.neo4j.writer import batches, to_rows
 
 USUALLY_AHEAD = timedelta(hours=1)
 """Within it events land, whatever the sensor and the queue do."""
@@ -41,7 +43,8 @@ def _counted(action: str, relationship: str) -> str:
 # What an event adds is added in the transaction that makes its node, so that an event counts once however often it is
 # sent, and a write costs what the event touches, not what its product has gathered.
 # Moments are numbers on the way: the driver takes longer to make a moment of Neo4j than to send all the rest of a row.
-WRITE = """
+WRITE = Statement(
+    """
     UNWIND $rows AS sent
     WITH sent {.*, ts: datetime({epochSeconds: sent.seconds, nanosecond: sent.nanoseconds})} AS row
     MERGE (a:Action {tenant_id: $tenant_id, id: row.event_id})
@@ -63,18 +66,20 @@ WRITE = """
     MERGE (p:Product {tenant_id: $tenant_id, id: row.item_id})
     CREATE (a)-[:ON_PRODUCT]->(p)
     WITH u, p, row"""
-WRITE += _counted("view", "VIEWED") + _counted("purchase", "PURCHASED")
-READ_UNLANDED = """
+    + _counted("view", "VIEWED")
+    + _counted("purchase", "PURCHASED")
+)
+READ_UNLANDED = Statement("""
     MATCH (a:Unlanded) WHERE a.written_at > datetime() - duration({seconds: $longest})
-    OPTIONAL MATCH (s:Session)-[:HAS_ACTION]->(a)
-    OPTIONAL MATCH (a)-[:ON_PRODUCT]->(p:Product)
+    OPTIONAL MATCH (s:Session {tenant_id: a.tenant_id})-[:HAS_ACTION]->(a)
+    OPTIONAL MATCH (a)-[:ON_PRODUCT]->(p:Product {tenant_id: a.tenant_id})
     RETURN a.tenant_id AS tenant_id, a.id AS event_id, a.user_id AS user_id, s.id AS session_id, p.id AS item_id
-"""
-READ_OVERDUE = """
+""")
+READ_OVERDUE = Statement("""
     MATCH (a:Unlanded) WHERE a.written_at < datetime() - duration({seconds: $longest})
     RETURN a.tenant_id AS tenant_id, count(a) AS events, toString(min(a.written_at)) AS since
     ORDER BY tenant_id
-"""
+""")
 SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_id"), pl.String)
 
 

@@ -79,10 +79,10 @@ class Pins:
             for projection in (EVENT_PROJECTION, PRODUCT_PROJECTION)
             for table, version in _known(graph, lake, projection)
         }
-        log_id = str(lake.snapshot(JOURNEY_LOG).metadata().id)
+        log_id = str(lake.commits.snapshot(JOURNEY_LOG).metadata().id)
         commits = {
             tenant: version.number
-            for tenant, version in graph.checkpoint(JOURNEY_PROJECTION).items()
+            for tenant, version in graph.checkpoints.of(JOURNEY_PROJECTION).items()
             if version.table_id == log_id
         }
         return cls(versions, commits or None)
@@ -90,7 +90,7 @@ class Pins:
     @classmethod
     def now(cls, lake: Lake, control: ControlRows) -> "Pins":
         """This moment."""
-        return cls._at(lake, control, lambda name, _: lake.version(name), JourneyTables(lake).published())
+        return cls._at(lake, control, lambda name, _: lake.versions.version(name), JourneyTables(lake).published())
 
     @classmethod
     def as_of(cls, lake: Lake, control: ControlRows, instant: datetime) -> "Pins":
@@ -100,7 +100,7 @@ class Pins:
             ConfigError: a table does not keep what it was then.
         """
         commits = JourneyTables(lake).target(instant)
-        return cls._at(lake, control, lambda name, kept: lake.version_at(name, instant, kept), commits)
+        return cls._at(lake, control, lambda name, kept: lake.versions.version_at(name, instant, kept), commits)
 
     @classmethod
     def _at(
@@ -127,9 +127,9 @@ class Pins:
 
 
 def _known(graph: Graph, lake: Lake, projection: str) -> Iterator[tuple[Table, Version]]:
-    done = graph.checkpoint(projection)
+    done = graph.checkpoints.of(projection)
     for table in (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES):
-        if (version := lake.still_there(table, done.get(table.name))) is not None:
+        if (version := lake.versions.still_there(table, done.get(table.name))) is not None:
             yield table, version
 
 
@@ -203,7 +203,7 @@ class Archive:
     def silo_versions(self) -> str:
         """sha256 of the control rows, and of the versions of the tables that silo nodes and relationships come from."""
         tables = [self._control.lake_table(table) for table in self._control.tables]
-        versions = {name: str(self._lake.version(name)) for name in (*tables, EVENTS.name)}
+        versions = {name: str(self._lake.versions.version(name)) for name in (*tables, EVENTS.name)}
         keys = [(table.table_id, table.key_columns) for table in self._control.tables]
         labels = sorted(self._control.labels.items())
         said = repr((labels, keys, self._control.relationships, sorted(versions.items())))
@@ -299,7 +299,7 @@ class Archive:
     def newer(self) -> "Newer":
         """What was committed since the moment that this archive is read at, as of now."""
         tables = (EVENTS, CATALOG, USER_COMMUNITIES, JOURNEY_LOG)
-        now = tuple(str(self._lake.version(table.name)) for table in tables)
+        now = tuple(str(self._lake.versions.version(table.name)) for table in tables)
         if self._newer is not None and self._newer[0] == now:
             return self._newer[1]
         parts = [self._newer_events(), self._newer_products(), self._newer_communities(), self._newer_journeys()]
@@ -312,7 +312,7 @@ class Archive:
 
     def _newer_events(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         since = self._pins.version(EVENT_PROJECTION, EVENTS)
-        changed, _ = self._lake.changes(EVENTS, since, PROJECTED) if since else (None, None)
+        changed, _ = self._lake.versions.changes(EVENTS, since, PROJECTED) if since else (None, None)
         if since is None or changed is None or not changed.count:
             return
         touched = touched_events(self._lake, changed, since)
@@ -327,7 +327,7 @@ class Archive:
 
     def _newer_products(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         since = self._pins.version(PRODUCT_PROJECTION, CATALOG)
-        changed, _ = self._lake.changes(CATALOG, since) if since else (None, None)
+        changed, _ = self._lake.versions.changes(CATALOG, since) if since else (None, None)
         if since is None or changed is None or not changed.count:
             return
         ids = pl.concat(
@@ -341,7 +341,7 @@ class Archive:
 
     def _newer_communities(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         since = self._pins.version(EVENT_PROJECTION, USER_COMMUNITIES)
-        changed, _ = self._lake.changes(USER_COMMUNITIES, since) if since else (None, None)
+        changed, _ = self._lake.versions.changes(USER_COMMUNITIES, since) if since else (None, None)
         if changed is None or not changed.count:
             return
         ids = [rows.select("tenant_id", id="user_id") for rows in (changed.upserted, changed.deleted)]

@@ -30,7 +30,8 @@ from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.unlanded_events import unlanded_events
 from c360_pipeline.stages.reconciliation.expected import Archive, Pins
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.neo4j.graph import Graph, Stray
+from c360_pipeline.stores.neo4j.audit import Orphan
+from c360_pipeline.stores.neo4j.graph import Graph
 
 READERS = 2
 """Statements that read the graph at once."""
@@ -131,15 +132,15 @@ def reconcile(
         found, step = _compared(pinned, graph, queue, side)
         results.append(Reconciled(side.tenant_id, side.kind, found))
         repairs += [step] if step else []
-    strays = _strays(graph, held, sorted(tenants))
-    results += [Reconciled(NO_TENANT, kind, only_ghosts([one.text for one in lost])) for kind, lost in strays]
+    orphans = _orphans(graph, held, sorted(tenants))
+    results += [Reconciled(NO_TENANT, kind, only_ghosts([one.text for one in lost])) for kind, lost in orphans]
     if not repair:
         return results
     if not force:
         _brake(results)
-    # Strays first, for they may stand where a node should be; relationships last, for they stand on nodes.
-    for kind, lost in strays:
-        graph.remove(kind, [stray.element_id for stray in lost])
+    # Orphans first, for they may stand where a node should be; relationships last, for they stand on nodes.
+    for kind, lost in orphans:
+        graph.writer.remove(kind, [orphan.element_id for orphan in lost])
     for step in sorted(repairs, key=lambda one: not isinstance(one.kind, NodeKind)):
         _carry_out(graph, step)
         queue.resolve(step.kind, step.upserts, "written by a repair")
@@ -188,7 +189,7 @@ def _sides(archive: Archive, graph: Graph, observe: Callable[[str, str], None]) 
             tenants |= parts.keys()
             for tenant in sorted(tenants):
                 ours = parts.get(tenant, frame.clear()).select(*kind.schema, DAY)
-                ahead.append((kind, tenant, ours, pool.submit(graph.audit, kind, tenant)))
+                ahead.append((kind, tenant, ours, pool.submit(graph.audit.audited_rows, kind, tenant)))
                 if len(ahead) > READERS:
                     yield next_sides()
         while ahead:
@@ -253,40 +254,40 @@ def _repair_of(kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFr
 
 def _carry_out(graph: Graph, step: _Repair) -> None:
     if step.kind in OWNED_PROPERTIES and isinstance(step.kind, NodeKind):
-        graph.update(step.kind, step.upserts)
+        graph.writer.update(step.kind, step.upserts)
         return
     if isinstance(step.kind, NodeKind):
         for name in step.mistyped:
-            graph.delete_mistyped(step.kind, step.tenant_id, name)
-    graph.delete(step.kind, step.deletes)
-    graph.merge(step.kind, step.upserts)
+            graph.writer.delete_mistyped(step.kind, step.tenant_id, name)
+    graph.writer.delete(step.kind, step.deletes)
+    graph.writer.merge(step.kind, step.upserts)
 
 
-def _strays(graph: Graph, held: Counter[Kind], tenants: Sequence[str]) -> list[tuple[Kind, list[Stray]]]:
+def _orphans(graph: Graph, held: Counter[Kind], tenants: Sequence[str]) -> list[tuple[Kind, list[Orphan]]]:
     """Nodes and relationships of declared labels and types that no tenant of the archive has.
 
     The database counts labels and types by itself: only where there are more than were read is anything looked for.
     """
-    found: list[tuple[Kind, list[Stray]]] = []
+    found: list[tuple[Kind, list[Orphan]]] = []
     of_type: dict[str, list[RelationshipKind]] = {}
     for kind, count in held.items():
         if isinstance(kind, RelationshipKind):
             of_type.setdefault(kind.type, []).append(kind)
         elif kind not in OWNED_PROPERTIES and any(
-            graph.label_count(label) != count for label in (kind.label, *kind.extra_labels)
+            graph.counts.label_count(label) != count for label in (kind.label, *kind.extra_labels)
         ):
-            found.append((kind, graph.stray_nodes(kind, tenants)))
+            found.append((kind, graph.audit.orphan_nodes(kind, tenants)))
     for name, kinds in of_type.items():
-        if graph.type_count(name) != sum(held[kind] for kind in kinds):
-            found.append((kinds[0], graph.stray_relationships(kinds, tenants)))
-    return [(kind, strays) for kind, strays in found if strays]
+        if graph.counts.type_count(name) != sum(held[kind] for kind in kinds):
+            found.append((kinds[0], graph.audit.orphan_relationships(kinds, tenants)))
+    return [(kind, orphans) for kind, orphans in found if orphans]
 
 
 def keep(lake: Lake, results: Sequence[Reconciled], run_id: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Keep what was found, and whether it was repaired, under the id of a run; returns the rows of both tables."""
     buckets, findings = bucket_rows(results, run_id), finding_rows(results, run_id)
-    lake.insert_new(RECONCILIATIONS, buckets)
-    lake.insert_new(RECONCILIATION_FINDINGS, findings)
+    lake.commits.insert_new(RECONCILIATIONS, buckets)
+    lake.commits.insert_new(RECONCILIATION_FINDINGS, findings)
     return buckets, findings
 
 

@@ -108,7 +108,7 @@ def take(
     _make_empty(folder)
     # Books first: what lands in between is in the archive and in no book, and lands again as a duplicate.
     names = sorted(lake.table_names(), key=lambda name: (name not in BOOKS, name))
-    versions = {name: version.number for name in names if (version := lake.version(name))}
+    versions = {name: version.number for name in names if (version := lake.versions.version(name))}
     observe("dumping the control database")
     dump_control(control, tools, folder / CONTROL)
     copied: list[Copied] = []
@@ -148,7 +148,7 @@ def table_objects(bucket: Bucket, lake: Lake, name: str, number: int) -> list[st
     """Keys of the objects that a version of a table needs: its data files, and its log up to there."""
     folder = f"{LAKE}{name}/"
     root = lake.uri("")
-    files = sorted(LAKE + uri.removeprefix(root).lstrip("/") for uri in lake.uris_at(name, number))
+    files = sorted(LAKE + uri.removeprefix(root).lstrip("/") for uri in lake.versions.uris_at(name, number))
     log = [o.path for o in bucket.objects(folder + LOG) if _log_version(o.path.removeprefix(folder + LOG)) <= number]
     return [*files, *sorted(log)]
 
@@ -239,7 +239,7 @@ def finish(bucket: Bucket, lake: Lake, manifest: Manifest) -> None:
     Earlier versions are not in it: the logs forget them, so that whoever goes on from one looks at everything.
     """
     for name in manifest.versions:
-        lake.forget_versions(name)
+        lake.maintenance.forget_versions(name)
     bucket.delete([RESTORING])
 
 

@@ -26,8 +26,8 @@ def rebuild(lake: Lake, control: ControlRows, graph: Graph, observe: Callable[[s
         observe: told what comes next.
     """
     observe("removing what is there")
-    graph.forget_all_checkpoints()
-    removed = graph.clear()
+    graph.checkpoints.forget_all()
+    removed = graph.writer.clear()
     project_all(lake, control, graph, observe, force=True)
     return removed
 
@@ -40,10 +40,10 @@ def note_made(archive: Archive, graph: Graph) -> None:
         graph: without checkpoints.
     """
     silos = SiloGraph(archive.lake, graph, archive.control)
-    graph.apply_schema([found.kind for found in silos.labels.values()])
+    graph.schema.apply([found.kind for found in silos.labels.values()])
     silos.note_projected()
     for (projection, source), version in archive.pins.versions.items():
-        graph.save_checkpoint(projection, source, version)
-    log_id = str(archive.lake.snapshot(JOURNEY_LOG).metadata().id)
+        graph.checkpoints.save(projection, source, version)
+    log_id = str(archive.lake.commits.snapshot(JOURNEY_LOG).metadata().id)
     for tenant, number in (archive.pins.commits or {}).items():
-        graph.save_checkpoint(JOURNEY_PROJECTION, tenant, Version(log_id, number))
+        graph.checkpoints.save(JOURNEY_PROJECTION, tenant, Version(log_id, number))

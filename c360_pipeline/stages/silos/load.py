@@ -23,7 +23,8 @@ from c360_pipeline.core.catalog.tables import SILO_RETENTION, Table
 from c360_pipeline.core.silos.control_rows import FULL, INCREMENTAL, compare_rows, unusable_keys
 from c360_pipeline.core.silos.plan import Extract
 from c360_pipeline.errors import ContractError
-from c360_pipeline.stores.delta.lake import MERGED_BYTES, Lake
+from c360_pipeline.stores.delta.commits import MERGED_BYTES
+from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.control import ControlDb, ExtractionState, TableCounts
 from c360_pipeline.stores.postgres.silo import Position, SiloSnapshot
 
@@ -165,7 +166,7 @@ class SiloLoader:
             suppressed = self._control.suppressed_rows().filter(pl.col("lake_table") == extract.lake_table)
             load = _Load(self._lake, extract, self._run_id, Path(folder), suppressed["row_hash"])
             counts = load.changed(snapshot, since) if since else load.whole(snapshot)
-        version = self._lake.version(extract.lake_table)
+        version = self._lake.versions.version(extract.lake_table)
         if position and version:
             state = ExtractionState(str(version), position.cursor, position.snapshot, _reads(extract))
             self._control.save_extraction_state(extract.table.table_id, state)
@@ -176,7 +177,7 @@ class SiloLoader:
         state = self._control.extraction_state(extract.table.table_id)
         if state is None or state.reads != _reads(extract):
             return None
-        if not self._lake.only_cared_for_since(extract.lake_table, Version.parse(state.lake_version)):
+        if not self._lake.versions.only_maintained_since(extract.lake_table, Version.parse(state.lake_version)):
             return None
         since = Position(state.cursor_value, state.snapshot)
         # A server that counts transactions from lower on is another one: restored from a dump, for example.
@@ -247,7 +248,7 @@ class _Load:
         batches = seen()
         head = next((batch for batch in batches if batch.height), None)
         if head is not None or not self._lake.has_columns(self._table):
-            self._lake.overwrite(self._table, chain([] if head is None else [head], batches))
+            self._lake.commits.overwrite(self._table, chain([] if head is None else [head], batches))
         return TableCounts(FULL, rows, rows, 0, size)
 
     def _repeated(self, snapshot: SiloSnapshot) -> str | None:
@@ -301,7 +302,7 @@ class _Load:
         if same_columns and difference.is_small:
             self._merge(difference)
         else:
-            self._lake.overwrite(self._table, self._rewritten(read, held))
+            self._lake.commits.overwrite(self._table, self._rewritten(read, held))
 
     def _merge(self, difference: _Difference) -> None:
         """Bring few changes into the table: into the files that hold them, or where these are large, batch by batch."""
@@ -309,11 +310,11 @@ class _Load:
         if not upserts.height + gone.height:
             return
         if not difference.altered and not gone.height:
-            self._lake.append(self._table, upserts)
+            self._lake.commits.append(self._table, upserts)
         elif self._lake.stored_bytes(self._table) <= MERGED_BYTES:
-            self._lake.merge(self._table, upserts, gone)
+            self._lake.commits.merge(self._table, upserts, gone)
         else:
-            self._lake.overwrite(self._table, self._with_changes(self._held_rows(), upserts, gone))
+            self._lake.commits.overwrite(self._table, self._with_changes(self._held_rows(), upserts, gone))
 
     def _with_changes(
         self, held: Iterator[pl.DataFrame], upserts: pl.DataFrame, gone: pl.DataFrame

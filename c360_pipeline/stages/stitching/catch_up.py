@@ -67,11 +67,11 @@ class Stitching:
         """
         report = self._apply_rules(force=force)
         source = self._source()
-        now = self._lake.version(EVENTS.name)
+        now = self._lake.versions.version(EVENTS.name)
         if now is None or source == now:
             return report
-        since = self._lake.still_there(EVENTS, source)
-        changed, gone, upto = self._lake.changed_since(EVENTS, since, ["content_hash"])
+        since = self._lake.versions.still_there(EVENTS, source)
+        changed, gone, upto = self._lake.versions.changed_since(EVENTS, since, ["content_hash"])
         if since is None and source is not None:
             gone = self._gone_from_archive()
         done, total = 0, self._lake.count(EVENTS)

@@ -45,7 +45,8 @@ from c360_pipeline.core.stitching.stitch import (
 )
 from c360_pipeline.errors import ConfigError, ConflictError
 from c360_pipeline.stages.stitching.index import JourneyIndex, TenantState, discard, event_fingerprints
-from c360_pipeline.stores.delta.lake import MAX_ATTEMPTS, Lake
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.delta.storage import MAX_ATTEMPTS
 
 ABSORBED_ROWS = 2_000_000
 """Rows of the log that are taken into the index at once."""
@@ -188,13 +189,13 @@ class Journeys:
     def refresh(self) -> tuple[DeltaTable, JourneyIndex]:
         """The log as it is now, and the index brought up to it."""
         for _ in range(MAX_ATTEMPTS):
-            snapshot = self._lake.snapshot(JOURNEY_LOG)
+            snapshot = self._lake.commits.snapshot(JOURNEY_LOG)
             index, files = self._index_of(snapshot), set(snapshot.file_uris())
             if index.files != files or not index.is_newest():
                 index.load()
             if any(number < index.tenant(tenant).seq for tenant, number in self._numbers(snapshot, index)):
                 # The log was restored to an earlier version, or another process is further than this snapshot.
-                snapshot = self._lake.snapshot(JOURNEY_LOG)
+                snapshot = self._lake.commits.snapshot(JOURNEY_LOG)
                 files = set(snapshot.file_uris())
                 if any(number < index.tenant(tenant).seq for tenant, number in self._numbers(snapshot, index)):
                     index.forget()
@@ -273,7 +274,7 @@ class Journeys:
             seqs = {tenant_id: state.seq + 1}
             self._append(snapshot, index, remark_rows(seqs, {tenant_id: details}, self._clock()), seqs)
 
-        self._lake.retried(JOURNEY_LOG.name, attempt)
+        self._lake.commits.retried(JOURNEY_LOG.name, attempt)
 
     def adopt_first(self, tenant_id: str, folder: str) -> int:
         """Commit rows of the log that another engine wrote as files below the log; returns how many.
@@ -290,9 +291,9 @@ class Journeys:
             snapshot, index = self.refresh()
             if index.tenant(tenant_id).seq:
                 raise ConflictError(f"{tenant_id} was stitched meanwhile: what was found for it is out of date.")
-            return self._lake.commit_files(JOURNEY_LOG, snapshot, folder, {log_number(tenant_id): 1})
+            return self._lake.commits.commit_files(JOURNEY_LOG, snapshot, folder, {log_number(tenant_id): 1})
 
-        return self._lake.retried(JOURNEY_LOG.name, attempt)
+        return self._lake.commits.retried(JOURNEY_LOG.name, attempt)
 
     def events_there(self) -> pl.LazyFrame:
         """tenant_id, event_id of all events that have a journey, as the log says."""
@@ -423,9 +424,9 @@ class Journeys:
         lonely = keys.join(others.select("tenant_id", "key_hash"), on=["tenant_id", "key_hash"], how="anti").collect()
         ids = events["event_id"].to_list()
         # The tables take up what the log says anew, not what it forgets.
-        self._lake.delete_rows(JOURNEY_MERGES, [tenant], {"via_event_id": ids}, blank={})
-        self._lake.delete_rows(JOURNEYS, [tenant], {}, blank={"founding_event_id": ids})
-        return self._lake.delete_rows(
+        self._lake.commits.delete_rows(JOURNEY_MERGES, [tenant], {"via_event_id": ids}, blank={})
+        self._lake.commits.delete_rows(JOURNEYS, [tenant], {}, blank={"founding_event_id": ids})
+        return self._lake.commits.delete_rows(
             JOURNEY_LOG, [tenant],
             {"event_id": ids, "key_hash": lonely["key_hash"].to_list()}, blank={"founding_event_id": ids},
         )  # fmt: skip
@@ -449,7 +450,7 @@ class Journeys:
             self._commit(snapshot, index, change, policy, details or {})
             return change.report
 
-        report = self._lake.retried(JOURNEY_LOG.name, attempt)
+        report = self._lake.commits.retried(JOURNEY_LOG.name, attempt)
         seconds = time.perf_counter() - started
         return replace(report, seconds=seconds, longest_seconds=seconds, retries=attempts - 1)
 
@@ -487,7 +488,7 @@ class Journeys:
                 raise CommitFailedError(f"the index is not that of the log: {name} is not at {seq - 1}")
         version = snapshot.version()
         with ThreadPoolExecutor(1) as pool:
-            commit = pool.submit(self._lake.append_numbered, JOURNEY_LOG, snapshot, rows, numbers)
+            commit = pool.submit(self._lake.commits.append_numbered, JOURNEY_LOG, snapshot, rows, numbers)
             staged = index.stage(change.batch, change.stitched, change.gone) if change and change.batch else None
             if commit.exception() and staged:
                 discard(staged)
@@ -576,7 +577,7 @@ class Journeys:
         return _Change(stitched, gone, report, batch, cause)
 
     def _log(self, tenants: list[str]) -> pl.LazyFrame:
-        snapshot = self._lake.snapshot(JOURNEY_LOG)
+        snapshot = self._lake.commits.snapshot(JOURNEY_LOG)
         rows = self._lake.scan_files(JOURNEY_LOG, set(snapshot.file_uris()))
         return rows.filter(pl.col("tenant_id").is_in(tenants))
 

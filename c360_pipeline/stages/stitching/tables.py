@@ -102,7 +102,7 @@ class JourneyTables:
     def published(self) -> dict[str, int]:
         """The last commit of each tenant that every table has taken up."""
         tenants = self.target()
-        tables = [_published(self._lake.snapshot(table), tenants) for table in PUBLISHED]
+        tables = [_published(self._lake.commits.snapshot(table), tenants) for table in PUBLISHED]
         return {tenant: min(known[tenant] for known in tables) for tenant in tenants}
 
     def steps(self, after: Mapping[str, int], upto: Mapping[str, int], rows: int) -> Iterator[dict[str, int]]:
@@ -135,17 +135,17 @@ class JourneyTables:
         """
 
         def attempt() -> RowChanges:
-            snapshot = self._lake.snapshot(table)
+            snapshot = self._lake.commits.snapshot(table)
             known = _published(snapshot, target)
             found = self.between(known, target)
             if not found.seqs:
                 return RowChanges(table.empty(), table.empty(), table.empty().select(table.key))
             changes = _CHANGES[table](self._news(known, found), self._lake.scan(table), table)
             numbers = {published_number(tenant): seq for tenant, seq in found.seqs.items()}
-            self._lake.apply(table, snapshot, changes, numbers)
+            self._lake.commits.apply(table, snapshot, changes, numbers)
             return changes
 
-        return self._lake.retried(table.name, attempt)
+        return self._lake.commits.retried(table.name, attempt)
 
     def publish_all(self) -> None:
         """Bring all tables up to the log as it is now."""
@@ -154,7 +154,7 @@ class JourneyTables:
             self.publish(table, target)
 
     def _log(self) -> pl.LazyFrame:
-        snapshot = self._lake.snapshot(JOURNEY_LOG)
+        snapshot = self._lake.commits.snapshot(JOURNEY_LOG)
         return self._lake.scan_files(JOURNEY_LOG, set(snapshot.file_uris()))
 
     def _news(self, known: Mapping[str, int], found: LogRows) -> News:

@@ -10,6 +10,7 @@ from functools import lru_cache
 import polars as pl
 
 from c360_pipeline.core.projection.graph import Kind, NodeKind, RelationshipKind, day_source
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -46,16 +47,20 @@ def _node(variable: str, kind: NodeKind, prefix: str = "") -> str:
 
 
 @lru_cache
-def merge_statement(kind: Kind) -> str:
+def merge_statement(kind: Kind) -> Statement:
     """Write rows of a kind; returns the number of rows that found their place."""
     if isinstance(kind, NodeKind):
         labels = "".join(f" SET n:{quoted(label)}" for label in kind.extra_labels)
         labels += "".join(f" REMOVE n{mark[0]}{quoted(mark[1:])}" for mark in kind.removed)
-        return f"UNWIND $rows AS row MERGE {_node('n', kind)}{labels} SET n += row RETURN count(*) AS written"
+        return Statement(
+            f"UNWIND $rows AS row MERGE {_node('n', kind)}{labels} SET n += row RETURN count(*) AS written"
+        )
     ends = f"MATCH {_node('a', kind.source, 'from_')} MATCH {_node('b', kind.target, 'to_')}"
     properties = "".join(f", r.{quoted_property(p)} = row.{quoted_property(p)}" for p in kind.properties)
     update = f" SET {properties.removeprefix(', ')}" if properties else ""
-    return f"UNWIND $rows AS row {ends} MERGE (a)-[r:{quoted(kind.type)}]->(b){update} RETURN count(*) AS written"
+    return Statement(
+        f"UNWIND $rows AS row {ends} MERGE (a)-[r:{quoted(kind.type)}]->(b){update} RETURN count(*) AS written"
+    )
 
 
 @lru_cache
@@ -66,27 +71,27 @@ def scripted_merge_statement(kind: Kind) -> str:
 
 
 @lru_cache
-def update_statement(kind: NodeKind) -> str:
+def update_statement(kind: NodeKind) -> Statement:
     """Set properties of nodes that another projection makes; rows without a node are passed over."""
-    return f"UNWIND $rows AS row MATCH {_node('n', kind)} SET n += row RETURN count(*) AS written"
+    return Statement(f"UNWIND $rows AS row MATCH {_node('n', kind)} SET n += row RETURN count(*) AS written")
 
 
 @lru_cache
-def property_names_statement(kind: NodeKind) -> str:
+def property_names_statement(kind: NodeKind) -> Statement:
     """The names of all properties that nodes of a label have, of any tenant."""
-    return f"MATCH (n:{quoted(kind.label)}) UNWIND keys(n) AS name RETURN DISTINCT name"
+    return Statement(f"MATCH (n:{quoted(kind.label)}) UNWIND keys(n) AS name RETURN DISTINCT name")
 
 
 @lru_cache
-def clear_statement(kind: NodeKind) -> str:
+def clear_statement(kind: NodeKind) -> Statement:
     """Remove the properties that `$nulls` names from all nodes of a label, of any tenant."""
-    return f"MATCH (n:{quoted(kind.label)}) SET n += $nulls"
+    return Statement(f"MATCH (n:{quoted(kind.label)}) SET n += $nulls")
 
 
 @lru_cache
-def move_statement(kind: RelationshipKind) -> str:
+def move_statement(kind: RelationshipKind) -> Statement:
     """Point the only relationship of this kind at another target, in one transaction for all rows of a batch."""
-    return (
+    return Statement(
         f"UNWIND $rows AS row MATCH {_node('a', kind.source, 'from_')} MATCH {_node('b', kind.target, 'to_')} "
         f"OPTIONAL MATCH (a)-[old:{quoted(kind.type)}]->(other) WHERE other <> b DELETE old "
         f"WITH DISTINCT a, b MERGE (a)-[:{quoted(kind.type)}]->(b) RETURN count(*) AS written"
@@ -94,9 +99,9 @@ def move_statement(kind: RelationshipKind) -> str:
 
 
 @lru_cache
-def without_ends_statement(kind: RelationshipKind) -> str:
+def without_ends_statement(kind: RelationshipKind) -> Statement:
     """The numbers of rows, from 0, that lack a node at one of their ends."""
-    return (
+    return Statement(
         "UNWIND range(0, size($rows) - 1) AS number WITH number, $rows[number] AS row "
         f"WHERE NOT EXISTS {{ MATCH {_node('a', kind.source, 'from_')} }} "
         f"OR NOT EXISTS {{ MATCH {_node('b', kind.target, 'to_')} }} RETURN number ORDER BY number"
@@ -104,11 +109,11 @@ def without_ends_statement(kind: RelationshipKind) -> str:
 
 
 @lru_cache
-def delete_statement(kind: Kind) -> str:
+def delete_statement(kind: Kind) -> Statement:
     """Remove rows of a kind by key; rows that are gone already are passed over."""
     if isinstance(kind, NodeKind):
-        return f"UNWIND $rows AS row MATCH {_node('n', kind)} DETACH DELETE n RETURN count(*) AS written"
-    return (
+        return Statement(f"UNWIND $rows AS row MATCH {_node('n', kind)} DETACH DELETE n RETURN count(*) AS written")
+    return Statement(
         f"UNWIND $rows AS row MATCH {_node('a', kind.source, 'from_')}-[r:{quoted(kind.type)}]->"
         f"{_node('b', kind.target, 'to_')} DELETE r RETURN count(*) AS written"
     )
@@ -139,7 +144,7 @@ def is_paged(kind: Kind) -> bool:
 
 
 @lru_cache
-def page_end_statement(kind: Kind) -> str:
+def page_end_statement(kind: Kind) -> Statement:
     """The first key column of the node that comes `$page_nodes` nodes after `$from`; no row when there is none.
 
     Where so many nodes have `$from` itself, the next greater value.
@@ -147,7 +152,7 @@ def page_end_statement(kind: Kind) -> str:
     node = kind if isinstance(kind, NodeKind) else kind.source
     value = f"n.{quoted_property(node.key[0])}"
     nodes = f"MATCH (n:{quoted(node.label)}) WHERE n.tenant_id = $tenant_id AND {_page('n', node, Pages.FROM)}"
-    return (
+    return Statement(
         f"CALL () {{ {nodes} WITH {value} AS next ORDER BY next SKIP $page_nodes LIMIT 1 RETURN next }} "
         f"CALL (next) {{ WITH next WHERE next > $from RETURN next AS end UNION WITH next WHERE next = $from "
         f"{nodes} AND {value} > $from RETURN min({value}) AS end }} WITH end WHERE end IS NOT NULL RETURN end"
@@ -171,7 +176,7 @@ def _page(variable: str, node: NodeKind, pages: Pages) -> str:
 
 
 @lru_cache
-def read_statement(kind: Kind, *, audited: bool = False, pages: Pages = Pages.ALL) -> str:
+def read_statement(kind: Kind, *, audited: bool = False, pages: Pages = Pages.ALL) -> Statement:
     """Rows of a kind of one tenant, columns in the order of the kind's schema.
 
     For an audit, further columns: the day since 1970 by which a row is counted, null where that is not an instant, and
@@ -193,7 +198,7 @@ def read_statement(kind: Kind, *, audited: bool = False, pages: Pages = Pages.AL
         )
     if audited:
         columns += [_read_day(kind), *(f"n:{quoted(label)}" for label in extra_labels(kind))]
-    return (
+    return Statement(
         f"{rows} WITH collect([{', '.join(columns)}]) AS found WHERE size(found) > 0 "
         "UNWIND range(0, size(found) - 1, $batch_rows) AS first RETURN found[first..first + $batch_rows] AS rows"
     )
@@ -225,7 +230,7 @@ def _read_day(kind: Kind) -> str:
 
 
 @lru_cache
-def delete_mistyped_statement(kind: NodeKind, name: str) -> str:
+def delete_mistyped_statement(kind: NodeKind, name: str) -> Statement:
     """Remove the nodes of a tenant whose key column holds a value of another type."""
     value, dtype = f"n.{quoted_property(name)}", kind.properties[name]
     if isinstance(dtype, pl.Binary):
@@ -234,14 +239,14 @@ def delete_mistyped_statement(kind: NodeKind, name: str) -> str:
         is_other = f"NOT {value} IS :: {'ZONED' if dtype.time_zone else 'LOCAL'} DATETIME"
     else:
         is_other = f"NOT {value} IS :: {_CYPHER_TYPES[type(dtype)]}"
-    return (
+    return Statement(
         f"MATCH (n:{quoted(kind.label)}) WHERE n.tenant_id = $tenant_id AND {value} IS NOT NULL "
         f"AND {is_other} DETACH DELETE n"
     )
 
 
 @lru_cache
-def stray_nodes_statement(kind: NodeKind) -> str:
+def orphan_nodes_statement(kind: NodeKind) -> Statement:
     """Element id and text of nodes of a label that have none of `$tenants`, or no key, or an extra label only."""
     keyless = " OR ".join(f"n.{quoted_property(k)} IS NULL" for k in kind.key)
     shown = ", ".join(f"n.{quoted_property(k)}" for k in kind.key_columns)
@@ -250,17 +255,17 @@ def stray_nodes_statement(kind: NodeKind) -> str:
         f"UNION MATCH (n:{quoted(label)}) WHERE NOT n:{quoted(kind.label)} RETURN elementId(n) AS element_id, {text}"
         for label in kind.extra_labels
     ]
-    return (
+    return Statement(
         f"MATCH (n:{quoted(kind.label)}) WHERE n.tenant_id IS NULL OR NOT n.tenant_id IN $tenants OR {keyless} "
         f"RETURN elementId(n) AS element_id, {text} {' '.join(lonely)}"
     )
 
 
 @lru_cache
-def stray_relationships_statement(kinds: tuple[RelationshipKind, ...]) -> str:
+def orphan_relationships_statement(kinds: tuple[RelationshipKind, ...]) -> Statement:
     """Element id and text of relationships of a type that are of no such kind, or not within one of `$tenants`."""
     ends = " OR ".join(f"(a:{quoted(k.source.label)} AND b:{quoted(k.target.label)})" for k in kinds)
-    return (
+    return Statement(
         f"MATCH (a)-[r:{quoted(kinds[0].type)}]->(b) WHERE NOT ({ends}) OR a.tenant_id IS NULL OR b.tenant_id IS NULL "
         "OR a.tenant_id <> b.tenant_id OR NOT a.tenant_id IN $tenants "
         "RETURN elementId(r) AS element_id, reduce(t = '', v IN labels(a) + [a.tenant_id, 'to'] + labels(b) + "
@@ -268,60 +273,60 @@ def stray_relationships_statement(kinds: tuple[RelationshipKind, ...]) -> str:
     )
 
 
-def type_count_statement(name: str) -> str:
+def type_count_statement(name: str) -> Statement:
     """How many relationships a type has, from the database's own count."""
-    return f"MATCH ()-[r:{quoted(name)}]->() RETURN count(r) AS number"
+    return Statement(f"MATCH ()-[r:{quoted(name)}]->() RETURN count(r) AS number")
 
 
-def label_count_statement(label: str) -> str:
+def label_count_statement(label: str) -> Statement:
     """How many nodes a label has, from the database's own count."""
-    return f"MATCH (n:{quoted(label)}) RETURN count(n) AS number"
+    return Statement(f"MATCH (n:{quoted(label)}) RETURN count(n) AS number")
 
 
-def relationship_count_statements(kind: RelationshipKind) -> tuple[str, str]:
+def relationship_count_statements(kind: RelationshipKind) -> tuple[Statement, Statement]:
     """How many relationships of a type leave a label, and how many come to one, from the database's own counts."""
     of_type = f"[r:{quoted(kind.type)}]"
     return (
-        f"MATCH (:{quoted(kind.source.label)})-{of_type}->() RETURN count(r) AS number",
-        f"MATCH ()-{of_type}->(:{quoted(kind.target.label)}) RETURN count(r) AS number",
+        Statement(f"MATCH (:{quoted(kind.source.label)})-{of_type}->() RETURN count(r) AS number"),
+        Statement(f"MATCH ()-{of_type}->(:{quoted(kind.target.label)}) RETURN count(r) AS number"),
     )
 
 
-def tenants_statement(label: str) -> str:
+def tenants_statement(label: str) -> Statement:
     """The tenants that have nodes of a label."""
-    return f"MATCH (n:{quoted(label)}) RETURN DISTINCT n.tenant_id AS tenant_id ORDER BY tenant_id"
+    return Statement(f"MATCH (n:{quoted(label)}) RETURN DISTINCT n.tenant_id AS tenant_id ORDER BY tenant_id")
 
 
-def node_texts_statement(label: str) -> str:
+def node_texts_statement(label: str) -> Statement:
     """The properties of each node of a label as texts."""
-    return f"MATCH (n:{quoted(label)}) RETURN [name IN keys(n) | toStringOrNull(n[name])] AS texts"
+    return Statement(f"MATCH (n:{quoted(label)}) RETURN [name IN keys(n) | toStringOrNull(n[name])] AS texts")
 
 
-def relationship_texts_statement(name: str) -> str:
+def relationship_texts_statement(name: str) -> Statement:
     """The properties of each relationship of a type as texts."""
-    return (
+    return Statement(
         f"MATCH ()-[n:{quoted(name)}]->() WHERE size(keys(n)) > 0 RETURN [k IN keys(n) | toStringOrNull(n[k])] AS texts"
     )
 
 
-def clear_label_statement(label: str) -> str:
+def clear_label_statement(label: str) -> Statement:
     """Remove every node of a label, some at a time; needs a transaction of its own."""
-    return f"MATCH (n:{quoted(label)}) CALL (n) {{ DETACH DELETE n }} IN TRANSACTIONS OF $batch_rows ROWS"
+    return Statement(f"MATCH (n:{quoted(label)}) CALL (n) {{ DETACH DELETE n }} IN TRANSACTIONS OF $batch_rows ROWS")
 
 
-def clear_relationships_statement(kind: RelationshipKind) -> str:
+def clear_relationships_statement(kind: RelationshipKind) -> Statement:
     """Remove every relationship between two labels, some at a time; needs a transaction of its own."""
-    return (
+    return Statement(
         f"MATCH (:{quoted(kind.source.label)})-[r:{quoted(kind.type)}]->(:{quoted(kind.target.label)}) "
         "CALL (r) { DELETE r } IN TRANSACTIONS OF $batch_rows ROWS"
     )
 
 
 @lru_cache
-def key_constraint(kind: NodeKind) -> str:
+def key_constraint(kind: NodeKind) -> Statement:
     """The composite uniqueness constraint of a label that control rows name."""
     key = ", ".join(f"n.{quoted_property(k)}" for k in kind.key_columns)
-    return (
+    return Statement(
         f"CREATE CONSTRAINT {quoted(key_constraint_name(kind))} IF NOT EXISTS "
         f"FOR (n:{quoted(kind.label)}) REQUIRE ({key}) IS UNIQUE"
     )
@@ -332,6 +337,6 @@ def key_constraint_name(kind: NodeKind) -> str:
     return f"{kind.label}_key_of_control_rows"
 
 
-def drop_constraint(name: str) -> str:
+def drop_constraint(name: str) -> Statement:
     """Drop a constraint."""
-    return f"DROP CONSTRAINT {quoted(name)} IF EXISTS"
+    return Statement(f"DROP CONSTRAINT {quoted(name)} IF EXISTS")

@@ -1,16 +1,21 @@
 """Values of the graph's driver as Python and JSON have them."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import neo4j.time
 
 from c360_pipeline.core.contract.events import EPOCH
+from c360_pipeline.core.projection.statement import Statement
 
 TEMPORAL = (neo4j.time.DateTime, neo4j.time.Date, neo4j.time.Time, neo4j.time.Duration)
-Read = Callable[..., list[dict[str, Any]]]
-"""Runs a statement with its parameters and returns its records."""
+
+
+class Read(Protocol):
+    """Runs a statement with its parameters and returns its records."""
+
+    def __call__(self, statement: Statement, **parameters: Any) -> list[dict[str, Any]]:
+        """The records of a statement."""
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,80 @@
+"""Counts of labels and types, and which tenants there are."""
+
+from c360_pipeline.core.projection.graph import RelationshipKind
+from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.stores.neo4j import cypher
+from c360_pipeline.stores.neo4j.client import Client
+
+CHECKPOINT = "ProjectionCheckpoint"
+COUNT_LABELS = Statement("""
+    CALL db.labels() YIELD label
+    CALL (label) { MATCH (n:$(label)) RETURN count(n) AS number }
+    RETURN label AS name, number
+""")
+COUNT_TYPES = Statement("""
+    CALL db.relationshipTypes() YIELD relationshipType AS type
+    CALL (type) { MATCH ()-[r:$(type)]->() RETURN count(r) AS number }
+    RETURN type AS name, number
+""")
+READ_WAITING = Statement("MATCH (e:Event {status: 'NEW'}) RETURN count(e) AS number")
+READ_WITHOUT_COMMUNITY = Statement("""
+    MATCH (u:User)-[:VIEWED|PURCHASED]->() WHERE u.community IS NULL RETURN count(DISTINCT u) AS number
+""")
+READ_TENANTS = Statement("MATCH (u:User) RETURN DISTINCT u.tenant_id AS tenant_id ORDER BY tenant_id")
+
+
+class Counts:
+    """What the database counts by itself, and tenants.
+
+    Args:
+        client: of the database.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def label_counts(self) -> dict[str, int]:
+        """Nodes by label; the checkpoints of the projection itself are left out."""
+        return {
+            r["name"]: r["number"] for r in self._client.run(COUNT_LABELS) if r["number"] and r["name"] != CHECKPOINT
+        }
+
+    def type_counts(self) -> dict[str, int]:
+        """Relationships by type."""
+        return {r["name"]: r["number"] for r in self._client.run(COUNT_TYPES) if r["number"]}
+
+    def all(self) -> dict[str, int]:
+        """Nodes by label and relationships by type."""
+        return self.label_counts() | self.type_counts()
+
+    def type_count(self, name: str) -> int:
+        """Relationships of a type, of all tenants."""
+        return int(self._client.run(cypher.type_count_statement(name))[0]["number"])
+
+    def label_count(self, label: str) -> int:
+        """Nodes of a label, of all tenants."""
+        return int(self._client.run(cypher.label_count_statement(label))[0]["number"])
+
+    def relationship_count(self, kind: RelationshipKind) -> int:
+        """Relationships of a kind, of all tenants: the lesser of what its source and its target label have."""
+        return min(int(self._client.run(s)[0]["number"]) for s in cypher.relationship_count_statements(kind))
+
+    def waiting_events(self) -> int:
+        """Events of all tenants that stitching has not reached (status NEW)."""
+        return int(self._client.run(READ_WAITING)[0]["number"])
+
+    def active_users_without_community(self) -> int:
+        """Users of all tenants with a view or purchase and no community."""
+        return int(self._client.run(READ_WITHOUT_COMMUNITY)[0]["number"])
+
+    def tenants(self) -> list[str]:
+        """Tenants that have users in the graph."""
+        return [r["tenant_id"] for r in self._client.run(READ_TENANTS)]
+
+    def tenants_of(self, label: str) -> list[str]:
+        """Tenants that have nodes of a label."""
+        return [r["tenant_id"] for r in self._client.run(cypher.tenants_statement(label))]
+
+    def tenants_with_data(self) -> list[str]:
+        """Tenants that have users or accounts in the graph."""
+        return sorted({*self.tenants(), *self.tenants_of("Account")})
