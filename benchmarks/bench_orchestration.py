@@ -75,7 +75,7 @@ def overhead(table: Figures, folder: Path) -> None:
     def function(settings: Any) -> float:
         write_days(open_landing(settings), folder, 10, 2_000)
         landing, lake = open_landing(settings), open_lake(settings)
-        ingest = Ingest(landing, lake, open_control(settings).suppressed_users())
+        ingest = Ingest(landing, lake, open_control(settings).privacy.suppressed_users())
         return timed(lambda: land(ingest, landing.event_files(), None, lambda _: None))
 
     function(fresh_bucket("warm"))  # the first of a process compiles and loads what both need

@@ -123,7 +123,7 @@ class World:
         from c360_pipeline.stages.silos.run import SiloRun
 
         started = time.perf_counter()
-        with self.control.logged_run("bench") as log:
+        with self.control.runs.logged_run("bench") as log:
             SiloRun(self.control, self.lake, open_silo, uuid4().hex, log, NOTE.print).load()
         loaded = time.perf_counter() - started
         with open_graph(self.settings) as graph:

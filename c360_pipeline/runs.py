@@ -118,7 +118,7 @@ def materialise(
         ops |= {name: {"config": {"force_removal": True}} for name in braked}
     run_id = str(uuid4())
     control = open_control(load_settings(home))
-    with control.command_run(), instance(home) as dagster:
+    with control.locks.command_run(), instance(home) as dagster:
         close_abandoned_runs(dagster)
         keep_partitions(dagster, SILO_TABLES, control.read().table_names)
         observer = _Observer(observe, lambda run_id: _count_steps(dagster, run_id))

@@ -92,8 +92,8 @@ def landing_assets(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Land every file that is not in the books yet; the files of named dates anew, under today's rules."""
     tables, area, started = lake.open(), landing.open(), datetime.now(UTC)
-    control.open().require_no_erasure()
-    ingest = Ingest(area, tables, control.open().suppressed_users())
+    control.open().privacy.require_no_erasure()
+    ingest = Ingest(area, tables, control.open().privacy.suppressed_users())
     found = area.events_area()
 
     def report(lines: int) -> None:

@@ -56,7 +56,7 @@ def silo_tables(
     """Plan, extract, and keep what changed; all tables when the run names no partition."""
     control_db, tables = control.open(), lake.open()
     chosen = named_partitions(context)
-    with control_db.logged_run(context.run.run_id) as log:
+    with control_db.runs.logged_run(context.run.run_id) as log:
         run = SiloRun(control_db, tables, silos.open, context.run.run_id, log, context.log.info)
         loaded = run.load(chosen)
     loaded_rows = zip(loaded.extracts, loaded.tables.iter_rows(named=True), strict=True)
@@ -255,7 +255,7 @@ def cypher_script(
     control_db, tables = control.open(), lake.open()
     archive = Archive(tables, control_db.read())
     made_from, expected = archive.silo_versions(), archive.silo_rows()
-    last = control_db.last_script()
+    last = control_db.runs.last_script()
     if last.get("made_from") == made_from:
         return dg.MaterializeResult(metadata=rows(0, file=last["file_name"], sha256=last["sha256"], written=False))
     if expected > config.max_rows:
@@ -265,10 +265,10 @@ def cypher_script(
         path = Path(folder) / f"silos-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.cypher"
         script = write_script(archive, path)
         if script.sha256 == last.get("sha256"):
-            control_db.note_script(last["script_id"], made_from)
+            control_db.runs.note_script(last["script_id"], made_from)
             return dg.MaterializeResult(metadata=rows(script.rows, file=last["file_name"], sha256=script.sha256))
         uri = landing.open().put_file(path, SCRIPTS_PREFIX)
-    control_db.add_script(uri, script.sha256, made_from, script.statements)
+    control_db.runs.add_script(uri, script.sha256, made_from, script.statements)
     return dg.MaterializeResult(
         metadata=rows(script.rows, file=uri, sha256=script.sha256, statements=script.statements, written=True)
     )
@@ -277,7 +277,7 @@ def cypher_script(
 @asset_check(asset=cypher_script, description="The registered script is where the control database says, unchanged.")
 def the_script_is_what_was_registered(control: ControlResource, landing: LandingResource) -> dg.AssetCheckResult:
     """Hash the file."""
-    last = control.open().last_script()
+    last = control.open().runs.last_script()
     found = landing.open().sha256_of(last["file_name"]) if last else None
     return dg.AssetCheckResult(passed=found == last.get("sha256"), metadata={"file": last.get("file_name", "none")})
 

@@ -87,7 +87,7 @@ def journey_log(
     def log(progress: Progress) -> None:
         context.log.info("stitched %s of %s events: %s", f"{progress.done:,}", f"{progress.total:,}", progress.report)
 
-    journeys, policy = Journeys(tables), control.open().key_policy()
+    journeys, policy = Journeys(tables), control.open().key_rules.policy()
     if _is_for_spark(config, tables, journeys):
         from c360_pipeline.spark.engine import stitch_all_first  # an extra: most installations go without
 
@@ -277,7 +277,7 @@ def every_split_leads_to_a_journey(lake: LakeResource) -> dg.AssetCheckResult:
 @asset_check(asset=JOURNEYS.name, description="No journey has more keys than the soft limit of its tenant.")
 def no_journey_is_too_large(lake: LakeResource, control: ControlResource) -> dg.AssetCheckResult:
     """A journey that grows and grows is most often several customers that share a key."""
-    policy = control.open().key_policy()
+    policy = control.open().key_rules.policy()
     sizes = lake.open().scan(JOURNEYS).select("tenant_id", "journey_id", "event_count", "key_count")
     tenants = sizes.select("tenant_id").unique().collect()["tenant_id"]
     limits = {tenant: policy.limit_of(tenant).soft_max_keys for tenant in tenants}

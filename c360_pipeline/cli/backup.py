@@ -48,7 +48,7 @@ def backup(
         else:
             settings = load_settings()
             control, lake = open_control(settings), open_lake(settings)
-            with control.exclusive_run():
+            with control.locks.exclusive_run():
                 with open_graph(settings) as graph:
                     results = reconcile(Archive(lake, control.read()), graph)
                 manifest = backups.take(open_bucket(settings), lake, control, results, folder, tools, observe)
@@ -81,7 +81,7 @@ def restore(
         with open_graph(settings) as graph:
             if graph.counts.label_counts() and not bucket.has(backups.RESTORING):
                 raise ConfigError("The graph is not empty. A backup is restored into empty services only.")
-        with control.exclusive_run():
+        with control.locks.exclusive_run():
             backups.put_back(bucket, control, folder, manifest, tools, observe)
             results = rebuild_graph(settings, c360_home(), Archive(lake, control.read()), observe)
         observe("computing digests")

@@ -22,7 +22,7 @@ def _open_queue() -> Any:
     from c360_pipeline.stages.landing.ingest import Ingest
 
     settings = load_settings()
-    suppressed = open_control(settings).suppressed_users()
+    suppressed = open_control(settings).privacy.suppressed_users()
     return DeadLetters(Ingest(open_landing(settings), open_lake(settings), suppressed))
 
 

@@ -27,7 +27,7 @@ def reconcile(
     control, lake = open_control(settings), open_lake(settings)
     archive = Archive(lake, control.read())
     # A run projects what the archive read here does not hold yet: a repair in between would take that for ghosts.
-    with control.exclusive_run(), open_graph(settings) as graph, err.status("comparing") as shown:
+    with control.locks.exclusive_run(), open_graph(settings) as graph, err.status("comparing") as shown:
 
         def observe(kind: str, tenant: str) -> None:
             shown.update(f"comparing {kind} of {tenant}")
@@ -76,7 +76,7 @@ def rebuild(
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
     archive = Archive(lake, control.read())
-    with control.exclusive_run(), err.status("reading the graph") as shown:
+    with control.locks.exclusive_run(), err.status("reading the graph") as shown:
         with open_graph(settings) as graph:
             before = graph_digest(compare(archive, graph))
 
@@ -185,7 +185,7 @@ def dump(
     from c360_pipeline.connections import open_control
     from c360_pipeline.devstack.graph_store import dump as dump_database
 
-    with open_control(load_settings()).exclusive_run(), err.status("writing the dump"):
+    with open_control(load_settings()).locks.exclusive_run(), err.status("writing the dump"):
         path = dump_database(c360_home(), folder.absolute())
     out.print(f"{path}: {path.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
 
@@ -197,6 +197,6 @@ def load(
     from c360_pipeline.connections import open_control
     from c360_pipeline.devstack.graph_store import load as load_database
 
-    with open_control(load_settings()).exclusive_run(), err.status("loading the dump"):
+    with open_control(load_settings()).locks.exclusive_run(), err.status("loading the dump"):
         load_database(c360_home(), folder.absolute())
     err.print("Loaded. `c360 run` brings the graph up to its archive, `c360 reconcile` proves it.")

@@ -82,7 +82,7 @@ def unmerge(
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
-    with control.exclusive_run(), open_graph(settings) as graph:
+    with control.locks.exclusive_run(), open_graph(settings) as graph:
         found = block_key(control, lake, graph, key, tenant, reason, undo=undo)
     if as_json:
         print_json(found.as_dict())
@@ -107,7 +107,7 @@ def rebase(
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
-    with control.exclusive_run(), err.status("stitching all events under today's rules"):
+    with control.locks.exclusive_run(), err.status("stitching all events under today's rules"):
         plans = rebase_plans(control, lake, tenant)
         if not plan:
             with open_graph(settings) as graph:

@@ -91,7 +91,7 @@ def exclusive() -> Iterator[None]:
     """Wait for other runs to end, and keep them waiting."""
     from c360_pipeline.connections import open_control
 
-    with open_control(load_settings()).exclusive_run():
+    with open_control(load_settings()).locks.exclusive_run():
         yield
 
 

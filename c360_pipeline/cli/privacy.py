@@ -77,7 +77,7 @@ def erase(
 
     settings = load_settings()
     people = [Person.named(tenant, one) for one in user]
-    with open_control(settings).exclusive_run(), err.status("opening the stores") as shown:
+    with open_control(settings).locks.exclusive_run(), err.status("opening the stores") as shown:
         erasure = Erasure(stores_of(settings), c360_home() / "erasure", lambda what: shown.update(what))
         if dry_run:
             found = [one.as_dict() for one in erasure.search(people)]
@@ -125,9 +125,9 @@ def retain(
 
     settings, now = load_settings(), datetime.now(UTC)
     control, lake = open_control(settings), open_lake(settings)
-    with control.exclusive_run(), err.status("looking for what has expired") as shown:
+    with control.locks.exclusive_run(), err.status("looking for what has expired") as shown:
         if dry_run:
-            found = find_expired(lake, control.retention_rules(), now)
+            found = find_expired(lake, control.privacy.retention_rules(), now)
         else:
             with open_graph(settings) as graph:
                 found = carry_out(

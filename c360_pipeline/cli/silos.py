@@ -22,7 +22,7 @@ def plan(as_json: AsJson = False) -> None:
     from c360_pipeline.stages.silos.run import found_tables
 
     control, open_silo = _open()
-    rows, applied = control.read(), control.applied_plan()
+    rows, applied = control.read(), control.runs.applied_plan()
     made = make_plan(rows, found_tables(rows, open_silo), applied)
     changes = plan_changes(applied, made.document)
     if as_json:
@@ -90,7 +90,7 @@ def clear_database(
         yes_remove_all_of = typer.prompt("This can't be undone. Type the address to go on", err=True)
     if yes_remove_all_of != address:
         raise ConfigError(f"{yes_remove_all_of!r} is not {address}: nothing was removed.")
-    with open_control(settings).exclusive_run(), open_graph(settings) as graph:
+    with open_control(settings).locks.exclusive_run(), open_graph(settings) as graph:
         err.print(f"{graph.writer.clear():,} nodes removed", highlight=False)
 
 

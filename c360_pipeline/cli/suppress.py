@@ -20,7 +20,7 @@ def suppress_user(
     """Let no further event of a user land; events that landed stay until their day is backfilled."""
     from c360_pipeline.connections import open_control
 
-    added = open_control(load_settings()).suppress(tenant, user, reason)
+    added = open_control(load_settings()).privacy.suppress(tenant, user, reason)
     err.print("suppressed" if added else "was suppressed already")
 
 
@@ -32,7 +32,7 @@ def unsuppress_user(
     """Let events of a user land again."""
     from c360_pipeline.connections import open_control
 
-    if not open_control(load_settings()).unsuppress(tenant, user):
+    if not open_control(load_settings()).privacy.unsuppress(tenant, user):
         raise ConfigError(f"{user!r} of {tenant!r} is not suppressed.")
     err.print("not suppressed any more")
 
@@ -42,7 +42,7 @@ def list_suppressed(as_json: AsJson = False) -> None:
     """List who is suppressed, by tenant and hash: the list names nobody."""
     from c360_pipeline.connections import open_control
 
-    rows = open_control(load_settings()).suppressed_users().to_dicts()
+    rows = open_control(load_settings()).privacy.suppressed_users().to_dicts()
     if as_json:
         print_json(rows)
     else:

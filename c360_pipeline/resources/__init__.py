@@ -53,7 +53,7 @@ class LakeResource(dg.ConfigurableResource[Lake]):
             yield self
             return
         said = "A command has the stores for itself (rebuild, erase, restore, load): waiting until it is done."
-        with _open_control().shared_run(lambda: _log_of(context).info(said)):
+        with _open_control().locks.shared_run(lambda: _log_of(context).info(said)):
             yield self
 
     def open(self) -> Lake:
@@ -70,7 +70,7 @@ class ExclusiveLakeResource(dg.ConfigurableResource[Lake]):
     ) -> Iterator[Self]:
         """Wait until nobody else is at work, and keep others away for as long as the run lasts."""
         _log_of(context).info("Waiting until no run and no command is at work.")
-        with _open_control().exclusive_run():
+        with _open_control().locks.exclusive_run():
             yield self
 
     def open(self) -> Lake:

@@ -115,7 +115,7 @@ class Backend:
         return {
             "neo4j": lambda: _answers(lambda: self.graph.read_only(SHORTEST_READY)),
             "s3": lambda: _answers(self._landing.ensure_bucket),
-            "postgres": lambda: _answers(self.control.suppressed_users),
+            "postgres": lambda: _answers(self.control.privacy.suppressed_users),
             "tracking": lambda: self._tracked.is_alive,
         }
 

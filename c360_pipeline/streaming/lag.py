@@ -58,7 +58,7 @@ def tenant_lag(settings: Settings) -> dict[str, float]:
     """
     now = datetime.now(UTC)
     sent = TopicReader(settings).newest(NEWEST, now)
-    awaited, _ = split_suppressed(sent.filter(~pl.col("is_late")), open_control(settings).suppressed_users())
+    awaited, _ = split_suppressed(sent.filter(~pl.col("is_late")), open_control(settings).privacy.suppressed_users())
     with open_graph(settings) as graph:
         return {
             tenant: _lag(graph, rows, now)

@@ -32,5 +32,5 @@ def compared(settings: Settings, hours: float | None, landing: timedelta, *, rep
         open_graph(settings) as graph, open_user_events(settings) as table,
         TemporaryDirectory(prefix="c360-verify-") as folder,
     ):  # fmt: skip
-        stores = Stores(open_lake(settings), graph, table, open_control(settings).suppressed_users())
+        stores = Stores(open_lake(settings), graph, table, open_control(settings).privacy.suppressed_users())
         return stores.compare(reading, at, landing, Path(folder), repair=repair)

@@ -19,7 +19,8 @@ from c360_pipeline.stages.realtime.suppression import Suppression
 from c360_pipeline.stages.realtime.unlanded_events import event_frame, write_fresh
 from c360_pipeline.stores.cassandra import user_events
 from c360_pipeline.stores.neo4j.client import is_of_a_row
-from c360_pipeline.stores.postgres.control import StandingControlDb
+from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
+from c360_pipeline.stores.postgres.sessions import StandingSession
 from c360_pipeline.streaming.clients import open_user_events
 
 PATIENCE_SECONDS = 600.0
@@ -96,9 +97,9 @@ class PatientSink:
 
     def _attempt(self, events: list[Event]) -> Refused:
         if self._suppression is None:
-            control = StandingControlDb(open_control(self._settings).login)
-            self._opened.callback(control.close)
-            self._suppression = Suppression(control)
+            session = StandingSession(open_control(self._settings).login)
+            self._opened.callback(session.close)
+            self._suppression = Suppression(PrivacyLists(session))
         if self._write is None:
             self._write = self._opened.enter_context(self._store.open_writer(self._settings))
         kept, _ = self._suppression.split(events)

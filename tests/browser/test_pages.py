@@ -184,5 +184,5 @@ def undo_as_an_admin(chromium: Browser, at: str, backend: Backend) -> None:
     before = page.locator("section[aria-labelledby=together] tbody tr").count()
     page.get_by_role("button", name="Undo what cookie").first.click()
     expect(page.locator("section[aria-labelledby=together] tbody tr")).not_to_have_count(before, timeout=60_000)
-    assert backend.control.key_policy().blocked
+    assert backend.control.key_rules.policy().blocked
     context.close()

@@ -14,7 +14,7 @@ from c360_pipeline.stages.landing.ingest import Ingest
 def work(command: str, *arguments: str) -> None:
     """Do one thing."""
     settings = load_settings()
-    ingest = Ingest(open_landing(settings), open_lake(settings), open_control(settings).suppressed_users())
+    ingest = Ingest(open_landing(settings), open_lake(settings), open_control(settings).privacy.suppressed_users())
     if command == "replay":
         DeadLetters(ingest).replay(Selection(), dry_run=False)
         return

@@ -165,7 +165,7 @@ def events_with_item(lake: Lake, user: str, item: str) -> pl.DataFrame:
 
 
 def land(lake: Lake, landing: Landing, control: ControlDb) -> None:
-    Ingest(landing, lake, control.suppressed_users()).land(landing.event_files(), lambda _: None)
+    Ingest(landing, lake, control.privacy.suppressed_users()).land(landing.event_files(), lambda _: None)
 
 
 def test_a_tracked_event_is_in_s3_and_the_graph_once_and_stays_one_when_it_lands(
@@ -220,11 +220,11 @@ def test_people_who_are_suppressed_or_being_erased_are_not_shown(
     acme: TestClient, graph: Graph, control: ControlDb, backend: Backend
 ) -> None:
     body = {"tenant_id": "acme", "product_id": "p1", "interaction_type": "VIEWED"}
-    control.suppress("acme", "hidden", "asked to be forgotten")
+    control.privacy.suppress("acme", "hidden", "asked to be forgotten")
     assert acme.post("/graph/track", json={**body, "user_id": "hidden"}).json()["graph"] == "pending"
-    control.begin_erasure()
+    control.privacy.begin_erasure()
     assert acme.post("/graph/track", json={**body, "user_id": "somebody"}).json()["graph"] == "pending"
-    control.end_erasure()
+    control.privacy.end_erasure()
     assert acme.post("/graph/track", json={**body, "user_id": "somebody"}).json()["graph"] == "updated"
     shown = graph.run("MATCH (u:User {tenant_id: 'acme'}) WHERE u.id IN ['hidden', 'somebody'] RETURN u.id AS id")
     assert shown == [{"id": "somebody"}]

@@ -443,17 +443,17 @@ def test_a_run_waits_for_who_has_the_stores(settings: Settings) -> None:
     waiting, done = threading.Event(), threading.Event()
 
     def run() -> None:
-        with control.shared_run(waiting.set):
+        with control.locks.shared_run(waiting.set):
             done.set()
 
-    with control.exclusive_run():
+    with control.locks.exclusive_run():
         thread = threading.Thread(target=run)
         thread.start()
         assert waiting.wait(30)
         assert not done.is_set()
     thread.join(30)
     assert done.is_set()
-    with control.shared_run(lambda: None), control.shared_run(lambda: None):
+    with control.locks.shared_run(lambda: None), control.locks.shared_run(lambda: None):
         pass  # runs do not keep each other away
 
 

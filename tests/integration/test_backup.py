@@ -41,8 +41,8 @@ def landed(world: World, landing: Landing, control: ControlDb, tmp_path: Path) -
     """With a landing file, a tenant whose name is no path, dead letters, and a suppressed user."""
     (tmp_path / "first.jsonl").write_bytes(LINES)
     landing.put_file(tmp_path / "first.jsonl", "landing/events/date=2025-11-03/")
-    Ingest(landing, world.lake, control.suppressed_users()).land(landing.event_files(), lambda _: None)
-    control.suppress("acme", "somebody", "asked for it")
+    Ingest(landing, world.lake, control.privacy.suppressed_users()).land(landing.event_files(), lambda _: None)
+    control.privacy.suppress("acme", "somebody", "asked for it")
     world.project()
     return world
 
@@ -84,7 +84,7 @@ def test_what_is_restored_into_empty_services_has_the_same_digests(
     lake = open_lake(empty)
     assert backups.lake_digests(lake, manifest.versions) == manifest.digests
     assert project(Archive(lake, control.read()), landed.graph) == manifest.graph_digest
-    assert control.suppressed_users().height == 1
+    assert control.privacy.suppressed_users().height == 1
     backups.finish(bucket, lake, manifest)
     # The landing area is the same to the byte, and nothing of it lands twice.
     landing = open_landing(empty)
@@ -111,7 +111,7 @@ def test_a_restore_that_was_broken_off_goes_on(
         with pytest.raises(ZeroDivisionError):
             put_back(bucket, control, folder, manifest, TOOLS)
     put_back(bucket, control, folder, manifest, TOOLS)
-    assert control.suppressed_users().height == 1
+    assert control.privacy.suppressed_users().height == 1
 
 
 @pytest.mark.parametrize("what", ["bucket", "control"])
@@ -121,7 +121,7 @@ def test_services_that_hold_something_are_left_alone(taken: tuple[Path, Manifest
     if what == "bucket":
         bucket.put("landing/events/date=2025-01-01/a.jsonl", b"{}")
     else:
-        control.suppress("acme", "u", "")
+        control.privacy.suppress("acme", "u", "")
     with pytest.raises(ConfigError, match="not empty"):
         put_back(bucket, control, folder, manifest, TOOLS)
     assert bucket.is_empty("lake/")

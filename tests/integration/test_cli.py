@@ -164,7 +164,7 @@ def test_dead_letters_are_listed_shown_replayed_and_discarded(
     bad = b'{"tenantId":"acme","userId":"u","sessionId":"s","ts":"yesterday","action":"view"}'
     (tmp_path / "a.jsonl").write_bytes(b"\xff[x]\n" + bad + b"\n")
     landing.put_file(tmp_path / "a.jsonl", f"{EVENTS_PREFIX}date=2025-11-03/")
-    Ingest(landing, lake, control.suppressed_users()).land(landing.event_files(), lambda lines: None)
+    Ingest(landing, lake, control.privacy.suppressed_users()).land(landing.event_files(), lambda lines: None)
     listed = run("dead-letters", "list", "--json")
     letters = {letter["error_class"]: letter for letter in json.loads(listed.stdout)}
     assert set(letters) == {"invalid_utf8", "bad_timestamp"}

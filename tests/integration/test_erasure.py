@@ -153,7 +153,7 @@ def erased(world: World) -> Erased:
             with pytest.raises(ZeroDivisionError):
                 erasure.erase(people, kept.append)
     with pytest.raises(ConflictError, match="call it again"):
-        open_control(world.settings).require_no_erasure()
+        open_control(world.settings).privacy.require_no_erasure()
     with pytest.raises(ConfigError, match="broken off"):
         erasure.erase(people[:1], kept.append)
     certificate = erasure.erase(people, kept.append)
@@ -264,7 +264,7 @@ def test_the_journeys_of_the_rest_are_those_of_an_archive_that_never_knew_them(
     (tmp_path / "lake").mkdir()
     fresh = Lake(str(tmp_path / "lake"), {}, tmp_path / "cache")
     fresh.commits.insert_new(EVENTS, erased.others)
-    stitch_all(fresh, open_control(world.settings).key_policy())
+    stitch_all(fresh, open_control(world.settings).key_rules.policy())
     assert partition(world.lake.read(EVENT_JOURNEY)) == partition(fresh.read(EVENT_JOURNEY))
 
 

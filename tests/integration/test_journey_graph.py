@@ -187,7 +187,7 @@ def seeded(control: ControlDb, world: World) -> None:
     control.execute("DELETE FROM correlation_key_rules")
     for kind in KINDS:
         control.execute(rows, kind=kind, source=f"attrs.{kind}")
-    world.policy = control.key_policy()
+    world.policy = control.key_rules.policy()
 
 
 @pytest.mark.parametrize("written", ["cookie=x", "cookie:{hash}"])
@@ -220,7 +220,7 @@ def test_a_key_that_no_event_has_can_not_be_unmerged(world: World, control: Cont
     for key in ("user=7", "user:123", "fax=1", "user=null"):
         with pytest.raises(ConfigError, match="No event has the key"):
             refuse(key)
-    assert control.key_policy().blocked == frozenset()
+    assert control.key_rules.policy().blocked == frozenset()
 
 
 def test_checkpoints_of_another_log_count_as_none(world: World) -> None:

@@ -70,6 +70,6 @@ def test_fifty_kills_at_random_points_lose_nothing_and_leave_nothing_twice(
     assert all(landing.read_dead_letter(i) == raw for i, raw in letters.select("dead_letter_id", "raw").iter_rows())
     # From nothing and without a kill, the archive is the same.
     fresh = Lake(f"s3://{settings.bucket}/fresh", lake._storage.options, tmp_path / "cache")
-    land(Ingest(landing, fresh, control.suppressed_users()), landing.event_files(), None, lambda _: None)
+    land(Ingest(landing, fresh, control.privacy.suppressed_users()), landing.event_files(), None, lambda _: None)
     content = ["tenant_id", "event_id", "user_id", "session_id", "ts", "action", "item_id"]
     assert fresh.read(EVENTS).select(content).sort(EVENTS.key).equals(events.select(content).sort(EVENTS.key))

@@ -208,7 +208,7 @@ def test_no_excluded_value_and_no_password_is_anywhere(world: World) -> None:
             for (table_name,) in connection.execute(READ_TABLE_NAMES).fetchall():
                 rows = connection.execute(sql.SQL("SELECT t::text FROM {} t").format(sql.Identifier(table_name)))
                 texts += [row[0] for row in rows]
-    script = open_control(world.settings).last_script()
+    script = open_control(world.settings).runs.last_script()
     bucket = open_landing(world.settings)
     texts.append(b"".join(bucket.pieces(bucket.named(script["file_name"]), 2**20)).decode())
     everything = "\n".join(texts)
@@ -330,7 +330,7 @@ def test_silos_may_change_their_rows_types_and_exclusions(world: World, first_di
 def test_a_backfill_under_other_rules_reaches_the_graph_and_comes_back(world: World, first_digest: str) -> None:
     control = open_control(world.settings)
     user, events = world.lake.count_by(EVENTS, "tenant_id", "user_id").filter(tenant_id="acme").sort("len").row(-1)[1:]
-    assert control.suppress("acme", user, "asked to be forgotten")
+    assert control.privacy.suppress("acme", user, "asked to be forgotten")
     before = world.lake.count(EVENTS)
     for select, partition in (("landed_events", "2025-11-03"), ("*", None)):
         outcome = materialise(world.home, select, partition, lambda _: None)
@@ -339,7 +339,7 @@ def test_a_backfill_under_other_rules_reaches_the_graph_and_comes_back(world: Wo
     assert world.findings() == []
     (row,) = world.graph.run("MATCH (u:User {tenant_id: 'acme', id: $id}) RETURN count(u) AS number", id=user)
     assert row["number"] == 0
-    assert control.unsuppress("acme", user)
+    assert control.privacy.unsuppress("acme", user)
     materialise(world.home, "landed_events", "2025-11-03", lambda _: None)
     world.run()
     assert world.findings() == []

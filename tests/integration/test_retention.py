@@ -46,8 +46,8 @@ def bucket(settings: Settings, landing: Landing) -> Bucket:
 def landed(lake: Lake, landing: Landing, control: ControlDb, graph: Graph, tmp_path: Path) -> Lake:
     (tmp_path / "old.jsonl").write_text("\n".join(LINES) + "\n")
     landing.put_file(tmp_path / "old.jsonl", "landing/events/date=2026-01-10/")
-    Ingest(landing, lake, control.suppressed_users()).land(landing.event_files(), lambda _: None)
-    stitch_all(lake, control.key_policy())
+    Ingest(landing, lake, control.privacy.suppressed_users()).land(landing.event_files(), lambda _: None)
+    stitch_all(lake, control.key_rules.policy())
     project_all(lake, control.read(), graph)
     return lake
 
@@ -65,7 +65,7 @@ def check(lake: Lake, control: ControlDb, graph: Graph, left: set[str]) -> None:
 def test_views_expire_after_a_year_and_nothing_else(
     landed: Lake, control: ControlDb, graph: Graph, bucket: Bucket
 ) -> None:
-    assert find_expired(landed, control.retention_rules(), NOW).events.rows() == [
+    assert find_expired(landed, control.privacy.retention_rules(), NOW).events.rows() == [
         ("acme", "view", 2), ("globex", "view", 1),
     ]  # fmt: skip
     retain(landed, bucket, control, graph, NOW)
@@ -100,7 +100,7 @@ def test_a_tenants_own_rule_and_dead_letters(
     control.execute(
         "UPDATE retention_rules SET tenant_id = '*', action = 'nothing' WHERE action = 'view' AND days = 365"
     )
-    assert find_expired(landed, control.retention_rules(), NOW).events.rows() == [("acme", "purchase", 1)]
+    assert find_expired(landed, control.privacy.retention_rules(), NOW).events.rows() == [("acme", "purchase", 1)]
     done = retain(landed, bucket, control, graph, in_two_months)
     assert done.letters.rows() == [("invalid_json", 1)]
     letter = landed.read(DEAD_LETTERS).row(0, named=True)

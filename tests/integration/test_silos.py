@@ -83,7 +83,7 @@ class World:
     def load(self) -> Loaded:
         """One run."""
         self.runs += 1
-        with self.control.logged_run(f"run-{self.runs}") as log:
+        with self.control.runs.logged_run(f"run-{self.runs}") as log:
             return SiloRun(self.control, self.lake, open_silo, f"run-{self.runs}", log, lambda _: None).load()
 
     def table(self, name: str, *key: str) -> Table:
@@ -621,7 +621,7 @@ def test_a_killed_run_is_closed_by_the_next(world: World) -> None:
 def test_an_older_control_database_gets_what_is_new(world: World) -> None:
     world.configure("DROP TABLE applied_plans, control_schema; ALTER TABLE source_tables DROP COLUMN drift_policy")
     world.control.ensure()
-    assert world.control.applied_plan() is None
+    assert world.control.runs.applied_plan() is None
     with pytest.raises(psycopg.errors.CheckViolation):
         world.add("t", mode="incremental")
 

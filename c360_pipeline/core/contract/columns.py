@@ -6,6 +6,7 @@ good or bad, is left to that function, which also has the reasons. A property in
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from c360_pipeline.core.contract.events import (
     FieldKind,
     epoch_micros,
 )
-from c360_pipeline.core.contract.scan import Bytes, Grammar, Integers, Scan, scan, string_views
+from c360_pipeline.core.contract.scan import Bytes, Integers, Scan, composed_table, scan, string_views
 from c360_pipeline.core.kernels import event_scan as kernel
+from c360_pipeline.core.kernels.event_scan import Grammar
 
 _KINDS = {
     FieldKind.STRING: kernel.STRING, FieldKind.TIMESTAMP: kernel.TIMESTAMP, FieldKind.ATTRIBUTES: kernel.ATTRIBUTES
@@ -38,6 +40,7 @@ _NUMBER_OF = {field.name: number for number, field in enumerate(CONTRACT)}
 PARSED_COLUMNS = ("number", *Event._fields)
 
 
+@cache
 def _grammar() -> Grammar:
     names = [field.name.encode() for field in CONTRACT]
     longest = max(map(len, names))
@@ -52,6 +55,7 @@ def _grammar() -> Grammar:
         no_tenant=np.frombuffer(NO_TENANT.encode(), np.uint8),
         extra_prefix=np.frombuffer(EXTRA_PREFIX.encode(), np.uint8),
         limits=np.array([MAX_LINE_BYTES, MAX_STRING_CHARACTERS, MAX_ATTRS, MAX_TENANT_BYTES], np.int64),
+        composed=composed_table(),
     )
 
 
@@ -78,35 +82,39 @@ def parse_block(block: bytes, starts: Integers, now: datetime) -> ParsedBlock:
         starts: where each line begins in the block, and where the last one ends.
         now: the moment of landing, UTC.
     """
-    found = scan(block, starts, _grammar(), epoch_micros(EARLIEST), epoch_micros(now + LATEST_AHEAD))
-    number = np.flatnonzero(found.status == kernel.GOOD)
+    scanned = scan(block, starts, _grammar(), epoch_micros(EARLIEST), epoch_micros(now + LATEST_AHEAD))
+    number = np.flatnonzero(scanned.found.status == kernel.GOOD)
     return ParsedBlock(
-        events=_events(found, number),
-        left=np.flatnonzero(found.status == kernel.LEFT),
-        line_count=int(np.count_nonzero(found.status != kernel.BLANK)),
+        events=_events(scanned, number),
+        left=np.flatnonzero(scanned.found.status == kernel.LEFT),
+        line_count=int(np.count_nonzero(scanned.found.status != kernel.BLANK)),
     )
 
 
-def _events(found: Scan, number: Integers) -> pl.DataFrame:
-    behind = _buffer(found.buffer[len(found.block) :].tobytes())
+def _events(scanned: Scan, number: Integers) -> pl.DataFrame:
+    behind = _buffer(scanned.buffer[len(scanned.block) :].tobytes())
     columns = {"number": pl.Series(number)}
     for position, field in enumerate(CONTRACT):
         match field.kind:
             case FieldKind.STRING:
-                columns[field.column] = pl.Series(pl.from_arrow(_texts(found.fields[number, position], behind, found)))
+                columns[field.column] = pl.Series(
+                    pl.from_arrow(_texts(scanned.found.fields[number, position], behind, scanned))
+                )
             case FieldKind.TIMESTAMP:
-                columns[field.column] = pl.Series(found.micros[number]).cast(pl.Datetime("us", "UTC"))
+                columns[field.column] = pl.Series(scanned.found.micros[number]).cast(pl.Datetime("us", "UTC"))
             case FieldKind.ATTRIBUTES:
-                columns[field.column] = _attributes(found, behind, number)
-    hashed = pl.DataFrame(columns).with_columns(content_hash=_sha256(found.canonical, found.canonical_ends[number]))
+                columns[field.column] = _attributes(scanned, behind, number)
+    hashed = pl.DataFrame(columns).with_columns(
+        content_hash=_sha256(scanned.found.canonical, scanned.found.canonical_ends[number])
+    )
     return hashed.with_columns(event_id=pl.coalesce("event_id", "content_hash")).select(PARSED_COLUMNS)
 
 
-def _attributes(found: Scan, behind: pa.Buffer, number: Integers) -> pl.Series:
+def _attributes(scanned: Scan, behind: pa.Buffer, number: Integers) -> pl.Series:
     pairs = pa.StructArray.from_arrays(
-        [_texts(found.keys, behind, found), _texts(found.values, behind, found)], ["key", "value"]
+        [_texts(scanned.found.keys, behind, scanned), _texts(scanned.found.values, behind, scanned)], ["key", "value"]
     )
-    offsets = pa.array(np.concatenate(([0], found.attr_ends[number])), pa.int64())
+    offsets = pa.array(np.concatenate(([0], scanned.found.attr_ends[number])), pa.int64())
     lists = pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pairs)))
     return lists.cast(pl.Map(pl.String, pl.String))
 
@@ -126,9 +134,9 @@ def _buffer(memory: Any) -> pa.Buffer:
     return pa.py_buffer(memory)
 
 
-def _texts(texts: Integers, behind: pa.Buffer, found: Scan) -> "pa.Array[Any]":
+def _texts(texts: Integers, behind: pa.Buffer, scanned: Scan) -> "pa.Array[Any]":
     """An Arrow array over the block itself: long strings are not copied."""
     is_there = texts != kernel.NO_TEXT
     validity = None if is_there.all() else _buffer(np.packbits(is_there, bitorder="little"))
-    buffers = [validity, _buffer(string_views(texts, found)), _buffer(found.block), behind]
+    buffers = [validity, _buffer(string_views(texts, scanned)), _buffer(scanned.block), behind]
     return pa.Array.from_buffers(pa.string_view(), len(texts), buffers)

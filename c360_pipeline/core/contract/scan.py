@@ -1,4 +1,4 @@
-"""The event contract over bytes: one pass over a block of lines (compiled in `event_kernel`).
+"""The event contract over bytes: one pass over a block of lines (compiled in `core.kernels.event_scan`).
 
 The scanner takes what is plainly good: known fields once each, values of the right type and within their limits. It
 says of every other line that it is left, good or bad; `events.parse_event` reads those and has the reasons.
@@ -16,39 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from c360_pipeline.core.kernels.event_scan import fill_views, scan_lines
+from c360_pipeline.core.kernels.event_scan import Found, Grammar, fill_views, scan_lines
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """What the scanner knows of the contract.
-
-    Attributes:
-        names: one row per field, its name padded with zeros.
-        name_lengths: bytes of each name.
-        kinds: STRING, TIMESTAMP or ATTRIBUTES of each field.
-        required: whether each field must be there.
-        blank_refused: whether a string of each field must hold more than whitespace when it is there.
-        hash_order: fields in the order of the canonical form; the timestamp and the attributes are among them.
-        tenant: which field is the tenant.
-        no_tenant: the tenant that none may be.
-        extra_prefix: what the names of unknown fields get.
-        limits: bytes of a line, characters of a string, attributes, bytes of a tenant's folder.
-    """
-
-    names: Bytes
-    name_lengths: Integers
-    kinds: Integers
-    required: npt.NDArray[np.bool_]
-    blank_refused: npt.NDArray[np.bool_]
-    hash_order: Integers
-    tenant: int
-    no_tenant: Bytes
-    extra_prefix: Bytes
-    limits: Integers
 
 
 class Scratch(threading.local):
@@ -70,33 +41,19 @@ _scratch = Scratch()
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found in a block of lines. A text is one number, see `event_kernel`; NO_TEXT stands for null.
+    """What was found in a block of lines. A text is one number, see `core.kernels.event_scan`; NO_TEXT is null.
 
     The arrays are this thread's scratch: they hold until its next scan.
 
     Attributes:
         block: the lines.
         buffer: the lines, and behind them the texts that do not stand in the lines as they are.
-        status: of each line, BLANK, GOOD or LEFT.
-        fields: texts of the fields, one row per line and one column per field of the grammar.
-        micros: of each line, its time in microseconds since 1970 UTC.
-        attr_ends: of each line, how many attributes it and the lines before it have.
-        keys: names of the attributes, sorted within each line.
-        values: their values.
-        canonical: canonical forms of the good lines, one after the other.
-        canonical_ends: where each line's form ends.
+        found: of each line.
     """
 
     block: bytes
     buffer: Bytes
-    status: Bytes
-    fields: Integers
-    micros: Integers
-    attr_ends: Integers
-    keys: Integers
-    values: Integers
-    canonical: Bytes
-    canonical_ends: Integers
+    found: Found
 
 
 def scan(block: bytes, starts: Integers, grammar: Grammar, earliest: int, latest: int) -> Scan:
@@ -122,15 +79,10 @@ def scan(block: bytes, starts: Integers, grammar: Grammar, earliest: int, latest
     )
     keys, values = (_scratch.array(name, members, np.int64) for name in ("keys", "values"))
     canonical = _scratch.array("canonical", size + 64 * lines + 16 * members, np.uint8)
-    attrs, form, filled = scan_lines(
-        buffer, starts, grammar.names, grammar.name_lengths, grammar.kinds, grammar.required, grammar.blank_refused,
-        grammar.hash_order, grammar.tenant, grammar.no_tenant, grammar.extra_prefix, grammar.limits, earliest, latest,
-        _composed_table(), status, fields, micros, attr_ends, keys, values, canonical, canonical_ends,
-    )  # fmt: skip
-    return Scan(
-        block, buffer[:filled], status, fields, micros, attr_ends, keys[:attrs], values[:attrs], canonical[:form],
-        canonical_ends,
-    )  # fmt: skip
+    filled_arrays = Found(status, fields, micros, attr_ends, keys, values, canonical, canonical_ends)
+    attrs, form, filled = scan_lines(buffer, starts, grammar, earliest, latest, filled_arrays)
+    found = filled_arrays._replace(keys=keys[:attrs], values=values[:attrs], canonical=canonical[:form])
+    return Scan(block, buffer[:filled], found)
 
 
 def string_views(texts: Integers, found: Scan) -> npt.NDArray[np.int32]:
@@ -144,7 +96,7 @@ def string_views(texts: Integers, found: Scan) -> npt.NDArray[np.int32]:
 
 
 @cache
-def _composed_table() -> npt.NDArray[np.bool_]:
+def composed_table() -> npt.NDArray[np.bool_]:
     """Of each code point, whether text made of such is surely in NFC; all before U+0300 are."""
     points = [chr(point) for point in range(0x110000)]
     table = np.array([unicodedata.is_normalized("NFC", c) and not unicodedata.combining(c) for c in points])

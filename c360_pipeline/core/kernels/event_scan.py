@@ -1,4 +1,7 @@
-"""The compiled functions of `event_scan`: they read a block of lines byte by byte.
+"""The compiled functions of `core.contract.scan`: they read a block of lines byte by byte.
+
+One file, though it is long: numba keeps compiled code by the file that a function stands in, and does not see when a
+function of another file, that it calls, has changed.
 
 Numbers are character codes of ASCII and code points of Unicode where bytes are compared. A function that reads a part
 of a line returns the place after it, or -1 when the line is left to `events.parse_event`.
@@ -7,8 +10,11 @@ A text is one number, its offset in the buffer and its length (`text_of`). The b
 room for texts that do not stand in the lines as they are: strings with escapes, names that get a prefix.
 """
 
+from typing import NamedTuple
+
 import numba as nb
 import numpy as np
+import numpy.typing as npt
 
 BLANK, GOOD, LEFT = 0, 1, 2
 STRING, TIMESTAMP, ATTRIBUTES = 0, 1, 2
@@ -21,6 +27,62 @@ _TRUE, _FALSE, _NULL = (np.frombuffer(word, np.uint8) for word in (b"true", b"fa
 _PLAIN = np.array([32 <= c < 128 and c not in b'"\\' for c in range(256)])
 """Of each byte, whether it stands for itself in a JSON string and is ASCII."""
 _compiled = nb.njit(nogil=True, cache=True)
+_inlined = nb.njit(nogil=True, cache=True, inline="always")
+"""For functions that take whole groups of arrays, which a call would copy and count references of."""
+
+
+class Grammar(NamedTuple):
+    """What the scanner knows of the contract.
+
+    Attributes:
+        names: one row per field, its name padded with zeros.
+        name_lengths: bytes of each name.
+        kinds: STRING, TIMESTAMP or ATTRIBUTES of each field.
+        required: whether each field must be there.
+        blank_refused: whether a string of each field must hold more than whitespace when it is there.
+        hash_order: fields in the order of the canonical form; the timestamp and the attributes are among them.
+        tenant: which field is the tenant.
+        no_tenant: the tenant that none may be.
+        extra_prefix: what the names of unknown fields get.
+        limits: bytes of a line, characters of a string, attributes, bytes of a tenant's folder.
+        composed: of each code point, whether text made of such is surely in NFC.
+    """
+
+    names: npt.NDArray[np.uint8]
+    name_lengths: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int64]
+    required: npt.NDArray[np.bool_]
+    blank_refused: npt.NDArray[np.bool_]
+    hash_order: npt.NDArray[np.int64]
+    tenant: int
+    no_tenant: npt.NDArray[np.uint8]
+    extra_prefix: npt.NDArray[np.uint8]
+    limits: npt.NDArray[np.int64]
+    composed: npt.NDArray[np.bool_]
+
+
+class Found(NamedTuple):
+    """Arrays that `scan_lines` fills.
+
+    Attributes:
+        status: of each line, BLANK, GOOD or LEFT.
+        fields: texts of the fields, one row per line and one column per field of the grammar.
+        micros: of each line, its time in microseconds since 1970 UTC.
+        attr_ends: of each line, how many attributes it and the lines before it have.
+        keys: names of the attributes, sorted within each line.
+        values: their values.
+        canonical: canonical forms of the good lines, one after the other.
+        canonical_ends: where each line's form ends.
+    """
+
+    status: npt.NDArray[np.uint8]
+    fields: npt.NDArray[np.int64]
+    micros: npt.NDArray[np.int64]
+    attr_ends: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.int64]
+    values: npt.NDArray[np.int64]
+    canonical: npt.NDArray[np.uint8]
+    canonical_ends: npt.NDArray[np.int64]
 
 
 @_compiled
@@ -438,11 +500,22 @@ def _is_tenant(buffer, text, no_tenant, most):
 
 
 @_compiled
-def scan_lines(
-    buffer, starts, names, name_lengths, kinds, required, blank_refused, hash_order, tenant, no_tenant, prefix, limits,
-    earliest, latest, composed, status, fields, micros, attr_ends, keys, values, canonical, canonical_ends,
-):  # fmt: skip
-    """Fill the arrays of a `Scan`; returns how far attributes, `canonical` and the buffer were filled."""
+def scan_lines(buffer, starts, grammar, earliest, latest, found):
+    """Fill the arrays of `found`; returns how far attributes, canonical forms and the buffer were filled.
+
+    Args:
+        buffer: the lines, and room behind them for texts.
+        starts: where each line begins, and where the last one ends.
+        grammar: the contract.
+        earliest: first allowed time, microseconds since 1970 UTC.
+        latest: last allowed time.
+        found: of as many lines.
+    """
+    kinds, required, limits, no_tenant, tenant = (
+        grammar.kinds, grammar.required, grammar.limits, grammar.no_tenant, grammar.tenant
+    )  # fmt: skip
+    status, fields, micros, keys, values = found.status, found.fields, found.micros, found.keys, found.values
+    attr_ends, canonical_ends = found.attr_ends, found.canonical_ends
     end_of_lines = starts[-1]
     attrs, form, free = 0, 0, end_of_lines
     seen = np.zeros(len(kinds), np.bool_)
@@ -454,24 +527,7 @@ def scan_lines(
         seen[:] = False
         for field in range(len(kinds)):
             fields[line, field] = NO_TEXT
-        count, after, time = _scan_line(
-            buffer,
-            at,
-            end,
-            names,
-            name_lengths,
-            kinds,
-            required,
-            blank_refused,
-            prefix,
-            limits,
-            composed,
-            fields,
-            line,
-            members,
-            free,
-            seen,
-        )
+        count, after, time = _scan_line(buffer, at, end, grammar, fields, line, members, free, seen)
         status[line] = BLANK if count == -2 else LEFT
         kept = 0
         for i in range(count):
@@ -492,21 +548,7 @@ def scan_lines(
                 if members[1, i] != NO_TEXT:
                     keys[attrs], values[attrs] = members[0, i], members[1, i]
                     attrs += 1
-            form = _put_canonical(
-                canonical,
-                form,
-                buffer,
-                end_of_lines,
-                hash_order,
-                kinds,
-                fields,
-                line,
-                time,
-                keys,
-                values,
-                attrs - kept,
-                attrs,
-            )
+            form = _put_canonical(found, form, buffer, end_of_lines, grammar, line, attrs - kept, attrs)
         attr_ends[line] = attrs
         canonical_ends[line] = form
     return attrs, form, free
@@ -530,18 +572,17 @@ def _sort_members(count, members, buffer):
     return True
 
 
-@_compiled
-def _put_canonical(
-    out, at, buffer, end_of_lines, hash_order, kinds, fields, line, time, keys, values, first, last,
-):  # fmt: skip
+@_inlined
+def _put_canonical(found, at, buffer, end_of_lines, grammar, line, first, last):
     """The canonical form of an event, as `events.canonical_hash` hashes it."""
-    for i in range(len(hash_order)):
-        field = hash_order[i]
+    out = found.canonical
+    for i in range(len(grammar.hash_order)):
+        field = grammar.hash_order[i]
         out[at] = 91 if i == 0 else 44
         at += 1
-        if kinds[field] == TIMESTAMP:
-            at = _put_integer(out, at, time)
-        elif kinds[field] == ATTRIBUTES:
+        if grammar.kinds[field] == TIMESTAMP:
+            at = _put_integer(out, at, found.micros[line])
+        elif grammar.kinds[field] == ATTRIBUTES:
             out[at] = 91
             at += 1
             for a in range(first, last):
@@ -549,17 +590,17 @@ def _put_canonical(
                     out[at] = 44
                     at += 1
                 out[at] = 91
-                at = _put_json(out, at + 1, buffer, keys[a], end_of_lines)
+                at = _put_json(out, at + 1, buffer, found.keys[a], end_of_lines)
                 out[at] = 44
-                at = _put_json(out, at + 1, buffer, values[a], end_of_lines)
+                at = _put_json(out, at + 1, buffer, found.values[a], end_of_lines)
                 out[at] = 93
                 at += 1
             out[at] = 93
             at += 1
-        elif fields[line, field] == NO_TEXT:
+        elif found.fields[line, field] == NO_TEXT:
             at = _copy(out, at, _NULL, 0, 4)
         else:
-            at = _put_json(out, at, buffer, fields[line, field], end_of_lines)
+            at = _put_json(out, at, buffer, found.fields[line, field], end_of_lines)
     out[at] = 93
     return at + 1
 
@@ -602,17 +643,17 @@ def _epoch_ms(buffer, at, end):
     return at, _digits(buffer, first, at - first) * 1000
 
 
-@_compiled
-def _scan_line(
-    buffer, at, end, names, name_lengths, kinds, required, blank_refused, prefix, limits, composed, fields, line,
-    members, free, seen,
-):  # fmt: skip
+@_inlined
+def _scan_line(buffer, at, end, grammar, fields, line, members, free, seen):
     """Scan one line into its fields and into members, which are its attributes and unknown fields as they come.
 
     Returns:
         How many members there are, -1 when the line is left, -2 when it is blank; the next free place of the buffer;
         the time in microseconds, -1 for none.
     """
+    limits, prefix, composed, kinds = grammar.limits, grammar.extra_prefix, grammar.composed, grammar.kinds
+    names, name_lengths = grammar.names, grammar.name_lengths
+    required, blank_refused = grammar.required, grammar.blank_refused
     count, time = 0, -1
     first = at
     while at < end and (buffer[at] == 32 or 9 <= buffer[at] <= 13):

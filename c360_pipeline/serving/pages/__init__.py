@@ -239,7 +239,7 @@ class Pages:
 
     def _unmerge(self, tenant_id: str, asked: str) -> None:
         backend = self._api.backend
-        with backend.control.command_run():
+        with backend.control.locks.command_run():
             block_key(backend.control, backend.lake, backend.graph, asked, tenant_id, "undone on the page", undo=False)
 
 

@@ -239,7 +239,7 @@ class Erasure:
             ConfigError: another erasure was broken off and has to be finished first.
         """
         wanted = sorted({(one.tenant_id, one.user_id) for one in people})
-        self._stores.control.begin_erasure()
+        self._stores.control.privacy.begin_erasure()
         plan = self._plan(wanted)
         for step in (
             self._erase_letters, self._erase_lines, self._erase_events, self._erase_rows, self._erase_user_events,
@@ -250,7 +250,7 @@ class Erasure:
         keep(certificate)
         if certificate.is_clean:
             shutil.rmtree(self._folder)
-            self._stores.control.end_erasure()
+            self._stores.control.privacy.end_erasure()
         return certificate
 
     def search(self, people: Iterable[Person]) -> list[Searched]:
@@ -269,7 +269,7 @@ class Erasure:
                 )
             return plan
         for tenant, user in wanted:
-            self._stores.control.suppress(tenant, user, REASON)
+            self._stores.control.privacy.suppress(tenant, user, REASON)
         persons = [Person(*one) for one in wanted]
         self._observe("finding out what is theirs")
         values, events, rows = self._known_of(persons)
@@ -318,7 +318,7 @@ class Erasure:
         """Ids of their events, and what rules for keys take for an id on them."""
         entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
         attrs = theirs.select(pl.col("attrs").cast(entries)).explode("attrs").unnest("attrs")
-        rules = self._stores.control.key_policy().rules
+        rules = self._stores.control.key_rules.policy().rules
         names = [rule.source.removeprefix("attrs.") for rule in rules]
         ids = attrs.filter(pl.col("key").is_in(names))["value"]
         return {value for column in (theirs["event_id"], theirs["session_id"], ids) for value in column.drop_nulls()}
@@ -438,13 +438,13 @@ class Erasure:
         for table in (DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS):
             stores.lake.commits.rename_deliveries(table, "source_etag", renamed)
         again: list[EventFile] = [file for file in stores.landing.event_files() if file.uri in plan.files]
-        suppressed = stores.control.suppressed_users()
+        suppressed = stores.control.privacy.suppressed_users()
         backfill(Ingest(stores.landing, stores.lake, suppressed), again, lambda _: None)
         self._remove_expired(plan)
 
     def _remove_expired(self, plan: Plan) -> None:
         """A backfill lands again what a retention has removed: that goes again."""
-        lake, rules = self._stores.lake, self._stores.control.retention_rules()
+        lake, rules = self._stores.lake, self._stores.control.privacy.retention_rules()
         since = lake.versions.still_there(EVENTS, Version.parse(plan.archive)) if plan.archive else None
         if since is None or not plan.files:
             return
@@ -496,7 +496,7 @@ class Erasure:
                 continue
             schema = {column: table.empty().schema[column] for column in key}
             gone = pl.DataFrame(keys).select(_as_type(column, dtype) for column, dtype in schema.items())
-            control.suppress_rows(name, row_name_hash(name, gone, key).to_list())
+            control.privacy.suppress_rows(name, row_name_hash(name, gone, key).to_list())
             lake.commits.merge(table, table.empty(), gone, on=key)
         self._erase_unlabelled(plan)
         users = users_frame(plan.persons).lazy()
@@ -529,7 +529,7 @@ class Erasure:
         """Journeys and graph are brought up; then the log of stitching forgets the events."""
         self._observe("journeys")
         stores = self._stores
-        stitch_all(stores.lake, stores.control.key_policy())
+        stitch_all(stores.lake, stores.control.key_rules.policy())
         with stores.open_graph() as graph:
             project_all(stores.lake, stores.control.read(), graph, self._observe, force=True)
         events = pl.DataFrame(plan.events, schema={"tenant_id": pl.String, "event_id": pl.String}, orient="row")
@@ -565,7 +565,7 @@ class Erasure:
             if pair is not None and name != JOURNEY_LOG.name:
                 carried[str(pair[0])] = pair[1]
         # What has been taken up is what it was: under another number, for those that go on from there.
-        Stitching(stores.lake, Journeys(stores.lake), stores.control.key_policy()).carry(carried)
+        Stitching(stores.lake, Journeys(stores.lake), stores.control.key_rules.policy()).carry(carried)
         with stores.open_graph() as graph:
             graph.checkpoints.carry(carried)
         if stores.remake_graph is not None:

@@ -70,7 +70,7 @@ def retain(
         observe: told what comes next.
         open_user_events: opens Cassandra's table; None where there is none.
     """
-    rules = control.retention_rules()
+    rules = control.privacy.retention_rules()
     found = find_expired(lake, rules, now)
     if found.events.height:
         observe("events")
@@ -81,7 +81,7 @@ def retain(
                 table.delete(gone)
         remove_events(lake, gone)
     observe("journeys")
-    stitch_all(lake, control.key_policy())
+    stitch_all(lake, control.key_rules.policy())
     project_all(lake, control.read(), graph, observe)
     # What has left the archive, now or in a run that was broken off, leaves the log of stitching too.
     removed = removed_events(lake.scan(JOURNEY_LOG)).filter(~pl.col("is_back")).select("tenant_id", "event_id")

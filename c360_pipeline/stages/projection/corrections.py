@@ -61,13 +61,13 @@ def block_key(
     Raises:
         ConfigError: there is no such key, or several tenants have it.
     """
-    owner, key_type, key_hash = _found_key(lake, control.key_policy(), key, tenant)
+    owner, key_type, key_hash = _found_key(lake, control.key_rules.policy(), key, tenant)
     name = f"{key_type}:{key_hash}"
     if undo:
-        control.unblock_key(owner, key_type, key_hash)
+        control.key_rules.unblock(owner, key_type, key_hash)
     else:
-        control.block_key(owner, key_type, key_hash, reason)
-    journeys, policy = Journeys(lake), control.key_policy()
+        control.key_rules.block(owner, key_type, key_hash, reason)
+    journeys, policy = Journeys(lake), control.key_rules.policy()
     before = JourneyTables(lake).target()
     cause = f"{name} ties again" if undo else f"{name} was blocked"
     report = journeys.find_anew(journeys.with_keys(owner, [name]), policy, owner, cause)
@@ -122,13 +122,13 @@ def rebase_plans(control: ControlDb, lake: Lake, tenant: str | None) -> list[Reb
     tenants = sorted(name for name in journeys.states() if name != EVERY_TENANT)
     if tenant is not None and tenant not in tenants:
         raise ConfigError(f"There is no journey of {tenant!r}; there are some of {', '.join(tenants) or 'nobody'}.")
-    stitching = Stitching(lake, journeys, control.key_policy())
+    stitching = Stitching(lake, journeys, control.key_rules.policy())
     return [stitching.plan(name) for name in tenants if tenant in (None, name)]
 
 
 def apply_rules(control: ControlDb, lake: Lake, graph: Graph, plans: list[Rebase]) -> None:
     """Carry plans out, and bring the tables and the graph up to them."""
-    journeys, policy = Journeys(lake), control.key_policy()
+    journeys, policy = Journeys(lake), control.key_rules.policy()
     for plan in plans:
         journeys.apply(plan, policy)
     bring_up(lake, graph)

@@ -62,7 +62,7 @@ class TrackedEvents:
     def __init__(self, landing: Landing, graph: Graph, control: ControlDb) -> None:
         self._landing = landing
         self._graph = graph
-        self._suppression = Suppression(control)
+        self._suppression = Suppression(control.privacy)
         self._waiting: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
         self._stored: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
         self._threads = [

@@ -25,7 +25,8 @@ from c360_pipeline.core.silos.plan import Extract
 from c360_pipeline.errors import ContractError
 from c360_pipeline.stores.delta.commits import MERGED_BYTES
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.postgres.control import ControlDb, ExtractionState, TableCounts
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.run_log import ExtractionState, TableCounts
 from c360_pipeline.stores.postgres.silo import Position, SiloSnapshot
 
 SPOOL_BYTES = 96 * 1024 * 1024
@@ -163,18 +164,18 @@ class SiloLoader:
         position = snapshot.position(extract) if incremental else None
         since = self._since(extract, position) if position else None
         with TemporaryDirectory(prefix="c360-silo-") as folder:
-            suppressed = self._control.suppressed_rows().filter(pl.col("lake_table") == extract.lake_table)
+            suppressed = self._control.privacy.suppressed_rows().filter(pl.col("lake_table") == extract.lake_table)
             load = _Load(self._lake, extract, self._run_id, Path(folder), suppressed["row_hash"])
             counts = load.changed(snapshot, since) if since else load.whole(snapshot)
         version = self._lake.versions.version(extract.lake_table)
         if position and version:
             state = ExtractionState(str(version), position.cursor, position.snapshot, _reads(extract))
-            self._control.save_extraction_state(extract.table.table_id, state)
+            self._control.runs.save_extraction_state(extract.table.table_id, state)
         return counts
 
     def _since(self, extract: Extract, position: Position) -> Position | None:
         """Where the lake table stands; None when that is not known, so that all is read."""
-        state = self._control.extraction_state(extract.table.table_id)
+        state = self._control.runs.extraction_state(extract.table.table_id)
         if state is None or state.reads != _reads(extract):
             return None
         if not self._lake.versions.only_maintained_since(extract.lake_table, Version.parse(state.lake_version)):

@@ -12,7 +12,8 @@ from c360_pipeline.core.silos.plan import Extract, Plan, make_plan, plan_hash
 from c360_pipeline.errors import C360Error, ContractError
 from c360_pipeline.stages.silos.load import SiloLoader
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.postgres.control import ControlDb, RunLog, TableCounts
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.run_log import RunLog, TableCounts
 from c360_pipeline.stores.postgres.silo import Silo, SiloSnapshot
 
 SUMMARY = {"table": pl.String, "rows": pl.Int64, "read": pl.Int64, "changed": pl.Int64, "left_out": pl.String}
@@ -100,7 +101,7 @@ class SiloRun:
             UnavailableError: a source can't be reached.
         """
         control_rows = self.control.read()
-        plan = make_plan(control_rows, found_tables(control_rows, self.open_silo), self.control.applied_plan())
+        plan = make_plan(control_rows, found_tables(control_rows, self.open_silo), self.control.runs.applied_plan())
         self.log.note_plan(plan.hash)
         self.report(f"plan {plan.hash}: {len(plan.extracts)} tables, {len(plan.relationships)} relationships")
         summary: list[Mapping[str, Any]] = []
@@ -153,7 +154,7 @@ class SiloRun:
 
         Tables that are not in the plan now keep their entry: they may come back, and drift is measured against it.
         """
-        before = self.control.applied_plan() or {"tables": {}, "relationships": {}}
+        before = self.control.runs.applied_plan() or {"tables": {}, "relationships": {}}
         known = {**before.get("paused", {}), **before["tables"]}
         planned = plan.document
         tables = {name: entry if name in loaded else known.get(name) for name, entry in planned["tables"].items()}
@@ -163,7 +164,7 @@ class SiloRun:
             "paused": {name: entry for name, entry in known.items() if name not in planned["tables"]},
         }
         if document != before:
-            self.control.save_applied_plan(plan_hash(document), document, self.run_id)
+            self.control.runs.save_applied_plan(plan_hash(document), document, self.run_id)
 
     def _raise(self) -> None:
         if len(self.failures) == 1:

@@ -1,0 +1,55 @@
+"""Which attributes of events are keys, and which keys are blocked."""
+
+import psycopg
+
+from c360_pipeline.core.stitching.keys import JourneyLimit, KeyPolicy, KeyRule
+from c360_pipeline.stores.postgres.sessions import Sessions
+
+READ_KEY_RULES = """
+    SELECT tenant_id, key_type, source_attribute AS source, mode, is_unique, max_partners, window_seconds
+    FROM correlation_key_rules ORDER BY rule_id
+"""
+READ_LIMITS = "SELECT tenant_id, soft_max_keys, hard_max_keys FROM journey_limits ORDER BY tenant_id"
+READ_BLOCKED = "SELECT tenant_id, key_type, key_hash FROM blocked_keys"
+BLOCK_KEY = """
+    INSERT INTO blocked_keys (tenant_id, key_type, key_hash, reason)
+    VALUES (%(tenant_id)s, %(key_type)s, %(key_hash)s, %(reason)s) ON CONFLICT DO NOTHING
+"""
+UNBLOCK_KEY = """
+    DELETE FROM blocked_keys WHERE tenant_id = %(tenant_id)s AND key_type = %(key_type)s AND key_hash = %(key_hash)s
+"""
+
+
+class KeyRules:
+    """Rules for keys, limits of journeys, blocked keys.
+
+    Args:
+        sessions: of the control database.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def policy(self) -> KeyPolicy:
+        """Which attributes of events are keys, and what keys may do, as one consistent picture."""
+        with self._sessions.session() as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            return KeyPolicy(
+                rules=tuple(KeyRule(**row) for row in connection.execute(READ_KEY_RULES)),
+                limits=tuple(JourneyLimit(**row) for row in connection.execute(READ_LIMITS)),
+                blocked=frozenset(
+                    (r["tenant_id"], r["key_type"], r["key_hash"]) for r in connection.execute(READ_BLOCKED)
+                ),
+            )
+
+    def block(self, tenant_id: str, key_type: str, key_hash: str, reason: str) -> bool:
+        """Put a key on the list of those that never tie; False when it was on it."""
+        values = {"tenant_id": tenant_id, "key_type": key_type, "key_hash": key_hash}
+        with self._sessions.session() as connection:
+            return connection.execute(BLOCK_KEY, {**values, "reason": reason}).rowcount > 0
+
+    def unblock(self, tenant_id: str, key_type: str, key_hash: str) -> bool:
+        """Take a key off that list; False when it was not on it."""
+        values = {"tenant_id": tenant_id, "key_type": key_type, "key_hash": key_hash}
+        with self._sessions.session() as connection:
+            return connection.execute(UNBLOCK_KEY, values).rowcount > 0

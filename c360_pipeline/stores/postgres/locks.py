@@ -1,0 +1,62 @@
+"""Who may have the stores: commands and runs of Dagster keep each other away (docs/adr/0033)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, LiteralString
+
+import psycopg
+
+from c360_pipeline.stores.postgres.sessions import Sessions
+
+TAKE_COMMAND_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 run'))"
+TAKE_STORES_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 stores'))"
+SHARE_STORES_LOCK = "SELECT pg_advisory_xact_lock_shared(hashtext('c360 stores'))"
+TRY_TO_SHARE_STORES_LOCK = "SELECT pg_try_advisory_xact_lock_shared(hashtext('c360 stores')) AS taken"
+
+
+class Locks:
+    """Locks that end with the session that holds them, so a crash ends them, too.
+
+    Args:
+        sessions: of the control database.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    @contextmanager
+    def command_run(self) -> Iterator[None]:
+        """Wait until no other command is at work, and keep others away; a crash ends it, too."""
+        with self._holding(TAKE_COMMAND_LOCK):
+            yield
+
+    @contextmanager
+    def exclusive_run(self) -> Iterator[None]:
+        """Wait until neither a command nor a run of Dagster is at work, and keep both away: the stores are ours."""
+        with self._holding(TAKE_COMMAND_LOCK, TAKE_STORES_LOCK):
+            yield
+
+    @contextmanager
+    def shared_run(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Keep whoever wants the stores for itself away, beside other runs.
+
+        Args:
+            waiting: told before this waits for one who has them.
+        """
+        with self._holding() as connection:
+            taken = connection.execute(TRY_TO_SHARE_STORES_LOCK).fetchone()
+            if taken is None or not taken["taken"]:
+                waiting()
+                connection.execute(SHARE_STORES_LOCK)
+            yield
+
+    @contextmanager
+    def _holding(self, *locks: LiteralString) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        """A session that holds locks until it ends; where the server ends it, work that needs it no more goes on."""
+        connection = self._sessions.opened()
+        try:
+            for lock in locks:
+                connection.execute(lock)
+            yield connection
+        finally:
+            connection.close()

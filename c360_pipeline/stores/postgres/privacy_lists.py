@@ -1,0 +1,95 @@
+"""Who never lands: suppressed users and rows, retention rules, and whether an erasure is under way."""
+
+from collections.abc import Sequence
+from typing import LiteralString
+
+import polars as pl
+
+from c360_pipeline.core.arrays.row_hashes import user_hash
+from c360_pipeline.errors import ConflictError
+from c360_pipeline.stores.postgres.sessions import Sessions, StandingSession
+
+READ_SUPPRESSED = "SELECT tenant_id, user_hash FROM suppressed_users ORDER BY tenant_id, user_hash"
+SUPPRESS = """
+    INSERT INTO suppressed_users (tenant_id, user_hash, reason) VALUES (%(tenant_id)s, %(user_hash)s, %(reason)s)
+    ON CONFLICT DO NOTHING
+"""
+UNSUPPRESS = "DELETE FROM suppressed_users WHERE tenant_id = %(tenant_id)s AND user_hash = %(user_hash)s"
+READ_SUPPRESSED_ROWS = "SELECT lake_table, row_hash FROM suppressed_rows"
+SUPPRESS_ROWS = """
+    INSERT INTO suppressed_rows (lake_table, row_hash) SELECT %(lake_table)s, unnest(%(hashes)s::text[])
+    ON CONFLICT DO NOTHING
+"""
+READ_RETENTION = "SELECT tenant_id, label, action, days FROM retention_rules ORDER BY tenant_id, label, action"
+READ_ERASURE = "SELECT started_at FROM erasures_under_way"
+BEGIN_ERASURE = "INSERT INTO erasures_under_way DEFAULT VALUES ON CONFLICT DO NOTHING"
+END_ERASURE = "DELETE FROM erasures_under_way"
+
+
+class PrivacyLists:
+    """The lists by which people stay out.
+
+    Args:
+        sessions: of the control database.
+    """
+
+    def __init__(self, sessions: Sessions | StandingSession) -> None:
+        self._sessions = sessions
+
+    def suppressed_users(self) -> pl.DataFrame:
+        """The users whose events never land: tenant_id and user_hash, as `core.landing.decode.user_hash` makes it."""
+        with self._sessions.session() as connection:
+            rows = [(r["tenant_id"], r["user_hash"]) for r in connection.execute(READ_SUPPRESSED)]
+        return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_hash": pl.String}, orient="row")
+
+    def suppress(self, tenant_id: str, user_id: str, reason: str) -> bool:
+        """Put a user on the list; False when they were on it."""
+        return self._change_suppressed(SUPPRESS, tenant_id, user_id, reason)
+
+    def unsuppress(self, tenant_id: str, user_id: str) -> bool:
+        """Take a user off the list; False when they were not on it."""
+        return self._change_suppressed(UNSUPPRESS, tenant_id, user_id, "")
+
+    def _change_suppressed(self, statement: LiteralString, tenant_id: str, user_id: str, reason: str) -> bool:
+        user = pl.DataFrame({"tenant_id": [tenant_id], "user_id": [user_id]}).with_columns(
+            pl.col(pl.String).str.normalize("NFC")
+        )
+        values = {**user.select("tenant_id", user_hash=user_hash()).row(0, named=True), "reason": reason}
+        with self._sessions.session() as connection:
+            return connection.execute(statement, values).rowcount > 0
+
+    def suppressed_rows(self) -> pl.DataFrame:
+        """The rows of silos that are never read again: lake_table and row_hash, as `row_name_hash` makes it."""
+        with self._sessions.session() as connection:
+            rows = [(r["lake_table"], r["row_hash"]) for r in connection.execute(READ_SUPPRESSED_ROWS)]
+        return pl.DataFrame(rows, schema={"lake_table": pl.String, "row_hash": pl.String}, orient="row")
+
+    def suppress_rows(self, lake_table: str, hashes: Sequence[str]) -> None:
+        """Put rows of a silo's table on that list; there is no way off it but by hand."""
+        self._sessions.execute(SUPPRESS_ROWS, lake_table=lake_table, hashes=list(hashes))
+
+    def retention_rules(self) -> pl.DataFrame:
+        """tenant_id, label, action, days."""
+        schema = {"tenant_id": pl.String, "label": pl.String, "action": pl.String, "days": pl.Int64}
+        with self._sessions.session() as connection:
+            return pl.DataFrame(connection.execute(READ_RETENTION).fetchall(), schema=schema)
+
+    def begin_erasure(self) -> None:
+        """Note that people are being erased, until `end_erasure`: nothing lands meanwhile."""
+        self._sessions.execute(BEGIN_ERASURE)
+
+    def end_erasure(self) -> None:
+        """Note that nobody is being erased any more."""
+        self._sessions.execute(END_ERASURE)
+
+    def require_no_erasure(self) -> None:
+        """Go on only where nobody is being erased.
+
+        Raises:
+            ConflictError: an erasure is under way, or was broken off.
+        """
+        if since := self._sessions.execute(READ_ERASURE).get("started_at"):
+            raise ConflictError(
+                f"People are being erased since {since:%Y-%m-%d %H:%M} UTC: a landing now could bring them back. If "
+                "`c360 erase` was broken off, call it again with the same people."
+            )
