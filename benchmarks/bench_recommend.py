@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from c360_pipeline.core.features import recommend
-from c360_pipeline.core.landing.decode import Delivery, decode_file
+from c360_pipeline.core.landing.decode import decode_file
+from c360_pipeline.core.landing.lines import Delivery
 from c360_pipeline.devstack import movielens
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.sample_files import Written

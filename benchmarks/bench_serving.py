@@ -63,7 +63,7 @@ def features(table: Table, lake: Any, graph: Any) -> None:
     from c360_pipeline.connections import neo4j_login
     from c360_pipeline.core.catalog.tables import CATALOG, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
     from c360_pipeline.core.features import communities as of
-    from c360_pipeline.core.features import paths, recommend, trends
+    from c360_pipeline.core.features import paths, recommend, similar_products, trends
     from c360_pipeline.core.projection import graph as model
     from c360_pipeline.settings import load_settings
     from c360_pipeline.stages.projection.events import ProductGraph
@@ -83,10 +83,12 @@ def features(table: Table, lake: Any, graph: Any) -> None:
         kept.update(weights=weights, communities=found)
 
     def similarities() -> None:
-        members, edges = of.customers_of_products(kept["weights"])
-        pairs = of.shared_customers(gds.node_similarity("bench", members, edges, 20), edges)
+        members, edges = similar_products.customers_of_products(kept["weights"])
+        pairs = similar_products.shared_customers(gds.node_similarity("bench", members, edges, 20), edges)
         views = lake.scan(EVENTS).filter(pl.col("action") == "view").select("tenant_id", "session_id", "item_id")
-        rows = pl.concat([of.similar_by_customers(TENANT, members, pairs), of.similar_by_sessions(views)])
+        rows = pl.concat(
+            [similar_products.similar_by_customers(TENANT, members, pairs), similar_products.similar_by_sessions(views)]
+        )
         lake.commits.replace(PRODUCT_SIMILARITIES, rows)
         ProductGraph(lake, graph).project_similarities()
 

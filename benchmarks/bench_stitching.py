@@ -145,7 +145,8 @@ def label_scipy(folder: Path) -> np.ndarray[Any, Any]:
 
 def stitch_hashed(folder: Path) -> np.ndarray[Any, Any]:
     """All that a batch decides, ids and counts and keys with them, keys hashed before."""
-    from c360_pipeline.core.stitching.stitch import Known, prepare, stitch
+    from c360_pipeline.core.stitching.batch import Known, prepare
+    from c360_pipeline.core.stitching.stitch import stitch
 
     batch = prepare(_events(folder), _hashed_keys(folder), policy())
     decided = stitch(batch, Known.nothing(batch), policy())
@@ -154,8 +155,9 @@ def stitch_hashed(folder: Path) -> np.ndarray[Any, Any]:
 
 def stitch_text(folder: Path) -> np.ndarray[Any, Any]:
     """The same with keys brought to their normal form and hashed in the run."""
+    from c360_pipeline.core.stitching.batch import Known, prepare
     from c360_pipeline.core.stitching.keys import key_hash, normalised
-    from c360_pipeline.core.stitching.stitch import Known, prepare, stitch
+    from c360_pipeline.core.stitching.stitch import stitch
 
     pairs = pl.read_parquet(folder / "pairs.parquet", columns=["event", "key_type", "value"])
     keys = pairs.with_columns(pl.lit("bench").alias("tenant_id"), normalised(pl.col("value"), "user")).select(
@@ -212,7 +214,7 @@ def reopened(folder: Path) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as cache:
         began = time.perf_counter()
-        Journeys(Lake(f"{folder}/lake", {}, Path(cache))).refresh()
+        Journeys(Lake(f"{folder}/lake", {}, Path(cache))).log.refresh()
         seconds = time.perf_counter() - began
     log = _lake(folder).scan(JOURNEY_LOG)
     found = events_now(log, aliases(log)).collect(engine="streaming").sort("event_id")

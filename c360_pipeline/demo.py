@@ -20,7 +20,8 @@ from rich.table import Table
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import unbalanced
-from c360_pipeline.core.landing.decode import Delivery, decode_file
+from c360_pipeline.core.landing.decode import decode_file
+from c360_pipeline.core.landing.lines import Delivery
 from c360_pipeline.core.reconciliation.compare import combined_digest
 from c360_pipeline.devstack import movielens, silo_samples, stack, web
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample

@@ -35,7 +35,7 @@ from c360_pipeline.core.catalog.tables import (
     Table,
 )
 from c360_pipeline.core.features import communities as features
-from c360_pipeline.core.features import paths
+from c360_pipeline.core.features import paths, similar_products
 from c360_pipeline.core.features.account_values import account_values as values_of_accounts
 from c360_pipeline.core.features.recommend import SIMILAR_USER_WEIGHT, candidates
 from c360_pipeline.core.features.trends import BUYER_WEIGHT, trending
@@ -207,15 +207,19 @@ def product_similarities(
     tables, algorithms = lake.open(), gds.open()
     scope = scope_of(context, tables)
     views = events_of(tables, scope.tenants, "tenant_id", "session_id", "item_id", "action")
-    parts = [features.similar_by_sessions(views.filter(pl.col("action") == "view"))]
+    parts = [similar_products.similar_by_sessions(views.filter(pl.col("action") == "view"))]
     with graph.open() as neo4j:
         for number, tenant in enumerate(scope.tenants):
             weights = weights_of(neo4j, tenant)
             if weights.height:
-                members, edges = features.customers_of_products(weights)
+                members, edges = similar_products.customers_of_products(weights)
                 name = f"{PROJECTION_PREFIX}similarities_{context.run.run_id}_{number}"
                 pairs = algorithms.node_similarity(name, members, edges, TIES_KEPT)
-                parts.append(features.similar_by_customers(tenant, members, features.shared_customers(pairs, edges)))
+                parts.append(
+                    similar_products.similar_by_customers(
+                        tenant, members, similar_products.shared_customers(pairs, edges)
+                    )
+                )
         result = kept(context, tables, PRODUCT_SIMILARITIES, parts, scope)
         ProductGraph(tables, neo4j).project_similarities()
     return result

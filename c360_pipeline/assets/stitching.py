@@ -36,7 +36,8 @@ from c360_pipeline.core.stitching.log import COMMIT, JOURNEY
 from c360_pipeline.resources import ControlResource, LakeResource, MetricsResource
 from c360_pipeline.settings import load_settings
 from c360_pipeline.stages.stitching.catch_up import Progress, Stitching
-from c360_pipeline.stages.stitching.journeys import BatchReport, Journeys
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stages.stitching.report import BatchReport
 from c360_pipeline.stages.stitching.tables import PUBLISHED, JourneyTables
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.metrics import Figure, by_tenant
@@ -100,7 +101,7 @@ def journey_log(
 
 def _is_for_spark(config: StitchingConfig, lake: Lake, journeys: Journeys) -> bool:
     """Whether this is the first stitching, and large enough."""
-    if config.engine == "local" or journeys.states():
+    if config.engine == "local" or journeys.log.states():
         return False
     return config.engine == "spark" or lake.count(EVENTS) >= config.spark_from_events
 

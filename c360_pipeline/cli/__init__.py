@@ -142,7 +142,8 @@ def install(
         with err.status("looking for the jars of Spark") as shown:
             out.print(f"C360_SPARK_JARS={install_spark_jars(lambda line: shown.update(line[:100]))}", soft_wrap=True)
         return
-    from c360_pipeline.core.landing.decode import Delivery, decode_file
+    from c360_pipeline.core.landing.decode import decode_file
+    from c360_pipeline.core.landing.lines import Delivery
     from c360_pipeline.devstack.class_archive import make_class_archive
     from c360_pipeline.devstack.distributions import install as fetch
     from c360_pipeline.devstack.doctor import require

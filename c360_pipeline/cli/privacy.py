@@ -16,7 +16,7 @@ def stores_of(settings: Settings) -> Any:
     """All stores that may hold a person."""
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake, open_landing
     from c360_pipeline.devstack.rebuild import is_embedded, rebuild_by_import
-    from c360_pipeline.stages.privacy.erasure import Stores
+    from c360_pipeline.stages.privacy.stores import Stores
     from c360_pipeline.stages.reconciliation.expected import Archive, Pins
     from c360_pipeline.stores.postgres.databases import database_exists
 

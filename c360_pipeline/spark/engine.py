@@ -43,7 +43,7 @@ def stitch_all_first(
     spark = spark_session(SparkOptions(settings.spark_jars, login, settings.spark_master))
     try:
         for tenant, count in lake.count_by(EVENTS, "tenant_id").iter_rows():
-            if journeys.state(tenant).seq:
+            if journeys.log.state(tenant).seq:
                 continue
             groups = max(count // EVENTS_PER_GROUP, spark.sparkContext.defaultParallelism)
             rows = stitch_first(
@@ -52,4 +52,4 @@ def stitch_all_first(
             report(f"{tenant}: {count:,} events stitched on {settings.spark_master}, {rows:,} rows of the log")
     finally:
         end_session(spark)
-    journeys.note(EVERY_TENANT, {"source": str(version)})
+    journeys.log.note(EVERY_TENANT, {"source": str(version)})

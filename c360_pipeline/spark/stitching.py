@@ -23,9 +23,10 @@ from pyspark.sql import functions as sf
 from c360_pipeline.core.arrays.row_hashes import words
 from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.tables import EVENTS, JOURNEY_LOG
+from c360_pipeline.core.stitching.batch import MAX_KEYS_PER_EVENT, Known, prepare
 from c360_pipeline.core.stitching.keys import WEAK, KeyPolicy, extract_keys
 from c360_pipeline.core.stitching.log import COMMIT, QUARANTINE, Gone, log_rows, remark_rows
-from c360_pipeline.core.stitching.stitch import MAX_KEYS_PER_EVENT, Known, prepare, stitch
+from c360_pipeline.core.stitching.stitch import stitch
 from c360_pipeline.spark.components import connected_components
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
@@ -176,7 +177,7 @@ def stitch_first(
     events = archive.filter(sf.col("tenant_id") == first.tenant_id).select(columns)
     folder = f"spark-{uuid4().hex}"
     first.rows(events).write.mode("error").parquet(f"{lake.uri(JOURNEY_LOG.name)}/{folder}")
-    return journeys.adopt_first(first.tenant_id, folder)
+    return journeys.log.adopt_first(first.tenant_id, folder)
 
 
 def _hash() -> pl.Expr:

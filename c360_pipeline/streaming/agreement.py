@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.contract.events import EPOCH
-from c360_pipeline.core.landing.decode import split_suppressed
+from c360_pipeline.core.landing.classify import split_suppressed
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashes, sum_of_digests

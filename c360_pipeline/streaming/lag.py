@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import polars as pl
 
 from c360_pipeline.connections import open_control, open_graph
-from c360_pipeline.core.landing.decode import split_suppressed
+from c360_pipeline.core.landing.classify import split_suppressed
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.settings import Settings
 from c360_pipeline.stores.neo4j.graph import Graph

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import polars as pl
 
 from c360_pipeline.core.contract.events import EPOCH, Event, Rejected, epoch_micros, parse_event
-from c360_pipeline.core.landing.decode import Delivery, LineBlock
 from c360_pipeline.core.landing.decode import decode as decode_lines
+from c360_pipeline.core.landing.lines import Delivery, LineBlock
 
 LATENESS = timedelta(minutes=2)
 """How far an event may lie behind the newest of its partition. Source: "Real-Time User Event Streaming System"."""

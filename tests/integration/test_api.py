@@ -17,7 +17,7 @@ from httpx2 import Response
 from limits import parse
 
 from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
-from c360_pipeline.core.features import communities as features
+from c360_pipeline.core.features import similar_products
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging
 from c360_pipeline.serving.app import create_app
@@ -53,7 +53,7 @@ def shop(world: World) -> World:
     world.lake.commits.replace(USER_COMMUNITIES, rows.select(list(USER_COMMUNITIES.columns)))
     # All that a user views is taken for one session: so few events make no pairs otherwise.
     views = world.lake.scan(EVENTS).filter(pl.col("action") == "view").with_columns(session_id="user_id")
-    world.lake.commits.replace(PRODUCT_SIMILARITIES, features.similar_by_sessions(views))
+    world.lake.commits.replace(PRODUCT_SIMILARITIES, similar_products.similar_by_sessions(views))
     world.project()
     return world
 

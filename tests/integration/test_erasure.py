@@ -33,7 +33,9 @@ from c360_pipeline.errors import ConfigError, ConflictError
 from c360_pipeline.runs import materialise
 from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stages.privacy import erasure as erasing
-from c360_pipeline.stages.privacy.erasure import Certificate, Erasure
+from c360_pipeline.stages.privacy.certificate import Certificate
+from c360_pipeline.stages.privacy.erasure import Erasure
+from c360_pipeline.stages.privacy.steps import Steps
 from c360_pipeline.stages.projection.everything import stitch_all
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
@@ -147,9 +149,9 @@ def erased(world: World) -> Erased:
 
     kept: list[Certificate] = []
     erasure = Erasure(stores_of(world.settings), world.home / "erasure")
-    for step in ("_follow", "_certificate"):
+    for owner, step in ((Steps, "_follow"), (erasing, "certify")):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(erasing.Erasure, step, lambda *_: 1 / 0)
+            patch.setattr(owner, step, lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 erasure.erase(people, kept.append)
     with pytest.raises(ConflictError, match="call it again"):

@@ -32,14 +32,18 @@ from c360_pipeline.core.catalog.tables import (
     QUARANTINED_KEYS,
 )
 from c360_pipeline.core.kernels import journeys as kernel
-from c360_pipeline.core.landing.decode import ARCHIVED_FACTS, Delivery, LineBlock, classify, decode
+from c360_pipeline.core.landing.classify import ARCHIVED_FACTS, classify
+from c360_pipeline.core.landing.decode import decode
+from c360_pipeline.core.landing.lines import Delivery, LineBlock
+from c360_pipeline.core.stitching.batch import Known, prepare
 from c360_pipeline.core.stitching.journey_ids import journey_id
 from c360_pipeline.core.stitching.keys import JUNK, JourneyLimit, KeyPolicy, KeyRule, extract_keys, value_hash
-from c360_pipeline.core.stitching.stitch import Known, prepare, stitch
+from c360_pipeline.core.stitching.stitch import stitch
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.stitching.catch_up import Stitching
 from c360_pipeline.stages.stitching.history import JourneyHistory
-from c360_pipeline.stages.stitching.journeys import BatchReport, Journeys
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stages.stitching.report import BatchReport
 from c360_pipeline.stages.stitching.tables import JourneyTables
 from c360_pipeline.stores.delta.commits import Commits
 from c360_pipeline.stores.delta.lake import Lake
@@ -106,7 +110,7 @@ class Stitcher:
         blocked = self.policy.blocked - {key} if undo else self.policy.blocked | {key}
         self.policy = KeyPolicy(self.policy.rules, self.policy.limits, blocked)
         touched = self.journeys.with_keys(tenant, [f"{key_type}:{key[2]}"])
-        return self.journeys.find_anew(touched, self.policy, tenant, "test")
+        return self.journeys.restitch(touched, self.policy, tenant, "test")
 
     def unique_user(self) -> None:
         self.policy = KeyPolicy((KeyRule("*", "user", "attrs.user", is_unique=True), *RULES[1:]))
@@ -567,7 +571,7 @@ def test_case_47_keys_that_share_64_bits_are_told_apart_by_the_index(stitcher: S
     for minute, (event, key) in enumerate([("a", 5 + word), ("b", 5 + 2 * word), ("c", 5 + word)]):
         events, keys = rows(event, minute, key)
         nothing = events.select("tenant_id", "event_id").clear()
-        stitcher.journeys._committed(
+        stitcher.journeys.log.committed(
             lambda index, e=events, k=keys, n=nothing: stitcher.journeys._added(index, e, k, n, POLICY), POLICY, None
         )
         found.append(stitcher.assigned()[event])
@@ -587,7 +591,7 @@ def test_case_48_a_tightened_rule_touches_only_the_journeys_of_its_key(stitcher:
     assert stitcher.assigned() == before, "a plan changes nothing"
     assert plan.splits.select("journey_id", "split_off").rows() == [(name_of("a"), name_of("b"))]
     assert set(plan.moved["event_id"]) == {"b"}
-    before_seq = stitcher.journeys.state("acme").seq
+    before_seq = stitcher.journeys.log.state("acme").seq
     stitcher.journeys.apply(plan, tighter)
     assert stitcher.assigned() == {**before, "b": name_of("b")}
     written = stitcher.log().filter(pl.col("seq") == before_seq + 1)
@@ -645,7 +649,7 @@ def consistent(stitcher: Stitcher) -> dict[str, str]:
     assert sorted(journeys["event_count"]) == sorted(Counter(found.values()).values())
     fresh = Stitcher(Path(stitcher.lake.uri("")).parent, f"fresh-{uuid4().hex}")
     for one in (stitcher, fresh):
-        _, index = one.journeys.refresh()
+        _, index = one.journeys.log.refresh()
         keys = one.lake.read(JOURNEY_KEYS)
         held = index.are_held_by(keys.with_columns(pl.col("key_hash").cast(pl.UInt128)), journeys)
         assert held.all()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from c360_pipeline.core.contract.columns import parse_block
 from c360_pipeline.core.contract.events import ERROR_CLASSES, Event, Rejected, json_schema, parse_event
-from c360_pipeline.core.landing.decode import Delivery, LineBlock, decode
+from c360_pipeline.core.landing.decode import decode
+from c360_pipeline.core.landing.lines import Delivery, LineBlock
 from c360_pipeline.devstack.event_samples import SampleRequest, generate
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)

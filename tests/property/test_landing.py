@@ -6,16 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c360_pipeline.core.catalog.tables import EVENTS
-from c360_pipeline.core.landing.decode import (
-    ARCHIVED_FACTS,
-    Decoded,
-    Delivery,
-    LineBlock,
-    classify,
-    decode,
-    line_blocks,
-    stored_events,
-)
+from c360_pipeline.core.landing.classify import ARCHIVED_FACTS, classify, stored_events
+from c360_pipeline.core.landing.decode import Decoded, decode
+from c360_pipeline.core.landing.lines import Delivery, LineBlock, line_blocks
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
 FILE = Delivery("f", "etag")

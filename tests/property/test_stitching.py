@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_ALIASES, JOURNEY_KEYS, JOURNEYS
+from c360_pipeline.core.stitching.batch import Known, prepare
 from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule, extract_keys
 from c360_pipeline.core.stitching.log import Gone, aliases, events_now, log_rows
-from c360_pipeline.core.stitching.stitch import Known, prepare, stitch
+from c360_pipeline.core.stitching.stitch import stitch
 from c360_pipeline.stages.stitching.index import JourneyIndex
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.tables import JourneyTables

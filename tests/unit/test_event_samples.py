@@ -6,7 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from c360_pipeline.core.landing.decode import ARCHIVED_FACTS, Decoded, Delivery, classify, decode_file
+from c360_pipeline.core.landing.classify import ARCHIVED_FACTS, classify
+from c360_pipeline.core.landing.decode import Decoded, decode_file
+from c360_pipeline.core.landing.lines import Delivery
 from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, share, write_sample
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError

@@ -21,21 +21,9 @@ from c360_pipeline.core.landing.accounting import (
     settled,
     unbalanced,
 )
-from c360_pipeline.core.landing.decode import (
-    ARCHIVED_FACTS,
-    LONGEST_LINE_BYTES,
-    Delivery,
-    LineBlock,
-    LongLine,
-    classify,
-    decode,
-    difference,
-    line_blocks,
-    line_in,
-    rejected_conflicts,
-    split_suppressed,
-    stored_events,
-)
+from c360_pipeline.core.landing.classify import ARCHIVED_FACTS, classify, difference, split_suppressed, stored_events
+from c360_pipeline.core.landing.decode import decode, rejected_conflicts
+from c360_pipeline.core.landing.lines import LONGEST_LINE_BYTES, Delivery, LineBlock, LongLine, line_blocks, line_in
 from c360_pipeline.errors import ContractError
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)

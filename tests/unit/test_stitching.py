@@ -6,11 +6,12 @@ import polars as pl
 import pytest
 
 from c360_pipeline.core.kernels import journeys as kernel
+from c360_pipeline.core.stitching.batch import Known, prepare
 from c360_pipeline.core.stitching.components import Engine, connected_components
 from c360_pipeline.core.stitching.journey_ids import JOURNEY_NAMESPACE, id_words, ids_of_words, journey_id, journey_ids
 from c360_pipeline.core.stitching.keys import KEY_COLUMNS, KeyPolicy, KeyRule
 from c360_pipeline.core.stitching.log import in_one_step
-from c360_pipeline.core.stitching.stitch import Known, prepare, stitch
+from c360_pipeline.core.stitching.stitch import stitch
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
 POLICY = KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "device", "attrs.deviceId")))

@@ -3,10 +3,9 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from c360_pipeline.core.features.account_values import account_values
-from c360_pipeline.core.features.communities import (
+from c360_pipeline.core.features.communities import interaction_weights, modularity
+from c360_pipeline.core.features.similar_products import (
     customers_of_products,
-    interaction_weights,
-    modularity,
     shared_customers,
     similar_by_customers,
     similar_by_sessions,

@@ -6,7 +6,7 @@ from datetime import date, datetime
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import LANDING_FILES
-from c360_pipeline.core.landing.decode import DELIVERY, Delivery
+from c360_pipeline.core.landing.lines import DELIVERY, Delivery
 
 COUNTED_AS = {"landed": "landed", "duplicate": "duplicates", "suppressed": "suppressed"}
 """What a dead letter's line can become, and the column of `LANDING_FILES` that counts such lines."""

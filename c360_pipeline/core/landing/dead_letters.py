@@ -7,18 +7,9 @@ import polars as pl
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS
 from c360_pipeline.core.contract.events import ERROR_CLASSES, MAX_LINE_BYTES
-from c360_pipeline.core.landing.decode import (
-    PLACE,
-    REJECTED_SCHEMA,
-    Classified,
-    Decoded,
-    Delivery,
-    Line,
-    LineBlock,
-    LongLine,
-    decode,
-    rejected_conflicts,
-)
+from c360_pipeline.core.landing.classify import Classified
+from c360_pipeline.core.landing.decode import REJECTED_SCHEMA, Decoded, decode, rejected_conflicts
+from c360_pipeline.core.landing.lines import PLACE, Delivery, Line, LineBlock, LongLine
 from c360_pipeline.core.projection.refused import REFUSED
 
 LETTER_CLASSES = (*ERROR_CLASSES, REFUSED)

@@ -19,24 +19,26 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from c360_pipeline.core.arrays.row_hashes import identity_hash
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import FileBook, closed_books
-from c360_pipeline.core.landing.dead_letters import dead_lines, passed
-from c360_pipeline.core.landing.decode import (
+from c360_pipeline.core.landing.classify import (
     ARCHIVED_FACTS,
-    DELIVERY,
     DUPLICATE,
     HELD,
     NEW,
+    classify,
+    difference,
+    split_suppressed,
+)
+from c360_pipeline.core.landing.dead_letters import dead_lines, passed
+from c360_pipeline.core.landing.decode import rejected_conflicts
+from c360_pipeline.core.landing.lines import (
+    DELIVERY,
     PLACE,
     Delivery,
     Line,
     LineBlock,
-    classify,
     count_by_delivery,
-    difference,
     line_blocks,
     line_in,
-    rejected_conflicts,
-    split_suppressed,
 )
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest, waiting_files

@@ -8,6 +8,7 @@ import polars as pl
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, settled
+from c360_pipeline.core.landing.classify import ARCHIVED_FACTS, classify, split_suppressed
 from c360_pipeline.core.landing.dead_letters import (
     REPLAY_SCHEMA,
     closed,
@@ -17,7 +18,6 @@ from c360_pipeline.core.landing.dead_letters import (
     resolved_letters,
     resolved_lines,
 )
-from c360_pipeline.core.landing.decode import ARCHIVED_FACTS, classify, split_suppressed
 from c360_pipeline.core.projection.refused import REFUSED
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.landing.ingest import Ingest

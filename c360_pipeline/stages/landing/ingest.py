@@ -18,27 +18,19 @@ import polars as pl
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, FileBook, closed_books, lost_deliveries
-from c360_pipeline.core.landing.dead_letters import dead_lines, letters_of, long_line_letter, reopened
-from c360_pipeline.core.landing.decode import (
+from c360_pipeline.core.landing.classify import (
     ARCHIVED_FACTS,
-    DELIVERY,
     DUPLICATE,
     HELD,
     NEW,
-    REJECTED_SCHEMA,
     Classified,
-    Decoded,
-    Delivery,
-    LineBlock,
     classify,
-    count_by_delivery,
-    decode,
-    line_blocks,
-    line_in,
-    rejected_conflicts,
     split_suppressed,
     stored_events,
 )
+from c360_pipeline.core.landing.dead_letters import dead_lines, letters_of, long_line_letter, reopened
+from c360_pipeline.core.landing.decode import REJECTED_SCHEMA, Decoded, decode, rejected_conflicts
+from c360_pipeline.core.landing.lines import DELIVERY, Delivery, LineBlock, count_by_delivery, line_blocks, line_in
 from c360_pipeline.errors import ConflictError, ContractError
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.landing import EventFile, Landing, landing_date_of

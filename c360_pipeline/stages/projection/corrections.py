@@ -11,7 +11,8 @@ from c360_pipeline.core.stitching.log import MERGE, SPLIT
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.projection.journeys import JourneyGraph
 from c360_pipeline.stages.stitching.catch_up import Stitching
-from c360_pipeline.stages.stitching.journeys import BatchReport, Journeys, Rebase
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stages.stitching.report import BatchReport, Rebase
 from c360_pipeline.stages.stitching.tables import JourneyTables
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -70,9 +71,9 @@ def block_key(
     journeys, policy = Journeys(lake), control.key_rules.policy()
     before = JourneyTables(lake).target()
     cause = f"{name} ties again" if undo else f"{name} was blocked"
-    report = journeys.find_anew(journeys.with_keys(owner, [name]), policy, owner, cause)
+    report = journeys.restitch(journeys.with_keys(owner, [name]), policy, owner, cause)
     bring_up(lake, graph)
-    found = JourneyTables(lake).between(before, {owner: journeys.state(owner).seq})
+    found = JourneyTables(lake).between(before, {owner: journeys.log.state(owner).seq})
     rows = found.rows.collect(engine="streaming")
     merges = rows.filter(pl.col("kind") == MERGE).select("tenant_id", survivor="journey_id", loser="other_journey_id")
     splits = rows.filter(pl.col("kind") == SPLIT).select(
@@ -119,7 +120,7 @@ def _found_key(lake: Lake, policy: KeyPolicy, key: str, tenant: str | None) -> t
 def rebase_plans(control: ControlDb, lake: Lake, tenant: str | None) -> list[Rebase]:
     """What today's rules make of the events of each tenant, or of one."""
     journeys = Journeys(lake)
-    tenants = sorted(name for name in journeys.states() if name != EVERY_TENANT)
+    tenants = sorted(name for name in journeys.log.states() if name != EVERY_TENANT)
     if tenant is not None and tenant not in tenants:
         raise ConfigError(f"There is no journey of {tenant!r}; there are some of {', '.join(tenants) or 'nobody'}.")
     stitching = Stitching(lake, journeys, control.key_rules.policy())

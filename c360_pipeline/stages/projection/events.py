@@ -8,7 +8,7 @@ import polars as pl
 
 from c360_pipeline.core.catalog.changes import Changes, Version, compare_versions
 from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
-from c360_pipeline.core.features.communities import SAME_CUSTOMERS, VIEWED_TOGETHER
+from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_TOGETHER
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stores.delta.lake import Lake

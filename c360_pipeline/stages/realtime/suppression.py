@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from c360_pipeline.core.contract.events import Event
-from c360_pipeline.core.landing.decode import split_suppressed
+from c360_pipeline.core.landing.classify import split_suppressed
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
 

@@ -11,7 +11,8 @@ from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.projection.removal_limit import BRAKE_SHARE, is_beyond_brake
 from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy
 from c360_pipeline.errors import BrakeError
-from c360_pipeline.stages.stitching.journeys import BatchReport, Journeys, Rebase
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stages.stitching.report import BatchReport, Rebase
 from c360_pipeline.stores.delta.lake import Lake
 
 BATCH_EVENTS = 500_000
@@ -82,17 +83,17 @@ class Stitching:
         if gone.height:
             part = self._journeys.add(self._no_events(), self._policy, gone)
             report = report + part
-        self._journeys.note(EVERY_TENANT, {"source": str(upto)})
+        self._journeys.log.note(EVERY_TENANT, {"source": str(upto)})
         return report
 
     def carry(self, versions: Mapping[str, Version]) -> None:
         """Say that an archive whose events are the same under another version is stitched up to that."""
         if (source := self._source()) and (now := versions.get(str(source))):
-            self._journeys.note(EVERY_TENANT, {"source": str(now)})
+            self._journeys.log.note(EVERY_TENANT, {"source": str(now)})
 
     def _source(self) -> Version | None:
         """The version of the archive that is stitched to its end."""
-        said = self._journeys.state(EVERY_TENANT).detail.get("source")
+        said = self._journeys.log.state(EVERY_TENANT).detail.get("source")
         return Version.parse(said) if said else None
 
     def _gone_from_archive(self) -> pl.DataFrame:
@@ -105,7 +106,7 @@ class Stitching:
 
     def _apply_rules(self, *, force: bool) -> BatchReport:
         report = BatchReport()
-        for tenant, state in self._journeys.states().items():
+        for tenant, state in self._journeys.log.states().items():
             if tenant == EVERY_TENANT:
                 continue
             if state.detail["policy"] != self._policy.fingerprint(tenant):
@@ -124,7 +125,7 @@ class Stitching:
         touched = self._journeys.with_keys(tenant, sorted(changed))
         self._brake(tenant, touched.height, self._journeys.count(tenant), force=force)
         cause = f"blocked keys: {', '.join(sorted(changed))}"
-        return self._journeys.find_anew(touched, self._policy, tenant, cause)
+        return self._journeys.restitch(touched, self._policy, tenant, cause)
 
     def _brake(self, tenant: str, touched: int, held: int, *, force: bool) -> None:
         if is_beyond_brake(touched, held) and not force:

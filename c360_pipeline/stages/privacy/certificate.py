@@ -1,0 +1,85 @@
+"""The certificate of an erasure: what was searched, and that nothing is left."""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from c360_pipeline.core.privacy.erasure import (
+    Needles,
+)
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import drift, graph_digest, reconcile
+
+if TYPE_CHECKING:
+    pass
+from c360_pipeline.stages.privacy.plan import Plan
+from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
+
+NOTES = [
+    "Backups that were taken before hold what they held: erase again after a restore.",
+    "The source databases are not ours: what they still hold of the person is not read again.",
+    "Databases are searched row by row. A bucket that keeps old versions of objects keeps them: let these expire.",
+]
+STREAM_NOTES = [
+    "Kafka keeps messages until its retention ends; what is read of these people until then is suppressed.",
+    "Cassandra keeps what was deleted on its disks until it compacts, and in backups of its own.",
+]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What an erasure did, without naming anybody.
+
+    Attributes:
+        certificate_id: random.
+        issued_at: ISO 8601, UTC.
+        people: tenant_id and user_hash of each, as the list of the suppressed has them.
+        values_searched: how many distinctive values were looked for, as words in all bytes.
+        removed: how many events, lines of landing files, dead letters, and rows of silos by table.
+        stores: of each what was searched, and the hits before and after.
+        graph_digest: of the graph afterwards.
+        findings: differences between graph and archive afterwards.
+        is_clean: whether nothing is left.
+        notes: what the search can't see.
+    """
+
+    certificate_id: str
+    issued_at: str
+    people: list[dict[str, str]]
+    values_searched: int
+    removed: dict[str, Any]
+    stores: list[dict[str, Any]]
+    graph_digest: str
+    findings: int
+    is_clean: bool
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
+    """Search every store again, compare graph and archive, and say what was found."""
+    after = [found.as_dict() for found in search_everywhere(stores, Needles(plan.values), plan.persons, observe)]
+    earlier = {one["store"]: one for one in plan.before}
+    compared = [
+        {"store": one["store"], "what": one["what"], "searched": one["searched"], "bytes": one["bytes"],
+         "hits_before": earlier.get(one["store"], {}).get("hits", 0), "hits_after": one["hits"],
+         "left_in": one["places"]}
+        for one in after
+    ]  # fmt: skip
+    with stores.open_graph() as graph:
+        results = reconcile(Archive(stores.lake, stores.control.read()), graph)
+    users = hashed(plan.persons)
+    removed = {
+        "events": len(plan.events), "landing_lines": sum(len(lines) for _, lines in plan.files.values()),
+        "dead_letters": len(plan.letters), "silo_rows": {name: len(keys) for name, keys in plan.rows.items()},
+    }  # fmt: skip
+    findings = len(drift(results))
+    return Certificate(
+        str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.values), removed, compared,
+        graph_digest(results), findings, findings == 0 and not any(one["hits_after"] for one in compared),
+        NOTES + (STREAM_NOTES if stores.open_user_events is not None else []),
+    )  # fmt: skip

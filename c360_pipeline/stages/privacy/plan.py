@@ -1,0 +1,259 @@
+"""The plan of an erasure: decided once, and kept until the certificate is issued, readable by the owner only."""
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import (
+    CATALOG,
+    DEAD_LETTER_LINES,
+    DEAD_LETTERS,
+    EVENT_KEYS,
+    EVENTS,
+)
+from c360_pipeline.core.landing.classify import split_suppressed
+from c360_pipeline.core.privacy.erasure import (
+    Needles,
+    Person,
+    is_distinctive,
+    own_rows,
+    own_values,
+    users_frame,
+)
+from c360_pipeline.core.silos.control_rows import LINEAGE
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.privacy.search import (
+    texts_of,
+)
+from c360_pipeline.stages.projection.silos import label_tables
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stores.s3.landing import dead_letter_key
+
+if TYPE_CHECKING:
+    pass
+from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
+
+REASON = "erased"
+
+
+@dataclass
+class Plan:
+    """What is to be erased.
+
+    Attributes:
+        people: tenant_id, user_id of each.
+        values: distinctive values of theirs.
+        files: etag and numbers of lines to be blanked, by address.
+        letters: ids of dead letters.
+        events: tenant_id, event_id of each.
+        rows: key columns of rows of silos, by lake table.
+        tables: of the lake, whose earlier versions hold something.
+        archive: the version of the archive before.
+        before: what a search found before anything was done.
+    """
+
+    people: list[tuple[str, str]]
+    values: list[str]
+    files: dict[str, tuple[str, list[int]]]
+    letters: list[str]
+    events: list[tuple[str, str]]
+    rows: dict[str, list[dict[str, Any]]]
+    tables: list[str]
+    archive: str
+    before: list[dict[str, Any]]
+
+    @property
+    def persons(self) -> list[Person]:
+        """As the search takes them."""
+        return [Person(tenant, user) for tenant, user in self.people]
+
+
+class Planner:
+    """Finds out what is people's.
+
+    Args:
+        stores: where.
+        folder: for the plan, until it is carried out.
+        observe: told what comes next.
+    """
+
+    def __init__(self, stores: Stores, folder: Path, observe: Observe) -> None:
+        self._stores = stores
+        self._folder = folder
+        self._observe = observe
+
+    def plan(self, wanted: list[tuple[str, str]]) -> Plan:
+        """What is to be erased: as it was decided before, or decided now and kept.
+
+        Raises:
+            ConfigError: another erasure was broken off and has to be finished first.
+        """
+        path = self._folder / "plan.json"
+        if path.exists():
+            plan = self._read_plan(path)
+            if plan.people != wanted:
+                raise ConfigError(
+                    f"An erasure of {len(plan.people)} other people was broken off. Finish it first: {path} names them."
+                )
+            return plan
+        for tenant, user in wanted:
+            self._stores.control.privacy.suppress(tenant, user, REASON)
+        persons = [Person(*one) for one in wanted]
+        self._observe("finding out what is theirs")
+        values, events, rows = self.known_of(persons)
+        needles = Needles(values)
+        letters = self._letters(needles, persons)
+        files = self._lines(letters, persons)
+        found = search_everywhere(self._stores, needles, persons, self._observe)
+        places = [place for one in found if one.store == "lake" for place in one.places]
+        tables = [name for name in self._stores.lake.table_names() if any(f"/{name}/" in f"/{p}" for p in places)]
+        before = [one.as_dict() for one in found]
+        plan = Plan(
+            wanted, values, files, letters["dead_letter_id"].to_list(), events.rows(), rows, tables,
+            str(self._stores.lake.versions.version(EVENTS.name) or ""), before,
+        )  # fmt: skip
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        scratch = path.with_suffix(".partial")
+        scratch.write_text(json.dumps(asdict(plan), default=_plain), encoding="utf-8")
+        scratch.chmod(0o600)
+        scratch.rename(path)
+        return self._read_plan(path)
+
+    @staticmethod
+    def _read_plan(path: Path) -> Plan:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        people = [(tenant, user) for tenant, user in said["people"]]
+        files = {uri: (etag, lines) for uri, (etag, lines) in said["files"].items()}
+        return Plan(**{**said, "people": people, "files": files})
+
+    def known_of(self, persons: list[Person]) -> tuple[list[str], pl.DataFrame, dict[str, list[dict[str, Any]]]]:
+        """Distinctive values of people, their events, and the keys of their rows of silos by lake table."""
+        lake = self._stores.lake
+        users = users_frame(persons).lazy()
+        theirs = lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="semi").collect(engine="streaming")
+        values = {one.user_id for one in persons} | self._only_theirs(theirs)
+        events = theirs.select("tenant_id", "event_id")
+        keys = lake.scan(EVENT_KEYS)
+        of_them = keys.join(events.lazy(), on=["tenant_id", "event_id"], how="semi").select("tenant_id", "key_hash")
+        of_others = keys.join(events.lazy(), on=["tenant_id", "event_id"], how="anti").select("tenant_id", "key_hash")
+        values |= set(of_them.join(of_others, on=["tenant_id", "key_hash"], how="anti").collect()["key_hash"])
+        rows, texts = self._silo_rows(persons)
+        found = sorted(value for value in values | texts if is_distinctive(value))
+        return sorted(set(found) - self._elsewhere(Needles(found), users, rows)), events, rows
+
+    def _only_theirs(self, theirs: pl.DataFrame) -> set[str]:
+        """Ids of their events, and what rules for keys take for an id on them."""
+        entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+        attrs = theirs.select(pl.col("attrs").cast(entries)).explode("attrs").unnest("attrs")
+        rules = self._stores.control.key_rules.policy().rules
+        names = [rule.source.removeprefix("attrs.") for rule in rules]
+        ids = attrs.filter(pl.col("key").is_in(names))["value"]
+        return {value for column in (theirs["event_id"], theirs["session_id"], ids) for value in column.drop_nulls()}
+
+    def _elsewhere(self, needles: Needles, users: pl.LazyFrame, rows: dict[str, list[dict[str, Any]]]) -> set[str]:
+        """Values that the catalogue has, or events and rows of silos of others: a city is nobody's."""
+        lake, control = self._stores.lake, self._stores.control.read()
+        others = [lake.scan(CATALOG), lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="anti")]
+        for tables in label_tables(lake, control).values():
+            for table in tables.tables:
+                keys = pl.DataFrame(rows.get(table.name, []), schema={k: table.empty().schema[k] for k in table.key})
+                others.append(lake.scan(table).join(keys.lazy(), on=list(table.key), how="anti"))
+        found: set[str] = set()
+        persons = [Person(*row) for row in users.select("tenant_id", "user_id").collect().iter_rows()]
+        for letters in lake.batches(DEAD_LETTERS):
+            raws = [
+                raw.decode("utf-8", "replace") for raw in letters["raw"].drop_nulls() if _names_another(raw, persons)
+            ]
+            found |= needles.found_in(pl.Series(raws, dtype=pl.String))
+        for held in others:
+            for batch in held.collect_batches(maintain_order=False):
+                for name in batch.columns:
+                    if name not in (*LINEAGE, "source_uri"):
+                        found |= needles.found_in(texts_of(batch, name))
+        return found
+
+    def _silo_rows(self, persons: list[Person]) -> tuple[dict[str, list[dict[str, Any]]], set[str]]:
+        """Keys of their rows of silos by lake table, and texts that only these hold."""
+        control, lake = self._stores.control.read(), self._stores.lake
+        silos = Archive(lake, control).silo_nodes()
+        found = own_rows(persons, control.relationships, silos.frames, silos.kinds)
+        rows: dict[str, list[dict[str, Any]]] = {}
+        texts: set[str] = set()
+        for label, tables in label_tables(lake, control).items():
+            kind = tables.kind
+            for table in tables.tables if label in found else ():
+                held = lake.read(table)
+                keyed = held.with_columns(pl.col(k).cast(kind.schema[k]) for k in kind.key_columns)
+                is_theirs = (
+                    keyed.select(kind.key_columns)
+                    .with_row_index("row")
+                    .join(found[label], on=kind.key_columns, how="semi")["row"]
+                )
+                mine = held[is_theirs.to_list()]
+                if mine.height:
+                    rows[table.name] = mine.select(table.key).to_dicts()
+                    texts |= set(own_values(mine, held.join(mine.select(table.key), on=list(table.key), how="anti")))
+        return rows, texts
+
+    def _letters(self, needles: Needles, persons: list[Person]) -> pl.DataFrame:
+        """dead_letter_id of letters that hold a value of theirs, or are of their events."""
+        tenants = [one.tenant_id for one in persons]
+        names = [json.dumps({"userId": one.user_id}).strip("{}").encode() for one in persons]
+        users = [*names, *(name.replace(b": ", b":", 1) for name in names)]
+        found = [pl.DataFrame(schema={"dead_letter_id": pl.String})]
+        for letters in self._stores.lake.batches(DEAD_LETTERS):
+            said = letters.select("dead_letter_id", "raw", "tenant_id").iter_rows()
+            raws = [(self._raw(i) if raw is None else raw, tenant) for i, raw, tenant in said]
+            # A name too short to be looked for by itself is somebody else's where no tenant is said.
+            holds = [
+                tenant in (None, *tenants)
+                and not _names_another(raw, persons)
+                and (needles.count(raw) > 0 or (tenant is not None and any(user in raw for user in users)))
+                for raw, tenant in raws
+            ]
+            found.append(letters.filter(pl.Series(holds, dtype=pl.Boolean)).select("dead_letter_id"))
+        return pl.concat(found)
+
+    def _raw(self, letter_id: str) -> bytes:
+        key = dead_letter_key(letter_id)
+        return b"".join(self._stores.bucket.pieces(key)) if self._stores.bucket.has(key) else b""
+
+    def _lines(self, letters: pl.DataFrame, persons: list[Person]) -> dict[str, tuple[str, list[int]]]:
+        """Lines of landing files that are theirs, by address of the file, with its etag."""
+        stores = self._stores
+        # Of theirs alone: others on the list of the suppressed may come off it again.
+        ingest = Ingest(stores.landing, stores.lake, hashed(persons))
+        files = stores.landing.event_files()
+        lines: dict[str, set[int]] = defaultdict(set)
+        queued = stores.lake.scan(DEAD_LETTER_LINES).join(letters.lazy(), on="dead_letter_id", how="semi").collect()
+        etags = {file.uri: file.etag for file in files}
+        for uri, etag, number in queued.select("source_uri", "source_etag", "source_line").iter_rows():
+            if etags.get(uri) == etag:
+                lines[uri].add(number)
+        for batch in ingest.batches(files):
+            for rows in (batch.decoded.events, batch.rejected):
+                _, silent = split_suppressed(rows, ingest.suppressed)
+                for uri, number in silent.select("source_uri", "source_line").iter_rows():
+                    lines[uri].add(number)
+        return {uri: (etags[uri], sorted(numbers)) for uri, numbers in lines.items()}
+
+
+def _names_another(raw: bytes, persons: list[Person]) -> bool:
+    """Whether a rejected line says by itself that it is of another user."""
+    try:
+        said = json.loads(raw)
+    except ValueError:
+        return False
+    if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in ("tenantId", "userId")):
+        return False
+    return Person.named(said["tenantId"], said["userId"]) not in persons
+
+
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,292 @@
+"""The steps of an erasure: each can be broken off and done again.
+
+Lines of landing files become blank, so that the numbers of the others stay; the accounting follows the file's new etag,
+and the archive is compared with the files as a backfill compares them. What the archive does not hold any more leaves
+journeys and graph as anything else does. Earlier versions of the tables that were touched are forgotten.
+"""
+
+import gzip
+import shutil
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING
+
+import polars as pl
+
+from c360_pipeline.core.arrays.row_hashes import row_name_hash
+from c360_pipeline.core.catalog.changes import Version
+from c360_pipeline.core.catalog.tables import (
+    ACCOUNT_VALUES,
+    DEAD_LETTER_LINES,
+    DEAD_LETTERS,
+    EVENTS,
+    FEATURES,
+    JOURNEY_LOG,
+    LANDING_FILES,
+    RECONCILIATION_FINDINGS,
+    Table,
+)
+from c360_pipeline.core.landing.dead_letters import emptied
+from c360_pipeline.core.privacy.erasure import (
+    Needles,
+    is_overwritable,
+    users_frame,
+)
+from c360_pipeline.core.privacy.retention import ACTION, expired
+from c360_pipeline.core.silos.control_rows import LINEAGE
+from c360_pipeline.stages.landing.backfill import backfill
+from c360_pipeline.stages.landing.event_removal import remove_events
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.privacy.search import (
+    overwrite,
+    overwrite_rows,
+    search_database,
+    search_folder,
+    search_objects,
+)
+from c360_pipeline.stages.projection.everything import project_all, stitch_all
+from c360_pipeline.stages.projection.silos import label_tables
+from c360_pipeline.stages.recovery.cypher_script import SCRIPTS_PREFIX
+from c360_pipeline.stages.stitching.catch_up import Stitching
+from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stages.stitching.tables import PUBLISHED
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.s3.bucket import GZIP_MAGIC
+from c360_pipeline.stores.s3.landing import EventFile, dead_letter_key
+
+if TYPE_CHECKING:
+    pass
+from c360_pipeline.stages.privacy.plan import REASON, Plan
+from c360_pipeline.stages.privacy.stores import SILOS, ErasureError, Observe, Stores
+
+TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, RECONCILIATION_FINDINGS, JOURNEY_LOG,
+           *FEATURES, *PUBLISHED)  # fmt: skip
+"""Tables that an erasure writes, beside those of silos."""
+LINE_BYTES = 1024 * 1024
+LOGS = ("public.etl_run_logs", "public.etl_table_logs", "public.event_logs", "public.runs", "public.run_tags",
+        "public.asset_check_executions")  # fmt: skip
+"""Tables of databases that tell what happened."""
+
+
+class Steps:
+    """Carries out a plan.
+
+    Args:
+        stores: where.
+        observe: told what comes next.
+    """
+
+    def __init__(self, stores: Stores, observe: Observe) -> None:
+        self._stores = stores
+        self._observe = observe
+
+    def carry_out(self, plan: Plan) -> None:
+        """Take all steps, in their order."""
+        for step in (
+            self._erase_letters, self._erase_lines, self._erase_events, self._erase_rows, self._erase_user_events,
+            self._follow, self._erase_traces, self._forget,
+        ):  # fmt: skip
+            step(plan)
+
+    def _erase_letters(self, plan: Plan) -> None:
+        """Letters lose their bytes and what was said of them; the books go on counting their lines."""
+        self._observe("dead letters")
+        stores = self._stores
+        ids = pl.DataFrame({"dead_letter_id": plan.letters}, schema={"dead_letter_id": pl.String})
+        held = stores.lake.held(DEAD_LETTERS, ids, list(DEAD_LETTERS.columns))
+        without = emptied(held, REASON, datetime.now(UTC)).with_columns(reason=pl.lit(REASON))
+        stores.lake.commits.merge(DEAD_LETTERS, without)
+        stores.bucket.delete(key for key in map(dead_letter_key, plan.letters) if stores.bucket.has(key))
+
+    def _erase_lines(self, plan: Plan) -> None:
+        """Lines of landing files become blank; books, queue and archive follow the new files."""
+        stores = self._stores
+        renamed: dict[tuple[str, str], str] = {}
+        for uri, (etag, numbers) in plan.files.items():
+            self._observe(f"lines of {uri}")
+            if not stores.bucket.has(uri.removeprefix(f"s3://{stores.bucket.name}/")):
+                continue  # somebody removed it since
+            file = stores.landing.named(uri)
+            if file.etag == etag:
+                self._blank(file.key, set(numbers))
+                file = stores.landing.named(uri)
+            renamed[uri, etag] = file.etag
+        self._observe("books and archive")
+        stores.lake.commits.rename_deliveries(LANDING_FILES, "etag", renamed)
+        for table in (DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS):
+            stores.lake.commits.rename_deliveries(table, "source_etag", renamed)
+        again: list[EventFile] = [file for file in stores.landing.event_files() if file.uri in plan.files]
+        suppressed = stores.control.privacy.suppressed_users()
+        backfill(Ingest(stores.landing, stores.lake, suppressed), again, lambda _: None)
+        self._remove_expired(plan)
+
+    def _remove_expired(self, plan: Plan) -> None:
+        """A backfill lands again what a retention has removed: that goes again."""
+        lake, rules = self._stores.lake, self._stores.control.privacy.retention_rules()
+        since = lake.versions.still_there(EVENTS, Version.parse(plan.archive)) if plan.archive else None
+        if since is None or not plan.files:
+            return
+        held = lake.scan(EVENTS, since.number).select(EVENTS.key)
+        new = (
+            lake.scan(EVENTS)
+            .filter(pl.col("source_uri").is_in(list(plan.files)))
+            .join(held, on=list(EVENTS.key), how="anti")
+        )
+        remove_events(lake, expired(new, rules, ACTION, datetime.now(UTC), "action", "ts").collect(engine="streaming"))
+
+    def _blank(self, key: str, numbers: set[int]) -> None:
+        bucket = self._stores.bucket
+        with TemporaryDirectory(prefix="c360-erase-") as folder:
+            (copied,) = bucket.fetch([key], Path(folder))
+            source, target = Path(folder) / copied.path, Path(folder) / "blanked"
+            with source.open("rb") as raw, target.open("wb") as out:
+                is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+                raw.seek(0)
+                try:
+                    if is_gzip:
+                        with gzip.open(raw) as lines, gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed:
+                            _write_blanked(lines, packed, numbers)  # type: ignore[arg-type]  # they read as files do
+                    else:
+                        _write_blanked(raw, out, numbers)
+                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                    raise ErasureError(
+                        f"{key} is not a whole gzip file ({error}): what is behind its damage can't be searched. "
+                        "Remove it from the landing area, and erase again."
+                    ) from None
+            # As what it was: its producer may send it again.
+            bucket.put(key, target, {"sha256": self._stores.landing.stored_sha256(key) or copied.sha256})
+
+    def _erase_events(self, plan: Plan) -> None:
+        """Events whose landing files are gone leave the archive too; the books count them as suppressed."""
+        self._observe("events")
+        users = users_frame(plan.persons).lazy()
+        left = self._stores.lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="semi")
+        remove_events(self._stores.lake, left.collect(engine="streaming"))
+
+    def _erase_rows(self, plan: Plan) -> None:
+        """Rows of silos leave their snapshots, and are not read again."""
+        lake, control = self._stores.lake, self._stores.control
+        for name, keys in plan.rows.items():
+            self._observe(f"rows of {name}")
+            key = list(keys[0])
+            table = lake.stored_table(name, key)
+            if table is None:
+                continue
+            schema = {column: table.empty().schema[column] for column in key}
+            gone = pl.DataFrame(keys).select(_as_type(column, dtype) for column, dtype in schema.items())
+            control.privacy.suppress_rows(name, row_name_hash(name, gone, key).to_list())
+            lake.commits.merge(table, table.empty(), gone, on=key)
+        self._erase_unlabelled(plan)
+        users = users_frame(plan.persons).lazy()
+        for table in FEATURES:
+            if "user_id" in table.columns:
+                theirs = lake.scan(table).join(users, on=["tenant_id", "user_id"], how="semi").select(table.key)
+                lake.commits.merge(table, table.empty(), theirs.collect())
+
+    def _erase_unlabelled(self, plan: Plan) -> None:
+        """Rows of tables that are no nodes leave them where a text of theirs is one of the values."""
+        lake = self._stores.lake
+        labelled = {t.name for found in label_tables(lake, self._stores.control.read()).values() for t in found.tables}
+        tenants = sorted({tenant for tenant, _ in plan.people})
+        for name in lake.table_names():
+            table = lake.stored_table(name, ()) if name.startswith(SILOS) and name not in labelled else None
+            if table is not None:
+                schema = table.empty().schema
+                texts = [n for n, dtype in schema.items() if dtype == pl.String and n not in LINEAGE]
+                lake.commits.delete_rows(table, tenants, dict.fromkeys(texts, plan.values), blank={})
+
+    def _erase_user_events(self, plan: Plan) -> None:
+        """What Cassandra has of them; the stream writes nothing while people are being erased."""
+        if self._stores.open_user_events is not None:
+            self._observe("cassandra")
+            with self._stores.open_user_events() as table:
+                for tenant, user in plan.people:
+                    table.delete_user(tenant, user)
+
+    def _follow(self, plan: Plan) -> None:
+        """Journeys and graph are brought up; then the log of stitching forgets the events."""
+        self._observe("journeys")
+        stores = self._stores
+        stitch_all(stores.lake, stores.control.key_rules.policy())
+        with stores.open_graph() as graph:
+            project_all(stores.lake, stores.control.read(), graph, self._observe, force=True)
+        events = pl.DataFrame(plan.events, schema={"tenant_id": pl.String, "event_id": pl.String}, orient="row")
+        if events.height:
+            Journeys(stores.lake).purge(events)
+
+    def _erase_traces(self, plan: Plan) -> None:
+        """What tables, databases and files of ours say of them in passing."""
+        needles, stores = Needles(plan.values), self._stores
+        self._observe("traces")
+        for table in (RECONCILIATION_FINDINGS, ACCOUNT_VALUES):
+            _remove_rows_with(stores.lake, table, needles)
+        # Scripts that rebuild the silos' graph hold its rows; the next run writes one of what is left.
+        stores.bucket.delete(search_objects("scripts", stores.bucket, SCRIPTS_PREFIX, needles).places)
+        # Only where something is told of what happened, and only what can't be a word of that.
+        ids = Needles(filter(is_overwritable, plan.values))
+        for store, login in stores.databases.items():
+            overwrite_rows(login, [place for place in search_database(store, login, ids).places if place in LOGS], ids)
+        for store, folder in stores.files.items():
+            for path in search_folder(store, folder, ids).places:
+                overwrite(Path(path), ids)
+        if stores.cache is not None:
+            shutil.rmtree(stores.cache, ignore_errors=True)
+
+    def _forget(self, plan: Plan) -> None:
+        """Earlier versions of tables, and what the graph's store has on disk of removed nodes."""
+        stores = self._stores
+        carried = {}
+        for name in sorted({*plan.tables, *plan.rows, *(table.name for table in TOUCHED)}):
+            self._observe(f"forgetting earlier versions of {name}")
+            pair = stores.lake.maintenance.forget_versions(name)
+            # Checkpoints of the log are numbers of its commits, not of its versions.
+            if pair is not None and name != JOURNEY_LOG.name:
+                carried[str(pair[0])] = pair[1]
+        # What has been taken up is what it was: under another number, for those that go on from there.
+        Stitching(stores.lake, Journeys(stores.lake), stores.control.key_rules.policy()).carry(carried)
+        with stores.open_graph() as graph:
+            graph.checkpoints.carry(carried)
+        if stores.remake_graph is not None:
+            self._observe("the graph's store anew")
+            stores.remake_graph()
+
+
+def _write_blanked(lines: IO[bytes], out: IO[bytes], numbers: set[int]) -> None:
+    """Copy lines, of those with these numbers, from 1, their ends only: the others keep theirs."""
+    for number, part in _parts(lines):
+        if number not in numbers:
+            out.write(part)
+        elif part.endswith(b"\n"):
+            out.write(b"\n")
+
+
+def _parts(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines, the long ones in parts, each with the number of its line."""
+    number = 1
+    while part := lines.readline(LINE_BYTES):
+        yield number, part
+        number += part.endswith(b"\n")
+
+
+def _as_type(column: str, dtype: pl.DataType) -> pl.Expr:
+    """A key column as it was before it went through JSON."""
+    match dtype:
+        case pl.Datetime():
+            return pl.col(column).cast(pl.String).str.to_datetime(time_unit="us", time_zone=dtype.time_zone)
+        case pl.Date():
+            return pl.col(column).cast(pl.String).str.to_date()
+        case pl.Binary():
+            return pl.col(column).str.decode("hex")
+        case _:
+            return pl.col(column).cast(dtype)
+
+
+def _remove_rows_with(lake: Lake, table: Table, needles: Needles) -> None:
+    """Remove rows that hold a value in one of their texts."""
+    for rows in lake.batches(table):
+        texts = [name for name, dtype in rows.schema.items() if dtype == pl.String]
+        hits = pl.select(pl.any_horizontal(needles.are_in(rows[name]) for name in texts)).to_series()
+        lake.commits.merge(table, table.empty(), rows.filter(hits).select(table.key))

@@ -1,0 +1,113 @@
+"""All that may hold a person, and the search of it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from c360_pipeline.core.arrays.row_hashes import user_hash
+from c360_pipeline.core.privacy.erasure import (
+    Needles,
+    Person,
+    users_frame,
+)
+from c360_pipeline.errors import C360Error
+from c360_pipeline.stages.privacy.search import (
+    Searched,
+    search_database,
+    search_folder,
+    search_graph,
+    search_lake,
+    search_objects,
+    search_user_events,
+)
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.bucket import Bucket
+from c360_pipeline.stores.s3.landing import Landing
+
+if TYPE_CHECKING:
+    from c360_pipeline.stores.cassandra.user_events import UserEvents
+
+Observe = Callable[[str], None]
+SILOS = "silos/"
+AREAS = ("landing/", "dead-letters/", "lake/")
+"""Parts of the bucket that are searched each in its own way."""
+
+
+class ErasureError(C360Error):
+    """Values of a person are still somewhere; the certificate says where."""
+
+
+@dataclass(frozen=True)
+class Stores:
+    """All that may hold a person.
+
+    Attributes:
+        bucket: landing area, dead letters and lake as objects.
+        landing: the landing area.
+        lake: the tables.
+        control: the control database.
+        open_graph: opens the graph.
+        databases: logins of Postgres databases of ours, by what they are called.
+        files: folders of files of ours, by what they are called.
+        cache: folder of what can be made again at any time.
+        remake_graph: makes the graph's store anew, without a trace of what was removed; None where it is not ours.
+        graph_files: folder of the graph's store; None where it is not ours.
+        open_user_events: opens Cassandra's table; None where there is none.
+    """
+
+    bucket: Bucket
+    landing: Landing
+    lake: Lake
+    control: ControlDb
+    open_graph: Callable[[], Graph]
+    databases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    cache: Path | None = None
+    remake_graph: Callable[[], object] | None = None
+    graph_files: Path | None = None
+    open_user_events: "Callable[[], UserEvents] | None" = None
+
+
+def search_everywhere(stores: Stores, needles: Needles, persons: list[Person], observe: Observe) -> list[Searched]:
+    """Look for values of people in every store; changes nothing.
+
+    Args:
+        stores: where.
+        needles: the values.
+        persons: whose rows are looked for, too.
+        observe: told which store comes next.
+    """
+    searches: list[tuple[str, Callable[[], Searched]]] = [
+        ("landing area", partial(search_objects, "landing area", stores.bucket, "landing/", needles)),
+        ("dead letters", partial(search_objects, "dead letters", stores.bucket, "dead-letters/", needles)),
+        ("lake", partial(search_lake, stores.bucket, needles, persons)),
+        ("other objects", partial(search_objects, "other objects", stores.bucket, "", needles, AREAS)),
+        *((n, partial(search_database, n, login, needles)) for n, login in stores.databases.items()),
+        *((n, partial(search_folder, n, folder, needles)) for n, folder in stores.files.items()),
+    ]  # fmt: skip
+    if stores.cache is not None:
+        searches.append(("cache", partial(search_folder, "cache", stores.cache, needles)))
+    if stores.graph_files is not None:
+        searches.append(("graph files", partial(search_folder, "graph files", stores.graph_files, needles)))
+    found = []
+    for store, search in searches:
+        observe(f"searching {store}")
+        found.append(search())
+    if stores.open_user_events is not None:
+        observe("searching cassandra")
+        with stores.open_user_events() as table:
+            found.append(search_user_events(table, needles, persons))
+    with stores.open_graph() as graph:
+        observe("searching graph")
+        return [*found, search_graph(graph, needles, persons)]
+
+
+def hashed(persons: Iterable[Person]) -> pl.DataFrame:
+    """tenant_id and user_hash, as the list of the suppressed has them."""
+    return users_frame(persons).select("tenant_id", user_hash=user_hash())
