@@ -61,7 +61,8 @@ def events(count: int) -> pl.DataFrame:
 def features(table: Table, lake: Any, graph: Any) -> None:
     """Seconds of each feature, as its asset computes it."""
     from c360_pipeline.connections import neo4j_login
-    from c360_pipeline.core.catalog.tables import CATALOG, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+    from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
+    from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
     from c360_pipeline.core.features import communities as of
     from c360_pipeline.core.features import paths, recommend, similar_products, trends
     from c360_pipeline.core.projection import graph as model

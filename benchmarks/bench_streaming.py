@@ -120,7 +120,8 @@ class Bench:
         """The same writers in a loop, and one statement per event."""
         from c360_pipeline.connections import open_graph
         from c360_pipeline.core.contract.events import parse_event
-        from c360_pipeline.stages.realtime.unlanded_events import event_frame, write_fresh
+        from c360_pipeline.core.contract.frames import event_frame
+        from c360_pipeline.stages.realtime.unlanded_events import write_fresh
         from c360_pipeline.stores.cassandra.user_events import user_event
         from c360_pipeline.streaming.clients import open_user_events
         from c360_pipeline.streaming.sinks import STORES
@@ -138,9 +139,9 @@ class Bench:
             self.add("Neo4j, one statement per event", f"{SINGLE / seconds:,.0f}/s")
             at_once = STORES["cassandra"].batch_events
             parts = [events[n : n + at_once] for n in range(0, count, at_once)]
-            seconds = timed(lambda: [table.write(user_event(*event[:8]) for event in part) for part in parts])
+            seconds = timed(lambda: [table.write(user_event(event._asdict()) for event in part) for part in parts])
             self.add(f"Cassandra without Flink, batches of {at_once:,}", f"{count / seconds:,.0f}/s")
-            seconds = timed(lambda: [table.write([user_event(*event[:8])]) for event in events[:SINGLE]])
+            seconds = timed(lambda: [table.write([user_event(event._asdict())]) for event in events[:SINGLE]])
             self.add("Cassandra, one statement per event", f"{SINGLE / seconds:,.0f}/s")
 
     def latency(self, rate: float, seconds: float) -> None:

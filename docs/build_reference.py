@@ -12,7 +12,6 @@ import typer
 from c360_pipeline.cli import app
 from c360_pipeline.core.catalog.tables import TABLES
 from c360_pipeline.core.contract.events import (
-    CONTRACT,
     EARLIEST,
     ERROR_CLASSES,
     MAX_ATTRS,
@@ -20,6 +19,7 @@ from c360_pipeline.core.contract.events import (
     MAX_STRING_CHARACTERS,
     json_schema,
 )
+from c360_pipeline.core.contract.fields import FIELDS
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import NodeKind
 from c360_pipeline.stores.s3.landing import CATALOG_PREFIX, DEAD_LETTERS_PREFIX, EVENTS_PREFIX
@@ -70,7 +70,7 @@ def commands() -> list[str]:
 
 def contract() -> list[str]:
     """The event contract."""
-    rows = [(f"`{f.name}`", f"`{f.column}`", "yes" if f.required else "", f.meaning) for f in CONTRACT]
+    rows = [(f"`{f.name}`", f"`{f.column}`", "yes" if f.required else "", f.meaning) for f in FIELDS]
     limits = (
         f"One JSON object a line, at most {MAX_LINE_BYTES:,} bytes; strings at most {MAX_STRING_CHARACTERS:,} "
         f"characters; at most {MAX_ATTRS} attributes; `ts` from {EARLIEST.date()} to one day from now. Other names are "

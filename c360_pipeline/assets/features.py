@@ -21,19 +21,18 @@ from c360_pipeline.assets.specs import (
     rows,
 )
 from c360_pipeline.core.catalog.changes import Changes
-from c360_pipeline.core.catalog.tables import (
+from c360_pipeline.core.catalog.feature_tables import (
     ACCOUNT_VALUES,
-    CATALOG,
     DROP_OFFS,
-    EVENTS,
     PATH_ANOMALIES,
     PRODUCT_CANDIDATES,
     PRODUCT_SIMILARITIES,
     SUPPORT_INSIGHTS,
     TRENDING_PRODUCTS,
     USER_COMMUNITIES,
-    Table,
 )
+from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
 from c360_pipeline.core.features import communities as features
 from c360_pipeline.core.features import paths, similar_products
 from c360_pipeline.core.features.account_values import account_values as values_of_accounts

@@ -19,7 +19,14 @@ from c360_pipeline.assets.specs import (
     table_spec,
 )
 from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
-from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, FileBook, misbooked, misbooked_dead, unbalanced
+from c360_pipeline.core.landing.accounting import (
+    QUEUE_COUNTED_BY,
+    FileBook,
+    misbooked,
+    misbooked_dead,
+    of_older_contracts,
+    unbalanced,
+)
 from c360_pipeline.core.landing.volumes import unusual_volumes
 from c360_pipeline.errors import ContractError
 from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
@@ -141,6 +148,7 @@ def _results(
             files.height,
             files_in_this_run=len(books),
             lines_in_this_run=sum(book.lines for book in books),
+            files_of_older_contracts=of_older_contracts(files).height,
             books=preview(totals),
         ),
     )

@@ -7,9 +7,8 @@ import dagster as dg
 import pandas as pd
 import polars as pl
 
-from c360_pipeline.core.catalog.column_meanings import COLUMN_MEANINGS
-from c360_pipeline.core.catalog.column_origins import origins
-from c360_pipeline.core.catalog.tables import CATALOG, EVENTS, Table
+from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
 from c360_pipeline.core.projection.graph import Kind
 from c360_pipeline.settings import runbook_entry
 from c360_pipeline.stores.neo4j.refusals import Refusals
@@ -25,7 +24,7 @@ ASSET_OF = {EVENTS.name: "landed_events", CATALOG.name: "product_catalog"}
 
 def column_schema(table: Table) -> dg.TableSchema:
     """The table's columns and what they mean, as Dagster shows them; key columns are required."""
-    return _schema(table.columns, table.key, described=True)
+    return _schema(table.columns, table.key, table.meanings)
 
 
 def kind_schema(kind: Kind) -> dg.TableSchema:
@@ -33,13 +32,15 @@ def kind_schema(kind: Kind) -> dg.TableSchema:
     return _schema(kind.schema, kind.key_columns)
 
 
-def _schema(types: Mapping[str, object], key: Sequence[str], *, described: bool = False) -> dg.TableSchema:
+def _schema(
+    types: Mapping[str, object], key: Sequence[str], meanings: Mapping[str, str] | None = None
+) -> dg.TableSchema:
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
                 name,
                 str(dtype),
-                description=COLUMN_MEANINGS.get(name) if described else None,
+                description=(meanings or {}).get(name),
                 constraints=dg.TableColumnConstraints(nullable=name not in key),
             )
             for name, dtype in types.items()
@@ -88,7 +89,7 @@ def lineage(table: Table) -> dict[str, dg.TableColumnLineage]:
     """Metadata of what each column of a derived table is made of; nothing where the events are not its source."""
     found = {
         column: [dg.TableColumnDep(dg.AssetKey(ASSET_OF[source]), name) for source, name in sources]
-        for column, sources in origins(table).items()
+        for column, sources in table.origins.items()
     }
     return {"dagster/column_lineage": dg.TableColumnLineage(found)} if found else {}
 

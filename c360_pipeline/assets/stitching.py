@@ -18,6 +18,7 @@ from c360_pipeline.assets.specs import (
     rows,
     table_spec,
 )
+from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import (
     EVENT_JOURNEY,
     EVENT_KEYS,
@@ -30,7 +31,6 @@ from c360_pipeline.core.catalog.tables import (
     JOURNEY_SPLITS,
     JOURNEYS,
     QUARANTINED_KEYS,
-    Table,
 )
 from c360_pipeline.core.stitching.log import COMMIT, JOURNEY
 from c360_pipeline.resources import ControlResource, LakeResource, MetricsResource

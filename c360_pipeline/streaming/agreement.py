@@ -15,16 +15,18 @@ import pyarrow.parquet as pq
 
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.contract.events import EPOCH
+from c360_pipeline.core.contract.frames import CONTENT, EVENT_SCHEMA, TEXT_COLUMNS
+from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES
 from c360_pipeline.core.landing.classify import split_suppressed
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashes, sum_of_digests
-from c360_pipeline.stages.realtime.unlanded_events import EVENT_SCHEMA, write_fresh
-from c360_pipeline.stores.cassandra.user_events import UserEvent, UserEvents, user_event
+from c360_pipeline.stages.realtime.unlanded_events import write_fresh
+from c360_pipeline.stores.cassandra.user_events import RENAMED, UserEvent, UserEvents, user_event
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.streaming.spill import Spill
-from c360_pipeline.streaming.topic import CONTENT, SENT, Judged, Reading, each_once
+from c360_pipeline.streaming.topic import SENT, Judged, Reading, each_once
 
 KEY = ["tenant_id", "event_id"]
 USER = ["tenant_id", "user_id"]
@@ -33,14 +35,22 @@ PART_ROWS = 100_000
 """About as many events are compared at once."""
 SHOWN = 20
 DIFFERING = {"tenant_id": pl.String, "event_id": pl.String, "is_late": pl.Boolean}
-READ_EVENTS = Statement("""
+_IN_THE_GRAPH = {
+    "tenant_id": "e.tenant_id", "event_id": "e.id", "session_id": "s.id", "item_id": "p.id",
+    "micros": "e.ts.epochMillis * 1000 + e.ts.microsecond % 1000",
+}  # fmt: skip
+"""Where the graph has what is no property of an event's own node, or has it in another form."""
+_RETURNED = ", ".join(
+    f"{_IN_THE_GRAPH.get(column) or f'e.{GRAPH_PROPERTIES[column]}'} AS {column}"
+    for column in CONTENT
+    if column in _IN_THE_GRAPH or column in GRAPH_PROPERTIES
+)
+READ_EVENTS = Statement(f"""
     UNWIND $ids AS id
-    MATCH (e:Event {tenant_id: $tenant_id, id: id})
-    OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
-    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
-    RETURN e.tenant_id AS tenant_id, e.id AS event_id, e.user_id AS user_id, s.id AS session_id,
-           e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS micros, e.type AS action, p.id AS item_id,
-           e.attrs AS attrs
+    MATCH (e:Event {{tenant_id: $tenant_id, id: id}})
+    OPTIONAL MATCH (s:Session {{tenant_id: $tenant_id}})-[:HAS_ACTION]->(e)
+    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {{tenant_id: $tenant_id}})
+    RETURN {_RETURNED}
 """)
 
 
@@ -245,7 +255,7 @@ class Stores:
             pl.col("event_date").is_in(places["day"].unique().to_list()),
         )
         rows.select(
-            *(name for name in CONTENT if name not in ("micros", "attrs")), pl.col("attrs").cast(EVENT_SCHEMA["attrs"]),
+            *TEXT_COLUMNS, pl.col("attrs").cast(EVENT_SCHEMA["attrs"]),
             micros=pl.col("ts").dt.epoch("us"),
         ).sink_parquet(file, engine="streaming")  # fmt: skip
         for batch in pq.ParquetFile(file).iter_batches(PART_ROWS):
@@ -263,7 +273,7 @@ class Stores:
     def _in_cassandra(self, sent: pl.DataFrame) -> pl.DataFrame:
         days = sent.select(*USER, _day()).unique().rows()
         rows = [_content(one) for one in self._table.of_days(days)]
-        found = pl.DataFrame(rows, schema=CONTENT | {"attrs": EVENT_SCHEMA["attrs"]}, orient="row")
+        found = pl.DataFrame(rows, schema=CONTENT | {"attrs": EVENT_SCHEMA["attrs"]})
         return found.with_columns(attributes_text(found["attrs"]).alias("attrs"))
 
 
@@ -324,21 +334,16 @@ def _contents(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.select(list(CONTENT))
 
 
-def _content(row: UserEvent) -> tuple[Any, ...]:
-    entries = [{"key": name, "value": text} for name, text in row.metadata.items()]
-    return (
-        row.tenant_id, row.event_id, row.user_id, row.session_id, row.event_micros, row.event_type, row.item_id,
-        entries,
-    )  # fmt: skip
+def _content(row: UserEvent) -> dict[str, Any]:
+    """A row of Cassandra as `CONTENT` has it, but for the attributes, which are entries."""
+    named = {"micros": row.event_micros, "attrs": [{"key": k, "value": v} for k, v in (row.metadata or {}).items()]}
+    return {**{column: getattr(row, RENAMED.get(column, column)) for column in TEXT_COLUMNS}, **named}
 
 
 def _user_events(rows: pl.DataFrame) -> Iterable[UserEvent]:
     for row in rows.select(list(CONTENT)).iter_rows(named=True):
         ts = EPOCH + timedelta(microseconds=row["micros"])
-        yield user_event(
-            row["event_id"], row["tenant_id"], row["user_id"], row["session_id"], ts, row["action"], row["item_id"],
-            json.loads(row["attrs"]),
-        )  # fmt: skip
+        yield user_event({**row, "ts": ts, "attrs": json.loads(row["attrs"])})
 
 
 def _fresh_rows(rows: pl.DataFrame) -> pl.DataFrame:

@@ -28,6 +28,8 @@ LINE_BREAKS = bytes.maketrans(b"\r\n", b"\t\t")
 """Makes a line of a message: between the parts of a JSON document a tab says the same; within a text both are wrong."""
 
 
+IN_A_LIST = ("event_id", "tenant_id", "user_id", "session_id", "ts", "action", "item_id", "attrs", "content_hash")
+"""What release 0.1.0 wrote between two operators, by position."""
 BYTES = "ISO-8859-1"
 """A text of this encoding has one character for each byte: how bytes go through what knows texts only."""
 HEADER_CHARACTERS = 64
@@ -150,14 +152,16 @@ def seen_name(event: Event) -> str:
 
 
 def encode(event: Event) -> str:
-    """An event between two operators, as JSON."""
-    return json.dumps([*event[:4], epoch_micros(event.ts), *event[5:]], ensure_ascii=False)
+    """An event between two operators, as JSON by column; the instant in microseconds."""
+    return json.dumps({**event._asdict(), "ts": epoch_micros(event.ts)}, ensure_ascii=False)
 
 
 def decode(text: str) -> Event:
-    """The inverse of `encode`."""
-    event_id, tenant_id, user_id, session_id, micros, *others = json.loads(text)
-    return Event(event_id, tenant_id, user_id, session_id, EPOCH + timedelta(microseconds=micros), *others)
+    """The inverse of `encode`; reads what release 0.1.0 left in a savepoint, too."""
+    found = json.loads(text)
+    values = found if isinstance(found, dict) else dict(zip(IN_A_LIST, found, strict=True))
+    at = EPOCH + timedelta(microseconds=values["ts"])
+    return Event(**{**dict.fromkeys(Event._fields), **values, "ts": at})
 
 
 def refused_line(event: Event) -> bytes:

@@ -7,6 +7,7 @@ from datetime import date
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.contract.fields import FIELDS
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.streaming.operators import REPLAY_HEADER
@@ -28,9 +29,6 @@ def archived_lines(lake: Lake, tenant_id: str, first: date, last: date) -> Itera
         events = lake.scan(EVENTS).filter((pl.col("tenant_id") == tenant_id) & (pl.col("event_date") == day))
         found = events.sort("ts", "event_id").collect()
         for row in found.with_columns(attributes_text(found["attrs"]).alias("attrs")).iter_rows(named=True):
-            line = {
-                "tenantId": row["tenant_id"], "userId": row["user_id"], "sessionId": row["session_id"],
-                "ts": row["ts"].isoformat(), "action": row["action"], "itemId": row["item_id"],
-                "attrs": json.loads(row["attrs"]), "eventId": row["event_id"],
-            }  # fmt: skip
+            values = {**row, "ts": row["ts"].isoformat(), "attrs": json.loads(row["attrs"])}
+            line = {field.name: values[field.column] for field in FIELDS}
             yield json.dumps(line, ensure_ascii=False).encode(), message_key(row["tenant_id"], row["user_id"])

@@ -13,10 +13,11 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_expone
 from c360_pipeline.connections import open_control, open_graph
 from c360_pipeline.core.arrays.bisection import bisected
 from c360_pipeline.core.contract.events import Event
+from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.stages.realtime.suppression import Suppression
-from c360_pipeline.stages.realtime.unlanded_events import event_frame, write_fresh
+from c360_pipeline.stages.realtime.unlanded_events import write_fresh
 from c360_pipeline.stores.cassandra import user_events
 from c360_pipeline.stores.neo4j.client import is_of_a_row
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
@@ -40,7 +41,7 @@ def _graph_writer(settings: Settings) -> Iterator[Write]:
 @contextmanager
 def _user_events_writer(settings: Settings) -> Iterator[Write]:
     with open_user_events(settings) as table:
-        yield lambda events: table.write(user_events.user_event(*event[:8]) for event in events)
+        yield lambda events: table.write(user_events.user_event(event._asdict()) for event in events)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Delivered
 
 from c360_pipeline.core.contract.events import EPOCH
+from c360_pipeline.core.contract.frames import CONTENT, TEXT_COLUMNS, Types
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import Settings
@@ -21,12 +22,7 @@ AT_ONCE = 10_000
 """Messages that are in memory together."""
 WAIT_SECONDS = 0.5
 READER = "c360-verify"
-CONTENT: dict[str, pl.DataType | type[pl.DataType]] = {
-    "tenant_id": pl.String, "event_id": pl.String, "user_id": pl.String, "session_id": pl.String, "micros": pl.Int64,
-    "action": pl.String, "item_id": pl.String, "attrs": pl.String,
-}  # fmt: skip
-"""An event wherever it is: `micros` since 1970 in UTC, `attrs` as JSON with sorted names."""
-SENT: dict[str, pl.DataType | type[pl.DataType]] = {
+SENT: Types = {
     **CONTENT, "is_late": pl.Boolean, "partition": pl.Int64, "offset": pl.Int64, "sent_at": pl.Datetime("us", "UTC")
 }  # fmt: skip
 
@@ -128,7 +124,7 @@ def _sent(found: pl.DataFrame, partition: int, messages: list[Delivered]) -> pl.
     """`SENT` rows of the events among some messages."""
     millis = pl.Series([one.timestamp()[1] for one in messages], dtype=pl.Int64)[found["number"]]
     return found.select(
-        *(name for name in CONTENT if name not in ("micros", "attrs")), "is_late",
+        *TEXT_COLUMNS, "is_late",
         attributes_text(found["attrs"]).alias("attrs"),
         pl.Series("offset", [one.offset() for one in messages], dtype=pl.Int64)[found["number"]],
         micros=pl.col("ts").dt.epoch("us"), partition=pl.lit(partition, pl.Int64),

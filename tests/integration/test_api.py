@@ -16,7 +16,8 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from limits import parse
 
-from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS
 from c360_pipeline.core.features import similar_products
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging

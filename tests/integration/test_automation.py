@@ -21,7 +21,8 @@ from c360_pipeline.assets import silos
 from c360_pipeline.assets.partitions import LANDING_DATES
 from c360_pipeline.automation import Asked
 from c360_pipeline.connections import open_control
-from c360_pipeline.core.catalog.tables import EVENTS, FEATURES, RECONCILIATION_FINDINGS
+from c360_pipeline.core.catalog.feature_tables import FEATURES
+from c360_pipeline.core.catalog.tables import EVENTS, RECONCILIATION_FINDINGS
 from c360_pipeline.definitions import defs
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.resources import (

@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from c360_pipeline.connections import open_silo
-from c360_pipeline.core.catalog.tables import Table
+from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.silos.plan import make_plan
 from c360_pipeline.errors import BrakeError, ConfigError, ContractError
 from c360_pipeline.settings import Settings, postgres_login

@@ -4,8 +4,9 @@ import dagster as dg
 import pytest
 
 from c360_pipeline.assets.specs import ASSET_OF, lineage
-from c360_pipeline.core.catalog.column_origins import FROM_EVENTS, origins
-from c360_pipeline.core.catalog.tables import ACCOUNT_VALUES, CATALOG, EVENTS, FEATURES, TABLES, Table
+from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, FEATURES
+from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.core.catalog.tables import CATALOG, EVENTS, TABLES
 from c360_pipeline.definitions import defs
 from c360_pipeline.stages.stitching.tables import PUBLISHED
 
@@ -25,7 +26,8 @@ def test_every_derived_table_says_where_its_columns_come_from(table: Table) -> N
 
 
 def test_origins_are_columns_that_there_are() -> None:
-    assert {column for columns in FROM_EVENTS.values() for column in columns} <= set(EVENTS.columns)
+    made_of = {origin for table in TABLES.values() for origins in table.origins.values() for origin in origins}
+    assert made_of <= {(table.name, column) for table in (EVENTS, CATALOG) for column in table.columns}
     assert {dg.AssetKey(name) for name in ASSET_OF.values()} <= set(defs.resolve_all_asset_keys())
     trending = next(table for table in TABLES.values() if table.name == "features/trending_products")
-    assert origins(trending)["category"] == [(CATALOG.name, "category")]
+    assert trending.origins["category"] == ((CATALOG.name, "category"),)

@@ -1,10 +1,15 @@
+import ast
+import inspect
 import json
 from datetime import UTC, datetime, timedelta
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from c360_pipeline.core.contract import events as events_module
 from c360_pipeline.core.contract.events import ERROR_CLASSES, Event, Rejected, parse_event
+from c360_pipeline.stores.cassandra import user_events as user_events_module
 
 NOW = datetime(2025, 11, 3, 12, tzinfo=UTC)
 GOOD = {
@@ -133,3 +138,13 @@ def test_the_future_is_one_day_long() -> None:
 
 def test_the_classes_of_errors_are_those_of_the_contract() -> None:
     assert len(set(ERROR_CLASSES)) == 12
+
+
+@pytest.mark.parametrize(("module", "name"), [(events_module, "Event"), (user_events_module, "UserEvent")])
+def test_what_a_type_checker_knows_of_an_event_is_what_is_declared(module: ModuleType, name: str) -> None:
+    tree = ast.parse(inspect.getsource(module))
+    (typed,) = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name]
+    names = [
+        part.target.id for part in typed.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+    ]
+    assert names == list(getattr(module, name)._fields)

@@ -1,358 +1,339 @@
-"""The Delta tables: their columns, keys and partitions, and how two versions of a table compare."""
+"""The Delta tables of landing, stitching and reconciliation; those of features are in `feature_tables`."""
 
 from dataclasses import dataclass
 from datetime import timedelta
 
-import polars as pl
 import pyarrow as pa
 
-UTC_MICROS = pa.timestamp("us", "UTC")
-TEXT = pa.string()
-INT = pa.int64()
+from c360_pipeline.core.catalog.columns import (
+    BOOL,
+    BYTE_OFFSET,
+    BYTES,
+    CATEGORY,
+    CREATED_AT,
+    DATE,
+    DAY,
+    DEAD_LETTER_ID,
+    EVENT_ID,
+    FIRST_EVENT_TS,
+    FOUNDING_EVENT_ID,
+    INT,
+    JOURNEY_ID,
+    KEY_COUNT,
+    KEY_HASH,
+    KEY_TYPE,
+    LAST_EVENT_TS,
+    PARTNERS,
+    REAL,
+    RUN_ID,
+    SOURCE_ETAG,
+    SOURCE_LINE,
+    SOURCE_URI,
+    TENANT_ID,
+    TEXT,
+    TEXT_LIST,
+    TEXTS_BY_NAME,
+    UTC_MICROS,
+    Column,
+    of_events,
+)
+from c360_pipeline.core.catalog.feature_tables import FEATURES
+from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.core.contract.fields import FieldType
+from c360_pipeline.core.contract.layout import COLUMNS as EVENT_COLUMNS
+from c360_pipeline.core.contract.layout import field_of
 
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """A Delta table under `lake/`.
-
-    Attributes:
-        name: path below `lake/`.
-        key: columns that are unique together.
-        columns: Arrow types by column name, key first.
-        partition_by: Delta partition columns.
-        description: one sentence for the catalogue and the UI.
-        distinct: columns whose values hardly repeat: a dictionary of them would be built in vain.
-        retention: for how long data files that newer versions do not need are kept, for readers of older ones.
-    """
-
-    name: str
-    key: tuple[str, ...]
-    columns: dict[str, pa.DataType]
-    description: str
-    partition_by: tuple[str, ...] = ()
-    distinct: tuple[str, ...] = ()
-    retention: timedelta = timedelta(days=7)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The Arrow schema."""
-        return pa.schema(list(self.columns.items()))
-
-    def empty(self) -> pl.DataFrame:
-        """A frame with the table's columns and no rows."""
-        return pl.DataFrame(schema=pl.Schema(self.schema))
-
+_ARCHIVED_AS: dict[FieldType, pa.DataType] = {
+    FieldType.TEXT: TEXT,
+    FieldType.INSTANT: UTC_MICROS,
+    FieldType.ATTRIBUTES: TEXTS_BY_NAME,
+}
 
 EVENTS = Table(
     "events",
     ("tenant_id", "event_id"),
-    {
-        "event_id": TEXT,
-        "tenant_id": TEXT,
-        "user_id": TEXT,
-        "session_id": TEXT,
-        "ts": UTC_MICROS,
-        "action": TEXT,
-        "item_id": TEXT,
-        "attrs": pa.map_(TEXT, TEXT),
-        "event_date": pa.date32(),
-        "content_hash": TEXT,
-        "source_uri": TEXT,
-        "source_etag": TEXT,
-        "source_line": INT,
-        "landed_at": UTC_MICROS,
-    },
+    (
+        *(Column(column, _ARCHIVED_AS[field_of(column).type], field_of(column).meaning) for column in EVENT_COLUMNS),
+        Column("event_date", DATE, "UTC date of `ts`"),
+        Column("content_hash", TEXT, "sha256 of the event's canonical form, to tell a duplicate from a conflict"),
+        SOURCE_URI,
+        SOURCE_ETAG,
+        SOURCE_LINE,
+        Column("landed_at", UTC_MICROS, "when it was read (UTC)"),
+    ),
     "Every event that landed, once: the archive that the graph is a projection of.",
-    ("tenant_id", "event_date"),
+    partition_by=("tenant_id", "event_date"),
     distinct=("event_id", "content_hash", "source_line", "ts"),
     retention=timedelta(days=30),
 )
+
 LANDING_FILES = Table(
     "landing_files",
     ("source_uri", "etag"),
-    {
-        "source_uri": TEXT,
-        "etag": TEXT,
-        "landing_date": pa.date32(),
-        "bytes": INT,
-        "lines": INT,
-        "landed": INT,
-        "duplicates": INT,
-        "dead": INT,
-        "suppressed": INT,
-        "landed_at": UTC_MICROS,
-        "replayed_landed": INT,
-        "replayed_duplicates": INT,
-        "replayed_suppressed": INT,
-        "damage": TEXT,
-        "reopened_at": UTC_MICROS,
-    },
+    (
+        SOURCE_URI,
+        Column("etag", TEXT, "content of the object that was read: an overwritten object is another one"),
+        Column("landing_date", DATE, "date in the object's path"),
+        Column("bytes", INT, "size of the object as it lies in S3"),
+        Column("lines", INT, "lines of the file: landed + duplicates + dead + suppressed"),
+        Column("landed", INT, "lines that became new events of the archive"),
+        Column("duplicates", INT, "lines whose event was in the archive already"),
+        Column("dead", INT, "lines that went to the dead-letter queue"),
+        Column("suppressed", INT, "lines of people who asked to be forgotten"),
+        Column("landed_at", UTC_MICROS, "when it was read (UTC)"),
+        Column("replayed_landed", INT, "dead lines that a replay landed"),
+        Column("replayed_duplicates", INT, "dead lines that a replay found to be duplicates"),
+        Column("replayed_suppressed", INT, "dead lines that a replay suppressed"),
+        Column("damage", TEXT, "why the file could not be read to its end; empty when it could"),
+        Column("reopened_at", UTC_MICROS, "when the file was asked to be read again (UTC)"),
+        Column("contract_version", INT, "version of the event contract that the file was read by; null for the first"),
+    ),
     "The books: for every file that was read, what became of each of its lines.",
 )
+
 DEAD_LETTERS = Table(
     "dead_letters",
     ("dead_letter_id",),
-    {
-        "dead_letter_id": TEXT,
-        "source_uri": TEXT,
-        "source_line": INT,
-        "byte_offset": INT,
-        "raw": pa.binary(),
-        "error_class": TEXT,
-        "reason": TEXT,
-        "tenant_id": TEXT,
-        "first_seen_at": UTC_MICROS,
-        "status": TEXT,
-        "source_etag": TEXT,
-        "resolved_at": UTC_MICROS,
-        "resolution": TEXT,
-    },
+    (
+        DEAD_LETTER_ID,
+        Column(
+            "source_uri",
+            TEXT,
+            "object in S3 where the line was first found, or `graph:` and the kind of a row that the graph refused",
+        ),
+        SOURCE_LINE,
+        BYTE_OFFSET,
+        Column("raw", BYTES, "the line's bytes as they arrived"),
+        Column("error_class", TEXT, "class of the contract, such as `missing_field`"),
+        Column("reason", TEXT, "what is wrong and what its producer should change"),
+        Column("tenant_id", TEXT, "tenant that the line names, where that can be read", origin=of_events("tenant_id")),
+        Column("first_seen_at", UTC_MICROS, "when these bytes were first rejected (UTC)"),
+        Column("status", TEXT, "open, replayed or discarded"),
+        SOURCE_ETAG,
+        Column("resolved_at", UTC_MICROS, "when the letter was replayed or discarded (UTC)"),
+        Column("resolution", TEXT, "who or what closed the dead letter"),
+    ),
     "Every rejected line with its bytes, its first place and the reason, ready to be replayed.",
     retention=timedelta(days=30),
 )
+
 DEAD_LETTER_LINES = Table(
     "dead_letter_lines",
     ("source_uri", "source_etag", "source_line"),
-    {
-        "source_uri": TEXT,
-        "source_etag": TEXT,
-        "source_line": INT,
-        "byte_offset": INT,
-        "dead_letter_id": TEXT,
-        "outcome": TEXT,
-    },
+    (
+        SOURCE_URI,
+        SOURCE_ETAG,
+        SOURCE_LINE,
+        BYTE_OFFSET,
+        DEAD_LETTER_ID,
+        Column("outcome", TEXT, "dead, landed, duplicate or suppressed"),
+    ),
     "Every place where a dead letter was found, and what became of that line: dead, landed, duplicate or suppressed.",
 )
+
 CATALOG = Table(
     "catalog",
     ("tenant_id", "id"),
-    {"tenant_id": TEXT, "id": TEXT, "name": TEXT, "category": TEXT, "price": pa.float64(), "source_uri": TEXT},
+    (
+        TENANT_ID,
+        Column("id", TEXT, "of the product"),
+        Column("name", TEXT, "the catalogue's"),
+        CATEGORY,
+        Column("price", REAL, "the catalogue's, in its currency"),
+        Column("source_uri", TEXT, "catalogue file that the row is from"),
+    ),
     "Products as the newest catalogue file has them.",
 )
+
 JOURNEYS = Table(
     "journeys",
     ("tenant_id", "journey_id"),
-    {
-        "tenant_id": TEXT,
-        "journey_id": TEXT,
-        "created_at": UTC_MICROS,
-        "founding_event_id": TEXT,
-        "first_event_ts": UTC_MICROS,
-        "last_event_ts": UTC_MICROS,
-        "event_count": INT,
-        "key_count": INT,
-    },
+    (
+        TENANT_ID,
+        JOURNEY_ID,
+        CREATED_AT,
+        FOUNDING_EVENT_ID,
+        FIRST_EVENT_TS,
+        LAST_EVENT_TS,
+        Column("event_count", INT, "events of the journey", origin=of_events("event_id")),
+        KEY_COUNT,
+    ),
     "Customer journeys: events that share a key, directly or through others.",
 )
+
 EVENT_JOURNEY = Table(
     "event_journey",
     ("tenant_id", "event_id"),
-    {"tenant_id": TEXT, "event_id": TEXT, "journey_id": TEXT},
+    (
+        TENANT_ID,
+        EVENT_ID,
+        JOURNEY_ID,
+    ),
     "The journey that each event belongs to now.",
 )
+
 EVENT_KEYS = Table(
     "event_keys",
     ("tenant_id", "event_id", "key_type", "key_hash"),
-    {"tenant_id": TEXT, "event_id": TEXT, "key_type": TEXT, "key_hash": TEXT, "status": TEXT},
+    (
+        TENANT_ID,
+        EVENT_ID,
+        KEY_TYPE,
+        KEY_HASH,
+        Column(
+            "status", TEXT, "whether the key links its event: linked, weak, refused, excess, quarantined or blocked"
+        ),
+    ),
     "The identifiers seen on each event, hashed, and whether each ties: linked, weak, refused, quarantined, blocked.",
 )
+
 JOURNEY_KEYS = Table(
     "journey_keys",
     ("tenant_id", "key_type", "key_hash"),
-    {"tenant_id": TEXT, "key_type": TEXT, "key_hash": TEXT, "journey_id": TEXT},
+    (
+        TENANT_ID,
+        KEY_TYPE,
+        KEY_HASH,
+        JOURNEY_ID,
+    ),
     "The journey that each identifier belongs to now.",
 )
+
 JOURNEY_ALIASES = Table(
     "journey_aliases",
     ("tenant_id", "journey_id"),
-    {"tenant_id": TEXT, "journey_id": TEXT, "merged_into": TEXT},
+    (
+        TENANT_ID,
+        JOURNEY_ID,
+        Column("merged_into", TEXT, "journey that this id leads to"),
+    ),
     "Journeys that were merged away, and the one that each lives on in.",
 )
+
 JOURNEY_MERGES = Table(
     "journey_merges",
     ("tenant_id", "merge_id"),
-    {
-        "merge_id": TEXT,
-        "tenant_id": TEXT,
-        "survivor": TEXT,
-        "loser": TEXT,
-        "via_event_id": TEXT,
-        "via_key_type": TEXT,
-        "merged_at": UTC_MICROS,
-    },
+    (
+        Column("merge_id", TEXT, "of the merge"),
+        TENANT_ID,
+        Column("survivor", TEXT, "journey that kept its id"),
+        Column("loser", TEXT, "journey that lost its id in a merge"),
+        Column("via_event_id", TEXT, "event that tied two journeys together", origin=of_events("event_id")),
+        Column("via_key_type", TEXT, "type of the key that tied them"),
+        Column("merged_at", UTC_MICROS, "when two journeys became one (UTC)"),
+    ),
     "The log of merges: which event and kind of identifier joined two journeys.",
 )
+
 JOURNEY_SPLITS = Table(
     "journey_splits",
     ("tenant_id", "split_id"),
-    {
-        "split_id": TEXT,
-        "tenant_id": TEXT,
-        "journey_id": TEXT,
-        "split_off": TEXT,
-        "event_count": INT,
-        "cause": TEXT,
-        "split_at": UTC_MICROS,
-    },
+    (
+        Column("split_id", TEXT, "of the split"),
+        TENANT_ID,
+        JOURNEY_ID,
+        Column("split_off", TEXT, "journey that came out of a split"),
+        Column("event_count", INT, "events that left", origin=of_events("event_id")),
+        Column("cause", TEXT, "why the journey was split: a person or an erased event"),
+        Column("split_at", UTC_MICROS, "when the journey was split (UTC)"),
+    ),
     "The log of splits: which part left a journey, under which id, and why.",
 )
+
 JOURNEY_CONFLICTS = Table(
     "journey_conflicts",
     ("tenant_id", "event_id", "key_type", "key_hash"),
-    {
-        "tenant_id": TEXT,
-        "event_id": TEXT,
-        "key_type": TEXT,
-        "key_hash": TEXT,
-        "reason": TEXT,
-        "journey_id": TEXT,
-        "refused_journey_id": TEXT,
-        "found_at": UTC_MICROS,
-    },
+    (
+        TENANT_ID,
+        EVENT_ID,
+        KEY_TYPE,
+        KEY_HASH,
+        Column("reason", TEXT, "the guard that refused the link: a unique key, or the size of a journey"),
+        JOURNEY_ID,
+        Column("refused_journey_id", TEXT, "journey that the event would have merged"),
+        Column("found_at", UTC_MICROS, "when the conflict was found (UTC)"),
+    ),
     "The review queue: ties that a guard refused, because of a unique key or the size of a journey.",
 )
+
 QUARANTINED_KEYS = Table(
     "quarantined_keys",
     ("tenant_id", "key_type", "key_hash"),
-    {"tenant_id": TEXT, "key_type": TEXT, "key_hash": TEXT, "partners": INT, "quarantined_at": UTC_MICROS},
+    (
+        TENANT_ID,
+        KEY_TYPE,
+        KEY_HASH,
+        PARTNERS,
+        Column("quarantined_at", UTC_MICROS, "when the key was found to tie too many (UTC)"),
+    ),
     "Keys that met more others than their rule allows; they tie nothing.",
 )
+
 JOURNEY_LOG = Table(
     "journey_log",
     (),
-    {
-        "tenant_id": TEXT,
-        "seq": INT,
-        "kind": TEXT,
-        "event_id": TEXT,
-        "ts": UTC_MICROS,
-        "key_type": TEXT,
-        "key_hash": TEXT,
-        "status": TEXT,
-        "journey_id": TEXT,
-        "other_journey_id": TEXT,
-        "created_at": UTC_MICROS,
-        "founding_event_id": TEXT,
-        "first_event_ts": UTC_MICROS,
-        "last_event_ts": UTC_MICROS,
-        "event_count": INT,
-        "key_count": INT,
-        "unique_keys": pa.list_(TEXT),
-        "partners": INT,
-        "detail": TEXT,
-        "committed_at": UTC_MICROS,
-    },
+    (
+        TENANT_ID,
+        Column("seq", INT, "number of the commit"),
+        Column(
+            "kind", TEXT, "sort of entry: commit, event, key, journey, merge, split, conflict, quarantine or removed"
+        ),
+        EVENT_ID,
+        Column("ts", UTC_MICROS, "when it happened (UTC, microseconds)"),
+        KEY_TYPE,
+        KEY_HASH,
+        Column("status", TEXT, "of a key on its event, as in `event_keys`"),
+        JOURNEY_ID,
+        Column("other_journey_id", TEXT, "second journey of a merge or split"),
+        CREATED_AT,
+        FOUNDING_EVENT_ID,
+        FIRST_EVENT_TS,
+        LAST_EVENT_TS,
+        Column("event_count", INT, "events", origin=of_events("event_id")),
+        KEY_COUNT,
+        Column("unique_keys", TEXT_LIST, "keys that may belong to one person only"),
+        PARTNERS,
+        Column("detail", TEXT, "what else the commit says, as JSON"),
+        Column("committed_at", UTC_MICROS, "when the commit of stitching was written (UTC)"),
+    ),
     "All that stitching ever decided, one commit per batch; the tables of journeys are made from it.",
     distinct=("event_id", "key_hash", "founding_event_id", "ts"),
     retention=timedelta(days=30),
 )
+
 RECONCILIATIONS = Table(
     "reconciliations",
     ("run_id", "tenant_id", "day", "entity"),
-    {
-        "run_id": TEXT,
-        "tenant_id": TEXT,
-        "day": pa.date32(),
-        "entity": TEXT,
-        "expected": INT,
-        "found": INT,
-        "expected_digest": TEXT,
-        "found_digest": TEXT,
-        "reconciled_at": UTC_MICROS,
-    },
+    (
+        RUN_ID,
+        TENANT_ID,
+        DAY,
+        Column("entity", TEXT, "kind of node or relationship"),
+        Column("expected", INT, "rows that the archive asks for"),
+        Column("found", INT, "rows that the graph holds"),
+        Column("expected_digest", TEXT, "digest of those rows"),
+        Column("found_digest", TEXT, "digest of those rows"),
+        Column("reconciled_at", UTC_MICROS, "when the comparison ended (UTC)"),
+    ),
     "Graph against archive, per label or relationship type and day: counts and digests of both sides. Rows without a "
     "date of their own, such as products, have no day.",
 )
+
 RECONCILIATION_FINDINGS = Table(
     "reconciliation_findings",
     ("run_id", "tenant_id", "kind", "label", "key"),
-    {
-        "run_id": TEXT,
-        "tenant_id": TEXT,
-        "kind": TEXT,
-        "label": TEXT,
-        "key": TEXT,
-        "difference": TEXT,
-        "repaired": pa.bool_(),
-        "day": pa.date32(),
-    },
+    (
+        RUN_ID,
+        TENANT_ID,
+        Column("kind", TEXT, "missing, ghost, altered or duplicate"),
+        Column("label", TEXT, "kind of node or relationship that differs"),
+        Column("key", TEXT, "key of the node or relationship, as JSON"),
+        Column("difference", TEXT, "the property that differs, where it is known"),
+        Column("repaired", BOOL, "whether the run brought it back to the archive"),
+        DAY,
+    ),
     "Each node or relationship that differed: missing, ghost, altered or duplicate.",
 )
-USER_COMMUNITIES = Table(
-    "features/user_communities",
-    ("tenant_id", "user_id"),
-    {"tenant_id": TEXT, "user_id": TEXT, "community": INT, "community_size": INT},
-    "Louvain communities of users who touch the same products; numbered by their first member.",
-)
-REAL = pa.float64()
-PRODUCT_SIMILARITIES = Table(
-    "features/product_similarities",
-    ("tenant_id", "kind", "product_id", "similar_product_id"),
-    {
-        "tenant_id": TEXT, "kind": TEXT, "product_id": TEXT, "similar_product_id": TEXT, "rank": INT,
-        "similarity": REAL, "shared": INT,
-    },
-    "Products with the same customers (by GDS node similarity), and products viewed in the same sessions.",
-)  # fmt: skip
-PRODUCT_CANDIDATES = Table(
-    "features/product_candidates",
-    ("tenant_id", "user_id", "product_id"),
-    {
-        "tenant_id": TEXT, "user_id": TEXT, "product_id": TEXT, "rank": INT, "score": INT, "similar_users": INT,
-        "strength": INT,
-    },
-    "What customers with the same purchases bought besides, the best 20 for each user.",
-)  # fmt: skip
-TRENDING_PRODUCTS = Table(
-    "features/trending_products",
-    ("tenant_id", "window_hours", "product_id"),
-    {
-        "tenant_id": TEXT, "window_hours": INT, "product_id": TEXT, "category": TEXT, "as_of": UTC_MICROS, "rank": INT,
-        "rank_in_category": INT, "viewers": INT, "buyers": INT, "score": INT, "previous_score": INT, "growth": REAL,
-    },
-    "Products that most people viewed and bought in the last day, week and month, against the same time before.",
-)  # fmt: skip
-PATH_ANOMALIES = Table(
-    "features/path_anomalies",
-    ("tenant_id", "session_id", "user_id"),
-    {
-        "tenant_id": TEXT, "session_id": TEXT, "user_id": TEXT, "started_at": UTC_MICROS, "steps": INT,
-        "surprise": REAL, "usual_surprise": REAL, "deviations": REAL, "from_action": TEXT, "to_action": TEXT,
-        "probability": REAL, "path": TEXT,
-    },
-    "Sessions of the last week whose path is unlike the user's own and the community's past, the oddest step named.",
-)  # fmt: skip
-DROP_OFFS = Table(
-    "features/drop_offs",
-    ("tenant_id", "funnel", "step"),
-    {
-        "tenant_id": TEXT, "funnel": TEXT, "step": INT, "action": TEXT, "next_action": TEXT, "sessions": INT,
-        "continued": INT, "drop_off_rate": REAL, "previous_rate": REAL, "change": REAL, "as_of": UTC_MICROS,
-    },
-    "How many sessions of the last week went on from each step of a funnel, against the four weeks before.",
-)  # fmt: skip
-SUPPORT_INSIGHTS = Table(
-    "features/support_insights",
-    ("tenant_id", "path"),
-    {
-        "tenant_id": TEXT, "path": TEXT, "tickets_with_path": INT, "tickets": INT, "share_before_tickets": REAL,
-        "sessions_with_path": INT, "sessions": INT, "share_elsewhere": REAL, "lift": REAL,
-    },
-    "Paths that users take in the 30 minutes before a ticket more often than in sessions that no ticket follows.",
-)  # fmt: skip
-ACCOUNT_VALUES = Table(
-    "features/account_values",
-    ("tenant_id", "account_id"),
-    {
-        "tenant_id": TEXT, "account_id": TEXT, "email": TEXT, "plan": TEXT, "months": INT, "monthly_value": REAL,
-        "value_to_date": REAL, "churn_risk": REAL, "risk_level": TEXT, "value_in_a_year": REAL, "why": TEXT,
-    },
-    "What each account has brought and may bring in a year, and how likely it is to leave, with the reasons.",
-)  # fmt: skip
-FEATURES = (
-    USER_COMMUNITIES, PRODUCT_SIMILARITIES, PRODUCT_CANDIDATES, TRENDING_PRODUCTS, PATH_ANOMALIES, DROP_OFFS,
-    SUPPORT_INSIGHTS, ACCOUNT_VALUES,
-)  # fmt: skip
 
 TABLES = {
     table.name: table
@@ -362,10 +343,6 @@ TABLES = {
         RECONCILIATIONS, RECONCILIATION_FINDINGS, *FEATURES,
     )
 }  # fmt: skip
-
-
-SILO_RETENTION = timedelta(days=7)
-"""As `Table.retention`, for tables of silos."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,8 @@ import polars_hash  # noqa: F401 - registers the `chash` expressions
 import pyarrow as pa
 
 from c360_pipeline.core.contract.events import (
-    CONTRACT,
     EARLIEST,
     EXTRA_PREFIX,
-    HASH_ORDER,
     LATEST_AHEAD,
     MAX_ATTRS,
     MAX_LINE_BYTES,
@@ -26,31 +24,33 @@ from c360_pipeline.core.contract.events import (
     MAX_TENANT_BYTES,
     NO_TENANT,
     Event,
-    FieldKind,
     epoch_micros,
 )
+from c360_pipeline.core.contract.fields import FIELDS, FieldType
+from c360_pipeline.core.contract.layout import ADDED_TO_IDENTITY, IDENTITY
 from c360_pipeline.core.contract.scan import Bytes, Integers, Scan, composed_table, scan, string_views
 from c360_pipeline.core.kernels import event_scan as kernel
 from c360_pipeline.core.kernels.event_scan import Grammar
 
 _KINDS = {
-    FieldKind.STRING: kernel.STRING, FieldKind.TIMESTAMP: kernel.TIMESTAMP, FieldKind.ATTRIBUTES: kernel.ATTRIBUTES
+    FieldType.TEXT: kernel.STRING, FieldType.INSTANT: kernel.TIMESTAMP, FieldType.ATTRIBUTES: kernel.ATTRIBUTES
 }  # fmt: skip
-_NUMBER_OF = {field.name: number for number, field in enumerate(CONTRACT)}
+_NUMBER_OF = {field.name: number for number, field in enumerate(FIELDS)}
 PARSED_COLUMNS = ("number", *Event._fields)
 
 
 @cache
 def _grammar() -> Grammar:
-    names = [field.name.encode() for field in CONTRACT]
+    names = [field.name.encode() for field in FIELDS]
     longest = max(map(len, names))
     return Grammar(
         names=np.frombuffer(b"".join(name.ljust(longest, b"\0") for name in names), np.uint8).reshape(-1, longest),
         name_lengths=np.array([len(name) for name in names], np.int64),
-        kinds=np.array([_KINDS[field.kind] for field in CONTRACT], np.int64),
-        required=np.array([field.required for field in CONTRACT]),
-        blank_refused=np.array([field.may_not_be_blank for field in CONTRACT]),
-        hash_order=np.array([_NUMBER_OF[name] for name in HASH_ORDER], np.int64),
+        kinds=np.array([_KINDS[field.type] for field in FIELDS], np.int64),
+        required=np.array([field.required for field in FIELDS]),
+        blank_refused=np.array([field.may_not_be_blank for field in FIELDS]),
+        hash_order=np.array([_NUMBER_OF[field.name] for field in IDENTITY], np.int64),
+        added=np.array([_NUMBER_OF[field.name] for field in ADDED_TO_IDENTITY], np.int64),
         tenant=_NUMBER_OF["tenantId"],
         no_tenant=np.frombuffer(NO_TENANT.encode(), np.uint8),
         extra_prefix=np.frombuffer(EXTRA_PREFIX.encode(), np.uint8),
@@ -94,15 +94,15 @@ def parse_block(block: bytes, starts: Integers, now: datetime) -> ParsedBlock:
 def _events(scanned: Scan, number: Integers) -> pl.DataFrame:
     behind = _buffer(scanned.buffer[len(scanned.block) :].tobytes())
     columns = {"number": pl.Series(number)}
-    for position, field in enumerate(CONTRACT):
-        match field.kind:
-            case FieldKind.STRING:
+    for position, field in enumerate(FIELDS):
+        match field.type:
+            case FieldType.TEXT:
                 columns[field.column] = pl.Series(
                     pl.from_arrow(_texts(scanned.found.fields[number, position], behind, scanned))
                 )
-            case FieldKind.TIMESTAMP:
+            case FieldType.INSTANT:
                 columns[field.column] = pl.Series(scanned.found.micros[number]).cast(pl.Datetime("us", "UTC"))
-            case FieldKind.ATTRIBUTES:
+            case FieldType.ATTRIBUTES:
                 columns[field.column] = _attributes(scanned, behind, number)
     hashed = pl.DataFrame(columns).with_columns(
         content_hash=_sha256(scanned.found.canonical, scanned.found.canonical_ends[number])

@@ -1,6 +1,6 @@
 """The event contract: what a line must hold to become an event, and the identity of what it holds.
 
-One declaration, `CONTRACT`; reject reasons and the reference page derive from it. Decoding a file is `landing`.
+The fields are declared in `fields`. Decoding a file is `core.landing`.
 Source: contracts of the project; field names follow the event of "Real-time Customer-Journey Graph with
 Flink + Neo4j".
 """
@@ -9,12 +9,14 @@ import hashlib
 import json
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections import namedtuple
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
-from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-CONTRACT_VERSION = 1
+from c360_pipeline.core.contract.fields import FIELDS, FieldType
+from c360_pipeline.core.contract.layout import ADDED_TO_IDENTITY, COLUMNS, IDENTITY
+
 MAX_LINE_BYTES = 1024 * 1024
 MAX_STRING_CHARACTERS = 1024
 MAX_ATTRS = 64
@@ -40,55 +42,11 @@ ERROR_CLASSES = (
 )
 
 
-class FieldKind(Enum):
-    """What the value of a field is."""
-
-    STRING = "string"
-    TIMESTAMP = "timestamp"
-    ATTRIBUTES = "attributes"
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of the contract; `column` is its name in the lake."""
-
-    name: str
-    column: str
-    kind: FieldKind
-    required: bool
-    meaning: str
-    is_personal: bool = False
-
-    @property
-    def may_not_be_blank(self) -> bool:
-        """Whether a string here must hold more than whitespace."""
-        return self.kind is FieldKind.STRING and (self.required or self.name == "eventId")
-
-
-CONTRACT = (
-    Field(
-        "tenantId", "tenant_id", FieldKind.STRING, True, "customer organisation whose data never mixes with another's"
-    ),
-    Field("userId", "user_id", FieldKind.STRING, True, "who acted, as the producer knows them", is_personal=True),
-    Field("sessionId", "session_id", FieldKind.STRING, True, "visit that the action belongs to"),
-    Field("ts", "ts", FieldKind.TIMESTAMP, True, "when it happened: RFC 3339 with an offset, or epoch milliseconds"),
-    Field(
-        "action",
-        "action",
-        FieldKind.STRING,
-        True,
-        "what was done, such as view, search, add_to_cart, purchase, support",
-    ),
-    Field("itemId", "item_id", FieldKind.STRING, False, "product acted on"),
-    Field("attrs", "attrs", FieldKind.ATTRIBUTES, False, "further facts, names to strings", is_personal=True),
-    Field(
-        "eventId", "event_id", FieldKind.STRING, False, "the producer's own identity of the event, unique per tenant"
-    ),
+REQUIRED_TEXTS = tuple(field for field in FIELDS if field.required and field.type is FieldType.TEXT)
+OPTIONAL_TEXTS = tuple(
+    field for field in FIELDS if not field.required and field.type is FieldType.TEXT and field.column != "event_id"
 )
-REQUIRED_STRINGS = tuple(f for f in CONTRACT if f.required and f.kind is FieldKind.STRING)
-HASH_ORDER = ("tenantId", "userId", "sessionId", "ts", "action", "itemId", "attrs")
-"""Fields whose values make an event what it is, in the order of its canonical form."""
-KNOWN_NAMES = frozenset(f.name for f in CONTRACT)
+KNOWN_NAMES = frozenset(field.name for field in FIELDS)
 
 TS_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,18})?([Zz]|[+-][0-9]{2}:[0-5][0-9])$"
@@ -116,10 +74,10 @@ def json_schema() -> dict[str, Any]:
     exist, times out of range and ids that are taken are looked at when a line lands.
     """
     properties = {
-        f.name: {"description": f.meaning, **_SCHEMAS[f.kind]} | ({"pattern": r"\S"} if f.may_not_be_blank else {})
-        for f in CONTRACT
+        f.name: {"description": f.meaning, **_SCHEMAS[f.type]} | ({"pattern": r"\S"} if f.may_not_be_blank else {})
+        for f in FIELDS
     }
-    for field in CONTRACT:
+    for field in FIELDS:
         if not field.required:
             properties[field.name] = {"anyOf": [properties[field.name], {"type": "null"}]}
     return {
@@ -127,16 +85,16 @@ def json_schema() -> dict[str, Any]:
         "title": "Event",
         "description": f"One customer event, one JSON object a line of at most {MAX_LINE_BYTES:,} bytes.",
         "type": "object",
-        "required": [f.name for f in CONTRACT if f.required],
+        "required": [f.name for f in FIELDS if f.required],
         "properties": properties,
         "additionalProperties": {"description": f"kept in attrs as {EXTRA_PREFIX}<name>"},
     }
 
 
 _TEXT = {"type": "string", "maxLength": MAX_STRING_CHARACTERS}
-_SCHEMAS: dict[FieldKind, dict[str, Any]] = {
-    FieldKind.STRING: _TEXT,
-    FieldKind.TIMESTAMP: {
+_SCHEMAS: dict[FieldType, dict[str, Any]] = {
+    FieldType.TEXT: _TEXT,
+    FieldType.INSTANT: {
         "anyOf": [
             {"type": "string", "pattern": TS_PATTERN},
             {
@@ -146,7 +104,7 @@ _SCHEMAS: dict[FieldKind, dict[str, Any]] = {
             },
         ]
     },
-    FieldKind.ATTRIBUTES: {
+    FieldType.ATTRIBUTES: {
         "type": "object",
         "maxProperties": MAX_ATTRS,
         "patternProperties": {
@@ -160,18 +118,23 @@ _SCHEMAS: dict[FieldKind, dict[str, Any]] = {
 }
 
 
-class Event(NamedTuple):
-    """A line that met the contract; strings in Unicode NFC, `ts` in UTC with microseconds."""
+if TYPE_CHECKING:
 
-    event_id: str
-    tenant_id: str
-    user_id: str
-    session_id: str
-    ts: datetime
-    action: str
-    item_id: str | None
-    attrs: dict[str, str]
-    content_hash: str
+    class Event(NamedTuple):
+        """A line that met the contract; strings in Unicode NFC, `ts` in UTC with microseconds."""
+
+        event_id: str
+        tenant_id: str
+        user_id: str
+        session_id: str
+        ts: datetime
+        action: str
+        item_id: str | None
+        attrs: dict[str, str]
+        content_hash: str
+else:
+    # Of the declared fields; the class above is what a type checker knows of them, and a test holds it to these.
+    Event = namedtuple("Event", (*COLUMNS, "content_hash"))
 
 
 class Rejected(Exception):  # noqa: N818 - an outcome of a line, not a fault of the program
@@ -215,13 +178,22 @@ def _readable(fields: dict[str, Any], name: str) -> str | None:
     return unicodedata.normalize("NFC", value)
 
 
-def canonical_hash(
-    tenant_id: str, user_id: str, session_id: str, ts: datetime, action: str, item_id: str | None, attrs: dict[str, str]
-) -> str:
-    """sha256 of the event's canonical form, in hex: key order, Unicode form, time zone and number form don't matter."""
-    form = [tenant_id, user_id, session_id, epoch_micros(ts), action, item_id, sorted(attrs.items())]
-    text = json.dumps(form, ensure_ascii=False, separators=(",", ":"))
+def canonical_hash(values: Mapping[str, Any]) -> str:
+    """sha256 of the event's canonical form, in hex: key order, Unicode form, time zone and number form don't matter.
+
+    Args:
+        values: by column.
+    """
+    form = [_canonical(values[field.column]) for field in IDENTITY]
+    added = [[field.name, values[field.column]] for field in ADDED_TO_IDENTITY if values.get(field.column) is not None]
+    text = json.dumps([*form, *added], ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return epoch_micros(value)
+    return sorted(value.items()) if isinstance(value, dict) else value
 
 
 def _load_object(line: bytes) -> dict[str, Any]:
@@ -258,20 +230,16 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _build_event(fields: dict[str, Any], now: datetime) -> Event:
-    strings = {f.name: _required_string(fields, f.name) for f in REQUIRED_STRINGS}
-    _check_tenant(strings["tenantId"])
-    ts = _timestamp(fields, now)
-    item_id = _optional_string(fields, "itemId")
+    values: dict[str, Any] = {field.column: _required_string(fields, field.name) for field in REQUIRED_TEXTS}
+    _check_tenant(values["tenant_id"])
+    values["ts"] = _timestamp(fields, now)
+    values |= {field.column: _optional_string(fields, field.name) for field in OPTIONAL_TEXTS}
     given_id = _optional_string(fields, "eventId")
     if fields.get("eventId") is not None and not (given_id or "").strip():
         raise Rejected("empty_value", "field `eventId` is empty; leave it out or give every event its own")
-    attrs = _attrs(fields)
-    tenant_id, user_id = strings["tenantId"], strings["userId"]
-    content_hash = canonical_hash(tenant_id, user_id, strings["sessionId"], ts, strings["action"], item_id, attrs)
-    return Event(
-        given_id or content_hash, tenant_id, user_id, strings["sessionId"], ts, strings["action"], item_id, attrs,
-        content_hash,
-    )  # fmt: skip
+    values["attrs"] = _attrs(fields)
+    content_hash = canonical_hash(values)
+    return Event(**values, event_id=given_id or content_hash, content_hash=content_hash)
 
 
 def _required_string(fields: dict[str, Any], name: str) -> str:

@@ -78,7 +78,7 @@ def scan(block: bytes, starts: Integers, grammar: Grammar, earliest: int, latest
         _scratch.array(name, lines, np.int64) for name in ("micros", "attr_ends", "canonical_ends")
     )
     keys, values = (_scratch.array(name, members, np.int64) for name in ("keys", "values"))
-    canonical = _scratch.array("canonical", size + 64 * lines + 16 * members, np.uint8)
+    canonical = _scratch.array("canonical", size + (64 + 8 * len(grammar.added)) * lines + 16 * members, np.uint8)
     filled_arrays = Found(status, fields, micros, attr_ends, keys, values, canonical, canonical_ends)
     attrs, form, filled = scan_lines(buffer, starts, grammar, earliest, latest, filled_arrays)
     found = filled_arrays._replace(keys=keys[:attrs], values=values[:attrs], canonical=canonical[:form])

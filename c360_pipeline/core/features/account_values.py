@@ -6,7 +6,7 @@ use that fell, recent tickets, a short tenure. Source: "Customer 360 Graph Pipel
 
 import polars as pl
 
-from c360_pipeline.core.catalog.tables import ACCOUNT_VALUES
+from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES
 
 FALLEN_USE, RECENT_TICKETS, SHORT_TENURE = 0.6, 0.25, 0.15
 """Weights of the signals; together 1."""

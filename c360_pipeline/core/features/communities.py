@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from c360_pipeline.core.catalog.tables import USER_COMMUNITIES
+from c360_pipeline.core.catalog.feature_tables import USER_COMMUNITIES
 
 
 def interaction_weights(views: pl.DataFrame, purchases: pl.DataFrame, purchase_weight: float = 5.0) -> pl.DataFrame:

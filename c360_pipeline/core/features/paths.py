@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import polars as pl
 
-from c360_pipeline.core.catalog.tables import DROP_OFFS, PATH_ANOMALIES, SUPPORT_INSIGHTS
+from c360_pipeline.core.catalog.feature_tables import DROP_OFFS, PATH_ANOMALIES, SUPPORT_INSIGHTS
 
 RECENT = timedelta(days=7)
 """What is judged; the past is what came before."""

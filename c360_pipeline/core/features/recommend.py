@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from c360_pipeline.core.catalog.tables import PRODUCT_CANDIDATES
+from c360_pipeline.core.catalog.feature_tables import PRODUCT_CANDIDATES
 
 SIMILAR_USER_WEIGHT = 10
 SHOWN_USERS = 5

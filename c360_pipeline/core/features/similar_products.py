@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from c360_pipeline.core.catalog.tables import PRODUCT_SIMILARITIES
+from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES
 from c360_pipeline.core.features.communities import LONGEST_BROWSING, SIMILAR_PRODUCTS, number_members
 
 SAME_CUSTOMERS, VIEWED_TOGETHER = "same_customers", "viewed_together"

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import polars as pl
 
-from c360_pipeline.core.catalog.tables import TRENDING_PRODUCTS
+from c360_pipeline.core.catalog.feature_tables import TRENDING_PRODUCTS
 
 WINDOWS = (timedelta(days=1), timedelta(days=7), timedelta(days=30))
 BUYER_WEIGHT = 5

@@ -41,6 +41,7 @@ class Grammar(NamedTuple):
         required: whether each field must be there.
         blank_refused: whether a string of each field must hold more than whitespace when it is there.
         hash_order: fields in the order of the canonical form; the timestamp and the attributes are among them.
+        added: fields that the canonical form has by name behind those, where they are present; strings.
         tenant: which field is the tenant.
         no_tenant: the tenant that none may be.
         extra_prefix: what the names of unknown fields get.
@@ -54,6 +55,7 @@ class Grammar(NamedTuple):
     required: npt.NDArray[np.bool_]
     blank_refused: npt.NDArray[np.bool_]
     hash_order: npt.NDArray[np.int64]
+    added: npt.NDArray[np.int64]
     tenant: int
     no_tenant: npt.NDArray[np.uint8]
     extra_prefix: npt.NDArray[np.uint8]
@@ -601,6 +603,15 @@ def _put_canonical(found, at, buffer, end_of_lines, grammar, line, first, last):
             at = _copy(out, at, _NULL, 0, 4)
         else:
             at = _put_json(out, at, buffer, found.fields[line, field], end_of_lines)
+    for i in range(len(grammar.added)):
+        field = grammar.added[i]
+        if found.fields[line, field] != NO_TEXT:
+            out[at], out[at + 1], out[at + 2] = 44, 91, 34
+            at = _copy(out, at + 3, grammar.names[field], 0, grammar.name_lengths[field])
+            out[at], out[at + 1] = 34, 44
+            at = _put_json(out, at + 2, buffer, found.fields[line, field], end_of_lines)
+            out[at] = 93
+            at += 1
     out[at] = 93
     return at + 1
 

@@ -6,6 +6,7 @@ from datetime import date, datetime
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import LANDING_FILES
+from c360_pipeline.core.contract.fields import CONTRACT_VERSION
 from c360_pipeline.core.landing.lines import DELIVERY, Delivery
 
 COUNTED_AS = {"landed": "landed", "duplicate": "duplicates", "suppressed": "suppressed"}
@@ -39,10 +40,24 @@ def closed_books(books: list[FileBook], now: datetime) -> pl.DataFrame:
     """Rows of `LANDING_FILES`."""
     schema = LANDING_FILES.empty().schema
     rows = [
-        {**vars(book), "landed_at": now, **dict.fromkeys((f"replayed_{c}" for c in COUNTED_AS.values()), 0)}
+        {
+            **vars(book),
+            "landed_at": now,
+            "contract_version": CONTRACT_VERSION,
+            **dict.fromkeys((f"replayed_{c}" for c in COUNTED_AS.values()), 0),
+        }
         for book in books
     ]
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
+
+
+def of_older_contracts(files: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `LANDING_FILES` whose file was read by an older version of the event contract than today's.
+
+    They stay as they were read: what a newer contract makes of their lines comes when their landing date is read again
+    (`c360 run --partition DATE`).
+    """
+    return files.filter(pl.col("contract_version").fill_null(1) < CONTRACT_VERSION)
 
 
 def unbalanced(files: pl.DataFrame) -> pl.DataFrame:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from c360_pipeline.core.contract.fields import FieldType
+from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES, field_of
 from c360_pipeline.core.stitching.stitch import LINKED
 
 TEXT = pl.String()
@@ -99,13 +101,16 @@ def parts_of(name: str) -> tuple[str, str, str]:
 
 USER = NodeKind("User", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
 SESSION = NodeKind("Session", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
+_PROPERTY_TYPES: Mapping[FieldType, pl.DataType] = {
+    FieldType.TEXT: TEXT, FieldType.INSTANT: INSTANT, FieldType.ATTRIBUTES: TEXT
+}  # fmt: skip
 UNLANDED = "Unlanded"
 """Label of events that are in the graph before they are in the archive, written at `WRITTEN_AT` (docs/adr/0035)."""
 WRITTEN_AT = "written_at"
 ACTION = NodeKind(
     "Action",
     ("id",),
-    {"id": TEXT, "type": TEXT, "ts": INSTANT, "user_id": TEXT, "attrs": TEXT},
+    {"id": TEXT} | {name: _PROPERTY_TYPES[field_of(column).type] for column, name in GRAPH_PROPERTIES.items()},
     ("Event",),
     "ts",
     (f":{UNLANDED}", f".{WRITTEN_AT}"),
@@ -161,9 +166,11 @@ def sessions(events: pl.DataFrame) -> pl.DataFrame:
 
 def actions(events: pl.DataFrame) -> pl.DataFrame:
     """`ACTION` rows; attributes as JSON text with sorted names."""
-    return events.select(
-        "tenant_id", id="event_id", type="action", ts="ts", user_id="user_id", attrs=attributes_text(events["attrs"])
-    )
+    texts = {
+        name: attributes_text(events[column]) if field_of(column).type is FieldType.ATTRIBUTES else events[column]
+        for column, name in GRAPH_PROPERTIES.items()
+    }
+    return events.select("tenant_id", id="event_id").with_columns(**texts)
 
 
 def attributes_text(attrs: pl.Series) -> pl.Series:

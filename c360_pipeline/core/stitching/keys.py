@@ -13,6 +13,7 @@ import polars as pl
 import polars_hash  # noqa: F401 - registers the `nchash` expressions
 
 from c360_pipeline.core.arrays.row_hashes import hash128
+from c360_pipeline.core.contract.fields import FIELDS, FieldType
 
 MAX_KEY_CHARACTERS = 1024
 LINK, WEAK, IGNORE = "link", "weak", "ignore"
@@ -143,7 +144,12 @@ _BY_TYPE = {
     "tenant_id": pl.String, "key_type": pl.String, "is_weak": pl.Boolean, "unique_slot": pl.Int8,
     "max_partners": pl.Int64, "strength": pl.Int16,
 }  # fmt: skip
-COLUMN_OF = {"userId": "user_id", "sessionId": "session_id", "itemId": "item_id", "action": "action"}
+COLUMN_OF = {
+    field.name: field.column
+    for field in FIELDS
+    if field.type is FieldType.TEXT and field.column not in ("event_id", "tenant_id")
+}
+"""Fields of an event that a rule may name as a key."""
 KEY_COLUMNS = {"row": pl.UInt32, "key_type": pl.String, "key_hash": pl.UInt128}
 
 

@@ -15,6 +15,7 @@ from c360_pipeline.core.catalog.tables import (
     EVENT_KEYS,
     EVENTS,
 )
+from c360_pipeline.core.contract.layout import PERSONAL_TEXTS
 from c360_pipeline.core.landing.classify import split_suppressed
 from c360_pipeline.core.privacy.erasure import (
     Needles,
@@ -148,13 +149,14 @@ class Planner:
         return sorted(set(found) - self._elsewhere(Needles(found), users, rows)), events, rows
 
     def _only_theirs(self, theirs: pl.DataFrame) -> set[str]:
-        """Ids of their events, and what rules for keys take for an id on them."""
+        """Ids of their events, values of personal fields, and what rules for keys take for an id on them."""
         entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
         attrs = theirs.select(pl.col("attrs").cast(entries)).explode("attrs").unnest("attrs")
         rules = self._stores.control.key_rules.policy().rules
         names = [rule.source.removeprefix("attrs.") for rule in rules]
         ids = attrs.filter(pl.col("key").is_in(names))["value"]
-        return {value for column in (theirs["event_id"], theirs["session_id"], ids) for value in column.drop_nulls()}
+        columns = (theirs["event_id"], theirs["session_id"], *(theirs[name] for name in PERSONAL_TEXTS), ids)
+        return {value for column in columns for value in column.drop_nulls()}
 
     def _elsewhere(self, needles: Needles, users: pl.LazyFrame, rows: dict[str, list[dict[str, Any]]]) -> set[str]:
         """Values that the catalogue has, or events and rows of silos of others: a city is nobody's."""

@@ -166,9 +166,9 @@ def search_user_events(table: "UserEvents", needles: Needles, people: Iterable[P
     number = hits = 0
     events = table.scan()
     while rows := list(islice(events, BATCH_ROWS)):
-        texts = [(e.tenant_id, e.user_id, e.event_id, e.session_id, e.item_id, str(e.metadata)) for e in rows]
-        names = ("tenant_id", "user_id", "event_id", "session_id", "item_id", "metadata")
-        frame = pl.DataFrame(texts, schema=dict.fromkeys(names, pl.String), orient="row")
+        texts = [{name: value if isinstance(value, str | None) else str(value) for name, value in e._asdict().items()}
+                 for e in rows]  # fmt: skip
+        frame = pl.DataFrame(texts, schema=dict.fromkeys(rows[0]._fields, pl.String))
         number += frame.height
         hits += _hits(frame, needles, users, None)
     hits += sum(len(table.days(tenant, user)) for tenant, user in users.select("tenant_id", "user_id").iter_rows())

@@ -18,16 +18,15 @@ import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import row_name_hash
 from c360_pipeline.core.catalog.changes import Version
+from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, FEATURES
+from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import (
-    ACCOUNT_VALUES,
     DEAD_LETTER_LINES,
     DEAD_LETTERS,
     EVENTS,
-    FEATURES,
     JOURNEY_LOG,
     LANDING_FILES,
     RECONCILIATION_FINDINGS,
-    Table,
 )
 from c360_pipeline.core.landing.dead_letters import emptied
 from c360_pipeline.core.privacy.erasure import (

@@ -7,15 +7,17 @@ from datetime import datetime
 import polars as pl
 
 from c360_pipeline.core.catalog.changes import Changes, Version, compare_versions
-from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS, PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS
+from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_TOGETHER
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
-PROJECTED = ("event_id", "tenant_id", "user_id", "session_id", "ts", "action", "item_id", "attrs")
-"""Columns of events that the graph shows."""
+PROJECTED = COLUMNS
+"""Columns of events that the graph is made of."""
 SLICE_ROWS = 250_000
 """Events that are in memory at once when a graph is made from all of them."""
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from c360_pipeline.core.catalog.changes import Changes, Version
-from c360_pipeline.core.catalog.tables import EVENTS, Table
+from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import NodeKind, RelationshipKind
 from c360_pipeline.core.projection.removal_limit import BRAKE_SHARE, is_beyond_brake
@@ -68,7 +69,7 @@ def label_tables(lake: Lake, control: ControlRows) -> dict[str, LabelTables]:
         if label and table:
             hidden = {name for table_id, name in control.excluded if table_id == source.table_id}
             # What was excluded since the table was read must not go on into the graph.
-            table = replace(table, columns={n: t for n, t in table.columns.items() if n not in hidden})
+            table = replace(table, declared=tuple(column for column in table.declared if column.name not in hidden))
             kind = node_kind(label, source.key_columns, table.empty().schema)
             earlier = found.get(label)
             tables = (*(earlier.tables if earlier else ()), table)

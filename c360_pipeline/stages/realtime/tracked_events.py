@@ -19,9 +19,10 @@ import structlog
 from neo4j.exceptions import DriverError, Neo4jError
 
 from c360_pipeline.core.contract.events import Event
+from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.errors import C360Error, UnavailableError
 from c360_pipeline.stages.realtime.suppression import Suppression
-from c360_pipeline.stages.realtime.unlanded_events import event_frame, write_fresh
+from c360_pipeline.stages.realtime.unlanded_events import write_fresh
 from c360_pipeline.stores.neo4j.client import is_of_a_row
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb

@@ -4,12 +4,11 @@ The raw event is in S3 before; landing and projection write the same nodes and r
 Reconciliation leaves out what marked events touch, for a day at most (docs/adr/0035).
 """
 
-from collections.abc import Iterable
 from datetime import timedelta
 
 import polars as pl
 
-from c360_pipeline.core.contract.events import Event
+from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -20,11 +19,7 @@ USUALLY_AHEAD = timedelta(hours=1)
 LONGEST_AHEAD = timedelta(days=1)
 """An event that did not land within a day is a ghost: reconciliation names it and a repair removes it."""
 
-EVENT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
-    "event_id": pl.String, "tenant_id": pl.String, "user_id": pl.String, "session_id": pl.String,
-    "ts": pl.Datetime("us", "UTC"), "action": pl.String, "item_id": pl.String,
-    "attrs": pl.List(pl.Struct({"key": pl.String, "value": pl.String})),
-}  # fmt: skip
+_PROPERTIES = ", ".join(f"a.{name} = row.{column}" for column, name in GRAPH_PROPERTIES.items())
 
 
 def _counted(action: str, relationship: str) -> str:
@@ -44,26 +39,25 @@ def _counted(action: str, relationship: str) -> str:
 # sent, and a write costs what the event touches, not what its product has gathered.
 # Moments are numbers on the way: the driver takes longer to make a moment of Neo4j than to send all the rest of a row.
 WRITE = Statement(
-    """
+    f"""
     UNWIND $rows AS sent
-    WITH sent {.*, ts: datetime({epochSeconds: sent.seconds, nanosecond: sent.nanoseconds})} AS row
-    MERGE (a:Action {tenant_id: $tenant_id, id: row.event_id})
-        ON CREATE SET a:Event:Unlanded, a.type = row.action, a.ts = row.ts, a.user_id = row.user_id,
-                      a.attrs = row.attrs, a.status = 'NEW', a.written_at = datetime(), a.is_new = true
+    WITH sent {{.*, ts: datetime({{epochSeconds: sent.seconds, nanosecond: sent.nanoseconds}})}} AS row
+    MERGE (a:Action {{tenant_id: $tenant_id, id: row.event_id}})
+        ON CREATE SET a:Event:Unlanded, {_PROPERTIES}, a.status = 'NEW', a.written_at = datetime(), a.is_new = true
     WITH a, row WHERE a.is_new
     REMOVE a.is_new
-    MERGE (u:User {tenant_id: $tenant_id, id: row.user_id})
+    MERGE (u:User {{tenant_id: $tenant_id, id: row.user_id}})
         ON CREATE SET u.first_seen = row.ts, u.last_seen = row.ts
         ON MATCH SET u.first_seen = CASE WHEN row.ts < u.first_seen THEN row.ts ELSE u.first_seen END,
                      u.last_seen = CASE WHEN row.ts > u.last_seen THEN row.ts ELSE u.last_seen END
-    MERGE (s:Session {tenant_id: $tenant_id, id: row.session_id})
+    MERGE (s:Session {{tenant_id: $tenant_id, id: row.session_id}})
         ON CREATE SET s.first_seen = row.ts, s.last_seen = row.ts
         ON MATCH SET s.first_seen = CASE WHEN row.ts < s.first_seen THEN row.ts ELSE s.first_seen END,
                      s.last_seen = CASE WHEN row.ts > s.last_seen THEN row.ts ELSE s.last_seen END
     MERGE (u)-[:HAS_SESSION]->(s)
     CREATE (s)-[:HAS_ACTION]->(a)
     WITH u, a, row WHERE row.item_id IS NOT NULL
-    MERGE (p:Product {tenant_id: $tenant_id, id: row.item_id})
+    MERGE (p:Product {{tenant_id: $tenant_id, id: row.item_id}})
     CREATE (a)-[:ON_PRODUCT]->(p)
     WITH u, p, row"""
     + _counted("view", "VIEWED")
@@ -83,18 +77,12 @@ READ_OVERDUE = Statement("""
 SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_id"), pl.String)
 
 
-def event_frame(events: Iterable[Event]) -> pl.DataFrame:
-    """Events as rows of `EVENT_SCHEMA`; `attrs` is a map, as the archive has it."""
-    rows = [(*event[:7], [{"key": k, "value": v} for k, v in event.attrs.items()]) for event in events]
-    return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
-
-
 def write_fresh(graph: Graph, events: pl.DataFrame) -> None:
     """Write events; of one id the first, and those that the graph has already stay as they are.
 
     Args:
         graph: where to.
-        events: rows as `event_frame` makes them.
+        events: rows as `core.contract.frames.event_frame` makes them.
     """
     first = events.unique(["tenant_id", "event_id"], keep="first", maintain_order=True)
     micros = pl.col("ts").dt.epoch("us")

@@ -15,6 +15,8 @@ from itertools import chain
 import polars as pl
 
 from c360_pipeline.core.catalog.changes import Version
+from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.core.catalog.table import SILO_RETENTION, Table
 from c360_pipeline.core.catalog.tables import (
     CATALOG,
     EVENT_JOURNEY,
@@ -23,10 +25,6 @@ from c360_pipeline.core.catalog.tables import (
     JOURNEY_KEYS,
     JOURNEY_LOG,
     JOURNEYS,
-    PRODUCT_SIMILARITIES,
-    SILO_RETENTION,
-    USER_COMMUNITIES,
-    Table,
 )
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind

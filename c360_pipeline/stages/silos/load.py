@@ -19,7 +19,7 @@ import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import identity_hash, row_name_hash
 from c360_pipeline.core.catalog.changes import RowChanges, Version
-from c360_pipeline.core.catalog.tables import SILO_RETENTION, Table
+from c360_pipeline.core.catalog.table import SILO_RETENTION, Table
 from c360_pipeline.core.silos.control_rows import FULL, INCREMENTAL, compare_rows, unusable_keys
 from c360_pipeline.core.silos.plan import Extract
 from c360_pipeline.errors import ContractError
@@ -46,7 +46,7 @@ def silo_table(extract: Extract) -> Table:
             "extracted_at": pl.Datetime("us", "UTC"), "run_id": pl.String(),
         }
     ).to_arrow().schema  # fmt: skip
-    return Table(
+    return Table.of_types(
         extract.lake_table,
         ("tenant_id", *extract.table.key_columns),
         {field.name: field.type for field in schema},

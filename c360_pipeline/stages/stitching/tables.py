@@ -13,6 +13,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from c360_pipeline.core.catalog.changes import RowChanges
+from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import (
     EVENT_JOURNEY,
     EVENT_KEYS,
@@ -24,7 +25,6 @@ from c360_pipeline.core.catalog.tables import (
     JOURNEY_SPLITS,
     JOURNEYS,
     QUARANTINED_KEYS,
-    Table,
 )
 from c360_pipeline.core.stitching import log as log
 from c360_pipeline.stores.delta.lake import Lake

@@ -1,11 +1,12 @@
 """Events in Cassandra: by user and day, newest first."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import namedtuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from importlib import resources
 from itertools import islice
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import polars as pl
 from cassandra import InvalidRequest, OperationTimedOut, ReadTimeout, Unavailable, WriteTimeout
@@ -16,17 +17,22 @@ from cassandra.policies import DCAwareRoundRobinPolicy, TokenAwarePolicy
 from cassandra.query import BatchStatement, BatchType, ConsistencyLevel
 
 from c360_pipeline.core.contract.events import EPOCH, epoch_micros
+from c360_pipeline.core.contract.layout import STREAM_COLUMNS
 from c360_pipeline.errors import UnavailableError
 
 CONCURRENCY = 200
 """Requests on their way at once."""
 REQUEST_ROWS, REQUEST_BYTES = 10, 4 * 1024
 """Of one request. Servers warn of batches of more partitions, or of 5 KiB, and refuse them from 50 KiB."""
-COLUMNS = (
-    "tenant_id", "user_id", "bucket_date", "event_time", "event_type", "event_id", "event_micros", "session_id",
-    "item_id", "metadata",
-)  # fmt: skip
-KEY = COLUMNS[:6]
+RENAMED = {"action": "event_type", "attrs": "metadata"}
+"""Columns that the table calls otherwise. Source: "Real-Time User Event Streaming System"."""
+KEY = ("tenant_id", "user_id", "bucket_date", "event_time", "event_type", "event_id")
+REST = tuple(
+    RENAMED.get(column, column)
+    for column in STREAM_COLUMNS
+    if column != "ts" and RENAMED.get(column, column) not in KEY
+)
+COLUMNS = (*KEY, "event_micros", *REST)
 TRANSIENT = (NoHostAvailable, OperationTimedOut, ReadTimeout, Unavailable, WriteTimeout)
 INSERT = f"INSERT INTO user_events ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 READ_DAY = f"SELECT {', '.join(COLUMNS)} FROM user_events WHERE tenant_id = ? AND user_id = ? AND bucket_date = ?"
@@ -45,31 +51,39 @@ DELETE = """
 DELETE_DAY = "DELETE FROM user_events WHERE tenant_id = ? AND user_id = ? AND bucket_date = ?"
 
 
-class UserEvent(NamedTuple):
-    """A row; `event_time` is `event_micros` cut to the milliseconds that Cassandra has."""
+if TYPE_CHECKING:
 
-    tenant_id: str
-    user_id: str
-    bucket_date: date
-    event_time: datetime
-    event_type: str
-    event_id: str
-    event_micros: int
-    session_id: str
-    item_id: str | None
-    metadata: dict[str, str]
+    class UserEvent(NamedTuple):
+        """A row; `event_time` is `event_micros` cut to the milliseconds that Cassandra has."""
+
+        tenant_id: str
+        user_id: str
+        bucket_date: date
+        event_time: datetime
+        event_type: str
+        event_id: str
+        event_micros: int
+        session_id: str
+        item_id: str | None
+        metadata: dict[str, str]
+else:
+    # Of the declared fields of an event; a test holds the class above to these.
+    UserEvent = namedtuple("UserEvent", COLUMNS)
 
 
-def user_event(
-    event_id: str, tenant_id: str, user_id: str, session_id: str, ts: datetime, action: str, item_id: str | None,
-    attrs: dict[str, str],
-) -> UserEvent:  # fmt: skip
-    """The row of an event; the bucket is its day in UTC."""
-    micros = epoch_micros(ts)
+def user_event(event: Mapping[str, Any]) -> UserEvent:
+    """The row of an event; the bucket is its day in UTC.
+
+    Args:
+        event: values by column of an event; of those that are not there the row has none.
+    """
+    micros = epoch_micros(event["ts"])
+    values: dict[str, Any] = {
+        RENAMED.get(column, column): event.get(column) for column in STREAM_COLUMNS if column != "ts"
+    }
     cut = EPOCH + timedelta(milliseconds=micros // 1000)
-    return UserEvent(
-        tenant_id, user_id, ts.astimezone(UTC).date(), cut, action, event_id, micros, session_id, item_id, attrs
-    )
+    day = event["ts"].astimezone(UTC).date()
+    return UserEvent(**values, bucket_date=day, event_time=cut, event_micros=micros)
 
 
 class UserEvents:
@@ -121,8 +135,15 @@ class UserEvents:
         script = resources.files("c360_pipeline.ddl").joinpath("user_events.cql").read_text(encoding="utf-8")
         for statement in "\n".join(line for line in script.splitlines() if not line.startswith("--")).split(";"):
             self._session.execute(statement)
+        self._add_columns()
         statements = (INSERT, DELETE, READ_DAY, DELETE_DAY, INSERT_DAY, READ_DAYS, DELETE_DAYS)
         self._prepared = {statement: self._session.prepare(statement) for statement in statements}
+
+    def _add_columns(self) -> None:
+        """Columns of fields that came after the table was made."""
+        held = self._cluster.metadata.keyspaces[self._keyspace].tables["user_events"].columns
+        for name in (column for column in COLUMNS if column not in held):
+            self._session.execute(f"ALTER TABLE user_events ADD IF NOT EXISTS {name} text")
 
     def write(self, events: Iterable[UserEvent]) -> None:
         """Write rows; writing one again changes nothing.
@@ -166,11 +187,8 @@ class UserEvents:
         Args:
             events: tenant_id, user_id, ts, action, event_id.
         """
-        named = events.select("event_id", "tenant_id", "user_id", "ts", "action")
-        rows = (
-            user_event(e, tenant, user, "", ts, action, None, {}) for e, tenant, user, ts, action in named.iter_rows()
-        )
-        self._write_all(DELETE, (row[: len(KEY)] for row in rows))
+        rows = map(user_event, events.select("event_id", "tenant_id", "user_id", "ts", "action").iter_rows(named=True))
+        self._write_all(DELETE, (tuple(getattr(row, name) for name in KEY) for row in rows))
 
     def of_days(self, days: Iterable[tuple[str, str, date]]) -> Iterator[UserEvent]:
         """What users did on days: of each the newest first.

@@ -24,7 +24,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from pyarrow.fs import FileSelector, PyFileSystem
 
 from c360_pipeline.core.catalog.changes import Changes, RowChanges, Version, compare_versions
-from c360_pipeline.core.catalog.tables import Table
+from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.errors import C360Error, ConflictError
 from c360_pipeline.stores.delta.key_lookup import KeyLookup
 from c360_pipeline.stores.delta.snapshots import (

@@ -8,7 +8,7 @@ from deltalake import (
 )
 
 from c360_pipeline.core.arrays.row_hashes import identity_hash
-from c360_pipeline.core.catalog.tables import Table
+from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.stores.delta.key_index import Hashes, KeyIndex
 from c360_pipeline.stores.delta.snapshots import data_files
 from c360_pipeline.stores.delta.storage import Storage

@@ -12,7 +12,7 @@ from deltalake import (
 from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import FileSelector, PyFileSystem
 
-from c360_pipeline.core.catalog.tables import SILO_RETENTION, Table
+from c360_pipeline.core.catalog.table import SILO_RETENTION, Table
 from c360_pipeline.stores.delta.commits import Commits
 from c360_pipeline.stores.delta.key_lookup import KeyLookup
 from c360_pipeline.stores.delta.maintenance import Maintenance
@@ -141,7 +141,9 @@ class Lake:
         if snapshot is None:
             return None
         columns = {field.name: field.type for field in pa.schema(cast("Any", snapshot.schema().to_arrow()))}
-        return Table(name, tuple(key), columns, str(snapshot.metadata().description or ""), retention=SILO_RETENTION)
+        return Table.of_types(
+            name, tuple(key), columns, str(snapshot.metadata().description or ""), retention=SILO_RETENTION
+        )
 
     def has_columns(self, table: Table) -> bool:
         """Whether the table as it is has exactly these columns."""

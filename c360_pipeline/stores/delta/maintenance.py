@@ -10,7 +10,8 @@ from deltalake import (
 )
 
 from c360_pipeline.core.catalog.changes import Version
-from c360_pipeline.core.catalog.tables import SILO_RETENTION, MaintenanceReport, Table
+from c360_pipeline.core.catalog.table import SILO_RETENTION, Table
+from c360_pipeline.core.catalog.tables import MaintenanceReport
 from c360_pipeline.stores.delta.commits import TARGET_FILE_BYTES
 from c360_pipeline.stores.delta.key_lookup import KeyLookup
 from c360_pipeline.stores.delta.snapshots import ROW_GROUP_ROWS, data_files, evolved, version_of, writer_properties

@@ -15,7 +15,7 @@ from deltalake import (
 )
 
 from c360_pipeline.core.catalog.changes import Version
-from c360_pipeline.core.catalog.tables import Table
+from c360_pipeline.core.catalog.table import Table
 
 WRITER = "exclusive"
 WRITTEN_ROWS = 16 * 1024

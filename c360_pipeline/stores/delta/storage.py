@@ -12,7 +12,7 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from c360_pipeline.core.catalog.tables import Table
+from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.stores.delta.snapshots import ROW_GROUP_ROWS, evolved
 

@@ -11,7 +11,7 @@ from deltalake import (
 from deltalake.exceptions import DeltaError
 
 from c360_pipeline.core.catalog.changes import Changes, Version, compare_versions
-from c360_pipeline.core.catalog.tables import Table
+from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.delta.snapshots import instant_of, rows_by_file, version_of
 from c360_pipeline.stores.delta.storage import Storage

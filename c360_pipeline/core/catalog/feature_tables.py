@@ -1,0 +1,204 @@
+"""Tables of features, each made of the archive and the graph for one tenant after the other."""
+
+from c360_pipeline.core.catalog.columns import (
+    AS_OF,
+    CATEGORY,
+    INT,
+    PATH,
+    PRODUCT_ID,
+    RANK,
+    REAL,
+    TENANT_ID,
+    TEXT,
+    USER_ID,
+    UTC_MICROS,
+    Column,
+    of_events,
+)
+from c360_pipeline.core.catalog.table import Table
+
+USER_COMMUNITIES = Table(
+    "features/user_communities",
+    ("tenant_id", "user_id"),
+    (
+        TENANT_ID,
+        USER_ID,
+        Column(
+            "community",
+            INT,
+            "number within its tenant, 0 first; communities are numbered by their first user",
+            origin=of_events("user_id", "item_id", "action"),
+        ),
+        Column("community_size", INT, "users in the community"),
+    ),
+    "Louvain communities of users who touch the same products; numbered by their first member.",
+)
+
+PRODUCT_SIMILARITIES = Table(
+    "features/product_similarities",
+    ("tenant_id", "kind", "product_id", "similar_product_id"),
+    (
+        TENANT_ID,
+        Column("kind", TEXT, "same_customers or viewed_together"),
+        PRODUCT_ID,
+        Column("similar_product_id", TEXT, "the product that is like it", origin=of_events("item_id")),
+        RANK,
+        Column(
+            "similarity",
+            REAL,
+            "Jaccard: shared by all that either has, 0 to 1",
+            origin=of_events("user_id", "session_id", "item_id"),
+        ),
+        Column("shared", INT, "customers or sessions that both have"),
+    ),
+    "Products with the same customers (by GDS node similarity), and products viewed in the same sessions.",
+)
+
+PRODUCT_CANDIDATES = Table(
+    "features/product_candidates",
+    ("tenant_id", "user_id", "product_id"),
+    (
+        TENANT_ID,
+        USER_ID,
+        PRODUCT_ID,
+        RANK,
+        Column(
+            "score",
+            INT,
+            "how strongly it is recommended: similar users, twice, and strength",
+            origin=of_events("user_id", "action", "item_id", "ts"),
+        ),
+        Column(
+            "similar_users",
+            INT,
+            "others who bought one of the user's products, and this",
+            origin=of_events("user_id", "item_id"),
+        ),
+        Column(
+            "strength",
+            INT,
+            "how often similar users bought it, once for each product shared with the user",
+            origin=of_events("user_id", "item_id"),
+        ),
+    ),
+    "What customers with the same purchases bought besides, the best 20 for each user.",
+)
+
+TRENDING_PRODUCTS = Table(
+    "features/trending_products",
+    ("tenant_id", "window_hours", "product_id"),
+    (
+        TENANT_ID,
+        Column("window_hours", INT, "24, 168 or 720"),
+        PRODUCT_ID,
+        CATEGORY,
+        AS_OF,
+        Column("rank", INT, "1 is best, by score"),
+        Column("rank_in_category", INT, "the same among the products of its category"),
+        Column(
+            "viewers", INT, "users who viewed it in the window", origin=of_events("user_id", "action", "item_id", "ts")
+        ),
+        Column(
+            "buyers", INT, "users who bought it in the window", origin=of_events("user_id", "action", "item_id", "ts")
+        ),
+        Column(
+            "score",
+            INT,
+            "viewers, and buyers with their weight",
+            origin=of_events("user_id", "action", "item_id", "ts"),
+        ),
+        Column("previous_score", INT, "score of the window before"),
+        Column("growth", REAL, "score by that of the window before, one at least"),
+    ),
+    "Products that most people viewed and bought in the last day, week and month, against the same time before.",
+)
+
+PATH_ANOMALIES = Table(
+    "features/path_anomalies",
+    ("tenant_id", "session_id", "user_id"),
+    (
+        TENANT_ID,
+        Column("session_id", TEXT, "the producer's session", origin=of_events("session_id")),
+        USER_ID,
+        Column("started_at", UTC_MICROS, "of the session's first event (UTC)", origin=of_events("ts")),
+        Column("steps", INT, "steps of the session"),
+        Column(
+            "surprise",
+            REAL,
+            "mean of -log2 of the probabilities of the steps, in bits",
+            origin=of_events("user_id", "action", "ts"),
+        ),
+        Column("usual_surprise", REAL, "mean of the sessions of the past, in bits"),
+        Column("deviations", REAL, "standard deviations above the usual surprise"),
+        Column("from_action", TEXT, "where the oddest step begins", origin=of_events("action")),
+        Column("to_action", TEXT, "where the oddest step ends", origin=of_events("action")),
+        Column(
+            "probability",
+            REAL,
+            "of the oddest step, by the past of the user and the community",
+            origin=of_events("user_id", "action", "ts"),
+        ),
+        PATH,
+    ),
+    "Sessions of the last week whose path is unlike the user's own and the community's past, the oddest step named.",
+)
+
+DROP_OFFS = Table(
+    "features/drop_offs",
+    ("tenant_id", "funnel", "step"),
+    (
+        TENANT_ID,
+        Column("funnel", TEXT, "name of the funnel"),
+        Column("step", INT, "number in the funnel, 1 first"),
+        Column("action", TEXT, "step that sessions reached"),
+        Column("next_action", TEXT, "the step that should follow", origin=of_events("action")),
+        Column("sessions", INT, "sessions that reached the step", origin=of_events("session_id")),
+        Column("continued", INT, "sessions that reached the next step, too"),
+        Column("drop_off_rate", REAL, "share of sessions that did not go on, 0 to 1"),
+        Column("previous_rate", REAL, "the same in the four weeks before"),
+        Column("change", REAL, "`drop_off_rate` less `previous_rate`"),
+        AS_OF,
+    ),
+    "How many sessions of the last week went on from each step of a funnel, against the four weeks before.",
+)
+
+SUPPORT_INSIGHTS = Table(
+    "features/support_insights",
+    ("tenant_id", "path"),
+    (
+        TENANT_ID,
+        PATH,
+        Column("tickets_with_path", INT, "of these, those that the path precedes"),
+        Column("tickets", INT, "tickets and calls for support with events in the 30 minutes before"),
+        Column("share_before_tickets", REAL, "share of tickets that the path precedes, 0 to 1"),
+        Column("sessions_with_path", INT, "of these, those that hold the path"),
+        Column("sessions", INT, "sessions that no ticket followed", origin=of_events("session_id")),
+        Column("share_elsewhere", REAL, "share of other sessions that hold the path, 0 to 1"),
+        Column("lift", REAL, "share before tickets by share elsewhere"),
+    ),
+    "Paths that users take in the 30 minutes before a ticket more often than in sessions that no ticket follows.",
+)
+
+ACCOUNT_VALUES = Table(
+    "features/account_values",
+    ("tenant_id", "account_id"),
+    (
+        Column("tenant_id", TEXT, "whose customers these are"),
+        Column("account_id", TEXT, "the silo's key of the account, as text"),
+        Column("email", TEXT, "of the account"),
+        Column("plan", TEXT, "of the active subscription"),
+        Column("months", INT, "since the account was made"),
+        Column("monthly_value", REAL, "fee and a third of the purchases of 90 days, a month"),
+        Column("value_to_date", REAL, "fees since the account was made, and all purchases"),
+        Column("churn_risk", REAL, "how likely the account leaves, 0 to 1"),
+        Column("risk_level", TEXT, "low, medium, high, or left"),
+        Column("value_in_a_year", REAL, "monthly value times the chance to be still there, over twelve months"),
+        Column("why", TEXT, "what the risk is made of"),
+    ),
+    "What each account has brought and may bring in a year, and how likely it is to leave, with the reasons.",
+)
+
+FEATURES = (
+    USER_COMMUNITIES, PRODUCT_SIMILARITIES, PRODUCT_CANDIDATES, TRENDING_PRODUCTS, PATH_ANOMALIES, DROP_OFFS,
+    SUPPORT_INSIGHTS, ACCOUNT_VALUES,
+)  # fmt: skip
