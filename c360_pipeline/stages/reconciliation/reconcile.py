@@ -40,7 +40,7 @@ OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
 
 BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date", "first_seen_at", "merged_at",
                "extracted_at", "run_id", "reconciled_at", "reason", "committed_at",
-               "split_at", "found_at", "quarantined_at", "split_id")  # fmt: skip
+               "split_at", "found_at", "quarantined_at", "split_id", "contract_version")  # fmt: skip
 """Columns that say when, whence and why a row came, not what it says: two runs differ in them and are equal."""
 
 NOT_IN_DIGEST = ("reconciliations", "reconciliation_findings", "landing_files", "journey_log")
@@ -330,10 +330,9 @@ def lake_digest(lake: Lake, name: str, version: int | None = None) -> str:
     table = TABLES.get(name) or lake.stored_table(name, ())
     if table is None:
         return NO_ROWS
-    parts = (
-        digest(row_hashes(rows.select(c for c in rows.columns if c not in BOOKKEEPING)))
-        for rows in lake.batches(table, version)
-    )
+    # Columns that a later release added are none of what the table held: its digest stays.
+    said = [name for name in lake.column_names(name, version) if name in table.columns and name not in BOOKKEEPING]
+    parts = (digest(row_hashes(rows.select(said))) for rows in lake.batches(table, version))
     return sum_of_digests(parts)
 
 

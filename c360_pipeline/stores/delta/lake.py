@@ -145,6 +145,11 @@ class Lake:
             name, tuple(key), columns, str(snapshot.metadata().description or ""), retention=SILO_RETENTION
         )
 
+    def column_names(self, name: str, version: int | None = None) -> list[str]:
+        """The columns that a table has at a version; none when there is no such table."""
+        snapshot = self._storage.open(name, version)
+        return [field.name for field in snapshot.schema().fields] if snapshot else []
+
     def has_columns(self, table: Table) -> bool:
         """Whether the table as it is has exactly these columns."""
         snapshot = self._storage.open(table.name)
