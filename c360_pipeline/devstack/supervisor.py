@@ -32,8 +32,10 @@ from c360_pipeline.devstack.services import services_at
 from c360_pipeline.errors import C360Error, UnavailableError
 from c360_pipeline.settings import connection_file
 
-START_SECONDS = 120.0
-STOP_SECONDS = 30.0
+START_SECONDS = 900.0
+"""A server that lives is waited for, on a busy machine for minutes; one that ends while it starts is known at once."""
+STOP_SECONDS = 120.0
+"""Before a server that does not stop is killed: it writes what it holds, and on a busy machine that takes its time."""
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.25
 
