@@ -11,6 +11,7 @@ import hypothesis.core
 import neo4j
 import pytest
 from event_world import World
+from repetition import IS_SOAK, SoakReport, trials
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.devstack import stack
@@ -21,13 +22,15 @@ from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.s3.landing import Landing
 
 # The first call of a compiled function takes a second, or ten where it was never compiled.
-hypothesis.settings.register_profile("project", deadline=None)
-hypothesis.settings.load_profile("project")
+for profile, examples in (("dev", 25), ("ci", 100), ("soak", 1_000)):
+    hypothesis.settings.register_profile(profile, deadline=None, max_examples=examples, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 EMPTY_GRAPH = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 10000 ROWS"
+__all__ = ["trials"]
 LONGEST = (
     "test_streaming",
-    "test_pipeline", "test_rebuild", "test_daemon", "test_erasure", "test_api_schema", "test_stitching",
+    "test_pipeline", "test_rebuild", "test_daemon", "test_erasure", "test_api_schema",
     "test_dagster_ui", "test_api", "test_pages", "test_landing", "test_kill", "test_graph_kill",
 )  # fmt: skip
 OURS = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "DAGSTER_", "KAFKA_", "CASSANDRA_", "FLINK_")
@@ -46,6 +49,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = random.SystemRandom().randrange(2**32)
         hypothesis.core.global_force_seed = config.option.hypothesis_seed
 
+    if IS_SOAK and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SoakReport(config.getoption("hypothesis_seed")), "soak-report")
+
 
 def pytest_report_header(config: pytest.Config) -> str:
     """The seed of the properties."""
@@ -58,6 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         kind = item.path.relative_to(Path(__file__).parent).parts[0]
         item.add_marker(getattr(pytest.mark, kind))
+        if IS_SOAK and item.get_closest_marker("repeats"):
+            item.add_marker(pytest.mark.soak)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,7 +37,7 @@ from c360_pipeline.core.features import communities as features
 from c360_pipeline.core.features import paths, similar_products
 from c360_pipeline.core.features.account_values import account_values as values_of_accounts
 from c360_pipeline.core.features.recommend import SIMILAR_USER_WEIGHT, candidates
-from c360_pipeline.core.features.trends import BUYER_WEIGHT, trending
+from c360_pipeline.core.features.trends import score, trending
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.reads.accounts import newest_of, read_accounts, read_tickets
 from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
@@ -290,8 +290,10 @@ def trending_products(context: dg.AssetExecutionContext, lake: LakeResource) -> 
 )
 def trends_add_up(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives."""
-    score = pl.col("viewers") + BUYER_WEIGHT * pl.col("buyers")
-    return wrong_rows(lake, TRENDING_PRODUCTS, (pl.col("score") != score) | (score < 1) | (pl.col("rank") < 1))
+    trend = score(pl.col("viewers"), pl.col("buyers"))
+    is_ranked = pl.col("rank") == pl.col("rank").min().over("tenant_id", "window_hours")
+    wrong_first = is_ranked & (pl.col("rank") != 1)
+    return wrong_rows(lake, TRENDING_PRODUCTS, (pl.col("score") != trend) | (trend < 1) | wrong_first)
 
 
 @asset_check(

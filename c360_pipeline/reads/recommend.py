@@ -13,7 +13,7 @@ from c360_pipeline.core.features.recommend import (
     Source,
     rank,
 )
-from c360_pipeline.core.features.trends import BUYER_WEIGHT
+from c360_pipeline.core.features.trends import BUYER_WEIGHT, SCORE_IN_CYPHER
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j.driver_values import Read, instant
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -83,18 +83,18 @@ READ_NEWEST_EVENT = Statement("""
     MATCH (u:User {tenant_id: $tenant_id}) WHERE u.last_seen IS NOT NULL
     RETURN u.last_seen AS newest ORDER BY u.tenant_id DESC, u.last_seen DESC LIMIT 1
 """)
-READ_TRENDING = Statement("""
-    CALL () {
-        MATCH (v:User {tenant_id: $tenant_id})-[r:VIEWED]->(p:Product {tenant_id: $tenant_id})
+READ_TRENDING = Statement(f"""
+    CALL () {{
+        MATCH (v:User {{tenant_id: $tenant_id}})-[r:VIEWED]->(p:Product {{tenant_id: $tenant_id}})
         WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
         RETURN v, p, 1 AS viewed, 0 AS bought
         UNION ALL
-        MATCH (v:User {tenant_id: $tenant_id})-[r:PURCHASED]->(p:Product {tenant_id: $tenant_id})
+        MATCH (v:User {{tenant_id: $tenant_id}})-[r:PURCHASED]->(p:Product {{tenant_id: $tenant_id}})
         WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
         RETURN v, p, 0 AS viewed, 1 AS bought
-    }
+    }}
     WITH p, sum(viewed) AS viewers, sum(bought) AS buyers, count(DISTINCT v) AS people
-    WITH p, viewers, buyers, people, viewers + $buyer_weight * buyers AS score
+    WITH p, viewers, buyers, people, {SCORE_IN_CYPHER} AS score
     ORDER BY score DESC, p.id
     LIMIT $top_k
     RETURN p.id AS product_id, p.name AS product_name, p.category AS category, viewers, buyers, people, score

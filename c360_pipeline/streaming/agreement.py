@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
+from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.contract.events import EPOCH
 from c360_pipeline.core.contract.frames import CONTENT, EVENT_SCHEMA, TEXT_COLUMNS
@@ -24,8 +25,8 @@ from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashe
 from c360_pipeline.stages.realtime.unlanded_events import write_fresh
 from c360_pipeline.stores.cassandra.user_events import RENAMED, UserEvent, UserEvents, user_event
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.spill import Spill
 from c360_pipeline.stores.neo4j.graph import Graph
-from c360_pipeline.streaming.spill import Spill
 from c360_pipeline.streaming.topic import SENT, Judged, Reading, each_once
 
 KEY = ["tenant_id", "event_id"]
@@ -207,17 +208,17 @@ class Stores:
         """
         parts = reading.at_most // PART_ROWS + 1
         counts = dict.fromkeys(("messages", "dead_letters", "late", "duplicates", "events", "suppressed"), 0)
-        by_id = Spill(folder / "sent", KEY, parts, pl.Schema(SENT))
-        by_id.write(_counted(reading.judged, counts))
-        by_user = Spill(folder / "events", USER, parts, pl.Schema(SENT))
-        by_user.write(_distinct(by_id, counts))
-        archived = Spill(folder / "archived", USER, parts, pl.Schema(CONTENT))
-        archived.write(self._archived(by_user, folder / "archive.parquet"))
+        by_id = Spill(folder / "sent", KEY, pl.Schema(SENT), parts=parts)
+        by_id.filled(_counted(reading.judged, counts))
+        by_user = Spill(folder / "events", USER, pl.Schema(SENT), parts=parts)
+        by_user.filled(_distinct(by_id, counts))
+        archived = Spill(folder / "archived", USER, pl.Schema(CONTENT), parts=parts)
+        archived.filled(self._archived(by_user, folder / "archive.parquet"))
         places = [Place(name) for name in ("archive", "graph", "cassandra")]
         sent_digest, repaired = NO_ROWS, 0
         for number in range(parts):
-            kept, hidden = split_suppressed(by_user.read(number), self._suppressed)
-            held = archived.read(number).join(kept, on=KEY, how="semi")
+            kept, hidden = split_suppressed(by_user.part(number), self._suppressed)
+            held = archived.part(number).join(kept, on=KEY, how="semi")
             counts["events"] += kept.height
             counts["suppressed"] += hidden.height
             sent_digest = sum_of_digests([sent_digest, digest(row_hashes(_contents(_in_time(kept))))])
@@ -286,7 +287,7 @@ def _counted(judged: Iterable[Judged], counts: dict[str, int]) -> Iterator[pl.Da
 
 def _distinct(sent: Spill, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
     for number in range(sent.parts):
-        rows = sent.read(number)
+        rows = sent.part(number)
         first = each_once(rows)
         counts["duplicates"] += rows.height - first.height
         counts["late"] += int(first["is_late"].sum())
@@ -295,7 +296,7 @@ def _distinct(sent: Spill, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
 
 def _places(sent: Spill) -> pl.DataFrame:
     """The tenants and days of events: tenant_id, day."""
-    found = [sent.read(number).select("tenant_id", _day()).unique() for number in range(sent.parts)]
+    found = [sent.part(number).select("tenant_id", _day()).unique() for number in range(sent.parts)]
     return pl.concat(found).unique()
 
 
@@ -320,13 +321,13 @@ def _part(
     """
     mine, theirs = _contents(expected), _contents(held)
     late = expected.select(list(DIFFERING))
-    lacking = expected.join(theirs, on=KEY, how="anti")
+    found = difference(theirs, mine, KEY)
+    lacking = expected.join(found.inserted.select(KEY), on=KEY, how="semi")
     later = lacking.filter(waiting) if waiting is not None else lacking.clear()
-    missing = lacking.join(later, on=KEY, how="anti").select(list(DIFFERING))
-    there = mine.join(theirs.select(KEY), on=KEY, how="semi")
-    altered = late.join(there.join(theirs, on=list(CONTENT), how="anti", nulls_equal=True), on=KEY, how="semi")
+    missing = difference(later.select(KEY), lacking.select(KEY), KEY).inserted.join(late, on=KEY)
+    altered = late.join(found.updated.select(KEY), on=KEY, how="semi")
     known = expected if tolerated is None else tolerated
-    extra = theirs.join(known, on=KEY, how="anti").select(*KEY, is_late=pl.lit(None, pl.Boolean))
+    extra = found.deleted.join(known, on=KEY, how="anti").select(*KEY, is_late=pl.lit(None, pl.Boolean))
     return _Part(theirs.join(mine.select(KEY), on=KEY, how="semi"), later.height, missing, altered, extra)
 
 

@@ -43,6 +43,7 @@ def event(number: int) -> str:
     }) + "\n"  # fmt: skip
 
 
+@pytest.mark.soak
 def test_files_reach_the_graph_although_everything_is_killed_in_the_middle(
     settings: Settings, drop: Callable[[int, int], None], graph: Graph, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +87,7 @@ def test_files_reach_the_graph_although_everything_is_killed_in_the_middle(
     assert drift(reconcile(Archive(lake, open_control(settings).read()), graph)) == []
 
 
+@pytest.mark.soak
 def test_a_backfill_of_five_days_lands_once_although_postgres_restarts_in_the_middle(
     settings: Settings, landing: Landing, lake: Lake, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """The API against its own OpenAPI document: five thousand requests that a machine made up, and none fails."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -9,6 +8,7 @@ import pytest
 import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck
+from repetition import Trials, often
 
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
@@ -17,7 +17,7 @@ from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.s3.landing import Landing
 
-REQUESTS = int(os.environ.get("C360_SCHEMA_REQUESTS", "5000"))
+REQUESTS = often(500, 5_000)
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def schema(graph: Graph, lake: Lake, landing: Landing, control: ControlDb) -> It
         yield loaded
 
 
-def test_no_request_makes_the_api_fail(schema: schemathesis.BaseSchema) -> None:
+@pytest.mark.repeats
+def test_no_request_makes_the_api_fail(trials: Trials, schema: schemathesis.BaseSchema) -> None:
+    trials(REQUESTS)
     answers: Counter[tuple[str, int]] = Counter()
     operations = [found.ok() for found in schema.get_all_operations()]
     # Health and figures take nothing: there is one request to each.

@@ -54,7 +54,7 @@ def test_changes_bring_a_kind_from_one_version_to_the_next(graph: Graph) -> None
     graph.writer.merge(model.USER, users("a", "b"))
     graph.writer.merge(model.SESSION, sessions("s"))
     graph.writer.merge(model.HAS_SESSION, pairs(("a", "s"), ("b", "s")))
-    graph.writer.apply(model.HAS_SESSION, Changes(pairs(("a", "s")), pairs(("b", "s"))))
+    graph.writer.apply(model.HAS_SESSION, Changes.of(pairs(("a", "s")), pairs(("b", "s"))))
     assert graph.audit.rows(model.HAS_SESSION, "acme").rows() == [("acme", "a", "s")]
 
 

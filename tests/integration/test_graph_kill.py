@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from event_world import World
+from repetition import Trials, often
 from workers import Workers
 
 from c360_pipeline.core.catalog.tables import EVENTS
@@ -20,8 +21,7 @@ from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
-KILLS = 30
-OF_NEO4J = 5
+KILLS, OF_NEO4J, SEED = often(4, 30), often(1, 5), 7
 WORKER = Path(__file__).parent / "graph_worker.py"
 
 
@@ -52,10 +52,12 @@ def kill_neo4j(home: Path, after: float) -> threading.Timer:
     return timer
 
 
-def test_thirty_kills_of_the_projection_and_of_neo4j_leave_the_same_graph(
-    workers: Workers, world: World, home: Path, lake: Lake, graph: Graph
+@pytest.mark.repeats
+def test_kills_of_the_projection_and_of_neo4j_leave_the_same_graph(
+    trials: Trials, workers: Workers, world: World, home: Path, lake: Lake, graph: Graph
 ) -> None:
-    rng = random.Random(7)
+    rng = random.Random(SEED)
+    trials(KILLS, SEED)
     killed = of_neo4j = 0
     while killed < KILLS:
         change(world, rng)

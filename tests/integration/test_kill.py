@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from repetition import Trials, often
 from workers import Workers
 
 from c360_pipeline.assets.landing import land
@@ -19,7 +20,7 @@ from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
 
-KILLS = 50
+KILLS, SEED = often(5, 50), 4
 REQUEST = SampleRequest(events=4_000, tenants=2, seed=4, malformed_rate=0.03, duplicate_rate=0.05)
 DAY = "2025-11-02"
 WORKER = Path(__file__).parent / "landing_worker.py"
@@ -41,10 +42,18 @@ def totals(lake: Lake) -> tuple[int, ...]:
     return books.select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0)
 
 
-def test_fifty_kills_at_random_points_lose_nothing_and_leave_nothing_twice(
-    workers: Workers, settings: Settings, landing: Landing, lake: Lake, control: ControlDb, tmp_path: Path
+@pytest.mark.repeats
+def test_kills_at_random_points_lose_nothing_and_leave_nothing_twice(
+    trials: Trials,
+    workers: Workers,
+    settings: Settings,
+    landing: Landing,
+    lake: Lake,
+    control: ControlDb,
+    tmp_path: Path,
 ) -> None:
-    rng = random.Random(4)
+    rng = random.Random(SEED)
+    trials(KILLS, SEED)
     files = write_sample(REQUEST, tmp_path, lambda _: None).event_files
     killed = 0
     while killed < KILLS:

@@ -131,6 +131,7 @@ class BrokenOff(BaseException):
 STAGES = ("run_admin", "use_neo4j_data", "paused", "note_made", "reconcile")
 
 
+@pytest.mark.soak
 def test_a_rebuild_that_was_broken_off_goes_on(
     world: World, anew: Callable[[Archive], str], home: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ def test_a_rebuild_that_was_broken_off_goes_on(
     assert len(set(imports)) == 3
 
 
+@pytest.mark.soak
 def test_a_store_that_differs_is_taken_out_again(
     world: World, anew: Callable[[Archive], str], home: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from event_world import DAYS, Finding, World
+from repetition import Trials, often
 
 from c360_pipeline.core.catalog.tables import EVENTS, RECONCILIATION_FINDINGS, RECONCILIATIONS
 from c360_pipeline.core.projection import graph as model
@@ -100,10 +101,15 @@ class Damages:
         self.expected.add((tenant, "(Session)-[:HAS_ACTION]->(Action)", kind, key))
 
 
-def test_300_random_damages_are_found_named_and_repaired_and_none_is_invented(world: World) -> None:
+DAMAGES, SEED = often(40, 300), 7
+
+
+@pytest.mark.repeats
+def test_random_damages_are_found_named_and_repaired_and_none_is_invented(world: World, trials: Trials) -> None:
+    trials(DAMAGES, SEED)
     before = world.digest()
-    damages = Damages(world, 7)
-    for number in range(300):
+    damages = Damages(world, SEED)
+    for number in range(DAMAGES):
         damages.do(number)
     assert world.findings() == damages.expected
     assert world.findings(repair=True, force=True) == damages.expected

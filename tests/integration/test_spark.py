@@ -185,10 +185,12 @@ def test_chains_converge(spark: SparkSession, monkeypatch: pytest.MonkeyPatch, t
     Graph(tmp_path, *np.delete(np.stack([nodes[:-1], nodes[1:]]), np.cumsum(lengths)[:-1] - 1, axis=1)).check(spark)
 
 
+@pytest.mark.soak
 def test_a_chain_of_100000_converges(spark: SparkSession, in_rounds: None, tmp_path: Path) -> None:
     Graph(tmp_path, np.arange(99_999), np.arange(1, 100_000)).check(spark, partitions=4)
 
 
+@pytest.mark.soak
 def test_a_star_of_a_million_neighbours_converges(
     spark: SparkSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -198,6 +200,7 @@ def test_a_star_of_a_million_neighbours_converges(
     Graph(tmp_path, np.zeros_like(neighbours), neighbours).check(spark)
 
 
+@pytest.mark.soak
 def test_a_million_pairs_have_the_labels_that_scipy_finds(
     spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

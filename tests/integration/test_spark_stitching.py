@@ -104,6 +104,7 @@ def test_all_guards_give_the_same_tables(spark: SparkSession, tmp_path: Path) ->
         stitch_first(spark, there, journeys, FirstStitching("acme", policy, NOW, 5), version)
 
 
+@pytest.mark.soak
 def test_a_million_pairs_give_the_same_ids(spark: SparkSession, tmp_path: Path) -> None:
     count = 500_000
     rng = np.random.default_rng(2)

@@ -96,6 +96,7 @@ def of_place(found: Agreement, name: str) -> dict[str, int]:
 EQUAL = {"missing": 0, "altered": 0, "extra": 0}
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(1_200)
 def test_nothing_is_lost_and_nothing_is_there_twice_whatever_is_killed(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -401,6 +402,7 @@ def s3_object(settings: Settings, key: str) -> bytes:
     return bytes(client.get_object(Bucket=settings.bucket, Key=key)["Body"].read())
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_who_is_erased_leaves_cassandra_and_does_not_come_back(home: Path) -> None:
     settings = load_settings(home)

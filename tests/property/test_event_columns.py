@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from c360_pipeline.core.contract.columns import parse_block
@@ -84,7 +84,6 @@ LINES = st.builds(lines_of, FIELDS, st.lists(MEMBERS, max_size=1), SEPARATORS, s
 )
 
 
-@settings(max_examples=1000)
 @given(st.lists(LINES, max_size=20))
 @example(
     [json.dumps(GOOD | {"attrs": {"b": 1, "a": None, "c": "x", "d": "null"}, "itemId": "", "eventId": None}).encode()]
@@ -116,7 +115,6 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(line).replace(b"\n", b" ")
 
 
-@settings(max_examples=1000)
 @given(st.lists(damaged(), max_size=20))
 def test_damage_is_seen_by_the_scanner_as_by_the_contract(lines: list[bytes]) -> None:
     check_against_the_contract(lines)
@@ -160,7 +158,6 @@ SEEN_BY_THE_SCHEMA = {"missing_field", "wrong_type", "nested_attr", "not_an_obje
 LONG_NAMES = {"tenantId": "t", "userId": "u", "sessionId": "s", "ts": "2025-11-02T10:00:00Z", "action": "view"}
 
 
-@settings(max_examples=500)
 @given(FIELDS | st.sampled_from([[], "x", 1, None]))
 @example({**LONG_NAMES, "attrs": {"x" * 1025: None}})
 @example({**LONG_NAMES, "attrs": {"x" * 1024 + "\n": "value"}})
@@ -203,7 +200,6 @@ def mutated(rng: random.Random) -> bytes:
     return bytes(line).replace(b"\n", b"")
 
 
-@settings(max_examples=50)
 @given(st.integers(0, 2**32))
 def test_fifty_thousand_mutated_lines_are_each_an_event_or_a_reject(seed: int) -> None:
     rng = random.Random(seed)

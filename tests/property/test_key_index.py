@@ -3,7 +3,7 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from c360_pipeline.core.kernels.sorted_hashes import find_sorted
@@ -22,7 +22,6 @@ def test_every_wanted_hash_is_found_where_it_stands(held: list[int], wanted: lis
         assert (sorted_held[at : at + number] == hash_).all()
 
 
-@settings(max_examples=60)
 @given(st.lists(st.tuples(st.lists(HASHES, max_size=4), st.booleans(), st.booleans()), max_size=12), HASHES)
 def test_the_index_names_every_file_that_holds_a_hash(
     steps: list[tuple[list[list[int]], bool, bool]], asked: list[int]

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from c360_pipeline.stores.local import sorted_index as sorted_runs
@@ -24,7 +24,6 @@ BATCHES = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=150)
 @given(BATCHES, st.sampled_from([1, 3, 1000]))
 def test_the_last_row_of_a_hash_is_found(
     batches: list[list[tuple[tuple[int, int], int, int, str]]], piece: int
@@ -58,7 +57,6 @@ def _look(runs: SortedRuns, held: dict[tuple[int, int], tuple[int, int, str]]) -
     assert list(found) == [held[key] for key in asked if key in held]
 
 
-@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 40), max_size=20), min_size=1, max_size=2 * FAN))
 def test_a_hash_of_one_word_is_there_once(batches: list[list[int]]) -> None:
     with TemporaryDirectory() as where:

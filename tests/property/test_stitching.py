@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_ALIASES, JOURNEY_KEYS, JOURNEYS
@@ -102,13 +102,11 @@ class Log:
         return dict(found.iter_rows())
 
 
-@settings(max_examples=300)
 @given(EVENTS)
 def test_journeys_are_the_connected_components(events: list[Numbered]) -> None:
     assert partition(at_once(events)) == oracle(events)
 
 
-@settings(max_examples=1000, print_blob=True)
 @given(EVENTS, CUTS, RANDOM)
 def test_case_45_and_46_any_split_order_and_replay_gives_the_same_partition(
     events: list[Numbered], cuts: list[int], rng: Random
@@ -129,7 +127,6 @@ def test_case_45_and_46_any_split_order_and_replay_gives_the_same_partition(
         assert {merged.get(name, name) for name in names} == {found[event]}, "an id resolves to the journey of today"
 
 
-@settings(max_examples=300)
 @given(EVENTS, CUTS)
 def test_case_45_in_the_order_of_time_ids_do_not_depend_on_the_split(events: list[Numbered], cuts: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -185,7 +182,6 @@ class Store:
         self.journeys = Journeys(self.lake)
 
 
-@settings(max_examples=60)
 @given(EVENTS, CUTS, RANDOM, st.integers(1, 4))
 def test_quarantine_does_not_depend_on_order_or_split(
     events: list[Numbered], cuts: list[int], rng: Random, limit: int
@@ -204,7 +200,6 @@ def test_quarantine_does_not_depend_on_order_or_split(
         assert partition(store.now()) == oracle(events, over)
 
 
-@settings(max_examples=60)
 @given(EVENTS, CUTS, RANDOM)
 def test_events_that_go_or_change_leave_nothing_behind(events: list[Numbered], cuts: list[int], rng: Random) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -222,7 +217,6 @@ def test_events_that_go_or_change_leave_nothing_behind(events: list[Numbered], c
         assert again.merges.is_empty() and again.splits.is_empty() and again.moved.is_empty()  # noqa: PT018
 
 
-@settings(max_examples=60)
 @given(EVENTS, CUTS, RANDOM)
 def test_guards_in_the_order_of_time_do_not_depend_on_the_split(
     events: list[Numbered], cuts: list[int], rng: Random

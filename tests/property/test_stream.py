@@ -6,13 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from c360_pipeline.core.contract.events import Event
+from c360_pipeline.stores.local.spill import Spill
 from c360_pipeline.streaming.operators import BYTES, DeadLetter, Message, judge, judge_all, messages_of
-from c360_pipeline.streaming.spill import Spill
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 BROKEN = [b"", b" ", b"\n", b"\xff", b"[]", b"{}", b"{\n", b'{"a": "b"}\n{"a": "b"}', b"\xef\xbb\xbf{}"]
@@ -35,7 +35,6 @@ messages = st.lists(st.tuples(events | st.sampled_from(BROKEN), st.sampled_from(
 
 
 @given(messages, st.none() | st.floats(0, 1_000), st.integers(0, 20))
-@settings(deadline=None)
 def test_messages_judged_together_are_judged_as_one_by_one(
     given_messages: list[tuple[bytes, bool]], clock_behind: float | None, cut: int
 ) -> None:
@@ -70,16 +69,15 @@ def test_messages_are_read_out_of_a_block_byte_by_byte(sent: list[tuple[int, int
 
 
 @given(st.lists(st.tuples(st.text(), st.none() | st.integers(0, 3))), st.integers(1, 5), st.integers(1, 7))
-@settings(deadline=None, max_examples=30)
 def test_rows_that_are_divided_are_all_there_and_equal_keys_together(
     rows: list[tuple[str, int | None]], parts: int, size: int
 ) -> None:
     schema = pl.Schema({"text": pl.String, "number": pl.Int64})
     frame = pl.DataFrame(rows, schema=schema, orient="row")
     with TemporaryDirectory() as folder:
-        spill = Spill(Path(folder) / "rows", ["number"], parts, schema)
-        spill.write(frame.iter_slices(size))
-        read = [spill.read(part) for part in range(parts)]
+        spill = Spill(Path(folder) / "rows", ["number"], schema, parts=parts)
+        spill.filled(frame.iter_slices(size))
+        read = [spill.part(part) for part in range(parts)]
     assert_frame_equal(pl.concat(read), frame, check_row_order=False)
     held = [set(part["number"]) for part in read]
     assert sum(map(len, held)) == len(set().union(*held))

@@ -1,5 +1,6 @@
 """How versions of a table and their rows differ."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -24,35 +25,27 @@ class Version:
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs between two versions of a table.
+    """What differs between rows as they were and rows as they should be.
 
     Attributes:
-        upserted: rows that are new or altered, as they are now.
+        inserted: rows whose key is new.
+        updated: rows whose key was there with other values, as they should be.
         deleted: key columns of rows that are gone.
-    """
-
-    upserted: pl.DataFrame
-    deleted: pl.DataFrame
-
-    @property
-    def count(self) -> int:
-        """Rows that differ."""
-        return self.upserted.height + self.deleted.height
-
-
-@dataclass(frozen=True)
-class RowChanges:
-    """How rows as they should be differ from those that a table holds.
-
-    Attributes:
-        inserted: rows whose key the table does not hold.
-        updated: rows of which the table holds other values, as they should be.
-        deleted: key columns of rows that should not be there any more.
     """
 
     inserted: pl.DataFrame
     updated: pl.DataFrame
     deleted: pl.DataFrame
+
+    @classmethod
+    def of(cls, upserted: pl.DataFrame, deleted: pl.DataFrame) -> "Changes":
+        """For those to whom new and altered rows are one: all count as new."""
+        return cls(upserted, upserted.clear(), deleted)
+
+    @property
+    def upserted(self) -> pl.DataFrame:
+        """Rows that are new or altered, as they should be."""
+        return pl.concat([self.inserted, self.updated])
 
     @property
     def count(self) -> int:
@@ -60,17 +53,27 @@ class RowChanges:
         return self.inserted.height + self.updated.height + self.deleted.height
 
 
-def compare_versions(before: pl.DataFrame, after: pl.DataFrame, key: tuple[str, ...]) -> Changes:
-    """Compare two frames of the same columns by key; null equals null.
+def difference(before: pl.DataFrame, after: pl.DataFrame, key: Sequence[str], *, is_all: bool = True) -> Changes:
+    """The difference of two frames by key: on this the claim rests that one thing is equal to another.
 
-    Where a column has another type than before, every row counts as altered.
+    Null equals null and NaN equals NaN. Rows that are there several times are none that differ while one of them is
+    equal. Where a column has another type than before, every row counts as altered.
+
+    Args:
+        before: rows as they were; the columns of `after` at least.
+        after: rows as they should be.
+        key: columns that name a row.
+        is_all: whether `after` is everything; only then are rows that it lacks deleted.
     """
-    if before.is_empty():
-        return Changes(after, after.select(key).clear())
-    if dict(before.schema) != dict(after.select(before.columns).schema):
-        same_keys = before.select(key).schema == after.select(key).schema
-        gone = before.select(key).join(after.select(key), on=list(key), how="anti") if same_keys else before.select(key)
-        return Changes(after, gone)
-    upserted = after.join(before, on=after.columns, how="anti", nulls_equal=True) if after.height else after
-    deleted = before.select(key).join(after.select(key), on=list(key), how="anti", nulls_equal=True)
-    return Changes(upserted, deleted)
+    names, columns = list(key), after.columns
+    was = before.select(columns)
+    if was.select(names).schema != after.select(names).schema:
+        return Changes(after, after.clear(), was.select(names))
+    has_types = was.schema == after.schema
+    differing = after.join(was, on=columns, how="anti", nulls_equal=True, maintain_order="left") if has_types else after
+    known = was.select(names).join(differing.select(names), on=names, how="semi", nulls_equal=True)
+    inserted = differing.join(known, on=names, how="anti", nulls_equal=True, maintain_order="left")
+    updated = differing.join(known, on=names, how="semi", nulls_equal=True, maintain_order="left")
+    deleted = was.select(names)
+    deleted = deleted.join(after.select(names), on=names, how="anti", nulls_equal=True) if is_all else deleted.clear()
+    return Changes(inserted, updated, deleted)

@@ -12,7 +12,14 @@ from c360_pipeline.core.catalog.feature_tables import TRENDING_PRODUCTS
 WINDOWS = (timedelta(days=1), timedelta(days=7), timedelta(days=30))
 BUYER_WEIGHT = 5
 """A buyer counts as so many viewers."""
+SCORE_IN_CYPHER = "viewers + $buyer_weight * buyers"
+"""As `score` has it, for the same window looked at in the graph; `$buyer_weight` is `BUYER_WEIGHT`."""
 KEPT, KEPT_OF_CATEGORY = 50, 20
+
+
+def score(viewers: pl.Expr, buyers: pl.Expr) -> pl.Expr:
+    """The one definition of how much a product trends, of users who viewed and who bought it within a window."""
+    return viewers + BUYER_WEIGHT * buyers
 
 
 def trending(events: pl.LazyFrame, products: pl.DataFrame) -> pl.DataFrame:
@@ -38,10 +45,10 @@ def _of_window(recent: pl.DataFrame, categories: pl.DataFrame, window: timedelta
     age = pl.col("as_of") - pl.col("ts")
     now = _people(recent.filter(age < window))
     before = _people(recent.filter((age >= window) & (age < 2 * window)))
-    score = pl.col("viewers") + BUYER_WEIGHT * pl.col("buyers")
+    trend = score(pl.col("viewers"), pl.col("buyers"))
     scored = (
-        now.with_columns(score=score)
-        .join(before.with_columns(previous_score=score).drop("viewers", "buyers", "as_of"),
+        now.with_columns(score=trend)
+        .join(before.with_columns(previous_score=trend).drop("viewers", "buyers", "as_of"),
               on=["tenant_id", "product_id"], how="left")
         .join(categories, on=["tenant_id", "product_id"], how="left")
         .with_columns(pl.col("previous_score").fill_null(0))

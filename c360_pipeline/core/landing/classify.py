@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import identity_hash, user_hash
+from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.landing.lines import DELIVERY, PLACE, Delivery, count_by_delivery
 
@@ -135,7 +136,7 @@ def _judged(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def difference(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def archive_changes(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What to write and what to remove so that the archive holds `after` in place of `before`.
 
     Args:
@@ -147,9 +148,11 @@ def difference(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame,
         `before` with an id and day that `after` does not have.
     """
     identity = ["tenant_id", "event_date", "event_id"]
-    known = before.with_columns(pl.col("content_hash").fill_null(pl.col("event_id")))
-    changed = after.join(known, on=[*identity, "content_hash", *PLACE], how="anti", maintain_order="left")
-    return stored_events(changed), before.join(after, on=identity, how="anti")
+    facts = [*identity, "content_hash", *PLACE]
+    known = before.with_columns(pl.col("content_hash").fill_null(pl.col("event_id"))).select(facts)
+    changes = difference(known, after.select(facts), identity)
+    changed = after.join(changes.upserted.select(identity), on=identity, how="semi", maintain_order="left")
+    return stored_events(changed), before.join(changes.deleted, on=identity, how="semi")
 
 
 def stored_events(events: pl.DataFrame) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import hash128, words
+from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.projection.graph import DAY
 from c360_pipeline.core.projection.rows import canonical_text, key_text, type_class
 
@@ -192,8 +193,9 @@ def _findings(
     expected, found = _with_comparable_keys(expected, found, key)
     duplicated = found.group_by(key).agg(pl.len().alias("(times)"), pl.col(DAY).first()).filter(pl.col("(times)") > 1)
     both = expected.join(found, on=key, suffix=_FOUND, nulls_equal=True).filter(pl.col(_HASH) != pl.col(_HASH + _FOUND))
-    missing = expected.join(found, on=key, how="anti", nulls_equal=True)
-    ghosts = found.join(expected, on=key, how="anti", nulls_equal=True)
+    keys = difference(found.select(key), expected.select(key), key)
+    missing = expected.join(keys.inserted, on=key, how="semi", nulls_equal=True)
+    ghosts = found.join(keys.deleted, on=key, how="semi", nulls_equal=True)
     parts = [
         _named("missing", missing, key, _redirected(missing, ghosts, key, f"the {sides[1]} has {{}} instead")),
         _named("ghost", ghosts, key, _redirected(ghosts, missing, key, f"the {sides[0]} has {{}} instead")),

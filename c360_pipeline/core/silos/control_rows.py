@@ -10,7 +10,6 @@ from datetime import UTC, date, datetime
 
 import polars as pl
 
-from c360_pipeline.core.catalog.changes import RowChanges
 from c360_pipeline.core.projection.graph import NodeKind
 from c360_pipeline.errors import ContractError
 
@@ -266,27 +265,6 @@ def node_rows(kind: NodeKind, rows: pl.DataFrame) -> pl.DataFrame:
         (pl.col(name).cast(dtype) if name in rows.columns else pl.lit(None, dtype)).alias(name)
         for name, dtype in kind.schema.items()
     )
-
-
-def compare_rows(held: pl.DataFrame, read: pl.DataFrame, key: Sequence[str], *, is_all: bool = True) -> RowChanges:
-    """Compare rows of the lake with rows of the source, value by value; null equals null, NaN equals NaN.
-
-    Args:
-        held: rows of the lake, with the same columns as those read, each key once.
-        read: rows of the source, each key once.
-        key: columns that name a row.
-        is_all: whether the source has no other rows; only then are those that it lacks deleted.
-    """
-    names = list(key)
-    inserted = read.join(held.select(names), on=names, how="anti", maintain_order="left")
-    both = read.join(held, on=names, how="inner", suffix=HELD_SUFFIX, maintain_order="left")
-    values = [c for c in read.columns if c not in names]
-    differs = [pl.col(c).ne_missing(pl.col(f"{c}{HELD_SUFFIX}")) for c in values]
-    updated = both.filter(pl.any_horizontal(differs)) if differs else both.clear()
-    deleted = (
-        held.select(names).join(read.select(names), on=names, how="anti") if is_all else held.select(names).clear()
-    )
-    return RowChanges(inserted, updated.select(read.columns), deleted)
 
 
 HELD_SUFFIX = "\0held"

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 import polars as pl
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from c360_pipeline.core.arrays.row_hashes import identity_hash
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import FileBook, closed_books
 from c360_pipeline.core.landing.classify import (
@@ -24,8 +23,8 @@ from c360_pipeline.core.landing.classify import (
     DUPLICATE,
     HELD,
     NEW,
+    archive_changes,
     classify,
-    difference,
     split_suppressed,
 )
 from c360_pipeline.core.landing.dead_letters import dead_lines, passed
@@ -42,6 +41,7 @@ from c360_pipeline.core.landing.lines import (
 )
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest, waiting_files
+from c360_pipeline.stores.local.spill import Spill
 from c360_pipeline.stores.s3.landing import EventFile
 
 PART_BYTES = 128 * 1024 * 1024
@@ -62,18 +62,12 @@ class _Read:
     books: dict[Delivery, FileBook] = field(default_factory=dict)
     rejected: list[pl.DataFrame] = field(default_factory=list)
 
-    def stage(self, kind: str, events: pl.DataFrame) -> None:
-        """Put events away, parted by their id."""
-        part = (identity_hash(events, EVENTS.key) % self.parts).alias("part")
-        for (number,), group in events.with_columns(part).group_by("part", maintain_order=True):
-            folder = self.folder / kind / str(number)
-            folder.mkdir(parents=True, exist_ok=True)
-            group.drop("part").write_parquet(folder / f"{len(list(folder.iterdir())):06}.parquet")
+    def __post_init__(self) -> None:
+        self.events = self.spill("read")
 
-    def staged(self, kind: str, part: int) -> pl.DataFrame:
-        """The events of one part, in the order in which they were put away."""
-        files = sorted((self.folder / kind / str(part)).glob("*.parquet"))
-        return pl.concat([EVENTS.empty(), *map(pl.read_parquet, files)])
+    def spill(self, name: str) -> Spill:
+        """For events, in parts by their id."""
+        return Spill(self.folder / name, EVENTS.key, EVENTS.empty().schema, parts=self.parts)
 
 
 @dataclass
@@ -161,7 +155,7 @@ def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable
         ended |= {book.delivery for book in batch.ended}
         events, silent = split_suppressed(batch.decoded.events, ingest.suppressed)
         rejected, silent_rejected = split_suppressed(batch.rejected, ingest.suppressed)
-        read.stage("read", events)
+        read.events.add(events)
         read.rejected.append(rejected)
         for frame in (silent, silent_rejected):
             for delivery, count in count_by_delivery(frame).items():
@@ -178,23 +172,21 @@ def _decide(ingest: Ingest, read: _Read) -> _Decision:
     """Compare what was read with what the archive holds."""
     lake, decision = ingest.lake, _Decision()
     deliveries = _deliveries(read)
-    held = _Read(read.folder / "held", read.parts)
+    held = read.spill("held")
     for frame in lake.scan_range(EVENTS, "source_uri", sorted({d.source_uri for d in read.books})):
-        held.stage("rows", _of(frame, deliveries))
+        held.add(_of(frame, deliveries))
     queued = _queued(ingest, deliveries)
     for part in range(read.parts):
-        events, old = read.staged("read", part), held.staged("rows", part)
+        events, old = read.events.part(part), held.part(part)
         others = lake.held(EVENTS, events, ARCHIVED_FACTS)
         judged = classify(events, others.join(old, on=["tenant_id", "event_id"], how="anti"))
-        changed, gone = difference(old, judged.landed)
+        changed, gone = archive_changes(old, judged.landed)
         decision.upserts.append(changed)
         decision.gone.append(gone.select(IN_ITS_PARTITION))
         decision.conflicts.append(judged.conflicts)
         decision.passed.append(passed(judged, queued))
         decision.landed += judged.count(NEW, HELD)
         decision.duplicates += judged.count(DUPLICATE)
-    for path in (held.folder).rglob("*.parquet"):
-        path.unlink()
     return decision
 
 

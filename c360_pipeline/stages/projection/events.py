@@ -6,7 +6,7 @@ from datetime import datetime
 
 import polars as pl
 
-from c360_pipeline.core.catalog.changes import Changes, Version, compare_versions
+from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
 from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS
 from c360_pipeline.core.contract.layout import COLUMNS
@@ -66,7 +66,7 @@ class EventGraph:
             kind = projection.kind
             for part in range(slices):
                 rows = projection.build(_slice(events, projection.scope, slices, part).collect(engine="streaming"))
-                graph.writer.apply(kind, Changes(rows, rows.clear().select(kind.key_columns)))
+                graph.writer.apply(kind, Changes.of(rows, rows.clear().select(kind.key_columns)))
                 changed_rows[kind.name] = changed_rows.get(kind.name, 0) + rows.height
         for part in range(slices):
             mine, theirs = (_slice(frame.select(EVENTS.key), EVENTS.key, slices, part) for frame in (events, assigned))
@@ -140,7 +140,7 @@ class ProductGraph:
             products = pl.concat([graph.audit.rows(model.PRODUCT, tenant) for tenant in tenants])
             for kind, name in SIMILARITIES:
                 gone = changed.deleted.filter(pl.col("kind") == name)
-                graph.writer.apply(kind, Changes(
+                graph.writer.apply(kind, Changes.of(
                     model.similar_products(changed.upserted, products, name),
                     gone.select("tenant_id", from_id="product_id", to_id="similar_product_id"),
                 ))  # fmt: skip
@@ -156,9 +156,9 @@ class ProductGraph:
         tenants = tenants | set(wanted["tenant_id"]) | set(before["tenant_id"])
         held = [graph.audit.rows(model.PRODUCT, tenant) for tenant in sorted(tenants)]
         found = pl.concat(held) if held else wanted.head(0)
-        graph.writer.apply(model.PRODUCT, compare_versions(found, wanted.select(found.columns), ("tenant_id", "id")))
+        graph.writer.apply(model.PRODUCT, difference(found, wanted.select(found.columns), ("tenant_id", "id")))
         for kind, build in ((model.CATEGORY, model.categories), (model.IN_CATEGORY, model.product_categories)):
-            graph.writer.apply(kind, compare_versions(build(before), build(now), tuple(kind.key_columns)))
+            graph.writer.apply(kind, difference(build(before), build(now), tuple(kind.key_columns)))
 
 
 @dataclass(frozen=True)
@@ -224,4 +224,4 @@ def project_touched(
 ) -> Changes:
     """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
     now, earlier = (rows_of_scopes(projection, touched, moment) for moment in (events, before))
-    return compare_versions(earlier, now, tuple(projection.kind.key_columns))
+    return difference(earlier, now, tuple(projection.kind.key_columns))

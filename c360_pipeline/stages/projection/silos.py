@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from c360_pipeline.core.catalog.changes import Changes, Version
+from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.projection import graph as model
@@ -315,7 +315,7 @@ class _MappedRelationship:
         held = [self.silos._graph.audit.rows(kind, tenant) for tenant in sorted(tenants)]
         found = pl.concat([wanted.clear(), *held])
         key = kind.key_columns
-        return Changes(wanted.join(found, on=key, how="anti"), found.select(key).join(wanted, on=key, how="anti"))
+        return difference(found, wanted, key)
 
     def _touched(self, since: Mapping[str, Version]) -> tuple[Changes, int]:
         """What differs because of rows that changed: all pairs that such a row is, or was, in.
@@ -328,8 +328,8 @@ class _MappedRelationship:
         now, before = self._frames(None), self._frames(since)
         touched = []
         for alias, label in labels_by_alias(self.row, parse_join(self.row)).items():
-            changed_now = now[label].join(before[label], on=now[label].columns, how="anti", nulls_equal=True)
-            changed_before = before[label].join(now[label], on=now[label].columns, how="anti", nulls_equal=True)
+            changed_now = difference(before[label], now[label], now[label].columns).inserted
+            changed_before = difference(now[label], before[label], now[label].columns).inserted
             touched += [
                 join_labels(self.row, now, self.kinds, only=alias, changed=changed_now),
                 join_labels(self.row, before, self.kinds, only=alias, changed=changed_before),
@@ -347,7 +347,7 @@ class _MappedRelationship:
         for prefix, end in (("from_", kind.source), ("to_", kind.target)):
             keys = now[end.label].select("tenant_id", *(pl.col(k).alias(f"{prefix}{k}") for k in end.key))
             of_nodes = of_nodes.join(keys, on=keys.columns, how="semi")
-        return Changes(pairs.join(holds, on=pairs.columns, how="semi"), gone), of_nodes.height
+        return Changes.of(pairs.join(holds, on=pairs.columns, how="semi"), gone), of_nodes.height
 
     def _frames(self, at: Mapping[str, Version] | None) -> dict[str, pl.DataFrame]:
         """By label, the columns that the join needs, as they are now or were at earlier versions."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILIATIONS, TABLES
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind, RelationshipKind
@@ -244,9 +245,9 @@ def _repair_of(kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFr
     stranger = [c for c in theirs.columns if c not in ours.columns]
     columns = [c for c in ours.columns if c != DAY]
     as_ours = theirs.filter(pl.all_horizontal(pl.lit(value=True), *(pl.col(name).is_null() for name in stranger)))
-    differing = ours.join(as_ours, on=columns, how="anti", nulls_equal=True)
+    differing = ours.join(difference(as_ours, ours.select(columns), key).upserted.select(key), on=key, how="semi")
     repeated = theirs.filter(pl.struct(key).is_duplicated()).select(key)
-    ghosts = theirs.select(key).join(ours, on=key, how="anti")
+    ghosts = difference(theirs.select(key), ours.select(key), key).deleted
     # Of a row that is there twice, both go and one comes back.
     upserts = pl.concat([differing, ours.join(repeated, on=key, how="semi")]).select(list(kind.schema)).unique()
     return _Repair(kind, tenant_id, upserts, pl.concat([ghosts, repeated]).unique(), mistyped)

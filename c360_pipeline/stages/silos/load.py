@@ -18,20 +18,20 @@ import numpy as np
 import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import identity_hash, row_name_hash
-from c360_pipeline.core.catalog.changes import RowChanges, Version
+from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.table import SILO_RETENTION, Table
-from c360_pipeline.core.silos.control_rows import FULL, INCREMENTAL, compare_rows, unusable_keys
+from c360_pipeline.core.silos.control_rows import FULL, INCREMENTAL, unusable_keys
 from c360_pipeline.core.silos.plan import Extract
 from c360_pipeline.errors import ContractError
 from c360_pipeline.stores.delta.commits import MERGED_BYTES
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.spill import Spill
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.run_log import ExtractionState, TableCounts
 from c360_pipeline.stores.postgres.silo import Position, SiloSnapshot
 
 SPOOL_BYTES = 96 * 1024 * 1024
 """Rows up to this size, as Arrow holds them, are compared in memory."""
-PARTS = 32
 MERGED_ROWS = 200_000
 """Up to so many changed rows are merged into the files that hold them; for more, the table is written anew."""
 BYTES_PER_STORED_BYTE = 6
@@ -55,66 +55,16 @@ def silo_table(extract: Extract) -> Table:
     )
 
 
-class _Spool:
-    """Rows in memory, or on disk in parts by key once there are many."""
-
-    def __init__(self, folder: Path, key: tuple[str, ...], schema: pl.Schema, *, on_disk: bool = False) -> None:
-        self._folder = folder
-        self._key = key
-        self._frames: list[pl.DataFrame] = []
-        self._bytes = 0
-        self._files = 0
-        self.on_disk = on_disk
-        self.schema = schema
-        self.rows = 0
-        self.bytes = 0
-
-    def add(self, rows: pl.DataFrame) -> None:
-        """Put rows away."""
-        if rows.is_empty():
-            return
-        size = int(rows.estimated_size())
-        self.rows += rows.height
-        self.bytes += size
-        self._bytes += size
-        self._frames.append(rows)
-        if self._bytes > (SPOOL_BYTES // 8 if self.on_disk else SPOOL_BYTES):
-            self.spill()
-
-    def spill(self) -> None:
-        """Put what is in memory on disk."""
-        self.on_disk = True
-        if not self._frames:
-            return
-        rows = pl.concat(self._frames)
-        part = (identity_hash(rows, self._key) % PARTS).alias("__c360_part")
-        for (number,), group in (
-            rows.with_columns(part).partition_by("__c360_part", as_dict=True, include_key=False).items()
-        ):
-            folder = self._folder / str(number)
-            folder.mkdir(parents=True, exist_ok=True)
-            group.write_ipc(folder / f"{self._files:06}.arrow", compression="lz4")
-        self._files += 1
-        self._frames, self._bytes = [], 0
-
-    def part(self, number: int) -> pl.DataFrame:
-        """The rows of a part; in memory there is one, number 0."""
-        if not self.on_disk:
-            return pl.concat([pl.DataFrame(schema=self.schema), *self._frames])
-        files = sorted((self._folder / str(number)).glob("*.arrow"))
-        return pl.concat([pl.DataFrame(schema=self.schema), *(pl.read_ipc(f) for f in files)])
-
-
 @dataclass
-class _Difference:
+class _Changed:
     """What is to be written, in memory when it is little."""
 
-    changes: list[RowChanges] = field(default_factory=list)
+    changes: list[Changes] = field(default_factory=list)
     loaded: int = 0
     altered: int = 0
     deleted: int = 0
 
-    def add(self, changes: RowChanges) -> None:
+    def add(self, changes: Changes) -> None:
         """Count the changes of a part, and keep them while they are few."""
         self.loaded += changes.inserted.height + changes.updated.height
         self.altered += changes.updated.height
@@ -213,17 +163,17 @@ class _Load:
         read = self._spooled("read", self._with_tenant(snapshot.rows(self._extract)), on_disk=is_large)
         held = self._spooled("held", self._held_rows(), on_disk=read.on_disk)
         if held.on_disk and not read.on_disk:
-            read.spill()
-        difference = _Difference()
-        for number in range(PARTS if read.on_disk else 1):
+            read.to_disk()
+        found = _Changed()
+        for number in range(read.parts):
             part = read.part(number)
             self._refuse(unusable_keys(part, self._key))
             before = held.part(number).select(self._columns)
             if unusable_keys(before, self._key):
                 return self._first(snapshot)  # the key is another than when these rows were written
-            difference.add(compare_rows(before, part, self._key))
-        self._write(difference, read, held)
-        return TableCounts(FULL, read.rows, difference.loaded, difference.deleted, read.bytes)
+            found.add(difference(before, part, self._key))
+        self._write(found, read, held)
+        return TableCounts(FULL, read.rows, found.loaded, found.deleted, read.bytes)
 
     def _first(self, snapshot: SiloSnapshot) -> TableCounts:
         """All rows of the source in place of what there is; keys are held against each other at the end."""
@@ -255,30 +205,30 @@ class _Load:
     def _repeated(self, snapshot: SiloSnapshot) -> str | None:
         """Equal hashes of keys are looked at closely."""
         keys = self._spooled("keys", self._with_tenant(snapshot.keys(self._extract)), on_disk=True)
-        found = (unusable_keys(keys.part(number), self._key) for number in range(PARTS))
+        found = (unusable_keys(keys.part(number), self._key) for number in range(keys.parts))
         return next((problem for problem in found if problem), None)
 
     def changed(self, snapshot: SiloSnapshot, since: Position) -> TableCounts:
         """Rows that may have changed since, and the keys that are gone."""
         read = self._spooled("read", self._with_tenant(snapshot.rows(self._extract, since)))
         held_rows = self._lake.count(self._table)
-        difference = _Difference()
-        for number in range(PARTS if read.on_disk else 1):
+        found = _Changed()
+        for number in range(read.parts):
             part = read.part(number)
             self._refuse(unusable_keys(part, self._key))
             held = pl.concat([self._held_like(part), pl.DataFrame(schema=self._content)])
-            difference.add(compare_rows(held, part, self._key, is_all=False))
-        inserted = sum(change.inserted.height for change in difference.changes)
+            found.add(difference(held, part, self._key, is_all=False))
+        inserted = sum(change.inserted.height for change in found.changes)
         # Of a stored table every change was read, so equal counts mean equal keys; a view may hide one behind another.
         count = self._source_count(snapshot)
-        if difference.is_small and (not self._extract.is_stored or count != held_rows + inserted):
+        if found.is_small and (not self._extract.is_stored or count != held_rows + inserted):
             nothing = pl.DataFrame(schema=self._content)
-            difference.add(RowChanges(nothing, nothing, self._gone(snapshot)))
-        if not difference.is_small or count != held_rows + inserted - difference.deleted:
+            found.add(Changes(nothing, nothing, self._gone(snapshot)))
+        if not found.is_small or count != held_rows + inserted - found.deleted:
             # So much changed that all may be compared, or rows came that no cursor and no transaction told of.
             return self.whole(snapshot)
-        self._merge(difference)
-        return TableCounts(INCREMENTAL, read.rows, difference.loaded, difference.deleted, read.bytes)
+        self._merge(found)
+        return TableCounts(INCREMENTAL, read.rows, found.loaded, found.deleted, read.bytes)
 
     def _gone(self, snapshot: SiloSnapshot) -> pl.DataFrame:
         """Keys of the lake table that the source does not have."""
@@ -296,21 +246,21 @@ class _Load:
         """The rows of the lake table, with today's columns."""
         return self._lake.batches(self._table)
 
-    def _write(self, difference: _Difference, read: _Spool, held: _Spool) -> None:
+    def _write(self, found: _Changed, read: Spill, held: Spill) -> None:
         same_columns = self._lake.has_columns(self._table)
-        if same_columns and not difference.loaded + difference.deleted:
+        if same_columns and not found.loaded + found.deleted:
             return
-        if same_columns and difference.is_small:
-            self._merge(difference)
+        if same_columns and found.is_small:
+            self._merge(found)
         else:
             self._lake.commits.overwrite(self._table, self._rewritten(read, held))
 
-    def _merge(self, difference: _Difference) -> None:
+    def _merge(self, found: _Changed) -> None:
         """Bring few changes into the table: into the files that hold them, or where these are large, batch by batch."""
-        upserts, gone = self._stamped(difference.upserts()), difference.gone()
+        upserts, gone = self._stamped(found.upserts()), found.gone()
         if not upserts.height + gone.height:
             return
-        if not difference.altered and not gone.height:
+        if not found.altered and not gone.height:
             self._lake.commits.append(self._table, upserts)
         elif self._lake.stored_bytes(self._table) <= MERGED_BYTES:
             self._lake.commits.merge(self._table, upserts, gone)
@@ -325,26 +275,22 @@ class _Load:
             yield batch.join(touched, on=list(self._key), how="anti").select(list(self._table.columns))
         yield upserts
 
-    def _rewritten(self, read: _Spool, held: _Spool) -> Iterator[pl.DataFrame]:
+    def _rewritten(self, read: Spill, held: Spill) -> Iterator[pl.DataFrame]:
         """All rows as they should be; those that did not change keep the time of their last change."""
-        for number in range(PARTS if read.on_disk else 1):
+        for number in range(read.parts):
             before, now = held.part(number), read.part(number)
-            changes = compare_rows(before.select(self._columns), now, self._key)
+            changes = difference(before.select(self._columns), now, self._key)
             touched = pl.concat([changes.updated.select(self._key), changes.deleted])
             yield before.join(touched, on=list(self._key), how="anti").select(list(self._table.columns))
             yield self._stamped(pl.concat([changes.inserted, changes.updated]))
 
-    def _spooled(self, name: str, batches: Iterable[pl.DataFrame], *, on_disk: bool = False) -> _Spool:
-        spool: _Spool | None = None
-        for batch in batches:
-            spool = spool or _Spool(self._folder / f"{name}-{uuid4().hex}", self._key, batch.schema, on_disk=on_disk)
-            spool.add(batch)
-        spool = spool or _Spool(
-            self._folder / f"{name}-{uuid4().hex}", self._key, self._table.empty().schema, on_disk=on_disk
+    def _spooled(self, name: str, batches: Iterable[pl.DataFrame], *, on_disk: bool = False) -> Spill:
+        waiting = iter(batches)
+        first = next(waiting, self._table.empty())
+        spill = Spill(
+            self._folder / f"{name}-{uuid4().hex}", self._key, first.schema, memory_bytes=0 if on_disk else SPOOL_BYTES
         )
-        if spool.on_disk:
-            spool.spill()
-        return spool
+        return spill.filled([first]).filled(waiting)
 
     def _with_tenant(self, batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         for batch in batches:

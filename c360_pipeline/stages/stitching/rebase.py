@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
+from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.stitching.batch import Known, Stitched, prepare
 from c360_pipeline.core.stitching.journey_ids import id_words
 from c360_pipeline.core.stitching.keys import KeyPolicy, extract_keys
@@ -75,10 +76,11 @@ def _difference(
     moved = stitched.events.join(now.rename({"journey_id": "before"}), on=event, how="left").filter(
         pl.col("journey_id").ne_missing(pl.col("before"))
     )
+    key_changes = difference(before.select(said), stitched.event_keys.select(said), key)
     altered = pl.concat(
         [
-            stitched.event_keys.select(said).join(before.select(said), on=said, how="anti").select(event),
-            before.select(said).join(stitched.event_keys.select(said), on=said, how="anti").select(event),
+            key_changes.upserted.select(event),
+            key_changes.deleted.select(event),
             moved.select(event),
             # Rows that speak of an id which leads elsewhere now would lead there too.
             raw.join(stitched.aliases, on="journey_id", how="semi").select(event),

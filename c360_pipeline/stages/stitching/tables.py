@@ -12,7 +12,7 @@ from datetime import datetime
 import polars as pl
 from deltalake import DeltaTable
 
-from c360_pipeline.core.catalog.changes import RowChanges
+from c360_pipeline.core.catalog.changes import Changes, difference
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import (
     EVENT_JOURNEY,
@@ -127,19 +127,19 @@ class JourneyTables:
         )
         return LogRows(self._log().filter(wanted), seqs)
 
-    def publish(self, table: Table, target: Mapping[str, int]) -> RowChanges:
+    def publish(self, table: Table, target: Mapping[str, int]) -> Changes:
         """Bring a table up to commits of the log; returns what changed.
 
         Raises:
             ConflictError: other workers were faster 20 times in a row.
         """
 
-        def attempt() -> RowChanges:
+        def attempt() -> Changes:
             snapshot = self._lake.commits.snapshot(table)
             known = _published(snapshot, target)
             found = self.between(known, target)
             if not found.seqs:
-                return RowChanges(table.empty(), table.empty(), table.empty().select(table.key))
+                return Changes(table.empty(), table.empty(), table.empty().select(table.key))
             changes = _CHANGES[table](self._news(known, found), self._lake.scan(table), table)
             numbers = {published_number(tenant): seq for tenant, seq in found.seqs.items()}
             self._lake.commits.apply(table, snapshot, changes, numbers)
@@ -169,23 +169,20 @@ def _published(snapshot: DeltaTable, tenants: Iterable[str]) -> dict[str, int]:
     return {tenant: snapshot.transaction_version(published_number(tenant)) or 0 for tenant in tenants}
 
 
-def _against(held: pl.LazyFrame, now: pl.LazyFrame, gone: pl.LazyFrame, table: Table) -> RowChanges:
+def _against(held: pl.LazyFrame, now: pl.LazyFrame, gone: pl.LazyFrame, table: Table) -> Changes:
     """What differs between rows as they should be and those that the table holds."""
     key, columns = list(table.key), list(table.columns)
     wanted = now.select(columns).collect(engine="streaming")
     names = pl.concat([wanted.lazy().select(key), gone.select(key)]).unique()
     before = held.select(columns).join(names, on=key, how="semi").collect(engine="streaming")
-    inserted = wanted.join(before, on=key, how="anti")
-    updated = wanted.join(before, on=columns, how="anti", nulls_equal=True).join(before, on=key, how="semi")
-    deleted = before.lazy().select(key).join(gone.select(key), on=key, how="semi")
-    return RowChanges(inserted, updated, deleted.join(wanted.lazy().select(key), on=key, how="anti").collect())
+    return difference(before, wanted, key)
 
 
-def _journeys(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
+def _journeys(news: News, held: pl.LazyFrame, table: Table) -> Changes:
     return _against(held, log.living_journeys(news.rows, news.ended), news.ended.lazy(), table)
 
 
-def _event_journey(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
+def _event_journey(news: News, held: pl.LazyFrame, table: Table) -> Changes:
     said = log.events_now(news.rows, news.aliases)
     return _against(held, _with_absorbed(said, held, news, table), _gone_events(news), table)
 
@@ -206,20 +203,20 @@ def _gone_events(news: News) -> pl.LazyFrame:
     return news.removed.lazy().filter(~pl.col("is_back")).select("tenant_id", "event_id")
 
 
-def _event_keys(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
+def _event_keys(news: News, held: pl.LazyFrame, table: Table) -> Changes:
     touched = log.reread_events(news.rows).lazy()
     gone = held.join(touched, on=["tenant_id", "event_id"], how="semi")
     return _against(held, log.event_keys_now(news.rows), gone, table)
 
 
-def _journey_keys(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
+def _journey_keys(news: News, held: pl.LazyFrame, table: Table) -> Changes:
     said = log.keys_now(news.rows, news.aliases).collect(engine="streaming").lazy()
     freed = said.filter(pl.col("journey_id").is_null()).select(list(table.key))
     now = _with_absorbed(said, held, news, table).filter(pl.col("journey_id").is_not_null())
     return _against(held, now, freed, table)
 
 
-def _aliases(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
+def _aliases(news: News, held: pl.LazyFrame, table: Table) -> Changes:
     freed = news.aliases.filter(pl.col("merged_into").is_null()).lazy()
     older = held.join(news.aliases.lazy(), on=list(table.key), how="anti")
     repointed = log.resolved(older, news.aliases, "merged_into")
@@ -227,16 +224,16 @@ def _aliases(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
     return _against(held, now, freed, table)
 
 
-def _logged(read: Callable[[pl.LazyFrame], pl.LazyFrame]) -> Callable[[News, pl.LazyFrame, Table], RowChanges]:
+def _logged(read: Callable[[pl.LazyFrame], pl.LazyFrame]) -> Callable[[News, pl.LazyFrame, Table], Changes]:
     """A table of what happened: rows only come."""
 
-    def changes(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
+    def changes(news: News, held: pl.LazyFrame, table: Table) -> Changes:
         return _against(held, read(news.rows), table.empty().lazy(), table)
 
     return changes
 
 
-def _conflicts(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
+def _conflicts(news: News, held: pl.LazyFrame, table: Table) -> Changes:
     said = log.conflicts_now(news.rows, news.aliases).collect().lazy()
     seen = news.rows.filter(pl.col("kind").is_in([log.EVENT, log.REMOVED])).select("tenant_id", "event_id").unique()
     stays = held.join(seen, on=["tenant_id", "event_id"], how="anti")
@@ -246,12 +243,12 @@ def _conflicts(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
     return _against(held, now, gone, table)
 
 
-def _quarantined(news: News, held: pl.LazyFrame, table: Table) -> RowChanges:
+def _quarantined(news: News, held: pl.LazyFrame, table: Table) -> Changes:
     now, out = log.quarantines_now(news.rows)
     return _against(held, now.lazy(), out.lazy(), table)
 
 
-_CHANGES: dict[Table, Callable[[News, pl.LazyFrame, Table], RowChanges]] = {
+_CHANGES: dict[Table, Callable[[News, pl.LazyFrame, Table], Changes]] = {
     EVENT_KEYS: _event_keys,
     JOURNEY_MERGES: _logged(log.merges_in),
     JOURNEY_SPLITS: _logged(log.splits_in),

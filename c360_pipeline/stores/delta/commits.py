@@ -23,7 +23,7 @@ from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction, RemoveAction
 from pyarrow.fs import FileSelector, PyFileSystem
 
-from c360_pipeline.core.catalog.changes import Changes, RowChanges, Version, compare_versions
+from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.errors import C360Error, ConflictError
 from c360_pipeline.stores.delta.key_lookup import KeyLookup
@@ -191,7 +191,7 @@ class Commits:
 
         return self._storage.retried(table.name, attempt) if given else 0
 
-    def apply(self, table: Table, snapshot: DeltaTable, changes: RowChanges, numbers: Mapping[str, int]) -> None:
+    def apply(self, table: Table, snapshot: DeltaTable, changes: Changes, numbers: Mapping[str, int]) -> None:
         """Bring changes into a table and set named numbers, in one commit on a snapshot.
 
         The cost follows the changes while rows only come; rows that change or go are merged into a small table, and of
@@ -245,7 +245,7 @@ class Commits:
             snapshot = self._storage.snapshot(table)
             held = rows_of(snapshot, table).collect()
             is_meant = pl.lit(value=True) if tenants is None else pl.col("tenant_id").is_in(list(tenants))
-            changes = compare_versions(held.filter(is_meant), rows.select(list(table.columns)), table.key)
+            changes = difference(held.filter(is_meant), rows.select(list(table.columns)), table.key)
             if changes.count:
                 whole = pl.concat([held.filter(~is_meant), rows.select(held.columns)])
                 _commit_exclusive(snapshot, table, whole, "overwrite")

@@ -10,7 +10,7 @@ from deltalake import (
 )
 from deltalake.exceptions import DeltaError
 
-from c360_pipeline.core.catalog.changes import Changes, Version, compare_versions
+from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.delta.snapshots import instant_of, rows_by_file, version_of
@@ -96,12 +96,12 @@ class Versions:
         now = self._storage.open(table.name)
         if now is None:
             nothing = table.empty()
-            return Changes(nothing.select(columns or nothing.columns), nothing.select(table.key)), None
+            return Changes.of(nothing.select(columns or nothing.columns), nothing.select(table.key)), None
         before = self._open_earlier(table, now, since)
         files_now, files_before = set(now.file_uris()), set(before.file_uris()) if before else set()
         after_rows = self._storage.read_files(table, files_now - files_before, columns)
         before_rows = self._storage.read_files(table, files_before - files_now, columns)
-        return compare_versions(before_rows, after_rows, table.key), version_of(now)
+        return difference(before_rows, after_rows, table.key), version_of(now)
 
     def changed_since(
         self, table: Table, since: Version | None, stamp: Sequence[str]

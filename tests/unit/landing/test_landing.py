@@ -21,7 +21,13 @@ from c360_pipeline.core.landing.accounting import (
     settled,
     unbalanced,
 )
-from c360_pipeline.core.landing.classify import ARCHIVED_FACTS, classify, difference, split_suppressed, stored_events
+from c360_pipeline.core.landing.classify import (
+    ARCHIVED_FACTS,
+    archive_changes,
+    classify,
+    split_suppressed,
+    stored_events,
+)
 from c360_pipeline.core.landing.decode import decode, rejected_conflicts
 from c360_pipeline.core.landing.lines import LONGEST_LINE_BYTES, Delivery, LineBlock, LongLine, line_blocks, line_in
 from c360_pipeline.errors import ContractError
@@ -196,10 +202,10 @@ def test_suppressed_users_are_parted_from_the_others() -> None:
 def test_the_difference_is_what_changed_and_what_is_gone() -> None:
     before = events(line(userId="a"), line(userId="b"), line(userId="c", eventId="e"))
     after = events(line(userId="z", action=" "), line(userId="b"), line(userId="c", eventId="e", action="buy"))
-    changed, gone = difference(stored_events(before), after)
+    changed, gone = archive_changes(stored_events(before), after)
     assert changed["source_line"].to_list() == [3]
     assert gone["source_line"].to_list() == [1]
-    assert difference(stored_events(before), before)[0].is_empty()
+    assert archive_changes(stored_events(before), before)[0].is_empty()
 
 
 def books(*rows: FileBook) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
+from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.silos.control_rows import (
     Column,
     ControlRows,
@@ -12,7 +13,6 @@ from c360_pipeline.core.silos.control_rows import (
     RelationshipRow,
     SourceDatabase,
     SourceTable,
-    compare_rows,
     lake_type,
     node_kind,
     node_rows,
@@ -276,11 +276,11 @@ def test_rows_are_compared_value_by_value() -> None:
     schema = {"id": pl.Int64, "v": pl.Float64}
     held = pl.DataFrame([(1, 1.0), (2, None), (3, 3.0), (4, float("nan"))], schema=schema, orient="row")
     read = pl.DataFrame([(1, 1.0), (2, 2.0), (5, None), (4, float("nan"))], schema=schema, orient="row")
-    changes = compare_rows(held, read, ["id"])
+    changes = difference(held, read, ["id"])
     assert changes.inserted["id"].to_list() == [5]
     assert changes.updated.rows() == [(2, 2.0)]
     assert changes.deleted["id"].to_list() == [3]
-    assert compare_rows(held, read, ["id"], is_all=False).deleted.is_empty()
+    assert difference(held, read, ["id"], is_all=False).deleted.is_empty()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""What proves by repetition: how often here, how often in `make soak`, and the table that a soak prints.
+
+A law that held in N independent trials fails in less than 3/N of them, with 95 % confidence: the bound that the table
+gives ("rule of three").
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+REPEATS, SEED = "repeats", "seed"
+Trials = Callable[[int, int | None], None]
+
+
+def often(here: int, soak: int) -> int:
+    """How often something is done: `here` by `make test`, `soak` by `make soak`."""
+    return soak if IS_SOAK else here
+
+
+@pytest.fixture
+def trials(record_property: Callable[[str, object], None]) -> Trials:
+    """Says how many independent trials a test made, and from which seed."""
+
+    def told(count: int, seed: int | None = None) -> None:
+        record_property(REPEATS, count)
+        if seed is not None:
+            record_property(SEED, seed)
+
+    return told
+
+
+class SoakReport:
+    """Gathers what tests say of their trials, and prints it as a table."""
+
+    def __init__(self, session_seed: object) -> None:
+        self._seed = session_seed
+        self._rows: list[tuple[str, int, object, float, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """One row for each test that was called."""
+        if report.when == "call":
+            said: dict[str, Any] = dict(report.user_properties)
+            name = report.nodeid.partition("tests/")[2] or report.nodeid
+            self._rows.append((name, said.get(REPEATS, 1), said.get(SEED, ""), report.duration, report.outcome))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The table, as docs/reliability.md has it."""
+        terminalreporter.write_sep("=", "soak")
+        for line in self.lines():
+            terminalreporter.write_line(line)
+
+    def lines(self) -> list[str]:
+        """Markdown."""
+        head = [
+            "| Test | N | Seed | Seconds | Outcome | Fails in less than |",
+            "| --- | ---: | --- | ---: | --- | ---: |",
+        ]
+        rows = [
+            f"| {name} | {count:,} | {seed} | {seconds:,.0f} | {outcome} | {min(3 / count, 1):.2g} |"
+            for name, count, seed, seconds, outcome in sorted(self._rows)
+        ]
+        return [f"Seed of the properties: {self._seed}.", "", *head, *rows]
