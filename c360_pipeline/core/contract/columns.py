@@ -6,7 +6,6 @@ good or bad, is left to that function, which also has the reasons. A property in
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,6 @@ _NUMBER_OF = {field.name: number for number, field in enumerate(FIELDS)}
 PARSED_COLUMNS = ("number", *Event._fields)
 
 
-@cache
 def _grammar() -> Grammar:
     names = [field.name.encode() for field in FIELDS]
     longest = max(map(len, names))
