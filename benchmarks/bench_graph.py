@@ -2,7 +2,7 @@
 
 Events of one tenant with a catalogue are put into the archive, stitched and projected into an empty graph, each kind
 against a bare `UNWIND … CREATE` of the same rows in batches of the same size, and against one statement per row. Then
-the graph is compared with its archive: as it is, and with 100 damages. And it is made anew by import.
+the graph is compared with its archive: as it is, and with 100 damages. And it is rebuilt by import.
 """
 
 import argparse

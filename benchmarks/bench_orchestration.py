@@ -25,7 +25,7 @@ LANDED = ("landed_events", "dead_letters", "landing_files")
 
 
 class Figures:
-    """What was measured: told at once, and as a table at the end."""
+    """What was measured: called with at once, and as a table at the end."""
 
     def __init__(self) -> None:
         self.table = Table("what", "time", "")
@@ -96,7 +96,7 @@ def overhead(table: Figures, folder: Path) -> None:
 
 
 def backfills(table: Figures, folder: Path) -> None:
-    """Thirty dates of three tenants, read anew: one run over all, and one run for each."""
+    """Thirty dates of three tenants, reread: one run over all, and one run for each."""
     import dagster as dg
 
     from c360_pipeline.connections import open_landing
@@ -119,7 +119,7 @@ def backfills(table: Figures, folder: Path) -> None:
             for day in dates:
                 job.execute_in_process(instance=dagster, asset_selection=keys, partition_key=day)
 
-        one_run()  # everything is landed: both read anew what the archive holds
+        one_run()  # everything is landed: both reread what the archive holds
         together, apart = timed(one_run), timed(date_by_date)
     table.add("backfill, 30 dates x 3 tenants, one run", f"{together:.1f} s", "")
     table.add("… a run for each date, in one process", f"{apart:.1f} s", f"{apart / together:.1f} x")

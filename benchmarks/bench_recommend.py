@@ -64,7 +64,7 @@ def popularity(known: pl.DataFrame, users: pl.DataFrame) -> pl.DataFrame:
     return ranked.filter(pl.col("rank") <= TOP_K).select("user_id", "product_id", "rank")
 
 
-def judged(found: pl.DataFrame, held_out: pl.DataFrame, products: int) -> tuple[float, float, float]:
+def measured(found: pl.DataFrame, held_out: pl.DataFrame, products: int) -> tuple[float, float, float]:
     """recall@10, NDCG@10, coverage."""
     mine = found.join(held_out.select("user_id"), on="user_id", how="semi")
     hits = mine.join(held_out, on=["user_id", "product_id"])
@@ -85,7 +85,7 @@ def compare(name: str, written: Written) -> None:
             subprocess.run([str(PEERS_PYTHON), str(PEERS), peer, folder], check=True)
             found[f"{peer} (implicit)"] = pl.read_parquet(f"{folder}/{peer}.parquet")
     for title, rows in found.items():
-        recall, ndcg, coverage = judged(rows, held_out, products)
+        recall, ndcg, coverage = measured(rows, held_out, products)
         table.add_row(title, f"{recall:.4f}", f"{ndcg:.4f}", f"{coverage:.3f}")
     Console().print(table)
 

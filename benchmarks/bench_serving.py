@@ -143,10 +143,10 @@ def served(table: Table, graph: Any, users: list[str], seconds: float) -> None:
 
 def compare_with_source(table: Table, graph: Any, users: list[str], warm_seconds: float) -> None:
     """The source's statement for some users, one after the other, against ours with and without the API's cache."""
-    from c360_pipeline.reads.recommend import Recommender, Wish
+    from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 
     theirs = [timed(lambda u=u: graph.read_only(SEED_QUERY, user_id=u)) for u in users]
-    mine = [timed(lambda u=u: Recommender(graph, TENANT).recommend(Wish(u, 10))) for u in users]
+    mine = [timed(lambda u=u: Recommender(graph, TENANT).recommend(RecommendationRequest(u, 10))) for u in users]
     their_median, my_median = statistics.median(theirs), statistics.median(mine)
     table.add_row("the source's statement, the same users", f"{their_median * 1e3:.1f} ms", "")
     table.add_row(

@@ -99,7 +99,7 @@ def _write(folder: Path, rows: pl.DataFrame, keys: pl.DataFrame) -> None:
 
 
 def policy() -> Any:
-    """Three types of keys that tie, limited to 1,000 partners as by default."""
+    """Three types of keys that link, limited to 1,000 partners as by default."""
     from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule
 
     return KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}") for kind in KINDS))
@@ -206,7 +206,7 @@ def _status_bytes(name: str) -> int:
 
 
 def reopened(folder: Path) -> dict[str, Any]:
-    """The index made anew, as on a machine that has only the log; and every journey against the truth."""
+    """The index rebuilt, as on a machine that has only the log; and every journey against the truth."""
     from c360_pipeline.core.catalog.tables import JOURNEY_LOG
     from c360_pipeline.core.stitching.log import aliases, events_now
     from c360_pipeline.stages.stitching.journeys import Journeys
@@ -312,7 +312,7 @@ def in_batches(folder: Path, events: int) -> None:
         ("peak MiB", f"{found['peak_bytes'] / 2**20:,.0f}"),
         ("pages of files at the end, MiB", f"{found['mapped_bytes'] / 2**20:,.0f}"),
         ("journeys that are not a true one", str(again["wrong"])),
-        ("the index anew from the log, seconds", f"{again['seconds']:.1f}"),
+        ("the index again from the log, seconds", f"{again['seconds']:.1f}"),
     ):
         table.add_row(title, value)
     Console().print(table)

@@ -98,8 +98,8 @@ class Bench:
         self.cluster.stop()
         self.send(count, None)
         self.start(sinks)
-        watched = sinks[0] if sinks[0] != "s3" else "judge"
-        name = f"{watched}.{'events' if watched == 'judge' else 'written'}"
+        watched = sinks[0] if sinks[0] != "s3" else "validate"
+        name = f"{watched}.{'events' if watched == 'validate' else 'written'}"
         first = self.reached(name, count // 2)
         last = self.reached(name, count)
         rate = (last[1] - first[1]) / (last[0] - first[0])
@@ -121,7 +121,7 @@ class Bench:
         from c360_pipeline.connections import open_graph
         from c360_pipeline.core.contract.events import parse_event
         from c360_pipeline.core.contract.frames import event_frame
-        from c360_pipeline.stages.realtime.unlanded_events import write_fresh
+        from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
         from c360_pipeline.stores.cassandra.user_events import user_event
         from c360_pipeline.streaming.clients import open_user_events
         from c360_pipeline.streaming.sinks import STORES
@@ -132,10 +132,10 @@ class Bench:
             at_once = STORES["neo4j"].batch_events
             batches = list(event_frame(events).iter_slices(at_once))
             with ThreadPoolExecutor(4) as pool:
-                seconds = timed(lambda: list(pool.map(lambda part: write_fresh(graph, part), batches)))
+                seconds = timed(lambda: list(pool.map(lambda part: write_unlanded(graph, part), batches)))
             self.add(f"Neo4j without Flink, batches of {at_once:,}, four at once", f"{count / seconds:,.0f}/s")
             single = [event_frame([parse_event(line, now)]) for line, _ in made(SINGLE)]
-            seconds = timed(lambda: [write_fresh(graph, row) for row in single])
+            seconds = timed(lambda: [write_unlanded(graph, row) for row in single])
             self.add("Neo4j, one statement per event", f"{SINGLE / seconds:,.0f}/s")
             at_once = STORES["cassandra"].batch_events
             parts = [events[n : n + at_once] for n in range(0, count, at_once)]

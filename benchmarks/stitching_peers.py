@@ -20,7 +20,7 @@ def duckdb_distinct(folder: Path) -> int:
 
 
 def splink_clusters(folder: Path) -> int:
-    """Splink's clustering of given edges on DuckDB, each event tied to the first of its key."""
+    """Splink's clustering of given edges on DuckDB, each event linked to the first of its key."""
     import duckdb
     from splink import DuckDBAPI
     from splink.clustering import cluster_pairwise_predictions_at_threshold

@@ -86,14 +86,14 @@ def archive_of(lake: Any) -> Any:
 
 
 def rebuild(archive: Any, say: Callable[[str], object]) -> None:
-    """The graph anew by import, without its proof, which is the reconciliation."""
+    """The graph again by import, without its proof, which is the reconciliation."""
     from c360_pipeline.connections import open_graph
     from c360_pipeline.devstack.graph_store import StagedStore
     from c360_pipeline.settings import c360_home, load_settings
-    from c360_pipeline.stages.reconciliation.expected import Pins
+    from c360_pipeline.stages.reconciliation.expected import PinnedVersions
     from c360_pipeline.stages.recovery.rebuild import note_made
 
-    pinned = archive.at(Pins.now(archive.lake, archive.control))
+    pinned = archive.at(PinnedVersions.now(archive.lake, archive.control))
     staged = StagedStore(c360_home())
     plan = staged.swap_in(staged.make(pinned, pinned.moment, say))
     with open_graph(load_settings()) as graph:

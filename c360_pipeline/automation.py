@@ -68,7 +68,7 @@ landed_files = dg.define_asset_job(
     "landed_files",
     selection=(LANDED | WITHOUT_PARTITIONS) - NIGHTLY_CHECKS,
     description="New files from the landing area to the graph: land, stitch, project, reconcile. "
-    "Of a landing date that is chosen, the files are read anew.",
+    "Of a landing date that is chosen, the files are reread.",
 )
 
 nightly_rebuild = dg.define_asset_job(
@@ -194,8 +194,8 @@ class Asked:
     job=landed_files,
     minimum_interval_seconds=30,
     default_status=SENSORS,
-    description="Asks for a run when the landing area holds a file that is not in the books with its present content. "
-    "The books decide, so that names, times and order of objects do not matter.",
+    description="Asks for a run when the landing area holds a file that has not landed with its present content. "
+    "The accounting decide, so that names, times and order of objects do not matter.",
 )
 def new_landing_files(
     context: dg.SensorEvaluationContext, landing: LandingResource, lake: LakeResource
@@ -203,7 +203,7 @@ def new_landing_files(
     """One run for all files that wait; the same files ask again only when that run is over and they still wait."""
     new, interrupted = waiting_files(lake.open(), landing.open().event_files())
     if not new and not interrupted:
-        return dg.SkipReason("Every file of the landing area is in the books.")
+        return dg.SkipReason("Every file of the landing area is in the accounting.")
     waiting, asked, now = identity([*new, *interrupted]), Asked.read(context.cursor), datetime.now(UTC)
     if context.instance.get_runs_count(dg.RunsFilter(job_name=landed_files.name, statuses=UNFINISHED[:2])):
         return dg.SkipReason("A run that has not begun yet will take them.")

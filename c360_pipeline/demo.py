@@ -1,4 +1,4 @@
-"""`c360 demo`: the whole way on sample data, told in one screen, and judged against what the sample's maker knows."""
+"""`c360 demo`: the whole way on sample data in one screen, compared with what the sample's maker knows."""
 
 import gzip
 import os
@@ -29,7 +29,7 @@ from c360_pipeline.devstack.people import SILO_TENANT
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError, InvariantError
 from c360_pipeline.reads.journeys import account_of_user, first_event_of_user, journey_of_event
-from c360_pipeline.reads.recommend import Recommender, Wish
+from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 from c360_pipeline.runs import EVERYTHING, Outcome, Step, materialise
 from c360_pipeline.settings import (
     OWNERS,
@@ -148,7 +148,7 @@ class Demo:
         archive = Archive(lake, open_control(settings).read())
         with open_graph(settings) as graph:
             with self._timed("prove and tell"):
-                self._tell_books(lake)
+                self._report_accounting(lake)
                 self._tell_graph(graph)
                 self._tell_journeys(lake, written)
                 first = self._tell_reconciliation(archive, graph, lake)
@@ -185,10 +185,10 @@ class Demo:
         self._must(f"checks of {name}: {', '.join(outcome.failed_checks)}", hold=not outcome.failed_checks)
         return outcome
 
-    def _tell_books(self, lake: Lake) -> None:
+    def _report_accounting(self, lake: Lake) -> None:
         books = lake.read(LANDING_FILES)
         total = books.select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0, named=True)
-        flag = self._must("the books balance", hold=unbalanced(books).is_empty())
+        flag = self._must("the accounting adds up", hold=unbalanced(books).is_empty())
         self._say(
             "\n[bold]Books[/]  {lines:,} lines = {landed:,} landed + {duplicates:,} duplicates + {dead:,} dead "
             "+ {suppressed:,} suppressed".format(**total)
@@ -211,7 +211,7 @@ class Demo:
         archived = lake.scan(EVENTS).select(pl.len()).collect().item()
         if archived != found.events:
             self._say(
-                f"[bold]Journeys[/]  {found.ours:,} hold the sample's {found.events:,} events; not judged against the "
+                f"[bold]Journeys[/]  {found.ours:,} hold the sample's {found.events:,} events; not compared with the "
                 f"truth, for the archive has {archived - found.events:,} events from elsewhere too"
             )
             return
@@ -238,7 +238,7 @@ class Demo:
         events = journey_of_event(graph, tenant, event) if event else []
         self._say(f"\n[bold]One customer[/]  {user} of {tenant}: {_who(account)}")
         self._console.print(_story_table(events))
-        recommendations = Recommender(graph, tenant).recommend(Wish(user, RECOMMENDATIONS))
+        recommendations = Recommender(graph, tenant).recommend(RecommendationRequest(user, RECOMMENDATIONS))
         for r in recommendations:
             self._say(
                 f"  recommended: {r.product_name or r.product_id} ({r.category}), score {r.score:.0f}: {r.reason}"
@@ -276,7 +276,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class FoundJourneys:
-    """How stitching compares with the truth: events judged, true journeys, ours, and those that are the same."""
+    """How stitching compares with the truth: events compared, true journeys, ours, and those that are the same."""
 
     events: int
     true: int
@@ -292,11 +292,11 @@ def found_against_truth(lake: Lake, written: Written) -> FoundJourneys:
         decode_file(Delivery(p.name, ""), gzip.decompress(p.read_bytes()), now).events for p in written.event_files
     ]
     ids = pl.concat(decoded).select("tenant_id", "event_id", file="source_uri", line="source_line")
-    judged = truth.join(ids, on=["file", "line"]).join(lake.read(EVENT_JOURNEY), on=["tenant_id", "event_id"])
-    pairs = judged.select(true="journey", ours="journey_id").unique()
+    compared = truth.join(ids, on=["file", "line"]).join(lake.read(EVENT_JOURNEY), on=["tenant_id", "event_id"])
+    pairs = compared.select(true="journey", ours="journey_id").unique()
     once = [pairs.group_by(side).len().filter(pl.col("len") == 1).select(side) for side in ("true", "ours")]
     same = pairs.join(once[0], on="true").join(once[1], on="ours")
-    return FoundJourneys(judged.height, truth["journey"].n_unique(), pairs["ours"].n_unique(), same.height)
+    return FoundJourneys(compared.height, truth["journey"].n_unique(), pairs["ours"].n_unique(), same.height)
 
 
 def _who(account: dict[str, Any]) -> str:
@@ -310,7 +310,7 @@ def _who(account: dict[str, Any]) -> str:
 def _story_table(events: list[dict[str, Any]]) -> Table:
     shown = chosen_for_story(events)
     title = f"journey {events[0]['journey_id']}: {len(shown)} of its {len(events):,} events" if events else "no journey"
-    table = Table("time", "known as", "action", "product", "tied by", title=title, title_justify="left")
+    table = Table("time", "known as", "action", "product", "linked by", title=title, title_justify="left")
     for e in shown:
         at = e["ts"].to_native().strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(at, e["user_id"], e["action"], e["product_name"] or e["product_id"] or "", e["key_types"])

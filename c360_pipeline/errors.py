@@ -5,7 +5,7 @@
     ├── ContractError     fix the data at its producer
     ├── UnavailableError  a service does not answer: start it or wait, the run can be retried
     ├── ConflictError     another worker was faster: reload and redo the pure work
-    ├── BrakeError        more would be removed than is usual: look, then say so
+    ├── RemovalLimitError        more would be removed than is usual: look, then say so
     └── InvariantError    stop: what must always hold does not, never retried
 
 A message says what was seen, what would be right, and the next step.
@@ -40,9 +40,9 @@ class ConflictError(C360Error):
     """Another worker committed first, more often than the retries allow."""
 
 
-class BrakeError(C360Error):
-    """More would be removed than the brake lets pass; nothing was."""
+class RemovalLimitError(C360Error):
+    """More would be removed than the removal limit lets pass; nothing was."""
 
 
 class InvariantError(C360Error):
-    """The books do not balance or the graph differs from its archive."""
+    """The accounting does not add up or the graph differs from its archive."""

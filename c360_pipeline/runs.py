@@ -24,7 +24,7 @@ from c360_pipeline.settings import load_settings, project_path
 
 EVERYTHING = "*"
 BRAKED = ("silo_nodes", "mapped_relationships")
-"""Steps that refuse to remove much from the graph unless told."""
+"""Steps that refuse to remove much from the graph unless asked."""
 UNFINISHED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
 
@@ -104,8 +104,8 @@ def materialise(
         home: state folder.
         select: assets in Dagster's selection syntax, `*` for all.
         partition: landing date, `YYYY-MM-DD`, when only its files are to be landed.
-        observe: told each step as it starts and ends.
-        force_removal: whether silos may take more from the graph than the brake lets pass.
+        observe: called with each step as it starts and ends.
+        force_removal: whether silos may take more from the graph than the removal limit lets pass.
 
     Raises:
         ConfigError: nothing is selected, or the partition is no date.

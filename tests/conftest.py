@@ -38,8 +38,8 @@ FREE_PORTS = {"postgres": 0, "s3": 0, "neo4j": 0}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`pytest --update-golden` writes the golden answers anew; look at the difference before you commit it."""
-    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+    """`pytest --update-golden` writes the golden answers again; look at the difference before you commit it."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden again")
 
 
 def pytest_configure(config: pytest.Config) -> None:

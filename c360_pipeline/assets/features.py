@@ -51,7 +51,7 @@ NIGHTLY_FEATURES = (
 PROJECTION_PREFIX = "c360_"
 """Graphs in the memory of the algorithms begin so; none is left when a step ends."""
 TIES_KEPT = 20
-"""Of the most similar products so many are asked for, so that ties at the tenth are decided by id."""
+"""Of the most similar products so many are asked for, so that links at the tenth are decided by id."""
 PERSONAL = ("user_id", "session_id", "email", "account_id")
 """Columns that a preview does not show: the log of runs is read by people who need not know them."""
 PATH_COLUMNS = ("tenant_id", "user_id", "session_id", "event_id", "ts", "action")
@@ -112,7 +112,7 @@ def events_of(lake: Lake, tenants: Sequence[str], *columns: str) -> pl.LazyFrame
     return lake.scan(EVENTS).filter(pl.col("tenant_id").is_in(list(tenants))).select(*columns)
 
 
-def keep(
+def publish(
     context: dg.AssetExecutionContext, lake: Lake, table: Table, found: Sequence[pl.DataFrame], scope: Scope
 ) -> tuple[pl.DataFrame, Changes]:
     """Replace the rows of the tenants in the lake, and say of each tenant how many there are."""
@@ -128,7 +128,7 @@ def kept(
     context: dg.AssetExecutionContext, lake: Lake, table: Table, found: Sequence[pl.DataFrame], scope: Scope
 ) -> dg.MaterializeResult[None]:
     """The same as the result of an asset, with the first rows, less who they are about."""
-    frame, changes = keep(context, lake, table, found, scope)
+    frame, changes = publish(context, lake, table, found, scope)
     shown = preview(frame.drop(PERSONAL, strict=False))
     said = rows(frame.height, changed_rows=changes.count, preview=shown, **lineage(table))
     return dg.MaterializeResult(asset_key=name_of(table), metadata=said)
@@ -143,7 +143,7 @@ def of_each_tenant(
 
 
 def weights_of(neo4j: Graph, tenant: str) -> pl.DataFrame:
-    """How users and products of a tenant are tied."""
+    """How users and products of a tenant are linked."""
     return features.interaction_weights(
         neo4j.audit.rows(model.VIEWED, tenant), neo4j.audit.rows(model.PURCHASED, tenant)
     )
@@ -158,7 +158,7 @@ def weights_of(neo4j: Graph, tenant: str) -> pl.DataFrame:
 def communities(
     context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, gds: GdsResource
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """Run Louvain per tenant, keep and write what changed; then judge the last week's sessions by their community."""
+    """Run Louvain per tenant, keep and write what changed; then rate the last week's sessions by their community."""
     tables, algorithms = lake.open(), gds.open()
     scope, modularity, parts = scope_of(context, tables), dict[str, float](), list[pl.DataFrame]()
     with graph.open() as neo4j:
@@ -170,7 +170,7 @@ def communities(
                 labels = algorithms.louvain(name, members, edges)
                 parts.append(features.canonical_communities(tenant, members, labels))
                 modularity[tenant] = round(features.modularity(edges, labels), 4)
-        found, changes = keep(context, tables, USER_COMMUNITIES, parts, scope)
+        found, changes = publish(context, tables, USER_COMMUNITIES, parts, scope)
         neo4j.writer.update(model.USER_COMMUNITY, model.user_communities(found))
     sizes = found.unique(["tenant_id", "community"]).sort("tenant_id", "community").drop("user_id")
     yield dg.MaterializeResult(

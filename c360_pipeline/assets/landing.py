@@ -1,4 +1,4 @@
-"""Landing: new files of the landing area become events or dead letters, and every line is in the books."""
+"""Landing: new files of the landing area become events or dead letters, and every line is in the accounting."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -21,9 +21,9 @@ from c360_pipeline.assets.specs import (
 from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import (
     QUEUE_COUNTED_BY,
-    FileBook,
-    misbooked,
-    misbooked_dead,
+    FileAccount,
+    misaccounted,
+    misaccounted_dead,
     of_older_contracts,
     unbalanced,
 )
@@ -31,7 +31,7 @@ from c360_pipeline.core.landing.volumes import unusual_volumes
 from c360_pipeline.errors import ContractError
 from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
 from c360_pipeline.stages.landing.backfill import land
-from c360_pipeline.stages.landing.dead_letters import damaged_since, settle_books
+from c360_pipeline.stages.landing.dead_letters import damaged_since, settle_accounting
 from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.landing import landing_date_of
@@ -40,7 +40,7 @@ GROUP = "landing"
 
 
 class LandingConfig(dg.Config):
-    """`landing_date` reads a day's files anew, as its partition does, in a run over assets of other partitions."""
+    """`landing_date` reads a day's files again, as its partition does, in a run over assets of other partitions."""
 
     landing_date: str | None = None
 
@@ -56,22 +56,22 @@ class LandingConfig(dg.Config):
     ],
     check_specs=[
         check_spec(
-            "books_balance",
+            "accounting_adds_up",
             asset="landing_files",
             blocking=True,
             description="For every file, lines = landed + duplicates + dead + suppressed.",
         ),
         check_spec(
-            "archive_holds_what_the_books_say",
+            "archive_holds_what_the_accounting_says",
             asset="landed_events",
             blocking=True,
-            description="For every file, rows of the archive = `landed` in its books.",
+            description="For every file, rows of the archive = `landed` in its accounting.",
         ),
         check_spec(
-            "queue_holds_what_the_books_say",
+            "queue_holds_what_the_accounting_says",
             asset="dead_letters",
             blocking=True,
-            description="For every file, lines in the dead-letter queue = `dead` in its books.",
+            description="For every file, lines in the dead-letter queue = `dead` in its accounting.",
         ),
         check_spec(
             "every_dead_letter_is_whole",
@@ -97,7 +97,7 @@ def landing_assets(
     lake: LakeResource,
     control: ControlResource,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    """Land every file that is not in the books yet; the files of named dates anew, under today's rules."""
+    """Land every file that is not in the accounting yet; the files of named dates again, under today's rules."""
     tables, area, started = lake.open(), landing.open(), datetime.now(UTC)
     control.open().privacy.require_no_erasure()
     ingest = Ingest(area, tables, control.open().privacy.suppressed_users())
@@ -106,7 +106,7 @@ def landing_assets(
     def report(lines: int) -> None:
         context.log.info("batch_landed: %s lines", f"{lines:,}")
 
-    settle_books(tables)
+    settle_accounting(tables)
     dates = {date.fromisoformat(config.landing_date)} if config.landing_date else named_dates(context)
     books = land(ingest, found.files, dates, report)
     _note_dates(context, tables, dates or {landing_date_of(book.source_uri) for book in books})
@@ -114,14 +114,14 @@ def landing_assets(
     yield dg.AssetCheckResult(
         asset_key="landing_files",
         check_name="every_object_is_an_event_file",
-        passed=not found.strangers,
+        passed=not found.unrecognised,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"objects": dg.MetadataValue.json([f.uri for f in found.strangers[:100]])},
+        metadata={"objects": dg.MetadataValue.json([f.uri for f in found.unrecognised[:100]])},
     )
 
 
 def _results(
-    lake: Lake, books: list[FileBook], started: datetime
+    lake: Lake, books: list[FileAccount], started: datetime
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     files, archived, queued = (
         lake.read(LANDING_FILES),
@@ -152,9 +152,13 @@ def _results(
             books=preview(totals),
         ),
     )
-    yield found_none("landing_files", "books_balance", unbalanced_files=unbalanced(files))
-    yield found_none("landed_events", "archive_holds_what_the_books_say", wrong_files=_misbooked(lake, files, archived))
-    yield found_none("dead_letters", "queue_holds_what_the_books_say", wrong_files=misbooked_dead(files, queued))
+    yield found_none("landing_files", "accounting_adds_up", unbalanced_files=unbalanced(files))
+    yield found_none(
+        "landed_events", "archive_holds_what_the_accounting_says", wrong_files=_misaccounted(lake, files, archived)
+    )
+    yield found_none(
+        "dead_letters", "queue_holds_what_the_accounting_says", wrong_files=misaccounted_dead(files, queued)
+    )
     yield found_none("dead_letters", "every_dead_letter_is_whole", damaged=damaged_since(lake, started))
     broken = {book.source_uri: book.damage for book in books if book.damage}
     yield dg.AssetCheckResult(
@@ -202,11 +206,11 @@ def volumes_are_as_expected(lake: LakeResource) -> dg.AssetCheckResult:
     )
 
 
-def _misbooked(lake: Lake, files: pl.DataFrame, archived: int) -> pl.DataFrame:
-    """Files whose rows in the archive are not as many as their books say; looked for only where the totals differ."""
+def _misaccounted(lake: Lake, files: pl.DataFrame, archived: int) -> pl.DataFrame:
+    """Files whose rows in the archive are not as many as accounted for; looked for only where the totals differ."""
     if archived == files["landed"].sum():
-        return misbooked(files.clear(), lake.count_by(EVENTS, "source_uri").clear().rename({"len": "archived"}))
-    return misbooked(files, lake.count_by(EVENTS, "source_uri").rename({"len": "archived"}))
+        return misaccounted(files.clear(), lake.count_by(EVENTS, "source_uri").clear().rename({"len": "archived"}))
+    return misaccounted(files, lake.count_by(EVENTS, "source_uri").rename({"len": "archived"}))
 
 
 @dg.asset(

@@ -1,6 +1,6 @@
 """Partitions of assets, and the run tags that name them.
 
-A run that names partitions is about these: their files are read anew, these tables are loaded. A run that names none
+A run that names partitions is about these: their files are reread, these tables are loaded. A run that names none
 takes whatever is new, and says itself of which partitions that was (docs/adr/0032).
 """
 

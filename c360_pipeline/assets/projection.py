@@ -76,7 +76,7 @@ def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
     asset=product_graph, blocking=True, description="Every item of an event and of the catalogue is a Product."
 )
 def every_item_is_a_product(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
-    """Look for items that no event could be tied to."""
+    """Look for items that no event could be linked to."""
     tables = lake.open()
     items = tables.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
     wanted = model.products(items, tables.read(CATALOG)).select("tenant_id", "id")
@@ -130,7 +130,7 @@ def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetC
 
 
 @asset_check(asset=event_graph, description="No event that the API or the stream wrote waits for an hour to land.")
-def events_ahead_land_within_a_day(graph: GraphResource) -> dg.AssetCheckResult:
+def unlanded_events_land_within_an_hour(graph: GraphResource) -> dg.AssetCheckResult:
     """Look for events that are in the graph and not in the archive."""
     with graph.open() as neo4j:
         overdue = overdue_events(neo4j)

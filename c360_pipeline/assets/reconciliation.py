@@ -12,7 +12,7 @@ from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILI
 from c360_pipeline.errors import ConflictError, InvariantError
 from c360_pipeline.resources import ControlResource, ExclusiveLakeResource, GraphResource, LakeResource, StreamResource
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, entity_name, keep, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, entity_name, publish, reconcile
 from c360_pipeline.stores.delta.lake import Lake
 
 GROUP = "reconcile"
@@ -49,7 +49,7 @@ def reconciliation_assets(
     tables = lake.open()
     with graph.open() as neo4j:
         results = reconcile(Archive(tables, control.open().read()), neo4j)
-    buckets, findings = keep(tables, results, context.run.run_id)
+    buckets, findings = publish(tables, results, context.run.run_id)
     by_kind = buckets.group_by("tenant_id", "entity", maintain_order=True).agg(pl.col("expected", "found").sum())
     differing = [result for result in results if not result.comparison.is_equal]
     yield dg.MaterializeResult(
@@ -113,7 +113,7 @@ def named_kinds(results: Iterable[Reconciled]) -> pl.DataFrame:
 
 
 class RepairConfig(dg.Config):
-    """What was approved: the run whose findings a person has looked at; `force` lets more go than the brake does."""
+    """What was approved: the run whose findings a person has looked at; `force` passes the removal limit."""
 
     approved_run: str
     force: bool = False
@@ -131,7 +131,7 @@ def repair_findings(
 
     Raises:
         ConflictError: the findings that were approved are not the newest.
-        InvariantError: the brake holds, or the graph still differs.
+        InvariantError: the removal limit holds, or the graph still differs.
     """
     tables = exclusive_lake.open()
     newest = newest_reconciliation(tables)
@@ -143,7 +143,7 @@ def repair_findings(
     archive = Archive(tables, control.open().read())
     with graph.open() as neo4j:
         repaired = reconcile(archive, neo4j, repair=True, force=config.force)
-        _, findings = keep(tables, repaired, context.run_id)
+        _, findings = publish(tables, repaired, context.run_id)
         left = drift(reconcile(archive, neo4j))
     context.log.info("repaired %s differences", f"{findings.height:,}")
     context.add_output_metadata({"repaired": preview(findings), "rows": findings.height})

@@ -129,7 +129,7 @@ def no_login_may_read_what_is_excluded(control: ControlResource, silos: SilosRes
 
 
 class SiloGraphConfig(dg.Config):
-    """`force_removal` lets more go from the graph than the brake does: a table that was emptied on purpose."""
+    """`force_removal` lets more go from the graph than the removal limit does: a table that was emptied on purpose."""
 
     force_removal: bool = False
 

@@ -57,7 +57,8 @@ CHECKS = {
 class StitchingConfig(dg.Config):
     """How to stitch.
 
-    `force_rules` lets rules that changed touch more journeys than the brake does. `engine` is where the very first
+    `force_rules` lets rules that changed touch more journeys than the removal limit does. `engine` is where the very
+    first
     stitching runs: `local`, `spark`, or `auto`, which takes Spark from `spark_from_events` events on. What comes later
     is stitched here, batch by batch.
     """
@@ -121,7 +122,7 @@ def _figures(report: BatchReport) -> list[Figure]:
         Figure("stitch_events_per_second", "Events stitched per second of the last run.", report.events_per_second),
         Figure("stitch_batch_seconds", "Seconds of the longest batch of the last run.", report.longest_seconds),
         Figure("stitch_events", "Events stitched by the last run.", report.events),
-        Figure("stitch_reread_events", "Events of journeys that the last run found anew.", report.reread),
+        Figure("stitch_reread_events", "Events of journeys that the last run restitched.", report.reread),
         Figure("stitch_merged_journeys", "Journeys that went into others in the last run.", report.merged),
         Figure("stitch_split_journeys", "Parts that left a journey in the last run.", report.split),
         Figure("stitch_retries", "Commits of the last run that another worker was faster than.", report.retries),
@@ -158,8 +159,8 @@ def wrong_rows(lake: Lake) -> dict[str, pl.LazyFrame]:
     journeys, pairs, keys = lake.scan(JOURNEYS), lake.scan(EVENT_KEYS), lake.scan(JOURNEY_KEYS)
     repeated = assigned.group_by(key).len().filter(pl.col("len") > 1).select(key)
     counted = assigned.group_by(identity).agg(events=pl.len().cast(pl.Int64))
-    tied = keys.group_by(identity).agg(keys=pl.len().cast(pl.Int64))
-    counts = journeys.join(counted, on=identity, how="left").join(tied, on=identity, how="left")
+    linked = keys.group_by(identity).agg(keys=pl.len().cast(pl.Int64))
+    counts = journeys.join(counted, on=identity, how="left").join(linked, on=identity, how="left")
     losers = lake.scan(JOURNEY_MERGES).select("tenant_id", journey_id="loser").unique()
     return {
         "every_event_has_one_journey": pl.concat(
@@ -201,8 +202,8 @@ def _journey_figures(lake: Lake) -> list[Figure]:
         ("journeys", "Journeys."): dict(zip(tenants, sizes["journeys"], strict=True)),
         ("largest_journey_events", "Events of the largest journey."): dict(zip(tenants, sizes["largest"], strict=True)),
         ("journey_keys_p99", "Keys that 99 % of journeys have at most."): dict(zip(tenants, sizes["p99"], strict=True)),
-        ("refused_ties", "Ties that a guard refuses now."): waiting,
-        ("quarantined_keys", "Keys that tie nothing, for they met too many others."): quarantined,
+        ("refused_links", "Ties that a guard refuses now."): waiting,
+        ("quarantined_keys", "Keys that link nothing, for they met too many others."): quarantined,
     }
     return [figure for (name, text), values in per_tenant.items() for figure in by_tenant(name, text, values)]
 
@@ -289,7 +290,7 @@ def no_journey_is_too_large(lake: LakeResource, control: ControlResource) -> dg.
     )
 
 
-@asset_check(asset=JOURNEY_CONFLICTS.name, description="No tie waits for review.")
+@asset_check(asset=JOURNEY_CONFLICTS.name, description="No link waits for review.")
 def nothing_waits_for_review(lake: LakeResource) -> dg.AssetCheckResult:
     """Ties that a unique key or the size of a journey refused; a person decides what they mean."""
     waiting = lake.open().read(JOURNEY_CONFLICTS)
@@ -303,7 +304,7 @@ def nothing_waits_for_review(lake: LakeResource) -> dg.AssetCheckResult:
 
 @asset_check(asset=QUARANTINED_KEYS.name, description="No key is in quarantine for meeting too many others.")
 def no_key_is_quarantined(lake: LakeResource) -> dg.AssetCheckResult:
-    """Keys that tie nothing any more: shared devices, test accounts, values that producers made up."""
+    """Keys that link nothing any more: shared devices, test accounts, values that producers made up."""
     found = lake.open().read(QUARANTINED_KEYS)
     return dg.AssetCheckResult(
         passed=found.is_empty(),

@@ -98,6 +98,6 @@ def restore(
         print_json({"digest": manifest.digest, "graph_digest": after, "objects": manifest.objects})
     else:
         out.print(
-            f"{manifest.objects:,} objects restored, the graph made anew. Digest {manifest.digest}, as in the backup.",
+            f"{manifest.objects:,} objects restored, the graph rebuilt. Digest {manifest.digest}, as in the backup.",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

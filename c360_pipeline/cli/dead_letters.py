@@ -99,7 +99,7 @@ def replay_letters(
         return
     out.print(outcomes_table(done))
     said = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items()) or "none"
-    err.print(f"{done.height:,} letters {'would be' if dry_run else 'are'} judged: {said}", highlight=False)
+    err.print(f"{done.height:,} letters {'would be' if dry_run else 'are'} replayed: {said}", highlight=False)
 
 
 @letters_app.command("discard")
@@ -108,7 +108,7 @@ def discard_letters(
     reason: Reason = None, tenant: Tenant = None, file: File = None, day: Day = None, ids: Ids = None,
     everything: Annotated[bool, typer.Option("--all", help="every open letter")] = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Put rejected lines aside: they keep their bytes and their place in the books, and are not replayed any more."""
+    """Put rejected lines aside: they keep their bytes and stay accounted for, and are not replayed any more."""
     if not everything and not any((reason, tenant, file, day, ids)):
         raise ConfigError("Which letters? Give --id, --reason, --tenant, --file or --day, or --all.")
     with exclusive():

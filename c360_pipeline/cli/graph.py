@@ -20,7 +20,7 @@ def reconcile(
     """Compare the graph with its archive, row by row; exit code 1 when they differ."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.stages.reconciliation.expected import Archive
-    from c360_pipeline.stages.reconciliation.reconcile import keep, summarise
+    from c360_pipeline.stages.reconciliation.reconcile import publish, summarise
     from c360_pipeline.stages.reconciliation.reconcile import reconcile as compare
 
     settings = load_settings()
@@ -33,7 +33,7 @@ def reconcile(
             shown.update(f"comparing {kind} of {tenant}")
 
         results = compare(archive, graph, repair=repair, force=force, observe=observe)
-        keep(lake, results, f"reconcile {uuid4()}")
+        publish(lake, results, f"reconcile {uuid4()}")
         found = summarise(results)
         left = summarise(compare(archive, graph, observe=observe)) if repair and found["findings"] else found
     print_json({"found": found, "left": left}) if as_json else print_reconciliation(found, left, repair=repair)
@@ -59,7 +59,7 @@ def rebuild(
     as_of: Annotated[str | None, typer.Option(help=f"a second graph, as it was: {INSTANT}")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the graph anew from its archive, and prove it.
+    """Rebuild the graph from its archive, and prove it.
 
     The embedded server gets a new store by import and stops for some seconds; the old store is kept until the new one
     is proved. A server of your own, or any with --online, goes on running, and readers see the graph grow.
@@ -70,7 +70,7 @@ def rebuild(
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.devstack.rebuild import rebuild_graph
     from c360_pipeline.stages.reconciliation.expected import Archive
-    from c360_pipeline.stages.reconciliation.reconcile import graph_digest, keep, summarise
+    from c360_pipeline.stages.reconciliation.reconcile import graph_digest, publish, summarise
     from c360_pipeline.stages.reconciliation.reconcile import reconcile as compare
 
     settings = load_settings()
@@ -81,16 +81,16 @@ def rebuild(
             before = graph_digest(compare(archive, graph))
 
         def observe(what: str) -> None:
-            shown.update(f"making anew: {what}")
+            shown.update(f"rebuilding: {what}")
 
         results = rebuild_graph(settings, c360_home(), archive, observe, online=online)
-        keep(lake, results, f"rebuild {uuid4()}")
+        publish(lake, results, f"rebuild {uuid4()}")
     after, found = graph_digest(results), summarise(results)
     if as_json:
         print_json({"digest_before": before, "digest": after, "found": found})
     else:
         verdict = "the same as before" if before == after else f"other than before ({before}): the graph had drifted"
-        out.print(f"The graph is made anew. Digest {after}, {verdict}.", highlight=False, soft_wrap=True)
+        out.print(f"The graph is rebuilt. Digest {after}, {verdict}.", highlight=False, soft_wrap=True)
         print_reconciliation(found, found, repair=False)
     if found["findings"]:
         raise typer.Exit(1)
@@ -99,12 +99,12 @@ def rebuild(
 def _archive_at(text: str) -> Any:
     """The archive as of an option's value, and that instant."""
     from c360_pipeline.connections import open_control, open_lake
-    from c360_pipeline.stages.reconciliation.expected import Archive, Pins
+    from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
 
     settings = load_settings()
     lake, rows = open_lake(settings), open_control(settings).read()
     instant = as_instant(text, lake)
-    return Archive(lake, rows, Pins.as_of(lake, rows, instant)), instant
+    return Archive(lake, rows, PinnedVersions.as_of(lake, rows, instant)), instant
 
 
 def rebuild_as_of(text: str, *, as_json: bool) -> None:

@@ -23,7 +23,7 @@ def show(
     as_of: Annotated[str | None, typer.Option(help="ISO 8601; as stitching saw it then, from its log")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the journey that an event belongs to, and the keys that tie it together."""
+    """Show the journey that an event belongs to, and the keys that link it together."""
     from c360_pipeline.connections import open_graph, open_lake
     from c360_pipeline.reads.journeys import journey_of_event, tenants_with_event
     from c360_pipeline.stages.stitching.history import JourneyHistory
@@ -63,7 +63,7 @@ def explain(
         out.print(_chain_tree(chain))
     if chain is None:
         err.print(
-            f"No chain of keys ties {first} and {second}: they are in different journeys, or in one by weak keys."
+            f"No chain of keys links {first} and {second}: they are in different journeys, or in one by weak keys."
         )
         raise typer.Exit(1)
 
@@ -73,10 +73,10 @@ def unmerge(
     key: Annotated[str, typer.Argument(help="type:hash, as the graph has it, or type=value")],
     tenant: Tenant = None,
     reason: Annotated[str, typer.Option(help="kept with the control row")] = "unmerged",
-    undo: Annotated[bool, typer.Option("--undo", help="let the key tie again")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="let the key link again")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key tie nothing any more, and take apart what it alone held together; old ids come back."""
+    """Make a key link nothing any more, and take apart what it alone held together; old ids come back."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.stages.projection.corrections import block_key
 
@@ -89,7 +89,7 @@ def unmerge(
     else:
         _print_changes(found.merges, found.splits)
         err.print(
-            f"{found.key} of {found.tenant_id} ties {'again' if undo else 'nothing any more'}: "
+            f"{found.key} of {found.tenant_id} links {'again' if undo else 'nothing any more'}: "
             f"{found.splits.height:,} split off, {found.merges.height:,} merged, {found.report.reread:,} reread.",
             highlight=False,
         )
@@ -101,7 +101,7 @@ def rebase(
     plan: Annotated[bool, typer.Option("--plan", help="show what would merge and split, and change nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Stitch all events anew under today's rules; ids stay where journeys stay."""
+    """Stitch all events again under today's rules; ids stay where journeys stay."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.stages.projection.corrections import apply_rules, rebase_plans
 
@@ -131,7 +131,7 @@ def rebase(
 def conflicts(
     tenant: Annotated[str | None, typer.Option(help="only this one")] = None, as_json: AsJson = False
 ) -> None:
-    """List ties that wait for review: a unique key or the size of a journey refused them."""
+    """List links that wait for review: a unique key or the size of a journey refused them."""
     from c360_pipeline.connections import open_lake
     from c360_pipeline.core.catalog.tables import JOURNEY_CONFLICTS
 

@@ -32,7 +32,7 @@ def metrics(
 
 
 def exporter(home: Path, settings: Settings) -> "Exporter":
-    """The collector over the settings' stores; each scrape opens them anew, so that one that comes back is seen."""
+    """The collector over the settings' stores; each scrape opens them again, so that one that comes back is seen."""
     from c360_pipeline.connections import open_graph, open_lake, open_landing
     from c360_pipeline.stages.monitoring import exporter as exporting
     from c360_pipeline.stages.monitoring.exporter import Exporter

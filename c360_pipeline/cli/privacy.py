@@ -17,7 +17,7 @@ def stores_of(settings: Settings) -> Any:
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake, open_landing
     from c360_pipeline.devstack.rebuild import is_embedded, rebuild_by_import
     from c360_pipeline.stages.privacy.stores import Stores
-    from c360_pipeline.stages.reconciliation.expected import Archive, Pins
+    from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
     from c360_pipeline.stores.postgres.databases import database_exists
 
     home, control, lake = c360_home(), open_control(settings), open_lake(settings)
@@ -25,7 +25,7 @@ def stores_of(settings: Settings) -> Any:
 
     def remake_graph() -> None:
         rows = control.read()
-        rebuild_by_import(home, Archive(lake, rows, Pins.now(lake, rows)), lambda: open_graph(settings))
+        rebuild_by_import(home, Archive(lake, rows, PinnedVersions.now(lake, rows)), lambda: open_graph(settings))
 
     logins = {"control database": settings.etl_db_name, "dagster": settings.dagster_db_name}
     folders = {"logs": home / "logs", "dagster files": home / "dagster", "graph logs": home / "neo4j" / "logs"}

@@ -95,12 +95,12 @@ COMMENT ON TABLE correlation_key_rules IS 'Which attributes of events are keys t
 COMMENT ON COLUMN correlation_key_rules.rule_id IS
     'Where keys of one event lead to journeys that may not meet, the event goes with the key of the first rule; unique ones come first.';
 COMMENT ON COLUMN correlation_key_rules.mode IS
-    'link ties events; weak attaches an event that nothing stronger ties and never makes two journeys one; ignore makes no key.';
+    'link links events; weak attaches an event that nothing stronger links and never makes two journeys one; ignore makes no key.';
 COMMENT ON COLUMN correlation_key_rules.is_unique IS 'Two values of this type never share a journey.';
 COMMENT ON COLUMN correlation_key_rules.max_partners IS
-    'Other keys that one value may meet; one that meets more ties nothing any more. Null for any number.';
+    'Other keys that one value may meet; one that meets more links nothing any more. Null for any number.';
 COMMENT ON COLUMN correlation_key_rules.window_seconds IS
-    'A value ties only events of the same window of time, counted from 1970; null for ever.';
+    'A value links only events of the same window of time, counted from 1970; null for ever.';
 
 CREATE TABLE IF NOT EXISTS journey_limits (
     tenant_id     text PRIMARY KEY CHECK (tenant_id <> ''),

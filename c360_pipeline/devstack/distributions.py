@@ -84,7 +84,7 @@ def flink_jars() -> Path:
 
 
 def flink_environment() -> Path:
-    """The virtual environment of Flink, whose pins are not ours; it changes with its lock."""
+    """The virtual environment of Flink, whose pinned are not ours; it changes with its lock."""
     locked = hashlib.sha256(project_path(FLINK_LOCK).read_bytes()).hexdigest()[:12]
     return cache_folder() / f"flink-{FLINK_VERSION}-{locked}"
 
@@ -109,7 +109,7 @@ def install_streaming(report: Report) -> None:
     """Fetch Kafka, Cassandra and Flink where they are missing: 0.5 GB of jars, 1 GB of Python packages.
 
     Args:
-        report: told one line of progress at a time.
+        report: called with one line of progress at a time.
 
     Raises:
         ConfigError: mvn is not installed.
@@ -173,7 +173,7 @@ def file_lock(path: Path, report: Report = lambda line: None) -> Iterator[None]:
 
     Args:
         path: of the lock.
-        report: told once where another process has it.
+        report: called once where another process has it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -195,7 +195,7 @@ def install(report: Report) -> None:
     """Fetch what is missing; does nothing where all is there.
 
     Args:
-        report: told one line of progress at a time.
+        report: called with one line of progress at a time.
 
     Raises:
         ConfigError: mvn or go is not installed.

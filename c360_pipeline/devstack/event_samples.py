@@ -1,7 +1,7 @@
 """Sample events as producers deliver them, good and bad, with the truth about each line.
 
 Visits follow a Markov chain over view, search, add_to_cart, purchase and support. A person has several devices;
-visits before a login, calls to the support desk and clicks in newsletters carry other user ids and are tied to the
+visits before a login, calls to the support desk and clicks in newsletters carry other user ids and are linked to the
 person by a cookie, an order or the hash of an address. Memory is bounded by the events of two days.
 """
 
@@ -100,7 +100,7 @@ def write_sample(request: SampleRequest, folder: Path, report: Callable[[int], N
     Args:
         request: how much of what.
         folder: created where it is missing; files of the same names are replaced.
-        report: told the number of lines written, now and then.
+        report: called with the number of lines written, now and then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     deliveries = generate(request)
@@ -181,7 +181,7 @@ def _day_of_tenant(request: SampleRequest, tenant_id: str, day: int, start: date
 
 
 class _Visits:
-    """Makes units of sessions: what one person does in a row, whole or not at all, so that its ties are whole."""
+    """Makes units of sessions: what one person does in a row, whole or not at all, so that its links are whole."""
 
     def __init__(self, rng: random.Random, persons: list[Person], catalog: list[Product], start: datetime) -> None:
         self._rng = rng
@@ -226,7 +226,7 @@ class _Visits:
             f"s-{person.tenant_id}-{self._start:%m%d}-{self._number}-{'v' if user_id.startswith('anon-') else 'u'}"
         )
         attrs: dict[str, Any] = {"ip": f"198.51.100.{rng.randint(1, 250)}"}
-        # A visitor whom nothing ties to a person uses a device that nobody else uses.
+        # A visitor whom nothing links to a person uses a device that nobody else uses.
         attrs["deviceId"] = f"d-{cookie}" if journey else rng.choice(person.devices)
         attrs |= {"cookieId": cookie} if cookie else {}
         attrs |= {"emailHash": email_hash} if email_hash else {}

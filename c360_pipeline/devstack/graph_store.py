@@ -153,7 +153,7 @@ def import_archive(archive: Archive, data: Path, work: Path, observe: Observe) -
         archive: the moment.
         data: folder of the store; what is in it goes.
         work: folder for files that are not needed afterwards.
-        observe: told what comes next.
+        observe: called with what comes next.
 
     Raises:
         AdminError: the import failed.

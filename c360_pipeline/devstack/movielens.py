@@ -109,7 +109,7 @@ def write_movielens(folder: Path, report: Callable[[int], None]) -> Written:
 
     Args:
         folder: created where it is missing; files of the same names are replaced.
-        report: told the number of lines written, after each file.
+        report: called with the number of lines written, after each file.
 
     Raises:
         ConfigError: the data set is not installed; the message says how.

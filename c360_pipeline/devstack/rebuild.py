@@ -1,4 +1,4 @@
-"""The embedded graph made anew by import, and graphs of earlier instants beside it."""
+"""The embedded graph rebuilt by import, and graphs of earlier instants beside it."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.graph_store import Observe, StagedStore, import_archive
 from c360_pipeline.errors import InvariantError
 from c360_pipeline.settings import Settings, connection_file
-from c360_pipeline.stages.reconciliation.expected import Archive, Pins
+from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
 from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, reconcile
 from c360_pipeline.stages.recovery.rebuild import note_made, rebuild
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -30,20 +30,20 @@ def is_embedded(settings: Settings, home: Path) -> bool:
 def rebuild_graph(
     settings: Settings, home: Path, archive: Archive, observe: Observe, *, online: bool = False
 ) -> list[Reconciled]:
-    """Make the settings' graph anew: by import where it is the embedded one, else by statements.
+    """Rebuild the settings' graph: by import where it is the embedded one, else by statements.
 
     Args:
         settings: whose graph.
         home: state folder of the embedded services.
         archive: what it is made from, as it is now; nobody may project anything meanwhile.
-        observe: told what comes next.
+        observe: called with what comes next.
         online: by statements in any case.
 
     Returns:
         The comparison of the new graph with the archive.
     """
     if is_embedded(settings, home) and not online:
-        pinned = archive.at(Pins.now(archive.lake, archive.control))
+        pinned = archive.at(PinnedVersions.now(archive.lake, archive.control))
         return rebuild_by_import(home, pinned, lambda: open_graph(settings), observe)
     with open_graph(settings) as graph:
         rebuild(archive.lake, archive.control, graph, observe)
@@ -63,7 +63,7 @@ def rebuild_by_import(
         home: state folder of the embedded services.
         archive: at the moment that is to be shown; nobody may project anything meanwhile.
         open_embedded: opens the embedded graph, on whichever store it runs.
-        observe: told what comes next.
+        observe: called with what comes next.
 
     Returns:
         The comparison of the new graph with the archive.
@@ -81,7 +81,7 @@ def rebuild_by_import(
         with open_embedded() as graph:
             note_made(archive, graph)
             observe("comparing with the archive")
-            results = reconcile(archive, graph, pins=archive.pins)
+            results = reconcile(archive, graph, pinned=archive.pinned)
         _require_equal(results)
     except Exception:
         # Whatever it was: a store that is not proved does not stay in use.
@@ -95,7 +95,7 @@ def _require_equal(results: list[Reconciled]) -> None:
     if findings := drift(results):
         raise InvariantError(
             f"The new store differs from the archive in {len(findings):,} rows, such as {findings[0]}. "
-            "The old one is in use again. `c360 rebuild --online` makes the graph anew by statements."
+            "The old one is in use again. `c360 rebuild --online` rebuilds the graph by statements."
         )
 
 
@@ -122,7 +122,7 @@ def start_instant(home: Path, archive: Archive, observe: Observe = lambda what: 
     Args:
         home: state folder beside whose services it lives.
         archive: at that moment.
-        observe: told what comes next.
+        observe: called with what comes next.
     """
     folder = home / INSTANTS / archive.moment[:16]
     made = folder / "made.json"
@@ -140,7 +140,7 @@ def start_instant(home: Path, archive: Archive, observe: Observe = lambda what: 
             note_made(archive, graph)
             made.write_text(json.dumps({"moment": archive.moment, "rows": counts}), encoding="utf-8")
         observe("comparing with the archive")
-        return Instant(folder, uri, reconcile(archive, graph, pins=archive.pins))
+        return Instant(folder, uri, reconcile(archive, graph, pinned=archive.pinned))
 
 
 def remove_instants(home: Path) -> bool:

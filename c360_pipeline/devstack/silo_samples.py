@@ -72,7 +72,7 @@ def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Ca
         connection: host, port, user, password of a login that may create databases, and dbname of the control database.
         control: the control database.
         source: `sample` or `movielens`.
-        report: told each database that is filled.
+        report: called with each database that is filled.
 
     Raises:
         ConfigError: a database of that name exists that `seed` did not make, the control database reads databases that
@@ -128,7 +128,7 @@ def _fill(connection: dict[str, Any], schema: str, tables: dict[str, Rows]) -> d
 
 
 def _refuse_foreign_rows(connection: dict[str, Any]) -> None:
-    """The control rows are written anew: those of somebody's real databases must not be lost."""
+    """The control rows are rewritten: those of somebody's real databases must not be lost."""
     with psycopg.connect(**connection) as control:
         foreign = [row[0] for row in control.execute(READ_FOREIGN, (list(SAMPLE_DATABASES), SAMPLE_PASSWORD_REF))]
     if foreign:

@@ -327,7 +327,7 @@ def flink_jobmanager(home: Path, port: int, s3: Mapping[str, str]) -> Service:
             (folder / "conf" / name).write_bytes((flink_home() / "conf" / name).read_bytes())
         plugin = next(flink_jars().glob("flink-s3-fs-hadoop-*.jar"))
         _link(folder / "plugins" / "s3-fs-hadoop", [plugin])
-        # What every start of the job would load anew, and never give back: the connector, and what runs Python.
+        # What every start of the job would load again, and never give back: the connector, and what runs Python.
         connector = flink_jars().glob("flink-sql-connector-kafka-*.jar")
         python = (flink_home() / "opt").glob("flink-python-*.jar")
         _link(folder / "lib", [*(flink_home() / "lib").glob("*.jar"), *connector, *python])

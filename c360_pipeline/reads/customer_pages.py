@@ -79,7 +79,7 @@ class CustomerPages:
         }
 
     def history(self, journeys: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Merges that made some journeys, each with the type of the key that tied them, and splits; newest first."""
+        """Merges that made some journeys, each with the type of the key that linked them, and splits; newest first."""
         merges = self._of_tenant(JOURNEY_MERGES).filter(pl.col("survivor").is_in(journeys))
         splits = self._of_tenant(JOURNEY_SPLITS).filter(pl.col("journey_id").is_in(journeys))
         newest = merges.sort("merged_at", descending=True), splits.sort("split_at", descending=True)

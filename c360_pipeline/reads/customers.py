@@ -17,7 +17,7 @@ from c360_pipeline.stores.neo4j.driver_values import Read, instant, plain
 from c360_pipeline.stores.neo4j.graph import Graph
 
 BEFORE = timedelta(minutes=30)
-"""What happened so long before a ticket is told with it."""
+"""Timeline so long before a ticket is shown with it."""
 SHOWN_BEFORE = 5
 T = TypeVar("T")
 
@@ -221,8 +221,8 @@ class _Reading:
         return _Who(users, self._journeys(users), accounts[0] if accounts else None)
 
     def _members(self, who: _Who) -> list[str]:
-        tied = self._read(READ_USERS_OF_JOURNEYS, journey_ids=who.journey_ids)
-        return sorted({*who.users, *(row["user_id"] for row in tied)})
+        linked = self._read(READ_USERS_OF_JOURNEYS, journey_ids=who.journey_ids)
+        return sorted({*who.users, *(row["user_id"] for row in linked)})
 
     def _happened(
         self, who: _Who, limit: int, before: datetime | None
@@ -277,7 +277,7 @@ class _Reading:
 
 
 def page_of(entries: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """The first entries, and whether there are more; what happened at one moment is not torn apart by a page's end.
+    """The first entries, and whether there are more; what happened at one moment is not split_up apart by a page's end.
 
     Args:
         entries: newest first, with `at`; all of the first moment at least.

@@ -111,7 +111,7 @@ READ_PRODUCT = Statement("MATCH (p:Product {tenant_id: $tenant_id, id: $product_
 
 
 @dataclass(frozen=True)
-class Wish:
+class RecommendationRequest:
     """What is asked for.
 
     Attributes:
@@ -139,21 +139,23 @@ class Recommender:
         self._graph = graph
         self._tenant_id = tenant_id
 
-    def recommend(self, wish: Wish) -> list[Recommendation]:
+    def recommend(self, wanted: RecommendationRequest) -> list[Recommendation]:
         """The best products for a user; further sources are asked only where similar users are too few."""
-        return rank(self._graph.read_together(lambda read: self._found(read, wish)), wish.top_k)
+        return rank(self._graph.read_together(lambda read: self._found(read, wanted)), wanted.top_k)
 
-    def _found(self, read: Read, wish: Wish) -> list[Candidate]:
-        found = self._candidates(read, READ_SIMILAR_USERS, Source.SIMILAR_USERS, wish)
+    def _found(self, read: Read, wanted: RecommendationRequest) -> list[Candidate]:
+        found = self._candidates(read, READ_SIMILAR_USERS, Source.SIMILAR_USERS, wanted)
         for source in (Source.VIEWED_TOGETHER, Source.COMMUNITY, Source.TRENDING):
-            if len(found) >= wish.top_k:
+            if len(found) >= wanted.top_k:
                 break
-            found += self._more(read, source, wish, found)
+            found += self._more(read, source, wanted, found)
         return found
 
-    def _more(self, read: Read, source: Source, wish: Wish, found: Sequence[Candidate]) -> list[Candidate]:
-        known = (*wish.exclude, *(candidate.product_id for candidate in found))
-        narrowed = Wish(wish.user_id, wish.top_k, wish.category, known)
+    def _more(
+        self, read: Read, source: Source, wanted: RecommendationRequest, found: Sequence[Candidate]
+    ) -> list[Candidate]:
+        known = (*wanted.exclude, *(candidate.product_id for candidate in found))
+        narrowed = RecommendationRequest(wanted.user_id, wanted.top_k, wanted.category, known)
         match source:
             case Source.VIEWED_TOGETHER:
                 return self._candidates(read, READ_VIEWED_TOGETHER, source, narrowed)
@@ -162,21 +164,23 @@ class Recommender:
             case _:
                 return self._trending_candidates(read, narrowed)
 
-    def _candidates(self, read: Read, statement: Statement, source: Source, wish: Wish) -> list[Candidate]:
+    def _candidates(
+        self, read: Read, statement: Statement, source: Source, wanted: RecommendationRequest
+    ) -> list[Candidate]:
         rows = read(
-            statement, tenant_id=self._tenant_id, user_id=wish.user_id, top_k=wish.top_k, category=wish.category,
-            exclude=list(wish.exclude), similar_user_weight=SIMILAR_USER_WEIGHT, shown_users=SHOWN_USERS,
+            statement, tenant_id=self._tenant_id, user_id=wanted.user_id, top_k=wanted.top_k, category=wanted.category,
+            exclude=list(wanted.exclude), similar_user_weight=SIMILAR_USER_WEIGHT, shown_users=SHOWN_USERS,
         )  # fmt: skip
         return [_candidate(source, row) for row in rows]
 
-    def _trending_candidates(self, read: Read, wish: Wish) -> list[Candidate]:
-        owned = {row["product_id"] for row in read(READ_OWNED, tenant_id=self._tenant_id, user_id=wish.user_id)}
-        left_out = owned | set(wish.exclude)
-        _, rows = self._trending(read, TREND_OF_CANDIDATES, wish.category, wish.top_k + len(left_out))
+    def _trending_candidates(self, read: Read, wanted: RecommendationRequest) -> list[Candidate]:
+        owned = {row["product_id"] for row in read(READ_OWNED, tenant_id=self._tenant_id, user_id=wanted.user_id)}
+        left_out = owned | set(wanted.exclude)
+        _, rows = self._trending(read, TREND_OF_CANDIDATES, wanted.category, wanted.top_k + len(left_out))
         return [
             _candidate(Source.TRENDING, {**row, "evidence": row["people"]})
             for row in rows if row["product_id"] not in left_out
-        ][: wish.top_k]  # fmt: skip
+        ][: wanted.top_k]  # fmt: skip
 
     def trending(
         self, window: timedelta, category: str | None, limit: int

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from anyio import to_thread
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from c360_pipeline.reads.recommend import Wish
+from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import models
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.recommendation_cache import RecommendationCache
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class ApiMetrics:
-    """What Prometheus is told of requests; routes by their pattern, so that no label grows with the customers."""
+    """What Prometheus gets of requests; routes by their pattern, so that no label grows with the customers."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -81,16 +81,16 @@ class Api:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.backend.close()
 
-    async def recommend(self, tenant_id: str, wish: Wish) -> bytes:
-        """The response for a wish, from the cache where it is a minute old at most."""
-        known = self.cache.get(tenant_id, wish)
-        generation = self.cache.generation(tenant_id, wish.user_id)
+    async def recommend(self, tenant_id: str, wanted: RecommendationRequest) -> bytes:
+        """The response for a wanted, from the cache where it is a minute old at most."""
+        known = self.cache.get(tenant_id, wanted)
+        generation = self.cache.generation(tenant_id, wanted.user_id)
         self.metrics.cached.labels("cache" if known else "graph").inc()
         if known is not None:
             return known
-        found = await self.ask(self.backend.recommender(tenant_id).recommend, wish)
+        found = await self.ask(self.backend.recommender(tenant_id).recommend, wanted)
         made = models.Recommendations(recommendations=found).model_dump_json().encode()
-        self.cache.put(tenant_id, wish, made, generation)
+        self.cache.put(tenant_id, wanted, made, generation)
         return made
 
     async def track(self, tenant_id: str, interactions: list[models.Interaction]) -> models.Tracked:

@@ -16,7 +16,7 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from c360_pipeline import __version__
 from c360_pipeline.reads.customers import Customer
-from c360_pipeline.reads.recommend import Wish
+from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import models, pages
 from c360_pipeline.serving.api import Api
 from c360_pipeline.serving.backend import Backend
@@ -82,8 +82,10 @@ def _add_recommendations(app: FastAPI, api: Api) -> None:
         An answer may be a minute old, unless the user has acted since.
         """
         tenant = own_tenant(key, wanted.tenant_id)
-        wish = Wish(wanted.user_id, wanted.top_k, wanted.context.category, tuple(wanted.context.exclude))
-        return Response(await api.recommend(tenant, wish), media_type=JSON)
+        request = RecommendationRequest(
+            wanted.user_id, wanted.top_k, wanted.context.category, tuple(wanted.context.exclude)
+        )
+        return Response(await api.recommend(tenant, request), media_type=JSON)
 
     @app.post("/graph/track", responses=USUAL, tags=["events"])
     async def track(wanted: models.TrackRequest, key: Ingester) -> models.Tracked:
@@ -159,7 +161,7 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         second: Annotated[str, Query(min_length=1, max_length=1_024)],
         tenant_id: TenantId = None,
     ) -> models.Explanation:
-        """The shortest chain of events and keys that ties two events; empty when nothing does."""
+        """The shortest chain of events and keys that links two events; empty when nothing does."""
         chain = await api.ask(api.backend.explanation, own_tenant(key, tenant_id), first, second)
         return models.Explanation(chain=chain)
 

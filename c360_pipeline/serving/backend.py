@@ -83,7 +83,7 @@ class Backend:
         return [plain(row) for row in journey_of_event(self.graph, tenant_id, event_id)]
 
     def explanation(self, tenant_id: str, first: str, second: str) -> list[dict[str, Any]]:
-        """What ties two events."""
+        """What links two events."""
         return explanation(self.graph, tenant_id, first, second) or []
 
     def track(self, tenant_id: str, interactions: Sequence[Interaction]) -> tuple[list[str], str, bool]:

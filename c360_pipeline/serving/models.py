@@ -162,7 +162,7 @@ class Journey(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The shortest chain of events and keys that ties two events; empty when nothing does."""
+    """The shortest chain of events and keys that links two events; empty when nothing does."""
 
     chain: list[dict[str, Any]]
 

@@ -2,7 +2,7 @@
 
 from cachetools import TTLCache
 
-from c360_pipeline.reads.recommend import Wish
+from c360_pipeline.reads.recommend import RecommendationRequest
 
 KEPT_SECONDS = 60.0
 MOST_USERS = 100_000
@@ -13,34 +13,34 @@ WishKey = tuple[int, str | None]
 
 
 class RecommendationCache:
-    """Responses by tenant, user and wish. Used from one thread, that of the event loop."""
+    """Responses by tenant, user and wanted. Used from one thread, that of the event loop."""
 
     def __init__(self) -> None:
         self._kept: TTLCache[tuple[str, str], dict[WishKey, bytes]] = TTLCache(MOST_USERS, KEPT_SECONDS)
         self._generations: TTLCache[tuple[str, str], int] = TTLCache(MOST_USERS, KEPT_SECONDS)
         self._acting: TTLCache[tuple[str, str], bool] = TTLCache(MOST_USERS, KEPT_SECONDS)
 
-    def get(self, tenant_id: str, wish: Wish) -> bytes | None:
+    def get(self, tenant_id: str, wanted: RecommendationRequest) -> bytes | None:
         """A response that is at most a minute old."""
-        return None if wish.exclude else self._kept.get((tenant_id, wish.user_id), {}).get(_key(wish))
+        return None if wanted.exclude else self._kept.get((tenant_id, wanted.user_id), {}).get(_key(wanted))
 
     def generation(self, tenant_id: str, user_id: str) -> int:
         """A number that changes when the user acts: taken before a response is made, it tells whether it is old."""
         return self._generations.get((tenant_id, user_id), 0)
 
-    def put(self, tenant_id: str, wish: Wish, response: bytes, generation: int) -> None:
+    def put(self, tenant_id: str, wanted: RecommendationRequest, response: bytes, generation: int) -> None:
         """Keep a response, unless the user has acted since it was begun; the age of a user's is that of the first.
 
-        One for a wish that excludes products is not kept: there are too many of these.
+        One for a wanted that excludes products is not kept: there are too many of these.
         """
-        user = (tenant_id, wish.user_id)
-        if wish.exclude or user in self._acting or generation != self.generation(*user):
+        user = (tenant_id, wanted.user_id)
+        if wanted.exclude or user in self._acting or generation != self.generation(*user):
             return
         kept = self._kept.get(user)
         if kept is None or len(kept) >= MOST_WISHES:
-            self._kept[user] = {_key(wish): response}
+            self._kept[user] = {_key(wanted): response}
         else:
-            kept[_key(wish)] = response
+            kept[_key(wanted)] = response
 
     def drop(self, tenant_id: str, user_id: str, *, is_shown: bool) -> None:
         """Forget what was sent for a user; where the graph does not show yet what the user did, keep nothing new."""
@@ -51,5 +51,5 @@ class RecommendationCache:
             self._acting[user] = True
 
 
-def _key(wish: Wish) -> WishKey:
-    return wish.top_k, wish.category
+def _key(wanted: RecommendationRequest) -> WishKey:
+    return wanted.top_k, wanted.category

@@ -26,7 +26,7 @@ def stitch_all_first(
         lake: holds the archive and the log.
         journeys: whose log is written.
         policy: what keys may do.
-        report: told a line per tenant.
+        report: called with a line per tenant.
 
     Raises:
         ConfigError: the jars by which Spark reaches S3 are not named.

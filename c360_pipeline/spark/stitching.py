@@ -31,7 +31,7 @@ from c360_pipeline.spark.components import connected_components
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
 
-FACTS = "event_id string, ts timestamp, key_type string, key binary, ties boolean, is_weak boolean"
+FACTS = "event_id string, ts timestamp, key_type string, key binary, links boolean, is_weak boolean"
 LOG = (
     "tenant_id string, seq bigint, kind string, event_id string, ts timestamp, key_type string, key_hash string, "
     "status string, journey_id string, other_journey_id string, created_at timestamp, founding_event_id string, "
@@ -66,9 +66,9 @@ class FirstStitching:
         """
         facts = events.mapInArrow(self._extract, FACTS).persist()
         crowded = self._crowded(facts)
-        tying = facts.filter("ties").join(sf.broadcast(crowded.filter("is_over")), "key", "left_anti")
+        linking = facts.filter("links").join(sf.broadcast(crowded.filter("is_over")), "key", "left_anti")
         by_event = Window.partitionBy("event_id")
-        edges = tying.select("event_id", "key", sf.min("key").over(by_event).alias("anchor"))
+        edges = linking.select("event_id", "key", sf.min("key").over(by_event).alias("anchor"))
         labels = connected_components(edges.selectExpr("anchor as a", "key as b"))
         anchors = edges.select("event_id", "anchor").distinct()
         component = anchors.join(labels, anchors["anchor"] == labels["node"]).select("event_id", "component")
@@ -106,7 +106,7 @@ class FirstStitching:
         limits = {
             r.key_type: r.max_partners for r in self.policy.rules_of(self.tenant_id) if r.max_partners is not None
         }
-        strong = facts.filter("ties and not is_weak")
+        strong = facts.filter("links and not is_weak")
         if not limits:
             return strong.limit(0).selectExpr("key", "0L as met", "true as is_over")
         limit = sf.create_map(*(sf.lit(part) for pair in limits.items() for part in pair))[sf.col("key_type")]
@@ -194,20 +194,20 @@ def _facts(
     rows: pl.DataFrame, held: pl.Expr, not_blocked: pl.Series | None, weak: set[str]
 ) -> Iterator[pa.RecordBatch]:
     found = rows.with_columns(
-        ties=pl.col("key_hash").is_not_null() & held, is_weak=pl.col("key_type").is_in(weak).fill_null(value=False)
+        links=pl.col("key_hash").is_not_null() & held, is_weak=pl.col("key_type").is_in(weak).fill_null(value=False)
     )
     if not_blocked is not None:
-        found = found.with_columns(ties=pl.col("ties") & not_blocked)
+        found = found.with_columns(links=pl.col("links") & not_blocked)
     high, low = words(found["key_hash"].fill_null(0))
     keys = np.column_stack([high, low]).astype(">u8").tobytes()
     binary = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), found.height, [None, pa.py_buffer(keys)])
     is_null = pa.array(found["key_hash"].is_null().to_numpy())
     keys_or_null = pc.if_else(is_null, pa.scalar(None, pa.binary()), binary.cast(pa.binary()))
-    columns = found.select("event_id", "ts", "key_type", "ties", "is_weak").to_arrow().cast(pa.schema(_WITHOUT_KEY))
+    columns = found.select("event_id", "ts", "key_type", "links", "is_weak").to_arrow().cast(pa.schema(_WITHOUT_KEY))
     yield from columns.add_column(3, "key", keys_or_null).to_batches(max_chunksize=1 << 16)
 
 
 _WITHOUT_KEY: list[tuple[str, pa.DataType]] = [
-    ("event_id", pa.string()), ("ts", pa.timestamp("us", "UTC")), ("key_type", pa.string()), ("ties", pa.bool_()),
+    ("event_id", pa.string()), ("ts", pa.timestamp("us", "UTC")), ("key_type", pa.string()), ("links", pa.bool_()),
     ("is_weak", pa.bool_()),
 ]  # fmt: skip

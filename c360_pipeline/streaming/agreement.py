@@ -22,12 +22,12 @@ from c360_pipeline.core.landing.classify import split_suppressed
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashes, sum_of_digests
-from c360_pipeline.stages.realtime.unlanded_events import write_fresh
+from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stores.cassandra.user_events import RENAMED, UserEvent, UserEvents, user_event
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.spill import Spill
 from c360_pipeline.stores.neo4j.graph import Graph
-from c360_pipeline.streaming.topic import SENT, Judged, Reading, each_once
+from c360_pipeline.streaming.topic import SENT, Reading, Validated, each_once
 
 KEY = ["tenant_id", "event_id"]
 USER = ["tenant_id", "user_id"]
@@ -209,7 +209,7 @@ class Stores:
         parts = reading.at_most // PART_ROWS + 1
         counts = dict.fromkeys(("messages", "dead_letters", "late", "duplicates", "events", "suppressed"), 0)
         by_id = Spill(folder / "sent", KEY, pl.Schema(SENT), parts=parts)
-        by_id.filled(_counted(reading.judged, counts))
+        by_id.filled(_counted(reading.validated, counts))
         by_user = Spill(folder / "events", USER, pl.Schema(SENT), parts=parts)
         by_user.filled(_distinct(by_id, counts))
         archived = Spill(folder / "archived", USER, pl.Schema(CONTENT), parts=parts)
@@ -243,7 +243,7 @@ class Stores:
     def _repair(self, sent: pl.DataFrame, graph: _Part, cassandra: _Part) -> int:
         """Write what the graph lacks, and what Cassandra lacks or holds otherwise; returns how many events that are."""
         of_graph = sent.join(graph.missing, on=KEY, how="semi")
-        write_fresh(self._graph, _fresh_rows(of_graph))
+        write_unlanded(self._graph, _unlanded_rows(of_graph))
         of_cassandra = sent.join(pl.concat([cassandra.missing, cassandra.altered]), on=KEY, how="semi")
         self._table.write(_user_events(of_cassandra))
         return of_graph.height + of_cassandra.height
@@ -278,8 +278,8 @@ class Stores:
         return found.with_columns(attributes_text(found["attrs"]).alias("attrs"))
 
 
-def _counted(judged: Iterable[Judged], counts: dict[str, int]) -> Iterator[pl.DataFrame]:
-    for some in judged:
+def _counted(validated: Iterable[Validated], counts: dict[str, int]) -> Iterator[pl.DataFrame]:
+    for some in validated:
         counts["messages"] += some.messages
         counts["dead_letters"] += some.messages - some.events.height
         yield some.events
@@ -347,7 +347,7 @@ def _user_events(rows: pl.DataFrame) -> Iterable[UserEvent]:
         yield user_event({**row, "ts": ts, "attrs": json.loads(row["attrs"])})
 
 
-def _fresh_rows(rows: pl.DataFrame) -> pl.DataFrame:
+def _unlanded_rows(rows: pl.DataFrame) -> pl.DataFrame:
     attrs = [[{"key": k, "value": v} for k, v in json.loads(text).items()] for text in rows["attrs"]]
     entries = pl.Series("attrs", attrs, dtype=EVENT_SCHEMA["attrs"])
     ts = (pl.lit(EPOCH) + pl.duration(microseconds="micros")).cast(pl.Datetime("us", "UTC"))

@@ -131,7 +131,7 @@ class StreamCluster:
             variables: environment of that command.
             sinks: names of those to write to, of `neo4j`, `cassandra` and `s3`.
             connector: jar of the Kafka connector.
-            report: told where the job begins.
+            report: called with where the job begins.
 
         Returns:
             Its id.
@@ -228,7 +228,7 @@ class StreamCluster:
         return StreamStatus(job, state, lag, age, _counts(metrics), batch_ms, page)
 
     def counts(self, job_id: str) -> dict[str, int]:
-        """Our counters, summed over the subtasks: `judge.events`, `neo4j.written` and so on."""
+        """Our counters, summed over the subtasks: `validate.events`, `neo4j.written` and so on."""
         return _counts(self._metrics(job_id))
 
     def _metrics(self, job_id: str) -> dict[tuple[str, str], dict[str, float]]:
@@ -299,7 +299,7 @@ def _is_ours(metric: str) -> bool:
 def _counts(metrics: Mapping[tuple[str, str], Mapping[str, float]]) -> dict[str, int]:
     counts = {f"{operator}.{name}": int(of["sum"]) for (operator, name), of in metrics.items() if name in COUNTERS}
     read, passed = (int(metrics.get((DEDUPLICATE, name), {}).get("sum", 0)) for name in (READ, PASSED))
-    return dict(sorted({**counts, "judge.duplicates": read - passed}.items()))
+    return dict(sorted({**counts, "validate.duplicates": read - passed}.items()))
 
 
 def wait_until(is_done: Callable[[], bool], seconds: float, otherwise: str) -> None:

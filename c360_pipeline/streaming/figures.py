@@ -1,4 +1,4 @@
-"""What Prometheus is told of the stream."""
+"""What Prometheus gets of the stream."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The Flink job: reads the topic, judges every message, writes to the graph, Cassandra and S3.
+"""The Flink job: reads the topic, validates every message, writes to the graph, Cassandra and S3.
 
 Run by Flink in its own environment (`c360 stream start` hands it over). Each operator has a name by which its state is
 found again in a savepoint; what it decides is in `operators`.
@@ -34,13 +34,13 @@ from c360_pipeline.streaming.operators import (
     Message,
     decode,
     encode,
-    judge,
     messages_of,
     refused_line,
     seen_name,
     shard_of,
+    validate,
 )
-from c360_pipeline.streaming.sinks import STORES, PatientSink, refusal
+from c360_pipeline.streaming.sinks import STORES, RetryingSink, refusal
 
 SEEN_FOR = "6 h"
 """For how long the id of an event is known; the archive knows it for good."""
@@ -52,7 +52,7 @@ MESSAGES = """
 # As `operators.LINE_BREAKS`: a space would make good JSON of a line break within a text, which is a dead letter here.
 LINES = "SELECT TRANSLATE(line, CHR(13) || CHR(10), CHR(9) || CHR(9)) FROM messages"
 # What goes to Python goes in blocks: one by one, a row costs several times there what is done with it.
-TO_JUDGE = """
+TO_VALIDATE = """
     SELECT `partition`, ARRAY_JOIN(
         ARRAY_AGG(CONCAT_WS(' ', CAST(`partition` AS STRING), place, replay, CAST(CHAR_LENGTH(line) AS STRING), line)),
         ''
@@ -61,10 +61,10 @@ TO_JUDGE = """
     GROUP BY `partition`, window_start, window_end
 """
 # The ids that were seen are kept by Flink's own operator for it: a look-up of state from Python crosses processes.
-JUDGED = """
+VALIDATED = """
     SELECT SPLIT_INDEX(f0, CHR(31), 0) AS name, SPLIT_INDEX(f0, CHR(31), 1) AS shard,
         SPLIT_INDEX(f0, CHR(31), 2) AS event, seen_at
-    FROM judged
+    FROM validated
 """
 FIRST_OF_EACH_NAME = """
     SELECT shard, event FROM entries WHERE name = ''
@@ -95,7 +95,7 @@ def log_to_flink() -> None:
     )
 
 
-class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
+class Validator(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
     """Tells events from dead letters, partition by partition, with the partition's clock."""
 
     def open(self, context: RuntimeContext) -> None:
@@ -110,7 +110,7 @@ class Judge(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
         known = self._clock.value()
         clock = None if known is None else EPOCH + timedelta(microseconds=known)
         for message, is_replay in messages_of(block):
-            found, clock = judge(message, clock, datetime.now(UTC), is_replay=is_replay)
+            found, clock = validate(message, clock, datetime.now(UTC), is_replay=is_replay)
             if isinstance(found, DeadLetter):
                 self._count["late" if found.error_class == "late" else "dead_letters"].inc()
                 yield DEAD, found.as_json()
@@ -134,7 +134,7 @@ class WriteBatch(KeyedProcessFunction):  # type: ignore[misc]
     def open(self, context: RuntimeContext) -> None:
         """Count, and log."""
         log_to_flink()
-        self._sink = PatientSink(self._name, load_settings())
+        self._sink = RetryingSink(self._name, load_settings())
         metrics = context.get_metrics_group()
         self._count = {name: metrics.counter(name) for name in ("written", "refused", "batches", "retries")}
         self._batch_ms = 0
@@ -203,11 +203,11 @@ def build(environment: StreamExecutionEnvironment, settings: Settings, sinks: It
     )
     # A stream, from which both queries go on: of a table each would read the topic for itself.
     timed_view(tables, "messages", tables.to_data_stream(tables.sql_query(MESSAGES)))
-    judged = keyed(tables, TO_JUDGE, Types.INT()).process(Judge(), output_type=Types.STRING())
-    judged = judged.name("judge").uid("judge")
-    dead = judged.get_side_output(DEAD)
-    timed_view(tables, "judged", judged)
-    tables.create_temporary_view("entries", tables.sql_query(JUDGED))
+    validated = keyed(tables, TO_VALIDATE, Types.INT()).process(Validator(), output_type=Types.STRING())
+    validated = validated.name("validate").uid("judge")
+    dead = validated.get_side_output(DEAD)
+    timed_view(tables, "validated", validated)
+    tables.create_temporary_view("entries", tables.sql_query(VALIDATED))
     timed_view(tables, "events", tables.to_data_stream(tables.sql_query(FIRST_OF_EACH_NAME)))
     batches = keyed(tables, TO_WRITE, Types.STRING())
     for name in sinks:

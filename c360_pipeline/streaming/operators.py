@@ -1,7 +1,7 @@
 """What the stream decides of every message: event, dead letter or late; pure, as in the batch path.
 
-Lateness is told by a clock of each partition, the newest event that it has delivered, and not by the watermark that
-Flink sends round every 200 ms: so that a stream that is read again is judged as it was (docs/adr/0036).
+Lateness is identified by a clock of each partition, the newest event that it has delivered, and not by the watermark
+that Flink sends round every 200 ms: so that a stream that is read again is validated as it was (docs/adr/0036).
 """
 
 import base64
@@ -88,7 +88,7 @@ class DeadLetter:
         })  # fmt: skip
 
 
-def judge(
+def validate(
     message: Message, clock: datetime | None, now: datetime, *, is_replay: bool = False
 ) -> tuple[Event | DeadLetter, datetime | None]:
     """Decide what becomes of a message.
@@ -118,10 +118,10 @@ def judge(
     return event, moved
 
 
-def judge_all(
+def validate_all(
     values: Sequence[bytes], is_replay: Sequence[bool], clock: datetime | None, now: datetime
 ) -> tuple[pl.DataFrame, datetime | None]:
-    """Decide what becomes of many messages of one partition at once, as `judge` does of each.
+    """Decide what becomes of many messages of one partition at once, as `validate` does of each.
 
     Args:
         values: the messages, in the order of the partition; less than 2 GiB.

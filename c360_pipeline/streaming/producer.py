@@ -63,7 +63,7 @@ class EventProducer:
 
         Args:
             line: the message.
-            key: `message_key` of its tenant and user; None where they can't be told.
+            key: `message_key` of its tenant and user; None where they can't be read.
         """
         while True:
             try:
@@ -97,7 +97,7 @@ def message_key(tenant_id: str, user_id: str) -> bytes:
 
 
 def key_of(line: bytes) -> bytes | None:
-    """The key of a line; None where its tenant and user can't be told."""
+    """The key of a line; None where its tenant and user can't be read."""
     try:
         event = parse_event(line, datetime.now(UTC))
     except Rejected as rejected:
@@ -119,7 +119,7 @@ def send(
         producer: through which.
         lines: without their ends, each with its key.
         rate: messages a second; None for as fast as it goes.
-        report: told how many were sent.
+        report: called with how many were sent.
 
     Returns:
         How many were sent.

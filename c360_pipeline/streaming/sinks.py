@@ -17,7 +17,7 @@ from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.stages.realtime.suppression import Suppression
-from c360_pipeline.stages.realtime.unlanded_events import write_fresh
+from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stores.cassandra import user_events
 from c360_pipeline.stores.neo4j.client import is_of_a_row
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
@@ -35,7 +35,7 @@ Write = Callable[[list[Event]], None]
 @contextmanager
 def _graph_writer(settings: Settings) -> Iterator[Write]:
     with open_graph(settings) as graph:
-        yield lambda events: write_fresh(graph, event_frame(events))
+        yield lambda events: write_unlanded(graph, event_frame(events))
 
 
 @contextmanager
@@ -66,7 +66,7 @@ STORES = {
 }
 
 
-class PatientSink:
+class RetryingSink:
     """Writes to a store, and waits for it while it is away.
 
     Args:

@@ -1,4 +1,4 @@
-"""The topic read from outside the job: what was sent, as the job judges it."""
+"""The topic read from outside the job: what was sent, as the job validates it."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.streaming.clients import TOPIC, kafka_options
-from c360_pipeline.streaming.operators import REPLAY_HEADER, judge_all
+from c360_pipeline.streaming.operators import REPLAY_HEADER, validate_all
 
 SECONDS = 15.0
 AT_ONCE = 10_000
@@ -32,7 +32,7 @@ Ends = dict[int, tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Judged:
+class Validated:
     """Some messages of one partition.
 
     Attributes:
@@ -50,11 +50,11 @@ class Reading:
 
     Attributes:
         at_most: how many.
-        judged: what becomes of them, partition by partition in their order; at most `AT_ONCE` in memory.
+        validated: what becomes of them, partition by partition in their order; at most `AT_ONCE` in memory.
     """
 
     at_most: int
-    judged: Iterator[Judged]
+    validated: Iterator[Validated]
 
 
 class TopicReader:
@@ -71,7 +71,7 @@ class TopicReader:
         }  # fmt: skip
 
     def sent(self, since: datetime | None, now: datetime) -> Reading:
-        """What was sent until now, judged as the job does.
+        """What was sent until now, validated as the job does.
 
         Args:
             since: messages of this moment and later; all that Kafka has where it is None.
@@ -89,7 +89,7 @@ class TopicReader:
             UnavailableError: Kafka does not answer.
         """
         begins = lambda _, ends: {p: max(begin, end - count) for p, (begin, end) in ends.items()}  # noqa: E731
-        found = [judged.events for judged in self._reading(begins, now).judged]
+        found = [validated.events for validated in self._reading(begins, now).validated]
         return each_once(pl.concat([pl.DataFrame(schema=SENT), *found]))
 
     def _reading(self, begins_of: Callable[[Consumer, Ends], dict[int, int]], now: datetime) -> Reading:
@@ -102,7 +102,7 @@ class TopicReader:
             consumer.close()
             raise UnavailableError(f"Kafka does not answer: {error}") from error
         left = {p: (begins[p], end) for p, (_, end) in ends.items() if begins[p] < end}
-        return Reading(sum(end - begin for begin, end in left.values()), _judged(consumer, left, now))
+        return Reading(sum(end - begin for begin, end in left.values()), _validated(consumer, left, now))
 
 
 def each_once(events: pl.DataFrame) -> pl.DataFrame:
@@ -111,13 +111,13 @@ def each_once(events: pl.DataFrame) -> pl.DataFrame:
     return first.unique(["tenant_id", "event_id"], keep="first", maintain_order=True)
 
 
-def _judged(consumer: Consumer, left: Ends, now: datetime) -> Iterator[Judged]:
+def _validated(consumer: Consumer, left: Ends, now: datetime) -> Iterator[Validated]:
     clocks: dict[int, datetime | None] = {}
     for partition, messages in _messages(consumer, left):
         values = [one.value() or b"" for one in messages]
         replayed = [REPLAY_HEADER in dict(one.headers() or ()) for one in messages]
-        found, clocks[partition] = judge_all(values, replayed, clocks.get(partition), now)
-        yield Judged(len(messages), _sent(found, partition, messages))
+        found, clocks[partition] = validate_all(values, replayed, clocks.get(partition), now)
+        yield Validated(len(messages), _sent(found, partition, messages))
 
 
 def _sent(found: pl.DataFrame, partition: int, messages: list[Delivered]) -> pl.DataFrame:

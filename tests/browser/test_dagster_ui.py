@@ -51,7 +51,7 @@ def test_an_engineer_materialises_backfills_and_sees_what_became_of_it(
     materialise_an_asset(page, ui, picture)
     backfill_five_days(page, ui, picture)
     assert lake.count(EVENTS) == 250
-    page.goto(f"{ui}/assets/landed_events?view=checks&checkDetail=archive_holds_what_the_books_say")
+    page.goto(f"{ui}/assets/landed_events?view=checks&checkDetail=archive_holds_what_the_accounting_says")
     expect(page.get_by_text("Passed", exact=True)).to_be_visible()
     expect(page.get_by_text("blocking")).to_be_visible()
     picture(page, "dagster-checks")

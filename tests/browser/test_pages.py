@@ -97,7 +97,7 @@ def test_a_support_agent_finds_everything_about_a_customer(
     shown = page.locator(".timeline > li").count()
     page.get_by_role("button", name="Earlier").click()
     expect(page.locator(".timeline > li")).not_to_have_count(shown)
-    assert page.get_by_role("button", name="Never tie").count() == 0
+    assert page.get_by_role("button", name="Never link").count() == 0
     see_the_other_pages(page, at, picture, lake)
     see_hostile_values_as_text(page, at, graph)
     assert said == []

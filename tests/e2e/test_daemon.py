@@ -105,7 +105,7 @@ def test_a_backfill_of_five_days_lands_once_although_postgres_restarts_in_the_mi
         def states() -> set[dg.DagsterRunStatus]:
             return {run.status for run in dagster.get_runs()}
 
-        # Two workers on the same days: each reads them anew, and what both decide is the same.
+        # Two workers on the same days: each reads them again, and what both decide is the same.
         for _ in range(2):
             asked = ask(port, BACKFILL.replace("DAYS", json.dumps(days)))
             assert "backfillId" in asked["launchPartitionBackfill"], asked

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from c360_pipeline.reads.recommend import Recommender, Wish
+from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 from c360_pipeline.stores.neo4j.graph import Graph
 
 
@@ -32,7 +32,7 @@ def write(path: Path, *events: dict[str, Any]) -> str:
 
 
 def recommended(graph: Graph, user: str) -> dict[str, str]:
-    return {r.product_id: r.reason for r in Recommender(graph, "acme").recommend(Wish(user, 10))}
+    return {r.product_id: r.reason for r in Recommender(graph, "acme").recommend(RecommendationRequest(user, 10))}
 
 
 def test_one_event_becomes_a_recommendation(graph: Graph, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from c360_pipeline.connections import open_control, open_lake, open_landing
 from c360_pipeline.settings import load_settings
 from c360_pipeline.stages.landing import ingest as ingesting
 from c360_pipeline.stages.landing.backfill import land
-from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection, settle_books
+from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection, settle_accounting
 from c360_pipeline.stages.landing.ingest import Ingest
 
 
@@ -18,7 +18,7 @@ def work(command: str, *arguments: str) -> None:
     if command == "replay":
         DeadLetters(ingest).replay(Selection(), dry_run=False)
         return
-    settle_books(ingest.lake)
+    settle_accounting(ingest.lake)
     dates = {date.fromisoformat(day) for day in arguments} or None
     land(ingest, ingest.landing.event_files(), dates, lambda lines: None)
 

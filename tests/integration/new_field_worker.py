@@ -42,7 +42,7 @@ def main(folder: Path) -> dict[str, Any]:
     from c360_pipeline.stages.privacy.erasure import Erasure
     from c360_pipeline.stages.privacy.stores import Stores
     from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
-    from c360_pipeline.stages.realtime.unlanded_events import write_fresh
+    from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
     from c360_pipeline.stages.reconciliation.expected import Archive
     from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
     from c360_pipeline.streaming.operators import decode, encode
@@ -69,7 +69,7 @@ def main(folder: Path) -> dict[str, Any]:
     }
     with open_graph(settings) as graph:
         graph.schema.apply()
-        write_fresh(graph, event_frame([event]))
+        write_unlanded(graph, event_frame([event]))
         read = "MATCH (a:Action {tenant_id: 'acme', user_id: 'u1'}) RETURN a.channel AS channel"
         found["unlanded in the graph"] = graph.query(read)
         ProductGraph(lake, graph).project()

@@ -64,7 +64,7 @@ def empty(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def project(archive: Archive, graph: Graph) -> str:
-    """The graph anew; its digest."""
+    """The graph again; its digest."""
     graph.writer.clear()
     ProductGraph(archive.lake, graph).project()
     EventGraph(archive.lake, graph).project()

@@ -64,7 +64,7 @@ class World:
             (model.CORRELATION, model.correlations(keys)),
             (model.HAS_KEY, model.event_correlations(pairs)),
             (model.PART_OF, model.correlation_journeys(keys)),
-            (model.IN_JOURNEY, model.untied_events(assigned, pairs)),
+            (model.IN_JOURNEY, model.unlinked_events(assigned, pairs)),
         ):
             found = self.graph.audit.rows(kind, "acme").select(expected.columns)
             assert sorted(found.rows()) == sorted(expected.rows()), kind.name
@@ -156,7 +156,7 @@ def test_no_reader_sees_half_a_merge(world: World) -> None:
     stop.set()
     reader.join()
     assert names == {1}
-    # The journey alone, the merged one, and that with the two events that tied it.
+    # The journey alone, the merged one, and that with the two events that linked it.
     assert sizes <= {many, 2 * many, 2 * many + 1, 2 * many + 2}
     assert many in sizes
 

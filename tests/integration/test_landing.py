@@ -15,7 +15,7 @@ import pytest
 from c360_pipeline.core.arrays.row_hashes import user_hash
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.contract import events as contract
-from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, misbooked, misbooked_dead, unbalanced
+from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, misaccounted, misaccounted_dead, unbalanced
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.landing import ingest as ingesting
 from c360_pipeline.stages.landing.backfill import land as land_files
@@ -51,7 +51,7 @@ def put(landing: Landing, tmp_path: Path) -> Put:
 
 
 class World:
-    """A landing area and a lake; every look at the books proves that they are right."""
+    """A landing area and a lake; every look at the accounting proves that they are right."""
 
     def __init__(self, landing: Landing, lake: Lake) -> None:
         self.landing = landing
@@ -71,7 +71,7 @@ class World:
         return DeadLetters(self.ingest)
 
     def land(self, day: date | None = None) -> pl.DataFrame:
-        """Land what is new, or a day anew; returns all books."""
+        """Land what is new, or a day again; returns all books."""
         land_files(self.ingest, self.landing.event_files(), None if day is None else {day}, lambda _: None)
         return self.books()
 
@@ -80,8 +80,8 @@ class World:
         books = self.lake.read(LANDING_FILES)
         archived = self.lake.count_by(EVENTS, "source_uri").rename({"len": "archived"})
         assert unbalanced(books).is_empty()
-        assert misbooked(books, archived).is_empty()
-        assert misbooked_dead(books, self.lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)).is_empty()
+        assert misaccounted(books, archived).is_empty()
+        assert misaccounted_dead(books, self.lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)).is_empty()
         assert self.lake.count(EVENTS) == books["landed"].sum() == self.events().n_unique(["tenant_id", "event_id"])
         letters = self.lake.read(DEAD_LETTERS)
         for letter_id, raw in letters.select("dead_letter_id", "raw").iter_rows():
@@ -530,7 +530,7 @@ def test_an_object_that_landing_passes_over_is_seen(landing: Landing, put: Put) 
     put("b.txt", event(1))
     area = landing.events_area()
     assert area.files == []
-    assert [f.key.rsplit("/", 1)[1] for f in area.strangers] == ["a.jsonl", "b.txt"]
+    assert [f.key.rsplit("/", 1)[1] for f in area.unrecognised] == ["a.jsonl", "b.txt"]
 
 
 def test_names_of_files_may_hold_blanks_and_letters(world: World, put: Put) -> None:

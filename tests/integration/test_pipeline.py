@@ -90,7 +90,7 @@ class World:
 
     def findings(self, *, repair: bool = False) -> list[dict[str, str]]:
         """What reconciliation finds."""
-        # Of a sample this small, what hangs on one category is more than the brake lets pass.
+        # Of a sample this small, what hangs on one category is more than the removal limit lets pass.
         results = reconcile(self.archive, self.graph, repair=repair, force=repair)
         found: list[dict[str, str]] = summarise(results)["findings"]
         return found

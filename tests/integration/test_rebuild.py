@@ -1,4 +1,4 @@
-"""The graph made anew by import, graphs of earlier instants, and what lies between two instants."""
+"""The graph rebuilt by import, graphs of earlier instants, and what lies between two instants."""
 
 import signal
 import subprocess
@@ -22,7 +22,7 @@ from c360_pipeline.devstack.rebuild import rebuild_by_import, remove_instants, s
 from c360_pipeline.errors import ConfigError, InvariantError, UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.stages.reconciliation.archive_diff import difference
-from c360_pipeline.stages.reconciliation.expected import Archive, Pins
+from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
 from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile, summarise
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -52,8 +52,8 @@ REALS = [0.1, -0.0, 1e300, 5e-324, float("inf"), float("-inf"), None, 1 / 3, 2.0
 class OddArchive(Archive):
     """With nodes and relationships of every type of property."""
 
-    def at(self, pins: Pins) -> "OddArchive":
-        return OddArchive(self.lake, self.control, pins)
+    def at(self, pinned: PinnedVersions) -> "OddArchive":
+        return OddArchive(self.lake, self.control, pinned)
 
     def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         pairs = list(super().expected())
@@ -69,19 +69,19 @@ class OddArchive(Archive):
             },
             schema=ODD.schema,
         )  # fmt: skip
-        tied = odd.select("tenant_id", from_id="id", to_id=pl.col("id").reverse(), text="text", real="real")
+        linked = odd.select("tenant_id", from_id="id", to_id=pl.col("id").reverse(), text="text", real="real")
         yield from (pair for pair in pairs if isinstance(pair[0], NodeKind))
         yield ODD, odd.with_columns(nothing)
         yield from (pair for pair in pairs if not isinstance(pair[0], NodeKind))
-        yield TIED, tied.with_columns(nothing)
+        yield TIED, linked.with_columns(nothing)
 
 
 @pytest.fixture
-def anew(home: Path, settings: Settings) -> Callable[[Archive], str]:
-    """Makes the graph anew by import; returns its digest."""
+def again(home: Path, settings: Settings) -> Callable[[Archive], str]:
+    """Makes the graph again by import; returns its digest."""
 
     def make(archive: Archive) -> str:
-        pinned = archive.at(Pins.now(archive.lake, archive.control))
+        pinned = archive.at(PinnedVersions.now(archive.lake, archive.control))
         return graph_digest(rebuild_by_import(home, pinned, lambda: open_graph(settings)))
 
     return make
@@ -96,11 +96,11 @@ def stores(home: Path) -> list[str]:
 
 
 def test_the_import_makes_the_same_graph_and_the_next_run_has_nothing_to_do(
-    world: World, anew: Callable[[Archive], str], home: Path, graph: Graph
+    world: World, again: Callable[[Archive], str], home: Path, graph: Graph
 ) -> None:
     before = set(digests(world, graph).items())
     archive = OddArchive(world.lake, world.archive.control)
-    anew(archive)
+    again(archive)
     read = graph.audit.rows(ODD, "acme").sort("id")
     wanted = dict(archive.expected())[ODD].drop(DAY).sort("id")
     assert read.equals(wanted.select(read.columns), null_equal=True)
@@ -133,7 +133,7 @@ STAGES = ("run_admin", "use_neo4j_data", "paused", "note_made", "reconcile")
 
 @pytest.mark.soak
 def test_a_rebuild_that_was_broken_off_goes_on(
-    world: World, anew: Callable[[Archive], str], home: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
+    world: World, again: Callable[[Archive], str], home: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(*_: object, **__: object) -> None:
         raise BrokenOff
@@ -144,7 +144,7 @@ def test_a_rebuild_that_was_broken_off_goes_on(
         with monkeypatch.context() as patch:
             patch.setattr(graph_store if hasattr(graph_store, stage) else rebuilding, stage, breaks)
             with pytest.raises(BrokenOff):
-                anew(world.archive)
+                again(world.archive)
         plan = StagedStore(home).plan
         assert plan is not None
         imports.append(plan.data)
@@ -156,21 +156,21 @@ def test_a_rebuild_that_was_broken_off_goes_on(
             with monkeypatch.context() as patch:
                 patch.setattr(graph_store, "import_archive", breaks)
                 with pytest.raises(BrokenOff):
-                    anew(world.archive)
+                    again(world.archive)
             # What was not proved is out of use again.
             assert graph.counts.label_counts()["Action"] == landed
             assert graph_digest(reconcile(world.archive, graph)) == first
             world.project()
             first = graph_digest(reconcile(world.archive, graph))
-    assert anew(world.archive) == first
-    assert anew(world.archive) == first  # of the moment that is in use, too
+    assert again(world.archive) == first
+    assert again(world.archive) == first  # of the moment that is in use, too
     assert len(stores(home)) == 1
     assert len(set(imports)) == 3
 
 
 @pytest.mark.soak
 def test_a_store_that_differs_is_taken_out_again(
-    world: World, anew: Callable[[Archive], str], home: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
+    world: World, again: Callable[[Archive], str], home: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def note_and_damage(archive: Archive, opened: Graph) -> None:
         rebuilding_note(archive, opened)
@@ -181,13 +181,13 @@ def test_a_store_that_differs_is_taken_out_again(
     with monkeypatch.context() as patch:
         patch.setattr(rebuilding, "note_made", note_and_damage)
         with pytest.raises(InvariantError, match="stolen"):
-            anew(world.archive)
+            again(world.archive)
     assert graph_digest(reconcile(world.archive, graph)) == before
     assert stores(home) == used
 
 
 def test_a_store_that_does_not_start_is_taken_out_again(
-    world: World, anew: Callable[[Archive], str], home: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
+    world: World, again: Callable[[Archive], str], home: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(self: StagedStore, plan: graph_store.Plan) -> None:
         (home / "neo4j" / plan.data / "databases" / "system").write_text("no folder")
@@ -196,7 +196,7 @@ def test_a_store_that_does_not_start_is_taken_out_again(
     with monkeypatch.context() as patch:
         patch.setattr(StagedStore, "_take_server_files", spoil)
         with pytest.raises(UnavailableError):
-            anew(world.archive)
+            again(world.archive)
     assert graph_digest(reconcile(world.archive, graph)) == before
 
 
@@ -207,7 +207,7 @@ def test_an_earlier_instant_runs_beside_the_graph_of_now(world: World, home: Pat
     world.lake.commits.merge(CATALOG, world.lake.read(CATALOG).head(1).with_columns(name=pl.lit("Another name")))
     world.project()
     now = graph_digest(reconcile(world.archive, graph))
-    earlier = world.archive.at(Pins.as_of(world.lake, world.archive.control, instant))
+    earlier = world.archive.at(PinnedVersions.as_of(world.lake, world.archive.control, instant))
     try:
         started = start_instant(home, earlier)
         assert summarise(started.results)["findings"] == []
@@ -230,9 +230,9 @@ def test_an_earlier_instant_runs_beside_the_graph_of_now(world: World, home: Pat
 
 def test_instants_before_the_first_and_after_the_last_commit(world: World) -> None:
     control = world.archive.control
-    nothing = world.archive.at(Pins.as_of(world.lake, control, datetime(2020, 1, 1, tzinfo=UTC)))
+    nothing = world.archive.at(PinnedVersions.as_of(world.lake, control, datetime(2020, 1, 1, tzinfo=UTC)))
     assert sum(frame.height for _, frame in nothing.expected()) == 0
-    last = world.archive.at(Pins.as_of(world.lake, control, datetime(2100, 1, 1, tzinfo=UTC)))
+    last = world.archive.at(PinnedVersions.as_of(world.lake, control, datetime(2100, 1, 1, tzinfo=UTC)))
     assert difference(last, world.archive).is_empty()
 
 
@@ -243,7 +243,7 @@ def test_an_instant_whose_files_are_gone_is_refused(world: World, monkeypatch: p
     object.__setattr__(EVENTS, "retention", kept * 0)
     try:
         with pytest.raises(ConfigError, match="events does not tell any more"):
-            Pins.as_of(world.lake, world.archive.control, instant)
+            PinnedVersions.as_of(world.lake, world.archive.control, instant)
     finally:
         object.__setattr__(EVENTS, "retention", kept)
 
@@ -293,8 +293,8 @@ def test_what_import_files_cannot_carry_is_said_before_anything_is_done(
     world: World, home: Path, column: str, value: object
 ) -> None:
     class Odder(OddArchive):
-        def at(self, pins: Pins) -> "Odder":
-            return Odder(self.lake, self.control, pins)
+        def at(self, pinned: PinnedVersions) -> "Odder":
+            return Odder(self.lake, self.control, pinned)
 
         def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
             rows = pl.DataFrame(

@@ -12,9 +12,9 @@ from repetition import Trials, often
 
 from c360_pipeline.core.catalog.tables import EVENTS, RECONCILIATION_FINDINGS, RECONCILIATIONS
 from c360_pipeline.core.projection import graph as model
-from c360_pipeline.core.projection.removal_limit import BRAKE_FREE
-from c360_pipeline.errors import BrakeError
-from c360_pipeline.stages.reconciliation.reconcile import OWNED_PROPERTIES, entity_name, keep, reconcile, summarise
+from c360_pipeline.core.projection.removal_limit import REMOVALS_FREE
+from c360_pipeline.errors import RemovalLimitError
+from c360_pipeline.stages.reconciliation.reconcile import OWNED_PROPERTIES, entity_name, publish, reconcile, summarise
 
 
 class Damages:
@@ -159,10 +159,10 @@ STRAYS = {
 }
 
 
-@pytest.mark.parametrize("stray", STRAYS)
-def test_what_belongs_to_nobody_is_found_and_removed(world: World, stray: str) -> None:
+@pytest.mark.parametrize("orphan", STRAYS)
+def test_what_belongs_to_nobody_is_found_and_removed(world: World, orphan: str) -> None:
     before, counts = world.digest(), world.graph.counts.all()
-    world.graph.run(STRAYS[stray])
+    world.graph.run(STRAYS[orphan])
     found = world.findings()
     assert any(kind == "ghost" for _, _, kind, _ in found)
     world.findings(repair=True)
@@ -173,11 +173,13 @@ def test_what_belongs_to_nobody_is_found_and_removed(world: World, stray: str) -
 
 def test_too_many_differences_stop_the_repair(world: World) -> None:
     before = world.digest()
-    world.graph.run("MATCH (u:User) WITH u ORDER BY u.tenant_id, u.id LIMIT $n SET u.first_seen = null", n=BRAKE_FREE)
-    assert len(world.findings(repair=True)) == BRAKE_FREE
+    world.graph.run(
+        "MATCH (u:User) WITH u ORDER BY u.tenant_id, u.id LIMIT $n SET u.first_seen = null", n=REMOVALS_FREE
+    )
+    assert len(world.findings(repair=True)) == REMOVALS_FREE
     world.graph.run("MATCH (u:User) WITH u ORDER BY u.id LIMIT $n SET u.first_seen = null", n=60)
     damaged = world.digest()
-    with pytest.raises(BrakeError, match=r"User: more than 5% differ.*--force"):
+    with pytest.raises(RemovalLimitError, match=r"User: more than 5% differ.*--force"):
         world.findings(repair=True)
     assert world.digest() == damaged
     assert len(world.findings(repair=True, force=True)) == 60
@@ -187,8 +189,8 @@ def test_too_many_differences_stop_the_repair(world: World) -> None:
 def test_what_was_found_and_repaired_is_kept(world: World) -> None:
     world.graph.run("CREATE (:User {tenant_id: 'acme', id: 'nobody'})")
     for run_id in ("one", "one"):  # a step that is tried again
-        keep(world.lake, reconcile(world.archive, world.graph), run_id)
-    keep(world.lake, reconcile(world.archive, world.graph, repair=True), "two")
+        publish(world.lake, reconcile(world.archive, world.graph), run_id)
+    publish(world.lake, reconcile(world.archive, world.graph, repair=True), "two")
     rows = world.lake.read(RECONCILIATION_FINDINGS).select("run_id", "label", "kind", "key", "repaired").sort("run_id")
     ghost = ("User", "ghost", "acme nobody")
     assert rows.rows() == [("one", *ghost, False), ("two", *ghost, True)]

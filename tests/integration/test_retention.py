@@ -8,7 +8,7 @@ import pytest
 
 from c360_pipeline.connections import open_bucket
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENT_JOURNEY, EVENTS, JOURNEY_LOG, LANDING_FILES
-from c360_pipeline.core.landing.accounting import misbooked, unbalanced
+from c360_pipeline.core.landing.accounting import misaccounted, unbalanced
 from c360_pipeline.settings import Settings
 from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stages.privacy import retention
@@ -59,7 +59,7 @@ def check(lake: Lake, control: ControlDb, graph: Graph, left: set[str]) -> None:
     assert set(lake.read(JOURNEY_LOG)["event_id"].drop_nulls()) <= left
     books = lake.read(LANDING_FILES)
     assert unbalanced(books).is_empty()
-    assert misbooked(books, lake.count_by(EVENTS, "source_uri").rename({"len": "archived"})).is_empty()
+    assert misaccounted(books, lake.count_by(EVENTS, "source_uri").rename({"len": "archived"})).is_empty()
 
 
 def test_views_expire_after_a_year_and_nothing_else(

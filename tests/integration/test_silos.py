@@ -16,7 +16,7 @@ from psycopg import sql
 from c360_pipeline.connections import open_silo
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.silos.plan import make_plan
-from c360_pipeline.errors import BrakeError, ConfigError, ContractError
+from c360_pipeline.errors import ConfigError, ContractError, RemovalLimitError
 from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stages.projection.silos import SiloGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
@@ -239,10 +239,10 @@ def test_an_incremental_read_loses_no_row_at_ties_in_flight_or_without_cursor(wo
         slow.execute("INSERT INTO t VALUES (900, 'in flight', '2024-06-01'), (901, 'in flight', '2025-01-01')")
         with slow.transaction():  # a savepoint: its rows bear a transaction id of their own
             slow.execute("INSERT INTO t VALUES (902, 'in a savepoint', '2024-06-02')")
-        world.source.execute("INSERT INTO t VALUES (600, 'tie', '2025-01-01'), (601, 'later', '2025-02-01')")
+        world.source.execute("INSERT INTO t VALUES (600, 'link', '2025-01-01'), (601, 'later', '2025-02-01')")
         world.load()
         assert world.held("t")["id"].to_list() == [*range(1, 501), 600, 601]
-    world.source.execute("INSERT INTO t VALUES (602, 'tie', '2025-02-01'), (603, 'no cursor', NULL)")
+    world.source.execute("INSERT INTO t VALUES (602, 'link', '2025-02-01'), (603, 'no cursor', NULL)")
     world.source.execute("UPDATE t SET v = 'old cursor' WHERE id = 5")
     world.load()
     assert world.held("t")["id"].to_list() == [*range(1, 501), 600, 601, 602, 603, 900, 901, 902]
@@ -414,13 +414,13 @@ def test_a_mass_removal_waits_for_a_word(people: World, graph: Graph) -> None:
     project(people, graph)
     people.source.execute("DELETE FROM phone WHERE id > 350")
     people.load()
-    with pytest.raises(BrakeError, match=r"50 of 400 Phone would be removed .* --force-removal"):
+    with pytest.raises(RemovalLimitError, match=r"50 of 400 Phone would be removed .* --force-removal"):
         project(people, graph)
     assert graph.counts.label_count("Phone") == 400
     project(people, graph, force=True)
     assert graph.counts.label_count("Phone") == 350
     people.configure("DELETE FROM node_label_mappings WHERE node_label = 'Phone'")
-    with pytest.raises(BrakeError, match="350 of 350 Phone"):
+    with pytest.raises(RemovalLimitError, match="350 of 350 Phone"):
         project(people, graph)
     project(people, graph, force=True)
     assert graph.counts.label_count("Phone") == 0
@@ -433,7 +433,7 @@ def test_a_condition_that_changes_joins_all_anew(people: World, graph: Graph) ->
     project(people, graph, force=True)
     assert pairs(graph) == sorted(f"acme{n}-{n}" for n in range(1, 201))
     people.configure("DELETE FROM relationship_mappings")
-    with pytest.raises(BrakeError, match="HAS_PHONE"):
+    with pytest.raises(RemovalLimitError, match="HAS_PHONE"):
         project(people, graph)
     project(people, graph, force=True)
     assert pairs(graph) == []
@@ -569,7 +569,7 @@ def test_a_key_may_get_another_type(world: World, graph: Graph, before: str, aft
     project(world, graph)
     world.source.execute(f"ALTER TABLE t ALTER COLUMN id TYPE {after} USING id::{after}".encode())
     world.load()
-    with pytest.raises(BrakeError, match="50 of 50 Thing"):
+    with pytest.raises(RemovalLimitError, match="50 of 50 Thing"):
         project(world, graph)
     project(world, graph, force=True)
     assert graph.counts.label_count("Thing") == 50

@@ -35,7 +35,7 @@ from c360_pipeline.stores.delta.key_index import KeyIndex
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
-from c360_pipeline.streaming.operators import DeadLetter, Message, decode, judge
+from c360_pipeline.streaming.operators import DeadLetter, Message, decode, validate
 
 FORMATS = Path(__file__).parents[1] / "fixtures" / "formats"
 RELEASES = sorted(folder.name for folder in FORMATS.iterdir() if folder.is_dir())
@@ -185,7 +185,7 @@ def test_messages_of_the_topic_and_events_between_operators_are_read(stored: Sto
     for one in (m for m in messages if m["topic"] == "user_events"):
         value = base64.b64decode(one["value"])
         is_replay = "c360-replay" in dict(one["headers"])
-        outcome, clock = judge(Message(value, 0, one["offset"]), clock, NOW, is_replay=is_replay)
+        outcome, clock = validate(Message(value, 0, one["offset"]), clock, NOW, is_replay=is_replay)
         found[one["offset"]] = outcome
     read = [decode(text) for text in sorted(events)]
     told = [event for event in found.values() if not isinstance(event, DeadLetter)]

@@ -17,7 +17,7 @@ from c360_pipeline.core.projection import graph as model
 from c360_pipeline.queries import all_queries
 from c360_pipeline.reads.accounts import read_accounts, read_tickets
 from c360_pipeline.reads.journeys import account_of_user, explanation, first_event_of_user, journey_of_event
-from c360_pipeline.reads.recommend import Recommender, Wish
+from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 from c360_pipeline.stores.neo4j import cypher
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -88,7 +88,7 @@ class Tenants:
         yield "first_event_of_user", lambda: first_event_of_user(graph, OURS, their)
         yield "account_of_user", lambda: account_of_user(graph, OURS, their)
         ours = Recommender(graph, OURS)
-        yield "recommend", lambda: theirs_among(map(asdict, ours.recommend(Wish(their, 10))))
+        yield "recommend", lambda: theirs_among(map(asdict, ours.recommend(RecommendationRequest(their, 10))))
         yield "trending", lambda: theirs_among(ours.trending(timedelta(days=30), None, 10)[1])
         yield "similar_products", lambda: ours.similar_products(their)
         yield "read_accounts", lambda: theirs_among(read_accounts(graph.run, OURS, AT).to_dicts())

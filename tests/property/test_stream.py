@@ -12,7 +12,7 @@ from polars.testing import assert_frame_equal
 
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.stores.local.spill import Spill
-from c360_pipeline.streaming.operators import BYTES, DeadLetter, Message, judge, judge_all, messages_of
+from c360_pipeline.streaming.operators import BYTES, DeadLetter, Message, messages_of, validate, validate_all
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 BROKEN = [b"", b" ", b"\n", b"\xff", b"[]", b"{}", b"{\n", b'{"a": "b"}\n{"a": "b"}', b"\xef\xbb\xbf{}"]
@@ -41,13 +41,13 @@ def test_messages_judged_together_are_judged_as_one_by_one(
     clock = None if clock_behind is None else NOW - timedelta(seconds=clock_behind)
     one_by_one, last = [], clock
     for number, (value, is_replay) in enumerate(given_messages):
-        found, last = judge(Message(value, 0, number), last, NOW, is_replay=is_replay)
+        found, last = validate(Message(value, 0, number), last, NOW, is_replay=is_replay)
         event = found.late_event if isinstance(found, DeadLetter) else found
         if event is not None:
             one_by_one.append((number, event, isinstance(found, DeadLetter)))
     together = []
     for start, part in ((0, given_messages[:cut]), (cut, given_messages[cut:])):
-        rows, clock = judge_all([value for value, _ in part], [is_replay for _, is_replay in part], clock, NOW)
+        rows, clock = validate_all([value for value, _ in part], [is_replay for _, is_replay in part], clock, NOW)
         together += [(start + row["number"], as_event(row), row["is_late"]) for row in rows.iter_rows(named=True)]
     assert together == one_by_one
     assert clock == last

@@ -8,7 +8,7 @@ import polars as pl
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a table; `table_id` tells a table from one that was made anew under the same name."""
+    """A version of a table; `table_id` tells a table from one that was rebuilt under the same name."""
 
     table_id: str
     number: int

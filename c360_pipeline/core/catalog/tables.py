@@ -88,7 +88,7 @@ LANDING_FILES = Table(
         Column("reopened_at", UTC_MICROS, "when the file was asked to be read again (UTC)"),
         Column("contract_version", INT, "version of the event contract that the file was read by; null for the first"),
     ),
-    "The books: for every file that was read, what became of each of its lines.",
+    "The accounting: for every file that was read, what became of each of its lines.",
 )
 
 DEAD_LETTERS = Table(
@@ -184,7 +184,7 @@ EVENT_KEYS = Table(
             "status", TEXT, "whether the key links its event: linked, weak, refused, excess, quarantined or blocked"
         ),
     ),
-    "The identifiers seen on each event, hashed, and whether each ties: linked, weak, refused, quarantined, blocked.",
+    "The identifiers seen on each event, hashed, and whether each links: linked, weak, refused, quarantined, blocked.",
 )
 
 JOURNEY_KEYS = Table(
@@ -218,8 +218,8 @@ JOURNEY_MERGES = Table(
         TENANT_ID,
         Column("survivor", TEXT, "journey that kept its id"),
         Column("loser", TEXT, "journey that lost its id in a merge"),
-        Column("via_event_id", TEXT, "event that tied two journeys together", origin=of_events("event_id")),
-        Column("via_key_type", TEXT, "type of the key that tied them"),
+        Column("via_event_id", TEXT, "event that linked two journeys together", origin=of_events("event_id")),
+        Column("via_key_type", TEXT, "type of the key that linked them"),
         Column("merged_at", UTC_MICROS, "when two journeys became one (UTC)"),
     ),
     "The log of merges: which event and kind of identifier joined two journeys.",
@@ -253,7 +253,7 @@ JOURNEY_CONFLICTS = Table(
         Column("refused_journey_id", TEXT, "journey that the event would have merged"),
         Column("found_at", UTC_MICROS, "when the conflict was found (UTC)"),
     ),
-    "The review queue: ties that a guard refused, because of a unique key or the size of a journey.",
+    "The review queue: links that a guard refused, because of a unique key or the size of a journey.",
 )
 
 QUARANTINED_KEYS = Table(
@@ -264,9 +264,9 @@ QUARANTINED_KEYS = Table(
         KEY_TYPE,
         KEY_HASH,
         PARTNERS,
-        Column("quarantined_at", UTC_MICROS, "when the key was found to tie too many (UTC)"),
+        Column("quarantined_at", UTC_MICROS, "when the key was found to link too many (UTC)"),
     ),
-    "Keys that met more others than their rule allows; they tie nothing.",
+    "Keys that met more others than their rule allows; they link nothing.",
 )
 
 JOURNEY_LOG = Table(

@@ -6,19 +6,19 @@ from c360_pipeline.core.catalog.feature_tables import USER_COMMUNITIES
 
 
 def interaction_weights(views: pl.DataFrame, purchases: pl.DataFrame, purchase_weight: float = 5.0) -> pl.DataFrame:
-    """How strongly users and products are tied: views count one each, purchases `purchase_weight`.
+    """How strongly users and products are linked: views count one each, purchases `purchase_weight`.
 
     Returns:
         tenant_id, user_id, product_id, weight, sorted: the same input gives the same rows in the same order.
     """
-    tied = pl.concat(
+    linked = pl.concat(
         [
             views.select("tenant_id", "from_id", "to_id", weight=pl.col("count").cast(pl.Float64)),
             purchases.select("tenant_id", "from_id", "to_id", weight=pl.col("count") * purchase_weight),
         ]
     )
     return (
-        tied.group_by("tenant_id", user_id=pl.col("from_id"), product_id=pl.col("to_id"))
+        linked.group_by("tenant_id", user_id=pl.col("from_id"), product_id=pl.col("to_id"))
         .agg(weight=pl.col("weight").sum())
         .sort("tenant_id", "user_id", "product_id")
     )

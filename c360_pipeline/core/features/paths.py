@@ -13,9 +13,9 @@ import polars as pl
 from c360_pipeline.core.catalog.feature_tables import DROP_OFFS, PATH_ANOMALIES, SUPPORT_INSIGHTS
 
 RECENT = timedelta(days=7)
-"""What is judged; the past is what came before."""
+"""What is scored; the past is what came before."""
 FEWEST_STEPS = 3
-"""A session of fewer steps is not judged."""
+"""A session of fewer steps is not scored."""
 LEAST_DEVIATIONS = 3.0
 """Standard deviations above the usual surprise from which on a session is told of."""
 TRUST_IN_COMMUNITY = 20.0
@@ -55,7 +55,7 @@ def path_anomalies(events: pl.DataFrame, communities: pl.DataFrame) -> pl.DataFr
     The probability of a step is what the user's own past and the community's say of it: (own steps + 20 x the
     community's probability) / (own steps from there + 20), where the community's is (its steps + 1) / (its steps from
     there + actions). The surprise of a session is the mean of -log2 of its steps' probabilities; it is told of when it
-    lies three standard deviations above that of the sessions of the past, judged in the same way.
+    lies three standard deviations above that of the sessions of the past, scored in the same way.
 
     Args:
         events: tenant_id, user_id, session_id, event_id, ts, action.
@@ -72,8 +72,8 @@ def path_anomalies(events: pl.DataFrame, communities: pl.DataFrame) -> pl.DataFr
         .with_columns(is_recent=pl.col("as_of") - pl.col("started_at") < RECENT)
     )
     # In a fixed order and rounded: sums of floats depend on it, and two runs must say the same.
-    judged = _surprises(found).sort(*_SESSION, "ts", *_STEP)
-    of_session = judged.group_by(*_SESSION, "is_recent", "started_at", maintain_order=True).agg(
+    scored = _surprises(found).sort(*_SESSION, "ts", *_STEP)
+    of_session = scored.group_by(*_SESSION, "is_recent", "started_at", maintain_order=True).agg(
         steps=pl.len().cast(pl.Int64),
         surprise=pl.col("surprise").mean().round(DIGITS),
         oddest=pl.struct(*_STEP, "probability").sort_by("surprise", descending=True, maintain_order=True).first(),
@@ -99,7 +99,7 @@ def path_anomalies(events: pl.DataFrame, communities: pl.DataFrame) -> pl.DataFr
 def _surprises(found: pl.DataFrame) -> pl.DataFrame:
     """Each step with its probability by the past, and its surprise in bits.
 
-    Steps of the past are judged by the rest of the past: they are taken out of the counts, else all would be usual.
+    Steps of the past are scored against the rest of it: they are taken out of the counts, else all would be usual.
     """
     past = found.filter(~pl.col("is_recent"))
     own, crowd = ["tenant_id", "user_id"], ["tenant_id", "community"]
@@ -135,7 +135,7 @@ def drop_offs(events: pl.DataFrame, funnel: Sequence[str] = PURCHASE_FUNNEL, nam
     """`DROP_OFFS` rows: how many sessions went from each step of a funnel to the next, at whatever distance.
 
     A session has reached a step when it has the step's action at or after the moment at which it reached the step
-    before. The last seven days before the tenant's newest event are judged against the 28 days before these.
+    before. The last seven days before the tenant's newest event are scored against the 28 days before these.
 
     Args:
         events: tenant_id, session_id, ts, action.

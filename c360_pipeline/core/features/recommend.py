@@ -117,7 +117,7 @@ def rank(candidates: Sequence[Candidate], top_k: int) -> list[Recommendation]:
         top_k: how many to return at most.
 
     Returns:
-        Best first; ties by product id, so that the order is always the same.
+        Best first; links by product id, so that the order is always the same.
     """
     best: dict[str, Candidate] = {}
     for candidate in candidates:
@@ -137,7 +137,7 @@ def candidates(tenant_id: str, purchases: pl.DataFrame, kept: int = KEPT_CANDIDA
     Args:
         tenant_id: whose users they are.
         purchases: user_id, product_id, count; each pair once.
-        kept: candidates of each user, best first, ties by product id.
+        kept: candidates of each user, best first, links by product id.
     """
     if purchases.is_empty():
         return
@@ -161,7 +161,7 @@ def candidates(tenant_id: str, purchases: pl.DataFrame, kept: int = KEPT_CANDIDA
         found = _entries(people, "similar_users").join(_entries(strength, "strength"), on=["user", "product"])
         found = found.join(_entries(mine.tocoo(), "owned"), on=["user", "product"], how="anti")
         score = SIMILAR_USER_WEIGHT * pl.col("similar_users") + pl.col("strength")
-        # Numbers of products follow their ids, so that ties are by id.
+        # Numbers of products follow their ids, so that links are by id.
         best = (
             found.with_columns(score=score)
             .sort("user", "score", "product", descending=[False, True, False])

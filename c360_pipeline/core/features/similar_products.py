@@ -83,7 +83,7 @@ def similar_by_sessions(views: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _best_of_each(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The most similar of each product, ties by id."""
+    """The most similar of each product, links by id."""
     of_product = ["tenant_id", "kind", "product_id"]
     ordered = pairs.sort(*of_product, "similarity", "similar_product_id", descending=[False] * 3 + [True, False])
     ranked = ordered.with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over(of_product))

@@ -17,7 +17,7 @@ def dense_ids(high, low):
 
     Args:
         high: upper 64 bits of each.
-        low: lower 64 bits of each; values of equal low bits are told apart by the high ones.
+        low: lower 64 bits of each; values of equal low bits are distinguished by the high ones.
 
     Returns:
         The number of each, and the places where each number appears first.

@@ -1,4 +1,4 @@
-"""The books of landing: for every delivery, what became of each of its lines, and whether that adds up."""
+"""The accounting of landing: for every delivery, what became of each of its lines, and whether that adds up."""
 
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -12,12 +12,12 @@ from c360_pipeline.core.landing.lines import DELIVERY, Delivery
 COUNTED_AS = {"landed": "landed", "duplicate": "duplicates", "suppressed": "suppressed"}
 """What a dead letter's line can become, and the column of `LANDING_FILES` that counts such lines."""
 QUEUE_COUNTED_BY = (*DELIVERY, "outcome")
-"""Columns of `DEAD_LETTER_LINES`; the number of its lines with equal values is all that the books need of it."""
+"""Columns of `DEAD_LETTER_LINES`; the number of its lines with equal values is all that the accounting needs of it."""
 
 
 @dataclass
-class FileBook:
-    """The book of one delivery while it is read; balanced when every line is in one of the four columns."""
+class FileAccount:
+    """The account of one delivery while it is read; balanced when every line is in one of the four columns."""
 
     source_uri: str
     etag: str
@@ -32,11 +32,11 @@ class FileBook:
 
     @property
     def delivery(self) -> Delivery:
-        """What the book is of."""
+        """What the account is of."""
         return Delivery(self.source_uri, self.etag)
 
 
-def closed_books(books: list[FileBook], now: datetime) -> pl.DataFrame:
+def closed_accounts(books: list[FileAccount], now: datetime) -> pl.DataFrame:
     """Rows of `LANDING_FILES`."""
     schema = LANDING_FILES.empty().schema
     rows = [
@@ -66,10 +66,10 @@ def unbalanced(files: pl.DataFrame) -> pl.DataFrame:
     return files.filter(pl.col("lines") != accounted)
 
 
-def misbooked(files: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
-    """Addresses of which the archive holds more or fewer rows than their books say.
+def misaccounted(files: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
+    """Addresses of which the archive holds more or fewer rows than their accounting says.
 
-    A file that is being read has rows in the archive and no book; it is not judged here.
+    A file that is being read has rows in the archive and no account; it is not checked here.
 
     Args:
         files: rows of `LANDING_FILES`; an address that was delivered to again has several.
@@ -83,8 +83,8 @@ def misbooked(files: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
     return both.filter(pl.col("landed") != pl.col("archived")).sort("source_uri")
 
 
-def misbooked_dead(files: pl.DataFrame, queue: pl.DataFrame) -> pl.DataFrame:
-    """Deliveries of which the queue holds more or fewer dead lines than their books say.
+def misaccounted_dead(files: pl.DataFrame, queue: pl.DataFrame) -> pl.DataFrame:
+    """Deliveries of which the queue holds more or fewer dead lines than their accounting says.
 
     Args:
         files: rows of `LANDING_FILES`.
@@ -131,7 +131,7 @@ def settled(files: pl.DataFrame, queue: pl.DataFrame) -> pl.DataFrame:
 def lost_deliveries(
     files: pl.DataFrame, archived: pl.DataFrame, queue: pl.DataFrame, present: set[Delivery]
 ) -> list[Delivery]:
-    """Deliveries with rows in the archive or the queue that have no book, and that can't be read any more.
+    """Deliveries with rows in the archive or the queue that have no account, and that can't be read any more.
 
     Args:
         files: rows of `LANDING_FILES`.

@@ -100,13 +100,13 @@ def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:
         return Classified(events, verdicts, _TAKERS_OF_NONE)
     close = events.select(ARCHIVED_FACTS).with_row_index("row").filter(~is_alone)
     by_line = close.sort(pl.col("row").min().over(DELIVERY), "source_line")
-    judged = _judged(by_line, archived).sort("row")
-    verdicts = verdicts.scatter(judged["row"], judged["verdict"])
-    takers = judged.filter(pl.col("verdict") == CONFLICT).select(_TAKERS_OF_NONE.columns)
+    classified = _classified(by_line, archived).sort("row")
+    verdicts = verdicts.scatter(classified["row"], classified["verdict"])
+    takers = classified.filter(pl.col("verdict") == CONFLICT).select(_TAKERS_OF_NONE.columns)
     return Classified(events, verdicts, takers)
 
 
-def _judged(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
+def _classified(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
     """Verdicts on events, and who took the ids of conflicts; in the order of the events."""
     key, facts = list(EVENTS.key), ["content_hash", *PLACE]
     first = events.unique(subset=key, keep="first", maintain_order=True).join(archived, on=key, how="anti")
@@ -116,7 +116,7 @@ def _judged(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
             first.select(*key, *facts, is_new=pl.lit(value=True)),
         ]
     ).with_columns(pl.col("content_hash").fill_null(pl.col("event_id")))
-    judged = events.join(winners, on=key, how="left", suffix="_winner", maintain_order="left")
+    classified = events.join(winners, on=key, how="left", suffix="_winner", maintain_order="left")
     is_winner = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_winner")) for name in PLACE)
     is_same = pl.col("content_hash") == pl.col("content_hash_winner")
     verdict = (
@@ -128,7 +128,7 @@ def _judged(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
         .then(NEW)
         .otherwise(HELD)
     )
-    return judged.select(
+    return classified.select(
         "row",
         verdict=verdict.cast(pl.Int8),
         taken_by_uri="source_uri_winner",

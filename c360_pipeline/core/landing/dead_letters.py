@@ -64,17 +64,17 @@ def reopened(replayed: pl.DataFrame, rejected: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def passed(judged: Classified, queued: pl.DataFrame) -> pl.DataFrame:
+def passed(classified: Classified, queued: pl.DataFrame) -> pl.DataFrame:
     """What became of lines that were in the queue and pass today.
 
     Args:
-        judged: the events of today.
+        classified: the events of today.
         queued: rows of `DEAD_LETTER_LINES`.
 
     Returns:
         dead_letter_id, outcome.
     """
-    outcomes = [(judged.landed, "landed"), (judged.duplicates, "duplicate")]
+    outcomes = [(classified.landed, "landed"), (classified.duplicates, "duplicate")]
     return pl.concat(
         queued.join(frame, on=PLACE, how="semi").select("dead_letter_id", outcome=pl.lit(outcome))
         for frame, outcome in outcomes
@@ -99,14 +99,14 @@ def decode_letters(letters: pl.DataFrame, now: datetime) -> Decoded:
     return Decoded(placed(decoded.events), placed(decoded.rejected), decoded.lines)
 
 
-def judged_letters(
-    letters: pl.DataFrame, judged: Classified, suppressed: pl.DataFrame, rejected: pl.DataFrame, now: datetime
+def validated_letters(
+    letters: pl.DataFrame, classified: Classified, suppressed: pl.DataFrame, rejected: pl.DataFrame, now: datetime
 ) -> pl.DataFrame:
     """What becomes of each letter, of `REPLAY_SCHEMA`.
 
     Args:
         letters: rows of `DEAD_LETTERS`.
-        judged: the events that they hold.
+        classified: the events that they hold.
         suppressed: rows of those whose user is suppressed.
         rejected: rows of those that break the contract still.
         now: the moment of the replay, UTC.
@@ -116,14 +116,14 @@ def judged_letters(
     def line_at(delivery: Delivery, number: int) -> Line:
         return Line(delivery, number, 0, raw[delivery, number])
 
-    dead = pl.concat([rejected, rejected_conflicts(judged.conflicts, line_at, now)])
+    dead = pl.concat([rejected, rejected_conflicts(classified.conflicts, line_at, now)])
     nothing = pl.lit(None, pl.String)
     outcomes = pl.concat(
         [
             *(
                 frame.select(*PLACE, outcome=pl.lit(outcome), new_class=nothing, new_reason=nothing)
                 for outcome, frame in (
-                    ("landed", judged.landed), ("duplicate", judged.duplicates), ("suppressed", suppressed)
+                    ("landed", classified.landed), ("duplicate", classified.duplicates), ("suppressed", suppressed)
                 )
             ),
             dead.select(*PLACE, outcome=pl.lit("dead"), new_class="error_class", new_reason="reason"),
@@ -153,7 +153,7 @@ def closed(letters: pl.DataFrame, status: str, resolution: str, now: datetime) -
 
 
 def emptied(letters: pl.DataFrame, resolution: str, now: datetime) -> pl.DataFrame:
-    """The letters without their bytes, put aside; the books go on counting their lines."""
+    """The letters without their bytes, put aside; the accounting goes on counting their lines."""
     return closed(letters, "discarded", resolution, now).with_columns(raw=pl.lit(None, pl.Binary))
 
 

@@ -65,7 +65,7 @@ def own_rows(
     usable = [row for row in relationships if with_users.keys() >= set(row.labels)]
     for row in usable:
         if USER in row.labels:
-            _add_tied(row, found, with_users, with_user_kind)
+            _add_linked(row, found, with_users, with_user_kind)
     while True:
         before = {label: rows.height for label, rows in found.items()}
         for row in usable:
@@ -74,7 +74,7 @@ def own_rows(
             return found
 
 
-def _add_tied(
+def _add_linked(
     row: RelationshipRow,
     found: dict[str, pl.DataFrame],
     frames: Mapping[str, pl.DataFrame],
@@ -170,7 +170,7 @@ def is_overwritable(value: str) -> bool:
     return is_distinctive(value) and any(c in "@ " or c.isdecimal() for c in value)
 
 
-class Needles:
+class SearchTerms:
     """Values that are looked for in texts and bytes, all at once, each as a word of its own.
 
     Args:

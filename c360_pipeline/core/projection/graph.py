@@ -135,7 +135,7 @@ PURCHASED = RelationshipKind("PURCHASED", USER, PRODUCT, INTERACTION, "first_int
 HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION, day="from")
 PART_OF = RelationshipKind("PART_OF", CORRELATION, JOURNEY, day="to")
 IN_JOURNEY = RelationshipKind("IN_JOURNEY", ACTION, JOURNEY, day="from")
-"""The journey of an event that no key ties: of one without keys, or with weak ones only."""
+"""The journey of an event that no key links: of one without keys, or with weak ones only."""
 SIMILARITY = {"similarity": REAL, "shared": WHOLE, "rank": WHOLE}
 SIMILAR_TO = RelationshipKind("SIMILAR_TO", PRODUCT, PRODUCT, SIMILARITY)
 """To the products with the same customers, the most similar ten."""
@@ -294,15 +294,15 @@ def journeys(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def event_correlations(event_keys: pl.DataFrame) -> pl.DataFrame:
-    """`HAS_KEY` rows: keys that tie; those that are weak, refused, blocked or in quarantine lead nowhere."""
+    """`HAS_KEY` rows: keys that link; those that are weak, refused, blocked or in quarantine lead nowhere."""
     return event_keys.filter(pl.col("status") == LINKED).select("tenant_id", from_id="event_id", to_id=correlation_id())
 
 
-def untied_events(event_journey: pl.DataFrame, event_keys: pl.DataFrame) -> pl.DataFrame:
+def unlinked_events(event_journey: pl.DataFrame, event_keys: pl.DataFrame) -> pl.DataFrame:
     """`IN_JOURNEY` rows."""
-    tied = event_keys.filter(pl.col("status") == LINKED).select("tenant_id", "event_id")
-    untied = event_journey.join(tied, on=["tenant_id", "event_id"], how="anti")
-    return untied.select("tenant_id", from_id="event_id", to_id="journey_id")
+    linked = event_keys.filter(pl.col("status") == LINKED).select("tenant_id", "event_id")
+    unlinked = event_journey.join(linked, on=["tenant_id", "event_id"], how="anti")
+    return unlinked.select("tenant_id", from_id="event_id", to_id="journey_id")
 
 
 def correlation_journeys(journey_keys: pl.DataFrame) -> pl.DataFrame:
@@ -368,7 +368,7 @@ def similar_products(similarities: pl.DataFrame, products: pl.DataFrame, kind: s
     return rows.select("tenant_id", "from_id", "to_id", *SIMILARITY)
 
 
-def ahead_keys(events: pl.DataFrame) -> dict[Kind, pl.DataFrame]:
+def unlanded_keys(events: pl.DataFrame) -> dict[Kind, pl.DataFrame]:
     """Keys of the rows that events may touch which only the graph has yet, by kind.
 
     Args:

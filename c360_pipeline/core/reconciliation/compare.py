@@ -1,7 +1,7 @@
 """Reconciliation: is the graph equal to its archive, and where is it not.
 
-Both sides are frames of the same columns. A row is told by a hash of its canonical text, many rows by how many they are
-and the sum of their hashes: in any order the same, and of two sets together the sum of both (docs/adr/0027).
+Both sides are frames of the same columns. A row is identified by a hash of its canonical text, many rows by how many
+they are and the sum of their hashes: in any order the same, and of two sets together the sum of both (docs/adr/0027).
 """
 
 import hashlib
@@ -139,7 +139,7 @@ def compare(expected: pl.DataFrame, found: pl.DataFrame, key: list[str], sides: 
     """Compare archive and graph; only rows of days whose digests differ are looked at one by one.
 
     Args:
-        expected: rows as the archive has them; with a column `DAY` they are told apart by day.
+        expected: rows as the archive has them; with a column `DAY` they are distinguished by day.
         found: rows as the graph has them, the same columns.
         key: columns that name a row.
         sides: what the differences call the two.

@@ -228,7 +228,7 @@ def _shared_paths(extracts: list[Extract]) -> list[str]:
 
 
 def _labels_apart(extracts: list[Extract]) -> list[str]:
-    """Tables of one label whose keys, or types of a column, differ: their nodes could not be told apart or compared."""
+    """Tables of one label whose keys, or types of a column, differ: their nodes could not be compared."""
     first: dict[str, Extract] = {}
     types: dict[tuple[str, str], tuple[Extract, pl.DataType]] = {}
     problems = []
@@ -274,7 +274,7 @@ def _table_problems(control: ControlRows, extract: Extract, found: FoundTable) -
     names = [c.name for c in extract.columns]
     folded = [name.casefold() for name in names]
     problems += [
-        f"{row}: columns that differ in case only can't be told apart in the lake: {name!r}"
+        f"{row}: columns that differ in case only can't be distinguished in the lake: {name!r}"
         for name in names
         if folded.count(name.casefold()) > 1
     ]

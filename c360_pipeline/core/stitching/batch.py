@@ -33,7 +33,7 @@ Flags = npt.NDArray[np.bool_]
 KNOWN_JOURNEY = pl.Schema(
     {**JOURNEY_STATE, "is_open": pl.Boolean(), "was_active": pl.Boolean(), "merged_into": pl.String()}
 )
-"""Journeys that a batch may touch. Those that are not open are to be found anew from their events."""
+"""Journeys that a batch may touch. Those that are not open are to be restitched from their events."""
 _NO_UNKNOWN = pl.DataFrame(schema={"tenant_id": pl.String, "key_type": pl.String, "len": pl.UInt32})
 
 
@@ -208,7 +208,7 @@ def quarantines(batch: Batch, known: Known, policy: KeyPolicy) -> tuple[Ints, Fl
 
 
 def _new_pairs(batch: Batch, known: Known, is_blocked: Flags) -> Words:
-    """Pairs that count from now on: those that no event before had, of keys that may tie."""
+    """Pairs that count from now on: those that no event before had, of keys that may link."""
     if known.is_new_pair is None:
         return np.empty(0, np.uint64)
     left, right, hashes = batch.pairs

@@ -49,10 +49,10 @@ class KeyRule:
         tenant_id: whose rule; `*` speaks for every tenant that has no rule of its own for the type.
         key_type: what the value identifies.
         source: a column of the event by its contract name (`userId`) or one of its attributes (`attrs.deviceId`).
-        mode: `link` ties events, `weak` attaches an event that nothing stronger ties, `ignore` makes no key.
+        mode: `link` links events, `weak` attaches an event that nothing stronger links, `ignore` makes no key.
         is_unique: two values may never share a journey.
         max_partners: other keys that one value may meet before it is quarantined; None for any number.
-        window_seconds: a value ties only events of the same window of time; None for ever.
+        window_seconds: a value links only events of the same window of time; None for ever.
     """
 
     tenant_id: str
@@ -86,7 +86,7 @@ class KeyPolicy:
     Attributes:
         rules: in the order of their strength within unique and others: the first decides where an event goes.
         limits: of journeys.
-        blocked: tenant, key type and hash of keys that never tie, hash as decimal text.
+        blocked: tenant, key type and hash of keys that never link, hash as decimal text.
     """
 
     rules: tuple[KeyRule, ...]

@@ -214,10 +214,10 @@ def event_keys_now(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def keys_now(rows: pl.LazyFrame, merged: pl.DataFrame) -> pl.LazyFrame:
-    """tenant_id, key_type, key_hash, journey_id (null: held by none any more) of keys that tie or tied."""
-    is_tie = (pl.col("kind") == EVENT) & (pl.col("status") == LINKED)
+    """tenant_id, key_type, key_hash, journey_id (null: held by none any more) of keys that link or linked."""
+    is_link = (pl.col("kind") == EVENT) & (pl.col("status") == LINKED)
     is_end = (pl.col("kind") == KEY) & pl.col("status").ne_missing(pl.lit("weak"))
-    said = rows.filter(is_tie | is_end).select(*_KEY_ID, "journey_id", "seq", "kind")
+    said = rows.filter(is_link | is_end).select(*_KEY_ID, "journey_id", "seq", "kind")
     # In one commit a key row, which takes a key away, stands for events that have it still.
     last = said.sort("seq", pl.col("kind") == KEY).group_by(_KEY_ID).agg(pl.col("journey_id").last())
     return resolved(last, merged)

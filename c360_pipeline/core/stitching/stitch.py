@@ -2,7 +2,7 @@
 
 A batch of events is folded, in the order of time, into the journeys that are there: an event joins the journeys that
 hold its keys, and these become one. Without guards that gives the connected components of events and keys, whatever the
-order; guards (unique types of keys, limits of size) refuse single ties. The cost is that of the batch and of the
+order; guards (unique types of keys, limits of size) refuse single links. The cost is that of the batch and of the
 journeys that it touches.
 
 Sources: "Apache AGE Journey Stitching" (oldest journey wins by created_at); docs/adr/0004 for names, 0023 for guards.
@@ -101,7 +101,7 @@ class _Fold:
         open: numbers of the journeys that were there as groups.
         event_group: of each event.
         key_group: of each key, -1 for none.
-        is_tied: for each place of `Batch.key`, whether its key took part.
+        is_linked: for each place of `Batch.key`, whether its key took part.
         outcome: for each place, what became of it.
         refuser: for each place, the group that refused it, -1 for none.
         parent: of each group the one that it is in.
@@ -117,7 +117,7 @@ class _Fold:
     open: Ints
     event_group: Ints
     key_group: Ints
-    is_tied: Flags
+    is_linked: Flags
     outcome: npt.NDArray[np.int8]
     refuser: Ints
     parent: Ints
@@ -139,11 +139,11 @@ class _Fold:
 
 def _fold(batch: Batch, known: Known, policy: KeyPolicy, is_out: Flags) -> _Fold:
     events = batch.events.height
-    is_tied = ~is_out[batch.key]
+    is_linked = ~is_out[batch.key]
     event_of_place = np.repeat(np.arange(events), np.diff(batch.starts))
-    counts = np.bincount(event_of_place[is_tied], minlength=events)
+    counts = np.bincount(event_of_place[is_linked], minlength=events)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    key = batch.key[is_tied]
+    key = batch.key[is_linked]
     open_ = np.flatnonzero(known.journeys["is_open"].to_numpy()).astype(np.int64)
     group_of = np.full(known.journeys.height + 1, -1, np.int64)
     group_of[open_] = np.arange(len(open_))
@@ -159,7 +159,7 @@ def _fold(batch: Batch, known: Known, policy: KeyPolicy, is_out: Flags) -> _Fold
     )  # fmt: skip
     met_key = np.where(met_place >= 0, key[met_place], -1) if len(key) else met_place
     return _Fold(
-        open_, event_group, key_group, is_tied, outcome, refuser, parent, oldest, founder, met_event, met_key,
+        open_, event_group, key_group, is_linked, outcome, refuser, parent, oldest, founder, met_event, met_key,
         group_keys, group_unique, names,
     )  # fmt: skip
 
@@ -270,9 +270,9 @@ def _free_ids(tenants: list[str], founders: list[str], are_taken: AreTaken) -> l
 def _statuses(batch: Batch, fold: _Fold, is_quarantined: Flags, is_blocked: Flags) -> pl.Series:
     """What became of the key at each place of `Batch.key`."""
     code = np.empty(len(batch.key), np.uint8)
-    code[fold.is_tied] = fold.outcome
-    out = batch.key[~fold.is_tied]
-    code[~fold.is_tied] = np.where(is_blocked[out], STATUSES.index(BLOCKED), STATUSES.index(QUARANTINED))
+    code[fold.is_linked] = fold.outcome
+    out = batch.key[~fold.is_linked]
+    code[~fold.is_linked] = np.where(is_blocked[out], STATUSES.index(BLOCKED), STATUSES.index(QUARANTINED))
     return pl.Series("status", list(STATUSES), dtype=pl.String).gather(code)
 
 
@@ -385,7 +385,7 @@ _SPLIT = {"tenant_id": pl.String, "journey_id": pl.String, "split_off": pl.Strin
 def _conflicts(batch: Batch, fold: _Fold, named: _Named, number: Ints, status: pl.Series) -> pl.DataFrame:
     """Ties that a guard refused."""
     refused = np.flatnonzero(fold.refuser >= 0)
-    place = np.flatnonzero(fold.is_tied)[refused]
+    place = np.flatnonzero(fold.is_linked)[refused]
     event = np.repeat(np.arange(batch.events.height), np.diff(batch.starts))[place]
     ids = named.journeys["journey_id"]
     keys = batch.keys[batch.key[place]]

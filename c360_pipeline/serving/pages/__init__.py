@@ -1,4 +1,4 @@
-"""Pages for people: the customer, what ties two events, the delivery, the comparison, the business queries.
+"""Pages for people: the customer, what links two events, the delivery, the comparison, the business queries.
 
 Plain HTML by Jinja, which writes every value as text; htmx loads more of a timeline, cytoscape.js draws the
 neighbourhood. Both stand beside this file, so that no page asks another server for anything.
@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from c360_pipeline.errors import ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.reads.customer_pages import CustomerPages
-from c360_pipeline.reads.recommend import Wish
+from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.security import COOKIE, Reader, needs
 from c360_pipeline.stages.projection.corrections import block_key
@@ -158,13 +158,13 @@ class Pages:
         return self._page("customers.html", key=key, q=q, found=found)
 
     async def customer(self, key: Reader, customer_id: Id) -> HTMLResponse:
-        """Who it is, what happened, what ties it together, what might please."""
+        """Who it is, what happened, what links it together, what might please."""
         found = await self._api.ask(self._api.backend.customers(key.tenant_id).find, customer_id, TIMELINE)
         if found is None:
             return self._page("missing.html", 404, key=key, what=f"customer {customer_id}")
         ids = [user["user_id"] for user in found.users]
-        wish = Wish(customer_id if customer_id in ids or not ids else ids[0], RECOMMENDED)
-        recommended = await self._api.ask(self._api.backend.recommender(key.tenant_id).recommend, wish)
+        wanted = RecommendationRequest(customer_id if customer_id in ids or not ids else ids[0], RECOMMENDED)
+        recommended = await self._api.ask(self._api.backend.recommender(key.tenant_id).recommend, wanted)
         return self._page("customer.html", key=key, customer=found, recommended=recommended)
 
     async def history(self, key: Reader, customer_id: Id) -> HTMLResponse:
@@ -194,7 +194,7 @@ class Pages:
         return found
 
     async def explore(self, key: Reader, first: Text = "", second: Text = "") -> HTMLResponse:
-        """What ties two events."""
+        """What links two events."""
         asked = bool(first and second)
         backend = self._api.backend
         chain = await self._api.ask(backend.explanation, key.tenant_id, first, second) if asked else []
@@ -231,7 +231,7 @@ class Pages:
         return self._page("query.html", key=key, query=chosen, rows=rows, given=given, bars=bars(chosen.chart, rows))
 
     async def unmerge(self, request: Request, key: Admin) -> Response:
-        """Take apart what a key has tied, for good: the key goes on the list of those that never tie."""
+        """Take apart what a key has linked, for good: the key goes on the list of those that never link."""
         sent = parse_qs((await request.body()).decode("utf-8", "replace"))
         asked, customer_id = sent.get("key", [""])[0], sent.get("customer", [""])[0]
         await self._api.ask(self._unmerge, key.tenant_id, asked)

@@ -1,7 +1,9 @@
 """Files read again under today's rules: archive, queue and books end as if those had been the rules always.
 
-The books are reopened first, so that a run after a crash takes the files up again; the archive changes in one commit;
-the queue and the books follow. Everything is derived from the files and the archive, so doing it again changes nothing.
+The accounting is reopened first, so that a run after a crash takes the files up again; the archive changes in one
+commit;
+the queue and the accounting follows. Everything is derived from the files and the archive, so doing it again changes
+nothing.
 
 Memory follows a share of the files: what they hold is parted by event id, and one part is compared at a time.
 """
@@ -17,7 +19,7 @@ import polars as pl
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
-from c360_pipeline.core.landing.accounting import FileBook, closed_books
+from c360_pipeline.core.landing.accounting import FileAccount, closed_accounts
 from c360_pipeline.core.landing.classify import (
     ARCHIVED_FACTS,
     DUPLICATE,
@@ -59,7 +61,7 @@ class _Read:
 
     folder: Path
     parts: int
-    books: dict[Delivery, FileBook] = field(default_factory=dict)
+    books: dict[Delivery, FileAccount] = field(default_factory=dict)
     rejected: list[pl.DataFrame] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -72,7 +74,7 @@ class _Read:
 
 @dataclass
 class _Decision:
-    """What is to be done, and what then stands in the books."""
+    """What is to be done, and what then stands in the accounting."""
 
     upserts: list[pl.DataFrame] = field(default_factory=list)
     gone: list[pl.DataFrame] = field(default_factory=list)
@@ -84,25 +86,25 @@ class _Decision:
 
 def land(
     ingest: Ingest, files: list[EventFile], dates: Collection[date] | None, report: Callable[[int], None]
-) -> list[FileBook]:
-    """Land what is not in the books and what a backfill left half-way; of dates, all their files anew."""
+) -> list[FileAccount]:
+    """Land what is not in the accounting and what a backfill left half-way; of dates, all their files again."""
     if dates is not None:
         return backfill(ingest, [f for f in files if f.landing_date in dates], report)
     new, interrupted = waiting_files(ingest.lake, files)
     again = backfill(ingest, interrupted, report)
-    return [*again, *ingest.land(new, report), *ingest.book_lost(files)]
+    return [*again, *ingest.land(new, report), *ingest.account_for_lost(files)]
 
 
-def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], None]) -> list[FileBook]:
+def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], None]) -> list[FileAccount]:
     """Read files again, or for the first time, under today's rules.
 
     Args:
         ingest: the landing area, the lake, and who is suppressed.
         files: which.
-        report: told the number of lines of each batch that was read.
+        report: called with the number of lines of each batch that was read.
 
     Returns:
-        The books of the files.
+        The accounting of the files.
 
     Raises:
         ConflictError: other workers changed the archive five times in a row while it was compared.
@@ -130,13 +132,13 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
         book.landed, book.duplicates = decision.landed[delivery], decision.duplicates[delivery]
         book.dead = count_by_delivery(dead)[delivery]
     books = list(read.books.values())
-    closed = closed_books(books, datetime.now(UTC))
+    closed = closed_accounts(books, datetime.now(UTC))
     lake.commits.merge(LANDING_FILES, closed)
     return books
 
 
 def _reopen(ingest: Ingest, files: Iterable[EventFile]) -> None:
-    """Say in the books that these files are being read again."""
+    """Say in the accounting that these files are being read again."""
     keys = pl.DataFrame([(f.uri, f.etag) for f in files], schema=["source_uri", "etag"], orient="row")
     books = ingest.lake.read(LANDING_FILES)
     if keys.height and books.height:
@@ -179,14 +181,14 @@ def _decide(ingest: Ingest, read: _Read) -> _Decision:
     for part in range(read.parts):
         events, old = read.events.part(part), held.part(part)
         others = lake.held(EVENTS, events, ARCHIVED_FACTS)
-        judged = classify(events, others.join(old, on=["tenant_id", "event_id"], how="anti"))
-        changed, gone = archive_changes(old, judged.landed)
+        classified = classify(events, others.join(old, on=["tenant_id", "event_id"], how="anti"))
+        changed, gone = archive_changes(old, classified.landed)
         decision.upserts.append(changed)
         decision.gone.append(gone.select(IN_ITS_PARTITION))
-        decision.conflicts.append(judged.conflicts)
-        decision.passed.append(passed(judged, queued))
-        decision.landed += judged.count(NEW, HELD)
-        decision.duplicates += judged.count(DUPLICATE)
+        decision.conflicts.append(classified.conflicts)
+        decision.passed.append(passed(classified, queued))
+        decision.landed += classified.count(NEW, HELD)
+        decision.duplicates += classified.count(DUPLICATE)
     return decision
 
 
@@ -195,7 +197,7 @@ def _deliveries(read: _Read) -> pl.DataFrame:
 
 
 def _of(rows: pl.DataFrame, deliveries: pl.DataFrame) -> pl.DataFrame:
-    """Rows of these deliveries; a row that was landed before deliveries were told apart is of any."""
+    """Rows of these deliveries; a row that was landed before deliveries were distinguished is of any."""
     named = rows.filter(pl.col("source_etag").is_not_null()).join(deliveries, on=DELIVERY, how="semi")
     unnamed = rows.filter(pl.col("source_etag").is_null()).join(deliveries, on="source_uri", how="semi")
     return pl.concat([named, unnamed])
@@ -236,7 +238,7 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
     """Make the queue hold exactly the dead lines of these deliveries, and close the letters that have none left."""
     lake = ingest.lake
     ingest.landing.put_dead_letters(dead)
-    ingest.keep_dead(dead)
+    ingest.queue_dead_letters(dead)
     lines = dead_lines(dead)
     queued = _queued(ingest, _deliveries(read))
     stale = queued.join(lines, on=[*PLACE, "dead_letter_id"], how="anti")

@@ -14,9 +14,9 @@ from c360_pipeline.core.landing.dead_letters import (
     closed,
     damaged,
     decode_letters,
-    judged_letters,
     resolved_letters,
     resolved_lines,
+    validated_letters,
 )
 from c360_pipeline.core.projection.refused import REFUSED
 from c360_pipeline.errors import ConfigError
@@ -126,17 +126,17 @@ class DeadLetters:
         lake, now = self.ingest.lake, datetime.now(UTC)
         done = [pl.DataFrame(schema=REPLAY_SCHEMA)]
         if not dry_run:
-            settle_books(lake)
+            settle_accounting(lake)
         for letters in self._chunks(selection):
             decoded = decode_letters(letters, now)
             events, silent = split_suppressed(decoded.events, self.ingest.suppressed)
             rejected, silent_rejected = split_suppressed(decoded.rejected, self.ingest.suppressed)
             if dry_run:
-                judged = classify(events, lake.held(EVENTS, events, ARCHIVED_FACTS))
+                classified = classify(events, lake.held(EVENTS, events, ARCHIVED_FACTS))
             else:
-                judged = self.ingest.append(events, {"c360.replayed": str(letters.height)})
-            outcome = judged_letters(
-                letters, judged, pl.concat([silent, silent_rejected], how="diagonal"), rejected, now
+                classified = self.ingest.append(events, {"c360.replayed": str(letters.height)})
+            outcome = validated_letters(
+                letters, classified, pl.concat([silent, silent_rejected], how="diagonal"), rejected, now
             )
             if not dry_run:
                 self._resolve(letters, outcome, now)
@@ -166,12 +166,12 @@ class DeadLetters:
         lines = lake.scan(DEAD_LETTER_LINES).join(ids.lazy(), on="dead_letter_id", how="semi").collect()
         changed = resolved_lines(lines, letters, outcome)
         lake.commits.merge(DEAD_LETTER_LINES, changed)
-        settle_books(lake)
+        settle_accounting(lake)
         resolved = resolved_letters(letters, outcome, now)
         lake.commits.merge(DEAD_LETTERS, resolved)
 
     def discard(self, selection: Selection, note: str) -> pl.DataFrame:
-        """Put letters aside: they stay in the books and in the queue, and are not replayed any more.
+        """Put letters aside: they stay in the accounting and in the queue, and are not replayed any more.
 
         Args:
             selection: which letters.
@@ -186,8 +186,8 @@ class DeadLetters:
         return discarded.select(WITHOUT_RAW)
 
 
-def settle_books(lake: Lake) -> int:
-    """Bring into the books what became of dead letters; returns how many books that changed."""
+def settle_accounting(lake: Lake) -> int:
+    """Bring into the accounting what became of dead letters; returns how many books that changed."""
     changed = settled(lake.read(LANDING_FILES), lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY))
     return lake.commits.merge(LANDING_FILES, changed)
 

@@ -1,4 +1,4 @@
-"""Events leave the archive; the books count their lines as suppressed."""
+"""Events leave the archive; the accounting counts their lines as suppressed."""
 
 import polars as pl
 
@@ -11,7 +11,7 @@ IN_ITS_PARTITION = ["tenant_id", "event_date", "event_id"]
 def remove_events(lake: Lake, events: pl.DataFrame) -> int:
     """Remove events; returns how many.
 
-    The books are written first, from what the archive holds now: done again after a crash in between, they say the
+    The accounting is written first, from what the archive holds now: done again after a crash in between, they say the
     same.
 
     Args:

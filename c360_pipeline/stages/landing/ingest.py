@@ -1,8 +1,8 @@
-"""From the landing area into the lake: files are read, decoded and committed in batches, and their books closed.
+"""From the landing area into the lake: files are read, decoded and committed in batches, and their accounting closed.
 
 Reading and decoding the next batch goes on while one is committed. After a crash at any point the work is done again:
 rows that the archive holds from these very lines count as landed, dead letters are known by the hash of their bytes,
-and a book is written when everything that it counts is in its place.
+and an account is written when everything that it counts is in its place.
 """
 
 import json
@@ -17,7 +17,7 @@ from functools import partial
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
-from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, FileBook, closed_books, lost_deliveries
+from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, FileAccount, closed_accounts, lost_deliveries
 from c360_pipeline.core.landing.classify import (
     ARCHIVED_FACTS,
     DUPLICATE,
@@ -52,15 +52,15 @@ class Batch:
     """Lines of one or more files.
 
     Attributes:
-        started: books of files whose first lines these are.
-        ended: books of files whose last lines these are.
+        started: accounts of files whose first lines these are.
+        ended: accounts of files whose last lines these are.
         blocks: the lines.
         long_lines: rows of rejected lines whose bytes are in the store already.
         decoded: what the blocks hold.
     """
 
-    started: list[FileBook] = field(default_factory=list)
-    ended: list[FileBook] = field(default_factory=list)
+    started: list[FileAccount] = field(default_factory=list)
+    ended: list[FileAccount] = field(default_factory=list)
     blocks: list[LineBlock] = field(default_factory=list)
     long_lines: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_SCHEMA))
     decoded: Decoded = field(default_factory=lambda: Decoded.together([]))
@@ -95,18 +95,18 @@ class Ingest:
     lake: Lake
     suppressed: pl.DataFrame
 
-    def land(self, files: Iterable[EventFile], report: Callable[[int], None]) -> list[FileBook]:
-        """Land files that are not in the books.
+    def land(self, files: Iterable[EventFile], report: Callable[[int], None]) -> list[FileAccount]:
+        """Land files that are not in the accounting.
 
         Args:
             files: which.
-            report: told the number of lines of each batch, once they are in their places.
+            report: called with the number of lines of each batch, once they are in their places.
 
         Returns:
-            The books of the files.
+            The accounting of the files.
         """
-        opened: dict[Delivery, FileBook] = {}
-        closed: list[FileBook] = []
+        opened: dict[Delivery, FileAccount] = {}
+        closed: list[FileAccount] = []
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as uploads:
             on_their_way: list[Future[None]] = []
             rejected = pl.DataFrame(schema=REJECTED_SCHEMA)
@@ -115,14 +115,14 @@ class Ingest:
                 dead = self._commit(batch, opened)
                 on_their_way.append(uploads.submit(self.landing.put_dead_letters, dead))
                 rejected.vstack(dead, in_place=True)
-                # A book says that everything is in its place.
+                # An account says that everything is in its place.
                 while on_their_way and (batch.ended or len(on_their_way) > UPLOADS_WAITING):
                     on_their_way.pop(0).result()
                 if batch.ended or rejected.estimated_size() > REJECTED_BYTES:
-                    self.keep_dead(rejected)
+                    self.queue_dead_letters(rejected)
                     rejected = rejected.clear()
                 if batch.ended:
-                    self.lake.commits.insert_new(LANDING_FILES, closed_books(batch.ended, datetime.now(UTC)))
+                    self.lake.commits.insert_new(LANDING_FILES, closed_accounts(batch.ended, datetime.now(UTC)))
                     closed += batch.ended
                 report(batch.lines.total())
         return closed
@@ -137,7 +137,7 @@ class Ingest:
     def _read(self, files: Iterable[EventFile]) -> Iterator[Batch]:
         batch = Batch()
         for file in files:
-            book = FileBook(file.uri, file.etag, file.landing_date, bytes=file.bytes)
+            book = FileAccount(file.uri, file.etag, file.landing_date, bytes=file.bytes)
             batch.started.append(book)
             try:
                 for item in line_blocks(book.delivery, self.landing.pieces(file, PIECE_BYTES)):
@@ -158,7 +158,7 @@ class Ingest:
         if batch.started or batch.ended:
             yield batch
 
-    def _commit(self, batch: Batch, books: dict[Delivery, FileBook]) -> pl.DataFrame:
+    def _commit(self, batch: Batch, books: dict[Delivery, FileAccount]) -> pl.DataFrame:
         """Bring a batch into the archive, and count it; returns its rejected lines."""
         events, silent = split_suppressed(batch.decoded.events, self.suppressed)
         rejected, silent_rejected = split_suppressed(batch.rejected, self.suppressed)
@@ -177,10 +177,10 @@ class Ingest:
             books[delivery].lines += count
         return dead
 
-    def book_lost(self, files: Iterable[EventFile]) -> list[FileBook]:
-        """Close the books of deliveries that were read in part, and then changed or removed.
+    def account_for_lost(self, files: Iterable[EventFile]) -> list[FileAccount]:
+        """Close the accounting of deliveries that were read in part, and then changed or removed.
 
-        Looked for only when the archive has more rows than the books say.
+        Looked for only when the archive has more rows than the accounting says.
 
         Args:
             files: what is in the landing area.
@@ -194,7 +194,7 @@ class Ingest:
         counts = Counter({Delivery(uri, etag): n for uri, etag, n in landed.iter_rows()})
         dead = Counter({Delivery(uri, etag): n for uri, etag, outcome, n in queue.iter_rows() if outcome == "dead"})
         lost = [
-            FileBook(
+            FileAccount(
                 *delivery, landing_date_of(delivery.source_uri), lines=counts[delivery] + dead[delivery],
                 landed=counts[delivery], dead=dead[delivery],
                 damage=f"{delivery.source_uri} was changed or removed before it was read to its end",
@@ -202,7 +202,7 @@ class Ingest:
             for delivery in lost_deliveries(books, landed, queue, present)
         ]  # fmt: skip
         if lost:
-            self.lake.commits.insert_new(LANDING_FILES, closed_books(lost, datetime.now(UTC)))
+            self.lake.commits.insert_new(LANDING_FILES, closed_accounts(lost, datetime.now(UTC)))
         return lost
 
     def append(self, events: pl.DataFrame, about: dict[str, str] | None = None) -> Classified:
@@ -218,7 +218,7 @@ class Ingest:
         self.lake.commits.append_exclusive(EVENTS, events, ARCHIVED_FACTS, new_rows, about)
         return outcome[0]
 
-    def keep_dead(self, dead: pl.DataFrame) -> None:
+    def queue_dead_letters(self, dead: pl.DataFrame) -> None:
         """Queue rejected lines: each content once, each place once."""
         if dead.is_empty():
             return
@@ -231,9 +231,9 @@ class Ingest:
 
 
 def waiting_files(lake: Lake, files: Iterable[EventFile]) -> tuple[list[EventFile], list[EventFile]]:
-    """Of these files, those that the books do not hold with their present content, and those of open books.
+    """Of these files, those that the accounting does not hold with their present content, and those of open accounts.
 
-    A book is open when the file was to be read again and that did not come to its end.
+    An account is open when the file was to be read again and that did not come to its end.
     """
     books = lake.scan(LANDING_FILES).select("source_uri", "etag", "reopened_at").collect()
     is_open = {(uri, etag): reopened_at is not None for uri, etag, reopened_at in books.iter_rows()}

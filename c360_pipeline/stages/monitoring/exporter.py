@@ -80,7 +80,7 @@ def lake_figures(lake: Lake) -> list[Figure]:
 def landing_figures(landing: Landing, lake: Lake) -> list[Figure]:
     """Files that wait to be landed."""
     new, interrupted = waiting_files(lake, landing.event_files())
-    return [Figure("waiting_files", "Files that are not in the books.", len(new) + len(interrupted))]
+    return [Figure("waiting_files", "Files that are not in the accounting.", len(new) + len(interrupted))]
 
 
 def graph_figures_now(lake: Lake, graph: Graph) -> list[Figure]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from c360_pipeline.core.privacy.erasure import (
-    Needles,
+    SearchTerms,
 )
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import drift, graph_digest, reconcile
@@ -62,7 +62,7 @@ class Certificate:
 
 def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     """Search every store again, compare graph and archive, and say what was found."""
-    after = [found.as_dict() for found in search_everywhere(stores, Needles(plan.values), plan.persons, observe)]
+    after = [found.as_dict() for found in search_everywhere(stores, SearchTerms(plan.values), plan.persons, observe)]
     earlier = {one["store"]: one for one in plan.before}
     compared = [
         {"store": one["store"], "what": one["what"], "searched": one["searched"], "bytes": one["bytes"],

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from c360_pipeline.core.privacy.erasure import (
-    Needles,
     Person,
+    SearchTerms,
 )
 from c360_pipeline.stages.privacy.search import (
     Searched,
@@ -31,7 +31,7 @@ class Erasure:
     Args:
         stores: where.
         folder: for the plan, until it is carried out.
-        observe: told what comes next.
+        observe: called with what comes next.
     """
 
     def __init__(self, stores: Stores, folder: Path, observe: Observe = lambda what: None) -> None:
@@ -65,4 +65,4 @@ class Erasure:
         """Look for people's values everywhere; changes nothing."""
         persons = list(people)
         values, _, _ = self._planner.known_of(persons)
-        return search_everywhere(self._stores, Needles(values), persons, self._observe)
+        return search_everywhere(self._stores, SearchTerms(values), persons, self._observe)

@@ -18,8 +18,8 @@ from c360_pipeline.core.catalog.tables import (
 from c360_pipeline.core.contract.layout import PERSONAL_TEXTS
 from c360_pipeline.core.landing.classify import split_suppressed
 from c360_pipeline.core.privacy.erasure import (
-    Needles,
     Person,
+    SearchTerms,
     is_distinctive,
     own_rows,
     own_values,
@@ -80,7 +80,7 @@ class Planner:
     Args:
         stores: where.
         folder: for the plan, until it is carried out.
-        observe: told what comes next.
+        observe: called with what comes next.
     """
 
     def __init__(self, stores: Stores, folder: Path, observe: Observe) -> None:
@@ -107,10 +107,10 @@ class Planner:
         persons = [Person(*one) for one in wanted]
         self._observe("finding out what is theirs")
         values, events, rows = self.known_of(persons)
-        needles = Needles(values)
-        letters = self._letters(needles, persons)
+        terms = SearchTerms(values)
+        letters = self._letters(terms, persons)
         files = self._lines(letters, persons)
-        found = search_everywhere(self._stores, needles, persons, self._observe)
+        found = search_everywhere(self._stores, terms, persons, self._observe)
         places = [place for one in found if one.store == "lake" for place in one.places]
         tables = [name for name in self._stores.lake.table_names() if any(f"/{name}/" in f"/{p}" for p in places)]
         before = [one.as_dict() for one in found]
@@ -146,7 +146,7 @@ class Planner:
         values |= set(of_them.join(of_others, on=["tenant_id", "key_hash"], how="anti").collect()["key_hash"])
         rows, texts = self._silo_rows(persons)
         found = sorted(value for value in values | texts if is_distinctive(value))
-        return sorted(set(found) - self._elsewhere(Needles(found), users, rows)), events, rows
+        return sorted(set(found) - self._elsewhere(SearchTerms(found), users, rows)), events, rows
 
     def _only_theirs(self, theirs: pl.DataFrame) -> set[str]:
         """Ids of their events, values of personal fields, and what rules for keys take for an id on them."""
@@ -158,7 +158,7 @@ class Planner:
         columns = (theirs["event_id"], theirs["session_id"], *(theirs[name] for name in PERSONAL_TEXTS), ids)
         return {value for column in columns for value in column.drop_nulls()}
 
-    def _elsewhere(self, needles: Needles, users: pl.LazyFrame, rows: dict[str, list[dict[str, Any]]]) -> set[str]:
+    def _elsewhere(self, terms: SearchTerms, users: pl.LazyFrame, rows: dict[str, list[dict[str, Any]]]) -> set[str]:
         """Values that the catalogue has, or events and rows of silos of others: a city is nobody's."""
         lake, control = self._stores.lake, self._stores.control.read()
         others = [lake.scan(CATALOG), lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="anti")]
@@ -172,12 +172,12 @@ class Planner:
             raws = [
                 raw.decode("utf-8", "replace") for raw in letters["raw"].drop_nulls() if _names_another(raw, persons)
             ]
-            found |= needles.found_in(pl.Series(raws, dtype=pl.String))
+            found |= terms.found_in(pl.Series(raws, dtype=pl.String))
         for held in others:
             for batch in held.collect_batches(maintain_order=False):
                 for name in batch.columns:
                     if name not in (*LINEAGE, "source_uri"):
-                        found |= needles.found_in(texts_of(batch, name))
+                        found |= terms.found_in(texts_of(batch, name))
         return found
 
     def _silo_rows(self, persons: list[Person]) -> tuple[dict[str, list[dict[str, Any]]], set[str]]:
@@ -203,7 +203,7 @@ class Planner:
                     texts |= set(own_values(mine, held.join(mine.select(table.key), on=list(table.key), how="anti")))
         return rows, texts
 
-    def _letters(self, needles: Needles, persons: list[Person]) -> pl.DataFrame:
+    def _letters(self, terms: SearchTerms, persons: list[Person]) -> pl.DataFrame:
         """dead_letter_id of letters that hold a value of theirs, or are of their events."""
         tenants = [one.tenant_id for one in persons]
         names = [json.dumps({"userId": one.user_id}).strip("{}").encode() for one in persons]
@@ -216,7 +216,7 @@ class Planner:
             holds = [
                 tenant in (None, *tenants)
                 and not _names_another(raw, persons)
-                and (needles.count(raw) > 0 or (tenant is not None and any(user in raw for user in users)))
+                and (terms.count(raw) > 0 or (tenant is not None and any(user in raw for user in users)))
                 for raw, tenant in raws
             ]
             found.append(letters.filter(pl.Series(holds, dtype=pl.Boolean)).select("dead_letter_id"))

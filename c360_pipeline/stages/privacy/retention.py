@@ -67,7 +67,7 @@ def retain(
         control: the rules.
         graph: is brought up.
         now: UTC.
-        observe: told what comes next.
+        observe: called with what comes next.
         open_user_events: opens Cassandra's table; None where there is none.
     """
     rules = control.privacy.retention_rules()

@@ -15,7 +15,7 @@ import psycopg
 import pyarrow.parquet as pq
 from psycopg import sql
 
-from c360_pipeline.core.privacy.erasure import Needles, Person, users_frame
+from c360_pipeline.core.privacy.erasure import Person, SearchTerms, users_frame
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.s3.bucket import GZIP_MAGIC, Bucket
@@ -75,13 +75,13 @@ class Searched:
 
 
 def search_objects(
-    store: str, bucket: Bucket, prefix: str, needles: Needles, without: tuple[str, ...] = ()
+    store: str, bucket: Bucket, prefix: str, terms: SearchTerms, without: tuple[str, ...] = ()
 ) -> Searched:
     """All objects under a prefix but those under some others, unpacked where they are gzip."""
 
     def look(path: str) -> tuple[str, int, int]:
         try:
-            return path, *_count_unpacked(bucket.pieces(path), needles)
+            return path, *_count_unpacked(bucket.pieces(path), terms)
         except FileNotFoundError:
             return path, 0, 0  # gone since it was listed, as checkpoints of the stream are
 
@@ -89,17 +89,17 @@ def search_objects(
     return _gathered(store, "objects", paths, look)
 
 
-def search_lake(bucket: Bucket, needles: Needles, people: Iterable[Person]) -> Searched:
+def search_lake(bucket: Bucket, terms: SearchTerms, people: Iterable[Person]) -> Searched:
     """All objects of the lake: of data files every column, of logs every byte; files of earlier versions too."""
     users = users_frame(people)
 
     def look(path: str) -> tuple[str, int, int]:
         content = b"".join(bucket.pieces(path))
         if not path.endswith(".parquet"):
-            return path, len(content), needles.count(content)
+            return path, len(content), terms.count(content)
         frames = map(pl.DataFrame, pq.ParquetFile(io.BytesIO(content)).iter_batches(BATCH_ROWS))
         tenant = _partition(path, "tenant_id")
-        return path, len(content), sum(_hits(frame, needles, users, tenant) for frame in frames)
+        return path, len(content), sum(_hits(frame, terms, users, tenant) for frame in frames)
 
     return _gathered("lake", "objects", [o.path for o in bucket.objects("lake/")], look)
 
@@ -120,9 +120,9 @@ def _partition(path: str, column: str) -> str | None:
     return named[0] if named else None
 
 
-def _hits(frame: pl.DataFrame, needles: Needles, users: pl.DataFrame, tenant: str | None) -> int:
+def _hits(frame: pl.DataFrame, terms: SearchTerms, users: pl.DataFrame, tenant: str | None) -> int:
     """Values in any column, and rows of these users, whose name may be too short to be looked for by itself."""
-    hits = sum(needles.hits(texts_of(frame, name)) for name in frame.columns)
+    hits = sum(terms.hits(texts_of(frame, name)) for name in frame.columns)
     if "user_id" in frame.columns:
         named = frame if "tenant_id" in frame.columns else frame.with_columns(tenant_id=pl.lit(tenant, pl.String))
         hits += named.join(users, on=["tenant_id", "user_id"], how="semi").height
@@ -146,12 +146,12 @@ def texts_of(frame: pl.DataFrame, name: str) -> pl.Series:
             return pl.Series([], dtype=pl.String)
 
 
-def search_graph(graph: Graph, needles: Needles, people: Iterable[Person]) -> Searched:
+def search_graph(graph: Graph, terms: SearchTerms, people: Iterable[Person]) -> Searched:
     """All values of all nodes and relationships, and the users themselves."""
     places: dict[str, int] = {}
     for name, held in groupby(graph.audit.all_texts(), key=itemgetter(0)):
         while texts := [text for _, some in islice(held, BATCH_ROWS) for text in some]:
-            places[name] = places.get(name, 0) + needles.hits(pl.Series(texts, dtype=pl.String))
+            places[name] = places.get(name, 0) + terms.hits(pl.Series(texts, dtype=pl.String))
     places = {name: hits for name, hits in places.items() if hits}
     users = sum(len(graph.query(FIND_USER, tenant_id=p.tenant_id, user_id=p.user_id)) for p in people)
     if users:
@@ -160,7 +160,7 @@ def search_graph(graph: Graph, needles: Needles, people: Iterable[Person]) -> Se
     return Searched("graph", "nodes and relationships", sum(counts.values()), 0, places)
 
 
-def search_user_events(table: "UserEvents", needles: Needles, people: Iterable[Person]) -> Searched:
+def search_user_events(table: "UserEvents", terms: SearchTerms, people: Iterable[Person]) -> Searched:
     """All texts of all rows of Cassandra's table, and the rows of the people themselves."""
     users = users_frame(people)
     number = hits = 0
@@ -170,28 +170,28 @@ def search_user_events(table: "UserEvents", needles: Needles, people: Iterable[P
                  for e in rows]  # fmt: skip
         frame = pl.DataFrame(texts, schema=dict.fromkeys(rows[0]._fields, pl.String))
         number += frame.height
-        hits += _hits(frame, needles, users, None)
+        hits += _hits(frame, terms, users, None)
     hits += sum(len(table.days(tenant, user)) for tenant, user in users.select("tenant_id", "user_id").iter_rows())
     return Searched("cassandra", "rows", number, 0, {"user_events": hits} if hits else {})
 
 
-def search_folder(store: str, folder: Path, needles: Needles) -> Searched:
+def search_folder(store: str, folder: Path, terms: SearchTerms) -> Searched:
     """Every byte of every file below a folder."""
 
     def look(name: str) -> tuple[str, int, int]:
         with Path(name).open("rb") as file:
-            return name, *_count(_chunks(file), needles)
+            return name, *_count(_chunks(file), terms)
 
     files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
     return _gathered(store, "files", files, look)
 
 
-def overwrite(path: Path, needles: Needles) -> None:
+def overwrite(path: Path, terms: SearchTerms) -> None:
     """Overwrite values in a file where they stand, so that a process that writes to its end is not disturbed."""
     at = 0
     with path.open("r+b") as file:
         while chunk := file.read(CHUNK_BYTES):
-            replaced = needles.replaced(chunk, b"x")
+            replaced = terms.replaced(chunk, b"x")
             if replaced != chunk:
                 file.seek(at)
                 file.write(replaced)
@@ -200,7 +200,7 @@ def overwrite(path: Path, needles: Needles) -> None:
             file.seek(at)
 
 
-def search_database(store: str, login: dict[str, Any], needles: Needles) -> Searched:
+def search_database(store: str, login: dict[str, Any], terms: SearchTerms) -> Searched:
     """Every row of every table of a Postgres database, as text."""
     places: dict[str, int] = {}
     number = 0
@@ -210,14 +210,14 @@ def search_database(store: str, login: dict[str, Any], needles: Needles) -> Sear
             number += int(_only(connection, sql.SQL("SELECT count(*) FROM {}").format(table)))
             copied = sql.SQL("COPY (SELECT t::text FROM {} AS t) TO STDOUT (FORMAT csv)").format(table)
             with connection.cursor().copy(copied) as rows:
-                _, hits = _count((bytes(row) for row in rows), needles)
+                _, hits = _count((bytes(row) for row in rows), terms)
             if hits:
                 places[f"{schema}.{name}"] = hits
     return Searched(store, "rows", number, 0, places)
 
 
-def overwrite_rows(login: dict[str, Any], tables: Iterable[str], needles: Needles) -> None:
-    """Overwrite values in text columns of tables, and write the tables anew, so that no earlier row stays behind."""
+def overwrite_rows(login: dict[str, Any], tables: Iterable[str], terms: SearchTerms) -> None:
+    """Overwrite values in text columns of tables, and write the tables again, so that no earlier row stays behind."""
     with psycopg.connect(**login, autocommit=True) as connection:
         for qualified in tables:
             schema, _, name = qualified.partition(".")
@@ -227,8 +227,8 @@ def overwrite_rows(login: dict[str, Any], tables: Iterable[str], needles: Needle
                 found = connection.execute(sql.SQL("SELECT ctid::text, {} FROM {}").format(column, table)).fetchall()
                 rows = pl.DataFrame(found, schema={"at": pl.String, "text": pl.String}, orient="row")
                 update = sql.SQL("UPDATE {} SET {} = %s WHERE ctid = %s::tid").format(table, column)
-                for at, text in rows.filter(needles.are_in(rows["text"])).iter_rows():
-                    connection.execute(update, (needles.replaced(text.encode(), b"x").decode(), at))
+                for at, text in rows.filter(terms.are_in(rows["text"])).iter_rows():
+                    connection.execute(update, (terms.replaced(text.encode(), b"x").decode(), at))
             connection.execute(sql.SQL("VACUUM FULL {}").format(table))
 
 
@@ -237,12 +237,12 @@ def _only(connection: psycopg.Connection[Any], statement: sql.Composed) -> Any:
     return row[0] if row else 0
 
 
-def _count_unpacked(pieces: Iterator[bytes], needles: Needles) -> tuple[int, int]:
+def _count_unpacked(pieces: Iterator[bytes], terms: SearchTerms) -> tuple[int, int]:
     """The same, of what gzip holds; what can't be read to its end counts as a hit, for nobody knows what it holds."""
     first = next(pieces, b"")
     pieces = chain([first], pieces)
     if not first.startswith(GZIP_MAGIC):
-        return _count(pieces, needles)
+        return _count(pieces, terms)
     damage: list[zlib.error | EOFError] = []
 
     def unpacked() -> Iterator[bytes]:
@@ -261,7 +261,7 @@ def _count_unpacked(pieces: Iterator[bytes], needles: Needles) -> tuple[int, int
         if member.unconsumed_tail or (not member.eof and member.flush()):
             damage.append(EOFError("it ends early"))
 
-    size, hits = _count(unpacked(), needles)
+    size, hits = _count(unpacked(), terms)
     return size, hits + len(damage)
 
 
@@ -270,12 +270,12 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _count(chunks: Iterable[bytes], needles: Needles) -> tuple[int, int]:
+def _count(chunks: Iterable[bytes], terms: SearchTerms) -> tuple[int, int]:
     """How many bytes there are, and how often values stand in them, also across the ends of chunks."""
     size = hits = 0
     tail = b""
     for chunk in chunks:
         size += len(chunk)
-        hits += max(needles.count(tail + chunk) - needles.count(tail), 0)
+        hits += max(terms.count(tail + chunk) - terms.count(tail), 0)
         tail = (tail + chunk)[-OVERLAP_BYTES:]
     return size, hits

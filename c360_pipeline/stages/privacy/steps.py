@@ -30,7 +30,7 @@ from c360_pipeline.core.catalog.tables import (
 )
 from c360_pipeline.core.landing.dead_letters import emptied
 from c360_pipeline.core.privacy.erasure import (
-    Needles,
+    SearchTerms,
     is_overwritable,
     users_frame,
 )
@@ -75,7 +75,7 @@ class Steps:
 
     Args:
         stores: where.
-        observe: told what comes next.
+        observe: called with what comes next.
     """
 
     def __init__(self, stores: Stores, observe: Observe) -> None:
@@ -91,7 +91,7 @@ class Steps:
             step(plan)
 
     def _erase_letters(self, plan: Plan) -> None:
-        """Letters lose their bytes and what was said of them; the books go on counting their lines."""
+        """Letters lose their bytes and what was said of them; the accounting goes on counting their lines."""
         self._observe("dead letters")
         stores = self._stores
         ids = pl.DataFrame({"dead_letter_id": plan.letters}, schema={"dead_letter_id": pl.String})
@@ -159,7 +159,7 @@ class Steps:
             bucket.put(key, target, {"sha256": self._stores.landing.stored_sha256(key) or copied.sha256})
 
     def _erase_events(self, plan: Plan) -> None:
-        """Events whose landing files are gone leave the archive too; the books count them as suppressed."""
+        """Events whose landing files are gone leave the archive too; the accounting counts them as suppressed."""
         self._observe("events")
         users = users_frame(plan.persons).lazy()
         left = self._stores.lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="semi")
@@ -218,14 +218,14 @@ class Steps:
 
     def _erase_traces(self, plan: Plan) -> None:
         """What tables, databases and files of ours say of them in passing."""
-        needles, stores = Needles(plan.values), self._stores
+        terms, stores = SearchTerms(plan.values), self._stores
         self._observe("traces")
         for table in (RECONCILIATION_FINDINGS, ACCOUNT_VALUES):
-            _remove_rows_with(stores.lake, table, needles)
+            _remove_rows_with(stores.lake, table, terms)
         # Scripts that rebuild the silos' graph hold its rows; the next run writes one of what is left.
-        stores.bucket.delete(search_objects("scripts", stores.bucket, SCRIPTS_PREFIX, needles).places)
+        stores.bucket.delete(search_objects("scripts", stores.bucket, SCRIPTS_PREFIX, terms).places)
         # Only where something is told of what happened, and only what can't be a word of that.
-        ids = Needles(filter(is_overwritable, plan.values))
+        ids = SearchTerms(filter(is_overwritable, plan.values))
         for store, login in stores.databases.items():
             overwrite_rows(login, [place for place in search_database(store, login, ids).places if place in LOGS], ids)
         for store, folder in stores.files.items():
@@ -249,7 +249,7 @@ class Steps:
         with stores.open_graph() as graph:
             graph.checkpoints.carry(carried)
         if stores.remake_graph is not None:
-            self._observe("the graph's store anew")
+            self._observe("rebuilding the graph's store")
             stores.remake_graph()
 
 
@@ -283,9 +283,9 @@ def _as_type(column: str, dtype: pl.DataType) -> pl.Expr:
             return pl.col(column).cast(dtype)
 
 
-def _remove_rows_with(lake: Lake, table: Table, needles: Needles) -> None:
+def _remove_rows_with(lake: Lake, table: Table, terms: SearchTerms) -> None:
     """Remove rows that hold a value in one of their texts."""
     for rows in lake.batches(table):
         texts = [name for name, dtype in rows.schema.items() if dtype == pl.String]
-        hits = pl.select(pl.any_horizontal(needles.are_in(rows[name]) for name in texts)).to_series()
+        hits = pl.select(pl.any_horizontal(terms.are_in(rows[name]) for name in texts)).to_series()
         lake.commits.merge(table, table.empty(), rows.filter(hits).select(table.key))

@@ -10,8 +10,8 @@ import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import user_hash
 from c360_pipeline.core.privacy.erasure import (
-    Needles,
     Person,
+    SearchTerms,
     users_frame,
 )
 from c360_pipeline.errors import C360Error
@@ -56,7 +56,7 @@ class Stores:
         databases: logins of Postgres databases of ours, by what they are called.
         files: folders of files of ours, by what they are called.
         cache: folder of what can be made again at any time.
-        remake_graph: makes the graph's store anew, without a trace of what was removed; None where it is not ours.
+        remake_graph: rebuilds the graph's store, without a trace of what was removed; None where it is not ours.
         graph_files: folder of the graph's store; None where it is not ours.
         open_user_events: opens Cassandra's table; None where there is none.
     """
@@ -74,27 +74,27 @@ class Stores:
     open_user_events: "Callable[[], UserEvents] | None" = None
 
 
-def search_everywhere(stores: Stores, needles: Needles, persons: list[Person], observe: Observe) -> list[Searched]:
+def search_everywhere(stores: Stores, terms: SearchTerms, persons: list[Person], observe: Observe) -> list[Searched]:
     """Look for values of people in every store; changes nothing.
 
     Args:
         stores: where.
-        needles: the values.
+        terms: the values.
         persons: whose rows are looked for, too.
-        observe: told which store comes next.
+        observe: called with which store comes next.
     """
     searches: list[tuple[str, Callable[[], Searched]]] = [
-        ("landing area", partial(search_objects, "landing area", stores.bucket, "landing/", needles)),
-        ("dead letters", partial(search_objects, "dead letters", stores.bucket, "dead-letters/", needles)),
-        ("lake", partial(search_lake, stores.bucket, needles, persons)),
-        ("other objects", partial(search_objects, "other objects", stores.bucket, "", needles, AREAS)),
-        *((n, partial(search_database, n, login, needles)) for n, login in stores.databases.items()),
-        *((n, partial(search_folder, n, folder, needles)) for n, folder in stores.files.items()),
+        ("landing area", partial(search_objects, "landing area", stores.bucket, "landing/", terms)),
+        ("dead letters", partial(search_objects, "dead letters", stores.bucket, "dead-letters/", terms)),
+        ("lake", partial(search_lake, stores.bucket, terms, persons)),
+        ("other objects", partial(search_objects, "other objects", stores.bucket, "", terms, AREAS)),
+        *((n, partial(search_database, n, login, terms)) for n, login in stores.databases.items()),
+        *((n, partial(search_folder, n, folder, terms)) for n, folder in stores.files.items()),
     ]  # fmt: skip
     if stores.cache is not None:
-        searches.append(("cache", partial(search_folder, "cache", stores.cache, needles)))
+        searches.append(("cache", partial(search_folder, "cache", stores.cache, terms)))
     if stores.graph_files is not None:
-        searches.append(("graph files", partial(search_folder, "graph files", stores.graph_files, needles)))
+        searches.append(("graph files", partial(search_folder, "graph files", stores.graph_files, terms)))
     found = []
     for store, search in searches:
         observe(f"searching {store}")
@@ -102,10 +102,10 @@ def search_everywhere(stores: Stores, needles: Needles, persons: list[Person], o
     if stores.open_user_events is not None:
         observe("searching cassandra")
         with stores.open_user_events() as table:
-            found.append(search_user_events(table, needles, persons))
+            found.append(search_user_events(table, terms, persons))
     with stores.open_graph() as graph:
         observe("searching graph")
-        return [*found, search_graph(graph, needles, persons)]
+        return [*found, search_graph(graph, terms, persons)]
 
 
 def hashed(persons: Iterable[Person]) -> pl.DataFrame:

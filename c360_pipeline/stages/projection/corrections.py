@@ -21,12 +21,12 @@ from c360_pipeline.stores.postgres.control import ControlDb
 
 @dataclass(frozen=True)
 class BlockedKey:
-    """What blocking a key, or letting it tie again, did.
+    """What blocking a key, or letting it link again, did.
 
     Attributes:
         tenant_id: whose key.
         key: `type:hash`.
-        report: of the batch that found its journeys anew.
+        report: of the batch that found its journeys again.
         merges: tenant_id, survivor, loser.
         splits: tenant_id, journey_id, split_off, event_count.
     """
@@ -48,7 +48,7 @@ class BlockedKey:
 def block_key(
     control: ControlDb, lake: Lake, graph: Graph, key: str, tenant: str | None, reason: str, *, undo: bool
 ) -> BlockedKey:
-    """Put a key on the list of those that never tie, or take it off, and bring journeys and graph up to it.
+    """Put a key on the list of those that never link, or take it off, and bring journeys and graph up to it.
 
     Args:
         control: holds the list.
@@ -57,7 +57,7 @@ def block_key(
         key: `type:hash` or `type=value`.
         tenant: whose; None where only one has the key.
         reason: kept with the control row.
-        undo: whether the key is to tie again.
+        undo: whether the key is to link again.
 
     Raises:
         ConfigError: there is no such key, or several tenants have it.
@@ -70,7 +70,7 @@ def block_key(
         control.key_rules.block(owner, key_type, key_hash, reason)
     journeys, policy = Journeys(lake), control.key_rules.policy()
     before = JourneyTables(lake).target()
-    cause = f"{name} ties again" if undo else f"{name} was blocked"
+    cause = f"{name} links again" if undo else f"{name} was blocked"
     report = journeys.restitch(journeys.with_keys(owner, [name]), policy, owner, cause)
     bring_up(lake, graph)
     found = JourneyTables(lake).between(before, {owner: journeys.log.state(owner).seq})

@@ -51,7 +51,7 @@ class EventGraph:
         # Communities that an interrupted run has kept in the lake and not written here.
         late, late_version = lake.versions.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
         graph.writer.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
-        refused.keep()
+        refused.publish()
         graph.checkpoints.save(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
         graph.checkpoints.save(EVENT_PROJECTION, EVENTS.name, version)
         return changed_rows
@@ -91,7 +91,7 @@ class EventGraph:
         return changed_rows, version
 
     def _write_communities(self, events: pl.LazyFrame) -> None:
-        """The property that a later stage owns, for users that were made anew."""
+        """The property that a later stage owns, for users that were rebuilt."""
         users = events.select("tenant_id", "user_id").unique()
         communities = self._lake.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
         self._graph.writer.update(model.USER_COMMUNITY, model.user_communities(communities.collect(engine="streaming")))
@@ -125,7 +125,7 @@ class ProductGraph:
             # A tenant whose last item went has none of the rows that are wanted.
             tenants = {*events.upserted["tenant_id"], *events.deleted["tenant_id"]}
             self._write(lake.versions.still_there(CATALOG, done.get(CATALOG.name)), tenants)
-        refused.keep()
+        refused.publish()
         graph.checkpoints.save(PRODUCT_PROJECTION, EVENTS.name, events_version)
         graph.checkpoints.save(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
         self.project_similarities()

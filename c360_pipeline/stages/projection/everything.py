@@ -25,8 +25,8 @@ def project_all(
         lake: the archive.
         control: labels and relationships of silo tables.
         graph: what is brought up.
-        observe: told what comes next.
-        force: whether more rows of silos may be removed than the brake lets pass.
+        observe: called with what comes next.
+        force: whether more rows of silos may be removed than the removal limit lets pass.
     """
     graph.schema.apply()
     silos = SiloGraph(lake, graph, control, force=force)

@@ -47,7 +47,7 @@ class JourneyGraph:
             found = tables.between(done, upto)
             refused = RefusedRows(self._lake, self._graph.refusals)
             changed.update(self._write(News.of(found.rows)))
-            refused.keep()
+            refused.publish()
             for tenant, seq in found.seqs.items():
                 self._graph.checkpoints.save(PROJECTION, tenant, Version(log_id, seq))
             done |= found.seqs
@@ -62,7 +62,7 @@ class JourneyGraph:
                                   how="semi")  # fmt: skip
         graph.writer.merge(model.JOURNEY, journeys.join(absorbing, on=["tenant_id", "id"], how="anti"))
         graph.writer.merge(model.CORRELATION, model.correlations(held))
-        # Journeys meet before the event that ties them shows: from it, a reader would reach both.
+        # Journeys meet before the event that links them shows: from it, a reader would reach both.
         graph.writer.absorb(absorbing, news.absorbed)
         graph.writer.move(model.PART_OF, model.correlation_journeys(held))
         graph.writer.unlink(log.reread_events(news.rows).select("tenant_id", id="event_id"))
@@ -70,8 +70,8 @@ class JourneyGraph:
         pairs = log.event_keys_now(news.rows).collect(engine="streaming")
         graph.writer.merge(model.HAS_KEY, model.event_correlations(pairs))
         events = log.events_now(news.rows, news.aliases).collect(engine="streaming")
-        untied = model.untied_events(events, pairs)
-        graph.writer.merge(model.IN_JOURNEY, untied)
+        unlinked = model.unlinked_events(events, pairs)
+        graph.writer.merge(model.IN_JOURNEY, unlinked)
         graph.writer.delete(model.CORRELATION, freed.select("tenant_id", id=model.correlation_id()))
         graph.writer.delete(model.JOURNEY, news.ended.select("tenant_id", id="journey_id"))
         graph.writer.update(model.EVENT_STATUS, model.event_status(events, events))

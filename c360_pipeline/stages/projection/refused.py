@@ -48,7 +48,7 @@ class RefusedRows:
         is_refused = (pl.col("error_class") == REFUSED) & (pl.col("status") == status) & pl.col("raw").is_not_null()
         return letter_keys(self._lake.scan(DEAD_LETTERS).filter(is_refused).collect())
 
-    def keep(self) -> int:
+    def publish(self) -> int:
         """Put what this process met into the queue, open again if it was replayed; returns how many letters."""
         if not self._refusals.letters:
             return 0

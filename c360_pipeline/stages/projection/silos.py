@@ -1,8 +1,8 @@
 """From the silo tables of the lake into the graph: nodes and relationships of what changed since its checkpoints.
 
 The cost follows the change. Where a checkpoint does not hold (the first time, another join condition, a version that is
-gone) all is compared. What is removed stands behind a brake: a mistake in a source or a control row must not empty the
-graph over night.
+gone) all is compared. What is removed stands behind a removal limit: a mistake in a source or a control row must not
+empty the graph over night.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import NodeKind, RelationshipKind
-from c360_pipeline.core.projection.removal_limit import BRAKE_SHARE, is_beyond_brake
+from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
 from c360_pipeline.core.silos.control_rows import (
     ControlRows,
     RelationshipRow,
@@ -34,7 +34,7 @@ from c360_pipeline.core.silos.joins import (
     parse_join,
     relationship_kind,
 )
-from c360_pipeline.errors import BrakeError, ConfigError
+from c360_pipeline.errors import ConfigError, RemovalLimitError
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -89,7 +89,7 @@ class SiloGraph:
         lake: where the rows are.
         graph: where they go.
         control: labels and relationship mappings.
-        force: whether more may be removed than the brake lets pass.
+        force: whether more may be removed than the removal limit lets pass.
     """
 
     def __init__(self, lake: Lake, graph: Graph, control: ControlRows, *, force: bool = False) -> None:
@@ -113,7 +113,7 @@ class SiloGraph:
         """Bring the nodes of every label up to date; returns how many rows were written or removed, by label.
 
         Raises:
-            BrakeError: too much would be removed; nothing of that label was.
+            RemovalLimitError: too much would be removed; nothing of that label was.
         """
         for found in self.labels.values():
             self._clear_when_its_key_is_another(found.kind)
@@ -129,14 +129,14 @@ class SiloGraph:
     def _clear(self, label: str) -> int:
         """Remove all nodes of a label and its checkpoint; done again after a crash anywhere in between."""
         count = self._graph.counts.label_count(label)
-        self._brake(label, count, count)
+        self._check_removal_limit(label, count, count)
         self._graph.checkpoints.save(f"{NODES}{label}", "shape", GONE)
         self._graph.writer.clear_label(label)
         self._graph.checkpoints.forget(f"{NODES}{label}")
         return count
 
     def _clear_when_its_key_is_another(self, kind: NodeKind) -> None:
-        """Nodes under another key, or a key of another type, can't be told from those to come."""
+        """Nodes under another key, or a key of another type, can't be distinguished from those to come."""
         known = self._graph.checkpoints.of(f"{NODES}{kind.label}").get("key")
         if known is not None and known != _key_shape(kind):
             self._clear(kind.label)
@@ -159,14 +159,14 @@ class SiloGraph:
         for table in found.tables:
             rows, gone, versions[table.name] = self._lake.versions.changed_since(table, since[table.name], STAMP)
             gone = self._not_elsewhere(found, table, gone)
-            self._brake(kind.label, gone.height, self._graph.counts.label_count(kind.label))
+            self._check_removal_limit(kind.label, gone.height, self._graph.counts.label_count(kind.label))
             self._graph.writer.delete(kind, gone.select(pl.col(k).cast(kind.schema[k]) for k in kind.key_columns))
             written += gone.height
             for batch in rows:
                 nodes = node_rows(kind, batch)
                 self._graph.writer.merge(kind, nodes)
                 written += nodes.height
-        self._refused.keep()
+        self._refused.publish()
         _save(self._graph, projection, done, {**versions, "key": _key_shape(kind), "shape": shape})
         return written
 
@@ -183,7 +183,7 @@ class SiloGraph:
         )
         held = pl.concat([rows.clear(), *(self._graph.audit.rows(keys, tenant) for tenant in tenants)], how="vertical")
         ghosts = held.join(rows, on=kind.key_columns, how="anti")
-        self._brake(kind.label, ghosts.height, in_graph)
+        self._check_removal_limit(kind.label, ghosts.height, in_graph)
         self._graph.writer.delete(kind, ghosts)
         return ghosts.height
 
@@ -216,7 +216,7 @@ class SiloGraph:
             By relationship, how many there are in the graph and how many were written or removed.
 
         Raises:
-            BrakeError: too many would be removed; none of that relationship was.
+            RemovalLimitError: too many would be removed; none of that relationship was.
             ConfigError: a mapping row that can't be carried out.
         """
         kinds = self.kinds
@@ -240,15 +240,15 @@ class SiloGraph:
                 source, relationship_type, target = model.parts_of(projection.removeprefix(RELATIONSHIPS))
                 kind = RelationshipKind(relationship_type, NodeKind(source, (), {}), NodeKind(target, (), {}))
                 count = self._graph.counts.relationship_count(kind)
-                self._brake(kind.name, count, count)
+                self._check_removal_limit(kind.name, count, count)
                 self._graph.checkpoints.save(projection, "shape", GONE)
                 self._graph.writer.clear_relationships(kind)
                 self._graph.checkpoints.forget(projection)
 
-    def _brake(self, name: str, removed: int, held: int) -> None:
-        if is_beyond_brake(removed, held) and not self._force:
-            raise BrakeError(
-                f"{removed:,} of {held:,} {name} would be removed from the graph, more than {BRAKE_SHARE:.0%}. "
+    def _check_removal_limit(self, name: str, removed: int, held: int) -> None:
+        if is_beyond_removal_limit(removed, held) and not self._force:
+            raise RemovalLimitError(
+                f"{removed:,} of {held:,} {name} would be removed from the graph, more than {REMOVAL_SHARE:.0%}. "
                 "If that is right, run again with `c360 run --force-removal`, or in the UI with force_removal: true."
             )
 
@@ -302,9 +302,9 @@ class _MappedRelationship:
             return 0
         else:
             changes, removed = self._touched({name: v for name, v in since.items() if v is not None})
-        self.silos._brake(kind.name, removed, graph.counts.relationship_count(kind))
+        self.silos._check_removal_limit(kind.name, removed, graph.counts.relationship_count(kind))
         graph.writer.apply(kind, changes)
-        self.silos._refused.keep()
+        self.silos._refused.publish()
         _save(graph, projection, done, {**versions, "shape": shape})
         return changes.count
 
@@ -320,7 +320,7 @@ class _MappedRelationship:
     def _touched(self, since: Mapping[str, Version]) -> tuple[Changes, int]:
         """What differs because of rows that changed: all pairs that such a row is, or was, in.
 
-        A row that went and came back has another stamp: its node was made anew, and its relationships have to be.
+        A row that went and came back has another stamp: its node was rebuilt, and its relationships have to be.
 
         Returns:
             The difference, and how many relationships it takes from nodes that stay: others went with their node.

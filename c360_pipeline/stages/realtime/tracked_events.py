@@ -22,7 +22,7 @@ from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.errors import C360Error, UnavailableError
 from c360_pipeline.stages.realtime.suppression import Suppression
-from c360_pipeline.stages.realtime.unlanded_events import write_fresh
+from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stores.neo4j.client import is_of_a_row
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
@@ -133,7 +133,7 @@ class TrackedEvents:
         """
         try:
             kept, hidden = self._suppression.split([event for tracked in together for event in tracked.events])
-            write_fresh(self._graph, event_frame(kept))
+            write_unlanded(self._graph, event_frame(kept))
         except (C360Error, DriverError, Neo4jError, psycopg.Error) as error:
             if len(together) > 1 and isinstance(error, Neo4jError) and is_of_a_row(error):
                 for tracked in together:

@@ -14,9 +14,9 @@ from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.neo4j.writer import batches, to_rows
 
-USUALLY_AHEAD = timedelta(hours=1)
+USUALLY_UNLANDED = timedelta(hours=1)
 """Within it events land, whatever the sensor and the queue do."""
-LONGEST_AHEAD = timedelta(days=1)
+LONGEST_UNLANDED = timedelta(days=1)
 """An event that did not land within a day is a ghost: reconciliation names it and a repair removes it."""
 
 _PROPERTIES = ", ".join(f"a.{name} = row.{column}" for column, name in GRAPH_PROPERTIES.items())
@@ -77,7 +77,7 @@ READ_OVERDUE = Statement("""
 SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_id"), pl.String)
 
 
-def write_fresh(graph: Graph, events: pl.DataFrame) -> None:
+def write_unlanded(graph: Graph, events: pl.DataFrame) -> None:
     """Write events; of one id the first, and those that the graph has already stay as they are.
 
     Args:
@@ -96,11 +96,11 @@ def write_fresh(graph: Graph, events: pl.DataFrame) -> None:
 
 def unlanded_events(graph: Graph) -> pl.DataFrame:
     """Events of all tenants that are not in the archive yet: tenant_id, event_id, user_id, session_id, item_id."""
-    rows = graph.run(READ_UNLANDED, longest=int(LONGEST_AHEAD.total_seconds()))
+    rows = graph.run(READ_UNLANDED, longest=int(LONGEST_UNLANDED.total_seconds()))
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
 def overdue_events(graph: Graph) -> pl.DataFrame:
     """Events that should have landed by now, by tenant: tenant_id, events, since."""
-    rows = graph.run(READ_OVERDUE, longest=int(USUALLY_AHEAD.total_seconds()))
+    rows = graph.run(READ_OVERDUE, longest=int(USUALLY_UNLANDED.total_seconds()))
     return pl.DataFrame(rows, schema={"tenant_id": pl.String, "events": pl.Int64, "since": pl.String})

@@ -19,7 +19,7 @@ def difference(before: Archive, after: Archive, observe: Callable[[str], None] =
     Args:
         before: one moment.
         after: another, of the same control rows.
-        observe: told each kind before it is compared.
+        observe: called with each kind before it is compared.
 
     Returns:
         entity, change (came, went, changed), key (its tenant first), difference.

@@ -56,7 +56,7 @@ class SiloNodes:
 
 
 @dataclass(frozen=True)
-class Pins:
+class PinnedVersions:
     """A moment of the archive.
 
     Attributes:
@@ -70,7 +70,7 @@ class Pins:
     silos: Mapping[str, Version] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: Graph, lake: Lake) -> "Pins":
+    def of(cls, graph: Graph, lake: Lake) -> "PinnedVersions":
         """The moment that a graph has been brought to; what it does not know, or the lake has lost, is not pinned."""
         versions = {
             (projection, table.name): version
@@ -86,12 +86,12 @@ class Pins:
         return cls(versions, commits or None)
 
     @classmethod
-    def now(cls, lake: Lake, control: ControlRows) -> "Pins":
+    def now(cls, lake: Lake, control: ControlRows) -> "PinnedVersions":
         """This moment."""
         return cls._at(lake, control, lambda name, _: lake.versions.version(name), JourneyTables(lake).published())
 
     @classmethod
-    def as_of(cls, lake: Lake, control: ControlRows, instant: datetime) -> "Pins":
+    def as_of(cls, lake: Lake, control: ControlRows, instant: datetime) -> "PinnedVersions":
         """The moment at which an instant found the archive; what was committed at the instant itself is in it.
 
         Raises:
@@ -107,7 +107,7 @@ class Pins:
         control: ControlRows,
         version: Callable[[str, timedelta], Version | None],
         commits: Mapping[str, int],
-    ) -> "Pins":
+    ) -> "PinnedVersions":
         projected = ((EVENT_PROJECTION, EVENTS), (EVENT_PROJECTION, USER_COMMUNITIES),
                      (PRODUCT_PROJECTION, EVENTS), (PRODUCT_PROJECTION, CATALOG),
                      (PRODUCT_PROJECTION, PRODUCT_SIMILARITIES))  # fmt: skip
@@ -143,7 +143,7 @@ class Newer:
 
     def and_of(self, events: pl.DataFrame) -> "Newer":
         """These, and what events touch that are in the graph before they are in the archive."""
-        ahead = model.ahead_keys(events)
+        ahead = model.unlanded_keys(events)
         kinds = [*self.keys, *(kind for kind in ahead if kind not in self.keys)]
         return Newer({kind: (*self.keys.get(kind, ()), *([ahead[kind]] if kind in ahead else [])) for kind in kinds})
 
@@ -160,13 +160,13 @@ class Archive:
     Args:
         lake: the Delta tables.
         control: the control rows, for labels and relationships of silo tables.
-        pins: the moment; the newest where nothing is said.
+        pinned: the moment; the newest where nothing is said.
     """
 
-    def __init__(self, lake: Lake, control: ControlRows, pins: Pins | None = None) -> None:
+    def __init__(self, lake: Lake, control: ControlRows, pinned: PinnedVersions | None = None) -> None:
         self._lake = lake
         self._control = control
-        self._pins = pins or Pins()
+        self._pinned = pinned or PinnedVersions()
         self._newer: tuple[object, Newer] | None = None
 
     @property
@@ -174,17 +174,17 @@ class Archive:
         """The Delta tables."""
         return self._lake
 
-    def at(self, pins: Pins) -> "Archive":
+    def at(self, pinned: PinnedVersions) -> "Archive":
         """The same at another moment."""
-        return Archive(self._lake, self._control, pins)
+        return Archive(self._lake, self._control, pinned)
 
     @property
     def moment(self) -> str:
         """sha256 of all that decides what this archive says: versions, commits and control rows."""
-        pins, control = self._pins, self._control
-        versions = sorted((*name, str(version)) for name, version in pins.versions.items())
-        silos = sorted((name, str(version)) for name, version in pins.silos.items())
-        said = (versions, sorted((pins.commits or {}).items()), silos, sorted(control.labels.items()),
+        pinned, control = self._pinned, self._control
+        versions = sorted((*name, str(version)) for name, version in pinned.versions.items())
+        silos = sorted((name, str(version)) for name, version in pinned.silos.items())
+        said = (versions, sorted((pinned.commits or {}).items()), silos, sorted(control.labels.items()),
                 sorted(control.excluded), control.relationships)  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
@@ -194,9 +194,9 @@ class Archive:
         return self._control
 
     @property
-    def pins(self) -> Pins:
+    def pinned(self) -> PinnedVersions:
         """The moment."""
-        return self._pins
+        return self._pinned
 
     def silo_versions(self) -> str:
         """sha256 of the control rows, and of the versions of the tables that silo nodes and relationships come from."""
@@ -214,7 +214,7 @@ class Archive:
 
     def silo_nodes(self) -> SiloNodes:
         """The node rows of every silo table that has a label; tables of one label are put together."""
-        versions = {name: version.number for name, version in self._pins.silos.items()}
+        versions = {name: version.number for name, version in self._pinned.silos.items()}
         pairs = list(silo_node_frames(self._lake, self._control, versions))
         return SiloNodes({kind.label: kind for kind, _ in pairs}, {kind.label: frame for kind, frame in pairs})
 
@@ -228,7 +228,7 @@ class Archive:
                 yield relationship_kind(row, kinds), join_labels(row, frames, kinds)
 
     def _scan(self, table: Table, projection: str = EVENT_PROJECTION) -> pl.LazyFrame:
-        version = self._pins.version(projection, table)
+        version = self._pinned.version(projection, table)
         return self._lake.scan(table, version.number if version else None)
 
     @cached_property
@@ -274,7 +274,7 @@ class Archive:
         for kind, name in SIMILARITIES:
             yield kind, model.similar_products(similarities, self._products, name)
         yield model.HAS_KEY, model.event_correlations(journeys.event_keys)
-        yield model.IN_JOURNEY, model.untied_events(journeys.assigned, journeys.event_keys)
+        yield model.IN_JOURNEY, model.unlinked_events(journeys.assigned, journeys.event_keys)
         yield model.PART_OF, model.correlation_journeys(journeys.keys)
 
     def _communities(self, events: pl.DataFrame) -> pl.DataFrame:
@@ -284,10 +284,10 @@ class Archive:
 
     def _journeys(self) -> "_Journeys":
         tables = JourneyTables(self._lake)
-        if self._pins.commits is None or dict(self._pins.commits) == tables.published():
+        if self._pinned.commits is None or dict(self._pinned.commits) == tables.published():
             scan = self._lake.scan
             return _Journeys(scan(JOURNEYS), scan(EVENT_JOURNEY), scan(EVENT_KEYS), scan(JOURNEY_KEYS))
-        news = News.of(tables.between({}, self._pins.commits).rows)
+        news = News.of(tables.between({}, self._pinned.commits).rows)
         keys = log.keys_now(news.rows, news.aliases).filter(pl.col("journey_id").is_not_null())
         return _Journeys(
             log.living_journeys(news.rows, news.ended), log.events_now(news.rows, news.aliases),
@@ -309,7 +309,7 @@ class Archive:
         return found
 
     def _newer_events(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
-        since = self._pins.version(EVENT_PROJECTION, EVENTS)
+        since = self._pinned.version(EVENT_PROJECTION, EVENTS)
         changed, _ = self._lake.versions.changes(EVENTS, since, PROJECTED) if since else (None, None)
         if since is None or changed is None or not changed.count:
             return
@@ -324,7 +324,7 @@ class Archive:
         yield model.PRODUCT, touched.select("tenant_id", id="item_id").drop_nulls().unique()
 
     def _newer_products(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
-        since = self._pins.version(PRODUCT_PROJECTION, CATALOG)
+        since = self._pinned.version(PRODUCT_PROJECTION, CATALOG)
         changed, _ = self._lake.versions.changes(CATALOG, since) if since else (None, None)
         if since is None or changed is None or not changed.count:
             return
@@ -338,7 +338,7 @@ class Archive:
         yield model.CATEGORY, names.unique()
 
     def _newer_communities(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
-        since = self._pins.version(EVENT_PROJECTION, USER_COMMUNITIES)
+        since = self._pinned.version(EVENT_PROJECTION, USER_COMMUNITIES)
         changed, _ = self._lake.versions.changes(USER_COMMUNITIES, since) if since else (None, None)
         if changed is None or not changed.count:
             return
@@ -347,8 +347,8 @@ class Archive:
 
     def _newer_journeys(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         tables = JourneyTables(self._lake)
-        found = tables.between(self._pins.commits or {}, tables.target())
-        if self._pins.commits is None or not found.seqs:
+        found = tables.between(self._pinned.commits or {}, tables.target())
+        if self._pinned.commits is None or not found.seqs:
             return
         rows = found.rows.select("tenant_id", "event_id", "key_type", "key_hash", "journey_id", "other_journey_id")
         said = rows.collect(engine="streaming")

@@ -14,7 +14,7 @@ from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILI
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.projection.refused import REFUSED, row_keys, stands_on
-from c360_pipeline.core.projection.removal_limit import BRAKE_SHARE, is_beyond_brake
+from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
 from c360_pipeline.core.reconciliation.compare import (
     NO_ROWS,
     Comparison,
@@ -26,10 +26,10 @@ from c360_pipeline.core.reconciliation.compare import (
     strange,
     sum_of_digests,
 )
-from c360_pipeline.errors import BrakeError
+from c360_pipeline.errors import RemovalLimitError
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.unlanded_events import unlanded_events
-from c360_pipeline.stages.reconciliation.expected import Archive, Pins
+from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.audit import Orphan
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -99,7 +99,7 @@ def reconcile(
     *,
     repair: bool = False,
     force: bool = False,
-    pins: Pins | None = None,
+    pinned: PinnedVersions | None = None,
     observe: Callable[[str, str], None] = lambda kind, tenant: None,
 ) -> list[Reconciled]:
     """Compare every kind, tenant by tenant; repairs what differs when asked to.
@@ -111,26 +111,26 @@ def reconcile(
         archive: what the graph should hold.
         graph: what it holds.
         repair: whether to bring the graph back.
-        force: whether more may be repaired than the brake lets pass.
-        pins: the moment that the archive is read at; that of the graph's checkpoints where it is not given.
-        observe: told each kind and tenant before it is compared.
+        force: whether more may be repaired than the removal limit lets pass.
+        pinned: the moment that the archive is read at; that of the graph's checkpoints where it is not given.
+        observe: called with each kind and tenant before it is compared.
 
     Returns:
         What was found, before the repair.
 
     Raises:
-        BrakeError: too much of a kind differs to be repaired without `force`; nothing was repaired.
+        RemovalLimitError: too much of a kind differs to be repaired without `force`; nothing was repaired.
     """
-    pinned = archive.at(pins or Pins.of(graph, archive.lake))
+    as_of = archive.at(pinned or PinnedVersions.of(graph, archive.lake))
     queue = RefusedRows(archive.lake, graph.refusals)
     results: list[Reconciled] = []
     repairs: list[_Repair] = []
     held: Counter[Kind] = Counter()
     tenants: set[str] = set()
-    for side in _sides(pinned, graph, observe):
+    for side in _sides(as_of, graph, observe):
         held[side.kind] += side.theirs.height
         tenants.add(side.tenant_id)
-        found, step = _compared(pinned, graph, queue, side)
+        found, step = _compared(as_of, graph, queue, side)
         results.append(Reconciled(side.tenant_id, side.kind, found))
         repairs += [step] if step else []
     orphans = _orphans(graph, held, sorted(tenants))
@@ -138,14 +138,14 @@ def reconcile(
     if not repair:
         return results
     if not force:
-        _brake(results)
+        _check_removal_limit(results)
     # Orphans first, for they may stand where a node should be; relationships last, for they stand on nodes.
     for kind, lost in orphans:
         graph.writer.remove(kind, [orphan.element_id for orphan in lost])
     for step in sorted(repairs, key=lambda one: not isinstance(one.kind, NodeKind)):
         _carry_out(graph, step)
         queue.resolve(step.kind, step.upserts, "written by a repair")
-    queue.keep()
+    queue.publish()
     return [_as_repaired(result, graph) for result in results]
 
 
@@ -202,7 +202,7 @@ def _compared(archive: Archive, graph: Graph, queue: RefusedRows, sides: _Sides)
     if queue.put_aside:
         ours, theirs = (rows.filter(~stands_on(kind, rows, queue.put_aside)) for rows in (ours, theirs))
     found = _compared_rows(kind, ours, theirs)
-    # A node that is made anew needs the properties that others own, too.
+    # A node that is rebuilt needs the properties that others own, too.
     if found.is_equal and ours.height == theirs.height:
         return found, None
     newer = archive.newer().and_of(unlanded_events(graph))
@@ -224,15 +224,15 @@ def _with_key_of(rows: pl.DataFrame, others: pl.DataFrame, kind: Kind) -> pl.Dat
     return rows.join(others.select(kind.key_columns), on=kind.key_columns, how="semi")
 
 
-def _brake(results: Iterable[Reconciled]) -> None:
+def _check_removal_limit(results: Iterable[Reconciled]) -> None:
     expected, differing = Counter[str](), Counter[str]()
     for result in results:
         expected[entity_name(result.kind)] += result.comparison.expected_count
         differing[entity_name(result.kind)] += result.comparison.findings.height
-    stopped = [name for name, count in differing.items() if is_beyond_brake(count, expected[name])]
+    stopped = [name for name, count in differing.items() if is_beyond_removal_limit(count, expected[name])]
     if stopped:
-        raise BrakeError(
-            f"{', '.join(stopped)}: more than {BRAKE_SHARE:.0%} differ, which looks like another graph or another "
+        raise RemovalLimitError(
+            f"{', '.join(stopped)}: more than {REMOVAL_SHARE:.0%} differ, which looks like another graph or another "
             "archive. Nothing was repaired. If it is right, repair with `c360 reconcile --repair --force`."
         )
 
@@ -284,7 +284,7 @@ def _orphans(graph: Graph, held: Counter[Kind], tenants: Sequence[str]) -> list[
     return [(kind, orphans) for kind, orphans in found if orphans]
 
 
-def keep(lake: Lake, results: Sequence[Reconciled], run_id: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+def publish(lake: Lake, results: Sequence[Reconciled], run_id: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Keep what was found, and whether it was repaired, under the id of a run; returns the rows of both tables."""
     buckets, findings = bucket_rows(results, run_id), finding_rows(results, run_id)
     lake.commits.insert_new(RECONCILIATIONS, buckets)

@@ -1,6 +1,6 @@
 """An online logical backup: the lake at pinned versions, landing area and dead letters, the control database, digests.
 
-The graph is not in it: it is made anew from its archive, and its digest proves that it is the same. So a backup needs
+The graph is not in it: it is rebuilt from its archive, and its digest proves that it is the same. So a backup needs
 nothing of Neo4j that the Community edition does not have.
 """
 
@@ -95,7 +95,7 @@ def take(
         results: the comparison of graph and archive, which are equal.
         folder: empty, or not there, or with a backup that was broken off.
         tools: folder of pg_dump.
-        observe: told what comes next.
+        observe: called with what comes next.
 
     Raises:
         ConfigError: the folder holds something else.
@@ -106,7 +106,7 @@ def take(
             f"The graph differs from its archive in {len(found):,} rows: `c360 reconcile --repair` before the backup."
         )
     _make_empty(folder)
-    # Books first: what lands in between is in the archive and in no book, and lands again as a duplicate.
+    # Books first: what lands in between is in the archive and in no accounting, and lands again as a duplicate.
     names = sorted(lake.table_names(), key=lambda name: (name not in BOOKS, name))
     versions = {name: version.number for name in names if (version := lake.versions.version(name))}
     observe("dumping the control database")

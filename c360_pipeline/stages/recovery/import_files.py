@@ -69,7 +69,7 @@ class ImportWriter:
     Args:
         archive: the moment that is written.
         folder: where to; made when it is not there.
-        observe: told each kind before it is written.
+        observe: called with each kind before it is written.
     """
 
     def __init__(self, archive: Archive, folder: Path, observe: Callable[[str], None] = lambda what: None) -> None:

@@ -1,4 +1,4 @@
-"""The graph made anew from its archive, and the checkpoints that say so."""
+"""The graph rebuilt from its archive, and the checkpoints that say so."""
 
 from collections.abc import Callable
 
@@ -22,8 +22,8 @@ def rebuild(lake: Lake, control: ControlRows, graph: Graph, observe: Callable[[s
     Args:
         lake: the archive.
         control: labels and relationships of silo tables.
-        graph: what is made anew.
-        observe: told what comes next.
+        graph: what is rebuilt.
+        observe: called with what comes next.
     """
     observe("removing what is there")
     graph.checkpoints.forget_all()
@@ -42,8 +42,8 @@ def note_made(archive: Archive, graph: Graph) -> None:
     silos = SiloGraph(archive.lake, graph, archive.control)
     graph.schema.apply([found.kind for found in silos.labels.values()])
     silos.note_projected()
-    for (projection, source), version in archive.pins.versions.items():
+    for (projection, source), version in archive.pinned.versions.items():
         graph.checkpoints.save(projection, source, version)
     log_id = str(archive.lake.commits.snapshot(JOURNEY_LOG).metadata().id)
-    for tenant, number in (archive.pins.commits or {}).items():
+    for tenant, number in (archive.pinned.commits or {}).items():
         graph.checkpoints.save(JOURNEY_PROJECTION, tenant, Version(log_id, number))

@@ -33,7 +33,7 @@ from c360_pipeline.stores.postgres.silo import Position, SiloSnapshot
 SPOOL_BYTES = 96 * 1024 * 1024
 """Rows up to this size, as Arrow holds them, are compared in memory."""
 MERGED_ROWS = 200_000
-"""Up to so many changed rows are merged into the files that hold them; for more, the table is written anew."""
+"""Up to so many changed rows are merged into the files that hold them; for more, the table is rewritten."""
 BYTES_PER_STORED_BYTE = 6
 """How much larger rows are in memory than in the lake's files, roughly."""
 
@@ -76,7 +76,7 @@ class _Changed:
 
     @property
     def is_small(self) -> bool:
-        """Whether merging is cheaper than writing the table anew."""
+        """Whether merging is cheaper than writing the table again."""
         return self.loaded + self.deleted <= MERGED_ROWS
 
     def upserts(self) -> pl.DataFrame:

@@ -78,7 +78,7 @@ class SiloRun:
         open_silo: opens a source database.
         run_id: of the run.
         log: its row in the control database.
-        report: told in a line what was done.
+        report: called with in a line what was done.
     """
 
     control: ControlDb

@@ -8,9 +8,9 @@ import polars as pl
 from c360_pipeline.core.arrays.batches import gathered
 from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.tables import EVENTS
-from c360_pipeline.core.projection.removal_limit import BRAKE_SHARE, is_beyond_brake
+from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
 from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy
-from c360_pipeline.errors import BrakeError
+from c360_pipeline.errors import RemovalLimitError
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.report import BatchReport, Rebase
 from c360_pipeline.stores.delta.lake import Lake
@@ -59,11 +59,11 @@ class Stitching:
         It can be stopped at any point and done again, by several workers at once.
 
         Args:
-            observe: told after each batch.
-            force: whether rules that changed may touch more journeys than the brake lets pass.
+            observe: called after each batch.
+            force: whether rules that changed may touch more journeys than the removal limit lets pass.
 
         Raises:
-            BrakeError: rules changed and would touch too many journeys; nothing was done.
+            RemovalLimitError: rules changed and would touch too many journeys; nothing was done.
             ConflictError: other workers were faster 20 times in a row.
         """
         report = self._apply_rules(force=force)
@@ -111,27 +111,27 @@ class Stitching:
                 continue
             if state.detail["policy"] != self._policy.fingerprint(tenant):
                 plan = self.plan(tenant)
-                self._brake(tenant, plan.touched, plan.journeys, force=force)
+                self._check_removal_limit(tenant, plan.touched, plan.journeys, force=force)
                 report = report + self._journeys.apply(plan, self._policy)
             else:
                 report = report + self._apply_blocked(tenant, set(state.detail["blocked"]), force=force)
         return report
 
     def _apply_blocked(self, tenant: str, before: set[str], *, force: bool) -> BatchReport:
-        """Find the journeys of keys anew that were put on the list of the blocked, or taken off."""
+        """Find the journeys of keys again that were put on the list of the blocked, or taken off."""
         changed = before.symmetric_difference(self._policy.blocked_of(tenant))
         if not changed:
             return BatchReport()
         touched = self._journeys.with_keys(tenant, sorted(changed))
-        self._brake(tenant, touched.height, self._journeys.count(tenant), force=force)
+        self._check_removal_limit(tenant, touched.height, self._journeys.count(tenant), force=force)
         cause = f"blocked keys: {', '.join(sorted(changed))}"
         return self._journeys.restitch(touched, self._policy, tenant, cause)
 
-    def _brake(self, tenant: str, touched: int, held: int, *, force: bool) -> None:
-        if is_beyond_brake(touched, held) and not force:
-            raise BrakeError(
+    def _check_removal_limit(self, tenant: str, touched: int, held: int, *, force: bool) -> None:
+        if is_beyond_removal_limit(touched, held) and not force:
+            raise RemovalLimitError(
                 f"The rules of {tenant} changed, and {touched:,} of {held:,} journeys would with them, more than "
-                f"{BRAKE_SHARE:.0%}. Look at `c360 journey rebase --plan`, and apply it with `c360 journey rebase`."
+                f"{REMOVAL_SHARE:.0%}. Look at `c360 journey rebase --plan`, and apply it with `c360 journey rebase`."
             )
 
     def plan(self, tenant: str) -> Rebase:

@@ -49,7 +49,7 @@ from c360_pipeline.stores.local.sorted_index import Ints, Rows, SortedRuns, Stag
 
 KINDS = {"keys": KEYS, "events": EVENTS, "journeys": JOURNEYS, "aliases": ALIASES, "pairs": PAIRS}
 FORMAT = 2
-"""Of the files; an index of another is made anew."""
+"""Of the files; an index of another is rebuilt."""
 LIST, LOCK = "index.json", "lock"
 LOADS = 5
 """Times that a list is read whose files another process merges meanwhile."""
@@ -135,7 +135,7 @@ class JourneyIndex:
         return self._written() == self._stamp
 
     def _written(self) -> "Stamp | None":
-        """By what the list on disk is told from others; None when there is none."""
+        """By what the list on disk is distinguished from others; None when there is none."""
         try:
             return _stamp((self._folder / LIST).stat())
         except FileNotFoundError:
@@ -150,7 +150,7 @@ class JourneyIndex:
             yield
 
     def forget(self) -> None:
-        """Begin anew: the log is another than the index was made from."""
+        """Begin again: the log is another than the index was made from."""
         self._runs = {kind: SortedRuns(self._folder, layout) for kind, layout in KINDS.items()}
         self._tenants, self._files = {}, set()
         self._stamp = self._written()

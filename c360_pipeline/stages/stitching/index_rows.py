@@ -52,7 +52,7 @@ class Facts:
 
     @classmethod
     def of(cls, events: pl.DataFrame) -> "Facts":
-        """From event rows; only keys that may tie count as partners."""
+        """From event rows; only keys that may link count as partners."""
         rows = (
             events.filter(pl.col("key_type").is_not_null() & ~pl.col("status").is_in([BLOCKED, EXCESS, WEAK]))
             .select("tenant_id", "event_id", pl.col("key_hash").cast(pl.UInt128))

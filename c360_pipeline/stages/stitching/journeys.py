@@ -108,7 +108,7 @@ class Journeys:
         return index.living(ids).select("tenant_id", "journey_id")
 
     def restitch(self, journeys: pl.DataFrame, policy: KeyPolicy, tenant_id: str, cause: str) -> BatchReport:
-        """Take journeys apart and stitch their events anew, in one commit.
+        """Take journeys apart and restitch their events, in one commit.
 
         Args:
             journeys: tenant_id, journey_id, as they are now; the rules are noted even if there is none.
@@ -146,13 +146,13 @@ class Journeys:
         def decide(index: JourneyIndex) -> Change | None:
             if index.tenant(rebase.tenant_id).seq != rebase.seq:
                 raise ConflictError(
-                    f"The journeys of {rebase.tenant_id} changed meanwhile: find out anew what changes."
+                    f"The journeys of {rebase.tenant_id} changed meanwhile: find out again what changes."
                 )
             return rebase.change
 
         rules = rules_of(rebase.tenant_id, policy)
         report = self._log.committed(decide, policy, rules)
-        # Rules that tie nothing otherwise are noted too, so that they are not looked at again.
+        # Rules that link nothing otherwise are noted too, so that they are not looked at again.
         self._log.note(rebase.tenant_id, {**self._log.state(rebase.tenant_id).detail, **rules})
         return report
 
@@ -187,9 +187,9 @@ class Journeys:
         if len(crossing):
             apart.append(index.journeys(*id_words(found.journeys["journey_id"].gather(np.unique(crossing)))))
         if apart:
-            torn = pl.concat(apart).unique("journey_id")
+            split_up = pl.concat(apart).unique("journey_id")
             cause = "events changed" if out.height else "quarantine"
-            change = self._restitching.restitched(index, rows, kept_keys, out, torn, policy, cause)
+            change = self._restitching.restitched(index, rows, kept_keys, out, split_up, policy, cause)
         else:
             stitched = stitch(batch, found, policy, quarantine, index.are_taken)
             change = Change(stitched, Gone.nothing(), report_of(stitched, found), batch)

@@ -46,7 +46,7 @@ def _purge(lake: Lake, log: JourneyLog, tenant: str, events: pl.DataFrame) -> in
     others = rows.filter(pl.col("kind") == EVENT).join(events.lazy(), on=EVENT_COLUMNS[:2], how="anti")
     lonely = keys.join(others.select("tenant_id", "key_hash"), on=["tenant_id", "key_hash"], how="anti").collect()
     ids = events["event_id"].to_list()
-    # The tables take up what the log says anew, not what it forgets.
+    # The tables take up what the log says again, not what it forgets.
     lake.commits.delete_rows(JOURNEY_MERGES, [tenant], {"via_event_id": ids}, blank={})
     lake.commits.delete_rows(JOURNEYS, [tenant], {}, blank={"founding_event_id": ids})
     return lake.commits.delete_rows(

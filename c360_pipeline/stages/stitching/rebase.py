@@ -69,7 +69,7 @@ def _difference(
     raw: pl.DataFrame,
     out: pl.DataFrame,
 ) -> Rebase:
-    """Of all that was decided anew, what differs from what is."""
+    """Of all that was decided again, what differs from what is."""
     event, key = ["tenant_id", "event_id"], ["tenant_id", "event_id", "key_type", "key_hash"]
     before = held_keys.join(now, on=event).with_columns(pl.col("key_hash").cast(pl.UInt128))
     said = [*key, "status", "journey_id"]

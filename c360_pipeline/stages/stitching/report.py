@@ -18,13 +18,13 @@ class BatchReport:
         events: that were stitched.
         known: that were stitched before and passed over.
         removed: that were taken out.
-        reread: events of journeys that were found anew.
+        reread: events of journeys that were restitched.
         keys: rows of event and key.
         founded: journeys that are new.
         merged: journeys that went into another.
         split: parts that left a journey.
-        conflicts: ties that a guard refused.
-        quarantined: keys that tie no longer.
+        conflicts: links that a guard refused.
+        quarantined: keys that link no longer.
         seconds: from the first lookup to the commit.
         longest_seconds: of a batch.
         retries: times that another worker was faster.
@@ -75,7 +75,7 @@ class Rebase:
         change: what would be committed; None when nothing would.
         journeys: that there are now.
         moved: tenant_id, event_id, journey_id, before: events that would change journeys.
-        keys: tenant_id, key_type, status, before, len: keys of events that would tie otherwise, by type.
+        keys: tenant_id, key_type, status, before, len: keys of events that would link otherwise, by type.
     """
 
     tenant_id: str
@@ -100,7 +100,7 @@ class Rebase:
         is_other = pl.Series(stitched.key_journey["partners"].to_numpy() != partners)
         others = stitched.key_journey.filter(is_other)
         if self.change is None:
-            return self  # counts alone tie nothing otherwise
+            return self  # counts alone link nothing otherwise
         said = self.change.stitched.key_journey
         more = others.join(said, on=["key_type", "key_hash"], how="anti")
         counted = replace(self.change.stitched, key_journey=pl.concat([said, more]))

@@ -39,7 +39,7 @@ class Restitching:
         rows: pl.DataFrame,
         keys: pl.DataFrame,
         out: pl.DataFrame,
-        torn: pl.DataFrame,
+        split_up: pl.DataFrame,
         policy: KeyPolicy,
         cause: str,
     ) -> Change:
@@ -50,44 +50,44 @@ class Restitching:
             rows: new events.
             keys: theirs.
             out: tenant_id, event_id of events that are taken out, or come with other keys.
-            torn: journeys that are taken apart.
+            split_up: journeys that are taken apart.
             policy: what keys may do.
             cause: why.
         """
-        facts, fact_keys, former = self._facts(torn, out)
+        facts, fact_keys, former = self._facts(split_up, out)
         events = pl.concat([rows.with_columns(was=pl.lit(None, pl.String)), facts])
         moved = fact_keys.with_columns((pl.col("row") + rows.height).cast(pl.UInt32))
         all_keys = pl.concat([keys.select(moved.columns), moved])
         batch = prepare(events, all_keys, policy)
-        known = with_former(index.known(batch), torn, index.journeys(*id_words(former["journey_id"])), former)
+        known = with_former(index.known(batch), split_up, index.journeys(*id_words(former["journey_id"])), former)
         stitched = stitch(batch, known, policy, are_taken=index.are_taken)
-        unsaid = self._keys_of(torn, former).join(
+        unsaid = self._keys_of(split_up, former).join(
             stitched.key_journey, on=["tenant_id", "key_type", "key_hash"], how="anti"
         )
-        gone_keys = unsaid.filter(index.are_held_by(unsaid, torn))
-        gone = Gone(out, gone_keys, emptied(torn, stitched))
+        gone_keys = unsaid.filter(index.are_held_by(unsaid, split_up))
+        gone = Gone(out, gone_keys, emptied(split_up, stitched))
         report = replace(
             report_of(stitched, known), events=rows.height, reread=facts.height,
             removed=out.join(rows, on=EVENT_COLUMNS[:2], how="anti").height,
         )  # fmt: skip
         return Change(stitched, gone, report, batch, cause)
 
-    def _members(self, torn: pl.DataFrame) -> tuple[pl.LazyFrame, pl.DataFrame]:
+    def _members(self, split_up: pl.DataFrame) -> tuple[pl.LazyFrame, pl.DataFrame]:
         """The log of the tenants of some journeys; and the ids that lead to these: tenant_id, journey_id, was."""
-        rows = self._log.rows(torn["tenant_id"].unique().to_list())
+        rows = self._log.rows(split_up["tenant_id"].unique().to_list())
         merged = aliases(rows).drop_nulls("merged_into")
-        own = torn.select("tenant_id", "journey_id", was="journey_id")
-        former = merged.join(torn, left_on=["tenant_id", "merged_into"], right_on=["tenant_id", "journey_id"],
+        own = split_up.select("tenant_id", "journey_id", was="journey_id")
+        former = merged.join(split_up, left_on=["tenant_id", "merged_into"], right_on=["tenant_id", "journey_id"],
                              how="semi")  # fmt: skip
         return rows, pl.concat([own, former.select("tenant_id", "journey_id", was="merged_into")])
 
-    def _facts(self, torn: pl.DataFrame, out: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    def _facts(self, split_up: pl.DataFrame, out: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """The events of journeys with their keys, less those that are taken out, and the ids that these absorbed.
 
         Returns:
             tenant_id, event_id, ts, was; row, key_type, key_hash; and tenant_id, journey_id, merged_into.
         """
-        rows, members = self._members(torn)
+        rows, members = self._members(split_up)
         said = rows.filter(pl.col("kind") == EVENT)
         touched = said.join(members.lazy(), on=["tenant_id", "journey_id"], how="semi").select("tenant_id", "event_id")
         last = last_event_rows(rows.join(touched.unique(), on=["tenant_id", "event_id"], how="semi"))
@@ -107,10 +107,10 @@ class Restitching:
         former = members.filter(pl.col("journey_id") != pl.col("was"))
         return events, keys, former.select("tenant_id", "journey_id", merged_into="was")
 
-    def _keys_of(self, torn: pl.DataFrame, former: pl.DataFrame) -> pl.DataFrame:
+    def _keys_of(self, split_up: pl.DataFrame, former: pl.DataFrame) -> pl.DataFrame:
         """tenant_id, key_type, key_hash of the keys that the log ever gave to some journeys."""
-        ids = pl.concat([torn.select("tenant_id", "journey_id"), former.select("tenant_id", "journey_id")])
-        rows = self._log.rows(torn["tenant_id"].unique().to_list()).filter(
+        ids = pl.concat([split_up.select("tenant_id", "journey_id"), former.select("tenant_id", "journey_id")])
+        rows = self._log.rows(split_up["tenant_id"].unique().to_list()).filter(
             pl.col("kind").is_in([EVENT, KEY]) & pl.col("key_type").is_not_null()
         )
         found = rows.join(ids.lazy(), on=["tenant_id", "journey_id"], how="semi")
@@ -118,13 +118,13 @@ class Restitching:
         return keys.with_columns(pl.col("key_hash").cast(pl.UInt128))
 
 
-def with_former(known: Known, torn: pl.DataFrame, former: pl.DataFrame, leads: pl.DataFrame) -> Known:
-    """What is known, when some journeys are taken apart: they and all that they absorbed are to be found anew."""
-    closed = pl.concat([torn, former.select(torn.columns)]).join(
+def with_former(known: Known, split_up: pl.DataFrame, former: pl.DataFrame, leads: pl.DataFrame) -> Known:
+    """What is known, when some journeys are taken apart: they and all that they absorbed are to be restitched."""
+    closed = pl.concat([split_up, former.select(split_up.columns)]).join(
         leads, on=["tenant_id", "journey_id"], how="left", maintain_order="left"
     )
     closed = closed.with_columns(is_open=pl.lit(value=False), was_active=pl.col("merged_into").is_null())
-    open_ = known.journeys.join(torn, on="journey_id", how="anti", maintain_order="left")
+    open_ = known.journeys.join(split_up, on="journey_id", how="anti", maintain_order="left")
     names = list(KNOWN_JOURNEY)
     journeys = pl.concat([open_.select(names), closed.select(pl.col(n).cast(t) for n, t in KNOWN_JOURNEY.items())])
     journeys = journeys.sort("created_at", "founding_event_id")
@@ -133,8 +133,8 @@ def with_former(known: Known, torn: pl.DataFrame, former: pl.DataFrame, leads: p
     return replace(known, journeys=journeys, key_journey=numbers[known.key_journey])
 
 
-def emptied(torn: pl.DataFrame, stitched: Stitched) -> pl.DataFrame:
+def emptied(split_up: pl.DataFrame, stitched: Stitched) -> pl.DataFrame:
     """tenant_id, journey_id of journeys that were taken apart and neither live on nor went into another."""
     ended = stitched.aliases.drop_nulls("merged_into")
-    ids = torn.select("tenant_id", "journey_id")
+    ids = split_up.select("tenant_id", "journey_id")
     return ids.join(stitched.journeys, on="journey_id", how="anti").join(ended, on="journey_id", how="anti")

@@ -44,7 +44,7 @@ from c360_pipeline.stores.delta.storage import Storage, T
 
 TARGET_FILE_BYTES = 128 * 1024 * 1024
 MERGED_BYTES = 64 * 1024 * 1024
-"""Up to this size a table takes changes by a merge, which holds it in memory; a larger one is written anew."""
+"""Up to this size a table takes changes by a merge, which holds it in memory; a larger one is rewritten."""
 SPILL_BYTES = 128 * 1024 * 1024
 """Memory of a merge before it spills to disk."""
 
@@ -195,7 +195,7 @@ class Commits:
         """Bring changes into a table and set named numbers, in one commit on a snapshot.
 
         The cost follows the changes while rows only come; rows that change or go are merged into a small table, and of
-        a large one all rows are written anew, batch by batch.
+        a large one all rows are rewritten, batch by batch.
 
         Args:
             table: where.

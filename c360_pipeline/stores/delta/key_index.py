@@ -88,7 +88,7 @@ class KeyIndex:
                     self._refresh(files)
                     return self._look(hashes, files)
                 except FileNotFoundError:
-                    continue  # another worker merged a run meanwhile; what it held is looked for anew
+                    continue  # another worker merged a run meanwhile; what it held is looked for again
 
     def _look(self, hashes: Hashes, files: set[str]) -> tuple[npt.NDArray[np.bool_], set[str]]:
         order = np.argsort(hashes)

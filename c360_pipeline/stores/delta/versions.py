@@ -79,7 +79,7 @@ class Versions:
         return snapshot.file_uris() if snapshot else []
 
     def still_there(self, table: Table, since: Version | None) -> Version | None:
-        """The version, or None when the table was made anew since or no longer keeps it."""
+        """The version, or None when the table was rebuilt since or no longer keeps it."""
         now = self._storage.open(table.name)
         return since if now is not None and self._open_earlier(table, now, since) is not None else None
 

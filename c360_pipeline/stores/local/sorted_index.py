@@ -28,7 +28,7 @@ Kind = np.dtype[Any]
 HIGH, LOW = "high", "low"
 TEXT_START, TEXT_BYTES = "text_start", "text_bytes"
 FAN = 8
-"""So many runs of about one size become one: a row is written anew log8 of the number of batches times."""
+"""So many runs of about one size become one: a row is rewritten log8 of the number of batches times."""
 PIECE_ROWS = 1 << 16
 """About as many rows are merged at once."""
 RECORDS, TEXTS = ".records", ".texts"
@@ -150,7 +150,7 @@ class _Run:
         if HIGH not in (self.rows.records.dtype.names or ()):
             return place
         held_high = self.rows[HIGH]
-        # Hashes of the same lower word are told apart by the upper one; hardly ever are there several.
+        # Hashes of the same lower word are distinguished by the upper one; hardly ever are there several.
         differs = np.flatnonzero(count > 0)
         differs = differs[held_high[place[differs]] != high[differs]]
         for n in differs:

@@ -19,7 +19,7 @@ from c360_pipeline.stores.neo4j.driver_values import plain
 PAGE_NODES = 20_000
 """Nodes, or nodes whose relationships, are read by one statement."""
 LEAST: dict[type[pl.DataType], Any] = {pl.String: "", pl.Int64: -(2**63), pl.Date: date(1, 1, 1)}
-"""Of each type by which pages are told apart, a value that none is less than."""
+"""Of each type by which pages are distinguished, a value that none is less than."""
 
 
 @dataclass(frozen=True)

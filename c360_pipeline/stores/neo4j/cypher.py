@@ -133,7 +133,7 @@ class Pages(Enum):
 
 
 def paged_by(kind: Kind) -> tuple[str, pl.DataType]:
-    """The column that pages are told apart by: the first of the key, of relationships that of the source."""
+    """The column that pages are distinguished by: the first of the key, of relationships that of the source."""
     node = kind if isinstance(kind, NodeKind) else kind.source
     return node.key[0], node.properties[node.key[0]]
 

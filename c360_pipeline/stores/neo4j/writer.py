@@ -104,7 +104,7 @@ class Writer:
             self._client.run(ABSORB, tenant_id=tenant_id, rows=rows)
 
     def unlink(self, events: pl.DataFrame) -> None:
-        """Take all keys and the journey from events that are tied otherwise now: tenant_id, id."""
+        """Take all keys and the journey from events that are linked otherwise now: tenant_id, id."""
         for group in in_turn(events):
             for tenant_id, batch in group:
                 self._client.run(UNTIE, tenant_id=tenant_id, rows=to_rows(batch))
@@ -112,10 +112,10 @@ class Writer:
     def remove_undeclared_properties(self, kind: NodeKind) -> list[str]:
         """Remove properties that the kind does not declare from all nodes of its label; returns their names."""
         found = {r["name"] for r in self._client.run(cypher.property_names_statement(kind))}
-        stray = sorted(found - set(kind.schema))
-        if stray:
-            self._client.run(cypher.clear_statement(kind), nulls=dict.fromkeys(stray))
-        return stray
+        orphan = sorted(found - set(kind.schema))
+        if orphan:
+            self._client.run(cypher.clear_statement(kind), nulls=dict.fromkeys(orphan))
+        return orphan
 
     def delete(self, kind: Kind, keys: pl.DataFrame) -> None:
         """Remove rows of a kind by key; a node takes its relationships with it."""

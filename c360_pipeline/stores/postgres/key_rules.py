@@ -43,7 +43,7 @@ class KeyRules:
             )
 
     def block(self, tenant_id: str, key_type: str, key_hash: str, reason: str) -> bool:
-        """Put a key on the list of those that never tie; False when it was on it."""
+        """Put a key on the list of those that never link; False when it was on it."""
         values = {"tenant_id": tenant_id, "key_type": key_type, "key_hash": key_hash}
         with self._sessions.session() as connection:
             return connection.execute(BLOCK_KEY, {**values, "reason": reason}).rowcount > 0

@@ -41,7 +41,7 @@ class Locks:
         """Keep whoever wants the stores for itself away, beside other runs.
 
         Args:
-            waiting: told before this waits for one who has them.
+            waiting: called before this waits for one who has them.
         """
         with self._holding() as connection:
             taken = connection.execute(TRY_TO_SHARE_STORES_LOCK).fetchone()

@@ -65,7 +65,7 @@ class EventsArea:
     """What lies under the prefix of events: event files, and what is none by its folder or ending."""
 
     files: list[EventFile]
-    strangers: list[LandingFile]
+    unrecognised: list[LandingFile]
 
 
 def _landing_date(key: str) -> date | None:
@@ -141,7 +141,7 @@ class Landing:
             if landing_date := _landing_date(file.key):
                 area.files.append(EventFile(**vars(file), landing_date=landing_date))
             elif not file.key.endswith("/"):
-                area.strangers.append(file)
+                area.unrecognised.append(file)
         return area
 
     def catalog_files(self) -> list[LandingFile]:

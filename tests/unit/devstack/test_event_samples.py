@@ -31,13 +31,13 @@ def test_the_truth_is_true_of_every_line(written: Written) -> None:
     decoded = Decoded.together(
         decode_file(Delivery(f.name, ""), gzip.decompress(f.read_bytes()), now) for f in written.event_files
     )
-    judged = classify(decoded.events, decoded.events.clear().select(ARCHIVED_FACTS))
-    for kind, frame in (("event", judged.landed), ("duplicate", judged.duplicates)):
+    classified = classify(decoded.events, decoded.events.clear().select(ARCHIVED_FACTS))
+    for kind, frame in (("event", classified.landed), ("duplicate", classified.duplicates)):
         said = truth.filter(pl.col("kind") == kind).select("file", "line").rows()
         assert sorted(frame.select("source_uri", "source_line").rows()) == sorted(said)
     places = decoded.rejected.select("source_uri", "source_line", "error_class").rows()
     dead = {(file, line): error_class for file, line, error_class in places}
-    conflicts = judged.conflicts.select("source_uri", "source_line").rows()
+    conflicts = classified.conflicts.select("source_uri", "source_line").rows()
     dead |= dict.fromkeys(conflicts, "duplicate_id_conflict")
     said_dead = truth.filter(pl.col("kind") == "malformed").select("file", "line", "error_class").rows()
     assert dead == {(file, line): error_class for file, line, error_class in said_dead}

@@ -44,11 +44,11 @@ def test_products_of_the_same_sessions_are_similar_and_machines_do_not_count() -
 
 
 def test_shared_customers_follow_from_similarity_and_degrees() -> None:
-    ties = pl.DataFrame(
+    links = pl.DataFrame(
         [("acme", u, p, 1) for u, p in [("u1", "a"), ("u2", "a"), ("u3", "a"), ("u2", "b"), ("u3", "b"), ("u4", "b")]],
         schema=["tenant_id", "from_id", "to_id", "count"], orient="row",
     )  # fmt: skip
-    members, edges = customers_of_products(interaction_weights(ties, ties.clear()))
+    members, edges = customers_of_products(interaction_weights(links, links.clear()))
     a, b = (members.filter(pl.col("member") == name)["node_id"][0] for name in "ab")
     pairs = pl.DataFrame({"source": [a, b], "target": [b, a], "similarity": [0.5, 0.5]})
     rows = similar_by_customers("acme", members, shared_customers(pairs, edges))

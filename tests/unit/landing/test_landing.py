@@ -13,11 +13,11 @@ from c360_pipeline.core.arrays.row_hashes import user_hash
 from c360_pipeline.core.catalog.tables import EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import (
     QUEUE_COUNTED_BY,
-    FileBook,
-    closed_books,
+    FileAccount,
+    closed_accounts,
     lost_deliveries,
-    misbooked,
-    misbooked_dead,
+    misaccounted,
+    misaccounted_dead,
     settled,
     unbalanced,
 )
@@ -208,25 +208,25 @@ def test_the_difference_is_what_changed_and_what_is_gone() -> None:
     assert archive_changes(stored_events(before), before)[0].is_empty()
 
 
-def books(*rows: FileBook) -> pl.DataFrame:
-    return closed_books(list(rows), NOW)
+def books(*rows: FileAccount) -> pl.DataFrame:
+    return closed_accounts(list(rows), NOW)
 
 
 def test_files_whose_rows_are_missing_are_found() -> None:
     kept = books(
         *(
-            FileBook(uri, etag, NOW.date(), landed=n)
+            FileAccount(uri, etag, NOW.date(), landed=n)
             for uri, etag, n in [("a", "1", 2), ("a", "2", 1), ("b", "1", 5), ("c", "1", 0)]
         )
     )
     archived = pl.DataFrame({"source_uri": ["a", "b", "unbooked"], "archived": [3, 4, 9]})
-    assert misbooked(kept, archived)["source_uri"].to_list() == ["b"]
+    assert misaccounted(kept, archived)["source_uri"].to_list() == ["b"]
 
 
 def test_a_file_that_lost_a_line_is_found() -> None:
     kept = books(
-        FileBook("a", "1", NOW.date(), lines=3, landed=1, duplicates=1, dead=1),
-        FileBook("b", "1", NOW.date(), lines=3, landed=1, dead=1),
+        FileAccount("a", "1", NOW.date(), lines=3, landed=1, duplicates=1, dead=1),
+        FileAccount("b", "1", NOW.date(), lines=3, landed=1, dead=1),
     )
     assert unbalanced(kept)["source_uri"].to_list() == ["b"]
     assert unbalanced(LANDING_FILES.empty()).is_empty()
@@ -239,18 +239,18 @@ def queue(*rows: tuple[Delivery, str]) -> pl.DataFrame:
 
 def test_books_are_settled_by_what_became_of_dead_lines_however_often() -> None:
     kept = books(
-        FileBook("f", "1", NOW.date(), lines=9, landed=5, dead=4), FileBook("g", "1", NOW.date(), lines=1, dead=1)
+        FileAccount("f", "1", NOW.date(), lines=9, landed=5, dead=4), FileAccount("g", "1", NOW.date(), lines=1, dead=1)
     )
     lines = queue((FILE, "landed"), (FILE, "duplicate"), (FILE, "suppressed"), (FILE, "dead"), (OTHER_FILE, "dead"))
-    assert misbooked_dead(kept, lines)["source_uri"].to_list() == ["f"]
+    assert misaccounted_dead(kept, lines)["source_uri"].to_list() == ["f"]
     (row,) = settled(kept, lines).iter_rows(named=True)
     assert (row["lines"], row["landed"], row["duplicates"], row["dead"], row["suppressed"]) == (9, 6, 1, 1, 1)
     after = pl.concat([settled(kept, lines), kept.tail(1)])
     assert settled(after, lines).is_empty()
-    assert misbooked_dead(after, lines).is_empty()
+    assert misaccounted_dead(after, lines).is_empty()
 
 
 def test_deliveries_without_book_and_file_are_lost() -> None:
-    kept = books(FileBook("f", "1", NOW.date()))
+    kept = books(FileAccount("f", "1", NOW.date()))
     archived = pl.DataFrame([FILE, FILE_AGAIN, OTHER_FILE], schema=["source_uri", "source_etag"], orient="row")
     assert lost_deliveries(kept, archived, queue(), {OTHER_FILE}) == [FILE_AGAIN]

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from c360_pipeline.core.privacy.erasure import Needles, Person, is_distinctive, own_rows, own_values
+from c360_pipeline.core.privacy.erasure import Person, SearchTerms, is_distinctive, own_rows, own_values
 from c360_pipeline.core.projection.graph import NodeKind
 from c360_pipeline.core.silos.control_rows import RelationshipRow
 
@@ -128,15 +128,17 @@ USER = "user-1@mail.de"
     ],
 )  # fmt: skip
 def test_values_are_found_as_words(content: str, hits: int) -> None:
-    needles = Needles([USER, "bürger-münchen"])
-    assert needles.count(content.encode()) == hits
-    assert needles.hits(pl.Series([content, None])) == min(hits, 1)
+    terms = SearchTerms([USER, "bürger-münchen"])
+    assert terms.count(content.encode()) == hits
+    assert terms.hits(pl.Series([content, None])) == min(hits, 1)
 
 
 def test_values_are_overwritten_where_they_stand() -> None:
-    assert Needles([USER]).replaced(f"a {USER} b {USER}2".encode(), b"x") == f"a {'x' * len(USER)} b {USER}2".encode()
+    assert (
+        SearchTerms([USER]).replaced(f"a {USER} b {USER}2".encode(), b"x") == f"a {'x' * len(USER)} b {USER}2".encode()
+    )
 
 
 def test_without_values_nothing_is_found() -> None:
-    needles = Needles([])
-    assert (needles.count(b"anything"), needles.hits(pl.Series(["anything"]))) == (0, 0)
+    terms = SearchTerms([])
+    assert (terms.count(b"anything"), terms.hits(pl.Series(["anything"]))) == (0, 0)

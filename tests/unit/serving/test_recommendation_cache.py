@@ -1,9 +1,9 @@
 """What is kept of recommendations, and what is not."""
 
-from c360_pipeline.reads.recommend import Wish
+from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.recommendation_cache import MOST_WISHES, RecommendationCache
 
-WISH = Wish("u1", 5)
+WISH = RecommendationRequest("u1", 5)
 
 
 def test_a_response_is_kept_for_its_user_and_wish() -> None:
@@ -11,7 +11,7 @@ def test_a_response_is_kept_for_its_user_and_wish() -> None:
     cache.put("acme", WISH, b"it", cache.generation("acme", "u1"))
     assert cache.get("acme", WISH) == b"it"
     assert cache.get("globex", WISH) is None
-    assert cache.get("acme", Wish("u1", 6)) is None
+    assert cache.get("acme", RecommendationRequest("u1", 6)) is None
 
 
 def test_a_response_that_was_begun_before_the_user_acted_is_not_kept() -> None:
@@ -34,9 +34,9 @@ def test_nothing_is_kept_while_the_graph_does_not_show_what_the_user_did() -> No
 def test_a_user_has_a_bounded_number_of_responses_and_wishes_that_exclude_are_not_kept() -> None:
     cache = RecommendationCache()
     for top_k in range(1, MOST_WISHES * 3):
-        cache.put("acme", Wish("u1", top_k), b"it", 0)
-    kept = [top_k for top_k in range(1, MOST_WISHES * 3) if cache.get("acme", Wish("u1", top_k))]
+        cache.put("acme", RecommendationRequest("u1", top_k), b"it", 0)
+    kept = [top_k for top_k in range(1, MOST_WISHES * 3) if cache.get("acme", RecommendationRequest("u1", top_k))]
     assert 0 < len(kept) <= MOST_WISHES
-    excluding = Wish("u1", 5, None, ("p1",))
+    excluding = RecommendationRequest("u1", 5, None, ("p1",))
     cache.put("acme", excluding, b"it", 0)
     assert cache.get("acme", excluding) is None

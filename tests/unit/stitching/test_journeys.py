@@ -496,7 +496,7 @@ def test_case_38_blocking_the_key_that_tied_brings_both_ids_back(stitcher: Stitc
     assert (split["journey_id"], split["split_off"], split["event_count"]) == (name_of("a"), name_of("b"), 2)
     assert stitcher.table(JOURNEY_ALIASES).is_empty()
     stitcher.add(("c", 3, ["user:1", "order:o"]), ("d", 4, ["device:2", "order:o"]), ("e", 5, ["order:o"]))
-    assert stitcher.assigned() == {**together, "e": name_of("e")}, "a replay does not tie again"
+    assert stitcher.assigned() == {**together, "e": name_of("e")}, "a replay does not link again"
     stitcher.block("order", "o", undo=True)
     assert set(stitcher.assigned().values()) == {name_of("a")}
 
@@ -636,7 +636,7 @@ def test_case_50_care_while_a_batch_commits_changes_no_row(stitcher: Stitcher) -
     assert stitcher.assigned() == {**before, "z": name_of("e0")}
     fresh = Stitcher(Path(stitcher.lake.uri("")).parent, "fresh")
     fresh.add(("y", 10, ["device:4"]))
-    assert fresh.assigned()["y"] == name_of("e0"), "the index is made from the log as it was arranged anew"
+    assert fresh.assigned()["y"] == name_of("e0"), "the index is made from the log as it was arranged again"
 
 
 def consistent(stitcher: Stitcher) -> dict[str, str]:
@@ -774,7 +774,7 @@ def test_partners_are_counted_alike_with_and_without_the_index(tmp_path: Path, *
     stitcher = Stitcher(tmp_path)
     stitcher.policy = KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}", max_partners=2) for kind in TYPES))
     stitcher.add(("a", 1, ["session:s", "user:u"]), ("b", 2, ["session:s", "device:d"]))
-    stitcher.add(("b", 2, ["session:s", "device:d", "cookie:c"]))  # s meets three, and its journey is found anew
+    stitcher.add(("b", 2, ["session:s", "device:d", "cookie:c"]))  # s meets three, and its journey is restitched
     if is_lost:
         stitcher = Stitcher(tmp_path, "fresh")
         stitcher.policy = KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}", max_partners=2) for kind in TYPES))

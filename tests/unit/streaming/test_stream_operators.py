@@ -16,9 +16,9 @@ from c360_pipeline.streaming.operators import (
     Message,
     decode,
     encode,
-    judge,
     seen_name,
     shard_of,
+    validate,
 )
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -36,7 +36,7 @@ def message(ts: datetime = NEWEST, **other: Any) -> Message:
 def test_an_event_is_late_when_it_lies_more_than_two_minutes_behind_the_newest_of_its_partition(
     behind: float, is_late: bool
 ) -> None:
-    found, clock = judge(message(NEWEST - timedelta(seconds=behind)), NEWEST, NOW)
+    found, clock = validate(message(NEWEST - timedelta(seconds=behind)), NEWEST, NOW)
     assert isinstance(found, DeadLetter) == is_late
     assert clock == NEWEST
     if isinstance(found, DeadLetter):
@@ -46,20 +46,20 @@ def test_an_event_is_late_when_it_lies_more_than_two_minutes_behind_the_newest_o
 
 
 def test_the_clock_follows_the_newest_event_but_never_passes_the_present() -> None:
-    _, first = judge(message(NEWEST), None, NOW)
+    _, first = validate(message(NEWEST), None, NOW)
     assert first == NEWEST
-    _, later = judge(message(NEWEST + timedelta(seconds=30)), first, NOW)
+    _, later = validate(message(NEWEST + timedelta(seconds=30)), first, NOW)
     assert later == NEWEST + timedelta(seconds=30)
-    ahead, clock = judge(message(NOW + timedelta(hours=20)), later, NOW)
+    ahead, clock = validate(message(NOW + timedelta(hours=20)), later, NOW)
     assert isinstance(ahead, Event)
     assert clock == NOW
-    nobody_is_late, _ = judge(message(NOW - timedelta(seconds=119)), clock, NOW)
+    nobody_is_late, _ = validate(message(NOW - timedelta(seconds=119)), clock, NOW)
     assert isinstance(nobody_is_late, Event)
 
 
 def test_events_of_one_id_have_one_name_and_others_another() -> None:
     def name(**fields: Any) -> str:
-        event, _ = judge(message(NEWEST, **fields), None, NOW)
+        event, _ = validate(message(NEWEST, **fields), None, NOW)
         assert isinstance(event, Event)
         return seen_name(event)
 
@@ -70,7 +70,7 @@ def test_events_of_one_id_have_one_name_and_others_another() -> None:
 
 def test_a_replayed_event_is_never_late_and_leaves_the_clock() -> None:
     old = message(NEWEST - timedelta(days=30))
-    found, clock = judge(old, NEWEST, NOW, is_replay=True)
+    found, clock = validate(old, NEWEST, NOW, is_replay=True)
     assert isinstance(found, Event)
     assert clock == NEWEST
 
@@ -81,7 +81,7 @@ def test_a_replayed_event_is_never_late_and_leaves_the_clock() -> None:
      (b"x" * 1_048_577, "too_large")],
 )  # fmt: skip
 def test_what_breaks_the_contract_is_a_dead_letter_with_its_bytes(value: bytes, error_class: str) -> None:
-    found, clock = judge(Message(value, 1, 5), NEWEST, NOW)
+    found, clock = validate(Message(value, 1, 5), NEWEST, NOW)
     assert isinstance(found, DeadLetter)
     assert found.error_class == error_class
     assert clock == NEWEST
@@ -93,7 +93,7 @@ def test_what_breaks_the_contract_is_a_dead_letter_with_its_bytes(value: bytes, 
 
 def test_an_event_survives_the_way_between_operators() -> None:
     sent = message(NEWEST + timedelta(microseconds=7), itemId="p", attrs={"a\u2028": "b\x00 \U0001f600"}, eventId="e")
-    event, _ = judge(sent, None, NOW)
+    event, _ = validate(sent, None, NOW)
     assert isinstance(event, Event)
     assert decode(encode(event)) == event
     assert shard_of(event, 1) == '["acme", 0]'
