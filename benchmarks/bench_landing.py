@@ -2,7 +2,7 @@
 
 From gz JSON lines in the embedded S3 to committed Delta in the embedded S3, each contender in a process of its own:
 
-- ours: everything that `landing` does: contract, identity, dedup against the archive, dead letters, books;
+- ours: everything that `landing` does: contract, identity, dedup against the archive, dead letters, accounts;
 - ours-rows: the same without the objects that keep each rejected line's bytes (they are in Delta too);
 - floor: `polars.read_ndjson` and `write_delta`, no contract, no dedup;
 - dlt: its filesystem source into its Delta destination;

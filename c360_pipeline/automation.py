@@ -89,7 +89,7 @@ nightly_care = dg.ScheduleDefinition(
     cron_schedule="0 5 * * *",
     execution_timezone="UTC",
     default_status=SCHEDULES,
-    description="Every night at 05:00 UTC, when the nightly run is over: care for the Delta tables.",
+    description="Every night at 05:00 UTC, when the nightly run is over: compact and vacuum the Delta tables.",
 )
 
 follow_ups = dg.AutomationConditionSensorDefinition(

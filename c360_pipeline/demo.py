@@ -186,13 +186,13 @@ class Demo:
         return outcome
 
     def _report_accounting(self, lake: Lake) -> None:
-        books = lake.read(LANDING_FILES)
-        total = books.select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0, named=True)
-        flag = self._must("the accounting adds up", hold=unbalanced(books).is_empty())
+        accounts = lake.read(LANDING_FILES)
+        total = accounts.select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0, named=True)
+        flag = self._must("the accounting adds up", hold=unbalanced(accounts).is_empty())
         self._say(
-            "\n[bold]Books[/]  {lines:,} lines = {landed:,} landed + {duplicates:,} duplicates + {dead:,} dead "
+            "\n[bold]Accounting[/]  {lines:,} lines = {landed:,} landed + {duplicates:,} duplicates + {dead:,} dead "
             "+ {suppressed:,} suppressed".format(**total)
-            + f", in {books.height} files{flag}"
+            + f", in {accounts.height} files{flag}"
         )
 
     def _tell_graph(self, graph: Graph) -> None:

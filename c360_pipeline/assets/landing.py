@@ -108,9 +108,9 @@ def landing_assets(
 
     settle_accounting(tables)
     dates = {date.fromisoformat(config.landing_date)} if config.landing_date else named_dates(context)
-    books = land(ingest, found.files, dates, report)
-    _note_dates(context, tables, dates or {landing_date_of(book.source_uri) for book in books})
-    yield from _results(tables, books, started)
+    accounts = land(ingest, found.files, dates, report)
+    _note_dates(context, tables, dates or {landing_date_of(account.source_uri) for account in accounts})
+    yield from _results(tables, accounts, started)
     yield dg.AssetCheckResult(
         asset_key="landing_files",
         check_name="every_object_is_an_event_file",
@@ -121,7 +121,7 @@ def landing_assets(
 
 
 def _results(
-    lake: Lake, books: list[FileAccount], started: datetime
+    lake: Lake, accounts: list[FileAccount], started: datetime
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     files, archived, queued = (
         lake.read(LANDING_FILES),
@@ -146,10 +146,10 @@ def _results(
         asset_key="landing_files",
         metadata=rows(
             files.height,
-            files_in_this_run=len(books),
-            lines_in_this_run=sum(book.lines for book in books),
+            files_in_this_run=len(accounts),
+            lines_in_this_run=sum(account.lines for account in accounts),
             files_of_older_contracts=of_older_contracts(files).height,
-            books=preview(totals),
+            accounting=preview(totals),
         ),
     )
     yield found_none("landing_files", "accounting_adds_up", unbalanced_files=unbalanced(files))
@@ -160,7 +160,7 @@ def _results(
         "dead_letters", "queue_holds_what_the_accounting_says", wrong_files=misaccounted_dead(files, queued)
     )
     yield found_none("dead_letters", "every_dead_letter_is_whole", damaged=damaged_since(lake, started))
-    broken = {book.source_uri: book.damage for book in books if book.damage}
+    broken = {account.source_uri: account.damage for account in accounts if account.damage}
     yield dg.AssetCheckResult(
         asset_key="landing_files",
         check_name="every_file_was_read",
@@ -171,9 +171,9 @@ def _results(
 
 def _note_dates(context: dg.AssetExecutionContext, lake: Lake, dates: set[date]) -> None:
     """Say of each date how many lines became what."""
-    books = lake.scan(LANDING_FILES).filter(pl.col("landing_date").is_in(sorted(dates)))
+    accounts = lake.scan(LANDING_FILES).filter(pl.col("landing_date").is_in(sorted(dates)))
     counted = ("lines", "landed", "duplicates", "dead", "suppressed")
-    days = books.group_by("landing_date").agg(pl.len().alias("files"), pl.col(counted).sum()).collect()
+    days = accounts.group_by("landing_date").agg(pl.len().alias("files"), pl.col(counted).sum()).collect()
     of_day = pl.col("source_uri").str.extract(r"/date=(\d{4}-\d\d-\d\d)/").alias("day")
     # The same bytes on another day are the same letter, and a line of that day all the same.
     of_dates = of_day.is_in([str(day) for day in dates])
@@ -198,8 +198,8 @@ def _note_dates(context: dg.AssetExecutionContext, lake: Lake, dates: set[date])
 )
 def volumes_are_as_expected(lake: LakeResource) -> dg.AssetCheckResult:
     """A producer that fell silent, or sends everything twice."""
-    books = lake.open().scan(LANDING_FILES)
-    volumes = books.group_by(day="landing_date").agg(rows=pl.col("landed").sum()).collect()
+    accounts = lake.open().scan(LANDING_FILES)
+    volumes = accounts.group_by(day="landing_date").agg(rows=pl.col("landed").sum()).collect()
     unusual = unusual_volumes(volumes, datetime.now(UTC).date())
     return dg.AssetCheckResult(
         passed=unusual.is_empty(), severity=dg.AssetCheckSeverity.WARN, metadata={"unusual_days": preview(unusual)}

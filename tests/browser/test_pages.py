@@ -127,7 +127,7 @@ def see_the_other_pages(page: Page, at: str, picture: Picture, lake: Lake) -> No
     assert accessible(page) == []
     picture(page, "page-why-together")
     for path, name, text in (
-        ("delivery", "page-delivery", "events in the archive"), ("reconciliation", "page-proof", "Compared"),
+        ("delivery", "page-delivery", "events in the archive"), ("reconciliation", "page-reconciliation", "Compared"),
         ("queries", "page-queries", "Who buys most?"), ("queries/customer_value", "page-query", "Cypher"),
     ):  # fmt: skip
         page.goto(f"{at}/app/{path}")

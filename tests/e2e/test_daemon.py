@@ -81,8 +81,8 @@ def test_files_reach_the_graph_although_everything_is_killed_in_the_middle(
         assert failed is not None
         assert failed.status is dg.DagsterRunStatus.FAILURE
         assert retries() == [killed.run_id]
-    books = lake.read(LANDING_FILES)
-    assert (books.height, books["landed"].sum(), books["duplicates"].sum()) == (4, 600, 0)
+    accounts = lake.read(LANDING_FILES)
+    assert (accounts.height, accounts["landed"].sum(), accounts["duplicates"].sum()) == (4, 600, 0)
     assert lake.count(EVENTS) == 600
     assert drift(reconcile(Archive(lake, open_control(settings).read()), graph)) == []
 
@@ -117,8 +117,8 @@ def test_a_backfill_of_five_days_lands_once_although_postgres_restarts_in_the_mi
             # Both were in the middle of a write to Postgres: a person reruns what failed.
             ask(port, BACKFILL.replace("DAYS", json.dumps(days)))
             wait_until(lambda: dg.DagsterRunStatus.SUCCESS in states(), seconds=200)
-    books = lake.read(LANDING_FILES)
-    assert (books.height, books["landed"].sum(), books["duplicates"].sum()) == (5, 10_000, 0)
+    accounts = lake.read(LANDING_FILES)
+    assert (accounts.height, accounts["landed"].sum(), accounts["duplicates"].sum()) == (5, 10_000, 0)
     events = lake.read(EVENTS)
     assert events.height == events.n_unique(EVENTS.key) == 10_000
 

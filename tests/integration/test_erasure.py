@@ -289,8 +289,8 @@ def test_books_and_graph_are_right_and_the_next_run_brings_nobody_back(world: Wo
             .select("account_id", "email")
         )
     )
-    books = world.lake.read(LANDING_FILES)
-    assert books["landed"].sum() == world.lake.count(EVENTS) == erased.others.height
+    accounts = world.lake.read(LANDING_FILES)
+    assert accounts["landed"].sum() == world.lake.count(EVENTS) == erased.others.height
     stores = stores_of(world.settings)
     after = Erasure(stores, world.home / "erasure").search(erased.people)
     assert {one.store: one.hits for one in after if one.hits} == {}

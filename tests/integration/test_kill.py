@@ -34,12 +34,12 @@ def workers(settings: Settings) -> Iterator[Workers]:
 
 
 def totals(lake: Lake) -> tuple[int, ...]:
-    """Lines, landed, duplicates, dead, suppressed, after proving that all books are right."""
-    books = lake.read(LANDING_FILES)
-    assert unbalanced(books).is_empty()
-    assert misaccounted(books, lake.count_by(EVENTS, "source_uri").rename({"len": "archived"})).is_empty()
-    assert misaccounted_dead(books, lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)).is_empty()
-    return books.select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0)
+    """Lines, landed, duplicates, dead, suppressed, after proving that all accounts are right."""
+    accounts = lake.read(LANDING_FILES)
+    assert unbalanced(accounts).is_empty()
+    assert misaccounted(accounts, lake.count_by(EVENTS, "source_uri").rename({"len": "archived"})).is_empty()
+    assert misaccounted_dead(accounts, lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)).is_empty()
+    return accounts.select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0)
 
 
 @pytest.mark.repeats

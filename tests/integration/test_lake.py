@@ -75,9 +75,9 @@ def test_a_lost_index_is_made_again(lake: Lake, tmp_path: Path) -> None:
 def test_a_table_that_others_compacted_is_looked_up_in_its_new_files(lake: Lake, tmp_path: Path) -> None:
     for n in range(12):
         lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", f"k{n}"))
-    care = another(lake, tmp_path / "other").maintenance.maintain(JOURNEYS_OF_KEYS)
-    assert care is not None
-    assert (care.rows, care.files_before, care.files, care.vacuumed) == (12, 12, 1, 0)
+    maintained = another(lake, tmp_path / "other").maintenance.maintain(JOURNEYS_OF_KEYS)
+    assert maintained is not None
+    assert (maintained.rows, maintained.files_before, maintained.files, maintained.vacuumed) == (12, 12, 1, 0)
     assert lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", *(f"k{n}" for n in range(13)))) == 1
     assert lake.count(JOURNEYS_OF_KEYS) == 13
 

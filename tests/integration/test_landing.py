@@ -71,28 +71,28 @@ class World:
         return DeadLetters(self.ingest)
 
     def land(self, day: date | None = None) -> pl.DataFrame:
-        """Land what is new, or a day again; returns all books."""
+        """Land what is new, or a day again; returns all accounts."""
         land_files(self.ingest, self.landing.event_files(), None if day is None else {day}, lambda _: None)
-        return self.books()
+        return self.accounts()
 
-    def books(self) -> pl.DataFrame:
-        """All books, after proving that they balance and that archive and queue hold what they say."""
-        books = self.lake.read(LANDING_FILES)
+    def accounts(self) -> pl.DataFrame:
+        """All accounts, after proving that they balance and that archive and queue hold what they say."""
+        accounts = self.lake.read(LANDING_FILES)
         archived = self.lake.count_by(EVENTS, "source_uri").rename({"len": "archived"})
-        assert unbalanced(books).is_empty()
-        assert misaccounted(books, archived).is_empty()
-        assert misaccounted_dead(books, self.lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)).is_empty()
-        assert self.lake.count(EVENTS) == books["landed"].sum() == self.events().n_unique(["tenant_id", "event_id"])
+        assert unbalanced(accounts).is_empty()
+        assert misaccounted(accounts, archived).is_empty()
+        assert misaccounted_dead(accounts, self.lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)).is_empty()
+        assert self.lake.count(EVENTS) == accounts["landed"].sum() == self.events().n_unique(["tenant_id", "event_id"])
         letters = self.lake.read(DEAD_LETTERS)
         for letter_id, raw in letters.select("dead_letter_id", "raw").iter_rows():
             stored = self.landing.read_dead_letter(letter_id)
             assert hashlib.sha256(stored).hexdigest() == letter_id
             assert raw in (None, stored)
-        return books.sort("landing_date", "source_uri")
+        return accounts.sort("landing_date", "source_uri")
 
     def totals(self) -> tuple[int, ...]:
         """Lines, landed, duplicates, dead, suppressed of all files."""
-        return self.books().select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0)
+        return self.accounts().select("lines", "landed", "duplicates", "dead", "suppressed").sum().row(0)
 
     def events(self) -> pl.DataFrame:
         """The archive."""
@@ -299,9 +299,9 @@ def test_a_delivery_that_was_replaced_before_it_was_read_to_its_end_is_booked_as
     with dying_after(monkeypatch, Commits, "append_exclusive", 3):
         world.land()
     world.landing._client.put_object(Bucket=world.landing.bucket, Key=key, Body=event(3))
-    books = world.land()
-    assert books.height == 2
-    assert "was changed or removed" in books["damage"].drop_nulls().item()
+    accounts = world.land()
+    assert accounts.height == 2
+    assert "was changed or removed" in accounts["damage"].drop_nulls().item()
     assert {"u1", "u3"} <= set(world.users())
 
 
@@ -341,7 +341,7 @@ def test_a_backfill_brings_the_archive_to_todays_rules_in_one_commit(
         patched.setattr("c360_pipeline.core.contract.columns.MAX_STRING_CHARACTERS", 39)
         world.suppress("u3")
         world.land(DAY)
-        assert world.books()["suppressed"].to_list() == [2, 0]
+        assert world.accounts()["suppressed"].to_list() == [2, 0]
     assert world.users() == ["u1", "u4"]
     now = world.lake.versions.version(EVENTS.name)
     assert version is not None

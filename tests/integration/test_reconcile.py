@@ -141,7 +141,7 @@ def test_a_relationship_that_leads_elsewhere_says_where_it_should(world: World) 
     }
 
 
-STRAYS = {
+ORPHANS = {
     "a tenant that nobody has": "CREATE (:Journey {tenant_id: 'nobody', id: 'x'})",
     "no tenant": "CREATE (:User {id: 'x'})",
     "no key": "CREATE (:Session {tenant_id: 'acme'})",
@@ -159,10 +159,10 @@ STRAYS = {
 }
 
 
-@pytest.mark.parametrize("orphan", STRAYS)
+@pytest.mark.parametrize("orphan", ORPHANS)
 def test_what_belongs_to_nobody_is_found_and_removed(world: World, orphan: str) -> None:
     before, counts = world.digest(), world.graph.counts.all()
-    world.graph.run(STRAYS[orphan])
+    world.graph.run(ORPHANS[orphan])
     found = world.findings()
     assert any(kind == "ghost" for _, _, kind, _ in found)
     world.findings(repair=True)

@@ -1,4 +1,4 @@
-"""What is older than its rule leaves the archive, and books, journeys and graph are right without it."""
+"""What is older than its rule leaves the archive, and accounts, journeys and graph are right without it."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -53,13 +53,13 @@ def landed(lake: Lake, landing: Landing, control: ControlDb, graph: Graph, tmp_p
 
 
 def check(lake: Lake, control: ControlDb, graph: Graph, left: set[str]) -> None:
-    """Archive, books, journeys and graph agree on what is left."""
+    """Archive, accounts, journeys and graph agree on what is left."""
     assert set(lake.read(EVENTS)["event_id"]) == set(lake.read(EVENT_JOURNEY)["event_id"]) == left
     assert summarise(reconcile(Archive(lake, control.read()), graph))["findings"] == []
     assert set(lake.read(JOURNEY_LOG)["event_id"].drop_nulls()) <= left
-    books = lake.read(LANDING_FILES)
-    assert unbalanced(books).is_empty()
-    assert misaccounted(books, lake.count_by(EVENTS, "source_uri").rename({"len": "archived"})).is_empty()
+    accounts = lake.read(LANDING_FILES)
+    assert unbalanced(accounts).is_empty()
+    assert misaccounted(accounts, lake.count_by(EVENTS, "source_uri").rename({"len": "archived"})).is_empty()
 
 
 def test_views_expire_after_a_year_and_nothing_else(
@@ -70,8 +70,8 @@ def test_views_expire_after_a_year_and_nothing_else(
     ]  # fmt: skip
     retain(landed, bucket, control, graph, NOW)
     check(landed, control, graph, {"acme-e2", "acme-e3"})
-    (book,) = landed.read(LANDING_FILES).select("lines", "landed", "duplicates", "dead", "suppressed").rows()
-    assert book == (7, 2, 1, 1, 3)
+    (account,) = landed.read(LANDING_FILES).select("lines", "landed", "duplicates", "dead", "suppressed").rows()
+    assert account == (7, 2, 1, 1, 3)
     before = landed.versions.version(EVENTS.name)
     assert retain(landed, bucket, control, graph, NOW).events.is_empty()
     assert landed.versions.version(EVENTS.name) == before

@@ -8,8 +8,9 @@ from pathlib import Path
 from random import Random
 
 import polars as pl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from repetition import often
 
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_ALIASES, JOURNEY_KEYS, JOURNEYS
 from c360_pipeline.core.stitching.batch import Known, prepare
@@ -102,6 +103,10 @@ class Log:
         return dict(found.iter_rows())
 
 
+# An example writes some thirty commits, half a second.
+ON_DISK = settings(max_examples=often(10, 250))
+
+
 @given(EVENTS)
 def test_journeys_are_the_connected_components(events: list[Numbered]) -> None:
     assert partition(at_once(events)) == oracle(events)
@@ -182,6 +187,7 @@ class Store:
         self.journeys = Journeys(self.lake)
 
 
+@ON_DISK
 @given(EVENTS, CUTS, RANDOM, st.integers(1, 4))
 def test_quarantine_does_not_depend_on_order_or_split(
     events: list[Numbered], cuts: list[int], rng: Random, limit: int
@@ -200,6 +206,7 @@ def test_quarantine_does_not_depend_on_order_or_split(
         assert partition(store.now()) == oracle(events, over)
 
 
+@ON_DISK
 @given(EVENTS, CUTS, RANDOM)
 def test_events_that_go_or_change_leave_nothing_behind(events: list[Numbered], cuts: list[int], rng: Random) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -217,6 +224,7 @@ def test_events_that_go_or_change_leave_nothing_behind(events: list[Numbered], c
         assert again.merges.is_empty() and again.splits.is_empty() and again.moved.is_empty()  # noqa: PT018
 
 
+@ON_DISK
 @given(EVENTS, CUTS, RANDOM)
 def test_guards_in_the_order_of_time_do_not_depend_on_the_split(
     events: list[Numbered], cuts: list[int], rng: Random

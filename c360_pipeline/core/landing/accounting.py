@@ -36,17 +36,17 @@ class FileAccount:
         return Delivery(self.source_uri, self.etag)
 
 
-def closed_accounts(books: list[FileAccount], now: datetime) -> pl.DataFrame:
+def closed_accounts(accounts: list[FileAccount], now: datetime) -> pl.DataFrame:
     """Rows of `LANDING_FILES`."""
     schema = LANDING_FILES.empty().schema
     rows = [
         {
-            **vars(book),
+            **vars(account),
             "landed_at": now,
             "contract_version": CONTRACT_VERSION,
             **dict.fromkeys((f"replayed_{c}" for c in COUNTED_AS.values()), 0),
         }
-        for book in books
+        for account in accounts
     ]
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
 

@@ -158,7 +158,7 @@ class Pages:
         return self._page("customers.html", key=key, q=q, found=found)
 
     async def customer(self, key: Reader, customer_id: Id) -> HTMLResponse:
-        """Who it is, what happened, what links it together, what might please."""
+        """Profile, timeline, identity and recommendations of a customer."""
         found = await self._api.ask(self._api.backend.customers(key.tenant_id).find, customer_id, TIMELINE)
         if found is None:
             return self._page("missing.html", 404, key=key, what=f"customer {customer_id}")

@@ -1,4 +1,4 @@
-"""Files read again under today's rules: archive, queue and books end as if those had been the rules always.
+"""Files read again under today's rules: archive, queue and accounts end as if those had been the rules always.
 
 The accounting is reopened first, so that a run after a crash takes the files up again; the archive changes in one
 commit;
@@ -61,7 +61,7 @@ class _Read:
 
     folder: Path
     parts: int
-    books: dict[Delivery, FileAccount] = field(default_factory=dict)
+    accounts: dict[Delivery, FileAccount] = field(default_factory=dict)
     rejected: list[pl.DataFrame] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -128,21 +128,21 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
                 lake.commits.merge(EVENTS, upserts, gone, on=IN_ITS_PARTITION, expected=version)
         dead = pl.concat([*read.rejected, _conflict_letters(ingest, files, decision)])
         _queue(ingest, read, dead, pl.concat(decision.passed))
-    for delivery, book in read.books.items():
-        book.landed, book.duplicates = decision.landed[delivery], decision.duplicates[delivery]
-        book.dead = count_by_delivery(dead)[delivery]
-    books = list(read.books.values())
-    closed = closed_accounts(books, datetime.now(UTC))
+    for delivery, account in read.accounts.items():
+        account.landed, account.duplicates = decision.landed[delivery], decision.duplicates[delivery]
+        account.dead = count_by_delivery(dead)[delivery]
+    accounts = list(read.accounts.values())
+    closed = closed_accounts(accounts, datetime.now(UTC))
     lake.commits.merge(LANDING_FILES, closed)
-    return books
+    return accounts
 
 
 def _reopen(ingest: Ingest, files: Iterable[EventFile]) -> None:
     """Say in the accounting that these files are being read again."""
     keys = pl.DataFrame([(f.uri, f.etag) for f in files], schema=["source_uri", "etag"], orient="row")
-    books = ingest.lake.read(LANDING_FILES)
-    if keys.height and books.height:
-        again = books.join(keys, on=["source_uri", "etag"], how="semi").with_columns(
+    accounts = ingest.lake.read(LANDING_FILES)
+    if keys.height and accounts.height:
+        again = accounts.join(keys, on=["source_uri", "etag"], how="semi").with_columns(
             reopened_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC"))
         )
         ingest.lake.commits.merge(LANDING_FILES, again)
@@ -153,20 +153,20 @@ def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable
     read = _Read(folder, min(MAX_PARTS, 1 + size // PART_BYTES))
     ended: set[Delivery] = set()
     for batch in ingest.batches(files):
-        read.books |= {book.delivery: book for book in batch.started}
-        ended |= {book.delivery for book in batch.ended}
+        read.accounts |= {account.delivery: account for account in batch.started}
+        ended |= {account.delivery for account in batch.ended}
         events, silent = split_suppressed(batch.decoded.events, ingest.suppressed)
         rejected, silent_rejected = split_suppressed(batch.rejected, ingest.suppressed)
         read.events.add(events)
         read.rejected.append(rejected)
         for frame in (silent, silent_rejected):
             for delivery, count in count_by_delivery(frame).items():
-                read.books[delivery].suppressed += count
+                read.accounts[delivery].suppressed += count
         for delivery, count in batch.lines.items():
-            read.books[delivery].lines += count
+            read.accounts[delivery].lines += count
         report(batch.lines.total())
     # A file that was changed or removed meanwhile was not read: what it brought before stays.
-    read.books = {delivery: book for delivery, book in read.books.items() if delivery in ended}
+    read.accounts = {delivery: account for delivery, account in read.accounts.items() if delivery in ended}
     return read
 
 
@@ -175,7 +175,7 @@ def _decide(ingest: Ingest, read: _Read) -> _Decision:
     lake, decision = ingest.lake, _Decision()
     deliveries = _deliveries(read)
     held = read.spill("held")
-    for frame in lake.scan_range(EVENTS, "source_uri", sorted({d.source_uri for d in read.books})):
+    for frame in lake.scan_range(EVENTS, "source_uri", sorted({d.source_uri for d in read.accounts})):
         held.add(_of(frame, deliveries))
     queued = _queued(ingest, deliveries)
     for part in range(read.parts):
@@ -193,7 +193,7 @@ def _decide(ingest: Ingest, read: _Read) -> _Decision:
 
 
 def _deliveries(read: _Read) -> pl.DataFrame:
-    return pl.DataFrame(list(read.books), schema=dict.fromkeys(DELIVERY, pl.String), orient="row")
+    return pl.DataFrame(list(read.accounts), schema=dict.fromkeys(DELIVERY, pl.String), orient="row")
 
 
 def _of(rows: pl.DataFrame, deliveries: pl.DataFrame) -> pl.DataFrame:

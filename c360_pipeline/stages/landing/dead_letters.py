@@ -187,7 +187,7 @@ class DeadLetters:
 
 
 def settle_accounting(lake: Lake) -> int:
-    """Bring into the accounting what became of dead letters; returns how many books that changed."""
+    """Bring into the accounting what became of dead letters; returns how many accounts that changed."""
     changed = settled(lake.read(LANDING_FILES), lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY))
     return lake.commits.merge(LANDING_FILES, changed)
 

@@ -15,7 +15,7 @@ def remove_events(lake: Lake, events: pl.DataFrame) -> int:
     same.
 
     Args:
-        lake: holds archive and books.
+        lake: holds archive and accounts.
         events: rows of `EVENTS` that are there.
     """
     if events.is_empty():
@@ -25,8 +25,8 @@ def remove_events(lake: Lake, events: pl.DataFrame) -> int:
     left = going.join(held, on=["source_uri", "etag"], how="left").select(
         "source_uri", "etag", left=pl.col("held") - pl.col("going")
     )
-    books = lake.read(LANDING_FILES).join(left, on=["source_uri", "etag"], how="inner")
-    moved = books.with_columns(
+    accounts = lake.read(LANDING_FILES).join(left, on=["source_uri", "etag"], how="inner")
+    moved = accounts.with_columns(
         landed=pl.col("left"), suppressed=pl.col("lines") - pl.col("left") - pl.col("duplicates") - pl.col("dead")
     )
     lake.commits.merge(LANDING_FILES, moved.select(list(LANDING_FILES.columns)))

@@ -111,7 +111,7 @@ class Ingest:
             on_their_way: list[Future[None]] = []
             rejected = pl.DataFrame(schema=REJECTED_SCHEMA)
             for batch in _one_ahead(ahead, self.batches(files)):
-                opened |= {book.delivery: book for book in batch.started}
+                opened |= {account.delivery: account for account in batch.started}
                 dead = self._commit(batch, opened)
                 on_their_way.append(uploads.submit(self.landing.put_dead_letters, dead))
                 rejected.vstack(dead, in_place=True)
@@ -137,10 +137,10 @@ class Ingest:
     def _read(self, files: Iterable[EventFile]) -> Iterator[Batch]:
         batch = Batch()
         for file in files:
-            book = FileAccount(file.uri, file.etag, file.landing_date, bytes=file.bytes)
-            batch.started.append(book)
+            account = FileAccount(file.uri, file.etag, file.landing_date, bytes=file.bytes)
+            batch.started.append(account)
             try:
-                for item in line_blocks(book.delivery, self.landing.pieces(file, PIECE_BYTES)):
+                for item in line_blocks(account.delivery, self.landing.pieces(file, PIECE_BYTES)):
                     if isinstance(item, LineBlock):
                         batch.blocks.append(item)
                     else:
@@ -151,14 +151,14 @@ class Ingest:
                         batch = Batch()
             except ContractError as error:
                 # What could be read has been; the producer has to send the file again.
-                book.damage = str(error)
+                account.damage = str(error)
             except ConflictError:
                 continue  # its new content is a file of its own, for the next run
-            batch.ended.append(book)
+            batch.ended.append(account)
         if batch.started or batch.ended:
             yield batch
 
-    def _commit(self, batch: Batch, books: dict[Delivery, FileAccount]) -> pl.DataFrame:
+    def _commit(self, batch: Batch, accounts: dict[Delivery, FileAccount]) -> pl.DataFrame:
         """Bring a batch into the archive, and count it; returns its rejected lines."""
         events, silent = split_suppressed(batch.decoded.events, self.suppressed)
         rejected, silent_rejected = split_suppressed(batch.rejected, self.suppressed)
@@ -172,9 +172,9 @@ class Ingest:
             "suppressed": count_by_delivery(silent) + count_by_delivery(silent_rejected),
         }.items():
             for delivery, count in counts.items():
-                setattr(books[delivery], column, getattr(books[delivery], column) + count)
+                setattr(accounts[delivery], column, getattr(accounts[delivery], column) + count)
         for delivery, count in batch.lines.items():
-            books[delivery].lines += count
+            accounts[delivery].lines += count
         return dead
 
     def account_for_lost(self, files: Iterable[EventFile]) -> list[FileAccount]:
@@ -185,8 +185,8 @@ class Ingest:
         Args:
             files: what is in the landing area.
         """
-        books = self.lake.read(LANDING_FILES)
-        if self.lake.count(EVENTS) == books["landed"].sum():
+        accounts = self.lake.read(LANDING_FILES)
+        if self.lake.count(EVENTS) == accounts["landed"].sum():
             return []
         landed = self.lake.count_by(EVENTS, *DELIVERY)
         queue = self.lake.count_by(DEAD_LETTER_LINES, *QUEUE_COUNTED_BY)
@@ -199,7 +199,7 @@ class Ingest:
                 landed=counts[delivery], dead=dead[delivery],
                 damage=f"{delivery.source_uri} was changed or removed before it was read to its end",
             )
-            for delivery in lost_deliveries(books, landed, queue, present)
+            for delivery in lost_deliveries(accounts, landed, queue, present)
         ]  # fmt: skip
         if lost:
             self.lake.commits.insert_new(LANDING_FILES, closed_accounts(lost, datetime.now(UTC)))
@@ -235,8 +235,8 @@ def waiting_files(lake: Lake, files: Iterable[EventFile]) -> tuple[list[EventFil
 
     An account is open when the file was to be read again and that did not come to its end.
     """
-    books = lake.scan(LANDING_FILES).select("source_uri", "etag", "reopened_at").collect()
-    is_open = {(uri, etag): reopened_at is not None for uri, etag, reopened_at in books.iter_rows()}
+    accounts = lake.scan(LANDING_FILES).select("source_uri", "etag", "reopened_at").collect()
+    is_open = {(uri, etag): reopened_at is not None for uri, etag, reopened_at in accounts.iter_rows()}
     states = [(file, is_open.get((file.uri, file.etag))) for file in files]
     return [f for f, state in states if state is None], [f for f, state in states if state]
 

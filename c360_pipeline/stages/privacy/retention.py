@@ -59,7 +59,7 @@ def retain(
     """Remove what is older than its rule; returns what that was. Done again after a crash, it goes on.
 
     The landing files stay: they are the producers', and a lifecycle rule of the bucket is the place for their age.
-    Earlier versions of the tables hold what was removed until the tables' care removes them.
+    Earlier versions of the tables hold what was removed until maintenance of the tables removes them.
 
     Args:
         lake: archive, journeys, dead letters.

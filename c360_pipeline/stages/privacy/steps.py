@@ -101,7 +101,7 @@ class Steps:
         stores.bucket.delete(key for key in map(dead_letter_key, plan.letters) if stores.bucket.has(key))
 
     def _erase_lines(self, plan: Plan) -> None:
-        """Lines of landing files become blank; books, queue and archive follow the new files."""
+        """Lines of landing files become blank; accounts, queue and archive follow the new files."""
         stores = self._stores
         renamed: dict[tuple[str, str], str] = {}
         for uri, (etag, numbers) in plan.files.items():
@@ -113,7 +113,7 @@ class Steps:
                 self._blank(file.key, set(numbers))
                 file = stores.landing.named(uri)
             renamed[uri, etag] = file.etag
-        self._observe("books and archive")
+        self._observe("accounts and archive")
         stores.lake.commits.rename_deliveries(LANDING_FILES, "etag", renamed)
         for table in (DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS):
             stores.lake.commits.rename_deliveries(table, "source_etag", renamed)

@@ -145,7 +145,7 @@ def test_a_file_delivered_anew_under_its_name_is_not_landed_twice() -> None:
     classified = classify(again, facts(first))
     assert classified.duplicates["source_line"].to_list() == [1, 2]
     assert classified.landed["source_line"].to_list() == [3]
-    # The second delivery is interrupted before its book is closed: what it landed is not taken for a repetition.
+    # The second delivery is interrupted before its account is closed: what it landed is not taken for a repetition.
     after_a_crash = classify(again, facts(pl.concat([first, classified.to_append])))
     assert after_a_crash.landed["source_line"].to_list() == [3]
     assert after_a_crash.to_append.is_empty()
@@ -208,12 +208,12 @@ def test_the_difference_is_what_changed_and_what_is_gone() -> None:
     assert archive_changes(stored_events(before), before)[0].is_empty()
 
 
-def books(*rows: FileAccount) -> pl.DataFrame:
+def accounts(*rows: FileAccount) -> pl.DataFrame:
     return closed_accounts(list(rows), NOW)
 
 
 def test_files_whose_rows_are_missing_are_found() -> None:
-    kept = books(
+    kept = accounts(
         *(
             FileAccount(uri, etag, NOW.date(), landed=n)
             for uri, etag, n in [("a", "1", 2), ("a", "2", 1), ("b", "1", 5), ("c", "1", 0)]
@@ -224,7 +224,7 @@ def test_files_whose_rows_are_missing_are_found() -> None:
 
 
 def test_a_file_that_lost_a_line_is_found() -> None:
-    kept = books(
+    kept = accounts(
         FileAccount("a", "1", NOW.date(), lines=3, landed=1, duplicates=1, dead=1),
         FileAccount("b", "1", NOW.date(), lines=3, landed=1, dead=1),
     )
@@ -238,7 +238,7 @@ def queue(*rows: tuple[Delivery, str]) -> pl.DataFrame:
 
 
 def test_books_are_settled_by_what_became_of_dead_lines_however_often() -> None:
-    kept = books(
+    kept = accounts(
         FileAccount("f", "1", NOW.date(), lines=9, landed=5, dead=4), FileAccount("g", "1", NOW.date(), lines=1, dead=1)
     )
     lines = queue((FILE, "landed"), (FILE, "duplicate"), (FILE, "suppressed"), (FILE, "dead"), (OTHER_FILE, "dead"))
@@ -251,6 +251,6 @@ def test_books_are_settled_by_what_became_of_dead_lines_however_often() -> None:
 
 
 def test_deliveries_without_book_and_file_are_lost() -> None:
-    kept = books(FileAccount("f", "1", NOW.date()))
+    kept = accounts(FileAccount("f", "1", NOW.date()))
     archived = pl.DataFrame([FILE, FILE_AGAIN, OTHER_FILE], schema=["source_uri", "source_etag"], orient="row")
     assert lost_deliveries(kept, archived, queue(), {OTHER_FILE}) == [FILE_AGAIN]

@@ -629,9 +629,9 @@ def test_case_50_care_while_a_batch_commits_changes_no_row(stitcher: Stitcher) -
     before = stitcher.assigned()
     other = Stitcher(Path(stitcher.lake.uri("")).parent, "other")
     with ThreadPoolExecutor(2) as pool:
-        care = pool.submit(other.lake.maintenance.maintain, JOURNEY_LOG)
+        maintained = pool.submit(other.lake.maintenance.maintain, JOURNEY_LOG)
         batch = pool.submit(stitcher.add, ("z", 9, ["device:3"]))
-        care.result()
+        maintained.result()
         batch.result()
     assert stitcher.assigned() == {**before, "z": name_of("e0")}
     fresh = Stitcher(Path(stitcher.lake.uri("")).parent, "fresh")
