@@ -77,15 +77,15 @@ nightly_rebuild = dg.define_asset_job(
     description="Extract the silos, stitch, project, reconcile; features follow when the graph equals its archive.",
 )
 
-table_care = dg.define_asset_job(
-    "table_care",
+table_maintenance = dg.define_asset_job(
+    "table_maintenance",
     selection=MAINTENANCE,
     description="Compact, vacuum and complete every Delta table.",
 )
 
-nightly_care = dg.ScheduleDefinition(
-    name="nightly_care",
-    job=table_care,
+nightly_maintenance = dg.ScheduleDefinition(
+    name="nightly_maintenance",
+    job=table_maintenance,
     cron_schedule="0 5 * * *",
     execution_timezone="UTC",
     default_status=SCHEDULES,

@@ -27,8 +27,8 @@ defs = dg.Definitions(
         ]
     ),
     asset_checks=dg.load_asset_checks_from_modules(STAGES),
-    jobs=[automation.landed_files, automation.nightly_rebuild, automation.table_care, reconcile.repair_graph],
-    schedules=[automation.nightly, automation.nightly_care],
+    jobs=[automation.landed_files, automation.nightly_rebuild, automation.table_maintenance, reconcile.repair_graph],
+    schedules=[automation.nightly, automation.nightly_maintenance],
     sensors=[
         automation.new_landing_files,
         automation.control_rows,

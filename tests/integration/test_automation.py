@@ -108,7 +108,7 @@ def test_definitions_are_as_they_were(request: pytest.FixtureRequest) -> None:
         "jobs": {j.name: sorted(k.to_user_string() for k in j.asset_layer.executable_asset_keys) for j in jobs},
         "schedules": {
             schedule.name: [schedule.cron_schedule, schedule.job_name, schedule.default_status.value]
-            for schedule in map(defs.resolve_schedule_def, ("nightly", "nightly_care"))
+            for schedule in map(defs.resolve_schedule_def, ("nightly", "nightly_maintenance"))
         },
         "sensors": {
             sensor.name: [sensor.minimum_interval_seconds, sensor.default_status.value]
@@ -427,7 +427,7 @@ def test_drift_asks_for_approval_and_is_repaired_when_approved(
 
 
 def test_the_process_of_a_run_is_looked_for(dagster: dg.DagsterInstance) -> None:
-    job = defs.resolve_job_def("table_care")
+    job = defs.resolve_job_def("table_maintenance")
     mine = tags_of_this_process()
     gone = {**mine, PROCESS_TAG: "4194303", STARTED_TAG: "1"}
     elsewhere = {**gone, HOST_TAG: "another"}

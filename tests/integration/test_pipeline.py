@@ -354,7 +354,7 @@ def test_a_backfill_under_other_rules_reaches_the_graph_and_comes_back(world: Wo
 def test_cared_for_tables_hold_the_same_rows_in_fewer_files(world: World) -> None:
     digest = world.digest()
     with instance(world.home) as dagster:
-        result = defs.resolve_job_def("table_care").execute_in_process(instance=dagster)
+        result = defs.resolve_job_def("table_maintenance").execute_in_process(instance=dagster)
     assert result.success
     (materialization,) = result.asset_materializations_for_node("lake_tables")
     metadata = materialization.metadata
