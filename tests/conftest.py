@@ -10,6 +10,7 @@ import hypothesis
 import hypothesis.core
 import neo4j
 import pytest
+from dotenv import dotenv_values
 from event_world import World
 from repetition import IS_SOAK, SoakReport, trials
 
@@ -33,6 +34,8 @@ LONGEST = (
     "test_pipeline", "test_rebuild", "test_daemon", "test_erasure", "test_api_schema",
     "test_dagster_ui", "test_api", "test_pages", "test_landing", "test_kill", "test_graph_kill",
 )  # fmt: skip
+GIVEN = str(Path(given).resolve()) if (given := os.environ.get("C360_TEST_ENV")) else ""
+"""A file of `NAME=value`, as `c360 env` prints them: services of one's own, whose graph the tests empty."""
 OURS = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "DAGSTER_", "KAFKA_", "CASSANDRA_", "FLINK_")
 FREE_PORTS = {"postgres": 0, "s3": 0, "neo4j": 0}
 
@@ -49,6 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = random.SystemRandom().randrange(2**32)
         hypothesis.core.global_force_seed = config.option.hypothesis_seed
 
+    if GIVEN and (config.getoption("numprocesses", None) or 0) > 1:
+        raise pytest.UsageError("C360_TEST_ENV names one graph, which tests empty: run them in one process (-n 0).")
     if IS_SOAK and not hasattr(config, "workerinput"):
         config.pluginmanager.register(SoakReport(config.getoption("hypothesis_seed")), "soak-report")
 
@@ -80,25 +85,40 @@ def _environment_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.setenv("C360_HOME", str(home))
         if cache:
             patch.setenv("C360_CACHE", cache)
+        if GIVEN:
+            for name, value in dotenv_values(GIVEN).items():
+                patch.setenv(name, value or "")
+            patch.setenv("C360_HOME", str(home))
         patch.chdir(tmp_path_factory.mktemp("work"))
         yield
 
 
 @pytest.fixture(scope="session")
-def home(_environment_of_its_own: None) -> Iterator[Path]:
-    """The state folder of running services."""
+def services(_environment_of_its_own: None) -> Iterator[Path]:
+    """The state folder by which running services are reached, given or embedded."""
     folder = c360_home()
+    if GIVEN:
+        yield folder
+        return
     with stack.attached(folder, lambda _: None, ports=FREE_PORTS):
         yield folder
 
 
+@pytest.fixture(scope="session")
+def home(services: Path) -> Path:
+    """The state folder of embedded services, which may be stopped, and whose files may be looked at."""
+    if GIVEN:
+        pytest.skip("needs services of its own; C360_TEST_ENV names given ones")
+    return services
+
+
 @pytest.fixture
-def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(services: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings with names that no other test uses."""
     name = uuid4().hex[:12]
     monkeypatch.setenv("C360_BUCKET", f"test-{name}")
     monkeypatch.setenv("ETL_DB_NAME", f"control_{name}")
-    return load_settings(home)
+    return load_settings(services)
 
 
 @pytest.fixture
@@ -117,11 +137,11 @@ def control(settings: Settings) -> ControlDb:
 
 
 @pytest.fixture(scope="session")
-def empty_graph(home: Path) -> Callable[[], None]:
+def empty_graph(services: Path) -> Callable[[], None]:
     """Removes every node; constraints stay."""
 
     def remove_all() -> None:
-        settings = load_settings(home)
+        settings = load_settings(services)
         login = (settings.neo4j_user, settings.neo4j_password.get_secret_value())
         with neo4j.GraphDatabase.driver(settings.neo4j_uri, auth=login) as driver, driver.session() as session:
             session.run(EMPTY_GRAPH).consume()
