@@ -135,10 +135,10 @@ def test_seed_leaves_control_rows_of_others_alone(settings: Settings) -> None:
     assert "reads orders" in refused.stderr
 
 
-def test_the_demo_refuses_servers_of_others(tmp_path: Path) -> None:
+def test_the_demo_refuses_servers_of_others(home: Path, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("NEO4J_URI=bolt://production\nNEO4J_PASSWORD=x\n")
     command = [sys.executable, "-m", "c360_pipeline.cli", "demo"]
-    environment = {**os.environ, "C360_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "C360_HOME": str(home)}
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 2
     assert "NEO4J_PASSWORD, NEO4J_URI name other servers" in result.stderr

@@ -147,7 +147,7 @@ def first_digest(world: World) -> str:
     return world.digest()
 
 
-def test_every_line_is_in_the_books(world: World) -> None:
+def test_every_line_is_accounted_for(world: World) -> None:
     good, malformed, duplicates = planned_lines(REQUEST)
     total = world.lake.read(LANDING_FILES).select("lines", "landed", "duplicates", "dead", "suppressed").sum()
     assert total.row(0) == (good + malformed + duplicates, good, duplicates, malformed, 0)
@@ -275,6 +275,7 @@ def test_drift_fails_the_check_in_dagster(world: World) -> None:
     world.findings(repair=True)
 
 
+@pytest.mark.soak
 def test_an_emptied_graph_is_projected_again(world: World, first_digest: str, empty_graph: Callable[[], None]) -> None:
     empty_graph()
     world.run()
@@ -282,7 +283,7 @@ def test_an_emptied_graph_is_projected_again(world: World, first_digest: str, em
 
 
 @pytest.mark.soak
-def test_a_graph_is_made_anew_from_its_archive(
+def test_a_graph_is_rebuilt_from_its_archive(
     world: World, first_digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.graph.run("MATCH (u:User) DETACH DELETE u")
@@ -351,7 +352,8 @@ def test_a_backfill_under_other_rules_reaches_the_graph_and_comes_back(world: Wo
     assert world.lake.count(EVENTS) == before
 
 
-def test_cared_for_tables_hold_the_same_rows_in_fewer_files(world: World) -> None:
+@pytest.mark.soak
+def test_maintained_tables_hold_the_same_rows_in_fewer_files(world: World) -> None:
     digest = world.digest()
     with instance(world.home) as dagster:
         result = defs.resolve_job_def("table_maintenance").execute_in_process(instance=dagster)

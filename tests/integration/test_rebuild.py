@@ -186,6 +186,7 @@ def test_a_store_that_differs_is_taken_out_again(
     assert stores(home) == used
 
 
+@pytest.mark.soak
 def test_a_store_that_does_not_start_is_taken_out_again(
     world: World, again: Callable[[Archive], str], home: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +271,7 @@ with paused(Path(sys.argv[1]), "neo4j"):
 """
 
 
+@pytest.mark.soak
 def test_a_paused_server_starts_again_when_its_holder_is_killed(home: Path, world: World) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(home)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
