@@ -84,7 +84,7 @@ def flink_jars() -> Path:
 
 
 def flink_environment() -> Path:
-    """The virtual environment of Flink, whose pinned are not ours; it changes with its lock."""
+    """The virtual environment of Flink, whose packages have other versions than ours; it changes with its lock."""
     locked = hashlib.sha256(project_path(FLINK_LOCK).read_bytes()).hexdigest()[:12]
     return cache_folder() / f"flink-{FLINK_VERSION}-{locked}"
 
@@ -101,7 +101,9 @@ def install_spark_jars(report: Report) -> Path:
         ConfigError: mvn is not installed.
         UnavailableError: a download failed; the message holds the end of the tool's output.
     """
-    _install_jars(Path(__file__).parents[1] / "spark", spark_jars(), report)
+    if not spark_jars().exists():
+        with file_lock(cache_folder() / "install.lock", report):
+            _install_jars(Path(__file__).parents[1] / "spark", spark_jars(), report)
     return spark_jars()
 
 

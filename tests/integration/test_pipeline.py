@@ -283,9 +283,7 @@ def test_an_emptied_graph_is_projected_again(world: World, first_digest: str, em
 
 
 @pytest.mark.soak
-def test_a_graph_is_rebuilt_from_its_archive(
-    world: World, first_digest: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_is_rebuilt_from_its_archive(world: World, first_digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     world.graph.run("MATCH (u:User) DETACH DELETE u")
     control = open_control(world.settings).read()
     merge = Writer.merge

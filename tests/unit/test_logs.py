@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
-from c360_pipeline.logs import configure_logging
+from c360_pipeline.logs import configure_logging, slow_statements_told
 from c360_pipeline.stores.neo4j import graph_statistics
 from c360_pipeline.stores.neo4j.graph_statistics import GraphStatistics
 
@@ -33,3 +34,21 @@ def test_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(as_json=False)
     structlog.get_logger().warning("notice", subject="it failed")
     assert "subject='it failed'" in capsys.readouterr().err
+
+
+def test_slow_statements_go_to_a_file_and_a_count_to_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "logs" / "slow-statements.log"
+    configure_logging(as_json=False, slow_statements=file)
+    assert slow_statements_told() is None
+    monkeypatch.setattr(graph_statistics, "SLOW_SECONDS", 0.0)
+    for _ in range(2):
+        with GraphStatistics(1).measured("MATCH (n) RETURN n", lambda: 1):
+            pass
+    structlog.get_logger().warning("notice")
+    said = capsys.readouterr().err
+    assert "notice" in said
+    assert "MATCH" not in said
+    assert [json.loads(line)["statement"] for line in file.read_text().splitlines()] == ["MATCH (n) RETURN n"] * 2
+    assert slow_statements_told() == f"2 statements took more than a second: see {file}."
