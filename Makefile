@@ -77,7 +77,7 @@ test: setup .venv/.dev chromium  ## every test but those that prove by repetitio
 	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 soak: setup .venv/.dev chromium  ## what proves by repetition: kills, damages, chaos of the stream; prints its figures
-	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m "soak or property" --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m "soak or property" --timeout 3600 --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 chromium:  # Debian's browser, for the tests of pages
 	@[ -n "$${CHROMIUM:-}" ] || command -v chromium >/dev/null || { \

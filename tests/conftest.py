@@ -12,7 +12,7 @@ import neo4j
 import pytest
 from dotenv import dotenv_values
 from event_world import World
-from repetition import IS_SOAK, SoakReport, trials
+from repetition import IS_SOAK, SoakReport, _examples, trials
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.devstack import stack
@@ -28,7 +28,7 @@ for profile, examples in (("dev", 25), ("ci", 100), ("soak", 1_000)):
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 EMPTY_GRAPH = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 10000 ROWS"
-__all__ = ["trials"]
+__all__ = ["_examples", "trials"]
 LONGEST = (
     "test_streaming",
     "test_pipeline", "test_rebuild", "test_daemon", "test_erasure", "test_api_schema",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 REPEATS, SEED = "repeats", "seed"
@@ -32,6 +33,15 @@ def trials(record_property: Callable[[str, object], None]) -> Trials:
     return told
 
 
+@pytest.fixture(autouse=True)
+def _examples(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """A property that holds was tried with as many examples as its settings say."""
+    if request.node.get_closest_marker("property"):
+        # Where Hypothesis keeps the settings of one test; it publishes no other way to them.
+        own = getattr(request.function, "_hypothesis_internal_use_settings", settings.default)
+        record_property(REPEATS, own.max_examples)
+
+
 class SoakReport:
     """Gathers what tests say of their trials, and prints it as a table."""
 
@@ -48,6 +58,8 @@ class SoakReport:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table, as docs/reliability.md has it."""
+        if not self._rows:
+            return
         terminalreporter.write_sep("=", "soak")
         for line in self.lines():
             terminalreporter.write_line(line)
@@ -59,7 +71,7 @@ class SoakReport:
             "| --- | ---: | --- | ---: | --- | ---: |",
         ]
         rows = [
-            f"| {name} | {count:,} | {seed} | {seconds:,.0f} | {outcome} | {min(3 / count, 1):.2g} |"
+            f"| {name} | {count:,} | {seed} | {seconds:,.0f} | {outcome} | {f'{3 / count:.2g}' if count > 3 else ''} |"
             for name, count, seed, seconds, outcome in sorted(self._rows)
         ]
         return [f"Seed of the properties: {self._seed}.", "", *head, *rows]

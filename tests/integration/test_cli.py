@@ -144,7 +144,7 @@ def test_the_demo_refuses_servers_of_others(home: Path, tmp_path: Path) -> None:
     assert "NEO4J_PASSWORD, NEO4J_URI name other servers" in result.stderr
 
 
-def test_seed_twice_is_seed_once_and_leaves_strangers_alone(settings: Settings) -> None:
+def test_seed_twice_is_seed_once_and_leaves_other_databases_alone(settings: Settings) -> None:
     assert run("seed").exit_code == 0
     assert run("seed").exit_code == 0
     with psycopg.connect(**postgres_login(settings, "profiles_db")) as silo:

@@ -275,7 +275,7 @@ def test_the_journeys_of_the_rest_are_those_of_an_archive_that_never_knew_them(
     assert partition(world.lake.read(EVENT_JOURNEY)) == partition(fresh.read(EVENT_JOURNEY))
 
 
-def test_books_and_graph_are_right_and_the_next_run_brings_nobody_back(world: World, erased: Erased) -> None:
+def test_accounting_and_graph_are_right_and_the_next_run_brings_nobody_back(world: World, erased: Erased) -> None:
     assert world.findings() == []
     world.run()
     assert world.findings() == []

@@ -35,7 +35,7 @@ messages = st.lists(st.tuples(events | st.sampled_from(BROKEN), st.sampled_from(
 
 
 @given(messages, st.none() | st.floats(0, 1_000), st.integers(0, 20))
-def test_messages_judged_together_are_judged_as_one_by_one(
+def test_messages_validated_together_are_validated_as_one_by_one(
     given_messages: list[tuple[bytes, bool]], clock_behind: float | None, cut: int
 ) -> None:
     clock = None if clock_behind is None else NOW - timedelta(seconds=clock_behind)

@@ -694,7 +694,7 @@ def _truncate_all(folder: Path, size: int) -> None:
         os.truncate(path, size)
 
 
-def test_an_index_whose_files_are_lost_is_made_anew(stitcher: Stitcher) -> None:
+def test_an_index_whose_files_are_lost_is_made_again(stitcher: Stitcher) -> None:
     stitcher.add(("a", 1, ["user:1"]))
     (folder,) = (Path(stitcher.lake.uri("")).parent / "cache" / "journeys").iterdir()
     for break_it in (
@@ -881,7 +881,7 @@ def test_junk_holds_the_digests_of_the_empty_string() -> None:
     assert {hashlib.md5(b"").hexdigest(), hashlib.sha256(b"").hexdigest()} <= set(JUNK)  # noqa: S324
 
 
-def test_an_archive_that_was_made_anew_takes_its_lost_events_along(tmp_path: Path) -> None:
+def test_an_archive_that_was_made_again_takes_its_lost_events_along(tmp_path: Path) -> None:
     stitcher = Stitcher(tmp_path)
 
     def archived(*events: Event) -> pl.DataFrame:
