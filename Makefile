@@ -73,7 +73,7 @@ movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 demo: setup $(if $(filter movielens,$(DATA)),.venv/.movielens)  ## the whole way on sample data; KEEP=1 leaves it running, DATA=movielens
 	$(BIN)/c360 demo --data $(DATA) $(if $(KEEP),--keep)
 
-test: setup .venv/.dev chromium  ## every test but those that prove by repetition, in two processes
+test: setup .venv/.dev chromium  ## every test but those of the soak, in two processes
 	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 soak: setup .venv/.dev chromium  ## what proves by repetition: kills, damages, chaos of the stream; prints its figures

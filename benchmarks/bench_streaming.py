@@ -177,7 +177,7 @@ class Bench:
 
     def agreement(self) -> None:
         """The comparison of all that was sent with all stores."""
-        from c360_pipeline.streaming.opened import compared
+        from c360_pipeline.streaming.verify import compared
 
         began = time.monotonic()
         found = compared(self.settings, None, timedelta(hours=1))

@@ -95,7 +95,7 @@ def rebuild(archive: Any, say: Callable[[str], object]) -> None:
 
     pinned = archive.at(PinnedVersions.now(archive.lake, archive.control))
     staged = StagedStore(c360_home())
-    plan = staged.swap_in(staged.make(pinned, pinned.moment, say))
+    plan = staged.swap_in(staged.make(pinned, pinned.snapshot_id, say))
     with open_graph(load_settings()) as graph:
         note_made(pinned, graph)
     staged.accept(plan)

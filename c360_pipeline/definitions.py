@@ -9,7 +9,7 @@ from c360_pipeline.assets import features, landing, silos, stitching
 from c360_pipeline.assets import maintenance as lake
 from c360_pipeline.assets import projection as graph
 from c360_pipeline.assets import reconciliation as reconcile
-from c360_pipeline.assets.links import with_links
+from c360_pipeline.assets.metadata_links import with_links
 from c360_pipeline.logs import configure_logging
 from c360_pipeline.settings import logs_are_json
 

@@ -202,7 +202,7 @@ def _journey_figures(lake: Lake) -> list[Figure]:
         ("journeys", "Journeys."): dict(zip(tenants, sizes["journeys"], strict=True)),
         ("largest_journey_events", "Events of the largest journey."): dict(zip(tenants, sizes["largest"], strict=True)),
         ("journey_keys_p99", "Keys that 99 % of journeys have at most."): dict(zip(tenants, sizes["p99"], strict=True)),
-        ("refused_links", "Ties that a guard refuses now."): waiting,
+        ("refused_links", "Links that a guard refuses now."): waiting,
         ("quarantined_keys", "Keys that link nothing, for they met too many others."): quarantined,
     }
     return [figure for (name, text), values in per_tenant.items() for figure in by_tenant(name, text, values)]
@@ -292,7 +292,7 @@ def no_journey_is_too_large(lake: LakeResource, control: ControlResource) -> dg.
 
 @asset_check(asset=JOURNEY_CONFLICTS.name, description="No link waits for review.")
 def nothing_waits_for_review(lake: LakeResource) -> dg.AssetCheckResult:
-    """Ties that a unique key or the size of a journey refused; a person decides what they mean."""
+    """Links that a unique key or the size of a journey refused; a person decides what they mean."""
     waiting = lake.open().read(JOURNEY_CONFLICTS)
     by_reason = waiting.group_by("tenant_id", "reason").len().sort("tenant_id", "reason")
     return dg.AssetCheckResult(

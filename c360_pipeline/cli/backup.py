@@ -1,27 +1,14 @@
 """`c360 backup` and `c360 restore`."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from c360_pipeline.cli.embedded import postgres_tools, rebuild_graph
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.errors import ConfigError, InvariantError
 from c360_pipeline.settings import c360_home, load_settings
-
-
-def postgres_tools() -> Path:
-    """The folder of pg_dump and pg_restore: on the PATH, or those of the embedded server."""
-    from c360_pipeline.devstack.services import postgres_binaries
-
-    try:
-        return postgres_binaries()
-    except ConfigError:
-        found = shutil.which("pg_dump")
-        if found is None:
-            raise ConfigError("pg_dump is not installed: it comes with PostgreSQL's client programs.") from None
-        return Path(found).parent
 
 
 def backup(
@@ -65,7 +52,6 @@ def restore(
 ) -> None:
     """Restore a backup into empty services, and prove lake and graph to be what they were."""
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
-    from c360_pipeline.devstack.rebuild import rebuild_graph
     from c360_pipeline.stages.reconciliation.expected import Archive
     from c360_pipeline.stages.reconciliation.reconcile import graph_digest
     from c360_pipeline.stages.recovery import backup as backups

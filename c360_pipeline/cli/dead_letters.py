@@ -13,7 +13,7 @@ from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import load_settings
 
 SHOWN_BYTES = 4096
-letters_app = typer.Typer(help="Rejected lines: look at them, replay them, put them aside.", no_args_is_help=True)
+letters_app = typer.Typer(help="Dead letters: list, show, replay or discard rejected lines.", no_args_is_help=True)
 
 
 def _open_queue() -> Any:
@@ -47,13 +47,13 @@ Tenant = Annotated[str | None, typer.Option(help="tenant that the line names")]
 File = Annotated[str | None, typer.Option(help="part of the address of a file that holds the line")]
 Day = Annotated[str | None, typer.Option(help="landing date of such a file, YYYY-MM-DD")]
 Status = Annotated[str, typer.Option(help="open, replayed, discarded or all")]
-Ids = Annotated[list[str] | None, typer.Option("--id", help="beginning of a letter's id; can be repeated")]
+Ids = Annotated[list[str] | None, typer.Option("--id", help="beginning of a dead letter's id; can be repeated")]
 
 
 @letters_app.command("list")
 def list_letters(
     reason: Reason = None, tenant: Tenant = None, file: File = None, day: Day = None, status: Status = "open",
-    ids: Ids = None, limit: Annotated[int, typer.Option(help="letters to show")] = 50, as_json: AsJson = False,
+    ids: Ids = None, limit: Annotated[int, typer.Option(help="dead letters to show")] = 50, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List rejected lines, by the time at which they were first seen."""
     found = _open_queue().find(_selection(reason, tenant, file, day, status, ids))
@@ -68,7 +68,7 @@ def list_letters(
 
 @letters_app.command("show")
 def show_letter(
-    letter: Annotated[str, typer.Argument(help="beginning of the letter's id")],
+    letter: Annotated[str, typer.Argument(help="beginning of the dead letter's id")],
     raw: Annotated[bool, typer.Option("--raw", help="write the bytes themselves, and nothing else")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -99,16 +99,16 @@ def replay_letters(
         return
     out.print(outcomes_table(done))
     said = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items()) or "none"
-    err.print(f"{done.height:,} letters {'would be' if dry_run else 'are'} replayed: {said}", highlight=False)
+    err.print(f"{done.height:,} dead letters {'would be' if dry_run else 'are'} replayed: {said}", highlight=False)
 
 
 @letters_app.command("discard")
 def discard_letters(
     note: Annotated[str, typer.Option(help="why, for those who look at them later")],
     reason: Reason = None, tenant: Tenant = None, file: File = None, day: Day = None, ids: Ids = None,
-    everything: Annotated[bool, typer.Option("--all", help="every open letter")] = False, as_json: AsJson = False,
+    everything: Annotated[bool, typer.Option("--all", help="every open dead letter")] = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Put rejected lines aside: they keep their bytes and stay accounted for, and are not replayed any more."""
+    """Discard rejected lines: they keep their bytes and stay accounted for, and are not replayed any more."""
     if not everything and not any((reason, tenant, file, day, ids)):
         raise ConfigError("Which letters? Give --id, --reason, --tenant, --file or --day, or --all.")
     with exclusive():

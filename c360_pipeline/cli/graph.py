@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import typer
 
+from c360_pipeline.cli.embedded import rebuild_graph
 from c360_pipeline.cli.output import AsJson, as_instant, err, out, print_json
 from c360_pipeline.settings import c360_home, load_settings
 
@@ -68,7 +69,6 @@ def rebuild(
         rebuild_as_of(as_of, as_json=as_json)
         return
     from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.devstack.rebuild import rebuild_graph
     from c360_pipeline.stages.reconciliation.expected import Archive
     from c360_pipeline.stages.reconciliation.reconcile import graph_digest, publish, summarise
     from c360_pipeline.stages.reconciliation.reconcile import reconcile as compare
@@ -129,7 +129,7 @@ def rebuild_as_of(text: str, *, as_json: bool) -> None:
 
 def diff(
     before: Annotated[str, typer.Argument(help=INSTANT)],
-    after: Annotated[str, typer.Argument(help="the same, or now")] = "now",
+    after: Annotated[str, typer.Argument(help="end of the period; now if not said")] = "now",
     limit: Annotated[int, typer.Option(help="nodes and relationships to name")] = 100,
     as_json: AsJson = False,
 ) -> None:

@@ -97,7 +97,7 @@ def unmerge(
 
 @journey_app.command("rebase")
 def rebase(
-    tenant: Annotated[str | None, typer.Option(help="only this one")] = None,
+    tenant: Annotated[str | None, typer.Option(help="only this tenant")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="show what would merge and split, and change nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -129,7 +129,7 @@ def rebase(
 
 @journey_app.command("conflicts")
 def conflicts(
-    tenant: Annotated[str | None, typer.Option(help="only this one")] = None, as_json: AsJson = False
+    tenant: Annotated[str | None, typer.Option(help="only this tenant")] = None, as_json: AsJson = False
 ) -> None:
     """List links that wait for review: a unique key or the size of a journey refused them."""
     from c360_pipeline.connections import open_lake

@@ -17,7 +17,7 @@ def metrics(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 takes a free one")] = 9464,
 ) -> None:
-    """Serve figures for Prometheus at /metrics, until Ctrl-C."""
+    """Serve metrics for Prometheus at /metrics, until Ctrl-C."""
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry()

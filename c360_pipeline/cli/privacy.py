@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from c360_pipeline.cli.embedded import remake_embedded, remove_instants
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.settings import Settings, c360_home, load_settings, postgres_login
 
@@ -15,18 +16,12 @@ from c360_pipeline.settings import Settings, c360_home, load_settings, postgres_
 def stores_of(settings: Settings) -> Any:
     """All stores that may hold a person."""
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake, open_landing
-    from c360_pipeline.devstack.rebuild import is_embedded, rebuild_by_import
     from c360_pipeline.stages.privacy.stores import Stores
-    from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
+    from c360_pipeline.stages.reconciliation.expected import Archive
     from c360_pipeline.stores.postgres.databases import database_exists
 
     home, control, lake = c360_home(), open_control(settings), open_lake(settings)
-    is_ours = is_embedded(settings, home)
-
-    def remake_graph() -> None:
-        rows = control.read()
-        rebuild_by_import(home, Archive(lake, rows, PinnedVersions.now(lake, rows)), lambda: open_graph(settings))
-
+    remake_graph = remake_embedded(settings, home, lambda: Archive(lake, control.read()))
     logins = {"control database": settings.etl_db_name, "dagster": settings.dagster_db_name}
     folders = {"logs": home / "logs", "dagster files": home / "dagster", "graph logs": home / "neo4j" / "logs"}
     return Stores(
@@ -42,8 +37,8 @@ def stores_of(settings: Settings) -> Any:
         },
         files={name: folder for name, folder in folders.items() if folder.is_dir()},
         cache=home / "cache",
-        remake_graph=remake_graph if is_ours else None,
-        graph_files=home / "neo4j" if is_ours else None,
+        remake_graph=remake_graph,
+        graph_files=home / "neo4j" if remake_graph else None,
         open_user_events=_opens_user_events(settings),
     )
 
@@ -67,7 +62,6 @@ def erase(
     """Erase people from every store, keep them out, and prove by a search that nothing is left."""
     from c360_pipeline.connections import open_control
     from c360_pipeline.core.privacy.erasure import Person
-    from c360_pipeline.devstack.rebuild import remove_instants
     from c360_pipeline.stages.privacy.erasure import Erasure
 
     def keep(issued: Any) -> None:

@@ -94,7 +94,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare what was sent with the archive, the graph and Cassandra, event by event; exit code 1 names drift."""
-    from c360_pipeline.streaming.opened import compared
+    from c360_pipeline.streaming.verify import compared
 
     with err.status("reading Kafka and the stores"):
         found = compared(load_settings(), hours, timedelta(minutes=landing_minutes), repair=repair)
@@ -123,8 +123,8 @@ def verify(
 @stream_app.command()
 def replay(
     first: Annotated[str, typer.Option("--from", help="date of events, YYYY-MM-DD")],
-    last: Annotated[str, typer.Option("--to", help="the same, included")],
-    tenant: Annotated[str, typer.Option(help="whose")],
+    last: Annotated[str, typer.Option("--to", help="last date, included, YYYY-MM-DD")],
+    tenant: Annotated[str, typer.Option(help="the tenant")],
     rate: Annotated[float | None, typer.Option(help="messages a second")] = None,
 ) -> None:
     """Send events of the archive to Kafka again, for stores that lack them; nothing is there twice afterwards."""

@@ -33,7 +33,7 @@ class Plan:
     """How far a store that is to be swapped in is.
 
     Attributes:
-        moment: what it is made from; another moment needs another store.
+        moment: what it is made from; another snapshot needs another store.
         data: its folder, relative to the server's.
         before: the folder that the server used before.
         stage: writing, imported, swapped or proved.
@@ -70,7 +70,7 @@ class StagedStore:
         return Plan(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def make(self, archive: Archive, moment: str, observe: Observe) -> Plan:
-        """Write the archive into a new store, or go on with one of the same moment that is there.
+        """Write the archive into a new store, or go on with one of the same snapshot that is there.
 
         Raises:
             AdminError: the import failed.
@@ -81,7 +81,7 @@ class StagedStore:
             return plan
         self.discard()
         current = neo4j_data(self._server).relative_to(self._server)
-        # The store in use may be of the same moment: each has a name of its own.
+        # The store in use may be of the same snapshot: each has a name of its own.
         plan = Plan(moment, f"stores/{moment[:16]}-{uuid4().hex[:8]}", str(current))
         self._save(plan)
         try:
@@ -150,7 +150,7 @@ def import_archive(archive: Archive, data: Path, work: Path, observe: Observe) -
     """Make a store that holds what the archive says; returns how many nodes and relationships.
 
     Args:
-        archive: the moment.
+        archive: the snapshot.
         data: folder of the store; what is in it goes.
         work: folder for files that are not needed afterwards.
         observe: called with what comes next.

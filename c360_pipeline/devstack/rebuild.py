@@ -8,14 +8,13 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from c360_pipeline.connections import open_graph
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.graph_store import Observe, StagedStore, import_archive
 from c360_pipeline.errors import InvariantError
 from c360_pipeline.settings import Settings, connection_file
-from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
+from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, reconcile
-from c360_pipeline.stages.recovery.rebuild import note_made, rebuild
+from c360_pipeline.stages.recovery.rebuild import note_made
 from c360_pipeline.stores.neo4j.graph import Graph
 
 INSTANTS = "as-of"
@@ -27,41 +26,17 @@ def is_embedded(settings: Settings, home: Path) -> bool:
     return ours == settings.neo4j_uri and stack.is_supervised(home)
 
 
-def rebuild_graph(
-    settings: Settings, home: Path, archive: Archive, observe: Observe, *, online: bool = False
-) -> list[Reconciled]:
-    """Rebuild the settings' graph: by import where it is the embedded one, else by statements.
-
-    Args:
-        settings: whose graph.
-        home: state folder of the embedded services.
-        archive: what it is made from, as it is now; nobody may project anything meanwhile.
-        observe: called with what comes next.
-        online: by statements in any case.
-
-    Returns:
-        The comparison of the new graph with the archive.
-    """
-    if is_embedded(settings, home) and not online:
-        pinned = archive.at(PinnedVersions.now(archive.lake, archive.control))
-        return rebuild_by_import(home, pinned, lambda: open_graph(settings), observe)
-    with open_graph(settings) as graph:
-        rebuild(archive.lake, archive.control, graph, observe)
-        observe("comparing with the archive")
-        return reconcile(archive, graph)
-
-
 def rebuild_by_import(
     home: Path, archive: Archive, open_embedded: Callable[[], Graph], observe: Observe = lambda what: None
 ) -> list[Reconciled]:
     """Make a new store from the archive, swap it in, prove it, and only then remove the old one.
 
-    Broken off anywhere, it goes on where it was when it is called for the same moment again. A store that does not
+    Broken off anywhere, it goes on where it was when it is called for the same snapshot again. A store that does not
     prove equal is taken out again.
 
     Args:
         home: state folder of the embedded services.
-        archive: at the moment that is to be shown; nobody may project anything meanwhile.
+        archive: at the snapshot that is to be shown; nobody may project anything meanwhile.
         open_embedded: opens the embedded graph, on whichever store it runs.
         observe: called with what comes next.
 
@@ -73,7 +48,7 @@ def rebuild_by_import(
         UnavailableError: the server did not start on the new store; the old one is in use again.
     """
     staged = StagedStore(home)
-    plan = staged.make(archive, archive.moment, observe)
+    plan = staged.make(archive, archive.snapshot_id, observe)
     try:
         observe("swapping the store in")
         plan = staged.swap_in(plan)
@@ -117,14 +92,14 @@ class Instant:
 def start_instant(home: Path, archive: Archive, observe: Observe = lambda what: None) -> Instant:
     """Start a second embedded server with the graph that an archive of an earlier instant asks for.
 
-    One that was made for the same moment before is used again.
+    One that was made for the same snapshot before is used again.
 
     Args:
         home: state folder beside whose services it lives.
-        archive: at that moment.
+        archive: at that snapshot.
         observe: called with what comes next.
     """
-    folder = home / INSTANTS / archive.moment[:16]
+    folder = home / INSTANTS / archive.snapshot_id[:16]
     made = folder / "made.json"
     if not made.exists():
         stack.down(folder)
@@ -138,7 +113,7 @@ def start_instant(home: Path, archive: Archive, observe: Observe = lambda what: 
         if not made.exists():
             observe("constraints and indexes")
             note_made(archive, graph)
-            made.write_text(json.dumps({"moment": archive.moment, "rows": counts}), encoding="utf-8")
+            made.write_text(json.dumps({"moment": archive.snapshot_id, "rows": counts}), encoding="utf-8")
         observe("comparing with the archive")
         return Instant(folder, uri, reconcile(archive, graph, pinned=archive.pinned))
 

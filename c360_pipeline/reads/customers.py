@@ -277,7 +277,7 @@ class _Reading:
 
 
 def page_of(entries: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """The first entries, and whether there are more; what happened at one moment is not split_up apart by a page's end.
+    """The first entries, and whether there are more; what happened at one moment is not split by a page's end.
 
     Args:
         entries: newest first, with `at`; all of the first moment at least.

@@ -132,7 +132,7 @@ class StreamResource(dg.ConfigurableResource[None]):
         if settings.kafka_bootstrap_servers is None or settings.cassandra_hosts is None:
             return None
         # Its clients are an extra of their own.
-        from c360_pipeline.streaming.opened import compared
+        from c360_pipeline.streaming.verify import compared
 
         return compared(settings, hours, landing)
 

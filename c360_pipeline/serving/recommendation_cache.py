@@ -6,17 +6,17 @@ from c360_pipeline.reads.recommend import RecommendationRequest
 
 KEPT_SECONDS = 60.0
 MOST_USERS = 100_000
-MOST_WISHES = 16
+MAX_VARIANTS = 16
 """Of one user."""
 
-WishKey = tuple[int, str | None]
+VariantKey = tuple[int, str | None]
 
 
 class RecommendationCache:
     """Responses by tenant, user and wanted. Used from one thread, that of the event loop."""
 
     def __init__(self) -> None:
-        self._kept: TTLCache[tuple[str, str], dict[WishKey, bytes]] = TTLCache(MOST_USERS, KEPT_SECONDS)
+        self._kept: TTLCache[tuple[str, str], dict[VariantKey, bytes]] = TTLCache(MOST_USERS, KEPT_SECONDS)
         self._generations: TTLCache[tuple[str, str], int] = TTLCache(MOST_USERS, KEPT_SECONDS)
         self._acting: TTLCache[tuple[str, str], bool] = TTLCache(MOST_USERS, KEPT_SECONDS)
 
@@ -37,7 +37,7 @@ class RecommendationCache:
         if wanted.exclude or user in self._acting or generation != self.generation(*user):
             return
         kept = self._kept.get(user)
-        if kept is None or len(kept) >= MOST_WISHES:
+        if kept is None or len(kept) >= MAX_VARIANTS:
             self._kept[user] = {_key(wanted): response}
         else:
             kept[_key(wanted)] = response
@@ -51,5 +51,5 @@ class RecommendationCache:
             self._acting[user] = True
 
 
-def _key(wanted: RecommendationRequest) -> WishKey:
+def _key(wanted: RecommendationRequest) -> VariantKey:
     return wanted.top_k, wanted.category

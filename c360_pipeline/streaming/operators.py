@@ -1,6 +1,6 @@
 """What the stream decides of every message: event, dead letter or late; pure, as in the batch path.
 
-Lateness is identified by a clock of each partition, the newest event that it has delivered, and not by the watermark
+Lateness is decided by a clock of each partition, the newest event that it has delivered, and not by the watermark
 that Flink sends round every 200 ms: so that a stream that is read again is validated as it was (docs/adr/0036).
 """
 

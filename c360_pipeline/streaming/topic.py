@@ -75,7 +75,7 @@ class TopicReader:
 
         Args:
             since: messages of this moment and later; all that Kafka has where it is None.
-            now: the moment of the judgement.
+            now: the instant of the validation.
 
         Raises:
             UnavailableError: Kafka does not answer; while it is read, too.

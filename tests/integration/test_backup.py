@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from event_world import World
 
-from c360_pipeline.cli.backup import postgres_tools
+from c360_pipeline.cli.embedded import postgres_tools
 from c360_pipeline.connections import open_bucket, open_control, open_lake, open_landing
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS
 from c360_pipeline.errors import ConfigError, InvariantError

@@ -1,4 +1,4 @@
-"""Erasure: twenty people leave every store, nobody else does, and what is left is right."""
+"""Erasure: people leave every store, nobody else does, and what is left is right."""
 
 import gzip
 import io

@@ -19,7 +19,7 @@ import neo4j
 import polars as pl
 import pytest
 
-from c360_pipeline.cli.backup import postgres_tools
+from c360_pipeline.cli.embedded import postgres_tools
 from c360_pipeline.connections import open_bucket, open_control, open_lake
 from c360_pipeline.core.arrays.row_hashes import identity_hash
 from c360_pipeline.core.catalog.tables import EVENTS, JOURNEY_LOG, TABLES

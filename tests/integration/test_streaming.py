@@ -43,9 +43,9 @@ from c360_pipeline.streaming.agreement import Agreement
 from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, kafka_options, open_user_events
 from c360_pipeline.streaming.cluster import StreamCluster
 from c360_pipeline.streaming.lag import seen_by
-from c360_pipeline.streaming.opened import compared
 from c360_pipeline.streaming.producer import EventProducer, key_of, send
 from c360_pipeline.streaming.replay import REPLAY, archived_lines
+from c360_pipeline.streaming.verify import compared
 
 SAMPLE = SampleRequest(events=10_000, tenants=3, seed=5, malformed_rate=0.02, duplicate_rate=0.03, late_rate=0.02)
 NEO4J_AWAY_SECONDS = 20.0

@@ -9,6 +9,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from event_world import World
+
+from c360_pipeline.cli.embedded import postgres_tools
+from c360_pipeline.settings import Settings, merged_environment
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.landing import Landing
 
 REPOSITORY = Path(__file__).parents[2]
 LOAD = """
@@ -48,10 +54,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def run(installed: Path, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """A process without any setting of ours, away from the repository."""
+def run(installed: Path, cwd: Path, *args: str, **given: str) -> subprocess.CompletedProcess[str]:
+    """A process without any setting of ours but the given ones, away from the repository."""
     ours = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "DAGSTER_", "KAFKA_", "CASSANDRA_", "PYTHON")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {"C360_HOME": str(cwd / "home")}
+    environment = (
+        {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {"C360_HOME": str(cwd / "home")} | given
+    )
     command = [str(installed / "python"), *args] if args[0] == "-c" else [str(installed / "c360"), *args]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
@@ -93,3 +101,28 @@ def test_a_command_of_the_embedded_services_says_what_to_install(
     assert shown.returncode == 2
     assert "c360-pipeline-devstack" in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_servers_of_ones_own_are_backed_up_rebuilt_and_searched(
+    installed: Path, tmp_path: Path, home: Path, settings: Settings, landing: Landing, control: ControlDb, world: World
+) -> None:
+    (tmp_path / "one.jsonl").write_bytes(b"broken\n")
+    landing.put_file(tmp_path / "one.jsonl", "landing/events/date=2025-11-03/")
+    ours = ("NEO4J_", "ETL_DB_", "AWS_", "C360_BUCKET")
+    given = {k: v for k, v in merged_environment(home).items() if k.startswith(ours)}
+    given["PATH"] = f"{postgres_tools()}:{os.environ['PATH']}"
+
+    def succeeds(*args: str) -> str:
+        done = run(installed, tmp_path, *args, **given)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    digest = json.loads(succeeds("backup", "kept", "--json"))["digest"]
+    rebuilt = json.loads(succeeds("rebuild", "--json"))
+    assert rebuilt["digest"] == rebuilt["digest_before"]
+    assert world.findings() == set()
+    assert "graph" in succeeds("erase", "--tenant", "acme", "--user", "u1", "--dry-run")
+    assert json.loads(succeeds("backup", "again", "--json"))["digest"] == digest
+    refused = run(installed, tmp_path, "rebuild", "--as-of", "2025-11-03T00:00Z", **given)
+    assert refused.returncode == 2
+    assert "c360-pipeline-devstack" in refused.stderr

@@ -100,7 +100,7 @@ def misaccounted_dead(files: pl.DataFrame, queue: pl.DataFrame) -> pl.DataFrame:
 
 
 def settled(files: pl.DataFrame, queue: pl.DataFrame) -> pl.DataFrame:
-    """Books that do not show yet what became of their dead lines, as they should be.
+    """Accounts of files that do not show yet what became of their dead lines, as they should be.
 
     Derived from what the lines say, so that it can be done again after a crash at any point.
 

@@ -1,6 +1,6 @@
-"""Rows that the graph refuses: each becomes a dead letter, and what stands on it waits with it.
+"""Rows that the graph refuses: each becomes a dead letter, and what depends on it waits with it.
 
-A row is identified by its kind's name and the text of its key, as findings of the reconciliation tell it.
+A row is identified by its kind's name and the text of its key, as findings of the reconciliation name it.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Silos: the rows of the control database, and what the types of a source table become in the lake and in the graph.
 
-Source: "Customer 360 Graph Pipeline". What is wrong with control rows, and what a run will do: `silo_plan`.
+Source: "Customer 360 Graph Pipeline". What is wrong with control rows, and what a run will do: `core.silos.plan`.
 """
 
 import re

@@ -383,7 +383,7 @@ _SPLIT = {"tenant_id": pl.String, "journey_id": pl.String, "split_off": pl.Strin
 
 
 def _conflicts(batch: Batch, fold: _Fold, named: _Named, number: Ints, status: pl.Series) -> pl.DataFrame:
-    """Ties that a guard refused."""
+    """Links that a guard refused."""
     refused = np.flatnonzero(fold.refuser >= 0)
     place = np.flatnonzero(fold.is_linked)[refused]
     event = np.repeat(np.arange(batch.events.height), np.diff(batch.starts))[place]

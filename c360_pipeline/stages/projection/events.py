@@ -223,5 +223,5 @@ def project_touched(
     projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame, before: pl.DataFrame
 ) -> Changes:
     """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
-    now, earlier = (rows_of_scopes(projection, touched, moment) for moment in (events, before))
+    now, earlier = (rows_of_scopes(projection, touched, snapshot) for snapshot in (events, before))
     return difference(earlier, now, tuple(projection.kind.key_columns))

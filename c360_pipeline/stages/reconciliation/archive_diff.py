@@ -1,4 +1,4 @@
-"""What of the graph came, went or changed between two moments of the archive."""
+"""What of the graph came, went or changed between two snapshots of the archive."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def difference(before: Archive, after: Archive, observe: Callable[[str], None] =
     """Every node and relationship that differs.
 
     Args:
-        before: one moment.
+        before: one snapshot.
         after: another, of the same control rows.
         observe: called with each kind before it is compared.
 

@@ -1,4 +1,4 @@
-"""What the lake says the graph holds, at the moment that the graph has been brought to.
+"""What the lake says the graph holds, at the versions that the graph has been brought to.
 
 A graph follows its archive: what was committed after the checkpoints that it carries is not its drift. So the archive
 is read as of these, and what later commits touch, of which a writer may have written a part, is left out on both sides
@@ -57,7 +57,7 @@ class SiloNodes:
 
 @dataclass(frozen=True)
 class PinnedVersions:
-    """A moment of the archive.
+    """A snapshot of the archive.
 
     Attributes:
         versions: of lake tables by projection and name; of others the newest counts.
@@ -71,7 +71,7 @@ class PinnedVersions:
 
     @classmethod
     def of(cls, graph: Graph, lake: Lake) -> "PinnedVersions":
-        """The moment that a graph has been brought to; what it does not know, or the lake has lost, is not pinned."""
+        """The snapshot that a graph has been brought to; what it does not know, or the lake has lost, is not pinned."""
         versions = {
             (projection, table.name): version
             for projection in (EVENT_PROJECTION, PRODUCT_PROJECTION)
@@ -87,12 +87,12 @@ class PinnedVersions:
 
     @classmethod
     def now(cls, lake: Lake, control: ControlRows) -> "PinnedVersions":
-        """This moment."""
+        """This snapshot."""
         return cls._at(lake, control, lambda name, _: lake.versions.version(name), JourneyTables(lake).published())
 
     @classmethod
     def as_of(cls, lake: Lake, control: ControlRows, instant: datetime) -> "PinnedVersions":
-        """The moment at which an instant found the archive; what was committed at the instant itself is in it.
+        """The snapshot that was current at an instant; what was committed at the instant itself is in it.
 
         Raises:
             ConfigError: a table does not keep what it was then.
@@ -133,7 +133,7 @@ def _known(graph: Graph, lake: Lake, projection: str) -> Iterator[tuple[Table, V
 
 @dataclass(frozen=True)
 class Newer:
-    """Keys of what was committed after the moment that an archive is read at.
+    """Keys of what was committed after the snapshot that an archive is read at.
 
     Attributes:
         keys: by kind, frames of columns that name rows of the kind, or some of these columns.
@@ -160,7 +160,7 @@ class Archive:
     Args:
         lake: the Delta tables.
         control: the control rows, for labels and relationships of silo tables.
-        pinned: the moment; the newest where nothing is said.
+        pinned: the snapshot; the newest where nothing is said.
     """
 
     def __init__(self, lake: Lake, control: ControlRows, pinned: PinnedVersions | None = None) -> None:
@@ -175,11 +175,11 @@ class Archive:
         return self._lake
 
     def at(self, pinned: PinnedVersions) -> "Archive":
-        """The same at another moment."""
+        """The same archive at another snapshot."""
         return Archive(self._lake, self._control, pinned)
 
     @property
-    def moment(self) -> str:
+    def snapshot_id(self) -> str:
         """sha256 of all that decides what this archive says: versions, commits and control rows."""
         pinned, control = self._pinned, self._control
         versions = sorted((*name, str(version)) for name, version in pinned.versions.items())
@@ -195,7 +195,7 @@ class Archive:
 
     @property
     def pinned(self) -> PinnedVersions:
-        """The moment."""
+        """The snapshot."""
         return self._pinned
 
     def silo_versions(self) -> str:
@@ -295,7 +295,7 @@ class Archive:
         )  # fmt: skip
 
     def newer(self) -> "Newer":
-        """What was committed since the moment that this archive is read at, as of now."""
+        """What was committed since the snapshot that this archive is read at, as of now."""
         tables = (EVENTS, CATALOG, USER_COMMUNITIES, JOURNEY_LOG)
         now = tuple(str(self._lake.versions.version(table.name)) for table in tables)
         if self._newer is not None and self._newer[0] == now:
@@ -314,9 +314,9 @@ class Archive:
         if since is None or changed is None or not changed.count:
             return
         touched = touched_events(self._lake, changed, since)
-        moments = [events_around(self._lake, touched, at) for at in (since, None)]
+        snapshots = [events_around(self._lake, touched, at) for at in (since, None)]
         for projection in model.EVENT_PROJECTIONS:
-            rows = [rows_of_scopes(projection, touched, events) for events in moments]
+            rows = [rows_of_scopes(projection, touched, events) for events in snapshots]
             yield projection.kind, pl.concat(rows).select(projection.kind.key_columns).unique()
         yield model.EVENT_STATUS, touched.select("tenant_id", id="event_id").unique()
         yield model.USER_COMMUNITY, touched.select("tenant_id", id="user_id").unique()

@@ -112,7 +112,7 @@ def reconcile(
         graph: what it holds.
         repair: whether to bring the graph back.
         force: whether more may be repaired than the removal limit lets pass.
-        pinned: the moment that the archive is read at; that of the graph's checkpoints where it is not given.
+        pinned: the versions that the archive is read at; that of the graph's checkpoints where it is not given.
         observe: called with each kind and tenant before it is compared.
 
     Returns:
@@ -242,9 +242,9 @@ def _repair_of(kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFr
     mistyped = tuple(name for name in key if strange(name) in theirs.columns)
     odd = [strange(name) for name in mistyped]
     theirs = theirs.filter(pl.all_horizontal(pl.lit(value=True), *(pl.col(name).is_null() for name in odd)))
-    stranger = [c for c in theirs.columns if c not in ours.columns]
+    unknown = [c for c in theirs.columns if c not in ours.columns]
     columns = [c for c in ours.columns if c != DAY]
-    as_ours = theirs.filter(pl.all_horizontal(pl.lit(value=True), *(pl.col(name).is_null() for name in stranger)))
+    as_ours = theirs.filter(pl.all_horizontal(pl.lit(value=True), *(pl.col(name).is_null() for name in unknown)))
     differing = ours.join(difference(as_ours, ours.select(columns), key).upserted.select(key), on=key, how="semi")
     repeated = theirs.filter(pl.struct(key).is_duplicated()).select(key)
     ghosts = difference(theirs.select(key), ours.select(key), key).deleted

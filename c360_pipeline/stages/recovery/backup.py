@@ -31,7 +31,7 @@ FORMAT = 1
 LAKE = "lake/"
 AREAS = ("landing/", "dead-letters/", SCRIPTS_PREFIX)
 """Beside the lake; what lies there is never changed."""
-BOOKS = (LANDING_FILES.name, DEAD_LETTERS.name, DEAD_LETTER_LINES.name)
+ACCOUNTING = (LANDING_FILES.name, DEAD_LETTERS.name, DEAD_LETTER_LINES.name)
 MANIFEST, OBJECTS, CONTROL, FILES = "backup.json", "objects.parquet", "control.dump", "objects"
 RESTORING = "restoring.json"
 """The object that says which backup is being restored, until it is."""
@@ -107,7 +107,7 @@ def take(
         )
     _make_empty(folder)
     # Books first: what lands in between is in the archive and in no accounting, and lands again as a duplicate.
-    names = sorted(lake.table_names(), key=lambda name: (name not in BOOKS, name))
+    names = sorted(lake.table_names(), key=lambda name: (name not in ACCOUNTING, name))
     versions = {name: version.number for name in names if (version := lake.versions.version(name))}
     observe("dumping the control database")
     dump_control(control, tools, folder / CONTROL)

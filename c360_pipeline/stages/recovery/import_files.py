@@ -67,7 +67,7 @@ class ImportWriter:
     """Writes such files into a folder.
 
     Args:
-        archive: the moment that is written.
+        archive: the snapshot that is written.
         folder: where to; made when it is not there.
         observe: called with each kind before it is written.
     """

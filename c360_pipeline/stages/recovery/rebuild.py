@@ -36,7 +36,7 @@ def note_made(archive: Archive, graph: Graph) -> None:
     """Give a graph that was made whole from an archive its constraints, indexes and checkpoints.
 
     Args:
-        archive: at the moment that the graph was made from.
+        archive: at the snapshot that the graph was made from.
         graph: without checkpoints.
     """
     silos = SiloGraph(archive.lake, graph, archive.control)
