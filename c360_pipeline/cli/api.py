@@ -91,10 +91,10 @@ def list_keys(as_json: AsJson = False) -> None:
 
 @keys_app.command()
 def revoke(key_id: int) -> None:
-    """Make a key open nothing, within ten seconds."""
+    """Revoke an API key, within ten seconds."""
     from c360_pipeline.connections import open_control
     from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
     if not ApiKeys(open_control(load_settings()).login).revoke(key_id):
         raise ConfigError(f"There is no key {key_id} that opens anything; `c360 api-keys list` says which there are.")
-    err.print(f"Key {key_id} opens nothing any more.")
+    err.print(f"API key {key_id} is revoked.")

@@ -20,7 +20,7 @@ from c360_pipeline.stores.postgres.api_keys import ApiKey, ApiKeys, digest_of
 
 MOST_BODY_BYTES = 64 * 1024
 KEY_SECONDS = 10.0
-"""For so long a key that was looked up is not looked up again; a key that is revoked opens things for so long."""
+"""For so long a key that was looked up is not looked up again; a key that is revoked is valid for so long."""
 LOOK_UPS = parse("100/second")
 """Of all tenants together: who has no key makes the control database no work to speak of."""
 LOOK_UPS_AT_ONCE = 4

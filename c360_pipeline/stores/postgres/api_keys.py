@@ -36,7 +36,7 @@ class ApiKey:
         role: `ingest`, `read` or `admin`.
         note: who has it.
         created_at: when it was made.
-        revoked_at: since when it opens nothing; None while it does.
+        revoked_at: since when it is revoked; None while it is valid.
     """
 
     key_id: int
@@ -89,7 +89,7 @@ class ApiKeys:
             raise UnavailableError("The control database can't be reached.") from error
 
     def revoke(self, key_id: int) -> bool:
-        """Make a key open nothing from now on; False when there is none that does."""
+        """Revoke a key; False when there is none that is valid."""
         with psycopg.connect(**self._login) as connection:
             return connection.execute(REVOKE, {"key_id": key_id}).rowcount > 0
 
