@@ -91,6 +91,7 @@ def test_a_support_agent_finds_everything_about_a_customer(
     page.get_by_label("User id").fill("john")
     page.get_by_role("button", name="Search").click()
     page.get_by_role("link", name=JOHN).click()
+    expect(page.get_by_role("heading", level=1, name=JOHN)).to_be_visible()
     see_what_query_eight_says(page, backend)
     expect(page.locator("#neighbourhood[data-drawn=yes]")).to_be_visible()
     picture(page, "page-customer")
