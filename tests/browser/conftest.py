@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pictures import Picture
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 PICTURES = Path(__file__).parents[2] / "docs" / "img"
 QUIET = (
@@ -34,6 +34,7 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
     """A visitor without cookies."""
     with chromium.new_context(viewport={"width": 1400, "height": 900}, timezone_id="UTC", locale="en-GB") as opened:
         opened.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
         yield opened
 
 

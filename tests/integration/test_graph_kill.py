@@ -21,7 +21,7 @@ from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
-KILLS, OF_NEO4J, SEED = often(4, 30), often(1, 5), 7
+KILLS, OF_NEO4J, SEED = often(2, 30), often(1, 5), 7
 WORKER = Path(__file__).parent / "graph_worker.py"
 
 

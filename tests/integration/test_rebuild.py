@@ -249,6 +249,7 @@ def test_an_instant_whose_files_are_gone_is_refused(world: World, monkeypatch: p
         object.__setattr__(EVENTS, "retention", kept)
 
 
+@pytest.mark.soak
 def test_a_dump_is_loaded_again(world: World, home: Path, graph: Graph, tmp_path: Path) -> None:
     before = graph_digest(reconcile(world.archive, graph))
     path = dump(home, tmp_path / "dumps")
