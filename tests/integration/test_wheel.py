@@ -122,7 +122,7 @@ def test_servers_of_ones_own_are_backed_up_rebuilt_and_searched(
     assert rebuilt["digest"] == rebuilt["digest_before"]
     assert world.findings() == set()
     assert "graph" in succeeds("erase", "--tenant", "acme", "--user", "u1", "--dry-run")
-    assert json.loads(succeeds("backup", "again", "--json"))["digest"] == digest
+    assert json.loads(succeeds("backup", "kept", "--verify", "--json"))["digest"] == digest
     refused = run(installed, tmp_path, "rebuild", "--as-of", "2025-11-03T00:00Z", **given)
     assert refused.returncode == 2
     assert "c360-pipeline-devstack" in refused.stderr
