@@ -167,7 +167,7 @@ def narrow_dark_and_by_keyboard(chromium: Browser, at: str, key: str, picture: P
     for _ in range(200):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.textContent.trim()"))
-    assert {"Customers", "Delivery", "Log out", "Earlier"} <= reached
+    assert {"Customers", "Deliveries", "Log out", "Earlier"} <= reached
     page.goto(f"{at}/app/customers/nobody")
     expect(page.get_by_role("heading", name="Not found")).to_be_visible()
     page.get_by_role("button", name="Log out").click()
