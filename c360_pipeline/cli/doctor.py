@@ -2,10 +2,10 @@
 
 import shutil
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import typer
 
+from c360_pipeline.cli.embedded import HAS_EMBEDDED
 from c360_pipeline.cli.output import AsJson, out, print_json
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import load_settings
@@ -27,7 +27,7 @@ class Finding:
 
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine lacks, and the command that installs it."""
-    if find_spec("c360_pipeline.devstack"):
+    if HAS_EMBEDDED:
         from c360_pipeline.devstack.doctor import examine
 
         findings = [Finding(f.name, f.found, f.install) for f in examine()]

@@ -45,19 +45,26 @@ def rebuild_graph(
         The comparison of the new graph with the archive.
     """
     from c360_pipeline.connections import open_graph
-    from c360_pipeline.stages.reconciliation.expected import PinnedVersions
     from c360_pipeline.stages.reconciliation.reconcile import reconcile
     from c360_pipeline.stages.recovery.rebuild import rebuild
 
     if is_embedded(settings, home) and not online:
-        from c360_pipeline.devstack.rebuild import rebuild_by_import
-
-        pinned = archive.at(PinnedVersions.now(archive.lake, archive.control))
-        return rebuild_by_import(home, pinned, lambda: open_graph(settings), observe)
+        return _rebuild_by_import(settings, home, archive, observe)
     with open_graph(settings) as graph:
         rebuild(archive.lake, archive.control, graph, observe)
         observe("comparing with the archive")
         return reconcile(archive, graph)
+
+
+def _rebuild_by_import(
+    settings: Settings, home: Path, archive: "Archive", observe: Callable[[str], None]
+) -> "list[Reconciled]":
+    from c360_pipeline.connections import open_graph
+    from c360_pipeline.devstack.rebuild import rebuild_by_import
+    from c360_pipeline.stages.reconciliation.expected import PinnedVersions
+
+    pinned = archive.at(PinnedVersions.now(archive.lake, archive.control))
+    return rebuild_by_import(home, pinned, lambda: open_graph(settings), observe)
 
 
 def remake_embedded(settings: Settings, home: Path, archive: "Callable[[], Archive]") -> Callable[[], None] | None:
@@ -66,7 +73,8 @@ def remake_embedded(settings: Settings, home: Path, archive: "Callable[[], Archi
         return None
 
     def remake() -> None:
-        rebuild_graph(settings, home, archive(), lambda what: None)
+        # Never by statements: removed nodes would stay on the disk of the old store.
+        _rebuild_by_import(settings, home, archive(), lambda what: None)
 
     return remake
 

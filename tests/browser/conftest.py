@@ -23,6 +23,7 @@ def chromium() -> Iterator[Browser]:
     """A browser of a test: its event loop must not be there when fixtures run theirs, so ask for it after these."""
     program = os.environ.get("CHROMIUM") or shutil.which("chromium")
     assert program, "chromium is missing: apt-get install -y chromium, or set CHROMIUM to its path"
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(QUIET))
         yield browser
@@ -34,7 +35,6 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
     """A visitor without cookies."""
     with chromium.new_context(viewport={"width": 1400, "height": 900}, timezone_id="UTC", locale="en-GB") as opened:
         opened.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
         yield opened
 
 
