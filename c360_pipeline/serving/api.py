@@ -82,7 +82,7 @@ class Api:
         self.backend.close()
 
     async def recommend(self, tenant_id: str, wanted: RecommendationRequest) -> bytes:
-        """The response for a wanted, from the cache where it is a minute old at most."""
+        """The response to a request, from the cache where it is a minute old at most."""
         known = self.cache.get(tenant_id, wanted)
         generation = self.cache.generation(tenant_id, wanted.user_id)
         self.metrics.cached.labels("cache" if known else "graph").inc()

@@ -13,7 +13,7 @@ VariantKey = tuple[int, str | None]
 
 
 class RecommendationCache:
-    """Responses by tenant, user and wanted. Used from one thread, that of the event loop."""
+    """Responses by tenant, user and request. Used from one thread, that of the event loop."""
 
     def __init__(self) -> None:
         self._kept: TTLCache[tuple[str, str], dict[VariantKey, bytes]] = TTLCache(MOST_USERS, KEPT_SECONDS)
@@ -31,7 +31,7 @@ class RecommendationCache:
     def put(self, tenant_id: str, wanted: RecommendationRequest, response: bytes, generation: int) -> None:
         """Keep a response, unless the user has acted since it was begun; the age of a user's is that of the first.
 
-        One for a wanted that excludes products is not kept: there are too many of these.
+        A response to a request that excludes products is not kept: there are too many of these.
         """
         user = (tenant_id, wanted.user_id)
         if wanted.exclude or user in self._acting or generation != self.generation(*user):

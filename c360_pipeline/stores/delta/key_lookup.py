@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import polars as pl
-from deltalake import (
-    DeltaTable,
-)
+from deltalake import DeltaTable
 
 from c360_pipeline.core.arrays.row_hashes import identity_hash
 from c360_pipeline.core.catalog.table import Table

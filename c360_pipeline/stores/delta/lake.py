@@ -6,9 +6,7 @@ from typing import Any, cast
 
 import polars as pl
 import pyarrow as pa
-from deltalake import (
-    Schema,
-)
+from deltalake import Schema
 from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import FileSelector, PyFileSystem
 
@@ -153,12 +151,10 @@ class Lake:
     def has_columns(self, table: Table) -> bool:
         """Whether the table as it is has exactly these columns."""
         snapshot = self._storage.open(table.name)
+        if snapshot is None:
+            return False
         wanted = Schema.from_arrow(table.schema).fields
-        return (
-            snapshot is not None
-            and [f.name for f in snapshot.schema().fields] == [f.name for f in wanted]
-            and (not self.missing_columns(table))
-        )
+        return [(f.name, f.type) for f in snapshot.schema().fields] == [(f.name, f.type) for f in wanted]
 
     def missing_columns(self, table: Table) -> list[str]:
         """Columns that the table lacks or has with another type; none when it was never written."""

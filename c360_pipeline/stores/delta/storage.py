@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
-from deltalake import (
-    DeltaTable,
-)
+from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 

@@ -5,9 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
-from deltalake import (
-    DeltaTable,
-)
+from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from c360_pipeline.core.catalog.changes import Changes, Version, difference
@@ -131,11 +129,11 @@ class Versions:
         added = files_now - files_before
         after_marks = self._storage.read_files(table, added, marks)
         before_marks = self._storage.read_files(table, files_before - files_now, marks)
-        changed = after_marks.join(before_marks, on=marks, how="anti", nulls_equal=True).select(key)
-        gone = before_marks.select(key).join(after_marks.select(key), on=key, how="anti")
+        differing = difference(before_marks, after_marks, key)
+        changed = differing.upserted.select(key)
         to_read = {uri: n for uri, n in rows_by_file(now).items() if uri in added} if changed.height else {}
         rows = (part.join(changed, on=key, how="semi") for part in self._storage.batches_of(table, to_read))
-        return rows, gone, version_of(now)
+        return rows, differing.deleted, version_of(now)
 
     def only_maintained_since(self, name: str, since: Version) -> bool:
         """Whether the table is the same as at a version but for the arrangement of its files."""
