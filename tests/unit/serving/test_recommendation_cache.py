@@ -1,7 +1,7 @@
 """What is kept of recommendations, and what is not."""
 
 from c360_pipeline.reads.recommend import RecommendationRequest
-from c360_pipeline.serving.recommendation_cache import MOST_WISHES, RecommendationCache
+from c360_pipeline.serving.recommendation_cache import MAX_VARIANTS, RecommendationCache
 
 WISH = RecommendationRequest("u1", 5)
 
@@ -33,10 +33,10 @@ def test_nothing_is_kept_while_the_graph_does_not_show_what_the_user_did() -> No
 
 def test_a_user_has_a_bounded_number_of_responses_and_wishes_that_exclude_are_not_kept() -> None:
     cache = RecommendationCache()
-    for top_k in range(1, MOST_WISHES * 3):
+    for top_k in range(1, MAX_VARIANTS * 3):
         cache.put("acme", RecommendationRequest("u1", top_k), b"it", 0)
-    kept = [top_k for top_k in range(1, MOST_WISHES * 3) if cache.get("acme", RecommendationRequest("u1", top_k))]
-    assert 0 < len(kept) <= MOST_WISHES
+    kept = [top_k for top_k in range(1, MAX_VARIANTS * 3) if cache.get("acme", RecommendationRequest("u1", top_k))]
+    assert 0 < len(kept) <= MAX_VARIANTS
     excluding = RecommendationRequest("u1", 5, None, ("p1",))
     cache.put("acme", excluding, b"it", 0)
     assert cache.get("acme", excluding) is None
