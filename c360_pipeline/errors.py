@@ -3,6 +3,7 @@
     C360Error
     ├── ConfigError       fix a setting, an argument or a control row
     ├── ContractError     fix the data at its producer
+    ├── UnreadableError   one object of many can't be had: the others go on
     ├── UnavailableError  a service does not answer: start it or wait, the run can be retried
     ├── ConflictError     another worker was faster: reload and redo the pure work
     ├── RemovalLimitError        more would be removed than is usual: look, then say so
@@ -34,6 +35,10 @@ class UnavailableError(C360Error):
     """A service can't be reached; the message names it and how to start it."""
 
     exit_code = 3
+
+
+class UnreadableError(C360Error):
+    """One object can't be had, for a reason of its own; the message names it. It is tried again with the next run."""
 
 
 class ConflictError(C360Error):

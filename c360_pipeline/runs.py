@@ -15,6 +15,7 @@ from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunS
 from dagster_shared.error import SerializableErrorInfo
 
 from c360_pipeline.assets.partitions import SILO_TABLES, keep_partitions
+from c360_pipeline.assets.specs import WHY
 from c360_pipeline.automation import MAINTENANCE
 from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
@@ -23,8 +24,8 @@ from c360_pipeline.resources.local_run_launcher import is_abandoned, tags_of_thi
 from c360_pipeline.settings import load_settings, project_path
 
 EVERYTHING = "*"
-BRAKED = ("silo_nodes", "mapped_relationships")
-"""Steps that refuse to remove much from the graph unless asked."""
+LIMITED = ("silo_tables", "silo_nodes", "mapped_relationships")
+"""Steps that refuse to remove much from archive or graph unless asked."""
 UNFINISHED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
 
@@ -62,6 +63,7 @@ class Outcome:
         rows: row count by materialised asset, None where an asset does not count.
         failed_checks: asset and name of each check that did not pass.
         warned_checks: the same of checks that only warn.
+        reasons: what failed checks say was left as it is, why and what to do.
         error: message of the first step that failed.
         exit_code: of a command that did nothing else.
     """
@@ -71,6 +73,7 @@ class Outcome:
     rows: dict[str, int | None]
     failed_checks: list[str]
     warned_checks: list[str]
+    reasons: list[str]
     error: str | None
     exit_code: int
 
@@ -105,7 +108,7 @@ def materialise(
         select: assets in Dagster's selection syntax, `*` for all.
         partition: landing date, `YYYY-MM-DD`, when only its files are to be landed.
         observe: called with each step as it starts and ends.
-        force_removal: whether silos may take more from the graph than the removal limit lets pass.
+        force_removal: whether silos may take more from archive and graph than the removal limit lets pass.
 
     Raises:
         ConfigError: nothing is selected, or the partition is no date.
@@ -114,8 +117,8 @@ def materialise(
     keys = _selected(select)
     ops: dict[str, Any] = {"landing": {"config": {"landing_date": _as_date(partition)}}} if partition else {}
     if force_removal:
-        braked = [name for name in BRAKED if dg.AssetKey(name) in keys]
-        ops |= {name: {"config": {"force_removal": True}} for name in braked}
+        limited = [name for name in LIMITED if dg.AssetKey(name) in keys]
+        ops |= {name: {"config": {"force_removal": True}} for name in limited}
     run_id = str(uuid4())
     control = open_control(load_settings(home))
     with control.locks.command_run(), instance(home) as dagster:
@@ -185,6 +188,7 @@ class _Observer:
         self._rows: dict[str, Any] = {}
         self._failed_checks: list[str] = []
         self._warned_checks: list[str] = []
+        self._reasons: list[str] = []
         self._error: SerializableErrorInfo | None = None
 
     def __call__(self, entry: EventLogEntry) -> None:
@@ -208,6 +212,9 @@ class _Observer:
                 is_warning = check.severity is dg.AssetCheckSeverity.WARN
                 named = f"{check.asset_key.to_user_string()}: {check.check_name}"
                 (self._warned_checks if is_warning else self._failed_checks).append(named)
+                why = check.metadata.get(WHY)
+                said = why.data if isinstance(why, dg.JsonMetadataValue) and isinstance(why.data, dict) else {}
+                self._reasons += [f"{name}: {text}" for name, text in said.items()]
 
     def _end(self, event: DagsterEvent) -> None:
         self._ended += 1
@@ -230,6 +237,7 @@ class _Observer:
             rows=self._rows,
             failed_checks=self._failed_checks,
             warned_checks=self._warned_checks,
+            reasons=self._reasons,
             error=cause.message.strip() if cause else None,
             exit_code=0 if succeeded and not self._failed_checks else _exit_code(cause),
         )

@@ -3,7 +3,9 @@
 import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import hypothesis
@@ -37,6 +39,10 @@ LONGEST = (
 GIVEN = str(Path(given).resolve()) if (given := os.environ.get("C360_TEST_ENV")) else ""
 """A file of `NAME=value`, as `c360 env` prints them: services of one's own, whose graph the tests empty."""
 OURS = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "DAGSTER_", "KAFKA_", "CASSANDRA_", "FLINK_")
+COUNT = 1_500
+"""Events of the world."""
+WORLDS = {"world", "shop"}
+"""Fixtures that make a world, or something more of it."""
 FREE_PORTS = {"postgres": 0, "s3": 0, "neo4j": 0}
 
 
@@ -64,8 +70,18 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test is marked by the folder that it stands in; files that take minutes begin first, for two share them."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    """A test is marked by the folder that it stands in; files that take minutes begin first, for two share them.
+
+    Tests of a file that leave the world as it was come first, one after the other: they share it.
+    """
+    files = {item.path: number for number, item in reversed(list(enumerate(items)))}
+
+    def place(item: pytest.Item) -> tuple[int, int, str]:
+        longest = LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+        mark = item.get_closest_marker("leaves_world")
+        return longest, files[item.path], min(set(item.fixturenames) & WORLDS, default="") if mark else "~"
+
+    items.sort(key=place)
     for item in items:
         kind = item.path.relative_to(Path(__file__).parent).parts[0]
         item.add_marker(getattr(pytest.mark, kind))
@@ -112,10 +128,37 @@ def home(services: Path) -> Path:
     return services
 
 
+@dataclass
+class Standing:
+    """The world that the graph shows, for the next test that leaves it as it was.
+
+    Attributes:
+        name: of its bucket and control database; empty when there is none.
+        fixtures: of `WORLDS`, those that were made of it.
+        state: counts of the graph and versions of the lake's tables, which a test that leaves it does not change.
+    """
+
+    name: str = ""
+    fixtures: set[str] = field(default_factory=set)
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def serves(self, test: pytest.FixtureRequest) -> bool:
+        """Whether a test can have it."""
+        wanted = WORLDS & set(test.fixturenames)
+        return bool(self.name and test.node.get_closest_marker("leaves_world") and wanted == self.fixtures)
+
+
+@pytest.fixture(scope="session")
+def standing() -> Standing:
+    return Standing()
+
+
 @pytest.fixture
-def settings(services: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings with names that no other test uses."""
-    name = uuid4().hex[:12]
+def settings(
+    services: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, standing: Standing
+) -> Settings:
+    """Settings with names that no other test uses, or those of the world that a test shares."""
+    name = standing.name if standing.serves(request) else uuid4().hex[:12]
     monkeypatch.setenv("C360_BUCKET", f"test-{name}")
     monkeypatch.setenv("ETL_DB_NAME", f"control_{name}")
     return load_settings(services)
@@ -137,10 +180,11 @@ def control(settings: Settings) -> ControlDb:
 
 
 @pytest.fixture(scope="session")
-def empty_graph(services: Path) -> Callable[[], None]:
+def empty_graph(services: Path, standing: Standing) -> Callable[[], None]:
     """Removes every node; constraints stay."""
 
     def remove_all() -> None:
+        standing.name = ""
         settings = load_settings(services)
         login = (settings.neo4j_user, settings.neo4j_password.get_secret_value())
         with neo4j.GraphDatabase.driver(settings.neo4j_uri, auth=login) as driver, driver.session() as session:
@@ -150,19 +194,33 @@ def empty_graph(services: Path) -> Callable[[], None]:
 
 
 @pytest.fixture
-def graph(settings: Settings, empty_graph: Callable[[], None]) -> Iterator[Graph]:
-    """An empty graph with its schema."""
-    empty_graph()
+def graph(
+    settings: Settings, empty_graph: Callable[[], None], request: pytest.FixtureRequest, standing: Standing
+) -> Iterator[Graph]:
+    """An empty graph with its schema, or that of the world that a test shares."""
+    if not standing.serves(request):
+        empty_graph()
     with open_graph(settings) as opened:
         opened.schema.apply()
         yield opened
 
 
 @pytest.fixture
-def world(lake: Lake, graph: Graph) -> World:
+def world(
+    settings: Settings, lake: Lake, graph: Graph, request: pytest.FixtureRequest, standing: Standing
+) -> Iterator[World]:
     """1,500 events of three tenants, stitched and projected."""
-    made = World(lake, graph)
-    made.catalogue()
-    made.land(1_500)
-    made.project()
-    return made
+    made, failed = World(lake, graph), request.session.testsfailed
+    if standing.serves(request):
+        made.count, made.is_shared = COUNT, True
+    else:
+        made.catalogue()
+        made.land(COUNT)
+        made.project()
+    yield made
+    standing.name = ""
+    if request.node.get_closest_marker("leaves_world") and request.session.testsfailed == failed:
+        state = made.state()
+        assert not made.is_shared or state == standing.state, "the test does not leave the world as it was"
+        standing.name, standing.state = settings.bucket.removeprefix("test-"), state
+        standing.fixtures = WORLDS & set(request.fixturenames)

@@ -26,9 +26,15 @@ Finding = tuple[str, str, str, str]
 
 
 class World:
-    """Events of three tenants and a catalogue, stitched and projected, without silos."""
+    """Events of three tenants and a catalogue, stitched and projected, without silos.
+
+    Attributes:
+        count: events that were landed.
+        is_shared: whether an earlier test made it, with all that its fixtures add.
+    """
 
     policy = POLICY
+    is_shared = False
 
     def __init__(self, lake: Lake, graph: Graph) -> None:
         self.lake, self.graph = lake, graph
@@ -77,6 +83,11 @@ class World:
         named = [(f["tenant_id"], f["entity"], f["kind"], f["key"]) for f in found]
         assert len(named) == len(set(named))
         return set(named)
+
+    def state(self) -> dict[str, object]:
+        """What shows at once that something was written: counts of the graph, versions of the lake's tables."""
+        versions = {name: str(self.lake.versions.version(name)) for name in self.lake.table_names()}
+        return {**self.graph.counts.all(), **versions}
 
     def digest(self) -> str:
         return combined_digest(digests(self.lake, reconcile(self.archive, self.graph)))

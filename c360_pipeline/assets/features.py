@@ -1,6 +1,6 @@
 """Features: what the graph and its archive say of users, products, paths and accounts, kept in the lake, per tenant."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import dagster as dg
@@ -14,6 +14,7 @@ from c360_pipeline.assets.specs import (
     NEO4J_WRITES,
     OWNERS,
     asset_check,
+    check_spec,
     column_schema,
     found_none,
     lineage,
@@ -56,7 +57,8 @@ PERSONAL = ("user_id", "session_id", "email", "account_id")
 """Columns that a preview does not show: the log of runs is read by people who need not know them."""
 PATH_COLUMNS = ("tenant_id", "user_id", "session_id", "event_id", "ts", "action")
 
-Asset = Callable[[Callable[..., dg.MaterializeResult[None]]], dg.AssetsDefinition]
+Results = Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]
+Asset = Callable[[Callable[..., dg.MaterializeResult[None] | Results]], dg.AssetsDefinition]
 
 
 def feature_spec(table: Table, *, deps: Sequence[str] = (), kinds: Iterable[str] = ()) -> dg.AssetSpec:
@@ -74,11 +76,17 @@ def feature_spec(table: Table, *, deps: Sequence[str] = (), kinds: Iterable[str]
     )
 
 
-def feature(table: Table, *, kinds: Iterable[str] = (), pool: str | None = None) -> Asset:
-    """An asset that is one table of features."""
+def feature(
+    table: Table, *, kinds: Iterable[str] = (), pool: str | None = None, checks: Mapping[str, str] | None = None
+) -> Asset:
+    """An asset that is one table of features, with checks, by name, of what it read itself."""
     return dg.multi_asset(
         name=name_of(table),
         specs=[feature_spec(table, kinds=kinds)],
+        check_specs=[
+            check_spec(name, asset=name_of(table), description=description)
+            for name, description in (checks or {}).items()
+        ],
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=pool,
     )
@@ -107,9 +115,9 @@ def scope_of(context: dg.AssetExecutionContext, lake: Lake) -> Scope:
     return Scope(lake.count_by(EVENTS, "tenant_id")["tenant_id"].to_list() if named is None else named, named)
 
 
-def events_of(lake: Lake, tenants: Sequence[str], *columns: str) -> pl.LazyFrame:
-    """Columns of the archive of some tenants."""
-    return lake.scan(EVENTS).filter(pl.col("tenant_id").is_in(list(tenants))).select(*columns)
+def events_of(lake: Lake, tenants: Sequence[str], *columns: str, version: int | None = None) -> pl.LazyFrame:
+    """Columns of the archive of some tenants, at a version or now."""
+    return lake.scan(EVENTS, version).filter(pl.col("tenant_id").is_in(list(tenants))).select(*columns)
 
 
 def publish(
@@ -152,19 +160,28 @@ def weights_of(neo4j: Graph, tenant: str) -> pl.DataFrame:
 @dg.multi_asset(
     # One step: a run that names no partition can't have a partitioned asset that waits for another one.
     specs=[feature_spec(USER_COMMUNITIES, kinds={"neo4j"}), feature_spec(PATH_ANOMALIES, deps=["user_communities"])],
+    check_specs=[
+        check_spec(
+            "every_active_user_has_a_community",
+            asset="user_communities",
+            description="Every user whose views and purchases were read has one community in the graph.",
+        )
+    ],
     backfill_policy=dg.BackfillPolicy.single_run(),
     pool=NEO4J_WRITES,
 )
 def communities(
     context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, gds: GdsResource
-) -> Iterator[dg.MaterializeResult[None]]:
+) -> Results:
     """Run Louvain per tenant, keep and write what changed; then rate the last week's sessions by their community."""
     tables, algorithms = lake.open(), gds.open()
     scope, modularity, parts = scope_of(context, tables), dict[str, float](), list[pl.DataFrame]()
+    active = [USER_COMMUNITIES.empty().select("tenant_id", "user_id")]
     with graph.open() as neo4j:
         for number, tenant in enumerate(scope.tenants):
             weights = weights_of(neo4j, tenant)
             if weights.height:
+                active.append(weights.select("tenant_id", "user_id").unique())
                 members, edges = features.number_members(weights)
                 name = f"{PROJECTION_PREFIX}communities_{context.run.run_id}_{number}"
                 labels = algorithms.louvain(name, members, edges)
@@ -172,6 +189,9 @@ def communities(
                 modularity[tenant] = round(features.modularity(edges, labels), 4)
         found, changes = publish(context, tables, USER_COMMUNITIES, parts, scope)
         neo4j.writer.update(model.USER_COMMUNITY, model.user_communities(found))
+        # Who became active since the weights were read is left to the next run.
+        without = [neo4j.counts.active_users_without_community(tenant) for tenant in scope.tenants]
+        left_out = pl.concat(active).join(pl.concat([active[0], *without]), on=["tenant_id", "user_id"], how="semi")
     sizes = found.unique(["tenant_id", "community"]).sort("tenant_id", "community").drop("user_id")
     yield dg.MaterializeResult(
         asset_key="user_communities",
@@ -184,18 +204,16 @@ def communities(
             **lineage(USER_COMMUNITIES),
         ),
     )
+    yield dg.AssetCheckResult(
+        asset_key="user_communities",
+        check_name="every_active_user_has_a_community",
+        passed=left_out.is_empty(),
+        metadata={"left_out": left_out.height},
+    )
     odd = [
         paths.path_anomalies(events_of(tables, [tenant], *PATH_COLUMNS).collect(), found) for tenant in scope.tenants
     ]
     yield kept(context, tables, PATH_ANOMALIES, odd, scope)
-
-
-@asset_check(asset="user_communities", description="Every user with a view or purchase has one community.")
-def every_active_user_has_a_community(graph: GraphResource) -> dg.AssetCheckResult:
-    """Look for users that the algorithm left out."""
-    with graph.open() as neo4j:
-        left_out = neo4j.counts.active_users_without_community()
-    return dg.AssetCheckResult(passed=left_out == 0, metadata={"left_out": left_out})
 
 
 @feature(PRODUCT_SIMILARITIES, kinds={"neo4j"}, pool=NEO4J_WRITES)
@@ -246,34 +264,40 @@ def projections_are_dropped(gds: GdsResource) -> dg.AssetCheckResult:
     )
 
 
-@feature(PRODUCT_CANDIDATES)
-def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[None]:
+@feature(
+    PRODUCT_CANDIDATES,
+    checks={
+        "candidates_are_new_to_their_users": "Scores are ten for each similar user and their strength; none is bought."
+    },
+)
+def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) -> Results:
     """Score for every user what customers with the same purchases bought besides."""
     tables = lake.open()
+    # What is bought meanwhile is left to the next run, by the check, too.
+    archived = tables.versions.version(EVENTS.name)
+    version = archived.number if archived else None
+
+    def purchases_of(tenant: str) -> pl.LazyFrame:
+        bought = events_of(tables, [tenant], "tenant_id", "user_id", "item_id", "ts", "action", version=version)
+        return bought.filter(pl.col("action") == "purchase")
 
     def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
-        bought = events_of(tables, [tenant], "tenant_id", "user_id", "item_id", "ts", "action")
-        purchases = model.purchases(bought.filter(pl.col("action") == "purchase").collect(engine="streaming"))
+        purchases = model.purchases(purchases_of(tenant).collect(engine="streaming"))
         return candidates(tenant, purchases.select("count", user_id="from_id", product_id="to_id"))
 
-    return of_each_tenant(context, tables, PRODUCT_CANDIDATES, of_tenant)
-
-
-@asset_check(
-    asset="product_candidates", description="Scores are ten for each similar user and their strength; none is bought."
-)
-def candidates_are_new_to_their_users(lake: LakeResource) -> dg.AssetCheckResult:
-    """Look for candidates that their user has bought, and for scores that do not add up."""
-    tables = lake.open()
-    found = tables.scan(PRODUCT_CANDIDATES)
-    bought = tables.scan(EVENTS).filter(pl.col("action") == "purchase").select("tenant_id", "user_id", "item_id")
-    bought = bought.rename({"item_id": "product_id"})
-    owned = found.join(bought, on=["tenant_id", "user_id", "product_id"], how="semi").collect()
-    odd = found.filter(
+    scope = scope_of(context, tables)
+    found = [part for tenant in scope.tenants for part in of_tenant(tenant)]
+    yield kept(context, tables, PRODUCT_CANDIDATES, found, scope)
+    rows_found = pl.concat([PRODUCT_CANDIDATES.empty(), *found])
+    bought = [purchases_of(tenant).select("tenant_id", "user_id", product_id="item_id") for tenant in scope.tenants]
+    key = ["tenant_id", "user_id", "product_id"]
+    owned = [rows_found.lazy().join(one, on=key, how="semi").collect(engine="streaming") for one in bought]
+    odd = rows_found.filter(
         (pl.col("score") != SIMILAR_USER_WEIGHT * pl.col("similar_users") + pl.col("strength"))
         | (pl.col("similar_users") < 1)
-    ).collect()
-    return found_none("product_candidates", "candidates_are_new_to_their_users", owned=owned, odd=odd)
+    )
+    yield found_none("product_candidates", "candidates_are_new_to_their_users",
+                     owned=pl.concat([rows_found.clear(), *owned]), odd=odd)  # fmt: skip
 
 
 @feature(TRENDING_PRODUCTS)
@@ -358,37 +382,33 @@ def insights_are_more_frequent_before_tickets(lake: LakeResource) -> dg.AssetChe
     return wrong_rows(lake, SUPPORT_INSIGHTS, wrong)
 
 
-@feature(ACCOUNT_VALUES, kinds={"neo4j"})
-def account_values(
-    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource
-) -> dg.MaterializeResult[None]:
+@feature(
+    ACCOUNT_VALUES,
+    kinds={"neo4j"},
+    checks={
+        "every_account_has_a_value": "Risks lie in [0, 1], values are not negative, every account that was read has "
+        "one row."
+    },
+)
+def account_values(context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource) -> Results:
     """Say of every account what it is worth and how likely it leaves, counted to the tenant's newest event."""
     tables = lake.open()
+    scope = scope_of(context, tables)
     with graph.open() as neo4j:
-
-        def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
-            now = newest_of(neo4j.run, tenant)
-            if now is not None:
-                yield values_of_accounts(read_accounts(neo4j.run, tenant, now))
-
-        return of_each_tenant(context, tables, ACCOUNT_VALUES, of_tenant)
-
-
-@asset_check(
-    asset="account_values", description="Risks lie in [0, 1], values are not negative, every account has one row."
-)
-def every_account_has_a_value(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
-    """Look for rows that no definition gives, and count the accounts."""
-    tables = lake.open()
-    values = tables.read(ACCOUNT_VALUES)
+        newest = {tenant: newest_of(neo4j.run, tenant) for tenant in scope.tenants}
+        accounts = [read_accounts(neo4j.run, tenant, now) for tenant, now in newest.items() if now is not None]
+    found = [values_of_accounts(part) for part in accounts]
+    yield kept(context, tables, ACCOUNT_VALUES, found, scope)
+    values = pl.concat([ACCOUNT_VALUES.empty(), *found])
+    read = sum(part.height for part in accounts)
     wrong = ~pl.col("churn_risk").is_between(0, 1) | (pl.col("value_to_date") < 0) | (pl.col("monthly_value") < 0)
-    with graph.open() as neo4j:
-        accounts = neo4j.counts.label_counts().get("Account", 0)
     odd = values.filter(wrong)
-    return dg.AssetCheckResult(
-        passed=odd.is_empty() and values.height == accounts,
+    yield dg.AssetCheckResult(
+        asset_key="account_values",
+        check_name="every_account_has_a_value",
+        passed=odd.is_empty() and values.n_unique(ACCOUNT_VALUES.key) == read,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"odd": preview(odd), "accounts": accounts, "rows": values.height},
+        metadata={"odd": preview(odd), "accounts": read, "rows": values.height},
     )
 
 

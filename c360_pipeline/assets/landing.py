@@ -1,7 +1,8 @@
 """Landing: new files of the landing area become events or dead letters, and every line is in the accounting."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
+from typing import NamedTuple
 
 import dagster as dg
 import polars as pl
@@ -10,6 +11,7 @@ from c360_pipeline.assets.partitions import LANDING_DATES, named_dates, note_par
 from c360_pipeline.assets.plots import lines_per_day
 from c360_pipeline.assets.specs import (
     OWNERS,
+    WHY,
     asset_check,
     check_spec,
     column_schema,
@@ -81,7 +83,12 @@ class LandingConfig(dg.Config):
         check_spec(
             "every_file_was_read",
             asset="landing_files",
-            description="No file broke off, for example because its gzip stream is damaged.",
+            description="No file broke off because it is damaged, and the store handed every file out.",
+        ),
+        check_spec(
+            "every_file_brings_events",
+            asset="landing_files",
+            description="Of no file that was read is more dead than alive.",
         ),
         check_spec(
             "every_object_is_an_event_file",
@@ -110,7 +117,7 @@ def landing_assets(
     dates = {date.fromisoformat(config.landing_date)} if config.landing_date else named_dates(context)
     accounts = land(ingest, found.files, dates, report)
     _note_dates(context, tables, dates or {landing_date_of(account.source_uri) for account in accounts})
-    yield from _results(tables, accounts, started)
+    yield from _results(tables, accounts, ingest.unreadable, started)
     yield dg.AssetCheckResult(
         asset_key="landing_files",
         check_name="every_object_is_an_event_file",
@@ -121,7 +128,7 @@ def landing_assets(
 
 
 def _results(
-    lake: Lake, accounts: list[FileAccount], started: datetime
+    lake: Lake, accounts: list[FileAccount], unreadable: Mapping[str, str], started: datetime
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     files, archived, queued = (
         lake.read(LANDING_FILES),
@@ -160,12 +167,40 @@ def _results(
         "dead_letters", "queue_holds_what_the_accounting_says", wrong_files=misaccounted_dead(files, queued)
     )
     yield found_none("dead_letters", "every_dead_letter_is_whole", damaged=damaged_since(lake, started))
-    broken = {account.source_uri: account.damage for account in accounts if account.damage}
+    broken = {account.source_uri: account.damage for account in accounts if account.damage} | dict(unreadable)
     yield dg.AssetCheckResult(
         asset_key="landing_files",
         check_name="every_file_was_read",
         passed=not broken,
-        metadata={"damage": dg.MetadataValue.json(broken)},
+        metadata={"damage": dg.MetadataValue.json(broken), WHY: dg.MetadataValue.json(dict(list(broken.items())[:5]))},
+    )
+    dead = {account.source_uri: mostly_dead(account, files_letters(lake, account)) for account in accounts
+            if 2 * account.dead > account.lines}  # fmt: skip
+    yield dg.AssetCheckResult(
+        asset_key="landing_files",
+        check_name="every_file_brings_events",
+        passed=not dead,
+        metadata={"files": dg.MetadataValue.json(dead), WHY: dg.MetadataValue.json(dict(list(dead.items())[:5]))},
+    )
+
+
+def files_letters(lake: Lake, account: FileAccount) -> pl.DataFrame:
+    """The most frequent reasons of a file's dead lines: error_class, reason, lines."""
+    lines = lake.scan(DEAD_LETTER_LINES).filter(
+        (pl.col("source_uri") == account.source_uri) & (pl.col("source_etag") == account.etag)
+    )
+    letters = lake.scan(DEAD_LETTERS).select("dead_letter_id", "error_class", "reason")
+    named = lines.select("dead_letter_id").join(letters, on="dead_letter_id")
+    counted = named.group_by("error_class").agg(pl.len().alias("lines"), pl.col("reason").first())
+    return counted.sort("lines", "error_class", descending=[True, False]).head(3).collect()
+
+
+def mostly_dead(account: FileAccount, reasons: pl.DataFrame) -> str:
+    """What to say of a file of which most is dead: how much, and why; no values of its lines."""
+    named = ", ".join(f"{lines:,} {name}" for name, lines in reasons.select("error_class", "lines").iter_rows())
+    return (
+        f"{account.dead:,} of {account.lines:,} lines are dead letters ({named}). Look at them with `c360 dead-letters "
+        "list`; once the producer or the rules are right, `c360 dead-letters replay` lands them."
     )
 
 
@@ -223,21 +258,28 @@ def _misaccounted(lake: Lake, files: pl.DataFrame, archived: int) -> pl.DataFram
         check_spec(
             "every_catalogue_was_read",
             asset="product_catalog",
-            description="No catalogue file was left aside because its columns or prices are wrong.",
+            description="No catalogue file, and no row of one, was left aside because its columns or prices are wrong.",
         )
     ],
 )
 def product_catalog(  # with checks of its own, Dagster takes the result type without parameters only
     landing: LandingResource, lake: LakeResource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """Read every catalogue file; of a product that stands in several, the last file by name counts."""
+    """Read every catalogue file; of a product that stands in several, the last file by name counts.
+
+    What can't be read, a file or a row, leaves what the archive has of it as it is.
+    """
     area, tables = landing.open(), lake.open()
-    frames, unreadable = [CATALOG.empty()], []
+    frames, unreadable, held = [CATALOG.empty()], list[str](), tables.read(CATALOG)
     for file in area.catalog_files():
         try:
-            frames.append(read_catalog(area.read(file), file.uri))
+            read = read_catalog(area.read(file), file.uri)
         except ContractError as error:
             unreadable.append(str(error))
+            frames.append(held.filter(pl.col("source_uri") == file.uri))
+        else:
+            frames += [read.rows, held.join(read.unusable, on=CATALOG.key, how="semi")]
+            unreadable += read.problems
     catalog = pl.concat(frames).unique(CATALOG.key, keep="last", maintain_order=True)
     changes = tables.commits.replace(CATALOG, catalog.sort(CATALOG.key))
     return dg.MaterializeResult(
@@ -246,26 +288,53 @@ def product_catalog(  # with checks of its own, Dagster takes the result type wi
             dg.AssetCheckResult(
                 check_name="every_catalogue_was_read",
                 passed=not unreadable,
-                metadata={"unreadable": dg.MetadataValue.json(unreadable)},
+                metadata={
+                    "unreadable": dg.MetadataValue.json(unreadable[:100]),
+                    "rows": len(unreadable),
+                    WHY: dg.MetadataValue.json({"product_catalog": "\n".join(unreadable[:5])} if unreadable else {}),
+                },
             )
         ],
     )
 
 
-def read_catalog(content: bytes, uri: str) -> pl.DataFrame:
-    """Rows of `CATALOG` from a file with the header tenant_id,id,name,category,price.
+class CatalogRows(NamedTuple):
+    """What a catalogue file says.
+
+    Attributes:
+        rows: of `CATALOG`.
+        unusable: tenant_id and id of rows that say something that can't be.
+        problems: of each such row, which, what and where.
+    """
+
+    rows: pl.DataFrame
+    unusable: pl.DataFrame
+    problems: list[str]
+
+
+def read_catalog(content: bytes, uri: str) -> CatalogRows:
+    """Read a file with the header tenant_id,id,name,category,price.
 
     Raises:
-        ContractError: a column is missing or a price is not a number; the message names the file.
+        ContractError: it is no such file; the message names it.
     """
-    schema = {"tenant_id": pl.String, "id": pl.String, "name": pl.String, "category": pl.String, "price": pl.Float64}
+    columns = ["tenant_id", "id", "name", "category", "price"]
     try:
-        frame = pl.read_csv(content, schema_overrides=schema).select(list(schema))
+        frame = pl.read_csv(content, infer_schema=False).select(columns)
     except pl.exceptions.PolarsError as error:
-        raise ContractError(f"{uri} is not a catalogue with the columns {', '.join(schema)}: {error}") from None
+        raise ContractError(f"{uri} is not a catalogue with the columns {', '.join(columns)}: {error}") from None
     # Composed, as the strings of events are: an item must be the same text on both sides.
-    composed = frame.with_columns(pl.col(pl.String).str.normalize("NFC"))
-    return composed.drop_nulls(["tenant_id", "id"]).with_columns(source_uri=pl.lit(uri))
+    composed = frame.with_columns(pl.all().str.normalize("NFC")).with_row_index("row", offset=2)
+    price = pl.col("price").str.strip_chars().cast(pl.Float64, strict=False)
+    is_wrong = (price.is_null() & pl.col("price").is_not_null()) | ~price.is_finite().fill_null(value=True)
+    is_keyless = pl.any_horizontal(pl.col("tenant_id", "id").is_null())
+    wrong = composed.filter(is_wrong & ~is_keyless)
+    problems = [
+        f"{uri} row {row}: the price of product {product!r} is {text!r}, which is no number"
+        for row, product, text in wrong.select("row", "id", "price").iter_rows()
+    ] + [f"{uri} row {row}: a product needs a tenant_id and an id" for row in composed.filter(is_keyless)["row"]]
+    good = composed.filter(~is_wrong & ~is_keyless).with_columns(price=price, source_uri=pl.lit(uri))
+    return CatalogRows(good.drop("row"), wrong.select(CATALOG.key), problems)
 
 
 @asset_check(asset=product_catalog, description="Every price is a number that is not negative.")

@@ -15,14 +15,15 @@ from c360_pipeline.assets.specs import (
     refused_rows,
     rows,
 )
-from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
 from c360_pipeline.core.projection import graph as model
-from c360_pipeline.core.projection.refused import stands_on
-from c360_pipeline.resources import GraphResource, LakeResource, MetricsResource
+from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, MetricsResource
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph, graph_lag
 from c360_pipeline.stages.projection.journeys import JourneyGraph
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.unlanded_events import overdue_events
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import in_flight, unmatched
+from c360_pipeline.stages.stitching.catch_up import unstitched_events
 from c360_pipeline.stores.local.metrics import Figure
 from c360_pipeline.stores.neo4j.graph_statistics import GraphStatistics
 
@@ -75,18 +76,12 @@ def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
 @asset_check(
     asset=product_graph, blocking=True, description="Every item of an event and of the catalogue is a Product."
 )
-def every_item_is_a_product(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
+def every_item_is_a_product(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
     """Look for items that no event could be linked to."""
-    tables = lake.open()
-    items = tables.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
-    wanted = model.products(items, tables.read(CATALOG)).select("tenant_id", "id")
     with graph.open() as neo4j:
-        held = [
-            neo4j.audit.rows(model.PRODUCT, tenant).select("tenant_id", "id") for tenant in wanted["tenant_id"].unique()
-        ]
-    missing = wanted.join(pl.concat([wanted.clear(), *held]), on=["tenant_id", "id"], how="anti")
-    missing = missing.filter(~stands_on(model.PRODUCT, missing, RefusedRows(tables, neo4j.refusals).refused))
-    return dg.AssetCheckResult(passed=missing.is_empty(), metadata={"missing": preview(missing)})
+        archive = Archive.as_projected(lake.open(), control.open().read(), neo4j)
+        lost = unmatched(archive, neo4j, model.PRODUCT, archive.product_keys()).filter(found="missing")
+    return dg.AssetCheckResult(passed=lost.is_empty(), metadata={"missing": preview(lost.drop("found"))})
 
 
 @dg.asset(
@@ -116,17 +111,23 @@ def event_graph(
     blocking=True,
     description="As many Action nodes as events in the archive, less those in the dead-letter queue.",
 )
-def every_event_is_a_node(lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
-    """Count both sides."""
-    tables = lake.open()
-    archived = tables.count(EVENTS)
+def every_event_is_a_node(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
+    """Count both sides as of the graph's checkpoint; where they differ, name what nobody is bringing there."""
     with graph.open() as neo4j:
-        nodes = neo4j.counts.label_counts().get("Action", 0)
-        refused = len(RefusedRows(tables, neo4j.refusals).refused.get("Action", ()))
+        archive = Archive.as_projected(lake.open(), control.open().read(), neo4j)
+        archived = archive.event_count()
+        nodes, unlanded = (neo4j.counts.label_count(label) for label in (model.ACTION.label, model.UNLANDED))
+        refused = len(RefusedRows(archive.lake, neo4j.refusals).refused.get(model.ACTION.name, ()))
+        differing = pl.DataFrame()
+        if archived - refused != nodes - unlanded:
+            differing = unmatched(archive, neo4j, model.ACTION, archive.event_keys())
     return dg.AssetCheckResult(
-        passed=archived - refused == nodes,
-        metadata={"archive_rows": archived, "nodes": nodes, "refused_by_graph": refused},
-    )
+        passed=differing.is_empty(),
+        metadata={
+            "archive_rows": archived, "nodes": nodes, "not_landed_yet": unlanded, "refused_by_graph": refused,
+            "differing": preview(differing),
+        },
+    )  # fmt: skip
 
 
 @asset_check(asset=event_graph, description="No event that the API or the stream wrote waits for an hour to land.")
@@ -203,8 +204,13 @@ def graph_figures(stage: str, written: GraphStatistics, changed: int) -> list[Fi
 
 
 @asset_check(asset=journey_graph, description="No event in the graph waits for its journey (status NEW).")
-def every_event_is_processed(graph: GraphResource) -> dg.AssetCheckResult:
-    """Count the events that stitching has not reached."""
+def every_event_is_processed(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
+    """Look for events that should have been stitched; those that landed since then are not waited for."""
     with graph.open() as neo4j:
+        archive = Archive.as_projected(lake.open(), control.open().read(), neo4j)
         waiting = neo4j.counts.waiting_events()
-    return dg.AssetCheckResult(passed=waiting == 0, metadata={"waiting": waiting})
+        late = waiting
+        if waiting.height:
+            late = in_flight(archive, neo4j).left_out(model.EVENT_STATUS, waiting)
+            late = late.join(unstitched_events(archive.lake), on=["tenant_id", "id"], how="anti")
+    return dg.AssetCheckResult(passed=late.is_empty(), metadata={"waiting": waiting.height, "late": preview(late)})

@@ -13,6 +13,7 @@ from c360_pipeline.assets.partitions import SILO_TABLES, named_partitions, note_
 from c360_pipeline.assets.specs import (
     NEO4J_WRITES,
     OWNERS,
+    WHY,
     asset_check,
     check_spec,
     counts_table,
@@ -26,8 +27,9 @@ from c360_pipeline.core.silos.joins import joined_columns
 from c360_pipeline.core.silos.plan import Extract
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource, LandingResource, SilosResource
 from c360_pipeline.stages.projection.refused import RefusedRows
-from c360_pipeline.stages.projection.silos import LabelTables, SiloGraph, label_tables, stored_silo_table
+from c360_pipeline.stages.projection.silos import LabelTables, SiloGraph, stored_silo_table
 from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import unmatched
 from c360_pipeline.stages.recovery.cypher_script import SCRIPTS_PREFIX, write_script
 from c360_pipeline.stages.silos.run import SiloRun, readable_exclusions
 
@@ -40,6 +42,12 @@ LINEAGE_MEANING = {
 }
 
 
+class SiloConfig(dg.Config):
+    """`force_removal` lets more go than the removal limit does: a table that was emptied on purpose."""
+
+    force_removal: bool = False
+
+
 @dg.asset(
     description="Every active table of every source database, as the control database says, in `lake/silos/`; "
     "excluded columns are never read.",
@@ -49,15 +57,29 @@ LINEAGE_MEANING = {
     metadata={"dagster/column_schema": described_columns(LINEAGE_MEANING)},
     partitions_def=SILO_TABLES,
     backfill_policy=dg.BackfillPolicy.single_run(),
+    check_specs=[
+        check_spec(
+            "every_table_was_read",
+            asset="silo_tables",
+            description="Every table and mapping that the control database asks for could be had; of one that could "
+            "not, the lake keeps what it held.",
+        )
+    ],
 )
-def silo_tables(
-    context: dg.AssetExecutionContext, control: ControlResource, silos: SilosResource, lake: LakeResource
-) -> dg.MaterializeResult[None]:
+def silo_tables(  # with checks of its own, Dagster takes the result type without parameters only
+    context: dg.AssetExecutionContext,
+    config: SiloConfig,
+    control: ControlResource,
+    silos: SilosResource,
+    lake: LakeResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Plan, extract, and keep what changed; all tables when the run names no partition."""
     control_db, tables = control.open(), lake.open()
     chosen = named_partitions(context)
     with control_db.runs.logged_run(context.run.run_id) as log:
-        run = SiloRun(control_db, tables, silos.open, context.run.run_id, log, context.log.info)
+        run = SiloRun(
+            control_db, tables, silos.open, context.run.run_id, log, context.log.info, force=config.force_removal
+        )
         loaded = run.load(chosen)
     loaded_rows = zip(loaded.extracts, loaded.tables.iter_rows(named=True), strict=True)
     note_partitions(
@@ -66,7 +88,18 @@ def silo_tables(
     return dg.MaterializeResult(
         metadata=rows(
             int(loaded.tables["rows"].sum()), tables=preview(loaded.tables, limit=100), plan_hash=loaded.plan.hash
-        )
+        ),
+        check_results=[all_went(loaded.failures, "every_table_was_read", asset="silo_tables")],
+    )
+
+
+def all_went(left: Mapping[str, str], check: str, *, asset: str) -> dg.AssetCheckResult:
+    """A check that fails when something was left as it is, and says of each why and what to do."""
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=check,
+        passed=not left,
+        metadata={WHY: dg.MetadataValue.json(dict(left)), "left": len(left)},
     )
 
 
@@ -93,9 +126,10 @@ def silo_keys_are_unique(control: ControlResource, lake: LakeResource) -> dg.Ass
     for source in control_rows.tables:
         table = stored_silo_table(tables, control_rows, source)
         if table is not None:
+            # One snapshot: between two, another run may have written.
             keys = tables.scan(table).select(table.key)
-            count = keys.drop_nulls().unique().select(pl.len()).collect(engine="streaming").item()
-            repeated = tables.count(table) - int(count)
+            counted = pl.collect_all([keys.select(pl.len()), keys.drop_nulls().unique().select(pl.len())])
+            repeated = int(counted[0].item() - counted[1].item())
             wrong |= {table.name: repeated} if repeated else {}
     return dg.AssetCheckResult(
         passed=not wrong, metadata={"rows_with_repeated_or_null_keys": counts_table(wrong, "table")}
@@ -128,12 +162,6 @@ def no_login_may_read_what_is_excluded(control: ControlResource, silos: SilosRes
     )
 
 
-class SiloGraphConfig(dg.Config):
-    """`force_removal` lets more go from the graph than the removal limit does: a table that was emptied on purpose."""
-
-    force_removal: bool = False
-
-
 @dg.asset(
     deps=[silo_tables, "graph_schema"],
     description="A node for every row of every silo table that has a label.",
@@ -144,10 +172,18 @@ class SiloGraphConfig(dg.Config):
     metadata={
         "dagster/column_schema": described_columns({"tenant_id": "whose data it is", "…": "the lake table's columns"})
     },
+    check_specs=[
+        check_spec(
+            "every_label_was_projected",
+            asset="silo_nodes",
+            description="No label of a tenant waits because more of its nodes would go than the removal limit lets "
+            "pass.",
+        )
+    ],
 )
-def silo_nodes(
-    config: SiloGraphConfig, control: ControlResource, lake: LakeResource, graph: GraphResource
-) -> dg.MaterializeResult[None]:
+def silo_nodes(  # with checks of its own, Dagster takes the result type without parameters only
+    config: SiloConfig, control: ControlResource, lake: LakeResource, graph: GraphResource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Project the rows that changed."""
     control_rows = control.open().read()
     with graph.open() as neo4j:
@@ -156,7 +192,10 @@ def silo_nodes(
         total = sum(neo4j.counts.label_count(label) for label in silos.labels)
     lineage = {"dagster/column_lineage": node_lineage(control_rows, silos.labels)}
     said = {**lineage, **refused_rows(neo4j.refusals)}
-    return dg.MaterializeResult(metadata=rows(total, changed=counts_table(changed, "label"), **said))
+    return dg.MaterializeResult(
+        metadata=rows(total, changed=counts_table(changed, "label"), **said),
+        check_results=[all_went(silos.waiting, "every_label_was_projected", asset="silo_nodes")],
+    )
 
 
 def node_lineage(control_rows: ControlRows, labels: Mapping[str, LabelTables]) -> dg.TableColumnLineage:
@@ -205,11 +244,17 @@ def relationship_lineage(silos: SiloGraph, mappings: Iterable[RelationshipRow]) 
             "every_mapping_joins_something",
             asset="mapped_relationships",
             description="Every active relationship mapping joins at least one pair of nodes.",
-        )
+        ),
+        check_spec(
+            "every_mapping_was_carried_out",
+            asset="mapped_relationships",
+            description="No mapping waits because it can't be, or because more of its relationships would go than the "
+            "removal limit lets pass.",
+        ),
     ],
 )
 def mapped_relationships(  # with checks of its own, Dagster takes the result type without parameters only
-    config: SiloGraphConfig, control: ControlResource, lake: LakeResource, graph: GraphResource
+    config: SiloConfig, control: ControlResource, lake: LakeResource, graph: GraphResource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Join the rows that changed, and bring what differs into the graph."""
     control_rows = control.open().read()
@@ -229,7 +274,8 @@ def mapped_relationships(  # with checks of its own, Dagster takes the result ty
                 # A mapping that joins nothing is a typing error more often than a truth.
                 severity=dg.AssetCheckSeverity.WARN,
                 metadata={"empty": dg.MetadataValue.json(empty)},
-            )
+            ),
+            all_went(silos.waiting, "every_mapping_was_carried_out", asset="mapped_relationships"),
         ],
     )
 
@@ -284,13 +330,21 @@ def the_script_is_what_was_registered(control: ControlResource, landing: Landing
 
 @asset_check(asset=silo_nodes, blocking=True, description="As many nodes of every label as rows in its silo tables.")
 def every_silo_row_is_a_node(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
-    """Count both sides."""
-    tables = lake.open()
-    wrong: dict[str, int] = {}
+    """Count both sides as of the graph's checkpoints; where they differ, name what nobody is bringing there."""
     with graph.open() as neo4j:
-        refused = RefusedRows(tables, neo4j.refusals).refused
-        for label, found in label_tables(tables, control.open().read()).items():
-            rows_of_label = sum(tables.count(table) for table in found.tables)
-            too_many = neo4j.counts.label_count(label) + len(refused.get(label, ())) - rows_of_label
-            wrong |= {label: too_many} if too_many else {}
-    return dg.AssetCheckResult(passed=not wrong, metadata={"nodes_too_many": counts_table(wrong, "label")})
+        archive = Archive.as_projected(lake.open(), control.open().read(), neo4j)
+        refused = RefusedRows(archive.lake, neo4j.refusals).refused
+        wrong = {
+            label: count
+            for label, rows_of_label in archive.silo_counts().items()
+            if (count := neo4j.counts.label_count(label) + len(refused.get(label, ())) - rows_of_label)
+        }
+        found = {kind.label: unmatched(archive, neo4j, kind, keys) for kind, keys in archive.silo_keys(wrong)}
+    differing = {label: rows_of_label for label, rows_of_label in found.items() if rows_of_label.height}
+    return dg.AssetCheckResult(
+        passed=not differing,
+        metadata={
+            "nodes_too_many": counts_table({label: wrong[label] for label in differing}, "label"),
+            **{label: preview(rows_of_label) for label, rows_of_label in differing.items()},
+        },
+    )

@@ -17,7 +17,8 @@ OWNERS = ["team:customer-data"]
 NEO4J_WRITES = "neo4j_writes"
 """The pool of what writes to the graph; its limit is the number of runs that do so at once."""
 
-
+WHY = "why"
+"""Metadata of a check that says, by name, why something was left as it is; `c360 run` prints it."""
 ASSET_OF = {EVENTS.name: "landed_events", CATALOG.name: "product_catalog"}
 """Assets whose tables have another name."""
 

@@ -260,14 +260,17 @@ def landing_candidates(paths: list[Path]) -> list[Path]:
     Raises:
         ConfigError: a path that does not exist or can't be landed.
     """
-    from c360_pipeline.stores.s3.landing import LANDABLE
+    from c360_pipeline.stores.s3.landing import is_landable
 
     files: list[Path] = []
     for path in paths:
         found = sorted(path.iterdir()) if path.is_dir() else [path]
-        usable = [f for f in found if f.is_file() and f.name.endswith(LANDABLE)]
+        usable = [f for f in found if f.is_file() and is_landable(f)]
         if not usable:
-            raise ConfigError(f"{path}: there is nothing to land; *.jsonl, *.jsonl.gz and *.csv are.")
+            raise ConfigError(
+                f"{path}: there is nothing to land; *.jsonl, *.ndjson and *.json (also packed, as .gz, .zst or .zip) "
+                "and *.csv are."
+            )
         files += usable
     return files
 
@@ -292,6 +295,7 @@ def run(
                 "rows": outcome.rows,
                 "failed_checks": outcome.failed_checks,
                 "warned_checks": outcome.warned_checks,
+                "reasons": outcome.reasons,
                 "error": outcome.error,
             }
         )
@@ -303,6 +307,8 @@ def report_outcome(outcome: Any) -> None:
     """Say on stderr how a run ended."""
     for check in outcome.failed_checks:
         err.print(f"check failed: {check}", highlight=False)
+    for reason in outcome.reasons:
+        err.print(f"  {reason}", highlight=False, markup=False)
     for check in outcome.warned_checks:
         err.print(f"warning: {check}", highlight=False)
     if outcome.error:

@@ -123,6 +123,15 @@ CREATE TABLE IF NOT EXISTS blocked_keys (
 
 COMMENT ON TABLE blocked_keys IS 'Keys that must never stitch, by hash: values that many customers share.';
 
+CREATE TABLE IF NOT EXISTS nobody_values (
+    tenant_id text NOT NULL DEFAULT '*',
+    value     text NOT NULL CHECK (value <> ''),
+    reason    text NOT NULL DEFAULT '',
+    PRIMARY KEY (tenant_id, value)
+);
+COMMENT ON TABLE nobody_values IS
+    'Values that name nobody, beside those that the project knows: they never become keys. * speaks for every tenant; case, blanks and punctuation do not matter.';
+
 CREATE TABLE IF NOT EXISTS applied_plans (
     plan_id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     plan_hash  text NOT NULL CHECK (plan_hash ~ '^[0-9a-f]{64}$'),
@@ -258,4 +267,4 @@ CREATE TABLE IF NOT EXISTS api_keys (
 COMMENT ON TABLE api_keys IS 'Keys of the API by the sha256 of their 256 random bits; the key itself is shown once and kept nowhere.';
 COMMENT ON COLUMN api_keys.role IS 'ingest may track events, read may read, admin may do both and undo merges.';
 
-INSERT INTO control_schema (version) VALUES (6) ON CONFLICT DO NOTHING;
+INSERT INTO control_schema (version) VALUES (7) ON CONFLICT DO NOTHING;

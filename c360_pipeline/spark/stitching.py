@@ -125,7 +125,7 @@ class FirstStitching:
         blocked = {(kind, int(key)) for tenant, kind, key in self.policy.blocked if tenant == self.tenant_id}
         for batch in batches:
             events = pl.DataFrame(pa.Table.from_batches([batch])).with_columns(tenant_id=pl.lit(self.tenant_id))
-            keys = extract_keys(events, self.policy.rules)
+            keys = extract_keys(events, self.policy.rules, self.policy.nobody)
             rows = events.select("event_id", "ts").with_row_index("row").join(keys, on="row", how="left")
             held = pl.len().over("row") <= MAX_KEYS_PER_EVENT
             is_blocked = pl.Series([pair in blocked for pair in rows.select("key_type", "key_hash").iter_rows()])

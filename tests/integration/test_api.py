@@ -48,6 +48,8 @@ INTERACTION = {"tenant_id": "acme", "user_id": "u1", "product_id": "p1", "intera
 @pytest.fixture
 def shop(world: World) -> World:
     """The world with communities and similar products; users of a community have an even or an odd number."""
+    if world.is_shared:
+        return world
     users = world.lake.scan(EVENTS).select("tenant_id", "user_id").unique().collect()
     community = pl.col("user_id").str.slice(1).cast(pl.Int64) % 2
     rows = users.with_columns(community=community, community_size=pl.lit(30, pl.Int64))
@@ -128,6 +130,7 @@ def by_hand(lake: Lake, user: str, top_k: int) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.leaves_world
 def test_recommendations_of_twenty_users_are_those_that_are_counted_by_hand(acme: TestClient, shop: World) -> None:
     counted = 0
     for number in range(20):
@@ -138,6 +141,7 @@ def test_recommendations_of_twenty_users_are_those_that_are_counted_by_hand(acme
     assert counted > 100
 
 
+@pytest.mark.leaves_world
 def test_a_category_and_what_is_excluded_are_kept_to(acme: TestClient) -> None:
     everything = recommend(acme, "u1", 20)
     chosen = [r for r in everything if r["category"] == "c1"]
@@ -269,6 +273,7 @@ def test_every_route_needs_a_key_with_its_role_and_of_its_tenant(everyone: Calla
         assert send(ingests if tracks else reads, route).status_code == 200
 
 
+@pytest.mark.leaves_world
 def test_another_tenants_data_is_not_there(everyone: Callable[..., TestClient], shop: World) -> None:
     theirs = everyone(tenant="globex")
     own = {f"e{n:06}" for n in range(0, 60, 3)}
@@ -289,6 +294,7 @@ def test_a_key_that_is_revoked_opens_nothing(backend: Backend, make_client: Call
     assert client.get("/users/power").status_code == 401
 
 
+@pytest.mark.leaves_world
 def test_products_customers_and_journeys_say_what_the_events_say(acme: TestClient, shop: World, lake: Lake) -> None:
     events = lake.read(EVENTS).filter(pl.col("tenant_id") == "acme")
     trending = acme.get("/products/trending", params={"time_window_hours": 24, "limit": 3}).json()
@@ -321,6 +327,7 @@ def test_products_customers_and_journeys_say_what_the_events_say(acme: TestClien
     assert {node["key_type"] for node in chain if "key_type" in node} <= {"user", "session"}
 
 
+@pytest.mark.leaves_world
 def test_hostile_values_are_values(acme: TestClient, shop: World) -> None:
     before = shop.digest()
     for text in HOSTILE:
@@ -334,6 +341,7 @@ def test_hostile_values_are_values(acme: TestClient, shop: World) -> None:
     assert shop.digest() == before
 
 
+@pytest.mark.leaves_world
 def test_limits_are_kept(backend: Backend, acme: TestClient) -> None:
     large = acme.post("/recommend/products", content=b"x" * (MOST_BODY_BYTES + 1))
     assert (large.status_code, large.json()["title"]) == (413, "Too large")
@@ -346,6 +354,7 @@ def test_limits_are_kept(backend: Backend, acme: TestClient) -> None:
     assert int(slow.get("/users/power").headers["retry-after"]) <= 60
 
 
+@pytest.mark.leaves_world
 def test_operations(acme: TestClient) -> None:
     assert acme.get("/health/live").json() == {"status": "live"}
     assert acme.get("/health").json() == {
@@ -364,6 +373,7 @@ def test_operations(acme: TestClient) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.leaves_world
 def test_the_delivery_page_tells_of_the_stream_where_there_is_one(acme: TestClient, backend: Backend) -> None:
     assert "Real time" not in acme.get("/app/delivery").text
     assert acme.get("/app/delivery/stream").status_code == 404
@@ -418,6 +428,7 @@ def test_an_event_that_is_sent_several_times_at_once_counts_once(
     assert lake.count(DEAD_LETTERS) == 0
 
 
+@pytest.mark.leaves_world
 def test_an_event_with_an_id_of_its_own_needs_its_time(acme: TestClient) -> None:
     refused = acme.post("/graph/track", json={**INTERACTION, "event_id": "mine"})
     assert refused.status_code == 422
@@ -449,6 +460,7 @@ def test_whoever_can_be_tracked_can_be_read(acme: TestClient, user: str) -> None
     assert acme.get(f"/app/customers/{part}/timeline", params={"before": "2030-01-01"}).status_code == 200
 
 
+@pytest.mark.leaves_world
 @pytest.mark.parametrize(
     ("path", "status"),
     [("/customers/u1?before=0001-01-01T00:00:00%2B14:00", 422), ("/app/queries/power_users?limit=-1", 422),
@@ -458,6 +470,7 @@ def test_what_can_not_be_is_the_askers_mistake(acme: TestClient, path: str, stat
     assert acme.get(path).status_code == status
 
 
+@pytest.mark.leaves_world
 def test_an_error_that_nobody_thought_of_tells_the_log_where_and_nobody_what(
     acme: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -480,6 +493,7 @@ def test_an_error_that_nobody_thought_of_tells_the_log_where_and_nobody_what(
     assert 'route="/customers/{customer_id:path}",status="500"' in acme.get("/metrics").text
 
 
+@pytest.mark.leaves_world
 def test_a_body_that_is_not_valid_is_not_quoted(acme: TestClient) -> None:
     refused = acme.post("/graph/track", json={**INTERACTION, "attrs": {"jane@doe.com": 2}})
     assert refused.status_code == 422
@@ -505,6 +519,7 @@ def test_a_control_database_that_is_away_is_said_to_be(backend: Backend) -> None
     assert "Retry-After" in answer.headers
 
 
+@pytest.mark.leaves_world
 def test_the_api_is_told_to_people_without_a_script_of_others(acme: TestClient) -> None:
     page = acme.get("/docs").text
     assert all(path in page for path in acme.get("/openapi.json").json()["paths"])

@@ -229,6 +229,7 @@ def test_an_earlier_instant_runs_beside_the_graph_of_now(world: World, home: Pat
     assert difference(world.archive, world.archive).is_empty()
 
 
+@pytest.mark.leaves_world
 def test_instants_before_the_first_and_after_the_last_commit(world: World) -> None:
     control = world.archive.control
     nothing = world.archive.at(PinnedVersions.as_of(world.lake, control, datetime(2020, 1, 1, tzinfo=UTC)))
@@ -289,6 +290,7 @@ def test_there_is_nothing_to_pause_where_nothing_runs(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.leaves_world
 @pytest.mark.parametrize(
     ("column", "value"), [("a:b", "x"), ("id,", "x"), ("raw", b"")], ids=["a colon", "a comma", "empty bytes"]
 )

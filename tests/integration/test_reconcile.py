@@ -104,6 +104,7 @@ class Damages:
 DAMAGES, SEED = often(40, 300), 7
 
 
+@pytest.mark.leaves_world
 @pytest.mark.repeats
 def test_random_damages_are_found_named_and_repaired_and_none_is_invented(world: World, trials: Trials) -> None:
     trials(DAMAGES, SEED)
@@ -159,6 +160,7 @@ ORPHANS = {
 }
 
 
+@pytest.mark.leaves_world
 @pytest.mark.parametrize("orphan", ORPHANS)
 def test_what_belongs_to_nobody_is_found_and_removed(world: World, orphan: str) -> None:
     before, counts = world.digest(), world.graph.counts.all()
@@ -171,6 +173,7 @@ def test_what_belongs_to_nobody_is_found_and_removed(world: World, orphan: str) 
     assert world.graph.counts.all() == counts
 
 
+@pytest.mark.leaves_world
 def test_too_many_differences_stop_the_repair(world: World) -> None:
     before = world.digest()
     world.graph.run(

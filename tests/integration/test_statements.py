@@ -28,12 +28,12 @@ OF_ALL_TENANTS = {
     "about checkpoints, of which there are a few dozen": {
         f"stores.neo4j.checkpoints.{name}"
         for name in ("CARRY_CHECKPOINTS", "FORGET_CHECKPOINT", "FORGET_CHECKPOINTS", "READ_CHECKPOINTS",
-                     "READ_PROJECTIONS", "SAVE_CHECKPOINT")
+                     "READ_CHECKPOINTS_UNDER", "SAVE_CHECKPOINT")
     },
     "counts everything, or says which tenants there are": {
         "stores.neo4j.counts.COUNT_LABELS", "stores.neo4j.counts.COUNT_TYPES", "stores.neo4j.counts.READ_TENANTS",
-        "stores.neo4j.counts.READ_WAITING", "stores.neo4j.counts.READ_WITHOUT_COMMUNITY",
-        "stores.neo4j.writer.COUNT_NODES", "reads.journeys.READ_TENANTS_WITH_EVENT",
+        "stores.neo4j.counts.READ_WAITING", "stores.neo4j.writer.COUNT_NODES",
+        "reads.journeys.READ_TENANTS_WITH_EVENT",
     },
     "about what was found to be of no tenant, or about everything": {
         "stores.neo4j.writer.CLEAR", "stores.neo4j.writer.REMOVE_NODES", "stores.neo4j.writer.REMOVE_RELATIONSHIPS",
@@ -46,7 +46,7 @@ OF_ALL_TENANTS = {
 LOOKS_AT_ALL = {
     "stores.neo4j.counts.READ_TENANTS", "stores.neo4j.counts.READ_WITHOUT_COMMUNITY", "stores.neo4j.writer.COUNT_NODES",
     "stores.neo4j.counts.COUNT_LABELS", "stores.neo4j.counts.COUNT_TYPES", "stores.neo4j.writer.CLEAR",
-    "stores.neo4j.checkpoints.READ_CHECKPOINTS", "stores.neo4j.checkpoints.READ_PROJECTIONS",
+    "stores.neo4j.checkpoints.READ_CHECKPOINTS", "stores.neo4j.checkpoints.READ_CHECKPOINTS_UNDER",
     "stores.neo4j.checkpoints.FORGET_CHECKPOINT", "stores.neo4j.checkpoints.FORGET_CHECKPOINTS",
     "stores.neo4j.checkpoints.CARRY_CHECKPOINTS", "stores.neo4j.checkpoints.SAVE_CHECKPOINT",
     "stages.realtime.unlanded_events.READ_UNLANDED", "stages.realtime.unlanded_events.READ_OVERDUE",

@@ -11,6 +11,7 @@ from c360_pipeline.core.features.trends import WINDOWS, trending
 from c360_pipeline.reads.recommend import Recommender
 
 
+@pytest.mark.leaves_world
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_the_graph_and_the_archive_name_the_same_products(world: World, window: timedelta) -> None:
     products = world.graph.query(

@@ -11,9 +11,13 @@ Words = npt.NDArray[np.uint64]
 WORD = 1 << 64
 
 
-def user_hash() -> pl.Expr:
-    """What stands for a user in the list of the suppressed, so that it names nobody: sha256 of tenant and user."""
-    tenant, user = pl.col("tenant_id"), pl.col("user_id")
+def user_hash(user: pl.Expr | None = None) -> pl.Expr:
+    """What stands for a user in the list of the suppressed, so that it names nobody: sha256 of tenant and user.
+
+    Args:
+        user: the user's id in its normal form; the column `user_id` as it is where it is not given.
+    """
+    tenant, user = pl.col("tenant_id"), pl.col("user_id") if user is None else user
     text = pl.concat_str(tenant.str.len_bytes(), pl.lit(":"), tenant, user)
     digest: pl.Expr = text.chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash
     return digest

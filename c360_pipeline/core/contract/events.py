@@ -7,11 +7,13 @@ Flink + Neo4j".
 
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections import namedtuple
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from c360_pipeline.core.contract.fields import FIELDS, FieldType
@@ -21,6 +23,8 @@ MAX_LINE_BYTES = 1024 * 1024
 MAX_STRING_CHARACTERS = 1024
 MAX_ATTRS = 64
 MAX_TENANT_BYTES = 200
+MOST_DIGITS = 40
+"""Of a whole number that is written out; larger ones stay as they were sent."""
 NO_TENANT = "__HIVE_DEFAULT_PARTITION__"
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 LATEST_AHEAD = timedelta(days=1)
@@ -48,18 +52,25 @@ OPTIONAL_TEXTS = tuple(
 )
 KNOWN_NAMES = frozenset(field.name for field in FIELDS)
 
-TS_PATTERN = (
-    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,18})?([Zz]|[+-][0-9]{2}:[0-5][0-9])$"
+_TS = (
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.,][0-9]{1,18})?)? ?"
+    r"([Zz]|UTC|GMT|[+-][0-9]{2}(:?[0-5][0-9])?)(\[[A-Za-z0-9_+/-]{1,64}\])?"
 )
-"""RFC 3339 with an offset, as JSON Schema says it."""
+TS_PATTERN = rf"^ *({_TS}|[0-9]{{12,14}}) *$"
+"""RFC 3339 with an offset, forms of it that engines write, or epoch milliseconds as text, as JSON Schema says it."""
 
-_RFC3339 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,18}))?(?:([Zz])|([+-])(\d\d):([0-5]\d))", re.ASCII
+_INSTANT = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,18}))?)? ?"
+    r"(?:([Zz]|UTC|GMT)|([+-])(\d\d)(?::?([0-5]\d))?)(?:\[[A-Za-z0-9_+/-]{1,64}\])?",
+    re.ASCII,
 )
+_EPOCH_TEXT = re.compile(r"\d{12,14}", re.ASCII)
+_WITHOUT_ZONE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,18})?)?", re.ASCII)
 # All other bytes of a partition value take three characters.
 _AS_IS_IN_A_FOLDER = re.compile(rb"[A-Za-z0-9_.~-]")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EPOCH_MS = int(EARLIEST.timestamp() * 1000)
+_LAST_EPOCH_MS = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp() * 1000)
 
 
 def epoch_micros(at: datetime) -> int:
@@ -204,7 +215,9 @@ def _load_object(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise Rejected("invalid_utf8", f"byte 0x{line[error.start]:02x} at offset {error.start} is not UTF-8") from None
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_names)
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_Number, object_pairs_hook=_unique_names
+        )  # fmt: skip
     except json.JSONDecodeError as error:
         raise Rejected("invalid_json", f"{error.msg} at character {error.pos}") from None
     except RecursionError:
@@ -214,6 +227,37 @@ def _load_object(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Rejected("not_an_object", f"the line holds {_type_name(value)}, an event is a JSON object")
     return value
+
+
+class _Number(float):
+    """A number with a point or an exponent, with its text: a float may hold fewer digits than were sent."""
+
+    __slots__ = ("sent",)
+    sent: str
+
+    def __new__(cls, sent: str) -> "_Number":
+        made = super().__new__(cls, sent)
+        made.sent = sent
+        return made
+
+    @property
+    def text(self) -> str:
+        """The shortest text of its value, or where a float does not hold that, the digits as they were sent."""
+        short = (str(int(self)) if self.is_integer() else float.__repr__(self)) if math.isfinite(self) else "inf"
+        try:
+            exact = Decimal(self.sent)
+        except InvalidOperation:  # an exponent beyond all bounds
+            return self.sent.lower()
+        if exact == Decimal(short):
+            return short
+        is_whole = exact.adjusted() < MOST_DIGITS and exact == exact.to_integral_value()
+        return str(int(exact)) if is_whole else self.sent.lower()
+
+    @property
+    def nested_text(self) -> str:
+        """The same inside of a value that is kept as JSON, where a whole number keeps its point."""
+        usual = float.__repr__(self)
+        return usual if math.isfinite(self) and Decimal(usual) == Decimal(self.sent) else self.text
 
 
 def _refuse_constant(name: str) -> None:
@@ -328,8 +372,8 @@ def _as_text(value: object, name: str) -> str:
             text = value
         case bool() | None | dict() | list():
             text = _json_text(value, name)
-        case float() if value.is_integer():
-            text = str(int(value))
+        case _Number():
+            text = value.text
         case _:
             text = str(value)
     return _bounded(text, name)
@@ -337,9 +381,23 @@ def _as_text(value: object, name: str) -> str:
 
 def _json_text(value: object, name: str) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+        return _compact(value)
     except RecursionError:
         raise Rejected("invalid_json", f"field `{name}`: values are nested too deep to be read") from None
+
+
+def _compact(value: object) -> str:
+    """Canonical JSON whose numbers keep their digits, which the standard library's would not."""
+    match value:
+        case dict():
+            pairs = (f"{_compact(name)}:{_compact(value[name])}" for name in sorted(value))
+            return f"{{{','.join(pairs)}}}"
+        case list():
+            return f"[{','.join(map(_compact, value))}]"
+        case _Number():
+            return value.nested_text
+        case _:
+            return json.dumps(value, ensure_ascii=False)
 
 
 def _timestamp(fields: dict[str, Any], now: datetime) -> datetime:
@@ -348,7 +406,7 @@ def _timestamp(fields: dict[str, Any], now: datetime) -> datetime:
         case None:
             raise Rejected("missing_field", "field `ts` is required")
         case str():
-            ts = _from_rfc3339(value)
+            ts = _from_text(value.strip(" "))
         case int() if not isinstance(value, bool):
             ts = _from_epoch_ms(value)
         case float() if value.is_integer():
@@ -358,25 +416,32 @@ def _timestamp(fields: dict[str, Any], now: datetime) -> datetime:
     if not EARLIEST <= ts <= now + LATEST_AHEAD:
         raise Rejected(
             "timestamp_out_of_range",
-            f"field `ts`: {ts.isoformat()} is not between {EARLIEST.date()} and one day from now{_seconds_hint(value)}",
+            f"field `ts`: {ts.isoformat()} is not between {EARLIEST.date()} and one day from now{_unit_hint(value)}",
         )
     return ts
 
 
-def _seconds_hint(value: object) -> str:
-    looks_like_seconds = isinstance(value, int | float) and _FIRST_EPOCH_MS // 1000 <= value < _FIRST_EPOCH_MS
-    return "; it looks like epoch seconds, send milliseconds" if looks_like_seconds else ""
+def _unit_hint(value: object) -> str:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return ""
+    for unit, in_ms in (("seconds", 1e3), ("microseconds", 1e-3), ("nanoseconds", 1e-6)):
+        if _FIRST_EPOCH_MS <= value * in_ms < _LAST_EPOCH_MS:
+            return f"; it looks like epoch {unit}, send milliseconds"
+    return ""
 
 
-def _from_rfc3339(text: str) -> datetime:
-    match = _RFC3339.fullmatch(text)
+def _from_text(text: str) -> datetime:
+    if _EPOCH_TEXT.fullmatch(text):
+        return _from_epoch_ms(int(text))
+    match = _INSTANT.fullmatch(text)
     if not match:
-        raise Rejected("bad_timestamp", f"field `ts`: {_shown(text)} is not RFC 3339 or epoch milliseconds")
-    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+        hint = "; it has no time zone, add Z or an offset" if _WITHOUT_ZONE.fullmatch(text) else ""
+        raise Rejected("bad_timestamp", f"field `ts`: {_shown(text)} is not RFC 3339 or epoch milliseconds{hint}")
+    year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
     micros = int((match[7] or "0")[:6].ljust(6, "0"))
     offset = timedelta(0)
     if match[9]:
-        offset = timedelta(hours=int(match[10]), minutes=int(match[11])) * (1 if match[9] == "+" else -1)
+        offset = timedelta(hours=int(match[10]), minutes=int(match[11] or 0)) * (1 if match[9] == "+" else -1)
     # A leap second has no number of its own in UTC microseconds: it counts as the second after it.
     leap = second == 60
     try:
@@ -392,7 +457,8 @@ def _from_epoch_ms(value: int) -> datetime:
     try:
         return EPOCH + timedelta(milliseconds=value)
     except OverflowError:
-        raise Rejected("timestamp_out_of_range", f"field `ts`: {_shown(value)} ms is outside the calendar") from None
+        said = f"field `ts`: {_shown(value)} ms is outside the calendar{_unit_hint(value)}"
+        raise Rejected("timestamp_out_of_range", said) from None
 
 
 def _shown(value: object) -> str:

@@ -9,6 +9,7 @@ import polars as pl
 from c360_pipeline.core.arrays.row_hashes import identity_hash, user_hash
 from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.contract.identifiers import normal_form
 from c360_pipeline.core.landing.lines import DELIVERY, PLACE, Delivery, count_by_delivery
 
 ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", *PLACE]
@@ -67,13 +68,16 @@ def split_suppressed(rows: pl.DataFrame, suppressed: pl.DataFrame) -> tuple[pl.D
 
     Args:
         rows: with tenant_id and user_id, either of which may be null.
-        suppressed: tenant_id and user_hash, as `user_hash` makes it.
+        suppressed: tenant_id and user_hash, as `user_hash` makes it of the normal form; whoever has that form is meant,
+            however the id is spelled.
     """
     if suppressed.is_empty():
         return rows, rows.clear()
-    users = rows.select("tenant_id", "user_id").unique().with_columns(user_hash=user_hash())
-    found = users.join(suppressed, on=["tenant_id", "user_hash"], how="semi")
     key = ["tenant_id", "user_id"]
+    users = rows.select(key).unique()
+    # Entries of before there was a normal form are of the id as it was given.
+    spelled = [users.with_columns(user_hash=user_hash(form)) for form in (normal_form(pl.col("user_id")), None)]
+    found = pl.concat(spelled).join(suppressed, on=["tenant_id", "user_hash"], how="semi").select(key).unique()
     return (
         rows.join(found, on=key, how="anti", maintain_order="left"),
         rows.join(found, on=key, how="semi", maintain_order="left"),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cached_property
 
 import polars as pl
 
@@ -76,8 +77,21 @@ class ControlRows:
         return next(d for d in self.databases if d.database_id == table.database_id)
 
     def table_name(self, table: SourceTable) -> str:
-        """How people call a table: `database.schema.table`."""
-        return f"{self.database_of(table).db_name}.{table.schema_name}.{table.table_name}"
+        """How people call a table: `database.schema.table`.
+
+        Where two servers have a database of one name, that of the later rows has its number, `database#2`.
+        """
+        return self._table_names[table.table_id]
+
+    @cached_property
+    def _table_names(self) -> dict[int, str]:
+        names: dict[int, str] = {}
+        for table in sorted(self.tables, key=lambda row: row.table_id):
+            database, rest = self.database_of(table).db_name, f"{table.schema_name}.{table.table_name}"
+            name = f"{database}.{rest}"
+            is_taken = name in names.values()
+            names[table.table_id] = f"{database}#{table.database_id}.{rest}" if is_taken else name
+        return names
 
     @property
     def table_names(self) -> list[str]:
@@ -87,10 +101,31 @@ class ControlRows:
     def lake_table(self, table: SourceTable) -> str:
         """The Delta table that a source table's rows land in.
 
-        A character that an address of an object store would have to quote is written by its number: `_x20_`.
+        A character that an address of an object store would have to quote is written by its number: `_x20_`. Where two
+        tables would have one place, that of the later row has the schema in it, and where that is not enough the number
+        of its database.
         """
-        names = (self.database_of(table).db_name, table.table_name)
-        return "/".join(("silos", *(_NOT_IN_ADDRESS.sub(lambda c: f"_x{ord(c[0]):x}_", name) for name in names)))
+        return self._lake_tables[table.table_id]
+
+    @cached_property
+    def _lake_tables(self) -> dict[int, str]:
+        places: dict[int, str] = {}
+        taken: set[str] = set()
+        for table in sorted(self.tables, key=lambda row: row.table_id):
+            database = self.database_of(table).db_name
+            names = (
+                (database, table.table_name), (database, f"{table.schema_name}.{table.table_name}"),
+                (f"{database}.{table.database_id}", f"{table.schema_name}.{table.table_name}"),
+            )  # fmt: skip
+            tried = ["/".join(("silos", *map(_in_address, pair))) for pair in names]
+            # Some stores and file systems do not tell capitals apart.
+            places[table.table_id] = next((place for place in tried if place.casefold() not in taken), tried[0])
+            taken.add(places[table.table_id].casefold())
+        return places
+
+
+def _in_address(name: str) -> str:
+    return _NOT_IN_ADDRESS.sub(lambda c: f"_x{ord(c[0]):x}_", name)
 
 
 @dataclass(frozen=True)

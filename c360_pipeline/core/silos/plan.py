@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -47,6 +47,7 @@ class Extract:
     """One read of a source table.
 
     Attributes:
+        name: how people call the table.
         table: the control row.
         tenant_id: whose data it is.
         db_name: the source database.
@@ -59,6 +60,7 @@ class Extract:
         is_stored: a table with rows of its own, not a view or a foreign table.
     """
 
+    name: str
     table: SourceTable
     tenant_id: str
     db_name: str
@@ -69,11 +71,6 @@ class Extract:
     rows: int
     server: str
     is_stored: bool
-
-    @property
-    def name(self) -> str:
-        """How people call the table."""
-        return f"{self.db_name}.{self.table.schema_name}.{self.table.table_name}"
 
     @property
     def lake_schema(self) -> pl.Schema:
@@ -98,14 +95,22 @@ class Extract:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do."""
+    """What a run will do.
+
+    Attributes:
+        extracts: the tables that are read.
+        relationships: the mappings that are carried out.
+        set_aside: by the name of a table or mapping that can't be had as things are, each problem with the row to
+            correct; the others go on without it.
+    """
 
     extracts: tuple[Extract, ...]
     relationships: tuple[RelationshipRow, ...]
+    set_aside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def document(self) -> Document:
-        """The plan as plain values, the same for the same plan."""
+        """The plan as plain values, the same for the same plan; without what is set aside."""
         return {
             "tables": {extract.name: extract.document for extract in sorted(self.extracts, key=lambda e: e.name)},
             "relationships": {
@@ -129,7 +134,7 @@ def plan_hash(document: Document) -> str:
 
 
 def make_plan(control: ControlRows, found: Mapping[int, FoundTable], applied: Document | None = None) -> Plan:
-    """Decide what to read, and what it becomes.
+    """Decide what to read, and what it becomes, where all of it can be.
 
     Args:
         control: the control rows.
@@ -140,19 +145,55 @@ def make_plan(control: ControlRows, found: Mapping[int, FoundTable], applied: Do
         ConfigError: control rows that ask for what can't be, or columns that changed where that must not be; all
             problems at once, each with the row's id and what to change.
     """
-    problems: list[str] = []
+    plan = plan_what_can_be(control, found, applied)
+    if plan.set_aside:
+        problems = [problem for of_one in plan.set_aside.values() for problem in of_one]
+        raise ConfigError("The control database asks for what can't be:\n- " + "\n- ".join(dict.fromkeys(problems)))
+    return plan
+
+
+def plan_what_can_be(
+    control: ControlRows,
+    found: Mapping[int, FoundTable],
+    applied: Document | None = None,
+    unreachable: Mapping[int, str] | None = None,
+) -> Plan:
+    """Decide what to read, and what it becomes; what can't be had is set aside, and the rest goes on.
+
+    Args:
+        control: the control rows.
+        found: by table_id, what the source has.
+        applied: document of the last plan that a run has carried out: what drift is measured against.
+        unreachable: by database_id, why a source can't be asked.
+    """
+    away = unreachable or {}
+    problems: dict[str, list[str]] = {}
     extracts: list[Extract] = []
     for table in control.tables:
-        extract = _extract(control, table, found.get(table.table_id, FoundTable({})), applied)
-        problems += _table_problems(control, extract, found.get(table.table_id, FoundTable({})))
-        problems += _drift_problems(extract, applied)
+        name = control.table_name(table)
+        if table.database_id in away:
+            problems.setdefault(name, []).append(f"{_row(table)}: {away[table.database_id]}")
+            continue
+        there = found.get(table.table_id, FoundTable({}))
+        extract = _extract(control, table, there, applied)
+        wrong = _table_problems(control, extract, there) + _drift_problems(extract, applied)
+        if wrong:
+            problems.setdefault(name, []).extend(wrong)
         extracts.append(extract)
-    problems += _shared_paths(extracts) + _labels_apart(extracts)
+    for names, problem in _labels_apart(extracts):
+        for name in names:
+            problems.setdefault(name, []).append(problem)
+    # Mappings of a label are judged by all of its tables that could be looked at.
     kinds = {"User": JOINED_USER, **label_kinds(extracts)}
-    problems += [problem for row in control.relationships for problem in join_problems(row, kinds)]
-    if problems:
-        raise ConfigError("The control database asks for what can't be:\n- " + "\n- ".join(problems))
-    return Plan(tuple(extracts), control.relationships)
+    unseen = {control.labels.get(table.table_id) for table in control.tables if table.database_id in away}
+    for row in control.relationships:
+        if wrong := [] if unseen & set(row.labels) else join_problems(row, kinds):
+            problems.setdefault(row.name, []).extend(wrong)
+    return Plan(
+        tuple(extract for extract in extracts if extract.name not in problems),
+        tuple(row for row in control.relationships if row.name not in problems),
+        {name: tuple(of_one) for name, of_one in problems.items()},
+    )
 
 
 def label_kinds(extracts: Iterable[Extract]) -> dict[str, NodeKind]:
@@ -172,6 +213,7 @@ def _extract(control: ControlRows, table: SourceTable, found: FoundTable, applie
     if before and table.drift_policy == FREEZE:
         left_out |= {name: FROZEN for name in found.columns if name not in before["reads"] and name not in left_out}
     return Extract(
+        name=control.table_name(table),
         table=table,
         tenant_id=database.tenant_id,
         db_name=database.db_name,
@@ -213,22 +255,8 @@ def _drift_problems(extract: Extract, applied: Document | None) -> list[str]:
     ]
 
 
-def _shared_paths(extracts: list[Extract]) -> list[str]:
-    """Tables that would overwrite each other in the lake."""
-    first: dict[str, Extract] = {}
-    problems = []
-    for extract in extracts:
-        other = first.setdefault(extract.lake_table, extract)
-        if other is not extract:
-            problems.append(
-                f"source_tables rows {other.table.table_id} and {extract.table.table_id} have one place in the lake, "
-                f"{extract.lake_table}: give their databases different names, or read one of them only"
-            )
-    return problems
-
-
-def _labels_apart(extracts: list[Extract]) -> list[str]:
-    """Tables of one label whose keys, or types of a column, differ: their nodes could not be compared."""
+def _labels_apart(extracts: list[Extract]) -> list[tuple[tuple[str, str], str]]:
+    """Two tables of one label whose keys, or types of a column, differ: their nodes could not be compared."""
     first: dict[str, Extract] = {}
     types: dict[tuple[str, str], tuple[Extract, pl.DataType]] = {}
     problems = []
@@ -238,17 +266,19 @@ def _labels_apart(extracts: list[Extract]) -> list[str]:
             continue
         other = first.setdefault(label, extract)
         if other.table.key_columns != extract.table.key_columns:
-            problems.append(
+            problems.append((
+                (other.name, extract.name),
                 f"node_label_mappings: {_two(label, other, extract)} has two keys, {other.table.key_columns} and "
-                f"{extract.table.key_columns}"
-            )
+                f"{extract.table.key_columns}",
+            ))  # fmt: skip
         for name, dtype in extract.lake_schema.items():
             earlier, known = types.setdefault((label, name), (extract, dtype))
             if known != dtype:
-                problems.append(
+                problems.append((
+                    (earlier.name, extract.name),
                     f"node_label_mappings: {_two(label, earlier, extract)} has two types of column {name!r}, {known} "
-                    f"and {dtype}"
-                )
+                    f"and {dtype}",
+                ))  # fmt: skip
     return problems
 
 

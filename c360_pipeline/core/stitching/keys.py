@@ -6,7 +6,7 @@ follow docs/adr/0009, what a rule may say docs/adr/0023.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import polars as pl
@@ -14,29 +14,18 @@ import polars_hash  # noqa: F401 - registers the `nchash` expressions
 
 from c360_pipeline.core.arrays.row_hashes import hash128
 from c360_pipeline.core.contract.fields import FIELDS, FieldType
+from c360_pipeline.core.contract.identifiers import (
+    DIGESTS_OF_NOBODY,
+    FILLER,
+    NOBODY,
+    NORMAL_FORM,
+    names_nobody,
+    normal_form,
+)
 
 MAX_KEY_CHARACTERS = 1024
 LINK, WEAK, IGNORE = "link", "weak", "ignore"
 EVERY_TENANT = "*"
-NOBODY = (
-    "", "null", "none", "nil", "nan", "undefined", "unknown", "anonymous", "n/a", "na", "-", "-1", "0", "(null)",
-    "true", "false", "[object object]", "00000000-0000-0000-0000-000000000000",
-)  # fmt: skip
-"""What producers send when they know no value."""
-HASHED_NOBODY = ("", " ", "null", "none", "nil", "nan", "undefined", "unknown", "anonymous", "n/a", "0", "-1")
-"""What they hash when they know none: the digest of an empty email is the classic key of everybody."""
-
-
-def _digests(values: Iterable[str]) -> Iterable[str]:
-    for value in values:
-        for spelling in dict.fromkeys((value, value.upper(), value.capitalize())):
-            for digest in (hashlib.md5, hashlib.sha1, hashlib.sha256):
-                yield digest(spelling.encode(), usedforsecurity=False).hexdigest()
-
-
-JUNK = (*NOBODY, *dict.fromkeys(_digests(HASHED_NOBODY)))
-"""Values that name nobody; compared without regard to case."""
-
 CASE_FOLDED = ("email_hash",)
 """Key types whose values are hexadecimal digests: their case carries no meaning."""
 
@@ -87,11 +76,13 @@ class KeyPolicy:
         rules: in the order of their strength within unique and others: the first decides where an event goes.
         limits: of journeys.
         blocked: tenant, key type and hash of keys that never link, hash as decimal text.
+        nobody: tenant (`*` for all) and further words that name nobody, as `word_of` makes them.
     """
 
     rules: tuple[KeyRule, ...]
     limits: tuple[JourneyLimit, ...] = (JourneyLimit(),)
     blocked: frozenset[tuple[str, str, str]] = field(default=frozenset())
+    nobody: frozenset[tuple[str, str]] = field(default=frozenset())
 
     def rules_of(self, tenant_id: str) -> tuple[KeyRule, ...]:
         """The rules that hold for a tenant, the strongest first."""
@@ -116,7 +107,12 @@ class KeyPolicy:
     def fingerprint(self, tenant_id: str) -> str:
         """sha256 of the rules and limits of a tenant, in hex; blocked keys have a fingerprint of their own."""
         said = [*map(asdict, self.rules_of(tenant_id)), asdict(self.limit_of(tenant_id))]
-        return hashlib.sha256(json.dumps([JUNK, said], sort_keys=True).encode()).hexdigest()
+        known = [NORMAL_FORM, NOBODY, FILLER, DIGESTS_OF_NOBODY, self.nobody_of(tenant_id)]
+        return hashlib.sha256(json.dumps([known, said], sort_keys=True).encode()).hexdigest()
+
+    def nobody_of(self, tenant_id: str) -> list[str]:
+        """The words that name nobody for a tenant beside those that do for all, sorted."""
+        return sorted({word for tenant, word in self.nobody if tenant in (tenant_id, EVERY_TENANT)})
 
     def blocked_of(self, tenant_id: str) -> list[str]:
         """The blocked keys of a tenant as `type:hash`, sorted."""
@@ -153,18 +149,24 @@ COLUMN_OF = {
 KEY_COLUMNS = {"row": pl.UInt32, "key_type": pl.String, "key_hash": pl.UInt128}
 
 
-def extract_keys(events: pl.DataFrame, rules: Sequence[KeyRule]) -> pl.DataFrame:
+def extract_keys(
+    events: pl.DataFrame, rules: Sequence[KeyRule], nobody: Iterable[tuple[str, str]] = ()
+) -> pl.DataFrame:
     """The keys of each event that take part in stitching.
 
     Args:
         events: rows with tenant_id, the source columns, attrs, and ts where a rule has a window.
         rules: rules of all tenants; `tenant_id` `*` speaks for every tenant that has no rule of its own for the type.
+        nobody: tenant (`*` for all) and further words that name nobody.
 
     Returns:
         row (place of the event), key_type, key_hash: one row per event and key, without repetitions.
     """
     events = events.with_row_index("row")
-    parts = [_keys_of_rule(events, rule, rules) for rule in rules if rule.mode != IGNORE]
+    words: dict[str, list[str]] = {}
+    for tenant, word in sorted(nobody):
+        words.setdefault(tenant, []).append(word)
+    parts = [_keys_of_rule(events, rule, rules, words) for rule in rules if rule.mode != IGNORE]
     if not parts:
         return pl.DataFrame(schema=KEY_COLUMNS)
     sources_of_type = [(rule.tenant_id, rule.key_type) for rule in rules]
@@ -173,13 +175,15 @@ def extract_keys(events: pl.DataFrame, rules: Sequence[KeyRule]) -> pl.DataFrame
     return keys if len(set(sources_of_type)) == len(sources_of_type) else keys.unique(maintain_order=True)
 
 
-def _keys_of_rule(events: pl.DataFrame, rule: KeyRule, rules: Sequence[KeyRule]) -> pl.DataFrame:
+def _keys_of_rule(
+    events: pl.DataFrame, rule: KeyRule, rules: Sequence[KeyRule], words: Mapping[str, list[str]]
+) -> pl.DataFrame:
     if rule.tenant_id == EVERY_TENANT:
         own = [r.tenant_id for r in rules if r.key_type == rule.key_type and r.tenant_id != EVERY_TENANT]
         scope = ~pl.col("tenant_id").is_in(own) if own else pl.lit(True)
     else:
         scope = pl.col("tenant_id") == rule.tenant_id
-    value = normalised(source_value(rule.source), rule.key_type)
+    value = normalised(source_value(rule.source), rule.key_type, words)
     if rule.window_seconds:
         window = pl.col("ts").dt.epoch("us") // (rule.window_seconds * 1_000_000)
         value = pl.concat_str(value, pl.lit("\x1f"), window.cast(pl.String)).alias("value")
@@ -200,13 +204,23 @@ def source_value(source: str) -> pl.Expr:
     return pl.col(COLUMN_OF[source])
 
 
-def normalised(value: pl.Expr, key_type: str) -> pl.Expr:
-    """NFKC without surrounding blanks and invisible characters; null for junk and for more than 1,024 characters."""
-    text = value.str.normalize("NFKC").str.replace_all(r"\p{Cf}", "").str.strip_chars()
+def normalised(value: pl.Expr, key_type: str, words: Mapping[str, list[str]] | None = None) -> pl.Expr:
+    """The normal form; null for what names nobody and for more than 1,024 characters.
+
+    Args:
+        value: of a key, on rows with `tenant_id` where `words` has any.
+        key_type: of the key.
+        words: by tenant (`*` for all), further words that name nobody.
+    """
+    text = normal_form(value)
     if key_type in CASE_FOLDED:
         text = text.str.to_lowercase()
-    text = text.str.replace(r"^(-?[1-9]\d*)\.0+$", "$1")
-    usable = ~text.str.to_lowercase().is_in(JUNK) & (text.str.len_chars() <= MAX_KEY_CHARACTERS)
+    of_all = (words or {}).get(EVERY_TENANT, [])
+    is_nobody = names_nobody(text, of_all)
+    for tenant, own in (words or {}).items():
+        if tenant != EVERY_TENANT:
+            is_nobody |= (pl.col("tenant_id") == tenant) & names_nobody(text, own)
+    usable = ~is_nobody & (text.str.len_chars() <= MAX_KEY_CHARACTERS)
     return pl.when(usable).then(text).otherwise(None).alias("value")
 
 

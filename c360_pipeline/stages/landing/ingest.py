@@ -31,7 +31,7 @@ from c360_pipeline.core.landing.classify import (
 from c360_pipeline.core.landing.dead_letters import dead_lines, letters_of, long_line_letter, reopened
 from c360_pipeline.core.landing.decode import REJECTED_SCHEMA, Decoded, decode, rejected_conflicts
 from c360_pipeline.core.landing.lines import DELIVERY, Delivery, LineBlock, count_by_delivery, line_blocks, line_in
-from c360_pipeline.errors import ConflictError, ContractError
+from c360_pipeline.errors import ConflictError, ContractError, UnreadableError
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.landing import EventFile, Landing, landing_date_of
 
@@ -89,11 +89,13 @@ class Ingest:
         landing: where they are.
         lake: where they go.
         suppressed: tenant_id and user_hash of the users whose events never land.
+        unreadable: by address, why a file could not be had; it has no account and is tried again with the next run.
     """
 
     landing: Landing
     lake: Lake
     suppressed: pl.DataFrame
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def land(self, files: Iterable[EventFile], report: Callable[[int], None]) -> list[FileAccount]:
         """Land files that are not in the accounting.
@@ -152,8 +154,10 @@ class Ingest:
             except ContractError as error:
                 # What could be read has been; the producer has to send the file again.
                 account.damage = str(error)
-            except ConflictError:
-                continue  # its new content is a file of its own, for the next run
+            except (ConflictError, UnreadableError) as error:
+                # What was changed meanwhile is a file of its own, for the next run.
+                self.unreadable |= {file.uri: str(error)} if isinstance(error, UnreadableError) else {}
+                continue
             batch.ended.append(account)
         if batch.started or batch.ended:
             yield batch

@@ -15,6 +15,7 @@ from c360_pipeline.core.catalog.tables import (
     EVENT_KEYS,
     EVENTS,
 )
+from c360_pipeline.core.contract.identifiers import normal_form, normal_text
 from c360_pipeline.core.contract.layout import PERSONAL_TEXTS
 from c360_pipeline.core.landing.classify import split_suppressed
 from c360_pipeline.core.privacy.erasure import (
@@ -47,7 +48,8 @@ class Plan:
     """What is to be erased.
 
     Attributes:
-        people: tenant_id, user_id of each.
+        asked: tenant_id, user_id of those who were named.
+        people: the same, and every other spelling of theirs that the archive has.
         values: distinctive values of theirs.
         files: etag and numbers of lines to be blanked, by address.
         letters: ids of dead letters.
@@ -58,6 +60,7 @@ class Plan:
         before: what a search found before anything was done.
     """
 
+    asked: list[tuple[str, str]]
     people: list[tuple[str, str]]
     values: list[str]
     files: dict[str, tuple[str, list[int]]]
@@ -97,14 +100,15 @@ class Planner:
         path = self._folder / "plan.json"
         if path.exists():
             plan = self._read_plan(path)
-            if plan.people != wanted:
+            if plan.asked != wanted:
                 raise ConfigError(
-                    f"An erasure of {len(plan.people)} other people was broken off. Finish it first: {path} names them."
+                    f"An erasure of {len(plan.asked)} other people was broken off. Finish it first: {path} names them."
                 )
             return plan
         for tenant, user in wanted:
             self._stores.control.privacy.suppress(tenant, user, REASON)
-        persons = [Person(*one) for one in wanted]
+        people = self._spellings(wanted)
+        persons = [Person(*one) for one in people]
         self._observe("finding out what is theirs")
         values, events, rows = self.known_of(persons)
         terms = SearchTerms(values)
@@ -115,7 +119,7 @@ class Planner:
         tables = [name for name in self._stores.lake.table_names() if any(f"/{name}/" in f"/{p}" for p in places)]
         before = [one.as_dict() for one in found]
         plan = Plan(
-            wanted, values, files, letters["dead_letter_id"].to_list(), events.rows(), rows, tables,
+            wanted, people, values, files, letters["dead_letter_id"].to_list(), events.rows(), rows, tables,
             str(self._stores.lake.versions.version(EVENTS.name) or ""), before,
         )  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -130,8 +134,19 @@ class Planner:
     def _read_plan(path: Path) -> Plan:
         said = json.loads(path.read_text(encoding="utf-8"))
         people = [(tenant, user) for tenant, user in said["people"]]
+        # A plan of before there were spellings names the people alone.
+        asked = [(tenant, user) for tenant, user in said.get("asked", people)]
         files = {uri: (etag, lines) for uri, (etag, lines) in said["files"].items()}
-        return Plan(**{**said, "people": people, "files": files})
+        return Plan(**{**said, "asked": asked, "people": people, "files": files})
+
+    def _spellings(self, wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """These people, and all ids of the archive with the same normal form."""
+        form = normal_form(pl.col("user_id")).alias("form")
+        asked = pl.DataFrame(wanted, schema={"tenant_id": pl.String, "user_id": pl.String}, orient="row")
+        users = self._stores.lake.scan(EVENTS).select("tenant_id", "user_id").unique().with_columns(form)
+        same = users.join(asked.lazy().select("tenant_id", form), on=["tenant_id", "form"], how="semi")
+        found = same.select("tenant_id", "user_id").sort(pl.all()).collect(engine="streaming").rows()
+        return [*wanted, *(one for one in found if one not in wanted)]
 
     def known_of(self, persons: list[Person]) -> tuple[list[str], pl.DataFrame, dict[str, list[dict[str, Any]]]]:
         """Distinctive values of people, their events, and the keys of their rows of silos by lake table."""
@@ -254,7 +269,8 @@ def _names_another(raw: bytes, persons: list[Person]) -> bool:
         return False
     if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in ("tenantId", "userId")):
         return False
-    return Person.named(said["tenantId"], said["userId"]) not in persons
+    named = said["tenantId"], normal_text(said["userId"])
+    return named not in {(one.tenant_id, normal_text(one.user_id)) for one in persons}
 
 
 def _plain(value: Any) -> str:

@@ -1,11 +1,10 @@
 """Looks for values of people in everything that the pipeline stores: objects, tables, graph, databases, files."""
 
 import io
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -15,10 +14,13 @@ import psycopg
 import pyarrow.parquet as pq
 from psycopg import sql
 
+from c360_pipeline.core.landing.framing import as_utf8
 from c360_pipeline.core.privacy.erasure import Person, SearchTerms, users_frame
 from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.errors import ContractError
 from c360_pipeline.stores.neo4j.graph import Graph
-from c360_pipeline.stores.s3.bucket import GZIP_MAGIC, Bucket
+from c360_pipeline.stores.s3.bucket import Bucket
+from c360_pipeline.stores.s3.packed import reader, unpacked
 
 if TYPE_CHECKING:
     from c360_pipeline.stores.cassandra.user_events import UserEvents
@@ -77,11 +79,11 @@ class Searched:
 def search_objects(
     store: str, bucket: Bucket, prefix: str, terms: SearchTerms, without: tuple[str, ...] = ()
 ) -> Searched:
-    """All objects under a prefix but those under some others, unpacked where they are gzip."""
+    """All objects under a prefix but those under some others, unpacked where they are packed."""
 
     def look(path: str) -> tuple[str, int, int]:
         try:
-            return path, *_count_unpacked(bucket.pieces(path), terms)
+            return path, *_count_unpacked(bucket.pieces(path), path, terms)
         except FileNotFoundError:
             return path, 0, 0  # gone since it was listed, as checkpoints of the stream are
 
@@ -237,31 +239,20 @@ def _only(connection: psycopg.Connection[Any], statement: sql.Composed) -> Any:
     return row[0] if row else 0
 
 
-def _count_unpacked(pieces: Iterator[bytes], terms: SearchTerms) -> tuple[int, int]:
-    """The same, of what gzip holds; what can't be read to its end counts as a hit, for nobody knows what it holds."""
-    first = next(pieces, b"")
-    pieces = chain([first], pieces)
-    if not first.startswith(GZIP_MAGIC):
-        return _count(pieces, terms)
-    damage: list[zlib.error | EOFError] = []
+def _count_unpacked(pieces: Iterator[bytes], name: str, terms: SearchTerms) -> tuple[int, int]:
+    """The same, of what packed files hold and of texts in other encodings.
 
-    def unpacked() -> Iterator[bytes]:
-        member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        for piece in pieces:
-            waiting = piece
-            while waiting:
-                try:
-                    yield member.decompress(waiting, CHUNK_BYTES)
-                except zlib.error as error:
-                    damage.append(error)
-                    return
-                waiting = member.unconsumed_tail or member.unused_data
-                if member.eof:
-                    member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        if member.unconsumed_tail or (not member.eof and member.flush()):
-            damage.append(EOFError("it ends early"))
+    What can't be read to its end counts as a hit, for nobody knows what it holds.
+    """
+    damage: list[ContractError] = []
 
-    size, hits = _count(unpacked(), terms)
+    def read() -> Iterator[bytes]:
+        try:
+            yield from as_utf8(unpacked(reader(pieces), CHUNK_BYTES, name), name)
+        except ContractError as error:
+            damage.append(error)
+
+    size, hits = _count(read(), terms)
     return size, hits + len(damage)
 
 

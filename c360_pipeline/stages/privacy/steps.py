@@ -7,7 +7,6 @@ journeys and graph as anything else does. Earlier versions of the tables that we
 
 import gzip
 import shutil
-import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,9 +35,10 @@ from c360_pipeline.core.privacy.erasure import (
 )
 from c360_pipeline.core.privacy.retention import ACTION, expired
 from c360_pipeline.core.silos.control_rows import LINEAGE
+from c360_pipeline.errors import ContractError
 from c360_pipeline.stages.landing.backfill import backfill
 from c360_pipeline.stages.landing.event_removal import remove_events
-from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest
 from c360_pipeline.stages.privacy.search import (
     overwrite,
     overwrite_rows,
@@ -54,7 +54,8 @@ from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.tables import PUBLISHED
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.bucket import GZIP_MAGIC
-from c360_pipeline.stores.s3.landing import EventFile, dead_letter_key
+from c360_pipeline.stores.s3.landing import EventFile, LandingFile, dead_letter_key
+from c360_pipeline.stores.s3.packed import reader
 
 if TYPE_CHECKING:
     pass
@@ -110,7 +111,7 @@ class Steps:
                 continue  # somebody removed it since
             file = stores.landing.named(uri)
             if file.etag == etag:
-                self._blank(file.key, set(numbers))
+                self._blank(file, set(numbers))
                 file = stores.landing.named(uri)
             renamed[uri, etag] = file.etag
         self._observe("accounts and archive")
@@ -136,27 +137,28 @@ class Steps:
         )
         remove_events(lake, expired(new, rules, ACTION, datetime.now(UTC), "action", "ts").collect(engine="streaming"))
 
-    def _blank(self, key: str, numbers: set[int]) -> None:
-        bucket = self._stores.bucket
+    def _blank(self, file: LandingFile, numbers: set[int]) -> None:
+        """Write a file again without some of its lines, as landing reads it: packed by gzip where it was."""
+        landing, bucket = self._stores.landing, self._stores.bucket
+        sha256 = landing.stored_sha256(file.key) or landing.sha256_of(file.uri) or ""
         with TemporaryDirectory(prefix="c360-erase-") as folder:
-            (copied,) = bucket.fetch([key], Path(folder))
-            source, target = Path(folder) / copied.path, Path(folder) / "blanked"
-            with source.open("rb") as raw, target.open("wb") as out:
-                is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-                raw.seek(0)
-                try:
+            target = Path(folder) / "blanked"
+            is_gzip = next(bucket.pieces(file.key), b"").startswith(GZIP_MAGIC)
+            try:
+                with target.open("wb") as out:
+                    lines = reader(landing.pieces(file, PIECE_BYTES))
                     if is_gzip:
-                        with gzip.open(raw) as lines, gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed:
+                        with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed:
                             _write_blanked(lines, packed, numbers)  # type: ignore[arg-type]  # they read as files do
                     else:
-                        _write_blanked(raw, out, numbers)
-                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                    raise ErasureError(
-                        f"{key} is not a whole gzip file ({error}): what is behind its damage can't be searched. "
-                        "Remove it from the landing area, and erase again."
-                    ) from None
+                        _write_blanked(lines, out, numbers)
+            except ContractError as error:
+                raise ErasureError(
+                    f"{error} What is behind the damage can't be searched: remove {file.uri} from the landing area, "
+                    "and erase again."
+                ) from None
             # As what it was: its producer may send it again.
-            bucket.put(key, target, {"sha256": self._stores.landing.stored_sha256(key) or copied.sha256})
+            bucket.put(file.key, target, {"sha256": sha256})
 
     def _erase_events(self, plan: Plan) -> None:
         """Events whose landing files are gone leave the archive too; the accounting counts them as suppressed."""

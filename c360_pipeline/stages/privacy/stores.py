@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import user_hash
+from c360_pipeline.core.contract.identifiers import normal_form
 from c360_pipeline.core.privacy.erasure import (
     Person,
     SearchTerms,
@@ -110,4 +111,4 @@ def search_everywhere(stores: Stores, terms: SearchTerms, persons: list[Person],
 
 def hashed(persons: Iterable[Person]) -> pl.DataFrame:
     """tenant_id and user_hash, as the list of the suppressed has them."""
-    return users_frame(persons).select("tenant_id", user_hash=user_hash())
+    return users_frame(persons).select("tenant_id", user_hash=user_hash(normal_form(pl.col("user_id"))))

@@ -6,7 +6,7 @@ is read as of these, and what later commits touch, of which a writer may have wr
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -41,7 +41,15 @@ from c360_pipeline.stages.projection.events import (
     touched_events,
 )
 from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
-from c360_pipeline.stages.projection.silos import label_tables, silo_node_frames
+from c360_pipeline.stages.projection.silos import (
+    NODES,
+    RELATIONSHIPS,
+    STAMP,
+    MappedRelationship,
+    kinds_of,
+    label_tables,
+    silo_node_frames,
+)
 from c360_pipeline.stages.stitching.tables import JourneyTables, News
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -63,11 +71,13 @@ class PinnedVersions:
         versions: of lake tables by projection and name; of others the newest counts.
         commits: of stitching by tenant, None for all that there are.
         silos: versions of tables of silos by name; of others the newest counts.
+        mapped: by the name of a mapped relationship, the checkpoints that the graph has of it.
     """
 
     versions: Mapping[tuple[str, str], Version] = field(default_factory=dict)
     commits: Mapping[str, int] | None = None
     silos: Mapping[str, Version] = field(default_factory=dict)
+    mapped: Mapping[str, Mapping[str, Version]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, lake: Lake) -> "PinnedVersions":
@@ -83,7 +93,17 @@ class PinnedVersions:
             for tenant, version in graph.checkpoints.of(JOURNEY_PROJECTION).items()
             if version.table_id == log_id
         }
-        return cls(versions, commits or None)
+        silos = {
+            name: version
+            for checkpoints in graph.checkpoints.under(NODES).values()
+            for name, version in checkpoints.items()
+            if (table := lake.stored_table(name, ())) and lake.versions.still_there(table, version)
+        }
+        mapped = {
+            projection.removeprefix(RELATIONSHIPS): checkpoints
+            for projection, checkpoints in graph.checkpoints.under(RELATIONSHIPS).items()
+        }
+        return cls(versions, commits or None, silos, mapped)
 
     @classmethod
     def now(cls, lake: Lake, control: ControlRows) -> "PinnedVersions":
@@ -132,8 +152,11 @@ def _known(graph: Graph, lake: Lake, projection: str) -> Iterator[tuple[Table, V
 
 
 @dataclass(frozen=True)
-class Newer:
-    """Keys of what was committed after the snapshot that an archive is read at.
+class InFlight:
+    """Keys of rows that archive and graph may differ in for a moment, because somebody is bringing them there.
+
+    These are what was committed after the snapshot that an archive is read at, and what events touch that the graph
+    shows before they land. Every check and comparison leaves them out; what is left must be equal, whoever writes.
 
     Attributes:
         keys: by kind, frames of columns that name rows of the kind, or some of these columns.
@@ -141,11 +164,17 @@ class Newer:
 
     keys: Mapping[Kind, tuple[pl.DataFrame, ...]]
 
-    def and_of(self, events: pl.DataFrame) -> "Newer":
+    def and_of(self, events: pl.DataFrame) -> "InFlight":
         """These, and what events touch that are in the graph before they are in the archive."""
         ahead = model.unlanded_keys(events)
         kinds = [*self.keys, *(kind for kind in ahead if kind not in self.keys)]
-        return Newer({kind: (*self.keys.get(kind, ()), *([ahead[kind]] if kind in ahead else [])) for kind in kinds})
+        return InFlight({kind: (*self.keys.get(kind, ()), *([ahead[kind]] if kind in ahead else [])) for kind in kinds})
+
+    @property
+    def tenants(self) -> set[str]:
+        """Whose rows these are."""
+        frames = chain.from_iterable(self.keys.values())
+        return {tenant for frame in frames for tenant in frame["tenant_id"].unique()}
 
     def left_out(self, kind: Kind, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows without those that later commits touch."""
@@ -167,7 +196,12 @@ class Archive:
         self._lake = lake
         self._control = control
         self._pinned = pinned or PinnedVersions()
-        self._newer: tuple[object, Newer] | None = None
+        self._newer: tuple[object, InFlight] | None = None
+
+    @classmethod
+    def as_projected(cls, lake: Lake, control: ControlRows, graph: Graph) -> "Archive":
+        """As of a graph's checkpoints: what writers commit meanwhile is not held against the graph."""
+        return cls(lake, control, PinnedVersions.of(graph, lake))
 
     @property
     def lake(self) -> Lake:
@@ -211,6 +245,37 @@ class Archive:
         """Rows of all silo tables that have a label."""
         found = label_tables(self._lake, self._control).values()
         return sum(self._lake.count(table) for label in found for table in label.tables)
+
+    def event_count(self) -> int:
+        """Events that the graph has been brought to, from the log of the archive."""
+        version = self._pinned.version(EVENT_PROJECTION, EVENTS)
+        return self._lake.count(EVENTS, version.number if version else None)
+
+    def event_keys(self) -> pl.DataFrame:
+        """tenant_id, id of these events."""
+        return self._scan(EVENTS).select("tenant_id", id="event_id").collect(engine="streaming")
+
+    def product_keys(self) -> pl.DataFrame:
+        """tenant_id, id of every item of an event and of the catalogue that the graph has been brought to."""
+        return self._products.select("tenant_id", "id")
+
+    def silo_counts(self) -> dict[str, int]:
+        """Rows of the silo tables by label, as the graph has been brought to them."""
+        versions = {name: version.number for name, version in self._pinned.silos.items()}
+        return {
+            label: sum(self._lake.count(table, versions.get(table.name)) for table in found.tables)
+            for label, found in label_tables(self._lake, self._control).items()
+        }
+
+    def silo_keys(self, labels: Collection[str]) -> Iterator[tuple[NodeKind, pl.DataFrame]]:
+        """Key columns of every row of some labels."""
+        versions = {name: version.number for name, version in self._pinned.silos.items()}
+        for label, found in label_tables(self._lake, self._control).items():
+            if label in labels:
+                key = found.kind.key_columns
+                rows = pl.concat(self._lake.scan(t, versions.get(t.name)).select(key) for t in found.tables)
+                typed = rows.select(pl.col(name).cast(found.kind.schema[name]) for name in key)
+                yield found.kind, typed.collect(engine="streaming")
 
     def silo_nodes(self) -> SiloNodes:
         """The node rows of every silo table that has a label; tables of one label are put together."""
@@ -294,17 +359,20 @@ class Archive:
             log.event_keys_now(news.rows), keys,
         )  # fmt: skip
 
-    def newer(self) -> "Newer":
+    def newer(self) -> InFlight:
         """What was committed since the snapshot that this archive is read at, as of now."""
-        tables = (EVENTS, CATALOG, USER_COMMUNITIES, JOURNEY_LOG)
-        now = tuple(str(self._lake.versions.version(table.name)) for table in tables)
+        names = [table.name for table in (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, JOURNEY_LOG)]
+        now = tuple(str(self._lake.versions.version(name)) for name in [*names, *sorted(self._pinned.silos)])
         if self._newer is not None and self._newer[0] == now:
             return self._newer[1]
-        parts = [self._newer_events(), self._newer_products(), self._newer_communities(), self._newer_journeys()]
+        parts = [
+            self._newer_events(), self._newer_products(), self._newer_communities(), self._newer_similarities(),
+            self._newer_journeys(), self._newer_silo_rows(), self._newer_mapped(),
+        ]  # fmt: skip
         keys: dict[Kind, tuple[pl.DataFrame, ...]] = {}
         for kind, frame in chain.from_iterable(parts):
             keys[kind] = (*keys.get(kind, ()), frame)
-        found = Newer(keys)
+        found = InFlight(keys)
         self._newer = (now, found)
         return found
 
@@ -344,6 +412,38 @@ class Archive:
             return
         ids = [rows.select("tenant_id", id="user_id") for rows in (changed.upserted, changed.deleted)]
         yield model.USER_COMMUNITY, pl.concat(ids).unique()
+
+    def _newer_similarities(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        since = self._pinned.version(PRODUCT_PROJECTION, PRODUCT_SIMILARITIES)
+        changed, _ = self._lake.versions.changes(PRODUCT_SIMILARITIES, since) if since else (None, None)
+        if changed is None or not changed.count:
+            return
+        ends = {"from_id": "product_id", "to_id": "similar_product_id"}
+        pairs = [rows.select("tenant_id", **ends) for rows in (changed.upserted, changed.deleted)]
+        for kind, _ in SIMILARITIES:
+            yield kind, pl.concat(pairs).unique()
+
+    def _newer_silo_rows(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        for found in label_tables(self._lake, self._control).values():
+            key = found.kind.key_columns
+            for table in found.tables:
+                since = self._pinned.silos.get(table.name)
+                if since is None or since == self._lake.versions.version(table.name):
+                    continue
+                changed, _ = self._lake.versions.changes(table, since, [*table.key, *STAMP])
+                keys = pl.concat([changed.upserted.select(key), changed.deleted.select(key)]).unique()
+                yield found.kind, keys.select(pl.col(name).cast(found.kind.schema[name]) for name in key)
+
+    def _newer_mapped(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        labels = label_tables(self._lake, self._control)
+        for row in self._control.relationships:
+            done = self._pinned.mapped.get(row.name)
+            if done is None or not kinds_of(labels).keys() >= set(row.labels):
+                continue
+            mapped = MappedRelationship(self._lake, labels, row)
+            since = mapped.since(done)
+            if since and since != {name: self._lake.versions.version(name) for name in mapped.every}:
+                yield mapped.kind, mapped.touched(since).select(mapped.kind.key_columns)
 
     def _newer_journeys(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         tables = JourneyTables(self._lake)

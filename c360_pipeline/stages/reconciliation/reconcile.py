@@ -29,7 +29,7 @@ from c360_pipeline.core.reconciliation.compare import (
 from c360_pipeline.errors import RemovalLimitError
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.unlanded_events import unlanded_events
-from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
+from c360_pipeline.stages.reconciliation.expected import Archive, InFlight, PinnedVersions
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.audit import Orphan
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -133,7 +133,7 @@ def reconcile(
         found, step = _compared(as_of, graph, queue, side)
         results.append(Reconciled(side.tenant_id, side.kind, found))
         repairs += [step] if step else []
-    orphans = _orphans(graph, held, sorted(tenants))
+    orphans = _orphans(as_of, graph, held, tenants)
     results += [Reconciled(NO_TENANT, kind, only_ghosts([one.text for one in lost])) for kind, lost in orphans]
     if not repair:
         return results
@@ -205,12 +205,50 @@ def _compared(archive: Archive, graph: Graph, queue: RefusedRows, sides: _Sides)
     # A node that is rebuilt needs the properties that others own, too.
     if found.is_equal and ours.height == theirs.height:
         return found, None
-    newer = archive.newer().and_of(unlanded_events(graph))
-    ours, theirs = newer.left_out(kind, ours), newer.left_out(kind, theirs)
+    moving = in_flight(archive, graph)
+    ours, theirs = moving.left_out(kind, ours), moving.left_out(kind, theirs)
     found = _compared_rows(kind, ours, theirs)
     if queue.waiting:
         found = _with_refusals(found, kind, ours.filter(stands_on(kind, ours, queue.waiting)))
     return found, _repair_of(kind, sides.tenant_id, ours, theirs)
+
+
+def in_flight(archive: Archive, graph: Graph) -> InFlight:
+    """What archive and graph may differ in as of now; to be asked for when both sides were read.
+
+    An event that lands in between has lost its mark before it is committed here: so the marks are read first.
+    """
+    unlanded = unlanded_events(graph)
+    return archive.newer().and_of(unlanded)
+
+
+def unmatched(archive: Archive, graph: Graph, kind: NodeKind, keys: pl.DataFrame) -> pl.DataFrame:
+    """Keys of nodes that archive or graph lacks, though nobody is bringing them there: what a check may fail on.
+
+    Args:
+        archive: pinned to the graph's checkpoints.
+        graph: what is looked at.
+        kind: of the nodes.
+        keys: key columns of all nodes of the kind as the archive has them.
+
+    Returns:
+        Key columns and `found`: "missing", "ghost", or "repeated" where rows of the archive share a node; rows that the
+        graph is known to refuse are left out.
+    """
+    only_key = NodeKind(kind.label, kind.key, {name: kind.properties[name] for name in kind.key})
+    tenants = {*keys["tenant_id"].unique(), *graph.counts.tenants_of(kind.label)}
+    columns = kind.key_columns
+    held = [graph.audit.rows(only_key, tenant).select(columns) for tenant in sorted(tenants)]
+    theirs = pl.concat([keys.clear(), *held])
+    moving = in_flight(archive, graph)
+    ours, theirs = moving.left_out(kind, keys), moving.left_out(kind, theirs)
+    ours = ours.filter(~stands_on(kind, ours, RefusedRows(archive.lake, graph.refusals).refused))
+    found = {
+        "missing": ours.join(theirs, on=columns, how="anti"),
+        "ghost": theirs.join(ours, on=columns, how="anti"),
+        "repeated": ours.filter(pl.struct(columns).is_duplicated()),
+    }
+    return pl.concat(rows.unique().with_columns(found=pl.lit(name)) for name, rows in found.items())
 
 
 def _compared_rows(kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> Comparison:
@@ -264,12 +302,15 @@ def _carry_out(graph: Graph, step: _Repair) -> None:
     graph.writer.merge(step.kind, step.upserts)
 
 
-def _orphans(graph: Graph, held: Counter[Kind], tenants: Sequence[str]) -> list[tuple[Kind, list[Orphan]]]:
-    """Nodes and relationships of declared labels and types that no tenant of the archive has.
+def _orphans(
+    archive: Archive, graph: Graph, held: Counter[Kind], compared: set[str]
+) -> list[tuple[Kind, list[Orphan]]]:
+    """Nodes and relationships of declared labels and types that no tenant has.
 
     The database counts labels and types by itself: only where there are more than were read is anything looked for.
+    A tenant whose first events are on their way is one.
     """
-    found: list[tuple[Kind, list[Orphan]]] = []
+    odd_nodes: list[NodeKind] = []
     of_type: dict[str, list[RelationshipKind]] = {}
     for kind, count in held.items():
         if isinstance(kind, RelationshipKind):
@@ -277,10 +318,16 @@ def _orphans(graph: Graph, held: Counter[Kind], tenants: Sequence[str]) -> list[
         elif kind not in OWNED_PROPERTIES and any(
             graph.counts.label_count(label) != count for label in (kind.label, *kind.extra_labels)
         ):
-            found.append((kind, graph.audit.orphan_nodes(kind, tenants)))
-    for name, kinds in of_type.items():
-        if graph.counts.type_count(name) != sum(held[kind] for kind in kinds):
-            found.append((kinds[0], graph.audit.orphan_relationships(kinds, tenants)))
+            odd_nodes.append(kind)
+    odd_types = [
+        kinds for name, kinds in of_type.items() if graph.counts.type_count(name) != sum(held[kind] for kind in kinds)
+    ]
+    if not odd_nodes and not odd_types:
+        return []
+    tenants = sorted(compared | in_flight(archive, graph).tenants)
+    found: list[tuple[Kind, list[Orphan]]] = []
+    found += [(kind, graph.audit.orphan_nodes(kind, tenants)) for kind in odd_nodes]
+    found += [(kinds[0], graph.audit.orphan_relationships(kinds, tenants)) for kinds in odd_types]
     return [(kind, orphans) for kind, orphans in found if orphans]
 
 

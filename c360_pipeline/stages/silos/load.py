@@ -20,9 +20,10 @@ import polars as pl
 from c360_pipeline.core.arrays.row_hashes import identity_hash, row_name_hash
 from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.table import SILO_RETENTION, Table
+from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
 from c360_pipeline.core.silos.control_rows import FULL, INCREMENTAL, unusable_keys
 from c360_pipeline.core.silos.plan import Extract
-from c360_pipeline.errors import ContractError
+from c360_pipeline.errors import ContractError, RemovalLimitError
 from c360_pipeline.stores.delta.commits import MERGED_BYTES
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.spill import Spill
@@ -95,12 +96,14 @@ class SiloLoader:
         lake: where the rows go.
         control: how far incremental tables were read.
         run_id: of the run, kept with every row that it changes.
+        force: whether more rows may leave a table than the removal limit lets pass.
     """
 
-    def __init__(self, lake: Lake, control: ControlDb, run_id: str) -> None:
+    def __init__(self, lake: Lake, control: ControlDb, run_id: str, *, force: bool = False) -> None:
         self._lake = lake
         self._control = control
         self._run_id = run_id
+        self._force = force
 
     def load(self, extract: Extract, snapshot: SiloSnapshot) -> TableCounts:
         """Make the lake table hold what the source has; commits nothing when it does already.
@@ -109,13 +112,17 @@ class SiloLoader:
             ContractError: keys that are missing or not unique, or values that the lake can't hold; the lake table
                 stays as it was.
             UnavailableError: the source can't be read to its end; the lake table stays as it was.
+            RemovalLimitError: the source has so many rows less than it would have to be looked at; the lake table stays
+                as it was.
         """
         incremental = extract.table.snapshot_mode == INCREMENTAL
         position = snapshot.position(extract) if incremental else None
         since = self._since(extract, position) if position else None
         with TemporaryDirectory(prefix="c360-silo-") as folder:
             suppressed = self._control.privacy.suppressed_rows().filter(pl.col("lake_table") == extract.lake_table)
-            load = _Load(self._lake, extract, self._run_id, Path(folder), suppressed["row_hash"])
+            load = _Load(
+                self._lake, extract, self._run_id, Path(folder), suppressed["row_hash"], force=self._force
+            )  # fmt: skip
             counts = load.changed(snapshot, since) if since else load.whole(snapshot)
         version = self._lake.versions.version(extract.lake_table)
         if position and version:
@@ -144,8 +151,11 @@ def _reads(extract: Extract) -> str:
 class _Load:
     """One load of one table."""
 
-    def __init__(self, lake: Lake, extract: Extract, run_id: str, folder: Path, suppressed: pl.Series) -> None:
+    def __init__(
+        self, lake: Lake, extract: Extract, run_id: str, folder: Path, suppressed: pl.Series, *, force: bool
+    ) -> None:
         self._lake = lake
+        self._force = force
         self._suppressed = suppressed
         self._extract = extract
         self._table = silo_table(extract)
@@ -172,6 +182,7 @@ class _Load:
             if unusable_keys(before, self._key):
                 return self._first(snapshot)  # the key is another than when these rows were written
             found.add(difference(before, part, self._key))
+        self._check_removal_limit(found.deleted, read.rows)
         self._write(found, read, held)
         return TableCounts(FULL, read.rows, found.loaded, found.deleted, read.bytes)
 
@@ -190,6 +201,7 @@ class _Load:
                     self._refuse(unusable_keys(keys, self._key))
                 hashes.append(identity_hash(keys, self._key).to_numpy())
                 yield self._stamped(batch)
+            self._check_removal_limit(self._lake.count(self._table) - rows, rows)
             together = np.concatenate([np.empty(0, np.uint64), *hashes])
             hashes.clear()
             together.sort()
@@ -227,6 +239,7 @@ class _Load:
         if not found.is_small or count != held_rows + inserted - found.deleted:
             # So much changed that all may be compared, or rows came that no cursor and no transaction told of.
             return self.whole(snapshot)
+        self._check_removal_limit(found.deleted, count)
         self._merge(found)
         return TableCounts(INCREMENTAL, read.rows, found.loaded, found.deleted, read.bytes)
 
@@ -312,6 +325,19 @@ class _Load:
         at = pl.lit(self._stamp["extracted_at"]).cast(pl.Datetime("us", "UTC"))
         stamped = rows.with_columns(extracted_at=at, run_id=pl.lit(self._stamp["run_id"]))
         return stamped.select(list(self._table.columns))
+
+    def _check_removal_limit(self, deleted: int, left: int) -> None:
+        """Fewer rows without an error are looked at before they are believed."""
+        held, extract = self._lake.count(self._table), self._extract
+        if self._force or not is_beyond_removal_limit(deleted, held):
+            return
+        raise RemovalLimitError(
+            f"{extract.name} (source_tables row {extract.table.table_id}) has {left:,} rows now, and {deleted:,} of "
+            f"the {held:,} that the archive holds are not among them, more than {REMOVAL_SHARE:.0%}. That is what a "
+            "restore into an empty database, a view or search path that changed, or a policy that hides rows looks "
+            "like. The archive keeps what it has; if the rows are gone on purpose, run again with `c360 run "
+            "--force-removal`, or in the UI with force_removal: true."
+        )
 
     def _refuse(self, problem: str | None) -> None:
         if problem:

@@ -92,9 +92,7 @@ class Stitching:
             self._journeys.log.note(EVERY_TENANT, {"source": str(now)})
 
     def _source(self) -> Version | None:
-        """The version of the archive that is stitched to its end."""
-        said = self._journeys.log.state(EVERY_TENANT).detail.get("source")
-        return Version.parse(said) if said else None
+        return _stitched_version(self._journeys)
 
     def _gone_from_archive(self) -> pl.DataFrame:
         key = list(EVENTS.key)
@@ -138,3 +136,16 @@ class Stitching:
         """What today's rules make of all events of a tenant, against what is: nothing is changed."""
         events = self._lake.scan(EVENTS).filter(pl.col("tenant_id") == tenant).select(SOURCE_COLUMNS)
         return self._journeys.rebase(tenant, events.collect(engine="streaming"), self._policy)
+
+
+def unstitched_events(lake: Lake) -> pl.DataFrame:
+    """tenant_id, id of the events of the archive that came or changed since it was last stitched to its end."""
+    source = lake.versions.still_there(EVENTS, _stitched_version(Journeys(lake)))
+    changed, _ = lake.versions.changes(EVENTS, source, [*EVENTS.key, "content_hash"])
+    return changed.upserted.select("tenant_id", id="event_id")
+
+
+def _stitched_version(journeys: Journeys) -> Version | None:
+    """The version of the archive that is stitched to its end."""
+    said = journeys.log.state(EVERY_TENANT).detail.get("source")
+    return Version.parse(said) if said else None

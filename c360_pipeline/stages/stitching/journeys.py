@@ -70,7 +70,7 @@ class Journeys:
         Raises:
             ConflictError: other workers were faster 20 times in a row.
         """
-        return self.add_keyed(events, extract_keys(events, policy.rules), policy, gone)
+        return self.add_keyed(events, extract_keys(events, policy.rules, policy.nobody), policy, gone)
 
     def add_keyed(
         self,

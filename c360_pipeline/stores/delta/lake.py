@@ -88,9 +88,9 @@ class Lake:
             return table.empty().select(columns)
         return self._keys.held(snapshot, table, keys, columns)
 
-    def count(self, table: Table) -> int:
-        """Rows of a table, from its log."""
-        snapshot = self._storage.open(table.name)
+    def count(self, table: Table, version: int | None = None) -> int:
+        """Rows of a table, at a version or now, from its log."""
+        snapshot = self._storage.open(table.name, version)
         return int(data_files(snapshot)["num_records"].sum()) if snapshot else 0
 
     def count_by(self, table: Table, *columns: str) -> pl.DataFrame:

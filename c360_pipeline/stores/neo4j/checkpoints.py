@@ -15,8 +15,9 @@ SAVE_CHECKPOINT = Statement(
 CARRY_CHECKPOINTS = Statement("""
     UNWIND $rows AS row MATCH (c:ProjectionCheckpoint) WHERE c.version = row.before SET c.version = row.after
 """)
-READ_PROJECTIONS = Statement("""
-    MATCH (c:ProjectionCheckpoint) WHERE c.projection STARTS WITH $prefix RETURN DISTINCT c.projection AS projection
+READ_CHECKPOINTS_UNDER = Statement("""
+    MATCH (c:ProjectionCheckpoint) WHERE c.projection STARTS WITH $prefix
+    RETURN c.projection AS projection, c.source AS source, c.version AS version
 """)
 FORGET_CHECKPOINT = Statement("""
     MATCH (c:ProjectionCheckpoint {projection: $projection}) WHERE $source IS NULL OR c.source = $source DELETE c
@@ -54,7 +55,14 @@ class Checkpoints:
 
     def names(self, prefix: str) -> list[str]:
         """Names of the projections with a checkpoint that begin so."""
-        return sorted(r["projection"] for r in self._client.run(READ_PROJECTIONS, prefix=prefix))
+        return sorted(self.under(prefix))
+
+    def under(self, prefix: str) -> dict[str, dict[str, Version]]:
+        """By projection whose name begins so, the versions of lake tables that it has brought into this graph."""
+        found: dict[str, dict[str, Version]] = {}
+        for row in self._client.run(READ_CHECKPOINTS_UNDER, prefix=prefix):
+            found.setdefault(row["projection"], {})[row["source"]] = Version.parse(row["version"])
+        return found
 
     def forget(self, projection: str, source: str | None = None) -> None:
         """Forget what a projection has brought into this graph, of one source or all."""

@@ -1,5 +1,7 @@
 """Counts of labels and types, and which tenants there are."""
 
+import polars as pl
+
 from c360_pipeline.core.projection.graph import RelationshipKind
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j import cypher
@@ -16,9 +18,12 @@ COUNT_TYPES = Statement("""
     CALL (type) { MATCH ()-[r:$(type)]->() RETURN count(r) AS number }
     RETURN type AS name, number
 """)
-READ_WAITING = Statement("MATCH (e:Event {status: 'NEW'}) RETURN count(e) AS number")
+READ_WAITING = Statement("""
+    MATCH (e:Event {status: 'NEW'}) WHERE NOT e:Unlanded RETURN e.tenant_id AS tenant_id, e.id AS id
+""")
 READ_WITHOUT_COMMUNITY = Statement("""
-    MATCH (u:User)-[:VIEWED|PURCHASED]->() WHERE u.community IS NULL RETURN count(DISTINCT u) AS number
+    MATCH (u:User {tenant_id: $tenant_id})-[:VIEWED|PURCHASED]->() WHERE u.community IS NULL
+    RETURN DISTINCT u.tenant_id AS tenant_id, u.id AS user_id
 """)
 READ_TENANTS = Statement("MATCH (u:User) RETURN DISTINCT u.tenant_id AS tenant_id ORDER BY tenant_id")
 
@@ -59,13 +64,15 @@ class Counts:
         """Relationships of a kind, of all tenants: the lesser of what its source and its target label have."""
         return min(int(self._client.run(s)[0]["number"]) for s in cypher.relationship_count_statements(kind))
 
-    def waiting_events(self) -> int:
-        """Events of all tenants that stitching has not reached (status NEW)."""
-        return int(self._client.run(READ_WAITING)[0]["number"])
+    def waiting_events(self) -> pl.DataFrame:
+        """tenant_id, id of the landed events of all tenants that stitching has not reached (status NEW)."""
+        schema = {"tenant_id": pl.String, "id": pl.String}
+        return pl.DataFrame(self._client.run(READ_WAITING), schema=schema)
 
-    def active_users_without_community(self) -> int:
-        """Users of all tenants with a view or purchase and no community."""
-        return int(self._client.run(READ_WITHOUT_COMMUNITY)[0]["number"])
+    def active_users_without_community(self, tenant_id: str) -> pl.DataFrame:
+        """tenant_id, user_id of the users of a tenant with a view or purchase and no community."""
+        schema = {"tenant_id": pl.String, "user_id": pl.String}
+        return pl.DataFrame(self._client.run(READ_WITHOUT_COMMUNITY, tenant_id=tenant_id), schema=schema)
 
     def tenants(self) -> list[str]:
         """Tenants that have users in the graph."""

@@ -2,6 +2,7 @@
 
 import psycopg
 
+from c360_pipeline.core.contract.identifiers import word_of
 from c360_pipeline.core.stitching.keys import JourneyLimit, KeyPolicy, KeyRule
 from c360_pipeline.stores.postgres.sessions import Sessions
 
@@ -11,6 +12,7 @@ READ_KEY_RULES = """
 """
 READ_LIMITS = "SELECT tenant_id, soft_max_keys, hard_max_keys FROM journey_limits ORDER BY tenant_id"
 READ_BLOCKED = "SELECT tenant_id, key_type, key_hash FROM blocked_keys"
+READ_NOBODY = "SELECT tenant_id, value FROM nobody_values"
 BLOCK_KEY = """
     INSERT INTO blocked_keys (tenant_id, key_type, key_hash, reason)
     VALUES (%(tenant_id)s, %(key_type)s, %(key_hash)s, %(reason)s) ON CONFLICT DO NOTHING
@@ -40,6 +42,7 @@ class KeyRules:
                 blocked=frozenset(
                     (r["tenant_id"], r["key_type"], r["key_hash"]) for r in connection.execute(READ_BLOCKED)
                 ),
+                nobody=frozenset((r["tenant_id"], word_of(r["value"])) for r in connection.execute(READ_NOBODY)),
             )
 
     def block(self, tenant_id: str, key_type: str, key_hash: str, reason: str) -> bool:

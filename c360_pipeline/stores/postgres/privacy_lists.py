@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from typing import LiteralString
+from unicodedata import normalize
 
 import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import user_hash
+from c360_pipeline.core.contract.identifiers import normal_text
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stores.postgres.sessions import Sessions, StandingSession
 
@@ -37,23 +39,24 @@ class PrivacyLists:
         self._sessions = sessions
 
     def suppressed_users(self) -> pl.DataFrame:
-        """The users whose events never land: tenant_id and user_hash, as `core.landing.decode.user_hash` makes it."""
+        """The users whose events never land: tenant_id and user_hash, as `user_hash` makes it of the normal form."""
         with self._sessions.session() as connection:
             rows = [(r["tenant_id"], r["user_hash"]) for r in connection.execute(READ_SUPPRESSED)]
         return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_hash": pl.String}, orient="row")
 
     def suppress(self, tenant_id: str, user_id: str, reason: str) -> bool:
-        """Put a user on the list; False when they were on it."""
-        return self._change_suppressed(SUPPRESS, tenant_id, user_id, reason)
+        """Put a user on the list, in every spelling of the id; False when they were on it."""
+        return self._change_suppressed(SUPPRESS, tenant_id, normal_text(user_id), reason)
 
     def unsuppress(self, tenant_id: str, user_id: str) -> bool:
         """Take a user off the list; False when they were not on it."""
-        return self._change_suppressed(UNSUPPRESS, tenant_id, user_id, "")
+        spellings = (normal_text(user_id), normalize("NFC", user_id))
+        # An entry of before there was a normal form is of the id as it was given.
+        gone = [self._change_suppressed(UNSUPPRESS, tenant_id, spelling, "") for spelling in spellings]
+        return any(gone)
 
     def _change_suppressed(self, statement: LiteralString, tenant_id: str, user_id: str, reason: str) -> bool:
-        user = pl.DataFrame({"tenant_id": [tenant_id], "user_id": [user_id]}).with_columns(
-            pl.col(pl.String).str.normalize("NFC")
-        )
+        user = pl.DataFrame({"tenant_id": [tenant_id], "user_id": [user_id]})
         values = {**user.select("tenant_id", user_hash=user_hash()).row(0, named=True), "reason": reason}
         with self._sessions.session() as connection:
             return connection.execute(statement, values).rowcount > 0

@@ -1,7 +1,7 @@
 """A silo: one operational Postgres database, read as Arrow over ADBC; what is left out is never selected."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -20,7 +20,16 @@ from c360_pipeline.errors import ContractError, UnavailableError
 
 BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of rows that the driver hands over at once, as the server sends them."""
-SESSION = "-c default_transaction_isolation=repeatable\\ read -c default_transaction_read_only=on"
+SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+SETTINGS = {
+    "client_encoding": "UTF8", "row_security": "off", "TimeZone": "UTC", "DateStyle": "ISO, MDY",
+    "IntervalStyle": "postgres", "extra_float_digits": "1", "bytea_output": "hex",
+}  # fmt: skip
+"""What reading relies on; set by statement in the transaction of the snapshot, so that it holds behind a pooler."""
+ASKED_BACK = {
+    **SETTINGS, "transaction_isolation": "repeatable read", "transaction_read_only": "on",
+}  # fmt: skip
+ROW_SECURITY = "row-level security"
 OVERLAP = "1 hour"
 """Of a view, whose rows do not tell which transaction wrote them, so much is read again."""
 TIMES = ("timestamp", "timestamptz", "date")
@@ -98,7 +107,7 @@ class Silo:
         try:
             with psycopg.connect(
                 host=database.host, port=database.port, dbname=database.db_name, user=database.user,
-                password=self._password.get_secret_value(), connect_timeout=10,
+                password=self._password.get_secret_value(), connect_timeout=10, client_encoding="UTF8",
             ) as connection:  # fmt: skip
                 return {table.table_id: _found(connection, table) for table in tables}
         except psycopg.Error as error:
@@ -117,21 +126,46 @@ class Silo:
         """A connection that sees the database as it is at its first read, until it is left.
 
         Raises:
-            UnavailableError: the database can't be reached.
+            UnavailableError: the database can't be reached, or does not take or keep a setting that reading relies on.
         """
         try:
             connection = adbc.connect(self._uri())
         except adbc.Error as error:
             raise UnavailableError(f"{self._where} can't be reached: {self._masked(str(error))}") from None
         with closing(connection):
+            self._settle(connection)
             yield SiloSnapshot(connection, self._masked)
+
+    def _settle(self, connection: adbc.Connection) -> None:
+        """Set what reading relies on, and ask it back: a pooler may drop or share what a session was told."""
+        names = list(ASKED_BACK)
+        try:
+            with closing(connection.cursor()) as cursor:
+                cursor.execute(SNAPSHOT)
+                for name, value in SETTINGS.items():
+                    cursor.execute(
+                        sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value)).as_string(None)
+                    )
+                asked = sql.SQL(", ").join(
+                    sql.SQL("current_setting({})").format(sql.Literal(name)) for name in names
+                )  # fmt: skip
+                cursor.execute(sql.SQL("SELECT {}").format(asked).as_string(None))
+                found = dict(zip(names, cursor.fetchone() or (), strict=False))
+        except adbc.Error as error:
+            raise UnavailableError(f"{self._where} refuses a setting: {self._masked(str(error))}") from None
+        if other := {name: found.get(name) for name, value in ASKED_BACK.items() if found.get(name) != value}:
+            raise UnavailableError(
+                f"{self._where} does not keep what reading relies on: it says {other}, "
+                f"{ {name: ASKED_BACK[name] for name in other} } is right. Where a pooler is in between, give "
+                "source_databases the address of the server, or let the pooler keep transactions together."
+            )
 
     def _uri(self) -> str:
         database = self.database
         # All as parameters: a host may be an IPv6 address or the folder of a socket.
         parameters = {
             "host": database.host, "port": database.port, "dbname": database.db_name, "user": database.user,
-            "password": self._password.get_secret_value(), "options": SESSION,
+            "password": self._password.get_secret_value(), "client_encoding": "UTF8",
         }  # fmt: skip
         return "postgresql://?" + urlencode(parameters, quote_via=quote)
 
@@ -163,13 +197,17 @@ class SiloSnapshot:
     """One moment of a silo; all reads see the same.
 
     Args:
-        connection: with the isolation level REPEATABLE READ.
+        connection: in a transaction with the isolation level REPEATABLE READ.
         masked: takes the password out of a message.
+
+    Attributes:
+        is_whole: whether it still is that moment; a read that failed has ended its transaction.
     """
 
-    def __init__(self, connection: adbc.Connection, masked: Any) -> None:
+    def __init__(self, connection: adbc.Connection, masked: Callable[[str], str]) -> None:
         self._connection = connection
         self._masked = masked
+        self.is_whole = True
 
     def rows(self, extract: Extract, since: Position | None = None) -> Iterator[pl.DataFrame]:
         """The rows of a table in bounded batches, typed as in the lake.
@@ -180,7 +218,7 @@ class SiloSnapshot:
                 larger one or none, and those that a transaction has written which that snapshot did not see.
 
         Raises:
-            ContractError: a value that the lake can't hold.
+            ContractError: a value that the lake can't hold, or rows that the login may not see.
             UnavailableError: the database refuses the read, or is gone.
         """
         query = sql.SQL("SELECT {} FROM {}{}").format(
@@ -208,7 +246,7 @@ class SiloSnapshot:
 
     def position(self, extract: Extract) -> Position:
         """Where the snapshot stands."""
-        snapshot = self._value(sql.SQL("SELECT pg_current_snapshot()::text AS value"), extract)
+        snapshot = self._value(sql.SQL("SELECT txid_current_snapshot()::text AS value"), extract)
         if extract.table.cursor_column is None:
             return Position(None, snapshot)
         query = sql.SQL("SELECT max({})::text AS value FROM {}").format(
@@ -227,11 +265,31 @@ class SiloSnapshot:
                 reader = cursor.fetch_record_batch()
                 yield _frame(reader.schema.empty_table())
                 for batch in reader:
+                    _check_text(batch, extract)
                     yield _frame(pa.Table.from_batches([batch]))
         except (adbc.Error, pa.ArrowException, OSError) as error:
-            with suppress(adbc.Error):  # the connection may be gone; if not, the next table is read in a new snapshot
-                self._connection.rollback()
-            raise UnavailableError(f"Reading {extract.name} failed: {self._masked(str(error))}") from None
+            self.is_whole = False
+            said = self._masked(str(error))
+            if ROW_SECURITY in said:
+                raise ContractError(
+                    f"{extract.name} (source_tables row {extract.table.table_id}): row level security hides rows of "
+                    "it from its login, so that what would be read is not all there is. Give the login BYPASSRLS, "
+                    "have a view read by it, or set the row inactive."
+                ) from None
+            raise UnavailableError(f"Reading {extract.name} failed: {said}") from None
+
+
+def _check_text(batch: pa.RecordBatch, extract: Extract) -> None:
+    """Look whether every text is one: a database without an encoding (SQL_ASCII) holds whatever bytes it was given."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid:
+                raise ContractError(
+                    f"{extract.name} (source_tables row {extract.table.table_id}): column {name!r} holds bytes that "
+                    "are no UTF-8 text, though its database says so. Correct the rows, or exclude the column."
+                ) from None
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:

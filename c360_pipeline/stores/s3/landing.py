@@ -1,17 +1,15 @@
 """The landing area in S3: raw files as producers delivered them, and the bytes of dead letters."""
 
-import gzip
 import hashlib
 import io
 import re
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast
 
 import boto3
 import obstore
@@ -21,8 +19,10 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
-from c360_pipeline.stores.s3.bucket import GZIP_MAGIC, MULTIPART_BYTES, file_sha256, s3_store
+from c360_pipeline.core.landing.framing import json_lines
+from c360_pipeline.errors import ConflictError, ContractError, UnavailableError, UnreadableError
+from c360_pipeline.stores.s3.bucket import MULTIPART_BYTES, file_sha256, s3_store
+from c360_pipeline.stores.s3.packed import unpacked
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -31,16 +31,26 @@ EVENTS_PREFIX = "landing/events/"
 CATALOG_PREFIX = "landing/catalog/"
 DEAD_LETTERS_PREFIX = "dead-letters/"
 REQUESTS_AT_ONCE = 16
-_DATED = re.compile(r"landing/events/date=(\d{4}-\d\d-\d\d)/[^/]+\.jsonl(\.gz)?")
+SERVER_ERRORS = 500
+"""From this status on it is the server that fails, not the request."""
+_EVENT_FILE = r"\.(jsonl|ndjson|json|log|txt)(\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip))?|\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip)"
+_DATED = re.compile(
+    rf"landing/events/(?:date=|dt=)?(\d{{4}}-\d\d-\d\d|\d{{4}}/\d\d/\d\d)/(?:[^/]+/)*[^/]+(?:{_EVENT_FILE})",
+    re.IGNORECASE,
+)
+_UNFINISHED = re.compile(r"(^|/)[._][^/]*|\.(inprogress|tmp|part|crc)(\.[^/]*)?$", re.IGNORECASE)
+"""What engines leave while they write, and beside what they wrote; moving it may break their recovery."""
+_LANDABLE = re.compile(rf".*(?:{_EVENT_FILE}|\.csv)", re.IGNORECASE)
 
 
-LANDABLE = (".jsonl", ".jsonl.gz", ".csv")
-"""Endings of files that landing reads: events and catalogues."""
+def is_landable(path: Path) -> bool:
+    """Whether landing reads files of such a name: events or catalogues."""
+    return _LANDABLE.fullmatch(path.name) is not None
 
 
 def folder_for(path: Path, day: date) -> str:
     """Where in the bucket a file belongs that arrives on `day`."""
-    return CATALOG_PREFIX if path.suffix == ".csv" else f"{EVENTS_PREFIX}date={day.isoformat()}/"
+    return CATALOG_PREFIX if path.suffix.lower() == ".csv" else f"{EVENTS_PREFIX}date={day.isoformat()}/"
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,12 @@ class EventFile(LandingFile):
 
 @dataclass(frozen=True)
 class EventsArea:
-    """What lies under the prefix of events: event files, and what is none by its folder or ending."""
+    """What lies under the prefix of events.
+
+    Attributes:
+        files: of events.
+        unrecognised: what is no event file by its folder or ending: nobody reads it.
+    """
 
     files: list[EventFile]
     unrecognised: list[LandingFile]
@@ -72,7 +87,7 @@ def _landing_date(key: str) -> date | None:
     """The date of an event file's folder; None for anything else under the prefix."""
     match = _DATED.fullmatch(key)
     try:
-        return date.fromisoformat(match[1]) if match else None
+        return date.fromisoformat(match[1].replace("/", "-")) if match else None
     except ValueError:
         return None
 
@@ -138,6 +153,8 @@ class Landing:
         """What lies under the prefix of events."""
         area = EventsArea([], [])
         for file in self._list(EVENTS_PREFIX):
+            if _UNFINISHED.search(file.key.removeprefix(EVENTS_PREFIX)):
+                continue
             if landing_date := _landing_date(file.key):
                 area.files.append(EventFile(**vars(file), landing_date=landing_date))
             elif not file.key.endswith("/"):
@@ -158,29 +175,34 @@ class Landing:
         return sorted(files, key=lambda f: f.key)
 
     def pieces(self, file: LandingFile, size: int) -> Iterator[bytes]:
-        """The file's content in pieces of at most `size` bytes, unpacked where it is gzip, whatever its name says.
+        """The file's content in pieces of about `size` bytes, as JSON lines in UTF-8, whatever its name says.
 
         Raises:
             ConflictError: the file is gone, or has other content than when it was listed.
-            ContractError: the gzip stream is broken; the message names the file.
+            ContractError: it is damaged, or no text; the message names the file.
+            UnreadableError: the store has it and does not hand it out.
+            UnavailableError: the store does not answer.
         """
         try:
             body = self._client.get_object(Bucket=self.bucket, Key=file.key, IfMatch=f'"{file.etag}"')["Body"]
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 412):
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status in (404, 412):
                 raise ConflictError(f"{file.uri} was changed or removed since it was listed.") from None
-            raise
-        raw = io.BufferedReader(cast("io.RawIOBase", body), buffer_size=1024 * 1024)
-        if raw.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] != GZIP_MAGIC:
-            while piece := raw.read(size):
-                yield piece
-            return
+            if status < SERVER_ERRORS:
+                said = error.response.get("Error", {})
+                raise UnreadableError(
+                    f"{file.uri} can't be read: S3 answers {status} {said.get('Code', '')} "
+                    f"({said.get('Message', '')}). Restore it if it was archived, or give the login access; it lands "
+                    "with the next run then."
+                ) from None
+            raise UnavailableError(f"S3 at {self._endpoint} does not hand out {file.uri}: {error}") from None
+        except BotoCoreError as error:
+            raise UnavailableError(f"S3 at {self._endpoint} does not answer ({error}).") from None
         try:
-            yield from _unpacked(raw, size)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ContractError(
-                f"{file.uri} is not a whole gzip file: {error}. Ask its producer to send it again."
-            ) from None
+            yield from json_lines(unpacked(cast("io.IOBase", body), size, file.uri), file.uri)
+        except BotoCoreError as error:
+            raise UnavailableError(f"Reading {file.uri} broke off: {error}. Run again.") from None
 
     def read(self, file: LandingFile) -> bytes:
         """The whole content of a small file."""
@@ -295,23 +317,6 @@ class Landing:
         """The bytes of a rejected line."""
         key = dead_letter_key(dead_letter_id)
         return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-
-
-def _unpacked(raw: IO[bytes], size: int) -> Iterator[bytes]:
-    """Pieces of an unpacked stream of gzip members; what there is before it breaks off comes first."""
-    with gzip.open(raw) as stream:
-        chunks: list[bytes] = []
-        try:
-            # read() would lose what it has gathered when the stream breaks off; read1() gathers nothing.
-            while chunk := stream.read1(size):
-                chunks.append(chunk)
-                if sum(map(len, chunks)) >= size:
-                    yield b"".join(chunks)
-                    chunks.clear()
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            yield b"".join(chunks)
-            raise
-        yield b"".join(chunks)
 
 
 def dead_letter_key(dead_letter_id: str) -> str:

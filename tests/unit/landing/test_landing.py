@@ -100,11 +100,24 @@ def test_a_file_that_breaks_off_hands_out_what_there_is_of_its_last_line() -> No
 
 def test_catalogues_are_composed_and_name_what_is_wrong() -> None:
     header = "tenant_id,id,name,category,price\n"
-    catalog = read_catalog(f"{header}acme,e\u0301,Lamp,,9.5\n".encode(), "f")
+    catalog = read_catalog(f"{header}acme,e\u0301,Lamp,,9.5\n".encode(), "f").rows
     assert catalog.select("id", "category", "price").row(0) == ("é", None, 9.5)
-    for wrong in (header + "acme,a,Lamp,,cheap\n", "id,name\n1,2\n", ""):
+    for wrong in ("id,name\n1,2\n", ""):
         with pytest.raises(ContractError, match="f is not a catalogue"):
             read_catalog(wrong.encode(), "f")
+
+
+def test_one_bad_price_takes_no_other_product_along() -> None:
+    good = "".join(f"acme,p{n},Lamp,lights,{n}.5\n" for n in range(499))
+    content = f"tenant_id,id,name,category,price\n{good}acme,odd,Lamp,lights,on request\n,x,,,1\nacme,nan,,,NaN\n"
+    read = read_catalog(content.encode(), "f")
+    assert read.rows.height == 499
+    assert read.unusable["id"].to_list() == ["odd", "nan"]
+    assert read.problems == [
+        "f row 501: the price of product 'odd' is 'on request', which is no number",
+        "f row 503: the price of product 'nan' is 'NaN', which is no number",
+        "f row 502: a product needs a tenant_id and an id",
+    ]
 
 
 def test_carriage_returns_are_harmless() -> None:

@@ -20,7 +20,7 @@ from c360_pipeline.core.silos.control_rows import (
     unusable_keys,
 )
 from c360_pipeline.core.silos.joins import join_labels, join_problems, parse_join
-from c360_pipeline.core.silos.plan import FROZEN, make_plan, plan_changes
+from c360_pipeline.core.silos.plan import FROZEN, make_plan, plan_changes, plan_what_can_be
 from c360_pipeline.errors import ConfigError, ContractError
 
 DATABASE = SourceDatabase(1, "acme", "profiles_db", "h", 1, "u", "env:P")
@@ -30,14 +30,43 @@ FOUND = {7: FoundTable(COLUMNS, 3)}
 CONTROL = ControlRows((DATABASE,), (TABLE,), {(7, "hashed_password"): "a credential"}, {7: "Account"}, ())
 
 
-def test_two_tenants_can_not_share_a_place_in_the_lake() -> None:
+def test_tables_of_one_name_have_places_of_their_own_in_the_lake() -> None:
+    other, elsewhere = (dataclasses.replace(DATABASE, database_id=n, tenant_id="globex") for n in (2, 3))
+    tables = (
+        TABLE, dataclasses.replace(TABLE, table_id=8, schema_name="shop"), dataclasses.replace(TABLE, table_id=9, database_id=2),
+        dataclasses.replace(TABLE, table_id=10, table_name="Accounts", database_id=3),
+    )  # fmt: skip
     control = dataclasses.replace(
-        CONTROL,
-        databases=(DATABASE, dataclasses.replace(DATABASE, database_id=2, tenant_id="globex")),
-        tables=(TABLE, dataclasses.replace(TABLE, table_id=8, database_id=2)),
+        CONTROL, databases=(DATABASE, other, elsewhere), tables=tables, labels={}, excluded={}
     )
-    with pytest.raises(ConfigError, match="rows 7 and 8 have one place in the lake"):
-        make_plan(control, {7: FOUND[7], 8: FOUND[7]})
+    plan = make_plan(control, dict.fromkeys((7, 8, 9, 10), FOUND[7]))
+    assert [(extract.name, extract.lake_table) for extract in plan.extracts] == [
+        ("profiles_db.public.accounts", "silos/profiles_db/accounts"),
+        ("profiles_db.shop.accounts", "silos/profiles_db/shop.accounts"),
+        ("profiles_db#2.public.accounts", "silos/profiles_db/public.accounts"),
+        ("profiles_db.public.Accounts", "silos/profiles_db.3/public.Accounts"),
+    ]
+    assert control.table_names == [extract.name for extract in plan.extracts]
+
+
+def test_what_can_not_be_is_set_aside_and_the_rest_goes_on() -> None:
+    tables = (TABLE, dataclasses.replace(TABLE, table_id=8, table_name="gone"),
+              dataclasses.replace(TABLE, table_id=9, table_name="away", database_id=2))  # fmt: skip
+    databases = (DATABASE, dataclasses.replace(DATABASE, database_id=2, db_name="down_db"))
+    mappings = (
+        RelationshipRow(3, "Account", "Nothing", "X", "a.x = n.y", None),
+        RelationshipRow(4, "Account", "Away", "Y", "a.x = n.y", None),
+    )
+    labels = {7: "Account", 9: "Away"}
+    control = dataclasses.replace(
+        CONTROL, databases=databases, tables=tables, relationships=mappings, labels=labels
+    )  # fmt: skip
+    plan = plan_what_can_be(control, FOUND, None, {2: "the server does not answer"})
+    assert [extract.name for extract in plan.extracts] == ["profiles_db.public.accounts"]
+    assert list(plan.set_aside) == ["profiles_db.public.gone", "down_db.public.away", "(Account)-[:X]->(Nothing)"]
+    assert "source_tables row 9" in plan.set_aside["down_db.public.away"][0]
+    # Of a mapping to a label that nobody could look at nothing is said.
+    assert [row.mapping_id for row in plan.relationships] == [4]
 
 
 @pytest.mark.parametrize(
