@@ -1,21 +1,21 @@
 """One event, from the file that a producer delivers to the recommendation that it causes, by the users' commands."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from c360_pipeline import cli
 from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 from c360_pipeline.stores.neo4j.graph import Graph
 
 
 def c360(*arguments: str) -> str:
     """Run the command line; returns what it printed."""
-    command = [sys.executable, "-m", "c360_pipeline.cli", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run = CliRunner().invoke(cli.app, arguments)
+    assert run.exit_code == 0, run.output
     return run.stdout
 
 

@@ -33,6 +33,7 @@ from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
 from c360_pipeline.stages.recovery.rebuild import rebuild
+from c360_pipeline.stages.stitching.tables import PUBLISHED
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.neo4j.writer import Writer
@@ -62,6 +63,12 @@ DAMAGES = {
     "silo row": "MATCH (a:Account {account_id: 1}) SET a.email = 'somebody@else'",
 }
 
+SILOS = "key:silo_tables or key:silo_nodes or key:mapped_relationships"
+EVENTS_ONLY = " or ".join(
+    f"key:{name}" for name in ("journey_log", "product_graph", "event_graph", "journey_graph", "mapped_relationships",
+                               *(table.name for table in PUBLISHED))
+)  # fmt: skip
+"""What events become, without silos, features and reconciliation."""
 OF_EACH_KIND = ("missing", "ghost", "retyped", "wrong journey", "silo row")
 
 
@@ -314,9 +321,13 @@ def test_silos_may_change_their_rows_types_and_exclusions(world: World, first_di
         silo.execute("TRUNCATE ticket_tags")
     with psycopg.connect(**control) as rows:
         rows.execute("INSERT INTO field_exclusion_rules (table_id, column_name) VALUES (1, 'country')")
-    outcome = materialise(world.home, "*", None, lambda _: None)
-    assert "211 of 211 TicketTagLink would be removed" in str(outcome.error)
-    outcome = materialise(world.home, "*", None, lambda _: None, force_removal=True)
+    # A table that lost all of its rows waits alone: the archive keeps them, and all else goes on.
+    outcome = materialise(world.home, SILOS, None, lambda _: None)
+    assert (outcome.error, outcome.failed_checks) == (None, ["silo_tables: every_table_was_read"])
+    assert "support_db.public.ticket_tags" in outcome.reasons[0]
+    assert "has 0 rows now, and 211 of the 211" in outcome.reasons[0]
+    assert world.findings() == []
+    outcome = materialise(world.home, SILOS, None, lambda _: None, force_removal=True)
     assert outcome.error is None
     assert outcome.failed_checks == []
     assert sorted(outcome.warned_checks) == [
@@ -327,7 +338,8 @@ def test_silos_may_change_their_rows_types_and_exclusions(world: World, first_di
     (row,) = world.graph.run("MATCH (n) WHERE n.country IS NOT NULL OR n:TicketTagLink RETURN count(n) AS number")
     assert row["number"] == 0
     silo_samples.seed(control, open_control(world.settings), "sample", lambda _: None)
-    world.run()
+    outcome = materialise(world.home, SILOS, None, lambda _: None)
+    assert (outcome.error, outcome.failed_checks) == (None, [])
     assert world.digest() == first_digest
 
 
@@ -336,7 +348,7 @@ def test_a_backfill_under_other_rules_reaches_the_graph_and_comes_back(world: Wo
     user, events = world.lake.count_by(EVENTS, "tenant_id", "user_id").filter(tenant_id="acme").sort("len").row(-1)[1:]
     assert control.privacy.suppress("acme", user, "asked to be forgotten")
     before = world.lake.count(EVENTS)
-    for select, partition in (("landed_events", "2025-11-03"), ("*", None)):
+    for select, partition in (("landed_events", "2025-11-03"), (EVENTS_ONLY, None)):
         outcome = materialise(world.home, select, partition, lambda _: None)
         assert (outcome.error, outcome.failed_checks) == (None, [])
     assert world.lake.count(EVENTS) == before - events
@@ -344,8 +356,9 @@ def test_a_backfill_under_other_rules_reaches_the_graph_and_comes_back(world: Wo
     (row,) = world.graph.run("MATCH (u:User {tenant_id: 'acme', id: $id}) RETURN count(u) AS number", id=user)
     assert row["number"] == 0
     assert control.privacy.unsuppress("acme", user)
-    materialise(world.home, "landed_events", "2025-11-03", lambda _: None)
-    world.run()
+    for select, partition in (("landed_events", "2025-11-03"), (EVENTS_ONLY, None)):
+        outcome = materialise(world.home, select, partition, lambda _: None)
+        assert (outcome.error, outcome.failed_checks) == (None, [])
     assert world.findings() == []
     assert world.lake.count(EVENTS) == before
 

@@ -201,10 +201,11 @@ def test_a_store_that_does_not_start_is_taken_out_again(
     assert graph_digest(reconcile(world.archive, graph)) == before
 
 
+@pytest.mark.soak
 def test_an_earlier_instant_runs_beside_the_graph_of_now(world: World, home: Path, graph: Graph) -> None:
     then = graph_digest(reconcile(world.archive, graph))
     instant = datetime.now(UTC)
-    new = world.land(90)
+    world.land(90)
     world.lake.commits.merge(CATALOG, world.lake.read(CATALOG).head(1).with_columns(name=pl.lit("Another name")))
     world.project()
     now = graph_digest(reconcile(world.archive, graph))
@@ -220,6 +221,12 @@ def test_an_earlier_instant_runs_beside_the_graph_of_now(world: World, home: Pat
     assert not list((home / "as-of").iterdir())
     assert graph_digest(reconcile(world.archive, graph)) == now
 
+
+def test_the_difference_of_two_instants_names_what_came_and_changed(world: World) -> None:
+    instant = datetime.now(UTC)
+    new = world.land(90)
+    world.lake.commits.merge(CATALOG, world.lake.read(CATALOG).head(1).with_columns(name=pl.lit("Another name")))
+    earlier = world.archive.at(PinnedVersions.as_of(world.lake, world.archive.control, instant))
     found = difference(earlier, world.archive)
     events = found.filter(pl.col("entity") == "Action")
     assert set(events["change"]) == {"came"}

@@ -215,9 +215,10 @@ def test_what_the_graph_has_not_taken_up_yet_is_no_drift(world: World) -> None:
     assert world.findings() == set()
 
 
+@pytest.mark.repeats
 def test_half_of_a_projection_is_no_drift(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = world.graph.writer._write
-    for after in range(1, 14, 2):
+    for after in range(1, 14, often(4, 2)):
         world.land(60, seed=3)
         writes = 0
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from psycopg import sql
 from c360_pipeline.connections import open_silo
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.silos.plan import make_plan
-from c360_pipeline.errors import ConfigError, ContractError, RemovalLimitError
+from c360_pipeline.errors import ConfigError, ContractError
 from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stages.projection.silos import SiloGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.reconcile import drift, reconcile
 from c360_pipeline.stages.recovery.cypher_script import write_script
 from c360_pipeline.stages.silos import load as silo_load
 from c360_pipeline.stages.silos.grants import create_role_statement, grant_statements
@@ -61,6 +61,7 @@ class World:
     lake: Lake
     source: psycopg.Connection[Any]
     runs: int = 0
+    said: list[str] = field(default_factory=list)
 
     def add(self, table: str, key: str = "id", label: str | None = None, **more: str) -> int:
         """A control row."""
@@ -80,11 +81,12 @@ class World:
         with psycopg.connect(**self.login) as connection:
             return connection.execute(statement.encode()).fetchall()
 
-    def load(self) -> Loaded:
-        """One run."""
+    def load(self, *, force: bool = True) -> Loaded:
+        """One run; what goes from a source goes from the lake."""
         self.runs += 1
         with self.control.runs.logged_run(f"run-{self.runs}") as log:
-            return SiloRun(self.control, self.lake, open_silo, f"run-{self.runs}", log, lambda _: None).load()
+            said = self.said.append
+            return SiloRun(self.control, self.lake, open_silo, f"run-{self.runs}", log, said, force=force).load()
 
     def table(self, name: str, *key: str) -> Table:
         """The lake table."""
@@ -171,17 +173,24 @@ def test_a_table_that_can_not_be_loaded_leaves_the_others_alone(world: World) ->
     world.source.execute("CREATE TABLE good (id int PRIMARY KEY); INSERT INTO good VALUES (1)")
     for name in ("bad", "twice", "good"):
         world.add(name)
-    with pytest.raises(ContractError, match="2 tables could not be loaded") as caught:
-        world.load()
-    assert "column 'n' of the row with id = '1': NaN" in str(caught.value)
-    assert "2 rows share a key with another, such as tenant_id = 'acme', id = 1" in str(caught.value)
+    failures = world.load().failures
+    assert list(failures) == [f"{world.name}.public.{name}" for name in ("bad", "twice")]
+    assert "column 'n' of the row with id = '1': NaN" in failures[f"{world.name}.public.bad"]
+    assert (
+        "2 rows share a key with another, such as tenant_id = 'acme', id = 1" in failures[f"{world.name}.public.twice"]
+    )
+    assert world.held("good")["id"].to_list() == [1]
     assert [(name, status) for name, status, *_ in world.logged()] == [
         ("bad", "failed"), ("twice", "failed"), ("good", "done"),
     ]  # fmt: skip
     assert world.lake.versions.version(f"silos/{world.name}/bad") is None
     ((_, status, plan_hash, error),) = world.rows_of(READ_RUN_LOGS)
-    assert (status, len(plan_hash)) == ("failed", 64)
-    assert "2 tables could not be loaded" in error
+    assert (status, len(plan_hash), error) == ("done", 64, None)
+    world.source.execute("DROP TABLE good")
+    with pytest.raises(ContractError, match="No table of the silos could be loaded") as caught:
+        world.load()
+    assert "column 'n' of the row with id = '1': NaN" in str(caught.value)
+    assert "there is no such table" in str(caught.value)
 
 
 def test_only_what_differs_is_written_and_the_rest_keeps_its_time(world: World) -> None:
@@ -390,6 +399,14 @@ def project(world: World, graph: Graph, *, force: bool = False) -> tuple[dict[st
     return nodes, {name: changed for name, (_, changed) in silos.project_relationships().items()}
 
 
+def waiting(world: World, graph: Graph) -> dict[str, str]:
+    """What stays in the graph as it is, and why."""
+    silos = SiloGraph(world.lake, graph, world.control.read())
+    silos.project_nodes()
+    silos.project_relationships()
+    return silos.waiting
+
+
 def pairs(graph: Graph) -> list[str]:
     return [row["pair"] for row in graph.run(HELD_PAIRS)]
 
@@ -412,16 +429,19 @@ def test_the_graph_follows_what_changed_and_only_that(people: World, graph: Grap
 
 def test_a_mass_removal_waits_for_a_word(people: World, graph: Graph) -> None:
     project(people, graph)
-    people.source.execute("DELETE FROM phone WHERE id > 350")
+    people.source.execute("DELETE FROM phone WHERE id > 350; UPDATE person SET name = 'Ann' WHERE id = 3")
     people.load()
-    with pytest.raises(RemovalLimitError, match=r"50 of 400 Phone would be removed .* --force-removal"):
-        project(people, graph)
+    (why,) = waiting(people, graph).values()
+    assert "50 of 400 Phone of acme would be removed" in why
+    assert "--force-removal" in why
     assert graph.counts.label_count("Phone") == 400
+    # Another label is not kept waiting, and what waits is no drift.
+    assert graph.run("MATCH (p:Person {id: 3}) RETURN p.name AS name") == [{"name": "Ann"}]
+    assert drift(reconcile(Archive.as_projected(people.lake, people.control.read(), graph), graph)) == []
     project(people, graph, force=True)
     assert graph.counts.label_count("Phone") == 350
     people.configure("DELETE FROM node_label_mappings WHERE node_label = 'Phone'")
-    with pytest.raises(RemovalLimitError, match="350 of 350 Phone"):
-        project(people, graph)
+    assert "350 of 350 Phone" in waiting(people, graph)["Phone"]
     project(people, graph, force=True)
     assert graph.counts.label_count("Phone") == 0
     assert graph.checkpoints.names("silo nodes ") == ["silo nodes Person"]
@@ -433,8 +453,7 @@ def test_a_condition_that_changes_joins_all_anew(people: World, graph: Graph) ->
     project(people, graph, force=True)
     assert pairs(graph) == sorted(f"acme{n}-{n}" for n in range(1, 201))
     people.configure("DELETE FROM relationship_mappings")
-    with pytest.raises(RemovalLimitError, match="HAS_PHONE"):
-        project(people, graph)
+    assert list(waiting(people, graph)) == ["(Person)-[:HAS_PHONE]->(Phone)"]
     project(people, graph, force=True)
     assert pairs(graph) == []
 
@@ -569,8 +588,7 @@ def test_a_key_may_get_another_type(world: World, graph: Graph, before: str, aft
     project(world, graph)
     world.source.execute(f"ALTER TABLE t ALTER COLUMN id TYPE {after} USING id::{after}".encode())
     world.load()
-    with pytest.raises(RemovalLimitError, match="50 of 50 Thing"):
-        project(world, graph)
+    assert "50 of 50 Thing" in waiting(world, graph)["Thing"]
     project(world, graph, force=True)
     assert graph.counts.label_count("Thing") == 50
 
@@ -649,3 +667,160 @@ def test_a_table_of_another_tenant_is_another_table(world: World) -> None:
     world.configure("UPDATE source_databases SET tenant_id = 'globex'")
     world.load()
     assert world.held("t")["tenant_id"].to_list() == ["globex"]
+
+
+def failures_of(world: World, **options: bool) -> dict[str, str]:
+    """Why tables could not be had, by their name without the database's."""
+    return {name.removeprefix(f"{world.name}."): why for name, why in world.load(**options).failures.items()}
+
+
+def test_fewer_rows_without_an_error_are_looked_at_before_they_are_believed(world: World) -> None:
+    world.source.execute("CREATE TABLE kept (id int PRIMARY KEY); INSERT INTO kept VALUES (1)")
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+    world.source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 1000) g")
+    for name in ("t", "kept"):
+        world.add(name)
+    world.load(force=False)
+    for emptied in ("TRUNCATE t", "DROP TABLE t; CREATE TABLE t (id bigint PRIMARY KEY, v text)"):
+        world.source.execute(emptied.encode())
+        (why,) = failures_of(world, force=False).values()
+        assert "has 0 rows now, and 1,000 of the 1,000" in why
+        assert "restore into an empty database" in why
+        assert world.lake.count(world.table("t")) == 1_000
+    assert world.load().failures == {}
+    assert world.lake.count(world.table("t")) == 0
+
+
+def test_row_level_security_empties_no_archive(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.source.execute("CREATE TABLE customers (id int PRIMARY KEY); INSERT INTO customers VALUES (1), (2)")
+    world.source.execute("CREATE TABLE free (id int PRIMARY KEY); INSERT INTO free VALUES (1)")
+    for name in ("customers", "free"):
+        world.add(name)
+    world.load()
+    role = f"reader_{world.name}"
+    world.source.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(sql.Identifier(role)))
+    world.source.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}").format(sql.Identifier(role)))
+    world.configure("UPDATE source_databases SET db_user = %s, password_ref = 'env:READER_PASSWORD'", role)
+    monkeypatch.setenv("READER_PASSWORD", "x")
+    world.source.execute(
+        "ALTER TABLE customers ENABLE ROW LEVEL SECURITY; "
+        "CREATE POLICY own ON customers USING (id::text = current_setting('app.user', true))"
+    )
+    (why,) = failures_of(world).values()
+    assert "row level security hides rows" in why
+    assert "BYPASSRLS" in why
+    assert world.held("customers")["id"].to_list() == [1, 2]
+    world.source.execute(sql.SQL("ALTER ROLE {} BYPASSRLS").format(sql.Identifier(role)))
+    assert world.load().failures == {}
+    world.source.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))
+
+
+@pytest.fixture
+def encoded(world: World, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[Any]]:
+    """A database of another encoding in place of the world's."""
+    name = f"{world.name}_encoded"
+    with psycopg.connect(**{**world.login, "dbname": "postgres"}, autocommit=True) as server:
+        server.execute(
+            sql.SQL("CREATE DATABASE {} ENCODING {} LOCALE 'C' TEMPLATE template0").format(
+                sql.Identifier(name), sql.Literal(request.param)
+            )
+        )
+        world.configure("UPDATE source_databases SET db_name = %s", name)
+        world.name = name
+        with psycopg.connect(**{**world.login, "dbname": name}, autocommit=True, client_encoding="UTF8") as source:
+            yield source
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.mark.parametrize("encoded", ["LATIN1", "WIN1252", "LATIN9", "EUC_JP"], indirect=True)
+def test_a_database_in_another_encoding_is_read_as_what_it_says(world: World, encoded: psycopg.Connection[Any]) -> None:
+    name = "\u30df\u30e5\u30e9\u30fc" if encoded.info.parameter_status("server_encoding") == "EUC_JP" else "Müller"
+    encoded.execute('CREATE TABLE people (id int PRIMARY KEY, "Straße" text)'.replace("Straße", name).encode())
+    world.add("people")
+    for row in ((1, "Ana"), (2, name)):
+        encoded.execute("INSERT INTO people VALUES (%s, %s)", row)
+        assert world.load().failures == {}
+    assert world.held("people")[name].to_list() == ["Ana", name]
+
+
+@pytest.mark.parametrize("encoded", ["SQL_ASCII"], indirect=True)
+def test_bytes_that_are_no_text_never_reach_the_archive(world: World, encoded: psycopg.Connection[Any]) -> None:
+    encoded.execute("CREATE TABLE people (id int PRIMARY KEY, name text); INSERT INTO people VALUES (1, 'Ana')")
+    encoded.execute("CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1)")
+    for name in ("people", "other"):
+        world.add(name)
+    assert world.load().failures == {}
+    encoded.execute("SET client_encoding = 'SQL_ASCII'")
+    encoded.execute(b"INSERT INTO people VALUES (2, 'M\xfcller')")
+    (why,) = failures_of(world).values()
+    assert "public.people (source_tables row" in why
+    assert 'invalid byte sequence for encoding "UTF8": 0xfc' in why
+    assert world.held("people")["name"].to_list() == ["Ana"]
+    encoded.execute("DELETE FROM people WHERE id = 2")
+    assert world.load().failures == {}
+
+
+def test_a_silo_that_is_down_leaves_the_others_alone(world: World) -> None:
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+    world.add("t")
+    down = world.control.execute(ADD_DATABASE, name="nowhere", host="127.0.0.1", port=9, user="u")["database_id"]
+    world.control.execute(ADD_TABLE, database=down, schema="public", table="x", key=["id"], cursor=None, mode="full")
+    ((name, why),) = world.load().failures.items()
+    assert name == "nowhere.public.x"
+    assert "The silo nowhere at 127.0.0.1:9" in why
+    assert world.held("t")["id"].to_list() == [1]
+    assert [(table, status) for table, status, *_ in world.logged()] == [("x", "failed"), ("t", "done")]
+
+
+def test_a_column_without_a_grant_a_renamed_table_and_a_bad_mapping_fail_alone(world: World) -> None:
+    for name in ("t", "u", "v"):
+        world.source.execute(sql.SQL("CREATE TABLE {0} (id int PRIMARY KEY)").format(sql.Identifier(name)))
+        world.source.execute(sql.SQL("INSERT INTO {0} VALUES (1)").format(sql.Identifier(name)))
+        world.add(name, label=f"L{name}")
+    assert world.load().failures == {}
+    world.source.execute("ALTER TABLE u RENAME TO w; INSERT INTO t VALUES (2)")
+    world.configure(ADD_MAPPING, "Lt", "Lv", "BAD", "a.nope = b.id", None)
+    failures = failures_of(world)
+    assert list(failures) == ["public.u", "(Lt)-[:BAD]->(Lv)"]
+    assert world.held("t")["id"].to_list() == [1, 2]
+    assert world.held("u")["id"].to_list() == [1]
+
+
+def test_a_session_that_ends_in_the_middle_is_opened_again_and_said_so(world: World) -> None:
+    world.source.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1)")
+    world.source.execute("CREATE TABLE b (id int PRIMARY KEY, v text)")
+    world.source.execute("INSERT INTO b SELECT g, repeat('x', 1000) FROM generate_series(1, 20000) g")
+    for name in ("a", "b"):
+        world.add(name)
+    ended: list[int] = []
+
+    def say(line: str) -> None:
+        world.said.append(line)
+        if ".a:" in line and not ended:  # between two tables of one snapshot
+            rows = world.source.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+                (world.name,),
+            ).fetchall()
+            ended.append(len(rows))
+
+    with world.control.runs.logged_run("run") as log:
+        loaded = SiloRun(world.control, world.lake, open_silo, "run", log, say).load()
+    assert ended == [1]
+    assert loaded.failures == {}
+    assert any("b is read again, in a new snapshot" in line for line in world.said)
+    assert world.lake.count(world.table("b")) == 20_000
+
+
+def test_a_statement_that_takes_too_long_fails_alone_and_says_so(world: World) -> None:
+    world.source.execute("CREATE VIEW slow AS SELECT 1 AS id, pg_sleep(3)::text AS v")
+    world.source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+    for name in ("slow", "t"):
+        world.add(name)
+    world.source.execute(
+        sql.SQL("ALTER DATABASE {} SET statement_timeout = '300ms'").format(sql.Identifier(world.name))
+    )
+    ((name, why),) = failures_of(world).items()
+    assert name == "public.slow"
+    assert "statement timeout" in why
+    assert world.held("t")["id"].to_list() == [1]
+    assert len([line for line in world.said if "slow is read again" in line]) == 1

@@ -117,7 +117,9 @@ class Graph:
         return seconds
 
 
-@pytest.mark.parametrize(("nodes", "edges"), [(40, 20), (2_000, 1_900), (500, 4_000)])
+@pytest.mark.parametrize(
+    ("nodes", "edges"), [(40, 20), pytest.param(2_000, 1_900, marks=pytest.mark.soak), (500, 4_000)]
+)
 def test_random_graphs_have_the_components_of_a_union_find(
     spark: SparkSession, monkeypatch: pytest.MonkeyPatch, nodes: int, edges: int
 ) -> None:

@@ -183,11 +183,13 @@ class FoundTable:
         columns: by name; none when there is no such table.
         rows: about how many rows it has, by the database's own statistics.
         is_stored: a table with rows of its own, not a view or a foreign table.
+        hides_rows: row level security shows its login a part of the rows.
     """
 
     columns: Mapping[str, Column]
     rows: int = 0
     is_stored: bool = True
+    hides_rows: bool = False
 
 
 LAKE_TYPES: dict[str, pl.DataType] = {

@@ -39,6 +39,10 @@ RESERVED_LABELS = frozenset(
 )
 CURSOR_TYPES = ("int2", "int4", "int8", "timestamp", "timestamptz", "date")
 FROZEN = "new since the table was frozen"
+ROW_SECURITY = (
+    "{}: row level security hides rows of it from its login, so that what would be read is not all there is: give the "
+    "login BYPASSRLS, or read a view of an owner that sees all"
+)
 Document = dict[str, Any]
 
 
@@ -295,7 +299,8 @@ def _table_problems(control: ControlRows, extract: Extract, found: FoundTable) -
     if not columns:
         return [f"{row}: there is no such table, or its login may not see it"]
     excluded = sorted(name for table_id, name in control.excluded if table_id == table.table_id)
-    problems = [f"{row}: key column {k!r} does not exist" for k in table.key_columns if k not in columns]
+    problems = [ROW_SECURITY.format(row)] if found.hides_rows else []
+    problems += [f"{row}: key column {k!r} does not exist" for k in table.key_columns if k not in columns]
     problems += [f"{row}: key column {k!r} is excluded" for k in table.key_columns if k in excluded]
     problems += [f"{row}: excluded column {e!r} does not exist" for e in excluded if e not in columns]
     problems += [

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import polars as pl
 
@@ -36,6 +37,7 @@ from c360_pipeline.core.silos.joins import (
     relationship_kind,
 )
 from c360_pipeline.errors import ConfigError, RemovalLimitError
+from c360_pipeline.stages.projection.events import EVENT_PROJECTION
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -290,14 +292,27 @@ class SiloGraph:
                     self._graph.checkpoints.forget(projection)
 
     def _mapped(self, row: RelationshipRow) -> "MappedRelationship":
-        return MappedRelationship(self._lake, self.labels, row)
+        return MappedRelationship(self._lake, self.labels, row, self._projected)
+
+    @cached_property
+    def _projected(self) -> dict[str, Version]:
+        """How far the nodes are that relationships lead to: rows of later versions have none yet."""
+        checkpoints = self._graph.checkpoints
+        users = checkpoints.of(EVENT_PROJECTION).get(EVENTS.name)
+        done = {name: version for found in checkpoints.under(NODES).values() for name, version in found.items()}
+        done |= {EVENTS.name: users} if users else {}
+        tables = {table.name: table for found in self.labels.values() for table in found.tables} | {EVENTS.name: EVENTS}
+        return {
+            name: version for name, version in done.items()
+            if name in tables and self._lake.versions.still_there(tables[name], version)
+        }  # fmt: skip
 
     def _project_mapped(self, mapped: "MappedRelationship") -> int:
         """Bring the relationships of a mapping row up to date; returns how many were written or removed."""
         lake, graph, kind, shape = self._lake, self._graph, mapped.kind, mapped.shape()
         projection = f"{RELATIONSHIPS}{kind.name}"
         done = graph.checkpoints.of(projection)
-        versions = {name: lake.versions.version(name) for name in mapped.every}
+        versions = {name: mapped.at.get(name) or lake.versions.version(name) for name in mapped.every}
         since = mapped.since(done)
         if since is None:
             changes = self._differing(mapped)
@@ -344,11 +359,13 @@ class MappedRelationship:
         lake: where the tables are.
         labels: the tables of each label, as `label_tables` finds them; those of the row's labels are among them.
         row: the mapping.
+        at: versions of tables that count as now; of others the newest does.
     """
 
     lake: Lake
     labels: Mapping[str, LabelTables]
     row: RelationshipRow
+    at: Mapping[str, Version] = field(default_factory=dict)
     kinds: dict[str, NodeKind] = field(init=False)
     columns: dict[str, list[str]] = field(init=False)
     tables: dict[str, tuple[Table, ...]] = field(init=False)
@@ -426,12 +443,17 @@ class MappedRelationship:
             of_nodes = of_nodes.join(keys, on=keys.columns, how="semi")
         return Changes.of(pairs.join(holds, on=pairs.columns, how="semi"), gone), of_nodes
 
-    def _frames(self, at: Mapping[str, Version] | None) -> dict[str, pl.DataFrame]:
+    def _frames(self, versions: Mapping[str, Version] | None) -> dict[str, pl.DataFrame]:
         """By label, the columns that the join needs, as they are now or were at earlier versions."""
+        at = self.at if versions is None else versions
         frames = {}
         for label, columns in self.columns.items():
             parts = [
-                _columns_of(self.lake.scan(table, at[table.name].number if at else None), self.kinds[label], columns)
+                _columns_of(
+                    self.lake.scan(table, at[table.name].number if table.name in at else None),
+                    self.kinds[label],
+                    columns,
+                )
                 for table in self.tables[label]
             ]
             frames[label] = pl.concat(parts, how="diagonal").unique().collect(engine="streaming")

@@ -182,13 +182,14 @@ class _Load:
             if unusable_keys(before, self._key):
                 return self._first(snapshot)  # the key is another than when these rows were written
             found.add(difference(before, part, self._key))
-        self._check_removal_limit(found.deleted, read.rows)
+        self._check_removal_limit(found.deleted, read.rows, self._lake.count(self._table))
         self._write(found, read, held)
         return TableCounts(FULL, read.rows, found.loaded, found.deleted, read.bytes)
 
     def _first(self, snapshot: SiloSnapshot) -> TableCounts:
         """All rows of the source in place of what there is; keys are held against each other at the end."""
         rows = size = 0
+        held = self._lake.count(self._table)
         hashes: list[np.ndarray[tuple[int], np.dtype[np.uint64]]] = []
 
         def seen() -> Iterator[pl.DataFrame]:
@@ -201,7 +202,7 @@ class _Load:
                     self._refuse(unusable_keys(keys, self._key))
                 hashes.append(identity_hash(keys, self._key).to_numpy())
                 yield self._stamped(batch)
-            self._check_removal_limit(self._lake.count(self._table) - rows, rows)
+            self._check_removal_limit(held - rows, rows, held)
             together = np.concatenate([np.empty(0, np.uint64), *hashes])
             hashes.clear()
             together.sort()
@@ -239,7 +240,7 @@ class _Load:
         if not found.is_small or count != held_rows + inserted - found.deleted:
             # So much changed that all may be compared, or rows came that no cursor and no transaction told of.
             return self.whole(snapshot)
-        self._check_removal_limit(found.deleted, count)
+        self._check_removal_limit(found.deleted, count, held_rows)
         self._merge(found)
         return TableCounts(INCREMENTAL, read.rows, found.loaded, found.deleted, read.bytes)
 
@@ -326,9 +327,9 @@ class _Load:
         stamped = rows.with_columns(extracted_at=at, run_id=pl.lit(self._stamp["run_id"]))
         return stamped.select(list(self._table.columns))
 
-    def _check_removal_limit(self, deleted: int, left: int) -> None:
+    def _check_removal_limit(self, deleted: int, left: int, held: int) -> None:
         """Fewer rows without an error are looked at before they are believed."""
-        held, extract = self._lake.count(self._table), self._extract
+        extract = self._extract
         if self._force or not is_beyond_removal_limit(deleted, held):
             return
         raise RemovalLimitError(

@@ -33,7 +33,9 @@ CONTROL = ControlRows((DATABASE,), (TABLE,), {(7, "hashed_password"): "a credent
 def test_tables_of_one_name_have_places_of_their_own_in_the_lake() -> None:
     other, elsewhere = (dataclasses.replace(DATABASE, database_id=n, tenant_id="globex") for n in (2, 3))
     tables = (
-        TABLE, dataclasses.replace(TABLE, table_id=8, schema_name="shop"), dataclasses.replace(TABLE, table_id=9, database_id=2),
+        TABLE,
+        dataclasses.replace(TABLE, table_id=8, schema_name="shop"),
+        dataclasses.replace(TABLE, table_id=9, database_id=2),
         dataclasses.replace(TABLE, table_id=10, table_name="Accounts", database_id=3),
     )  # fmt: skip
     control = dataclasses.replace(
