@@ -1,8 +1,9 @@
 """Runs started from the command line: in this process, on the same Dagster instance as the UI."""
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -15,7 +16,7 @@ from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunS
 from dagster_shared.error import SerializableErrorInfo
 
 from c360_pipeline.assets.partitions import SILO_TABLES, keep_partitions
-from c360_pipeline.assets.specs import WHY
+from c360_pipeline.assets.specs import SUMMARY, WHY
 from c360_pipeline.automation import MAINTENANCE
 from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
@@ -64,6 +65,7 @@ class Outcome:
         failed_checks: asset and name of each check that did not pass.
         warned_checks: the same of checks that only warn.
         reasons: what failed checks say was left as it is, why and what to do.
+        summary: in a line each, what assets say that they did; what a selection left out; that nothing was done.
         error: message of the first step that failed.
         exit_code: of a command that did nothing else.
     """
@@ -74,6 +76,7 @@ class Outcome:
     failed_checks: list[str]
     warned_checks: list[str]
     reasons: list[str]
+    summary: list[str]
     error: str | None
     exit_code: int
 
@@ -136,7 +139,16 @@ def materialise(
         )
     if observer.was_interrupted:
         raise KeyboardInterrupt
-    return observer.outcome(run_id, succeeded=result.success)
+    return observer.outcome(run_id, _left_out(keys), succeeded=result.success)
+
+
+def _left_out(keys: Sequence[dg.AssetKey]) -> list[str]:
+    """What is to be said of assets that a selection does not bring up to date before its own."""
+    graph = defs.resolve_asset_graph()
+    chosen = set(keys)
+    above = {key for key in dg.AssetSelection.assets(*keys).upstream().resolve(graph) if key not in chosen}
+    missing = sorted(key.to_user_string() for key in above)
+    return [f"not run, though what was selected is made of them: {', '.join(missing)}"] if missing else []
 
 
 def _count_steps(dagster: DagsterInstance, run_id: str) -> int:
@@ -147,6 +159,12 @@ def _count_steps(dagster: DagsterInstance, run_id: str) -> int:
 
 
 def _selected(select: str) -> list[dg.AssetKey]:
+    if re.fullmatch(r"\w+(\s*,\s*\w+)+,?", select.strip()):
+        names = [name.strip() for name in select.split(",") if name.strip()]
+        known = {key.to_user_string() for key in defs.resolve_all_asset_keys()}
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(f"--select {select!r}: there is no asset {', '.join(unknown)}. There are: {_known()}.")
+        select = " or ".join(f"key:{name}" for name in names)
     if select == EVERYTHING:
         return sorted((dg.AssetSelection.all() - MAINTENANCE).resolve(defs.resolve_asset_graph()))
     try:
@@ -156,9 +174,12 @@ def _selected(select: str) -> list[dg.AssetKey]:
     except dg.DagsterError as error:
         raise ConfigError(f"--select {select!r} is no asset selection: {error}") from None
     if not chosen:
-        known = ", ".join(sorted(key.to_user_string() for key in defs.resolve_all_asset_keys()))
-        raise ConfigError(f"--select {select!r} names no asset. There are: {known}.")
+        raise ConfigError(f"--select {select!r} names no asset. There are: {_known()}.")
     return sorted(chosen)
+
+
+def _known() -> str:
+    return ", ".join(sorted(key.to_user_string() for key in defs.resolve_all_asset_keys()))
 
 
 def _as_date(partition: str) -> str:
@@ -189,6 +210,7 @@ class _Observer:
         self._failed_checks: list[str] = []
         self._warned_checks: list[str] = []
         self._reasons: list[str] = []
+        self._summary: list[str] = []
         self._error: SerializableErrorInfo | None = None
 
     def __call__(self, entry: EventLogEntry) -> None:
@@ -206,6 +228,8 @@ class _Observer:
             materialization = event.step_materialization_data.materialization
             count = materialization.metadata.get("dagster/row_count")
             self._rows[materialization.asset_key.to_user_string()] = count.value if count else None
+            summary = materialization.metadata.get(SUMMARY)
+            self._summary += [str(summary.value)] if summary else []
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             check = event.asset_check_evaluation_data
             if not check.passed:
@@ -228,8 +252,8 @@ class _Observer:
         cause = _root_cause(self._error)
         return cause is not None and cause.cls_name == dg.DagsterExecutionInterruptedError.__name__
 
-    def outcome(self, run_id: str, *, succeeded: bool) -> Outcome:
-        """What was seen."""
+    def outcome(self, run_id: str, left_out: list[str], *, succeeded: bool) -> Outcome:
+        """What was seen, and what is to be said of assets that the selection leaves out."""
         cause = _root_cause(self._error)
         return Outcome(
             run_id=run_id,
@@ -238,6 +262,7 @@ class _Observer:
             failed_checks=self._failed_checks,
             warned_checks=self._warned_checks,
             reasons=self._reasons,
+            summary=[*self._summary, *left_out],
             error=cause.message.strip() if cause else None,
             exit_code=0 if succeeded and not self._failed_checks else _exit_code(cause),
         )

@@ -1,6 +1,6 @@
 """Landing: new files of the landing area become events or dead letters, and every line is in the accounting."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from c360_pipeline.assets.partitions import LANDING_DATES, named_dates, note_par
 from c360_pipeline.assets.plots import lines_per_day
 from c360_pipeline.assets.specs import (
     OWNERS,
+    SUMMARY,
     WHY,
     asset_check,
     check_spec,
@@ -157,6 +158,7 @@ def _results(
             lines_in_this_run=sum(account.lines for account in accounts),
             files_of_older_contracts=of_older_contracts(files).height,
             accounting=preview(totals),
+            **{SUMMARY: landed_summary(accounts)},
         ),
     )
     yield found_none("landing_files", "accounting_adds_up", unbalanced_files=unbalanced(files))
@@ -181,6 +183,18 @@ def _results(
         check_name="every_file_brings_events",
         passed=not dead,
         metadata={"files": dg.MetadataValue.json(dead), WHY: dg.MetadataValue.json(dict(list(dead.items())[:5]))},
+    )
+
+
+def landed_summary(accounts: Sequence[FileAccount]) -> str:
+    """What became of the lines of the files of a run."""
+    if not accounts:
+        return "landing: no new file"
+    total = {name: sum(getattr(account, name) for account in accounts)
+             for name in ("lines", "landed", "duplicates", "dead", "suppressed")}  # fmt: skip
+    return (
+        f"landing: {len(accounts):,} files, {total['lines']:,} lines = {total['landed']:,} landed + "
+        f"{total['duplicates']:,} duplicates + {total['dead']:,} dead + {total['suppressed']:,} suppressed"
     )
 
 

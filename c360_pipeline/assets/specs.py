@@ -19,6 +19,8 @@ NEO4J_WRITES = "neo4j_writes"
 
 WHY = "why"
 """Metadata of a check that says, by name, why something was left as it is; `c360 run` prints it."""
+SUMMARY = "summary"
+"""Metadata of an asset that says in a line what it did; `c360 run` prints it."""
 ASSET_OF = {EVENTS.name: "landed_events", CATALOG.name: "product_catalog"}
 """Assets whose tables have another name."""
 

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the work found something wrong; 2 bad usage or input; 3 a 
 
 import os
 import shlex
+import socket
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -277,7 +278,9 @@ def landing_candidates(paths: list[Path]) -> list[Path]:
 
 @app.command()
 def run(
-    select: Annotated[str, typer.Option(help="assets in Dagster's selection syntax")] = "*",
+    select: Annotated[
+        str, typer.Option(help="assets, with commas between them or in Dagster's selection syntax")
+    ] = "*",
     partition: Annotated[str | None, typer.Option(help="land this date's files, again if they landed before")] = None,
     force_removal: Annotated[bool, typer.Option("--force-removal", help="let more than 5 % of a label go")] = False,
     as_json: AsJson = False,
@@ -296,6 +299,7 @@ def run(
                 "failed_checks": outcome.failed_checks,
                 "warned_checks": outcome.warned_checks,
                 "reasons": outcome.reasons,
+                "summary": outcome.summary,
                 "error": outcome.error,
             }
         )
@@ -313,6 +317,8 @@ def report_outcome(outcome: Any) -> None:
         err.print(f"warning: {check}", highlight=False)
     if outcome.error:
         err.print(f"error: {outcome.error}", highlight=False)
+    for line in outcome.summary:
+        err.print(line, highlight=False, markup=False)
     err.print(f"run {outcome.run_id} {'succeeded' if outcome.succeeded else 'failed'}", highlight=False)
 
 
@@ -324,11 +330,29 @@ def dev(
     """Open the Dagster UI with its daemon, on the same instance as `c360 run`."""
     from c360_pipeline.runs import close_abandoned_runs, dagster_home, instance
 
+    require_free(host, port)
     with instance(c360_home()) as dagster:
         close_abandoned_runs(dagster)
     environment = {**os.environ, "DAGSTER_HOME": str(dagster_home(c360_home())), "C360_HOME": str(c360_home())}
     arguments = ["dev", "-w", str(project_path("workspace.yaml")), "-h", host, "-p", str(port)]
     os.execve(Path(sys.executable).parent / "dagster", ["dagster", *arguments], environment)  # noqa: S606
+
+
+def require_free(host: str, port: int) -> None:
+    """Go on only where a server can listen.
+
+    Raises:
+        ConfigError: something else listens there, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"Port {port} of {host} can't be used ({error.strerror}). Choose another with --port."
+            ) from None
 
 
 @app.command()

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from c360_pipeline.cli.output import AsJson, err, out, print_json
@@ -186,10 +187,10 @@ def _chain_tree(chain: list[dict[str, Any]]) -> Tree:
     return tree
 
 
-def _link(node: dict[str, Any]) -> str:
+def _link(node: dict[str, Any]) -> Text:
     if "key" in node:
-        return f"[dim]shares the {node['key_type']} {escape(node['key'])}[/]"
-    return escape(f"{node['event_id']}  {_at(node['ts'])}  {node['action']} by {node['user_id']}")
+        return Text(f"shares the {node['key_type']} {node['key']}", style="dim")
+    return Text(f"{node['event_id']}  {_at(node['ts'])}  {node['action']} by {node['user_id']}")
 
 
 def _at(ts: Any) -> str:

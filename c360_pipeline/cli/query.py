@@ -22,6 +22,7 @@ def query(
     """Answer a business question from the graph."""
     from c360_pipeline.connections import open_graph
     from c360_pipeline.queries import find_query
+    from c360_pipeline.reads.accounts import newest_of
 
     if list_ or name is None:
         _list(as_json=as_json)
@@ -30,9 +31,13 @@ def query(
     if show:
         out.print(wanted.statement, highlight=False, markup=False, soft_wrap=True, end="")
         return
-    values = wanted.values(_given(set_ or []), datetime.now(UTC))
+    given = _given(set_ or [])
+    wanted.values(given, datetime.now(UTC))  # what is no value is said before the graph is asked
     with open_graph(load_settings()) as graph:
-        rows = graph.query(wanted.statement, tenant_id=tenant or _only(graph.counts.tenants_with_data()), **values)
+        whose = tenant or _only(graph.counts.tenants_with_data())
+        newest = newest_of(graph.run, whose) if wanted.needs_now(given) else None
+        values = wanted.values(given, newest or datetime.now(UTC))
+        rows = graph.query(wanted.statement, tenant_id=whose, **values)
     if as_json:
         print_json({"query": wanted.name, "question": wanted.question, "rows": rows})
     else:

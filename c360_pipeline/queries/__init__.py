@@ -30,7 +30,8 @@ class Query:
         columns: what a row is.
         statement: the Cypher; its parameters are tenant_id, limit and those of `parameters`.
         parameters: meaning of each parameter that may be set, by name.
-        defaults: values of parameters that have one; `now` is the present.
+        defaults: values of parameters that have one; `now` is the tenant's newest event, which an archive of last year
+            is about as much as one of today.
         chart: the column to draw and the one that says how much (`count` for the number of rows); None for no chart.
     """
 
@@ -42,12 +43,16 @@ class Query:
     defaults: Mapping[str, str]
     chart: tuple[str, str] | None
 
+    def needs_now(self, given: Mapping[str, str]) -> bool:
+        """Whether the answer depends on a moment that was not given."""
+        return "now" in self.parameters and "now" not in given
+
     def values(self, given: Mapping[str, str], now: datetime) -> dict[str, Any]:
         """Values of all parameters but the tenant.
 
         Args:
             given: texts by name.
-            now: the present.
+            now: the tenant's newest event; the present where it has none.
 
         Raises:
             ConfigError: a parameter that the query does not have, or a value that is none for it.

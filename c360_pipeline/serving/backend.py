@@ -12,6 +12,7 @@ from c360_pipeline.core.contract.events import Event, Rejected, parse_event
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import C360Error, ContractError
 from c360_pipeline.queries import find_query
+from c360_pipeline.reads.accounts import newest_of
 from c360_pipeline.reads.customers import Customers
 from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.reads.recommend import Recommender
@@ -75,7 +76,8 @@ class Backend:
     def answer(self, tenant_id: str, name: str, given: dict[str, str]) -> list[dict[str, Any]]:
         """The rows of a business query."""
         query = find_query(name)
-        values = query.values(given, datetime.now(UTC))
+        newest = newest_of(self.graph.read_only, tenant_id) if query.needs_now(given) else None
+        values = query.values(given, newest or datetime.now(UTC))
         return [plain(row) for row in self.graph.read_only(query.statement, tenant_id=tenant_id, **values)]
 
     def journey(self, tenant_id: str, event_id: str) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class RecommendRequest(BaseModel):
         }
     )
 
-    tenant_id: Text
+    tenant_id: Text | None = Field(None, description="the key's; another one's is not there")
     user_id: Text
     context: RecommendContext = RecommendContext()
     top_k: int = Field(5, ge=1, le=100)
@@ -92,13 +92,13 @@ class TrackRequest(Interaction):
         }
     )
 
-    tenant_id: Text
+    tenant_id: Text | None = Field(None, description="the key's; another one's is not there")
 
 
 class TrackBatchRequest(BaseModel):
     """Up to 500 interactions of a tenant."""
 
-    tenant_id: Text
+    tenant_id: Text | None = Field(None, description="the key's; another one's is not there")
     interactions: list[Interaction] = Field(min_length=1, max_length=MOST_EVENTS)
 
 

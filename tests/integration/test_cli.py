@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -258,3 +259,26 @@ def test_what_looks_at_archive_and_graph_prints_one_document(world: World, tmp_p
     assert found["lake"] > 0
     assert found["graph"] > 0
     assert document("rebuild", "--online")["digest"] == document("rebuild", "--online")["digest_before"]
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = in_a_process("dev", "--port", str(port))
+    assert ended.returncode == 2
+    assert ended.stderr.strip() == (
+        f"error: Port {port} of 127.0.0.1 can't be used (Address already in use). Choose another with --port."
+    )
+
+
+def test_a_selection_may_be_a_list_and_says_what_it_leaves_out(settings: Settings, landing: Landing) -> None:
+    done = json.loads(run("run", "--select", "landed_events, product_catalog", "--json").stdout)
+    assert set(done["rows"]) == {"landed_events", "dead_letters", "landing_files", "product_catalog"}
+    assert done["summary"] == ["landing: no new file"]
+    unknown = run("run", "--select", "landed_events,landed_evnets")
+    assert "there is no asset landed_evnets" in str(unknown.exception)
+    above = json.loads(run("run", "--select", "journey_graph", "--json").stdout)
+    assert "landed_events" in above["summary"][-1]
+    assert above["summary"][-1].startswith("not run, though what was selected is made of them: ")

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import dagster as dg
 import polars as pl
 import psycopg
 import pytest
+from fastapi.testclient import TestClient
 from psycopg import sql
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
@@ -29,6 +31,8 @@ from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, w
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.queries import all_queries
 from c360_pipeline.runs import Outcome, close_abandoned_runs, instance, materialise
+from c360_pipeline.serving.app import create_app
+from c360_pipeline.serving.backend import Backend
 from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
@@ -361,6 +365,57 @@ def test_a_backfill_under_other_rules_reaches_the_graph_and_comes_back(world: Wo
         assert (outcome.error, outcome.failed_checks) == (None, [])
     assert world.findings() == []
     assert world.lake.count(EVENTS) == before
+
+
+@pytest.fixture
+def traffic(world: World) -> Iterator[list[str]]:
+    """Ids of events that an API client tracks meanwhile, also for a tenant that nobody has heard of before."""
+    control = open_control(world.settings)
+    backend = Backend(world.graph, world.lake, open_landing(world.settings), control)
+    keys = {tenant: backend.keys.add(tenant, "ingest")[0] for tenant in ("acme", "newcomer")}
+    tracked: list[str] = []
+    stop, failed = threading.Event(), list[BaseException]()
+
+    def track(client: TestClient) -> None:
+        try:
+            while not stop.wait(0.1):
+                number = len(tracked)
+                tenant = ("acme", "newcomer")[number % 2]
+                body = {"user_id": f"live{number % 5}", "product_id": f"p{number % 3}", "interaction_type": "PURCHASED",
+                        "event_id": f"live-{number}", "ts": "2025-11-02T10:00:00Z"}  # fmt: skip
+                answer = client.post("/graph/track", json=body, headers={"x-api-key": keys[tenant]})
+                assert answer.status_code == 200, answer.text
+                tracked.append(body["event_id"])
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    with TestClient(create_app(backend, rate="100000/second"), raise_server_exceptions=False) as client:
+        thread = threading.Thread(target=track, args=(client,))
+        thread.start()
+        try:
+            yield tracked
+        finally:
+            stop.set()
+            thread.join()
+    assert not failed
+
+
+def test_a_run_passes_whatever_is_tracked_meanwhile(world: World, traffic: list[str]) -> None:
+    for _ in range(2):
+        before = len(traffic)
+        world.run()
+        assert len(traffic) > before + 10
+    assert world.findings() == []
+
+
+def test_what_was_tracked_meanwhile_lands_once(world: World) -> None:
+    world.run()
+    live = world.lake.read(EVENTS).filter(pl.col("event_id").str.starts_with("live-"))
+    assert live.height == live.n_unique(EVENTS.key) > 20
+    assert set(live["tenant_id"]) == {"acme", "newcomer"}
+    assert world.graph.counts.label_count("Unlanded") == 0
+    assert world.findings() == []
 
 
 @pytest.mark.soak

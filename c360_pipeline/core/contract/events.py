@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -274,16 +274,41 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _build_event(fields: dict[str, Any], now: datetime) -> Event:
-    values: dict[str, Any] = {field.column: _required_string(fields, field.name) for field in REQUIRED_TEXTS}
-    _check_tenant(values["tenant_id"])
-    values["ts"] = _timestamp(fields, now)
-    values |= {field.column: _optional_string(fields, field.name) for field in OPTIONAL_TEXTS}
+    """The event that a line's fields make.
+
+    Raises:
+        Rejected: with the class of the first fault, and all of them in its reason.
+    """
+    faults: list[Rejected] = []
+    values: dict[str, Any] = {}
+
+    def take(column: str, read: Callable[..., Any], *args: Any) -> None:
+        try:
+            values[column] = read(*args)
+        except Rejected as fault:
+            faults.append(fault)
+
+    for field in REQUIRED_TEXTS:
+        take(field.column, _required_string, fields, field.name)
+    if "tenant_id" in values:
+        take("tenant_id", _checked_tenant, values["tenant_id"])
+    take("ts", _timestamp, fields, now)
+    for field in OPTIONAL_TEXTS:
+        take(field.column, _optional_string, fields, field.name)
+    take("event_id", _given_id, fields)
+    take("attrs", _attrs, fields)
+    if faults:
+        raise Rejected(faults[0].error_class, "; ".join(fault.reason for fault in faults))
+    given_id = values.pop("event_id")
+    content_hash = canonical_hash(values)
+    return Event(**values, event_id=given_id or content_hash, content_hash=content_hash)
+
+
+def _given_id(fields: dict[str, Any]) -> str | None:
     given_id = _optional_string(fields, "eventId")
     if fields.get("eventId") is not None and not (given_id or "").strip():
         raise Rejected("empty_value", "field `eventId` is empty; leave it out or give every event its own")
-    values["attrs"] = _attrs(fields)
-    content_hash = canonical_hash(values)
-    return Event(**values, event_id=given_id or content_hash, content_hash=content_hash)
+    return given_id
 
 
 def _required_string(fields: dict[str, Any], name: str) -> str:
@@ -327,7 +352,7 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _check_tenant(tenant_id: str) -> None:
+def _checked_tenant(tenant_id: str) -> str:
     """A tenant is a folder of the archive too: its name must fit, and not be the one that stands for none."""
     folder = tenant_id.encode()
     length = 3 * len(folder) - 2 * len(_AS_IS_IN_A_FOLDER.findall(folder))
@@ -337,6 +362,7 @@ def _check_tenant(tenant_id: str) -> None:
         )
     if tenant_id == NO_TENANT:
         raise Rejected("empty_value", f"field `tenantId`: {NO_TENANT} stands for no tenant")
+    return tenant_id
 
 
 def _attrs(fields: dict[str, Any]) -> dict[str, str]:

@@ -148,3 +148,65 @@ def test_what_a_type_checker_knows_of_an_event_is_what_is_declared(module: Modul
         part.target.id for part in typed.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
     ]
     assert names == list(getattr(module, name)._fields)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("8389765929445198309.0", "8389765929445198309"), ("8389765929445198309", "8389765929445198309"),
+        ("1e400", "1e400"), ("1E+400", "1e+400"), ("0.1234567890123456789", "0.1234567890123456789"), ("1.50", "1.5"),
+        ("1e23", "100000000000000000000000"), ("-0.0", "0"), ("1e99999999999999999999", "1e99999999999999999999"),
+        ("123456789.123456789123456789", "123456789.123456789123456789"), ("5e-324", "5e-324"), ("1e-400", "1e-400"),
+    ],
+)  # fmt: skip
+def test_numbers_keep_their_digits(sent: str, kept: str) -> None:
+    line = json.dumps({**GOOD, "attrs": {"orderId": 0}, "extra": {"a": [0]}}).replace(": 0}", f": {sent}}}")
+    line = line.replace("[0]", f"[{sent}]")
+    event = parse_event(line.encode(), NOW)
+    assert event.attrs["orderId"] == kept
+    nested = json.loads(event.attrs["_extra.extra"], parse_float=str, parse_int=str)["a"][0]
+    assert nested in (kept, sent, repr(float(sent)))
+
+
+def test_events_that_differ_in_the_last_digit_are_two() -> None:
+    lines = [
+        json.dumps(GOOD).replace('"email"', number) for number in ("0.1234567890123456781", "0.1234567890123456782")
+    ]
+    assert len({parse_event(line.encode(), NOW).event_id for line in lines}) == 2
+
+
+@pytest.mark.parametrize(
+    "ts",
+    [
+        "1762077600000", "2025-11-02 10:00:00 UTC", "2025-11-02T10:00:00+0000", "2025-11-02 11:00:00+01",
+        " 2025-11-02T10:00Z ",
+        "2025-11-02T10:00:00,000Z", "2025-11-02T11:00:00+01:00[Europe/Berlin]", "2025-11-02T10:00:00-00:00",
+    ],
+)  # fmt: skip
+def test_forms_that_engines_write_are_times(ts: str) -> None:
+    assert parse(ts=ts) == parse()
+
+
+@pytest.mark.parametrize(
+    ("ts", "hint"),
+    [
+        (1762077600, "epoch seconds, send milliseconds"), (1762077600000000, "epoch microseconds, send milliseconds"),
+        (1762077600000000000, "epoch nanoseconds, send milliseconds"), ("2025-11-02T10:00:00", "it has no time zone"),
+        ("2025-11-02 10:00", "it has no time zone"),
+    ],
+)  # fmt: skip
+def test_a_time_that_is_none_says_what_it_looks_like(ts: object, hint: str) -> None:
+    assert hint in str(rejected(json.dumps({**GOOD, "ts": ts}).encode()))
+
+
+def test_all_faults_of_a_line_are_named_at_once() -> None:
+    fault = rejected(json.dumps({"tenantId": "acme", "sessionId": 7, "ts": "soon", "attrs": {"a": []}}).encode())
+    assert fault.error_class == "missing_field"
+    said = (
+        "`userId` is required",
+        "`sessionId` holds a number",
+        "`action` is required",
+        "`ts`",
+        "`attrs.a` holds an array",
+    )
+    assert [part for part in said if part not in str(fault)] == []
