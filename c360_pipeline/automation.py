@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -11,9 +11,17 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 
 from c360_pipeline.assets.partitions import SILO_TABLES, TENANTS, keep_partitions, range_tags
 from c360_pipeline.core.catalog.tables import EVENTS
-from c360_pipeline.resources import ControlResource, LakeResource, LandingResource, NotifierResource
+from c360_pipeline.core.silos.plan import plan_what_can_be
+from c360_pipeline.resources import (
+    ControlResource,
+    LakeResource,
+    LandingResource,
+    NotifierResource,
+    SilosResource,
+)
 from c360_pipeline.settings import is_automation_on, runbook_entry
 from c360_pipeline.stages.landing.ingest import waiting_files
+from c360_pipeline.stages.silos.run import look_at_sources
 from c360_pipeline.stores.s3.landing import LandingFile
 
 OF_SILOS = [
@@ -124,15 +132,42 @@ def nightly(context: dg.ScheduleEvaluationContext, control: ControlResource) -> 
     default_status=SENSORS,
     description="Keeps the partitions of silo_tables in step with source_tables, and asks for a run over new ones.",
 )
-def control_rows(context: dg.SensorEvaluationContext, control: ControlResource) -> dg.SensorResult | dg.SkipReason:
-    """A row that is added to the control database is a partition, and in the graph, without code or restart."""
-    wanted = control.open().read().table_names
-    new, requests = _partition_requests(context, SILO_TABLES, wanted)
-    if not requests:
-        return dg.SkipReason("The partitions are those of the control database.")
+def control_rows(
+    context: dg.SensorEvaluationContext, control: ControlResource, silos: SilosResource
+) -> dg.SensorResult | dg.SkipReason:
+    """A row that is added to the control database is a partition, and in the graph, without code or restart.
+
+    A table that can't be read yet (a grant that is to come, a server that is down) waits; once it can, its run comes.
+    """
+    database = control.open()
+    rows = database.read()
+    new, requests = _partition_requests(context, SILO_TABLES, rows.table_names)
+    applied = database.runs.applied_plan() or {"tables": {}}
+    unread = [name for name in rows.table_names if name not in {**applied["tables"], **applied.get("paused", {})}]
+    if not unread:
+        if requests:
+            return dg.SensorResult(dynamic_partitions_requests=requests)
+        return dg.SkipReason("The partitions are those of the control database, and every table was read.")
+    found, unreachable = look_at_sources(rows, silos.open)
+    plan = plan_what_can_be(rows, found, applied, unreachable)
+    # In the order of Dagster, which is that of their coming.
+    in_order = dict.fromkeys([*context.instance.get_dynamic_partitions(str(SILO_TABLES.name)), *new])
+    ready = [name for name in in_order if name in unread and name not in plan.set_aside]
+    waiting = [f"{name}: {plan.set_aside[name][0]}" for name in unread if name in plan.set_aside]
+    asked, now = Asked.read(context.cursor), datetime.now(UTC)
+    these = hashlib.sha256(json.dumps(ready).encode()).hexdigest()
+    if asked is None or asked.waiting != these or new:
+        asked = Asked(these, 1, now.isoformat())
+    elif not ready or now < asked.again_at:
+        ready = []
+    else:
+        asked = replace(asked, attempts=asked.attempts + 1, at=now.isoformat())
+    if not ready and not requests:
+        return dg.SkipReason("Tables that can't be read yet wait: " + "; ".join(waiting or ["their last run failed"]))
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(tags=range_tags(new), asset_selection=OF_SILOS)] if new else [],
+        run_requests=[dg.RunRequest(tags=range_tags(ready), asset_selection=OF_SILOS)] if ready else [],
         dynamic_partitions_requests=requests,
+        cursor=json.dumps(asdict(asked)),
     )
 
 

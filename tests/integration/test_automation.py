@@ -14,6 +14,7 @@ import dagster as dg
 import psycopg
 import pytest
 import yaml
+from psycopg import sql
 
 from c360_pipeline import automation
 from c360_pipeline.assets import projection as graph_assets
@@ -31,6 +32,7 @@ from c360_pipeline.resources import (
     LakeResource,
     LandingResource,
     NotifierResource,
+    SilosResource,
 )
 from c360_pipeline.resources.local_run_launcher import HOST_TAG, PROCESS_TAG, STARTED_TAG, tags_of_this_process
 from c360_pipeline.runs import instance, materialise
@@ -460,3 +462,44 @@ def test_a_run_waits_for_who_has_the_stores(settings: Settings) -> None:
 
 def test_the_calendar_has_today() -> None:
     assert LANDING_DATES.get_last_partition_key() == datetime.now(UTC).date().isoformat()
+
+
+ADD_SHOP = """
+    WITH added AS (
+        INSERT INTO source_databases (tenant_id, db_name, host, port, db_user, password_ref)
+        VALUES ('acme', %(name)s, %(host)s, %(port)s, %(user)s, 'env:READER_PASSWORD') RETURNING database_id
+    )
+    INSERT INTO source_tables (database_id, table_name, key_columns) SELECT database_id, 'orders', '{id}' FROM added
+"""
+
+
+def test_a_table_whose_grants_come_later_is_read_once_they_do(
+    settings: Settings, dagster: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = postgres_login(settings, settings.etl_db_name)
+    open_control(settings)
+    name = f"shop_{settings.bucket.removeprefix('test-')}"
+    reader = sql.Identifier(f"reader_{name}")
+    monkeypatch.setenv("READER_PASSWORD", "x")
+    resources = {"control": ControlResource(), "silos": SilosResource()}
+    with psycopg.connect(**login, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        server.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(reader))
+        with psycopg.connect(**{**login, "dbname": name}, autocommit=True) as shop:
+            shop.execute("CREATE TABLE orders (id int PRIMARY KEY)")
+            values = {"name": name, "host": login["host"], "port": login["port"], "user": f"reader_{name}"}
+            server.execute(ADD_SHOP.encode(), values)
+            first = evaluate("control_rows", dagster, **resources)
+            assert (first.run_requests, len(first.dynamic_partitions_requests)) == ([], 1)
+            dagster.add_dynamic_partitions("silo_table", first.dynamic_partitions_requests[0].partition_keys)
+            waiting = evaluate("control_rows", dagster, first.cursor, **resources)
+            assert isinstance(waiting, dg.SkipReason)
+            assert "the login may not read column 'id'" in str(waiting.skip_message)
+            shop.execute(sql.SQL("GRANT SELECT ON orders TO {}").format(reader))
+            (run,) = evaluate("control_rows", dagster, first.cursor, **resources).run_requests
+            assert run.tags["dagster/asset_partition_range_start"] == f"{name}.public.orders"
+            assert materialise(c360_home(), "silo_tables", None, lambda _: None).failed_checks == []
+            assert isinstance(evaluate("control_rows", dagster, first.cursor, **resources), dg.SkipReason)
+            shop.execute(sql.SQL("DROP OWNED BY {}").format(reader))
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        server.execute(sql.SQL("DROP ROLE {}").format(reader))

@@ -13,7 +13,7 @@ from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.service import free_port
-from c360_pipeline.resources import ControlResource
+from c360_pipeline.resources import ControlResource, SilosResource
 from c360_pipeline.runs import instance
 from c360_pipeline.settings import Settings, c360_home, postgres_login
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -89,8 +89,10 @@ def test_a_silo_that_is_added_as_rows_is_in_the_ui_and_in_the_graph(settings: Se
         keep_partitions(dagster, SILO_TABLES, control.read().table_names)
 
         def evaluate() -> Any:
-            return sensor(dg.build_sensor_context(instance=dagster, resources={"control": ControlResource()}))
+            resources = {"control": ControlResource(), "silos": SilosResource()}
+            return sensor(dg.build_sensor_context(instance=dagster, resources=resources))
 
+        assert materialise(c360_home(), "silo_tables", None, lambda _: None).succeeded
         assert isinstance(evaluate(), dg.SkipReason)
         with psycopg.connect(**login) as rows:
             rows.execute(ADD_COMMERCE)
@@ -116,8 +118,8 @@ def test_a_silo_that_is_added_as_rows_is_in_the_ui_and_in_the_graph(settings: Se
         assert [r.partition_keys for r in evaluate().dynamic_partitions_requests] == [
             ["commerce_db.public.users", "commerce_db.public.transactions"]
         ]
-    assert graph.counts.label_counts() == {"ShopUser": 240, "Purchase": 600}
-    assert graph.counts.type_counts() == {"BOUGHT": 600}
+    assert {"ShopUser": 240, "Purchase": 600}.items() <= graph.counts.label_counts().items()
+    assert graph.counts.type_counts()["BOUGHT"] == 600
 
 
 ADD_COMMERCE = """
