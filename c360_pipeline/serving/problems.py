@@ -1,6 +1,6 @@
 """Errors as problem documents (RFC 9457): one form for all routes, without a word of the body that was sent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -21,6 +21,10 @@ TITLES = {
     500: "Internal error", 503: "Unavailable", 504: "Timed out",
 }  # fmt: skip
 STATUS_OF = {ConfigError: 422, ContractError: 422, ConflictError: 409, UnavailableError: 503, TimeoutError: 504}
+
+
+ProblemPage = Callable[[Request, int, str, str], Response]
+"""Shows a status, its title and what is to be said as a page."""
 
 
 class InvalidPart(BaseModel):
@@ -49,6 +53,22 @@ def problem(
     return JSONResponse(said.model_dump(exclude_none=True), status, headers, PROBLEM_JSON)
 
 
+def answer(
+    request: Request,
+    status: int,
+    detail: str,
+    invalid: Sequence[InvalidPart] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """The same, or where a person looks at a page, a page that says it and can be tried again."""
+    page: ProblemPage | None = getattr(request.app.state, "problem_page", None)
+    if page is not None and request.url.path.startswith("/app"):
+        shown = page(request, status, TITLES.get(status, "Error"), detail)
+        shown.headers.update(headers or {})
+        return shown
+    return problem(status, detail, invalid, headers)
+
+
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What the OpenAPI document says of errors."""
     content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -59,16 +79,16 @@ def add_problems(app: FastAPI) -> None:
     """Make every error of an app a problem document."""
 
     @app.exception_handler(RequestValidationError)
-    async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def not_valid(request: Request, error: RequestValidationError) -> Response:
         # Without the input: it may be personal, and a log of responses must not hold it.
         parts = [InvalidPart(location=_place(e["loc"]), problem=e["msg"]) for e in error.errors()]
-        return problem(422, "The request is not valid.", parts)
+        return answer(request, 422, "The request is not valid.", parts)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         if error.status_code == 401 and request.url.path.startswith("/app"):
             return RedirectResponse("/app/login")
-        return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        return answer(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
     for kind in STATUS_OF:
         app.add_exception_handler(kind, _known)
@@ -76,10 +96,11 @@ def add_problems(app: FastAPI) -> None:
         app.add_exception_handler(kind, _graph_failed)
 
 
-def unforeseen(error: Exception, route: str) -> JSONResponse:
+def unforeseen(error: Exception, request: Request) -> Response:
     """The answer to an error that nobody has thought of; the log says where it came from, not what was asked for."""
+    route = getattr(request.scope.get("route"), "path", "none")
     structlog.get_logger("c360.api").error("unforeseen", route=route, exc_info=error)
-    return problem(500, "This should not have happened; it is in the log.")
+    return answer(request, 500, "This should not have happened; it is in the log.")
 
 
 def _place(parts: Sequence[str | int]) -> str:
@@ -89,19 +110,19 @@ def _place(parts: Sequence[str | int]) -> str:
     return ".".join(map(str, [first, *named]))
 
 
-async def _known(request: Request, error: Exception) -> JSONResponse:
+async def _known(request: Request, error: Exception) -> Response:
     status = next(code for kind, code in STATUS_OF.items() if isinstance(error, kind))
     detail = "It took too long; try again." if status == 504 else str(error)
     if status == 503:
         structlog.get_logger("c360.api").warning("unavailable", error=str(error))
         detail = "A service that this needs does not answer; try again."
-    return problem(status, detail, headers={"Retry-After": "1"} if status in (503, 504) else None)
+    return answer(request, status, detail, headers={"Retry-After": "1"} if status in (503, 504) else None)
 
 
-async def _graph_failed(request: Request, error: Exception) -> JSONResponse:
+async def _graph_failed(request: Request, error: Exception) -> Response:
     structlog.get_logger("c360.api").warning("graph_failed", error=type(error).__name__)
     code = str(getattr(error, "code", ""))
     if code.startswith("Neo.ClientError.Statement"):
-        return unforeseen(error, getattr(request.scope.get("route"), "path", "none"))
+        return unforeseen(error, request)
     status = 504 if "TransactionTimedOut" in code else 503
-    return problem(status, "The graph does not answer; try again.", headers={"Retry-After": "1"})
+    return answer(request, status, "The graph does not answer; try again.", headers={"Retry-After": "1"})

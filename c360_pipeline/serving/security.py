@@ -162,8 +162,7 @@ class Guard:
             # Here, where answers get their headers and are counted; a half answer can only be broken off.
             if is_answered:
                 raise
-            route = getattr(scope.get("route"), "path", "none")
-            await unforeseen(error, route)(scope, receive, send_guarded)
+            await unforeseen(error, Request(scope))(scope, receive, send_guarded)
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

@@ -494,6 +494,37 @@ def test_an_error_that_nobody_thought_of_tells_the_log_where_and_nobody_what(
 
 
 @pytest.mark.leaves_world
+@pytest.mark.parametrize("error", [TimeoutError(), UnavailableError("secret"), ValueError("secret")])
+def test_a_person_gets_a_page_whatever_goes_wrong(
+    acme: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(self: object, *_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("c360_pipeline.serving.backend.Backend.answer", fails)
+    shown = acme.get("/app/queries/power_users?limit=5")
+    assert shown.status_code >= 500
+    assert shown.headers["content-type"].startswith("text/html")
+    assert 'href="/app/queries/power_users?limit=5"' in shown.text
+    assert "secret" not in shown.text
+    part = acme.get("/app/queries/power_users?limit=5", headers={"hx-request": "true"}).text
+    assert "<html" not in part
+    assert "Try again" in part
+    for path in ("/app/queries/none", "/app/customers/u1/timeline?before=x"):
+        assert acme.get(path).headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.leaves_world
+def test_the_tenant_of_a_key_need_not_be_said(acme: TestClient) -> None:
+    body = {"user_id": "u1", "top_k": 3}
+    said = {**body, "tenant_id": "acme"}
+    given, known = (acme.post("/recommend/products", json=one).json() for one in (body, said))
+    assert given == known
+    refused = acme.post("/graph/track", json={"user_id": "u1", "product_id": "p1", "interaction_type": "X"})
+    assert [part["location"] for part in refused.json()["invalid"]] == ["body.interaction_type"]
+
+
+@pytest.mark.leaves_world
 def test_a_body_that_is_not_valid_is_not_quoted(acme: TestClient) -> None:
     refused = acme.post("/graph/track", json={**INTERACTION, "attrs": {"jane@doe.com": 2}})
     assert refused.status_code == 422

@@ -14,7 +14,7 @@ from c360_pipeline.definitions import defs
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.service import free_port
 from c360_pipeline.resources import ControlResource, SilosResource
-from c360_pipeline.runs import instance
+from c360_pipeline.runs import instance, materialise
 from c360_pipeline.settings import Settings, c360_home, postgres_login
 from c360_pipeline.stores.neo4j.graph import Graph
 

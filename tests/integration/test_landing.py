@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+from botocore.exceptions import ClientError
 
 from c360_pipeline.core.arrays.row_hashes import user_hash
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
@@ -552,3 +554,53 @@ def test_a_landing_file_is_never_changed(landing: Landing, put: Put) -> None:
     other = put("a.jsonl", event(2))
     assert other != first
     assert len(landing.event_files()) == 2
+
+
+def test_an_object_that_is_not_handed_out_leaves_the_others_alone_and_lands_when_it_is(
+    world: World, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("a.jsonl", event(1))
+    archived = put("b.jsonl", event(2))
+    put("c.jsonl", event(3))
+    client = world.landing._client
+    get_object = client.get_object
+
+    def refused(**options: Any) -> Any:
+        if archived.endswith(options["Key"]):
+            answer = {"Error": {"Code": "InvalidObjectState", "Message": "The object is archived"},
+                      "ResponseMetadata": {"HTTPStatusCode": 403}}  # fmt: skip
+            raise ClientError(answer, "GetObject")
+        return get_object(**options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "get_object", refused)
+        ingest = world.ingest
+        land_files(ingest, world.landing.event_files(), None, lambda _: None)
+    assert world.users() == ["u1", "u3"]
+    (why,) = ingest.unreadable.values()
+    assert list(ingest.unreadable) == [archived]
+    assert "S3 answers 403 InvalidObjectState (The object is archived). Restore it" in why
+    assert world.land().height == 3
+    assert world.users() == ["u1", "u2", "u3"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["dt=2025-11-02/a.ndjson", "2025/11/02/14/firehose-1.gz", "date=2025-11-02/hour=07/a.json", "date=2025-11-02/A.JSONL.GZ",
+     "2025-11-02/a.jsonl.zst"],
+)  # fmt: skip
+def test_layouts_that_engines_write_are_read(world: World, key: str) -> None:
+    world.landing._client.put_object(Bucket=world.landing.bucket, Key=f"{EVENTS_PREFIX}{key}", Body=event(1) + event(2))
+    assert world.land()["landing_date"].to_list() == [DAY]
+    assert world.users() == ["u1", "u2"]
+
+
+def test_what_engines_have_not_finished_is_left_alone_and_what_nobody_reads_is_named(world: World) -> None:
+    for key in ("date=2025-11-02/_SUCCESS", "date=2025-11-02/.part-0.inprogress.1", "_temporary/0/a.jsonl",
+                "date=2025-11-02/a.jsonl.tmp", "date=2025-11-02/a.xlsx", "somewhere/a.jsonl"):  # fmt: skip
+        world.landing._client.put_object(Bucket=world.landing.bucket, Key=f"{EVENTS_PREFIX}{key}", Body=event(1))
+    area = world.landing.events_area()
+    assert area.files == []
+    assert [file.key.removeprefix(EVENTS_PREFIX) for file in area.unrecognised] == [
+        "date=2025-11-02/a.xlsx", "somewhere/a.jsonl",
+    ]  # fmt: skip

@@ -34,6 +34,10 @@ Text = Annotated[str, Query(max_length=1_024)]
 Admin = Annotated[ApiKey, Depends(needs("admin"))]
 
 
+SERVER_ERRORS = 500
+"""From this status on the same request may go well later."""
+
+
 def in_utc(moment: datetime | None) -> datetime | None:
     """A moment in UTC; without a zone it is taken to be there.
 
@@ -85,6 +89,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/queries/{name}", pages.query, methods=["GET"])
     router.add_api_route("/journeys/unmerge", pages.unmerge, methods=["POST"])
     app.include_router(router)
+    app.state.problem_page = pages.problem
     app.mount("/static", StaticFiles(packages=[(__name__, "static")]), name="static")
 
     @app.get("/docs", include_in_schema=False)
@@ -109,6 +114,20 @@ class Pages:
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(self._templates.get_template(template).render(**values), status)
+
+    def problem(self, request: Request, status: int, title: str, detail: str) -> HTMLResponse:
+        """What went wrong, for a person, with a retry where it may go well later; of a part of a page, a part."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        again = f"{request.url.path}{query}" if request.method == "GET" and status >= SERVER_ERRORS else None
+        is_part = "hx-request" in request.headers
+        return self._page(
+            "problem_part.html" if is_part else "problem.html",
+            status,
+            key=None,
+            title=title,
+            detail=detail,
+            again=again,
+        )
 
     def _shown(self, key: ApiKey) -> CustomerPages:
         return CustomerPages(self._api.backend.graph, self._api.backend.lake, key.tenant_id)
