@@ -586,8 +586,8 @@ def test_an_object_that_is_not_handed_out_leaves_the_others_alone_and_lands_when
 
 @pytest.mark.parametrize(
     "key",
-    ["dt=2025-11-02/a.ndjson", "2025/11/02/14/firehose-1.gz", "date=2025-11-02/hour=07/a.json", "date=2025-11-02/A.JSONL.GZ",
-     "2025-11-02/a.jsonl.zst"],
+    ["dt=2025-11-02/a.ndjson", "2025/11/02/14/firehose-1.gz", "date=2025-11-02/hour=07/a.json",
+     "date=2025-11-02/A.JSONL.GZ", "2025-11-02/a.jsonl.zst"],
 )  # fmt: skip
 def test_layouts_that_engines_write_are_read(world: World, key: str) -> None:
     world.landing._client.put_object(Bucket=world.landing.bucket, Key=f"{EVENTS_PREFIX}{key}", Body=event(1) + event(2))
