@@ -266,7 +266,7 @@ def landing_candidates(paths: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         found = sorted(path.iterdir()) if path.is_dir() else [path]
-        usable = [f for f in found if f.is_file() and is_landable(f)]
+        usable = [f for f in found if f.is_file() and is_landable(f, is_named=f == path)]
         if not usable:
             raise ConfigError(
                 f"{path}: there is nothing to land; *.jsonl, *.ndjson and *.json (also packed, as .gz, .zst or .zip) "

@@ -5,6 +5,7 @@ one content of one file: its address and the etag that the store gave to the con
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from c360_pipeline.core.contract.columns import parse_block
 from c360_pipeline.core.contract.events import Event, Rejected, parse_event
 from c360_pipeline.core.landing.lines import Delivery, Line, LineBlock, line_blocks
 
+PADDING = re.compile(rb"^(?:\xef\xbb\xbf|\x00)+|[\x00\r]+$")
+"""What stands before and behind lines where parts were put together, or blocks were filled up."""
 REJECTED_SCHEMA = DEAD_LETTERS.empty().with_columns(user_id=pl.lit(None, pl.String)).schema
 """Columns of rejected lines: those of `DEAD_LETTERS`, and who is named in the line, where that can be read."""
 
@@ -56,9 +59,13 @@ def decode(block: LineBlock, now: datetime) -> Decoded:
     parsed = parse_block(block.content, block.starts, now)
     events: list[tuple[Event, Line]] = []
     rejected: list[tuple[Rejected, Line]] = []
+    padding = 0
     for line in map(block.line, parsed.left.tolist()):
+        said = PADDING.sub(b"", line.raw)
+        padding += not said
         try:
-            events.append((parse_event(line.raw, now), line))
+            if said:
+                events.append((parse_event(said, now), line))
         except Rejected as reason:
             rejected.append((reason, line))
     usual = parsed.events.with_columns(
@@ -69,7 +76,7 @@ def decode(block: LineBlock, now: datetime) -> Decoded:
         landed_at=pl.lit(now).cast(pl.Datetime("us", "UTC")),
     ).select(list(EVENTS.columns))
     frame = pl.concat([usual, _event_frame(events, now)]) if events else usual
-    return Decoded(frame, rejected_frame(rejected, now), Counter({block.delivery: parsed.line_count}))
+    return Decoded(frame, rejected_frame(rejected, now), Counter({block.delivery: parsed.line_count - padding}))
 
 
 def decode_file(delivery: Delivery, content: bytes, now: datetime) -> Decoded:

@@ -36,23 +36,19 @@ def json_lines(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
     Raises:
         ContractError: it is no text, or breaks off in the middle of a character; after what could be read.
     """
-    source = iter(pieces)
-    probe, _ = _probe(source)
+    start, _, rest = _probe(iter(pieces))
     for magic, what in FOREIGN:
-        if probe.startswith(magic):
+        if b"".join(start).startswith(magic):
             raise ContractError(
                 f"{name} is {what}. Landing reads JSON lines, one event a line: have its producer write these."
             )
-    content = as_utf8(chain([probe], source), name)
-    probe, is_whole = _probe(content)
-    content = chain([probe], content)
+    start, is_whole, rest = _probe(as_utf8(chain(start, rest), name))
+    probe = b"".join(start)
+    content: Iterator[bytes] = chain(start, rest)
     if b"\n" not in probe and b"\r" in probe:
         content = (piece.replace(b"\r", b"\n") for piece in content)
         probe = probe.replace(b"\r", b"\n")
-    if _are_lines(probe, is_whole=is_whole):
-        yield from content
-    else:
-        yield from _separated(content)
+    yield from content if _are_lines(probe, is_whole=is_whole) else _separated(content)
 
 
 def as_utf8(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
@@ -61,22 +57,32 @@ def as_utf8(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
     Raises:
         ContractError: the text breaks off in the middle of a character, or is none; after what could be read.
     """
-    source = iter(pieces)
-    probe, _ = _probe(source)
-    content = chain([probe], source)
-    encoding = _encoding(probe)
+    start, _, rest = _probe(iter(pieces))
+    content = chain(start, rest)
+    encoding = _encoding(b"".join(start))
     yield from _decoded(content, encoding, name) if encoding else content
 
 
-def _probe(source: Iterator[bytes]) -> tuple[bytes, bool]:
-    """The start of a file, and whether it is the whole."""
+def _probe(source: Iterator[bytes]) -> tuple[list[bytes], bool, Iterator[bytes]]:
+    """The start of a file, in the pieces that it comes in; whether it is the whole; and the rest.
+
+    A file that breaks off in its start does so when the rest is read: what there is of it comes first.
+    """
     gathered: list[bytes] = []
-    while sum(map(len, gathered)) < PROBE_BYTES:
-        piece = next(source, None)
-        if piece is None:
-            return b"".join(gathered), True
-        gathered.append(piece)
-    return b"".join(gathered), False
+    try:
+        while sum(map(len, gathered)) < PROBE_BYTES:
+            piece = next(source, None)
+            if piece is None:
+                return gathered, True, source
+            gathered.append(piece)
+    except ContractError as error:
+        return gathered, True, _breaking_off(error)
+    return gathered, False, source
+
+
+def _breaking_off(error: ContractError) -> Iterator[bytes]:
+    raise error
+    yield b""
 
 
 def _encoding(probe: bytes) -> str | None:

@@ -1,6 +1,5 @@
 """Files cut into blocks of whole lines, each with its place."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -125,7 +124,7 @@ class _Cutter:
             self.offset = len(BOM) if content.startswith(BOM) else 0
             content = content[self.offset :]
         end = content.rfind(b"\n") + 1
-        self._whole, self.carried = _without_padding(content[:end]), content[end:]
+        self._whole, self.carried = content[:end], content[end:]
         return end > 0
 
     def block(self) -> LineBlock:
@@ -150,16 +149,8 @@ class _Cutter:
 
     def last(self) -> Iterator[LineBlock]:
         """What there is behind the last newline."""
-        if last := _without_padding(self.carried):
-            yield LineBlock(self._delivery, self.number, self.offset, last)
-
-
-_PADDING = re.compile(rb"^(?:\xef\xbb\xbf|\x00)+|\x00+(?=\r?$)", re.MULTILINE)
-
-
-def _without_padding(lines: bytes) -> bytes:
-    """Lines without the byte order marks and zeros that stand before or behind them, where parts were put together."""
-    return _PADDING.sub(b"", lines) if BOM in lines or b"\0" in lines else lines
+        if self.carried:
+            yield LineBlock(self._delivery, self.number, self.offset, self.carried)
 
 
 def line_in(blocks: Iterable[LineBlock], delivery: Delivery, number: int) -> Line:

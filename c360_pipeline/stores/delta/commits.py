@@ -260,7 +260,7 @@ class Commits:
             table: where; its columns become the table's.
             batches: frames with the table's columns; an error in them leaves the table as it was.
         """
-        snapshot = self._storage.open(table.name)
+        snapshot = self._storage.open_own(table.name)
         schema = table.empty().to_arrow().schema
         failures: list[C360Error] = []
 
@@ -378,7 +378,7 @@ class Commits:
         return rows
 
     def _has_rows(self, table: Table) -> bool:
-        snapshot = self._storage.open(table.name)
+        snapshot = self._storage.open_own(table.name)
         return snapshot is not None and bool(data_files(snapshot)["num_records"].sum())
 
 

@@ -44,12 +44,12 @@ class Maintenance:
         Returns:
             What was done; None when there is no such table.
         """
-        snapshot = self._storage.open(table.name)
+        snapshot = self._storage.open_own(table.name)
         if snapshot is None:
             return None
         columns = len(snapshot.schema().fields)
         done = self._maintain(table.name, table.retention, writer_properties(table), lambda s: evolved(s, table))
-        now = self._storage.open(table.name)
+        now = self._storage.open_own(table.name)
         if now is not None and table.key:
             # Files that were just written are looked up by the next landing: their keys are read here, not there.
             self._keys.held(now, table, table.empty(), table.key)
@@ -57,7 +57,7 @@ class Maintenance:
 
     def maintain_silo(self, name: str) -> MaintenanceReport | None:
         """The same for a table of a silo."""
-        if self._storage.open(name) is None:
+        if self._storage.open_own(name) is None:
             return None
         return self._maintain(
             name, SILO_RETENTION, WriterProperties(max_row_group_size=ROW_GROUP_ROWS), lambda snapshot: snapshot
@@ -95,7 +95,7 @@ class Maintenance:
         Returns:
             The newest version before and after, of the same rows; None when somebody wrote meanwhile.
         """
-        snapshot = self._storage.open(name)
+        snapshot = self._storage.open_own(name)
         if snapshot is None:
             return None
         before = version_of(snapshot)

@@ -12,6 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.errors import ConflictError, UnavailableError
+from c360_pipeline.stores.delta.opened import OpenedVersions
 from c360_pipeline.stores.delta.snapshots import ROW_GROUP_ROWS, evolved
 
 MAX_ATTEMPTS = 20
@@ -35,13 +36,22 @@ class Storage:
         self.options = options
         self.cache = cache
         self._writers = threading.local()
+        self._opened = OpenedVersions(root, options)
 
     def uri(self, name: str) -> str:
         """Where a table is."""
         return f"{self.root}/{name}"
 
     def open(self, name: str, version: int | None = None) -> DeltaTable | None:
-        """A version of a table, the newest by default; None when there is no such table.
+        """A version of a table, the newest by default, to be read and not written; None when there is no such table.
+
+        Raises:
+            UnavailableError: the store can't be read.
+        """
+        return self._opened.get(name, version, lambda: self.open_own(name, version))
+
+    def open_own(self, name: str, version: int | None = None) -> DeltaTable | None:
+        """The same, read anew, for whoever writes to it: a commit changes what was opened.
 
         Raises:
             UnavailableError: the store can't be read.
@@ -66,7 +76,7 @@ class Storage:
                 del kept[table.name]  # the commits that came since are not told one by one any more
             else:
                 return kept[table.name]
-        existing = self.open(table.name)
+        existing = self.open_own(table.name)
         kept[table.name] = evolved(existing, table) if existing is not None else self._create(table)
         return kept[table.name]
 

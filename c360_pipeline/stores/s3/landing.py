@@ -33,19 +33,20 @@ DEAD_LETTERS_PREFIX = "dead-letters/"
 REQUESTS_AT_ONCE = 16
 SERVER_ERRORS = 500
 """From this status on it is the server that fails, not the request."""
-_EVENT_FILE = r"\.(jsonl|ndjson|json|log|txt)(\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip))?|\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip)"
+_EVENT_FILE = r"\.(jsonl|ndjson|json)(\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip))?|\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip)"
 _DATED = re.compile(
     rf"landing/events/(?:date=|dt=)?(\d{{4}}-\d\d-\d\d|\d{{4}}/\d\d/\d\d)/(?:[^/]+/)*[^/]+(?:{_EVENT_FILE})",
     re.IGNORECASE,
 )
 _UNFINISHED = re.compile(r"(^|/)[._][^/]*|\.(inprogress|tmp|part|crc)(\.[^/]*)?$", re.IGNORECASE)
 """What engines leave while they write, and beside what they wrote; moving it may break their recovery."""
+_IN_A_FOLDER = re.compile(r".*\.(jsonl|ndjson)(\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip))?|.*\.csv", re.IGNORECASE)
 _LANDABLE = re.compile(rf".*(?:{_EVENT_FILE}|\.csv)", re.IGNORECASE)
 
 
-def is_landable(path: Path) -> bool:
-    """Whether landing reads files of such a name: events or catalogues."""
-    return _LANDABLE.fullmatch(path.name) is not None
+def is_landable(path: Path, *, is_named: bool) -> bool:
+    """Whether a file is one of events or a catalogue: by any ending that landing reads where it was named itself."""
+    return (_LANDABLE if is_named else _IN_A_FOLDER).fullmatch(path.name) is not None
 
 
 def folder_for(path: Path, day: date) -> str:

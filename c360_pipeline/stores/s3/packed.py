@@ -69,8 +69,7 @@ def unpacked(raw: io.IOBase, size: int, name: str, layers: int = 0) -> Iterator[
     start = stream.peek(LONGEST_MAGIC)[:LONGEST_MAGIC]
     found = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), None)
     if found is None and not start.startswith(ZIP):
-        while piece := stream.read(size):
-            yield piece
+        yield from _pieces(stream, size) if layers else iter(lambda: stream.read(size), b"")
         return
     if layers == MOST_LAYERS:
         raise ContractError(f"{name} is packed more than {MOST_LAYERS} times. Have its producer pack it once.")
@@ -82,6 +81,22 @@ def unpacked(raw: io.IOBase, size: int, name: str, layers: int = 0) -> Iterator[
             yield from unpacked(_Readable(opener(stream)), size, name, layers + 1)
     except (*DAMAGES, OSError) as error:
         raise ContractError(f"{name} is not a whole {what} file: {error}. Ask its producer to send it again.") from None
+
+
+def _pieces(stream: io.BufferedIOBase, size: int) -> Iterator[bytes]:
+    """What a packed file holds; where it breaks off, what there is before comes first."""
+    gathered: list[bytes] = []
+    try:
+        # read() would lose what it has gathered when the stream breaks off; read1() gathers nothing.
+        while piece := stream.read1(size):
+            gathered.append(piece)
+            if sum(map(len, gathered)) >= size:
+                yield b"".join(gathered)
+                gathered.clear()
+    except (*DAMAGES, OSError):
+        yield b"".join(gathered)
+        raise
+    yield b"".join(gathered)
 
 
 def reader(pieces: Iterator[bytes]) -> io.BufferedReader:
