@@ -11,7 +11,7 @@ from typing import IO
 
 from c360_pipeline.devstack.people import Product
 
-TRUTH_FILE = "truth.ndjson"
+TRUTH_FILE = "_truth.ndjson"
 """Not `.jsonl`: wherever a sample is put, landing does not take the truth for events."""
 CATALOG_COLUMNS = ("tenant_id", "id", "name", "category", "price")
 

@@ -1,6 +1,7 @@
 """Backup and restore: what is restored into empty services has the same digests, and damage is noticed."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -54,6 +55,24 @@ def taken(landed: World, bucket: Bucket, control: ControlDb, tmp_path: Path) -> 
     return folder, take(bucket, landed.lake, control, results, folder, TOOLS)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Manifest]]:
+    """The backup that the first of the tests took which only look at one."""
+    return {}
+
+
+@pytest.fixture
+def copied(
+    request: pytest.FixtureRequest, kept: dict[str, tuple[Path, Manifest]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Manifest]:
+    """A backup of one's own to damage or to restore, without the world that it was taken of."""
+    if not kept:
+        folder, manifest = request.getfixturevalue("taken")
+        kept["one"] = Path(shutil.copytree(folder, tmp_path_factory.mktemp("kept") / "backup")), manifest
+    folder, manifest = kept["one"]
+    return Path(shutil.copytree(folder, tmp_path_factory.mktemp("copied") / "backup")), manifest
+
+
 @pytest.fixture
 def empty(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Services that hold nothing yet."""
@@ -102,9 +121,9 @@ def test_what_is_restored_into_empty_services_has_the_same_digests(
 
 
 def test_a_restore_that_was_broken_off_goes_on(
-    taken: tuple[Path, Manifest], empty: Settings, monkeypatch: pytest.MonkeyPatch
+    copied: tuple[Path, Manifest], empty: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, manifest = taken
+    folder, manifest = copied
     control, bucket = open_control(empty), open_bucket(empty)
     with monkeypatch.context() as patch:
         patch.setattr(backups, "restore_control", lambda *_: 1 / 0)
@@ -115,8 +134,8 @@ def test_a_restore_that_was_broken_off_goes_on(
 
 
 @pytest.mark.parametrize("what", ["bucket", "control"])
-def test_services_that_hold_something_are_left_alone(taken: tuple[Path, Manifest], empty: Settings, what: str) -> None:
-    folder, manifest = taken
+def test_services_that_hold_something_are_left_alone(copied: tuple[Path, Manifest], empty: Settings, what: str) -> None:
+    folder, manifest = copied
     control, bucket = open_control(empty), open_bucket(empty)
     if what == "bucket":
         bucket.put("landing/events/date=2025-01-01/a.jsonl", b"{}")
@@ -149,8 +168,8 @@ def other_digest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [spoil_object, lose_object, spoil_control, other_digest])
-def test_a_damaged_backup_is_noticed(taken: tuple[Path, Manifest], damage: Callable[[Path], None]) -> None:
-    folder, manifest = taken
+def test_a_damaged_backup_is_noticed(copied: tuple[Path, Manifest], damage: Callable[[Path], None]) -> None:
+    folder, manifest = copied
     assert verify(folder, TOOLS) == manifest
     damage(folder)
     with pytest.raises(InvariantError):

@@ -238,6 +238,7 @@ def test_half_of_a_projection_is_no_drift(world: World, monkeypatch: pytest.Monk
     assert world.findings() == set()
 
 
+@pytest.mark.repeats
 def test_writers_may_go_on_meanwhile(world: World) -> None:
     stop, failed = threading.Event(), []
 
@@ -253,7 +254,7 @@ def test_writers_may_go_on_meanwhile(world: World) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for _ in range(5):
+        for _ in range(often(3, 10)):
             assert world.findings() == set()
     finally:
         stop.set()

@@ -46,6 +46,8 @@ _LANDABLE = re.compile(rf".*(?:{_EVENT_FILE}|\.csv)", re.IGNORECASE)
 
 def is_landable(path: Path, *, is_named: bool) -> bool:
     """Whether a file is one of events or a catalogue: by any ending that landing reads where it was named itself."""
+    if not is_named and _UNFINISHED.search(path.name):
+        return False
     return (_LANDABLE if is_named else _IN_A_FOLDER).fullmatch(path.name) is not None
 
 
