@@ -5,12 +5,12 @@ table: two requests for an entry of the log (docs/adr/0048).
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import obstore
-from cachetools import LRUCache
 from deltalake import DeltaTable
 from obstore.store import LocalStore, S3Store
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 KEPT_VERSIONS = 128
 Mark = tuple[Any, ...]
 """What a store says of an entry of a log: another one of the same number has another."""
-_kept: LRUCache[tuple[str, str, int | None], tuple[DeltaTable, Mark]] = LRUCache(KEPT_VERSIONS)
+# Not of cachetools: the job in Flink reads, too, and has few packages.
+_kept: OrderedDict[tuple[str, str, int | None], tuple[DeltaTable, Mark]] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -53,6 +54,9 @@ class OpenedVersions:
                 _kept.pop(key, None)
             else:
                 _kept[key] = (table, mark)
+                _kept.move_to_end(key)
+                while len(_kept) > KEPT_VERSIONS:
+                    _kept.popitem(last=False)
         return table
 
     def _is_current(self, name: str, kept: tuple[DeltaTable, Mark], *, is_newest: bool) -> bool:
