@@ -43,6 +43,7 @@ from c360_pipeline.stages.projection.events import (
 from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
 from c360_pipeline.stages.projection.silos import (
     NODES,
+    OWN_SOURCES,
     RELATIONSHIPS,
     STAMP,
     MappedRelationship,
@@ -97,7 +98,9 @@ class PinnedVersions:
             name: version
             for checkpoints in graph.checkpoints.under(NODES).values()
             for name, version in checkpoints.items()
-            if (table := lake.stored_table(name, ())) and lake.versions.still_there(table, version)
+            if name not in OWN_SOURCES
+            and (table := lake.stored_table(name, ()))
+            and lake.versions.still_there(table, version)
         }
         mapped = {
             projection.removeprefix(RELATIONSHIPS): checkpoints
