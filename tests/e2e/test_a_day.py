@@ -43,7 +43,7 @@ TODAY = datetime.now(UTC)
 RUNNING = {dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.QUEUED,
            dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.CANCELING}  # fmt: skip
 NIGHTLY = """mutation { launchRun(executionParams: {selector: {jobName: "nightly_rebuild",
-  repositoryName: "__repository__", repositoryLocationName: "c360_pipeline.definitions"}, runConfigData: {}}) {
+  repositoryName: "__repository__", repositoryLocationName: "c360_pipeline"}, runConfigData: {}}) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 BACKFILL = """mutation { launchPartitionBackfill(backfillParams: {
   assetSelection: [{path: ["landed_events"]}, {path: ["dead_letters"]}, {path: ["landing_files"]}]
