@@ -59,7 +59,7 @@ class Day:
     """What happens, and what of it has to be there at the end."""
 
     def __init__(self, settings: Settings, landing: Landing, folder: Path, seed: int) -> None:
-        self.rng = random.Random(seed)
+        self.seed, self.rng = seed, random.Random(seed)
         self.settings, self.landing, self.folder = settings, landing, folder
         self.ids: set[str] = set()
         self.erased = "user-erased"
@@ -117,14 +117,21 @@ class Day:
 
 
 @pytest.fixture
-def day(settings: Settings, landing: Landing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Day:
+def day(
+    settings: Settings,
+    landing: Landing,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Day:
     monkeypatch.setenv("C360_DAGSTER_DB", f"dagster_{settings.bucket.removeprefix('test-')}")
     silo_samples.seed(postgres_login(settings, settings.etl_db_name), open_control(settings), "sample", lambda _: None)
-    return Day(settings, landing, tmp_path, seed=1)
+    return Day(settings, landing, tmp_path, seed=request.param)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(SECONDS * 2 + 1_200)
+@pytest.mark.parametrize("day", [1, 2, 3], indirect=True)
 def test_a_day_in_fast_motion(
     day: Day, settings: Settings, landing: Landing, lake: Lake, graph: Graph, trials: Trials
 ) -> None:
@@ -170,7 +177,7 @@ def test_a_day_in_fast_motion(
         wait_until(lambda: not running(), seconds=600)
         failed = {run.run_id for run in dagster.get_runs() if run.status is dg.DagsterRunStatus.FAILURE}
         ended = len(dagster.get_runs())
-    trials(ended)
+    trials(ended, day.seed)
     assert failed <= killed, list(failed - killed)
     events = lake.read(EVENTS)
     assert events.height == events.n_unique(EVENTS.key)

@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import IO, cast
 
 import pyarrow as pa
@@ -69,7 +70,10 @@ def unpacked(raw: io.IOBase, size: int, name: str, layers: int = 0) -> Iterator[
     start = stream.peek(LONGEST_MAGIC)[:LONGEST_MAGIC]
     found = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), None)
     if found is None and not start.startswith(ZIP):
-        yield from _pieces(stream, size) if layers else iter(lambda: stream.read(size), b"")
+        if isinstance(raw, _Readable):
+            yield from _pieces(chain([stream.read1(BUFFER_BYTES)], iter(lambda: raw.some(size), b"")), size)
+        else:
+            yield from iter(lambda: stream.read(size), b"")
         return
     if layers == MOST_LAYERS:
         raise ContractError(f"{name} is packed more than {MOST_LAYERS} times. Have its producer pack it once.")
@@ -83,16 +87,17 @@ def unpacked(raw: io.IOBase, size: int, name: str, layers: int = 0) -> Iterator[
         raise ContractError(f"{name} is not a whole {what} file: {error}. Ask its producer to send it again.") from None
 
 
-def _pieces(stream: io.BufferedIOBase, size: int) -> Iterator[bytes]:
+def _pieces(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
     """What a packed file holds; where it breaks off, what there is before comes first."""
     gathered: list[bytes] = []
+    length = 0
     try:
-        # read() would lose what it has gathered when the stream breaks off; read1() gathers nothing.
-        while piece := stream.read1(size):
-            gathered.append(piece)
-            if sum(map(len, gathered)) >= size:
+        for chunk in chunks:
+            gathered.append(chunk)
+            length += len(chunk)
+            if length >= size:
                 yield b"".join(gathered)
-                gathered.clear()
+                gathered, length = [], 0
     except (*DAMAGES, OSError):
         yield b"".join(gathered)
         raise
@@ -137,6 +142,10 @@ class _Readable(io.RawIOBase):
         """It is."""
         return True
 
+    def some(self, size: int) -> bytes:
+        """As much as comes at once: read() would lose what it has gathered when the stream breaks off."""
+        return self._read(size)
+
     def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
         """Read as much as comes at once."""
         piece = self._read(len(buffer))
@@ -157,6 +166,6 @@ def _members(stream: IO[bytes], size: int, name: str, layers: int) -> Iterator[b
                     last = b""
                     for piece in unpacked(_Readable(member), size, f"{name}, {info.filename}", layers + 1):
                         yield piece
-                        last = piece[-1:]
+                        last = piece[-1:] or last
                     if last not in (b"", b"\n"):
                         yield b"\n"
