@@ -3,6 +3,7 @@
 import warnings
 
 import dagster as dg
+import structlog
 
 from c360_pipeline import automation, resources
 from c360_pipeline.assets import features, landing, silos, stitching
@@ -13,7 +14,8 @@ from c360_pipeline.assets.metadata_links import with_links
 from c360_pipeline.logs import configure_logging
 from c360_pipeline.settings import logs_are_json
 
-configure_logging(as_json=logs_are_json())
+if not structlog.is_configured():  # a command has set up its own
+    configure_logging(as_json=logs_are_json())
 # Links from assets to their code; Dagster calls them a beta on every import.
 warnings.filterwarnings("ignore", "(Class `.*CodeReference|Function `with_source_code)", dg.BetaWarning)
 STAGES = [landing, silos, graph, stitching, reconcile, features, lake]

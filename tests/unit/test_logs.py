@@ -1,6 +1,8 @@
 """What the project logs."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +54,15 @@ def test_slow_statements_go_to_a_file_and_a_count_to_the_end(
     assert "MATCH" not in said
     assert [json.loads(line)["statement"] for line in file.read_text().splitlines()] == ["MATCH (n) RETURN n"] * 2
     assert slow_statements_told() == f"2 statements took more than a second: see {file}."
+
+
+def test_definitions_leave_what_a_command_has_set_up(tmp_path: Path) -> None:
+    said = (
+        "from pathlib import Path; from c360_pipeline import logs; "
+        f"logs.configure_logging(as_json=False, slow_statements=Path({str(tmp_path / 'slow.log')!r})); "
+        "import c360_pipeline.definitions, structlog; "
+        "structlog.get_logger().warning('slow_statement', statement='x'); print(logs.slow_statements_told())"
+    )
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1 statements took more than a second")
+    assert "slow_statement" not in done.stderr
