@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import psutil
 import psycopg
 import pytest
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 
 from c360_pipeline import cli
 from c360_pipeline.connections import open_control
-from c360_pipeline.core.catalog.tables import EVENTS, LANDING_FILES
+from c360_pipeline.core.catalog.tables import EVENTS, LANDING_FILES, RECONCILIATION_FINDINGS
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.service import free_port
 from c360_pipeline.resources.local_run_launcher import PROCESS_TAG
@@ -178,7 +179,8 @@ def test_a_day_in_fast_motion(
         failed = {run.run_id for run in dagster.get_runs() if run.status is dg.DagsterRunStatus.FAILURE}
         ended = len(dagster.get_runs())
     trials(ended, day.seed)
-    assert failed <= killed, list(failed - killed)
+    found = lake.read(RECONCILIATION_FINDINGS).filter(pl.col("run_id").is_in(list(failed - killed)))
+    assert failed <= killed, [*(failed - killed), *found.head(20).rows()]
     events = lake.read(EVENTS)
     assert events.height == events.n_unique(EVENTS.key)
     assert set(events["event_id"]) == day.ids
