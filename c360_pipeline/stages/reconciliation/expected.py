@@ -83,6 +83,11 @@ class PinnedVersions:
     @classmethod
     def of(cls, graph: Graph, lake: Lake) -> "PinnedVersions":
         """The snapshot that a graph has been brought to; what it does not know, or the lake has lost, is not pinned."""
+        # What stands on other checkpoints is read before them: a projection that ends meanwhile makes it look older.
+        mapped = {
+            projection.removeprefix(RELATIONSHIPS): checkpoints
+            for projection, checkpoints in graph.checkpoints.under(RELATIONSHIPS).items()
+        }
         versions = {
             (projection, table.name): version
             for projection in (EVENT_PROJECTION, PRODUCT_PROJECTION)
@@ -101,10 +106,6 @@ class PinnedVersions:
             if name not in OWN_SOURCES
             and (table := lake.stored_table(name, ()))
             and lake.versions.still_there(table, version)
-        }
-        mapped = {
-            projection.removeprefix(RELATIONSHIPS): checkpoints
-            for projection, checkpoints in graph.checkpoints.under(RELATIONSHIPS).items()
         }
         return cls(versions, commits or None, silos, mapped)
 
