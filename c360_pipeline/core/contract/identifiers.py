@@ -1,6 +1,6 @@
 """One idea of the same identifier: its normal form, and which values name nobody.
 
-Stitching, suppression, erasure and tables of the silos compare identifiers by this form; events keep what was sent.
+Stitching, suppression and erasure compare identifiers by this form; events keep what was sent.
 """
 
 import hashlib

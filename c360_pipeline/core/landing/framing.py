@@ -37,8 +37,9 @@ def json_lines(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
         ContractError: it is no text, or breaks off in the middle of a character; after what could be read.
     """
     start, _, rest = _probe(iter(pieces))
+    head = b"".join(start)
     for magic, what in FOREIGN:
-        if b"".join(start).startswith(magic):
+        if head.startswith(magic):
             raise ContractError(
                 f"{name} is {what}. Landing reads JSON lines, one event a line: have its producer write these."
             )

@@ -182,11 +182,9 @@ class Planner:
                 keys = pl.DataFrame(rows.get(table.name, []), schema={k: table.empty().schema[k] for k in table.key})
                 others.append(lake.scan(table).join(keys.lazy(), on=list(table.key), how="anti"))
         found: set[str] = set()
-        persons = [Person(*row) for row in users.select("tenant_id", "user_id").collect().iter_rows()]
+        forms = _forms([Person(*row) for row in users.select("tenant_id", "user_id").collect().iter_rows()])
         for letters in lake.batches(DEAD_LETTERS):
-            raws = [
-                raw.decode("utf-8", "replace") for raw in letters["raw"].drop_nulls() if _names_another(raw, persons)
-            ]
+            raws = [raw.decode("utf-8", "replace") for raw in letters["raw"].drop_nulls() if _names_another(raw, forms)]
             found |= terms.found_in(pl.Series(raws, dtype=pl.String))
         for held in others:
             for batch in held.collect_batches(maintain_order=False):
@@ -220,7 +218,7 @@ class Planner:
 
     def _letters(self, terms: SearchTerms, persons: list[Person]) -> pl.DataFrame:
         """dead_letter_id of letters that hold a value of theirs, or are of their events."""
-        tenants = [one.tenant_id for one in persons]
+        tenants, forms = [one.tenant_id for one in persons], _forms(persons)
         names = [json.dumps({"userId": one.user_id}).strip("{}").encode() for one in persons]
         users = [*names, *(name.replace(b": ", b":", 1) for name in names)]
         found = [pl.DataFrame(schema={"dead_letter_id": pl.String})]
@@ -230,7 +228,7 @@ class Planner:
             # A name too short to be looked for by itself is somebody else's where no tenant is said.
             holds = [
                 tenant in (None, *tenants)
-                and not _names_another(raw, persons)
+                and not _names_another(raw, forms)
                 and (terms.count(raw) > 0 or (tenant is not None and any(user in raw for user in users)))
                 for raw, tenant in raws
             ]
@@ -261,7 +259,7 @@ class Planner:
         return {uri: (etags[uri], sorted(numbers)) for uri, numbers in lines.items()}
 
 
-def _names_another(raw: bytes, persons: list[Person]) -> bool:
+def _names_another(raw: bytes, forms: frozenset[tuple[str, str]]) -> bool:
     """Whether a rejected line says by itself that it is of another user."""
     try:
         said = json.loads(raw)
@@ -269,8 +267,12 @@ def _names_another(raw: bytes, persons: list[Person]) -> bool:
         return False
     if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in ("tenantId", "userId")):
         return False
-    named = said["tenantId"], normal_text(said["userId"])
-    return named not in {(one.tenant_id, normal_text(one.user_id)) for one in persons}
+    return (said["tenantId"], normal_text(said["userId"])) not in forms
+
+
+def _forms(persons: list[Person]) -> frozenset[tuple[str, str]]:
+    """tenant_id and the normal form of the user_id of each."""
+    return frozenset((one.tenant_id, normal_text(one.user_id)) for one in persons)
 
 
 def _plain(value: Any) -> str:

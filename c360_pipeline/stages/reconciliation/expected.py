@@ -263,28 +263,30 @@ class Archive:
         """tenant_id, id of every item of an event and of the catalogue that the graph has been brought to."""
         return self._products.select("tenant_id", "id")
 
+    @property
+    def _silo_versions(self) -> dict[str, int]:
+        """Numbers of the versions of silo tables that are pinned."""
+        return {name: version.number for name, version in self._pinned.silos.items()}
+
     def silo_counts(self) -> dict[str, int]:
         """Rows of the silo tables by label, as the graph has been brought to them."""
-        versions = {name: version.number for name, version in self._pinned.silos.items()}
         return {
-            label: sum(self._lake.count(table, versions.get(table.name)) for table in found.tables)
+            label: sum(self._lake.count(table, self._silo_versions.get(table.name)) for table in found.tables)
             for label, found in label_tables(self._lake, self._control).items()
         }
 
     def silo_keys(self, labels: Collection[str]) -> Iterator[tuple[NodeKind, pl.DataFrame]]:
         """Key columns of every row of some labels."""
-        versions = {name: version.number for name, version in self._pinned.silos.items()}
         for label, found in label_tables(self._lake, self._control).items():
             if label in labels:
                 key = found.kind.key_columns
-                rows = pl.concat(self._lake.scan(t, versions.get(t.name)).select(key) for t in found.tables)
+                rows = pl.concat(self._lake.scan(t, self._silo_versions.get(t.name)).select(key) for t in found.tables)
                 typed = rows.select(pl.col(name).cast(found.kind.schema[name]) for name in key)
                 yield found.kind, typed.collect(engine="streaming")
 
     def silo_nodes(self) -> SiloNodes:
         """The node rows of every silo table that has a label; tables of one label are put together."""
-        versions = {name: version.number for name, version in self._pinned.silos.items()}
-        pairs = list(silo_node_frames(self._lake, self._control, versions))
+        pairs = list(silo_node_frames(self._lake, self._control, self._silo_versions))
         return SiloNodes({kind.label: kind for kind, _ in pairs}, {kind.label: frame for kind, frame in pairs})
 
     def mapped_relationships(self, silos: SiloNodes) -> Iterator[tuple[Kind, pl.DataFrame]]:
