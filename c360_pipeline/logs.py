@@ -56,7 +56,8 @@ def configure_logging(*, as_json: bool, slow_statements: Path | None = None) -> 
                 exception_formatter=structlog.dev.plain_traceback,
             ),
         ]
-    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    # Looked up at each event: whoever calls a command in this process may have another stderr by then.
+    structlog.configure(processors=processors, logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 def slow_statements_told() -> str | None:

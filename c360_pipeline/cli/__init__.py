@@ -56,7 +56,6 @@ CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "KAFKA_", "CASSANDRA_"
 def main() -> None:
     """Run the command line; errors that we raise on purpose become one line on stderr and an exit code."""
     try:
-        configure_logging(as_json=logs_are_json(), slow_statements=c360_home() / "logs" / "slow-statements.log")
         app()
     except ModuleNotFoundError as error:
         if error.name != "c360_pipeline.devstack":
@@ -75,6 +74,12 @@ def main() -> None:
     finally:
         if told := slow_statements_told():
             err.print(told, soft_wrap=True)
+
+
+@app.callback()
+def _logs() -> None:
+    # Here and not in `main`, for who calls `app` from a process of their own: stdout is for what a command answers.
+    configure_logging(as_json=logs_are_json(), slow_statements=c360_home() / "logs" / "slow-statements.log")
 
 
 @app.command()

@@ -478,11 +478,12 @@ def test_an_error_that_nobody_thought_of_tells_the_log_where_and_nobody_what(
         raise ValueError("unthought of")
 
     monkeypatch.setattr("c360_pipeline.reads.customers.Customers.find", fails)
+    before = structlog.get_config()
     configure_logging(as_json=False)
     try:
         answer = acme.get("/customers/john.smith@email.com")
     finally:
-        structlog.reset_defaults()
+        structlog.configure(**before)
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     said = capsys.readouterr().err

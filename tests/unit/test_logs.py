@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import structlog
+from typer.testing import CliRunner
 
+from c360_pipeline.cli import app
 from c360_pipeline.logs import configure_logging, slow_statements_told
 from c360_pipeline.stores.neo4j import graph_statistics
 from c360_pipeline.stores.neo4j.graph_statistics import GraphStatistics
@@ -16,9 +18,12 @@ from c360_pipeline.stores.neo4j.graph_statistics import GraphStatistics
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    before = structlog.get_config()
+    before = structlog.get_config() if structlog.is_configured() else None
     yield
-    structlog.configure(**before)
+    if before is None:
+        structlog.reset_defaults()
+    else:
+        structlog.configure(**before)
 
 
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +59,17 @@ def test_slow_statements_go_to_a_file_and_a_count_to_the_end(
     assert "MATCH" not in said
     assert [json.loads(line)["statement"] for line in file.read_text().splitlines()] == ["MATCH (n) RETURN n"] * 2
     assert slow_statements_told() == f"2 statements took more than a second: see {file}."
+
+
+def test_what_a_command_logs_is_never_in_its_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    structlog.reset_defaults()
+    monkeypatch.setenv("C360_HOME", str(tmp_path))
+    assert CliRunner().invoke(app, ["status", "--json"]).exit_code == 3, "nothing runs there"
+    structlog.get_logger().warning("notice")
+    said = capsys.readouterr()
+    assert ("notice" in said.out, "notice" in said.err) == (False, True)
 
 
 def test_definitions_leave_what_a_command_has_set_up(tmp_path: Path) -> None:
