@@ -1,6 +1,6 @@
 """A day in fast motion: everything that writes does so at once, workers are killed, and at the end all is proved.
 
-`C360_DAY_SECONDS` says how long it takes. The real-time path has a test of its own with faults (test_streaming).
+`C360_DAY_SECONDS` says how long it takes. Faults of the real-time path's own servers: test_streaming.
 """
 
 import json
@@ -24,20 +24,22 @@ from repetition import Trials
 from typer.testing import CliRunner
 
 from c360_pipeline import cli
-from c360_pipeline.connections import open_control
+from c360_pipeline.cli.stream import SINK_NAMES, start_job
+from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.core.catalog.tables import EVENTS, LANDING_FILES, RECONCILIATION_FINDINGS
-from c360_pipeline.devstack import silo_samples
+from c360_pipeline.devstack import silo_samples, stack
 from c360_pipeline.devstack.service import free_port
+from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS
 from c360_pipeline.resources.local_run_launcher import PROCESS_TAG
 from c360_pipeline.runs import instance
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
-from c360_pipeline.settings import Settings, c360_home, postgres_login
+from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import drift, graph_digest, reconcile
-from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
+from c360_pipeline.streaming.producer import EventProducer
+from c360_pipeline.streaming.verify import compared
 
 SECONDS = float(os.environ.get("C360_DAY_SECONDS", "1200"))
 TODAY = datetime.now(UTC)
@@ -51,9 +53,15 @@ BACKFILL = """mutation { launchPartitionBackfill(backfillParams: {
   partitionNames: DAYS}) { __typename ... on PythonError { message } } }"""
 
 
-def event(event_id: str, user: str, at: datetime) -> dict[str, str]:
+PER_SECOND = {"api": 20, "kafka": 50}
+ERASED = "user-erased"
+NO_WAIT = timedelta(0)
+BECAME = ("landed", "duplicates", "dead", "suppressed")
+
+
+def event(event_id: str, user: str, item: int, at: datetime) -> dict[str, str]:
     return {"tenantId": "acme", "userId": user, "sessionId": f"s-{user}", "ts": at.isoformat(), "action": "view",
-            "itemId": f"p{hash(event_id) % 20}", "eventId": event_id}  # fmt: skip
+            "itemId": f"p{item % 20}", "eventId": event_id}  # fmt: skip
 
 
 class Day:
@@ -63,7 +71,6 @@ class Day:
         self.seed, self.rng = seed, random.Random(seed)
         self.settings, self.landing, self.folder = settings, landing, folder
         self.ids: set[str] = set()
-        self.erased = "user-erased"
         self.stop = threading.Event()
         self.failures: list[BaseException] = []
 
@@ -91,9 +98,10 @@ class Day:
 
     def a_file_comes(self, number: int) -> None:
         day = TODAY - timedelta(days=number % 5)
-        lines = [event(f"f{number}-{n}", f"user{self.rng.randrange(60)}", day) for n in range(50)]
+        lines = [event(f"f{number}-{n}", f"user{self.rng.randrange(60)}", n, day) for n in range(50)]
+        forgotten = [event(f"e{number}-{n}", ERASED, n, day) for n in range(10)]
         path = self.folder / f"{number}.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines + forgotten))
         self.landing.put_file(path, f"{EVENTS_PREFIX}date={day:%Y-%m-%d}/")
         self.ids |= {line["eventId"] for line in lines}
 
@@ -112,40 +120,53 @@ class Day:
 
         return track
 
+    def the_stream_brings(self, producer: EventProducer) -> Callable[[int], None]:
+        def bring(number: int) -> None:
+            for n in range(PER_SECOND["kafka"]):
+                sent = event(f"k{number}-{n}", f"user{self.rng.randrange(60)}", n, datetime.now(UTC))
+                producer.send(sent)
+                self.ids.add(sent["eventId"])
+            producer.flush()
+
+        return bring
+
     def silo_rows_change(self, number: int) -> None:
         with psycopg.connect(**postgres_login(self.settings, "profiles_db")) as silo:
             silo.execute("UPDATE accounts SET full_name = full_name || '.' WHERE account_id = %s", (number % 240 + 1,))
 
 
 @pytest.fixture
-def day(
-    settings: Settings,
-    landing: Landing,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-) -> Day:
-    monkeypatch.setenv("C360_DAGSTER_DB", f"dagster_{settings.bucket.removeprefix('test-')}")
-    silo_samples.seed(postgres_login(settings, settings.etl_db_name), open_control(settings), "sample", lambda _: None)
-    return Day(settings, landing, tmp_path, seed=request.param)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder with every service, none of them shared with other tests."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("C360_HOME", str(folder))
+    with stack.attached(folder, lambda _: None, ports=dict.fromkeys([*PREFERRED_PORTS, *STREAMING_PORTS], 0)):
+        yield folder
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(SECONDS * 2 + 1_200)
-@pytest.mark.parametrize("day", [1, 2, 3], indirect=True)
-def test_a_day_in_fast_motion(
-    day: Day, settings: Settings, landing: Landing, lake: Lake, graph: Graph, trials: Trials
-) -> None:
-    control = open_control(settings)
-    backend = Backend(graph, lake, landing, control)
-    key, _ = backend.keys.add("acme", "ingest")
+@pytest.mark.timeout(SECONDS * 2 + 2_400)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_day_in_fast_motion(home: Path, tmp_path: Path, trials: Trials, seed: int) -> None:
+    settings = load_settings(home)
+    landing, control = open_landing(settings), open_control(settings)
+    lake = open_lake(settings)
+    silo_samples.seed(postgres_login(settings, settings.etl_db_name), control, "sample", lambda _: None)
+    day = Day(settings, landing, tmp_path, seed)
     port = free_port(0)
     days = [f"{TODAY - timedelta(days=n):%Y-%m-%d}" for n in range(5)]
+    start_job(home, settings, SINK_NAMES, lambda _: None)
     with (
-        instance(c360_home()) as dagster,
+        open_graph(settings) as graph,
+        instance(home) as dagster,
         dagster_dev(port),
-        TestClient(create_app(backend, rate="100000/second"), raise_server_exceptions=False) as client,
+        EventProducer(settings) as producer,
+        TestClient(
+            create_app(backend := Backend(graph, lake, landing, control), rate="100000/second"),
+            raise_server_exceptions=False,
+        ) as client,
     ):
+        key, _ = backend.keys.add("acme", "ingest")
 
         def running() -> list[dg.DagsterRun]:
             return [run for run in dagster.get_runs() if run.status in RUNNING]
@@ -164,13 +185,14 @@ def test_a_day_in_fast_motion(
 
         day.a_file_comes(0)
         with (
-            day.meanwhile(0.05, day.somebody_tracks(client, key)),
-            day.meanwhile(max(SECONDS / 40, 5), lambda n: day.a_file_comes(n + 1)),
+            day.meanwhile(1 / PER_SECOND["api"], day.somebody_tracks(client, key)),
+            day.meanwhile(1, day.the_stream_brings(producer)),
+            day.meanwhile(max(SECONDS / 40, 10), lambda n: day.a_file_comes(n + 1)),
             day.meanwhile(2, day.silo_rows_change),
             day.meanwhile(SECONDS / 6, a_worker_dies),
             day.meanwhile(SECONDS / 3, lambda _: asked(port, NIGHTLY)),
             day.meanwhile(SECONDS / 2.5, lambda _: asked(port, BACKFILL.replace("DAYS", json.dumps(days)))),
-            day.meanwhile(SECONDS / 1.5, lambda _: erase(day.erased)),
+            day.meanwhile(SECONDS / 1.5, lambda _: erase(ERASED)),
         ):
             day.stop.wait(SECONDS)
         assert day.failures == []
@@ -185,11 +207,15 @@ def test_a_day_in_fast_motion(
     assert events.height == events.n_unique(EVENTS.key)
     assert set(events["event_id"]) == day.ids
     accounts = lake.read(LANDING_FILES)
-    assert (accounts["landed"].sum(), accounts["dead"].sum()) == (events.height, 0)
+    assert (accounts["lines"] == accounts.select(pl.sum_horizontal(*BECAME))["landed"]).all()
+    assert accounts["dead"].sum() == 0
     project_rest()
-    archive = Archive(lake, control.read())
-    results = reconcile(archive, graph)
-    assert drift(results) == []
+    with open_graph(settings) as graph:
+        archive = Archive(lake, control.read())
+        results = reconcile(archive, graph)
+        assert drift(results) == []
+    agreed = compared(settings, None, NO_WAIT)
+    assert agreed.is_equal, agreed.as_dict()
     rebuilt = CliRunner().invoke(cli.app, ["rebuild", "--online", "--json"])
     assert rebuilt.exit_code == 0, rebuilt.output
     assert json.loads(rebuilt.stdout)["digest"] == graph_digest(results)
