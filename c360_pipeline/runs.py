@@ -25,8 +25,9 @@ from c360_pipeline.resources.local_run_launcher import is_abandoned, tags_of_thi
 from c360_pipeline.settings import load_settings, project_path
 
 EVERYTHING = "*"
-LIMITED = ("silo_tables", "silo_nodes", "mapped_relationships")
-"""Steps that refuse to remove much from archive or graph unless asked."""
+LIMITED = {"landing": ("landed_events", "dead_letters", "landing_files"),
+           **{name: (name,) for name in ("silo_tables", "silo_nodes", "mapped_relationships")}}  # fmt: skip
+"""Steps that refuse to remove much from archive or graph unless asked, and the assets of each."""
 UNFINISHED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
 
@@ -120,8 +121,9 @@ def materialise(
     keys = _selected(select)
     ops: dict[str, Any] = {"landing": {"config": {"landing_date": _as_date(partition)}}} if partition else {}
     if force_removal:
-        limited = [name for name in LIMITED if dg.AssetKey(name) in keys]
-        ops |= {name: {"config": {"force_removal": True}} for name in limited}
+        limited = [step for step, assets in LIMITED.items() if any(dg.AssetKey(name) in keys for name in assets)]
+        for name in limited:
+            ops.setdefault(name, {"config": {}})["config"]["force_removal"] = True
     run_id = str(uuid4())
     control = open_control(load_settings(home))
     with control.locks.command_run(), instance(home) as dagster:

@@ -43,9 +43,13 @@ GROUP = "landing"
 
 
 class LandingConfig(dg.Config):
-    """`landing_date` reads a day's files again, as its partition does, in a run over assets of other partitions."""
+    """`landing_date` reads a day's files again, as its partition does, in a run over assets of other partitions.
+
+    `force_removal` lets a newer version of a file take most of the earlier one's events away.
+    """
 
     landing_date: str | None = None
+    force_removal: bool = False
 
 
 @dg.multi_asset(
@@ -108,7 +112,9 @@ def landing_assets(
     """Land every file that is not in the accounting yet; the files of named dates again, under today's rules."""
     tables, area, started = lake.open(), landing.open(), datetime.now(UTC)
     control.open().privacy.require_no_erasure()
-    ingest = Ingest(area, tables, control.open().privacy.suppressed_users())
+    rules = control.open()
+    suppressed, overwrites = rules.privacy.suppressed_users(), rules.overwrite_rules()
+    ingest = Ingest(area, tables, suppressed, overwrites, force=config.force_removal)
     found = area.events_area()
 
     def report(lines: int) -> None:
@@ -149,7 +155,7 @@ def _results(
             per_tenant_and_class=preview(reasons.sort("letters", descending=True).collect()),
         ),
     )
-    totals = files.select("lines", "landed", "duplicates", "dead", "suppressed").sum()
+    totals = files.select("lines", "landed", "duplicates", "dead", "suppressed", "replaced").sum()
     yield dg.MaterializeResult(
         asset_key="landing_files",
         metadata=rows(
@@ -221,7 +227,7 @@ def mostly_dead(account: FileAccount, reasons: pl.DataFrame) -> str:
 def _note_dates(context: dg.AssetExecutionContext, lake: Lake, dates: set[date]) -> None:
     """Say of each date how many lines became what."""
     accounts = lake.scan(LANDING_FILES).filter(pl.col("landing_date").is_in(sorted(dates)))
-    counted = ("lines", "landed", "duplicates", "dead", "suppressed")
+    counted = ("lines", "landed", "duplicates", "dead", "suppressed", "replaced")
     days = accounts.group_by("landing_date").agg(pl.len().alias("files"), pl.col(counted).sum()).collect()
     of_day = pl.col("source_uri").str.extract(r"/date=(\d{4}-\d\d-\d\d)/").alias("day")
     # The same bytes on another day are the same letter, and a line of that day all the same.

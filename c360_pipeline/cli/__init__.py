@@ -22,7 +22,7 @@ from c360_pipeline.cli.doctor import doctor
 from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
 from c360_pipeline.cli.journey import journey_app
 from c360_pipeline.cli.metrics import metrics
-from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, err, out, print_json
+from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, as_date, err, out, print_json
 from c360_pipeline.cli.privacy import erase, retain
 from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
@@ -248,16 +248,30 @@ def _upload(paths: list[Path], address: str) -> None:
 
 
 @app.command()
-def land(paths: Annotated[list[Path], typer.Argument(help="event files, catalogues, or folders of them")]) -> None:
-    """Upload files to the landing area, where the next run takes them up."""
-    from c360_pipeline.connections import open_landing
-    from c360_pipeline.stores.s3.landing import folder_for
+def land(
+    paths: Annotated[list[Path], typer.Argument(help="event files, catalogues, or folders of them")],
+    day: Annotated[
+        str | None, typer.Option("--date", help="landing date, YYYY-MM-DD; that of a file that is corrected")
+    ] = None,
+) -> None:
+    """Upload files to the landing area, where the next run takes them up.
+
+    A name that is taken by other content gets another one, unless a row of overwrite_rules says that it is replaced.
+    """
+    from c360_pipeline.connections import open_control, open_landing
+    from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, folder_for
 
     files = landing_candidates(paths)
-    landing = open_landing(load_settings())
-    today = datetime.now(UTC).date()
+    settings = load_settings()
+    landing = open_landing(settings)
+    control = open_control(settings)
+    control.ensure()
+    rules = control.overwrite_rules()
+    arrived = as_date(day, "--date") if day else datetime.now(UTC).date()
     for path in files:
-        err.print(landing.put_file(path, folder_for(path, today)), highlight=False)
+        folder = folder_for(path, arrived)
+        overwrite = rules.replaces(f"{folder}{path.name}".removeprefix(EVENTS_PREFIX))
+        err.print(landing.put_file(path, folder, overwrite=overwrite), highlight=False)
 
 
 def landing_candidates(paths: list[Path]) -> list[Path]:

@@ -132,6 +132,15 @@ CREATE TABLE IF NOT EXISTS nobody_values (
 COMMENT ON TABLE nobody_values IS
     'Values that name nobody, beside those that the project knows: they never become keys. * speaks for every tenant; case, blanks and punctuation do not matter.';
 
+CREATE TABLE IF NOT EXISTS overwrite_rules (
+    path_pattern text PRIMARY KEY CHECK (path_pattern <> ''),
+    on_overwrite text NOT NULL CHECK (on_overwrite IN ('append', 'replace'))
+);
+COMMENT ON TABLE overwrite_rules IS
+    'What it means that a file of events comes again under its name: append (as without a row), what the earlier version brought stays; replace, its rows leave the archive.';
+COMMENT ON COLUMN overwrite_rules.path_pattern IS
+    'Of the key below landing/events/, with *, ? and [...], where * goes over slashes; the longest pattern that fits decides.';
+
 CREATE TABLE IF NOT EXISTS applied_plans (
     plan_id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     plan_hash  text NOT NULL CHECK (plan_hash ~ '^[0-9a-f]{64}$'),
@@ -267,4 +276,4 @@ CREATE TABLE IF NOT EXISTS api_keys (
 COMMENT ON TABLE api_keys IS 'Keys of the API by the sha256 of their 256 random bits; the key itself is shown once and kept nowhere.';
 COMMENT ON COLUMN api_keys.role IS 'ingest may track events, read may read, admin may do both and undo merges.';
 
-INSERT INTO control_schema (version) VALUES (7) ON CONFLICT DO NOTHING;
+INSERT INTO control_schema (version) VALUES (8) ON CONFLICT DO NOTHING;

@@ -18,6 +18,7 @@ from c360_pipeline.core.arrays.row_hashes import user_hash
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.contract import events as contract
 from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, misaccounted, misaccounted_dead, unbalanced
+from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.landing import ingest as ingesting
 from c360_pipeline.stages.landing.backfill import land as land_files
@@ -43,11 +44,11 @@ def event(n: int, **changes: object) -> bytes:
 def put(landing: Landing, tmp_path: Path) -> Put:
     """Upload lines as a file of that name."""
 
-    def upload(name: str, *lines: bytes, folder: str = TODAY) -> str:
+    def upload(name: str, *lines: bytes, folder: str = TODAY, overwrite: bool = False) -> str:
         content = b"\n".join(lines) + b"\n"
         path = tmp_path / name
         path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-        return landing.put_file(path, folder)
+        return landing.put_file(path, folder, overwrite=overwrite)
 
     return upload
 
@@ -59,6 +60,8 @@ class World:
         self.landing = landing
         self.lake = lake
         self.suppressed = NOBODY
+        self.overwrites = OverwriteRules()
+        self.unreadable: dict[str, str] = {}
 
     def suppress(self, *users: str) -> None:
         listed = pl.DataFrame({"tenant_id": ["acme"] * len(users), "user_id": users})
@@ -66,7 +69,7 @@ class World:
 
     @property
     def ingest(self) -> Ingest:
-        return Ingest(self.landing, self.lake, self.suppressed)
+        return Ingest(self.landing, self.lake, self.suppressed, self.overwrites, unreadable=self.unreadable)
 
     @property
     def queue(self) -> DeadLetters:
@@ -605,3 +608,71 @@ def test_what_engines_have_not_finished_is_left_alone_and_what_nobody_reads_is_n
     assert [file.key.removeprefix(EVENTS_PREFIX) for file in area.unrecognised] == [
         "date=2025-11-02/a.xlsx", "somewhere/a.jsonl",
     ]  # fmt: skip
+
+
+REPLACE = OverwriteRules((OverwriteRule("*", "append"), OverwriteRule("date=*/shop-*", "replace")))
+
+
+def test_a_corrected_file_replaces_what_its_earlier_version_brought(world: World, put: Put) -> None:
+    world.overwrites = REPLACE
+    put("shop-1.jsonl", event(1, itemId="lamp"), event(2), event(3), b"{oops")
+    put("log-1.jsonl", event(4), event(5))
+    world.land()
+    put("shop-1.jsonl", event(1, itemId="bulb"), event(3), overwrite=True)
+    put("log-1.jsonl", event(4), overwrite=True)
+    accounts = world.land().select("source_uri", "lines", "landed", "duplicates", "dead", "replaced").rows()
+    assert sorted((uri[-12:], *counts) for uri, *counts in accounts) == [
+        ("/log-1.jsonl", 1, 0, 1, 0, 0), ("/log-1.jsonl", 2, 2, 0, 0, 0),
+        ("shop-1.jsonl", 2, 2, 0, 0, 0), ("shop-1.jsonl", 4, 0, 0, 0, 4),
+    ]  # fmt: skip
+    assert world.users() == ["u1", "u3", "u4", "u5"]
+    assert set(world.events().filter(pl.col("user_id") == "u1")["item_id"]) == {"bulb"}
+    assert world.letters() == {b"{oops": ("invalid_json", "replayed", "replaced")}
+    before = world.lake.versions.version(EVENTS.name)
+    world.land()
+    world.land(date.fromisoformat(TODAY.removesuffix("/")[-10:]))
+    assert world.lake.versions.version(EVENTS.name) == before
+
+
+def test_a_rule_that_comes_later_holds_for_a_day_that_is_read_again(world: World, put: Put) -> None:
+    put("shop-1.jsonl", event(1, eventId="e1", itemId="lamp"), event(2))
+    world.land()
+    put("shop-1.jsonl", event(1, eventId="e1", itemId="bulb"), overwrite=True)
+    world.land()
+    assert world.totals()[:4] == (3, 2, 0, 1)
+    world.overwrites = REPLACE
+    world.land(date.fromisoformat(TODAY.removesuffix("/")[-10:]))
+    assert world.totals()[:4] == (3, 1, 0, 0)
+    assert world.events()["item_id"].to_list() == ["bulb"]
+
+
+@pytest.mark.parametrize("content", [(b"{oops", b"{oops", event(1)), (b"",), (event(1),)])
+def test_a_version_that_looks_broken_waits_and_what_was_there_stays(
+    world: World, put: Put, content: tuple[bytes, ...]
+) -> None:
+    world.overwrites = REPLACE
+    put("shop-1.jsonl", *(event(n) for n in range(1, 6)))
+    world.land()
+    uri = put("shop-1.jsonl", *content, overwrite=True)
+    for _ in range(2):
+        world.land()
+        assert world.totals() == (5, 5, 0, 0, 0)
+        assert "earlier version" in world.unreadable.pop(uri)
+    put("shop-1.jsonl", *(event(n) for n in range(2, 6)), overwrite=True)
+    world.land()
+    assert world.users() == ["u2", "u3", "u4", "u5"]
+
+
+@pytest.mark.parametrize("table_writes", range(3))
+def test_a_correction_that_is_killed_between_any_two_writes_is_taken_up_again(
+    world: World, put: Put, monkeypatch: pytest.MonkeyPatch, table_writes: int
+) -> None:
+    world.overwrites = REPLACE
+    put("shop-1.jsonl", event(1), event(2), event(3), b"{oops")
+    world.land()
+    put("shop-1.jsonl", event(1, itemId="bulb"), event(3), b"{oops again", overwrite=True)
+    with dying_after(monkeypatch, Commits, "merge", table_writes):
+        land_files(world.ingest, world.landing.event_files(), None, lambda _: None)
+    world.land()
+    assert world.users() == ["u1", "u3"]
+    assert world.totals() == (7, 2, 0, 1, 0)

@@ -75,7 +75,7 @@ LANDING_FILES = Table(
         Column("etag", TEXT, "content of the object that was read: an overwritten object is another one"),
         Column("landing_date", DATE, "date in the object's path"),
         Column("bytes", INT, "size of the object as it lies in S3"),
-        Column("lines", INT, "lines of the file: landed + duplicates + dead + suppressed"),
+        Column("lines", INT, "lines of the file: landed + duplicates + dead + suppressed + replaced"),
         Column("landed", INT, "lines that became new events of the archive"),
         Column("duplicates", INT, "lines whose event was in the archive already"),
         Column("dead", INT, "lines that went to the dead-letter queue"),
@@ -87,6 +87,7 @@ LANDING_FILES = Table(
         Column("damage", TEXT, "why the file could not be read to its end; empty when it could"),
         Column("reopened_at", UTC_MICROS, "when the file was asked to be read again (UTC)"),
         Column("contract_version", INT, "version of the event contract that the file was read by; null for the first"),
+        Column("replaced", INT, "lines whose events or letters left for those of a newer version of the file"),
     ),
     "The accounting: for every file that was read, what became of each of its lines.",
 )

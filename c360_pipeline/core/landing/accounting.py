@@ -44,6 +44,7 @@ def closed_accounts(accounts: list[FileAccount], now: datetime) -> pl.DataFrame:
             **vars(account),
             "landed_at": now,
             "contract_version": CONTRACT_VERSION,
+            "replaced": 0,
             **dict.fromkeys((f"replayed_{c}" for c in COUNTED_AS.values()), 0),
         }
         for account in accounts
@@ -62,8 +63,22 @@ def of_older_contracts(files: pl.DataFrame) -> pl.DataFrame:
 
 def unbalanced(files: pl.DataFrame) -> pl.DataFrame:
     """Rows of `LANDING_FILES` whose columns do not add up to their lines."""
-    accounted = pl.col("landed") + pl.col("duplicates") + pl.col("dead") + pl.col("suppressed")
-    return files.filter(pl.col("lines") != accounted)
+    columns = ("landed", "duplicates", "dead", "suppressed", "replaced")
+    return files.filter(pl.col("lines") != pl.sum_horizontal(pl.col(name).fill_null(0) for name in columns))
+
+
+def replaced_accounts(files: pl.DataFrame) -> pl.DataFrame:
+    """Accounts of versions of files whose events and letters have left for those of a newer version.
+
+    Args:
+        files: rows of `LANDING_FILES`.
+    """
+    gone = pl.sum_horizontal(pl.col("replaced").fill_null(0), "landed", "dead")
+    emptied = ("landed", "dead", *(f"replayed_{name}" for name in COUNTED_AS.values()))
+    return files.with_columns(
+        replaced=gone, reopened_at=pl.lit(None, files.schema["reopened_at"]),
+        **{name: pl.lit(0, pl.Int64) for name in emptied},
+    ).filter(pl.col("replaced") > 0)  # fmt: skip
 
 
 def misaccounted(files: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:

@@ -19,7 +19,7 @@ import polars as pl
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
-from c360_pipeline.core.landing.accounting import FileAccount, closed_accounts
+from c360_pipeline.core.landing.accounting import FileAccount, closed_accounts, replaced_accounts
 from c360_pipeline.core.landing.classify import (
     ARCHIVED_FACTS,
     DUPLICATE,
@@ -41,6 +41,7 @@ from c360_pipeline.core.landing.lines import (
     line_blocks,
     line_in,
 )
+from c360_pipeline.core.landing.overwrites import why_not_believed
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest, waiting_files
 from c360_pipeline.stores.local.spill import Spill
@@ -63,9 +64,25 @@ class _Read:
     parts: int
     accounts: dict[Delivery, FileAccount] = field(default_factory=dict)
     rejected: list[pl.DataFrame] = field(default_factory=list)
+    replaced: pl.DataFrame = field(default_factory=LANDING_FILES.empty)
+    """Accounts of earlier versions, whose events leave."""
+    replacing: list[str] = field(default_factory=list)
+    """Addresses of files of which only the version that was read stays."""
+    waiting: list[Delivery] = field(default_factory=list)
+    """Newer versions that are not believed yet: nothing of them lands."""
 
     def __post_init__(self) -> None:
         self.events = self.spill("read")
+
+    def of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows of the deliveries that were read, and of those that these replace."""
+        own = rows.join(_keys(self.accounts), on=DELIVERY, how="semi")
+        replaced = rows.filter(pl.col("source_uri").is_in(self.replacing)).join(own, on=DELIVERY, how="anti")
+        return pl.concat([own, replaced])
+
+    def without_waiting(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows of deliveries that land."""
+        return rows.join(_keys(self.waiting), on=DELIVERY, how="anti") if self.waiting else rows
 
     def spill(self, name: str) -> Spill:
         """For events, in parts by their id."""
@@ -91,8 +108,22 @@ def land(
     if dates is not None:
         return backfill(ingest, [f for f in files if f.landing_date in dates], report)
     new, interrupted = waiting_files(ingest.lake, files)
-    again = backfill(ingest, interrupted, report)
-    return [*again, *ingest.land(new, report), *ingest.account_for_lost(files)]
+    newer = _newer_versions(ingest, new)
+    again = backfill(ingest, [*interrupted, *newer], report)
+    first = [f for f in new if f not in newer] if newer else new
+    return [*again, *ingest.land(first, report), *ingest.account_for_lost(files)]
+
+
+def _newer_versions(ingest: Ingest, new: list[EventFile]) -> list[EventFile]:
+    """Of files that are new to the accounting, those that replace what is there from an earlier version."""
+    replacing = [f for f in new if ingest.replaces(f)]
+    if not replacing:
+        return []
+    known = set(ingest.lake.scan(LANDING_FILES).select("source_uri").collect()["source_uri"])
+    # A version that was read in part has rows and no account.
+    for frame in ingest.lake.scan_range(EVENTS, "source_uri", sorted({f.uri for f in replacing} - known)):
+        known |= set(frame["source_uri"])
+    return [f for f in replacing if f.uri in known]
 
 
 def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], None]) -> list[FileAccount]:
@@ -126,14 +157,16 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
                     pl.concat([EVENTS.empty().select(IN_ITS_PARTITION), *decision.gone]),
                 )
                 lake.commits.merge(EVENTS, upserts, gone, on=IN_ITS_PARTITION, expected=version)
-        dead = pl.concat([*read.rejected, _conflict_letters(ingest, files, decision)])
+        dead = pl.concat(
+            [*(read.without_waiting(rows) for rows in read.rejected), _conflict_letters(ingest, files, decision)]
+        )
         _queue(ingest, read, dead, pl.concat(decision.passed))
     for delivery, account in read.accounts.items():
         account.landed, account.duplicates = decision.landed[delivery], decision.duplicates[delivery]
         account.dead = count_by_delivery(dead)[delivery]
     accounts = list(read.accounts.values())
     closed = closed_accounts(accounts, datetime.now(UTC))
-    lake.commits.merge(LANDING_FILES, closed)
+    lake.commits.merge(LANDING_FILES, pl.concat([closed, replaced_accounts(read.replaced)]))
     return accounts
 
 
@@ -167,19 +200,39 @@ def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable
         report(batch.lines.total())
     # A file that was changed or removed meanwhile was not read: what it brought before stays.
     read.accounts = {delivery: account for delivery, account in read.accounts.items() if delivery in ended}
+    _look_at_newer_versions(ingest, files, read)
     return read
+
+
+def _look_at_newer_versions(ingest: Ingest, files: list[EventFile], read: _Read) -> None:
+    """Name what newer versions replace; those that are not believed wait, and say why."""
+    replacing = {f.uri for f in files if ingest.replaces(f)}
+    accounts = ingest.lake.read(LANDING_FILES).filter(pl.col("source_uri").is_in(sorted(replacing)))
+    earlier = accounts.join(_keys(read.accounts), left_on=["source_uri", "etag"], right_on=DELIVERY, how="anti")
+    held = dict(earlier.group_by("source_uri").agg(pl.col("landed").sum()).iter_rows())
+    dead = sum((count_by_delivery(rows) for rows in read.rejected), Counter[Delivery]())
+    for delivery in [d for d in read.accounts if d.source_uri in held]:
+        account = read.accounts[delivery]
+        if why := why_not_believed(
+            lines=account.lines, dead=dead[delivery], damage=account.damage, force=ingest.force,
+            events=account.lines - dead[delivery], earlier=held[delivery.source_uri],
+        ):  # fmt: skip
+            ingest.unreadable[delivery.source_uri] = why
+            del read.accounts[delivery]
+            read.waiting.append(delivery)
+    read.replacing = sorted(replacing & {delivery.source_uri for delivery in read.accounts})
+    read.replaced = earlier.filter(pl.col("source_uri").is_in(read.replacing))
 
 
 def _decide(ingest: Ingest, read: _Read) -> _Decision:
     """Compare what was read with what the archive holds."""
     lake, decision = ingest.lake, _Decision()
-    deliveries = _deliveries(read)
     held = read.spill("held")
     for frame in lake.scan_range(EVENTS, "source_uri", sorted({d.source_uri for d in read.accounts})):
-        held.add(_of(frame, deliveries))
-    queued = _queued(ingest, deliveries)
+        held.add(_rows_of(read, frame))
+    queued = read.of(lake.read(DEAD_LETTER_LINES))
     for part in range(read.parts):
-        events, old = read.events.part(part), held.part(part)
+        events, old = read.without_waiting(read.events.part(part)), held.part(part)
         others = lake.held(EVENTS, events, ARCHIVED_FACTS)
         classified = classify(events, others.join(old, on=["tenant_id", "event_id"], how="anti"))
         changed, gone = archive_changes(old, classified.landed)
@@ -192,20 +245,16 @@ def _decide(ingest: Ingest, read: _Read) -> _Decision:
     return decision
 
 
-def _deliveries(read: _Read) -> pl.DataFrame:
-    return pl.DataFrame(list(read.accounts), schema=dict.fromkeys(DELIVERY, pl.String), orient="row")
+def _keys(deliveries: Iterable[Delivery]) -> pl.DataFrame:
+    return pl.DataFrame(list(deliveries), schema=dict.fromkeys(DELIVERY, pl.String), orient="row")
 
 
-def _of(rows: pl.DataFrame, deliveries: pl.DataFrame) -> pl.DataFrame:
-    """Rows of these deliveries; a row that was landed before deliveries were distinguished is of any."""
-    named = rows.filter(pl.col("source_etag").is_not_null()).join(deliveries, on=DELIVERY, how="semi")
-    unnamed = rows.filter(pl.col("source_etag").is_null()).join(deliveries, on="source_uri", how="semi")
-    return pl.concat([named, unnamed])
-
-
-def _queued(ingest: Ingest, deliveries: pl.DataFrame) -> pl.DataFrame:
-    """Lines of these deliveries that are or were in the queue."""
-    return ingest.lake.read(DEAD_LETTER_LINES).join(deliveries, on=DELIVERY, how="semi")
+def _rows_of(read: _Read, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the archive that what was read stands for; one from before deliveries were distinguished is of any."""
+    unnamed = rows.filter(
+        pl.col("source_etag").is_null() & pl.col("source_uri").is_in({d.source_uri for d in read.accounts})
+    )
+    return pl.concat([read.of(rows.filter(pl.col("source_etag").is_not_null())), unnamed])
 
 
 def _conflict_letters(ingest: Ingest, files: list[EventFile], decision: _Decision) -> pl.DataFrame:
@@ -240,7 +289,7 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
     ingest.landing.put_dead_letters(dead)
     ingest.queue_dead_letters(dead)
     lines = dead_lines(dead)
-    queued = _queued(ingest, _deliveries(read))
+    queued = read.of(lake.read(DEAD_LETTER_LINES))
     stale = queued.join(lines, on=[*PLACE, "dead_letter_id"], how="anti")
     lake.commits.merge(DEAD_LETTER_LINES, lines, stale.select(PLACE).join(lines, on=PLACE, how="anti"))
     left = lake.read(DEAD_LETTER_LINES).filter(pl.col("outcome") == "dead")
@@ -248,12 +297,14 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
         DEAD_LETTERS, stale.join(left, on="dead_letter_id", how="anti"), list(DEAD_LETTERS.columns)
     ).filter(pl.col("status") != "replayed")
     resolution = passed_lines.unique("dead_letter_id").select("dead_letter_id", now="outcome")
+    of_replaced = stale.join(_keys(read.accounts), on=DELIVERY, how="anti")
+    why = pl.when(pl.col("dead_letter_id").is_in(of_replaced["dead_letter_id"].implode()))
     closed = (
         without_lines.join(resolution, on="dead_letter_id", how="left", maintain_order="left")
         .with_columns(
             status=pl.lit("replayed"),
             resolved_at=pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")),
-            resolution=pl.col("now").fill_null("suppressed"),
+            resolution=pl.col("now").fill_null(why.then(pl.lit("replaced")).otherwise(pl.lit("suppressed"))),
         )
         .select(list(DEAD_LETTERS.columns))
     )

@@ -31,9 +31,10 @@ from c360_pipeline.core.landing.classify import (
 from c360_pipeline.core.landing.dead_letters import dead_lines, letters_of, long_line_letter, reopened
 from c360_pipeline.core.landing.decode import REJECTED_SCHEMA, Decoded, decode, rejected_conflicts
 from c360_pipeline.core.landing.lines import DELIVERY, Delivery, LineBlock, count_by_delivery, line_blocks, line_in
+from c360_pipeline.core.landing.overwrites import OverwriteRules
 from c360_pipeline.errors import ConflictError, ContractError, UnreadableError
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.s3.landing import EventFile, Landing, landing_date_of
+from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, EventFile, Landing, landing_date_of
 
 PIECE_BYTES = 1024 * 1024
 """Read from a file at once; lines are decoded in blocks of about this size, on as many cores as there are."""
@@ -89,13 +90,21 @@ class Ingest:
         landing: where they are.
         lake: where they go.
         suppressed: tenant_id and user_hash of the users whose events never land.
+        overwrites: what it means that a file comes again under its name.
+        force: a newer version may take most of the earlier one's events away.
         unreadable: by address, why a file could not be had; it has no account and is tried again with the next run.
     """
 
     landing: Landing
     lake: Lake
     suppressed: pl.DataFrame
+    overwrites: OverwriteRules = field(default_factory=OverwriteRules)
+    force: bool = False
     unreadable: dict[str, str] = field(default_factory=dict)
+
+    def replaces(self, file: EventFile) -> bool:
+        """Whether a newer version of the file stands in for the earlier one."""
+        return self.overwrites.replaces(file.key.removeprefix(EVENTS_PREFIX))
 
     def land(self, files: Iterable[EventFile], report: Callable[[int], None]) -> list[FileAccount]:
         """Land files that are not in the accounting.

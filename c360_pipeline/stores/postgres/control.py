@@ -5,6 +5,7 @@ from typing import Any, LiteralString
 
 import psycopg
 
+from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
 from c360_pipeline.core.silos.control_rows import ControlRows, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.stores.postgres.databases import ensure_database
 from c360_pipeline.stores.postgres.key_rules import KeyRules
@@ -29,6 +30,7 @@ READ_RELATIONSHIPS = """
     SELECT mapping_id, from_label, to_label, relationship_type, join_condition, via_label
     FROM relationship_mappings WHERE is_active ORDER BY mapping_id
 """
+READ_OVERWRITE_RULES = "SELECT path_pattern, on_overwrite FROM overwrite_rules"
 FIND_SCHEMA = "SELECT to_regclass('control_schema') IS NOT NULL AS is_there"
 READ_SCHEMA_VERSION = "SELECT max(version) AS version FROM control_schema"
 TAKE_SCHEMA_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 control schema'))"
@@ -36,7 +38,7 @@ FIND_USE = """
     SELECT EXISTS (SELECT FROM source_databases) OR EXISTS (SELECT FROM suppressed_users)
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 
 class ControlDb:
@@ -81,6 +83,11 @@ class ControlDb:
             if _schema_version(connection) < SCHEMA_VERSION:
                 script = resources.files("c360_pipeline.ddl").joinpath("control.sql").read_text(encoding="utf-8")
                 connection.execute(script.encode())
+
+    def overwrite_rules(self) -> OverwriteRules:
+        """What it means that a file of events comes again under its name."""
+        with self._sessions.session() as connection:
+            return OverwriteRules(tuple(OverwriteRule(**row) for row in connection.execute(READ_OVERWRITE_RULES)))
 
     def read(self) -> ControlRows:
         """All active control rows, as one consistent picture."""

@@ -211,16 +211,24 @@ class Landing:
         """The whole content of a small file."""
         return self._client.get_object(Bucket=self.bucket, Key=file.key)["Body"].read()
 
-    def put_file(self, path: Path, folder: str) -> str:
+    def put_file(self, path: Path, folder: str, *, overwrite: bool = False) -> str:
         """Upload a file under a folder of the bucket, once.
 
         The same content again changes nothing; other content under a name that is taken gets a name of its own,
-        for a landing file is never changed.
+        for a landing file is never changed, unless it is said that this one stands in for it.
+
+        Args:
+            path: the file.
+            folder: key of the folder, with a slash at its end.
+            overwrite: other content under the name is replaced.
 
         Returns:
             The object's s3:// address.
         """
         sha256 = file_sha256(path)
+        if overwrite and self.stored_sha256(f"{folder}{path.name}") not in (None, sha256):
+            named = {"Metadata": {"sha256": sha256}}
+            self._client.upload_file(str(path), self.bucket, f"{folder}{path.name}", ExtraArgs=named)
         stem, dot, suffix = path.name.partition(".")
         for name in (path.name, f"{stem}-{sha256[:12]}{dot}{suffix}"):
             key = f"{folder}{name}"
