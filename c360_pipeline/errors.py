@@ -4,9 +4,10 @@
     ├── ConfigError       fix a setting, an argument or a control row
     ├── ContractError     fix the data at its producer
     ├── UnreadableError   one object of many can't be had: the others go on
+    ├── TableError        a table of the lake is not as it was left: see the runbook
     ├── UnavailableError  a service does not answer: start it or wait, the run can be retried
     ├── ConflictError     another worker was faster: reload and redo the pure work
-    ├── RemovalLimitError        more would be removed than is usual: look, then say so
+    ├── RemovalLimitError  more would be removed than is usual: look, then say so
     └── InvariantError    stop: what must always hold does not, never retried
 
 A message says what was seen, what would be right, and the next step.
@@ -39,6 +40,10 @@ class UnavailableError(C360Error):
 
 class UnreadableError(C360Error):
     """One object can't be had, for a reason of its own; the message names it. It is tried again with the next run."""
+
+
+class TableError(C360Error):
+    """A table of the lake can't be read or written, most often as another engine left it; the message names it."""
 
 
 class ConflictError(C360Error):

@@ -6,12 +6,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, Schema
+from deltalake.table import TableFeatures
 
+from c360_pipeline.core.catalog.changes import Changes
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import EVENTS, JOURNEY_KEYS
-from c360_pipeline.errors import ConflictError
+from c360_pipeline.errors import ConflictError, TableError
+from c360_pipeline.stores.delta import commits
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.s3.landing import Landing
 
 JOURNEYS_OF_KEYS = JOURNEY_KEYS
 
@@ -152,3 +158,78 @@ def test_events_come_back_as_they_went_in(lake: Lake, tenant: str) -> None:
     lake.commits.insert_new(EVENTS, rows)
     assert lake.read(EVENTS).equals(rows)
     assert lake.versions.changes(EVENTS, None)[0].upserted.equals(rows)
+
+
+def foreign(lake: Lake, table: Table) -> DeltaTable:
+    """The table as another engine opens it."""
+    return DeltaTable(lake.uri(table.name), storage_options=lake._storage.options)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_column_that_another_engine_adds_is_left_alone_by_every_write(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    monkeypatch.setattr(commits, "MERGED_BYTES", 0 if large else 1 << 30)
+    table, nothing = JOURNEYS_OF_KEYS, JOURNEYS_OF_KEYS.empty()
+    lake.commits.insert_new(table, keys("j", "a", "b"))
+    other = foreign(lake, table)
+    other.alter.add_columns(Schema.from_arrow(pa.schema({"note": pa.string()})).fields)
+    other.update({"note": "'kept'"}, predicate="key_hash = 'a'")
+    lake.commits.insert_new(table, keys("j", "c"))
+    lake.commits.append(table, keys("j", "d"))
+    lake.commits.merge(table, keys("j2", "a"), keys("j", "b").select(table.key))
+    snapshot = lake.commits.snapshot(table)
+    lake.commits.append_numbered(table, snapshot, keys("j", "e"), {"n": 1})
+    lake.commits.delete_rows(table, ["t"], {"key_hash": ["e"]}, {})
+    notes = pl.DataFrame(foreign(lake, table).to_pyarrow_table())
+    assert dict(notes.select("key_hash", "note").iter_rows()) == {"a": "kept", "c": None, "d": None}
+    for number, changes in enumerate(
+        (
+            Changes(keys("j", "f"), nothing, nothing.select(table.key)),
+            Changes(nothing, keys("j3", "a"), keys("j", "c").select(table.key)),
+        ),
+        start=2,
+    ):
+        lake.commits.apply(table, lake.commits.snapshot(table), changes, {"n": number})
+    assert lake.commits.replace(table, keys("j3", "a", "d")).count == 2
+    assert lake.maintenance.maintain(table) is not None
+    assert held(lake) == ["a", "d"]
+    assert lake.read(table).columns == list(table.columns)
+    assert lake.versions.changes(table, None)[0].count == 2
+
+
+@pytest.mark.parametrize(
+    ("feature", "reads"),
+    [
+        (TableFeatures.DeletionVectors, False), (TableFeatures.ColumnMapping, False), (TableFeatures.RowTracking, True),
+        (TableFeatures.IdentityColumns, True),
+    ],
+)  # fmt: skip
+def test_what_another_engine_asks_of_a_table_is_named_and_nothing_is_written(
+    lake: Lake, feature: TableFeatures, reads: bool
+) -> None:
+    table = JOURNEYS_OF_KEYS
+    lake.commits.insert_new(table, keys("j", "a", "b"))
+    lake.read(table)
+    foreign(lake, table).alter.add_feature(feature, allow_protocol_versions_increase=True)
+    before = foreign(lake, table).version()
+    if reads:
+        assert held(lake) == ["a", "b"]
+    else:
+        with pytest.raises(TableError, match=rf"{table.name} at s3://\S+, version \d+, needs .*runbook"):
+            lake.read(table)
+    for _ in range(2):
+        with pytest.raises(TableError, match=rf"The table {table.name} at s3://.*runbook"):
+            lake.commits.insert_new(table, keys("j", "c"))
+        with pytest.raises(TableError, match=rf"The table {table.name} at s3://.*runbook"):
+            lake.commits.merge(table, keys("j", "c"))
+    assert foreign(lake, table).version() == before
+
+
+def test_a_data_file_that_is_gone_is_named(lake: Lake, landing: Landing) -> None:
+    lake.commits.insert_new(JOURNEYS_OF_KEYS, keys("j", "a", "b"))
+    (uri,) = lake.versions.file_uris(JOURNEYS_OF_KEYS)
+    boto = landing._client
+    boto.delete_object(Bucket=landing.bucket, Key=uri.removeprefix(f"s3://{landing.bucket}/"))
+    with pytest.raises(TableError, match=r"journey_keys at s3://"):
+        lake.read(JOURNEYS_OF_KEYS)

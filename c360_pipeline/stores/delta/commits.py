@@ -30,6 +30,7 @@ from c360_pipeline.stores.delta.key_lookup import KeyLookup
 from c360_pipeline.stores.delta.snapshots import (
     arrow_batches,
     data_files,
+    fitting_mode,
     literals,
     next_transaction,
     quoted,
@@ -140,6 +141,7 @@ class Commits:
             snapshot,
             rows.select(list(table.columns)),
             mode="append",
+            schema_mode=fitting_mode(snapshot, table),
             writer_properties=writer_properties(table),
             commit_properties=CommitProperties(app_transactions=transactions(numbers)),
         )
@@ -210,8 +212,8 @@ class Commits:
         upserts = pl.concat([changes.inserted, changes.updated]).select(list(table.columns))
         if not changes.updated.height + changes.deleted.height:
             write_deltalake(
-                snapshot, upserts, mode="append", writer_properties=writer_properties(table),
-                commit_properties=properties,
+                snapshot, upserts, mode="append", schema_mode=fitting_mode(snapshot, table),
+                writer_properties=writer_properties(table), commit_properties=properties,
             )  # fmt: skip
         elif stored_bytes_of(snapshot) <= MERGED_BYTES:
             _merge(snapshot, table, upserts, changes.deleted, table.key, properties)
@@ -224,6 +226,7 @@ class Commits:
                 snapshot,
                 pa.RecordBatchReader.from_batches(schema, arrow_batches(chain(kept, [upserts]), schema)),
                 mode="overwrite",
+                schema_mode=fitting_mode(snapshot, table),
                 target_file_size=TARGET_FILE_BYTES,
                 writer_properties=writer_properties(table),
                 commit_properties=properties,
@@ -432,6 +435,7 @@ def _commit_exclusive(
         snapshot,
         rows.select(list(table.columns)),
         mode=mode,
+        schema_mode=fitting_mode(snapshot, table),
         writer_properties=writer_properties(table),
         commit_properties=next_transaction(snapshot, about),
     )

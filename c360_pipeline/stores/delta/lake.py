@@ -56,7 +56,8 @@ class Lake:
 
     def read(self, table: Table, version: int | None = None) -> pl.DataFrame:
         """The rows of a table."""
-        return self.scan(table, version).collect()
+        with self._storage.named(table.name, version):
+            return self.scan(table, version).collect()
 
     def batches(self, table: Table, version: int | None = None) -> Iterator[pl.DataFrame]:
         """The rows of a table in bounded batches; a column that the table does not have is null."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 import polars as pl
 import pyarrow as pa
@@ -64,6 +65,12 @@ def evolved(snapshot: DeltaTable, table: Table) -> DeltaTable:
     if missing:
         snapshot.alter.add_columns(missing)
     return snapshot
+
+
+def fitting_mode(snapshot: DeltaTable, table: Table) -> Literal["merge"] | None:
+    """How rows are written that lack columns which another engine added: they hold null there."""
+    has_more = {field.name for field in snapshot.schema().fields} - set(table.columns)
+    return "merge" if has_more else None
 
 
 def instant_of(milliseconds: int) -> datetime:

@@ -6,11 +6,10 @@ from typing import Any
 
 import polars as pl
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
 
 from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.table import Table
-from c360_pipeline.errors import ConfigError
+from c360_pipeline.errors import ConfigError, TableError
 from c360_pipeline.stores.delta.snapshots import instant_of, rows_by_file, version_of
 from c360_pipeline.stores.delta.storage import Storage
 
@@ -148,7 +147,7 @@ class Versions:
             return None
         try:
             earlier = self._storage.open(table.name, since.number)
-        except DeltaError:
+        except TableError:
             return None
         if earlier is None or since.number == now.version():
             return earlier
