@@ -13,6 +13,17 @@
 A message says what was seen, what would be right, and the next step.
 """
 
+from collections.abc import Iterable
+
+UNREACHABLE = frozenset({
+    "OperationalError", "InterfaceError", "ConnectionTimeout", "AdminShutdown", "CrashShutdown", "CannotConnectNow",
+    "PoolTimeout", "ServiceUnavailable", "SessionExpired", "ConnectionAcquisitionTimeoutError",
+    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "HTTPClientError",
+    "ConnectionRefusedError", "ConnectionResetError", "BrokenPipeError", "NoHostAvailable", "TransportError",
+})  # fmt: skip
+"""Classes by which clients of Postgres, Neo4j, S3, Cassandra and Kafka say that their server does not answer."""
+FULL = ("No space left on device", "could not extend file", "disk full")
+
 
 class C360Error(Exception):
     """The root of every error that this project raises on purpose."""
@@ -56,3 +67,36 @@ class RemovalLimitError(C360Error):
 
 class InvariantError(C360Error):
     """The accounting does not add up or the graph differs from its archive."""
+
+
+def of_library(class_names: Iterable[str], message: str) -> C360Error | None:
+    """What a library's error means for the operator; None where only a developer can tell.
+
+    Args:
+        class_names: of the error and of what it is derived from.
+        message: what it says.
+    """
+    said = message.strip().partition("\n")[0].rstrip(".")
+    if any(text in message for text in FULL):
+        return UnavailableError(f"A disk is full: {said}. Make room (docs/operations.md), then do the same again.")
+    if UNREACHABLE.intersection(class_names):
+        return UnavailableError(
+            f"A service does not answer: {said}. See which one with `c360 status`, start embedded ones with `c360 up`, "
+            "then do the same again."
+        )
+    return None
+
+
+def named(error: BaseException) -> C360Error | None:
+    """The first error of a chain that says what to do; None where there is none.
+
+    An error that this project raised on purpose stands for what caused it.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, C360Error):
+            return link
+        if found := of_library((kind.__name__ for kind in type(link).__mro__), str(link)):
+            return found
+        link = link.__cause__ or link.__context__
+    return None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import dagster as dg
@@ -20,7 +20,7 @@ from c360_pipeline.assets.specs import SUMMARY, WHY
 from c360_pipeline.automation import MAINTENANCE
 from c360_pipeline.connections import open_control
 from c360_pipeline.definitions import defs
-from c360_pipeline.errors import C360Error, ConfigError
+from c360_pipeline.errors import C360Error, ConfigError, of_library
 from c360_pipeline.resources.local_run_launcher import is_abandoned, tags_of_this_process
 from c360_pipeline.settings import load_settings, project_path
 
@@ -256,7 +256,7 @@ class _Observer:
 
     def outcome(self, run_id: str, left_out: list[str], *, succeeded: bool) -> Outcome:
         """What was seen, and what is to be said of assets that the selection leaves out."""
-        cause = _root_cause(self._error)
+        error = _told(self._error)
         return Outcome(
             run_id=run_id,
             succeeded=succeeded,
@@ -265,8 +265,8 @@ class _Observer:
             warned_checks=self._warned_checks,
             reasons=self._reasons,
             summary=[*self._summary, *left_out],
-            error=cause.message.strip() if cause else None,
-            exit_code=0 if succeeded and not self._failed_checks else _exit_code(cause),
+            error=error and error.message,
+            exit_code=0 if succeeded and not self._failed_checks else error.exit_code if error else 1,
         )
 
 
@@ -276,6 +276,26 @@ def _root_cause(error: SerializableErrorInfo | None) -> SerializableErrorInfo | 
     return error
 
 
-def _exit_code(cause: SerializableErrorInfo | None) -> int:
-    codes = {kind.__name__: kind.exit_code for kind in C360Error.__subclasses__()}
-    return codes.get(cause.cls_name or "", 1) if cause else 1
+class _Told(NamedTuple):
+    """What a command says of a step that failed, and its exit code."""
+
+    message: str
+    exit_code: int
+
+
+def _told(error: SerializableErrorInfo | None) -> _Told | None:
+    """The first error of the chain that says what to do, else the one at its root with its class."""
+    ours = {kind.__name__: kind for kind in C360Error.__subclasses__()}
+    link = error
+    while link is not None:
+        name = link.cls_name or ""
+        message = re.sub(r"^[\w.]+: ", "", link.message.strip(), count=1)  # the class comes before what it says
+        if name in ours:
+            return _Told(message, ours[name].exit_code)
+        if found := of_library([name], message):
+            return _Told(str(found), found.exit_code)
+        link = link.cause
+    root = _root_cause(error)
+    if root is None:
+        return None
+    return _Told(f"{root.message.strip()} Nobody foresaw this one: the run's page in the UI has all of it.", 1)

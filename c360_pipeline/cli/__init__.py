@@ -28,7 +28,7 @@ from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
 from c360_pipeline.cli.stream import stream_app
 from c360_pipeline.cli.suppress import suppress_app
-from c360_pipeline.errors import C360Error, ConfigError
+from c360_pipeline.errors import C360Error, ConfigError, named
 from c360_pipeline.logs import configure_logging, slow_statements_told
 from c360_pipeline.settings import c360_home, load_settings, logs_are_json, merged_environment, project_path
 
@@ -71,6 +71,12 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)
+    except Exception as error:
+        found = named(error)
+        if found is None:
+            raise
+        err.print(f"error: {found}", highlight=False, soft_wrap=True)
+        sys.exit(found.exit_code)
     finally:
         if told := slow_statements_told():
             err.print(told, soft_wrap=True)
