@@ -24,7 +24,7 @@ from c360_pipeline.core.landing.decode import decode_file
 from c360_pipeline.core.landing.lines import Delivery
 from c360_pipeline.core.reconciliation.compare import combined_digest
 from c360_pipeline.devstack import movielens, silo_samples, stack, web
-from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
+from c360_pipeline.devstack.event_samples import DEFAULT_SAMPLE, write_sample
 from c360_pipeline.devstack.people import SILO_TENANT
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError, InvariantError
@@ -47,7 +47,6 @@ from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.api_keys import ApiKeys
 from c360_pipeline.stores.s3.landing import folder_for
 
-SAMPLE = SampleRequest(events=20_000, tenants=3, seed=1, malformed_rate=0.02, duplicate_rate=0.03)
 STORY_EVENTS = 10
 RECOMMENDATIONS = 3
 
@@ -65,7 +64,7 @@ class Sample:
 
 
 SAMPLES = {
-    "sample": Sample(SILO_TENANT, "john.smith@email.com", lambda f: write_sample(SAMPLE, f, lambda _: None)),
+    "sample": Sample(SILO_TENANT, "john.smith@email.com", lambda f: write_sample(DEFAULT_SAMPLE, f, lambda _: None)),
     "movielens": Sample(movielens.TENANT, "405", lambda f: movielens.write_movielens(f, lambda _: None)),
 }
 

@@ -93,8 +93,9 @@ def up(
     streaming: Annotated[bool, typer.Option("--streaming", help="Kafka, Cassandra and Flink, too")] = False,
 ) -> None:
     """Start the embedded Postgres, S3 and Neo4j, and leave them running."""
-    from c360_pipeline.devstack import stack
+    from c360_pipeline.devstack import silo_samples, stack
     from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS
+    from c360_pipeline.settings import postgres_login
 
     with ServiceProgress() as progress:
         started = stack.up(
@@ -103,6 +104,9 @@ def up(
     if streaming and not STREAMING_PORTS.keys() <= {s.service for s in stack.status(c360_home())}:
         raise ConfigError("The services run without the real-time path: `c360 down`, then `c360 up --streaming`.")
     err.print("All services are ready." if started else "All services were running already.")
+    settings = load_settings()
+    if moved := silo_samples.follow_server(postgres_login(settings, settings.etl_db_name)):
+        err.print(f"{moved} sample databases are read at Postgres' new port.")
     _print_status(as_json=False)
 
 

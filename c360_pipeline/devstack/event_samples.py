@@ -5,6 +5,7 @@ visits before a login, calls to the support desk and clicks in newsletters carry
 person by a cookie, an order or the hash of an address. Memory is bounded by the events of two days.
 """
 
+import hashlib
 import heapq
 import json
 import random
@@ -78,6 +79,20 @@ class SampleRequest:
         for name in ("malformed_rate", "duplicate_rate", "late_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: from 0 to 1 is right.")
+
+
+DEFAULT_SAMPLE = SampleRequest(events=20_000, tenants=3, seed=1, malformed_rate=0.02, duplicate_rate=0.03)
+"""What the demo generates, and what the documents print of it."""
+
+
+def _fingerprint(request: SampleRequest) -> str:
+    """What ids of sessions, cookies and orders bear, so that those of two requests are never the same.
+
+    Events of another request under an id that is taken would be conflicts.
+    """
+    if request == DEFAULT_SAMPLE:
+        return ""
+    return "-" + hashlib.sha256(repr(request).encode()).hexdigest()[:6]
 
 
 @dataclass(order=True)
@@ -173,7 +188,7 @@ class _SampleEvent:
 def _day_of_tenant(request: SampleRequest, tenant_id: str, day: int, start: datetime, count: int) -> list[_SampleEvent]:
     rng = random.Random(f"{request.seed}/{tenant_id}/{day}")  # noqa: S311 - sample data
     population = max(ACCOUNTS, request.events // request.tenants // EVENTS_PER_PERSON)
-    visits = _Visits(rng, people(tenant_id, population), products(tenant_id), start)
+    visits = _Visits(rng, people(tenant_id, population), products(tenant_id), start, _fingerprint(request))
     events: list[_SampleEvent] = []
     while len(events) < count:
         events += visits.next_unit(count - len(events))
@@ -183,11 +198,14 @@ def _day_of_tenant(request: SampleRequest, tenant_id: str, day: int, start: date
 class _Visits:
     """Makes units of sessions: what one person does in a row, whole or not at all, so that its links are whole."""
 
-    def __init__(self, rng: random.Random, persons: list[Person], catalog: list[Product], start: datetime) -> None:
+    def __init__(
+        self, rng: random.Random, persons: list[Person], catalog: list[Product], start: datetime, fingerprint: str
+    ) -> None:
         self._rng = rng
         self._persons = persons
         self._catalog = catalog
         self._start = start
+        self._of = f"{start:%m%d}{fingerprint}"
         self._number = 0
 
     def next_unit(self, room: int) -> list[_SampleEvent]:
@@ -196,7 +214,7 @@ class _Visits:
         # Regulars come again and again, John Smith most of all.
         person = self._persons[int(len(self._persons) * self._rng.random() ** 1.7)]
         at = self._start + timedelta(seconds=self._rng.randint(0, 79_000), milliseconds=self._rng.randint(0, 999))
-        cookie = f"c-{person.tenant_id}-{self._start:%m%d}-{self._number}"
+        cookie = f"c-{person.tenant_id}-{self._of}-{self._number}"
         unit = self._unit(person, at, cookie)
         return unit if len(unit) <= room else self._visit(person, at, cookie, person.user_id)[:room]
 
@@ -222,9 +240,7 @@ class _Visits:
         journey: str | None = None,
     ) -> list[_SampleEvent]:  # fmt: skip
         rng = self._rng
-        session = (
-            f"s-{person.tenant_id}-{self._start:%m%d}-{self._number}-{'v' if user_id.startswith('anon-') else 'u'}"
-        )
+        session = f"s-{person.tenant_id}-{self._of}-{self._number}-{'v' if user_id.startswith('anon-') else 'u'}"
         attrs: dict[str, Any] = {"ip": f"198.51.100.{rng.randint(1, 250)}"}
         # A visitor whom nothing links to a person uses a device that nobody else uses.
         attrs["deviceId"] = f"d-{cookie}" if journey else rng.choice(person.devices)
@@ -272,7 +288,7 @@ class _Visits:
             case "search":
                 return {"query": self._rng.choice(QUERIES)}
             case "purchase":
-                order = f"o-{self._start:%m%d}-{self._number}-{item.id}-{self._rng.randint(1000, 9999)}"
+                order = f"o-{self._of}-{self._number}-{item.id}-{self._rng.randint(1000, 9999)}"
                 return {"orderId": order, "price": item.price, "quantity": self._rng.randint(1, 3)}
             case "add_to_cart":
                 return {"quantity": 1}
@@ -283,7 +299,7 @@ class _Visits:
         orders = [e.fields["attrs"]["orderId"] for e in visit if "orderId" in e.fields["attrs"]]
         if not orders:
             return []
-        caller = f"caller-{self._start:%m%d}-{self._number}"
+        caller = f"caller-{self._of}-{self._number}"
         at = _after(visit)
         return [
             _SampleEvent(

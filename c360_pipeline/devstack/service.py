@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import random
 import secrets
 import shutil
 import signal
@@ -18,6 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from c360_pipeline.errors import UnavailableError
 
 LOOPBACK = "127.0.0.1"
+BELOW_EPHEMERAL = range(15_000, 32_000)
 
 
 WITH_PASSWORD = ("postgres", "s3", "neo4j", "kafka", "cassandra")
@@ -59,8 +61,13 @@ class Service:
 
 
 def free_port(preferred: int) -> int:
-    """`preferred` where nothing listens there, else one that the system picks. 0 always lets it pick."""
-    for port in (preferred, 0):
+    """`preferred` where nothing listens there, else one by chance. 0 is always one by chance.
+
+    By chance is below what systems give to outgoing connections: between now and the server's start, one of these would
+    take it.
+    """
+    chosen = random.SystemRandom().sample(BELOW_EPHEMERAL, 100)
+    for port in (preferred, *chosen) if preferred else chosen:
         with socket.socket() as candidate:
             # As servers do: a port in TIME_WAIT is free to listen on.
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

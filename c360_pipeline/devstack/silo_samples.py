@@ -20,7 +20,7 @@ from c360_pipeline.settings import project_path
 from c360_pipeline.stages.silos.grants import create_role_statement, grant_statements
 from c360_pipeline.stages.silos.run import as_if_readable, found_tables
 from c360_pipeline.stores.postgres.control import ControlDb
-from c360_pipeline.stores.postgres.databases import ensure_database
+from c360_pipeline.stores.postgres.databases import database_exists, ensure_database
 from c360_pipeline.stores.postgres.silo import Silo
 
 MARK = "sample database of c360_pipeline"
@@ -29,6 +29,10 @@ READ_MARK = """
 """
 READ_FOREIGN = """
     SELECT db_name FROM source_databases WHERE db_name <> ALL(%s) OR password_ref <> %s ORDER BY db_name
+"""
+FIND_ROWS = "SELECT to_regclass('source_databases')::text"
+MOVE_ROWS = """
+    UPDATE source_databases SET port = %s WHERE db_name = ANY(%s) AND host = %s AND password_ref = %s AND port <> %s
 """
 FIND_ROLE = "SELECT 1 FROM pg_roles WHERE rolname = %s"
 MOVE_SEQUENCES = (
@@ -94,6 +98,21 @@ def seed(connection: dict[str, Any], control: ControlDb, source: str, report: Ca
     _fill_control(connection, source)
     _grant(connection, control)
     report(f"{connection['dbname']}: control rows")
+
+
+def follow_server(connection: dict[str, Any]) -> int:
+    """Let the control rows of sample databases say where their server is now; returns how many did not.
+
+    Args:
+        connection: as `seed` takes it; the control database may be missing yet.
+    """
+    if not database_exists(connection):
+        return 0
+    with psycopg.connect(**connection) as control:
+        if control.execute(FIND_ROWS).fetchone() == (None,):
+            return 0
+        port, host = connection["port"], connection["host"]
+        return control.execute(MOVE_ROWS, (port, list(SAMPLE_DATABASES), host, SAMPLE_PASSWORD_REF, port)).rowcount
 
 
 def _claim_database(connection: dict[str, Any]) -> None:

@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 
 from c360_pipeline.devstack.distributions import install, install_streaming
-from c360_pipeline.devstack.pause import is_held, published
+from c360_pipeline.devstack.pause import is_held, paused, published
 from c360_pipeline.devstack.service import NOT_READY
 from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS, services_at
 from c360_pipeline.errors import UnavailableError
 
+STOPPED = ("stopped", "failed")
 Report = Callable[[dict[str, Any]], None]
 """Told what happens, as {service, state, port, seconds, version}; `state` alone speaks of all of them."""
 
@@ -42,10 +43,10 @@ class ServiceStatus:
 
 
 def up(home: Path, report: Report, *, ports: dict[str, int] | None = None) -> bool:
-    """Start the services and leave them running.
+    """Start the services and leave them running; where they run already, start again what has stopped.
 
     Returns:
-        False when they were running already.
+        False when all were running already.
 
     Raises:
         ConfigError: a tool that the downloads need is missing.
@@ -53,10 +54,22 @@ def up(home: Path, report: Report, *, ports: dict[str, int] | None = None) -> bo
     """
     channel = _start(home, report, ports or PREFERRED_PORTS)
     if channel is None:
-        return False
+        return _start_stopped(home, report)
     channel.sendall(b"detach")
     channel.close()
     return True
+
+
+def _start_stopped(home: Path, report: Report) -> bool:
+    """Start servers again that died since; whether there was one."""
+    dead = [found for found in status(home) if found.state in STOPPED]
+    for found in dead:
+        report({"service": found.service, "state": "starting", "port": found.port})
+        # The supervisor starts what nobody wants to be paused any more.
+        with paused(home, found.service):
+            pass
+        report({"service": found.service, "state": "ready", "port": found.port, "version": found.version, "seconds": 0})
+    return bool(dead)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ STOP_SECONDS = 120.0
 """Before a server that does not stop is killed: it writes what it holds, and on a busy machine that takes its time."""
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.25
+PORTS_FILE = "ports.json"
 
 log = structlog.get_logger()
 
@@ -135,7 +136,9 @@ def main(arguments: list[str]) -> int:
 
 def supervise(home: Path, ports: dict[str, int], owner: Owner, running: list[Running]) -> None:
     """Start every service, publish the connections, then watch until StopRequested."""
-    services = services_at(home, {name: free_port(port) for name, port in ports.items()})
+    # Control rows, dashboards and shells of people hold the ports of the last time.
+    last = _last_ports(home)
+    services = services_at(home, {name: free_port(last.get(name, port)) for name, port in ports.items()})
     for service in services:
         owner.tell(service=service.name, state="starting", port=service.port)
         _prepare(home, service, owner)
@@ -150,6 +153,8 @@ def supervise(home: Path, ports: dict[str, int], owner: Owner, running: list[Run
             seconds=round(time.monotonic() - server.started_at, 1),
         )
     publish(home, running)
+    taken = {server.service.name: server.service.port for server in running}
+    (home / PORTS_FILE).write_text(json.dumps(last | taken), encoding="utf-8")
     owner.tell(state="ready")
     while True:
         owner.wait(WATCH_SECONDS)
@@ -159,6 +164,15 @@ def supervise(home: Path, ports: dict[str, int], owner: Owner, running: list[Run
             elif server.state == "ready" and server.process.poll() is not None and server.version:
                 log.error("service_died", service=server.service.name, exit_code=server.process.returncode)
                 server.version = ""
+
+
+def _last_ports(home: Path) -> dict[str, int]:
+    """Where each server listened when all were ready the last time."""
+    try:
+        found: dict[str, int] = json.loads((home / PORTS_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found
 
 
 def _keep_paused(home: Path, server: Running, owner: Owner, tell: Callable[[], None]) -> bool:
@@ -209,7 +223,7 @@ def publish(home: Path, running: list[Running]) -> None:
 
 
 def stop_all(home: Path, running: list[Running]) -> None:
-    """Stop in reverse order; a server that does not stop within 30 s is killed."""
+    """Stop in reverse order; a server that does not stop within `STOP_SECONDS` is killed."""
     for name in ("services.json", "connection.env"):
         (home / name).unlink(missing_ok=True)
     for server in reversed(running):
@@ -220,7 +234,7 @@ def stop_all(home: Path, running: list[Running]) -> None:
 
 
 def _stop(server: Running) -> None:
-    """Stop a server in order; one that does not stop within 30 s is killed."""
+    """Stop a server in order; one that does not stop within `STOP_SECONDS` is killed."""
     if server.process.poll() is None:
         server.process.send_signal(server.service.stop_signal)
     try:

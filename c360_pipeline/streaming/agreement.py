@@ -5,8 +5,8 @@ Events are divided by a hash of their users, and compared part by part: what is 
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from c360_pipeline.core.catalog.changes import difference
-from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS
 from c360_pipeline.core.contract.events import EPOCH
 from c360_pipeline.core.contract.frames import CONTENT, EVENT_SCHEMA, TEXT_COLUMNS
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES
 from c360_pipeline.core.landing.classify import split_suppressed
+from c360_pipeline.core.landing.decode import decode
+from c360_pipeline.core.landing.lines import Delivery, LineBlock
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashes, sum_of_digests
@@ -35,6 +37,8 @@ BATCH_ROWS = 5_000
 PART_ROWS = 100_000
 """About as many events are compared at once."""
 SHOWN = 20
+CONFLICT = "duplicate_id_conflict"
+COUNTED = ("messages", "dead_letters", "late", "duplicates", "events", "suppressed", "conflicts")
 DIFFERING = {"tenant_id": pl.String, "event_id": pl.String, "is_late": pl.Boolean}
 _IN_THE_GRAPH = {
     "tenant_id": "e.tenant_id", "event_id": "e.id", "session_id": "s.id", "item_id": "p.id",
@@ -119,7 +123,8 @@ class Agreement:
 
     Attributes:
         at: the moment up to which messages were read.
-        counts: messages, dead_letters, late, duplicates, events, suppressed.
+        counts: messages, dead_letters, late, duplicates, events, suppressed; conflicts: events whose id the archive had
+            given to other content already. They are dead letters there, and no store holds them.
         sent_digest: of the events that were sent, less the late ones.
         places: the stores.
         repaired: how many events were written to the graph and Cassandra before this was found.
@@ -195,9 +200,9 @@ class Stores:
         """Compare what was sent with what every store holds.
 
         The archive should hold all of it once it has landed, the graph what is not late and what has landed, Cassandra
-        what is not late. A repair writes what the graph lacks, and what Cassandra lacks or holds otherwise. The archive
-        is not written: what it lacks is in files that have not landed. What the graph holds otherwise is mended by its
-        reconciliation with the archive.
+        what is not late; none of them an event under an id that the archive gave to another one. A repair writes what
+        the graph lacks, and what Cassandra lacks or holds otherwise. The archive is not written: what it lacks is in
+        files that have not landed. What the graph holds otherwise is mended by its reconciliation with the archive.
 
         Args:
             reading: of the topic.
@@ -207,7 +212,8 @@ class Stores:
             repair: whether to repair what differs, and to compare that again.
         """
         parts = reading.at_most // PART_ROWS + 1
-        counts = dict.fromkeys(("messages", "dead_letters", "late", "duplicates", "events", "suppressed"), 0)
+        counts = dict.fromkeys(COUNTED, 0)
+        conflicts = self._conflicts()
         by_id = Spill(folder / "sent", KEY, pl.Schema(SENT), parts=parts)
         by_id.filled(_counted(reading.validated, counts))
         by_user = Spill(folder / "events", USER, pl.Schema(SENT), parts=parts)
@@ -221,32 +227,59 @@ class Stores:
             held = archived.part(number).join(kept, on=KEY, how="semi")
             counts["events"] += kept.height
             counts["suppressed"] += hidden.height
+            rejected = kept.join(conflicts, on=list(CONTENT), how="semi")
+            counts["conflicts"] += rejected.height
             sent_digest = sum_of_digests([sent_digest, digest(row_hashes(_contents(_in_time(kept))))])
-            found = self._compared(kept, held, at - landing)
+            found = self._compared(kept, rejected, held, at - landing)
             if repair and any(part.differs for part in found):
-                written = self._repair(kept, found[1], found[2])
+                written = self._repair(kept, rejected, found[1], found[2])
                 repaired += written
-                found = self._compared(kept, held, at - landing) if written else found
+                found = self._compared(kept, rejected, held, at - landing) if written else found
             places = [place.and_of(part) for place, part in zip(places, found, strict=True)]
         return Agreement(at, counts, sent_digest, tuple(places), repaired)
 
-    def _compared(self, kept: pl.DataFrame, archived: pl.DataFrame, landed_by: datetime) -> list[_Part]:
+    def _compared(
+        self, kept: pl.DataFrame, rejected: pl.DataFrame, archived: pl.DataFrame, landed_by: datetime
+    ) -> list[_Part]:
         """The same events in each store."""
-        fresh = _in_time(kept)
+        expected = kept.join(rejected, on=KEY, how="anti")
+        fresh = _in_time(expected)
         # What landed and was projected is in the graph, late or not; the batch path proves that by itself.
+        in_cassandra = self._in_cassandra(kept)
+        cassandra = _part(fresh, in_cassandra, tolerated=kept)
+        wrong = rejected.join(in_cassandra, on=list(CONTENT), how="semi").select(list(DIFFERING))
         return [
-            _part(kept, archived, waiting=pl.col("sent_at") > landed_by),
+            _part(expected, archived, waiting=pl.col("sent_at") > landed_by),
             _part(fresh, self._in_graph(fresh)),
-            _part(fresh, self._in_cassandra(kept), tolerated=kept),
+            replace(cassandra, altered=pl.concat([cassandra.altered, wrong])),
         ]
 
-    def _repair(self, sent: pl.DataFrame, graph: _Part, cassandra: _Part) -> int:
-        """Write what the graph lacks, and what Cassandra lacks or holds otherwise; returns how many events that are."""
+    def _conflicts(self) -> pl.DataFrame:
+        """`CONTENT` of the events that landing rejected because their id was taken."""
+        letters = self._lake.scan(DEAD_LETTERS).filter(
+            pl.col("error_class") == CONFLICT, pl.col("status") != "replayed", pl.col("raw").is_not_null()
+        )
+        lines = b"".join(raw + b"\n" for raw in letters.select("raw").collect()["raw"])
+        found = decode(LineBlock(Delivery("", ""), 0, 0, lines), datetime.now(UTC)).events
+        return found.select(
+            *TEXT_COLUMNS, attributes_text(found["attrs"]).alias("attrs"), micros=pl.col("ts").dt.epoch("us")
+        ).select(list(CONTENT))
+
+    def _repair(self, sent: pl.DataFrame, rejected: pl.DataFrame, graph: _Part, cassandra: _Part) -> int:
+        """Write what the graph lacks, and what Cassandra lacks or holds otherwise; returns how many events that are.
+
+        In the place of what the archive rejected, Cassandra gets what the archive holds.
+        """
         of_graph = sent.join(graph.missing, on=KEY, how="semi")
         write_unlanded(self._graph, _unlanded_rows(of_graph))
-        of_cassandra = sent.join(pl.concat([cassandra.missing, cassandra.altered]), on=KEY, how="semi")
+        wrong = rejected.join(cassandra.altered, on=KEY, how="semi")
+        self._table.delete(_unlanded_rows(wrong))
+        taken = self._lake.held(EVENTS, wrong.select(KEY), [*TEXT_COLUMNS, "ts", "attrs"])
+        self._table.write(user_event(row) for row in _entries(taken))
+        lacking = sent.join(pl.concat([cassandra.missing, cassandra.altered]), on=KEY, how="semi")
+        of_cassandra = lacking.join(rejected, on=KEY, how="anti")
         self._table.write(_user_events(of_cassandra))
-        return of_graph.height + of_cassandra.height
+        return of_graph.height + of_cassandra.height + wrong.height
 
     def _archived(self, sent: Spill, file: Path) -> Iterator[pl.DataFrame]:
         """What the archive holds of the days and tenants of what was sent."""
@@ -325,7 +358,9 @@ def _part(
     lacking = expected.join(found.inserted.select(KEY), on=KEY, how="semi")
     later = lacking.filter(waiting) if waiting is not None else lacking.clear()
     missing = difference(later.select(KEY), lacking.select(KEY), KEY).inserted.join(late, on=KEY)
-    altered = late.join(found.updated.select(KEY), on=KEY, how="semi")
+    differing = expected.join(found.updated.select(KEY), on=KEY, how="semi")
+    # Under a taken id, an event is what the archive holds until the one that was sent has landed, and been rejected.
+    altered = (differing.filter(~waiting) if waiting is not None else differing).select(list(DIFFERING))
     known = expected if tolerated is None else tolerated
     extra = found.deleted.join(known, on=KEY, how="anti").select(*KEY, is_late=pl.lit(None, pl.Boolean))
     return _Part(theirs.join(mine.select(KEY), on=KEY, how="semi"), later.height, missing, altered, extra)
@@ -345,6 +380,12 @@ def _user_events(rows: pl.DataFrame) -> Iterable[UserEvent]:
     for row in rows.select(list(CONTENT)).iter_rows(named=True):
         ts = EPOCH + timedelta(microseconds=row["micros"])
         yield user_event({**row, "ts": ts, "attrs": json.loads(row["attrs"])})
+
+
+def _entries(events: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """Rows of the archive as `user_event` takes them."""
+    for row in events.iter_rows(named=True):
+        yield {**row, "attrs": {entry["key"]: entry["value"] for entry in row["attrs"] or ()}}
 
 
 def _unlanded_rows(rows: pl.DataFrame) -> pl.DataFrame:

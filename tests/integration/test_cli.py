@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from c360_pipeline import cli
 from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.devstack import silo_samples
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stages.landing.ingest import Ingest
@@ -152,6 +153,10 @@ def test_seed_twice_is_seed_once_and_leaves_other_databases_alone(settings: Sett
         assert silo.execute("SELECT count(*) FROM accounts").fetchone() == (240,)
         assert silo.execute("SELECT count(*) FROM accounts WHERE email = 'john.smith@email.com'").fetchone() == (1,)
         silo.execute("COMMENT ON DATABASE profiles_db IS 'the real one'")
+    login = postgres_login(settings, settings.etl_db_name)
+    with psycopg.connect(**login) as control:
+        control.execute("UPDATE source_databases SET port = 1")
+    assert (silo_samples.follow_server(login), silo_samples.follow_server(login)) == (3, 0)
     refused = in_a_process("seed")
     assert refused.returncode == 2
     assert "profiles_db exists and is not a sample" in refused.stderr

@@ -102,7 +102,7 @@ def test_no_service_outlives_its_parent_and_a_taken_port_is_left_alone(tmp_path:
     assert not stack.is_supervised(tmp_path)
 
 
-def test_no_service_outlives_its_supervisor_and_up_starts_again(tmp_path: Path) -> None:
+def test_no_service_outlives_its_supervisor_and_up_starts_what_stopped_at_its_port(tmp_path: Path) -> None:
     ports = dict.fromkeys(PREFERRED_PORTS, 0)
     stack.up(tmp_path, lambda _: None, ports=ports)
     before = stack.status(tmp_path)
@@ -112,6 +112,12 @@ def test_no_service_outlives_its_supervisor_and_up_starts_again(tmp_path: Path) 
     assert gone_within([s.pid for s in before], 30) == []
     assert stack.status(tmp_path) == []
     assert stack.up(tmp_path, lambda _: None, ports=ports) is True
+    assert {s.service: s.port for s in stack.status(tmp_path)} == {s.service: s.port for s in before}
+    dies = next(s for s in stack.status(tmp_path) if s.service == "postgres")
+    os.kill(dies.pid, signal.SIGKILL)
+    assert gone_within([dies.pid], 30) == []
+    assert stack.up(tmp_path, lambda _: None, ports=ports) is True
+    assert {(s.state, s.port) for s in stack.status(tmp_path)} == {("ready", s.port) for s in before}
     assert stack.down(tmp_path) is True
     assert stack.is_supervised(tmp_path) is False
 

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from c360_pipeline.assets.reconciliation import stream_agrees
 from c360_pipeline.cli import app
 from c360_pipeline.cli.stream import SINK_NAMES, sample_lines, start_job
-from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
+from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake, open_landing
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
@@ -446,3 +446,39 @@ def test_who_is_erased_leaves_cassandra_and_does_not_come_back(home: Path) -> No
     wait_until(lambda: sum(StreamCluster(settings).lag().values()) == 0, 60)
     assert of_person() == []
     wait_until(lambda: seen_by(settings, "erasure").lag_seconds == 0.0, 60)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_an_event_under_a_taken_id_is_a_conflict_and_cassandra_follows_the_archive(home: Path, tmp_path: Path) -> None:
+    settings = load_settings(home)
+    start_job(home, settings, SINK_NAMES, lambda _: None)
+    lines = len(landed_lines(settings))
+    now = datetime.now(UTC)
+
+    def event(event_id: str, item: str, behind: int) -> bytes:
+        at = (now - timedelta(seconds=behind)).isoformat()
+        return json.dumps({
+            "tenantId": "conflicts", "userId": "one", "sessionId": "s", "action": "view", "ts": at, "itemId": item,
+            "eventId": event_id,
+        }).encode()  # fmt: skip
+
+    first = tmp_path / "first.jsonl"
+    first.write_bytes(event("taken", "lamp", 30) + b"\n")
+    open_landing(settings).put_file(first, f"landing/events/date={now:%Y-%m-%d}/")
+    assert materialise(home, EVERYTHING, None, lambda _: None).succeeded
+    with EventProducer(settings) as producer:
+        sent = [event("taken", "bulb", 20), event("free", "bulb", 10)]
+        send(producer, [(line, b"conflicts/one") for line in sent], None, lambda _: None)
+    wait_until(lambda: len(landed_lines(settings)) >= lines + 2, 120)
+    assert of_place(compared(settings, 0.1, timedelta(hours=1)), "archive") == EQUAL
+    materialise(home, EVERYTHING, None, lambda _: None)
+    found = compared(settings, 0.1, NO_WAIT)
+    assert found.counts["conflicts"] == 1
+    assert [of_place(found, name) for name in ("archive", "graph")] == [EQUAL, EQUAL]
+    assert of_place(found, "cassandra") == EQUAL | {"altered": 1}
+    assert compared(settings, 0.1, NO_WAIT, repair=True).is_equal
+    with open_user_events(settings) as table:
+        assert {(row.event_id, row.item_id) for row in table.of_days([("conflicts", "one", now.date())])} == {
+            ("taken", "lamp"), ("free", "bulb"),
+        }  # fmt: skip
