@@ -1,5 +1,6 @@
 """`c360 plan` and `c360 grants`: what the next run would read, and what its logins need for that."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -18,23 +19,27 @@ def _open() -> tuple[Any, Any]:
 
 def plan(as_json: AsJson = False) -> None:
     """Show what the next run would read from the silos, and what changed since the last; refuse what can't be."""
+    from c360_pipeline.connections import open_lake
     from c360_pipeline.core.silos.plan import make_plan, plan_changes
+    from c360_pipeline.stages.reconciliation.expected import Archive
     from c360_pipeline.stages.silos.run import found_tables
 
     control, open_silo = _open()
     rows, applied = control.read(), control.runs.applied_plan()
     made = make_plan(rows, found_tables(rows, open_silo), applied)
     changes = plan_changes(applied, made.document)
+    counts = {count.name: count for count in Archive(open_lake(load_settings()), rows).join_counts()}
     if as_json:
         expected = {extract.name: extract.rows for extract in made.extracts}
-        print_json(
-            {"hash": made.hash, **made.document, "expected_rows": expected, "changes": [vars(c) for c in changes]}
-        )
+        print_json({
+            "hash": made.hash, **made.document, "expected_rows": expected, "changes": [vars(c) for c in changes],
+            "joined": {name: vars(count) for name, count in counts.items()},
+        })  # fmt: skip
         return
-    _show(made, changes)
+    _show(made, changes, counts)
 
 
-def _show(made: Any, changes: list[Any]) -> None:
+def _show(made: Any, changes: list[Any], counts: Mapping[str, Any]) -> None:
     tables = Table("table", "label", "key", "reads", "left out", "mode", "drift", "rows ≈", title="tables")
     for e in made.extracts:
         left_out = "\n".join(f"{name}: {reason or 'excluded'}" for name, reason in e.left_out.items())
@@ -42,16 +47,26 @@ def _show(made: Any, changes: list[Any]) -> None:
             f" by {e.table.cursor_column}" if e.table.snapshot_mode == "incremental" else ""
         )
         tables.add_row(e.name, e.label or "—", ", ".join(e.table.key_columns), f"{len(e.columns)} columns", left_out,
-                       mode, e.table.drift_policy, f"{e.rows:,}")  # fmt: skip
-    joins = Table("relationship", "where", "via", title="relationships")
+                       mode, e.table.drift_policy, "?" if e.rows is None else f"{e.rows:,}")  # fmt: skip
+    joins = Table("relationship", "where", "via", "joined from", "joined to", title="relationships, by the last run")
     for name, entry in made.document["relationships"].items():
-        joins.add_row(name, entry["on"], entry["via"] or "")
+        count = counts.get(name)
+        ends = [(count.from_joined, count.from_rows), (count.to_joined, count.to_rows)] if count else []
+        joins.add_row(name, entry["on"], entry["via"] or "", *(f"{some:,} of {all_:,}" for some, all_ in ends))
     differences = Table("what", "since the last run", title="changes")
     for change in changes:
         differences.add_row(change.subject, change.change)
     for table in (tables, joins, differences):
         if table.row_count:
             out.print(table)
+    for name, count in counts.items():
+        if count.by_form:
+            out.print(
+                f"{name}: {count.by_form:,} more would join if case, blanks and invisible characters did not count: "
+                "compare lower(alias.column), trim(alias.column) or normalForm(alias.column) on both sides if that is "
+                "meant.",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
     out.print(f"plan {made.hash}" + ("" if changes else ", as in the last run"), highlight=False)
 
 

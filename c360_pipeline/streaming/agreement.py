@@ -249,7 +249,7 @@ class Stores:
         cassandra = _part(fresh, in_cassandra, tolerated=kept)
         wrong = rejected.join(in_cassandra, on=list(CONTENT), how="semi").select(list(DIFFERING))
         return [
-            _part(expected, archived, waiting=pl.col("sent_at") > landed_by),
+            _part(expected, archived.join(rejected, on=KEY, how="anti"), waiting=pl.col("sent_at") > landed_by),
             _part(fresh, self._in_graph(fresh)),
             replace(cassandra, altered=pl.concat([cassandra.altered, wrong])),
         ]

@@ -132,12 +132,11 @@ def _equations(join: Join, owner: str, other: str) -> Iterator[list[tuple[Term, 
 def _sides(on: Sequence[tuple[Term, Term]]) -> tuple[list[pl.Expr], list[pl.Expr], list[str]]:
     """Columns of both sides of equations under the same names, and these names with the tenant."""
     names = [f"__{n}" for n in range(len(on))]
-    mine, theirs = ([_value(pair[side]).alias(n) for n, pair in zip(names, on, strict=True)] for side in (0, 1))
+    mine, theirs = (
+        [pair[side].of(pl.col(pair[side].column)).alias(n) for n, pair in zip(names, on, strict=True)]
+        for side in (0, 1)
+    )
     return mine, theirs, ["tenant_id", *names]
-
-
-def _value(term: Term) -> pl.Expr:
-    return pl.col(term.column).cast(pl.String) if term.as_text else pl.col(term.column)
 
 
 def own_values(rows: pl.DataFrame, others: pl.DataFrame) -> list[str]:

@@ -181,13 +181,13 @@ class FoundTable:
 
     Attributes:
         columns: by name; none when there is no such table.
-        rows: about how many rows it has, by the database's own statistics.
+        rows: about how many rows it has, by the database's own statistics; None where it does not tell.
         is_stored: a table with rows of its own, not a view or a foreign table.
         hides_rows: row level security shows its login a part of the rows.
     """
 
     columns: Mapping[str, Column]
-    rows: int = 0
+    rows: int | None = 0
     is_stored: bool = True
     hides_rows: bool = False
 

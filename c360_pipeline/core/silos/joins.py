@@ -4,29 +4,59 @@ A condition is data, never code: it is parsed into equations of columns, and onl
 "Customer 360 Graph Pipeline".
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import polars as pl
 import sqlglot
 from sqlglot import expressions as sql
 from sqlglot.errors import SqlglotError
 
+from c360_pipeline.core.contract.identifiers import normal_form
 from c360_pipeline.core.projection.graph import NodeKind, RelationshipKind
 from c360_pipeline.core.silos.control_rows import IDENTIFIER, RelationshipRow
 from c360_pipeline.errors import ConfigError
 
+FUNCTIONS: dict[str, Callable[[pl.Expr], pl.Expr]] = {
+    "tostring": lambda value: value.cast(pl.String),
+    "lower": lambda value: value.str.to_lowercase(),
+    "trim": lambda value: value.str.strip_chars(),
+    "normalform": normal_form,
+}
+"""What a condition may compare instead of a column: `normalForm` is how stitching and erasure compare ids."""
 JOINED_USER = NodeKind("User", ("id",), {"id": pl.String()})
 """What a condition may name of a user: the id that events bear."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One side of an equation: an alias' column, compared as text when `as_text`."""
+    """One side of an equation.
+
+    Attributes:
+        alias: of the row.
+        column: of it.
+        functions: names in `FUNCTIONS`, applied to the column in this order before it is compared.
+    """
 
     alias: str
     column: str
-    as_text: bool
+    functions: tuple[str, ...] = ()
+
+    def of(self, column: pl.Expr) -> pl.Expr:
+        """What is compared, of the column."""
+        for name in self.functions:
+            column = FUNCTIONS[name](column)
+        return column
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is compared as text, whatever the column's type."""
+        return "tostring" in self.functions
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the first function takes text only."""
+        return bool(self.functions) and self.functions[0] != "tostring"
 
 
 @dataclass(frozen=True)
@@ -90,11 +120,26 @@ def _equation(tree: sql.Expression, where: str) -> tuple[Term, Term]:
 
 
 def _term(tree: sql.Expression, where: str) -> Term:
-    as_text = isinstance(tree, sql.Anonymous) and tree.name.lower() == "tostring" and len(tree.expressions) == 1
-    column = tree.expressions[0] if as_text else tree
+    functions: list[str] = []
+    column = tree
+    while (call := _call(column)) is not None:
+        functions.insert(0, call[0])
+        column = call[1]
     if not isinstance(column, sql.Column) or not column.table or column.args.get("db"):
-        raise ConfigError(f"{where}: {tree.sql()} is neither alias.column nor toString(alias.column)")
-    return Term(column.table, column.name, as_text)
+        raise ConfigError(
+            f"{where}: {tree.sql()} is neither alias.column nor a function of it; there are toString, lower, trim and "
+            "normalForm"
+        )
+    return Term(column.table, column.name, tuple(functions))
+
+
+def _call(tree: sql.Expression) -> tuple[str, sql.Expression] | None:
+    """The name of one of our functions, and what it is called with."""
+    if isinstance(tree, sql.Lower | sql.Trim) and {k for k, v in tree.args.items() if v} == {"this"}:
+        return tree.key, tree.this
+    if isinstance(tree, sql.Anonymous) and tree.name.lower() in FUNCTIONS and len(tree.expressions) == 1:
+        return tree.name.lower(), tree.expressions[0]
+    return None
 
 
 def labels_by_alias(row: RelationshipRow, join: Join) -> dict[str, str]:
@@ -134,7 +179,15 @@ def join_problems(row: RelationshipRow, kinds: Mapping[str, NodeKind]) -> list[s
                     f"{where}: {term.alias}.{term.column} is excluded or does not exist in the tables of "
                     f"{by_alias[term.alias]}"
                 )
-        if None not in types and types[0] != types[1]:
+        no_text = [
+            f"{where}: {term.functions[0]} takes text, and {term.alias}.{term.column} is {held}; "
+            f"say toString({term.alias}.{term.column}) inside of it"
+            for term in (left, right)
+            if term.needs_text
+            and (held := kinds[by_alias[term.alias]].schema.get(term.column)) not in (None, pl.String())
+        ]
+        problems += no_text
+        if None not in types and types[0] != types[1] and not no_text:
             problems.append(
                 f"{where}: {left.alias}.{left.column} is {types[0]} and {right.alias}.{right.column} is {types[1]}; "
                 "compare them as text with toString(alias.column)"
@@ -144,7 +197,7 @@ def join_problems(row: RelationshipRow, kinds: Mapping[str, NodeKind]) -> list[s
 
 def _type_of(term: Term, kind: NodeKind) -> pl.DataType | None:
     found = kind.schema.get(term.column)
-    return pl.String() if found is not None and term.as_text else found
+    return pl.String() if found is not None and term.is_text else found
 
 
 def joined_columns(row: RelationshipRow, kinds: Mapping[str, NodeKind]) -> dict[str, list[str]]:
@@ -179,7 +232,65 @@ def join_labels(
     Returns:
         tenant_id and the key columns of both ends, prefixed `from_` and `to_`, each pair once.
     """
+    return _joined(row, parse_join(row), frames, kinds, only, changed)
+
+
+@dataclass(frozen=True)
+class JoinCount:
+    """How much of two labels a mapping joins.
+
+    Attributes:
+        name: of the mapping.
+        from_rows: rows of its first label.
+        from_joined: of these, in at least one relationship.
+        to_rows: rows of its last label.
+        to_joined: of these, in at least one.
+        by_form: relationships that there would be besides if texts were compared without case, blanks around them and
+            invisible characters.
+    """
+
+    name: str
+    from_rows: int
+    from_joined: int
+    to_rows: int
+    to_joined: int
+    by_form: int
+
+
+def join_count(row: RelationshipRow, frames: Mapping[str, pl.DataFrame], kinds: Mapping[str, NodeKind]) -> JoinCount:
+    """Count what a mapping joins, and what it passes over because of spelling.
+
+    Args:
+        row: as `join_labels` takes it.
+        frames: node rows by label.
+        kinds: node kinds by label.
+    """
     join = parse_join(row)
+    by_alias = labels_by_alias(row, join)
+
+    def folded(term: Term) -> Term:
+        is_text = term.is_text or kinds[by_alias[term.alias]].schema.get(term.column) == pl.String()
+        return replace(term, functions=(*term.functions, "normalform", "lower")) if is_text else term
+
+    alternatives = tuple(tuple((folded(a), folded(b)) for a, b in equations) for equations in join.alternatives)
+    pairs = _joined(row, join, frames, kinds)
+    of_form = _joined(row, replace(join, alternatives=alternatives), frames, kinds)
+    ends = []
+    for prefix, label in (("from_", row.from_label), ("to_", row.to_label)):
+        key = ["tenant_id", *(f"{prefix}{name}" for name in kinds[label].key)]
+        ends += [frames[label].height, pairs.select(key).n_unique()]
+    by_form = of_form.join(pairs, on=pairs.columns, how="anti").height
+    return JoinCount(row.name, ends[0], ends[1], ends[2], ends[3], by_form)
+
+
+def _joined(
+    row: RelationshipRow,
+    join: Join,
+    frames: Mapping[str, pl.DataFrame],
+    kinds: Mapping[str, NodeKind],
+    only: str | None = None,
+    changed: pl.DataFrame | None = None,
+) -> pl.DataFrame:
     by_alias = labels_by_alias(row, join)
     sides = {
         alias: _side(alias, changed if alias == only and changed is not None else frames[label])
@@ -220,5 +331,4 @@ def _join_alternative(
 
 
 def _value(term: Term) -> pl.Expr:
-    column = pl.col(f"{term.alias}.{term.column}")
-    return column.cast(pl.String) if term.as_text else column
+    return term.of(pl.col(f"{term.alias}.{term.column}"))

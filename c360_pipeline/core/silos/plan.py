@@ -59,7 +59,7 @@ class Extract:
         left_out: columns that are not read, with the reason.
         label: node label, or None for a table that stays in the lake.
         lake_table: the Delta table that the rows land in.
-        rows: about how many rows the source has.
+        rows: about how many rows the source has; None where it does not tell.
         server: host and port of the source.
         is_stored: a table with rows of its own, not a view or a foreign table.
     """
@@ -72,7 +72,7 @@ class Extract:
     left_out: Mapping[str, str]
     label: str | None
     lake_table: str
-    rows: int
+    rows: int | None
     server: str
     is_stored: bool
 

@@ -29,7 +29,7 @@ from c360_pipeline.core.catalog.tables import (
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind
 from c360_pipeline.core.silos.control_rows import ControlRows
-from c360_pipeline.core.silos.joins import join_labels, relationship_kind
+from c360_pipeline.core.silos.joins import JoinCount, join_count, join_labels, relationship_kind
 from c360_pipeline.core.stitching import log as log
 from c360_pipeline.stages.projection.events import (
     EVENT_PROJECTION,
@@ -291,12 +291,22 @@ class Archive:
 
     def mapped_relationships(self, silos: SiloNodes) -> Iterator[tuple[Kind, pl.DataFrame]]:
         """Relationships as the control rows' join conditions make them; mappings of absent labels are passed over."""
-        users = self._scan(EVENTS).select("tenant_id", id="user_id").unique().collect(engine="streaming")
-        kinds = {"User": model.USER, **silos.kinds}
-        frames = {"User": users, **silos.frames}
+        with_users = self._with_users(silos)
         for row in self._control.relationships:
-            if frames.keys() >= set(row.labels):
-                yield relationship_kind(row, kinds), join_labels(row, frames, kinds)
+            if with_users.frames.keys() >= set(row.labels):
+                yield (
+                    relationship_kind(row, with_users.kinds), join_labels(row, with_users.frames, with_users.kinds)
+                )  # fmt: skip
+
+    def join_counts(self) -> list[JoinCount]:
+        """How much each mapping joins of what the archive holds; mappings of absent labels are passed over."""
+        silos = self._with_users(self.silo_nodes())
+        there = [row for row in self._control.relationships if silos.frames.keys() >= set(row.labels)]
+        return [join_count(row, silos.frames, silos.kinds) for row in there]
+
+    def _with_users(self, silos: SiloNodes) -> SiloNodes:
+        users = self._scan(EVENTS).select("tenant_id", id="user_id").unique().collect(engine="streaming")
+        return SiloNodes({"User": model.USER, **silos.kinds}, {"User": users, **silos.frames})
 
     def _scan(self, table: Table, projection: str = EVENT_PROJECTION) -> pl.LazyFrame:
         version = self._pinned.version(projection, table)

@@ -184,12 +184,12 @@ def _found(connection: psycopg.Connection[Any], table: SourceTable) -> FoundTabl
         return FoundTable({})
     rows, is_stored, hides_rows = size
     can_count = all(column.readable for column in columns.values())
-    if rows < 0 and can_count and is_stored and not hides_rows:
-        # The table was never analysed, so it is new or small.
+    if rows <= 0 and can_count and is_stored and not hides_rows:
+        # The table was never analysed, so it is new or small; before PostgreSQL 14 that is told as 0 rows.
         query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table.schema_name, table.table_name))
         counted = connection.execute(query).fetchone()
-        rows = counted[0] if counted else 0
-    return FoundTable(columns, max(rows, 0), is_stored, hides_rows)
+        return FoundTable(columns, counted[0] if counted else None, is_stored, hides_rows)
+    return FoundTable(columns, rows if rows > 0 else None, is_stored, hides_rows)
 
 
 class SiloSnapshot:

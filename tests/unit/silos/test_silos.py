@@ -19,7 +19,7 @@ from c360_pipeline.core.silos.control_rows import (
     typed,
     unusable_keys,
 )
-from c360_pipeline.core.silos.joins import join_labels, join_problems, parse_join
+from c360_pipeline.core.silos.joins import join_count, join_labels, join_problems, parse_join
 from c360_pipeline.core.silos.plan import FROZEN, make_plan, plan_changes, plan_what_can_be
 from c360_pipeline.errors import ConfigError, ContractError
 
@@ -237,7 +237,7 @@ def test_numbers_keep_their_digits() -> None:
     "condition",
     [
         "a.id", "a.id = 1", "a.id > b.id", "a.id = b.id OR true", "id = b.id", "a.id = b.id; DROP TABLE x",
-        "a.id = lower(b.id)", "a.id = b.id AND b.id = c.id", "s.a.id = b.id", "",
+        "a.id = upper(b.id)", "a.id = b.id AND b.id = c.id", "s.a.id = b.id", "",
     ],
 )  # fmt: skip
 def test_a_condition_that_is_no_equation_of_columns_is_refused(condition: str) -> None:
@@ -260,6 +260,27 @@ def test_alternatives_and_text_comparison() -> None:
     accounts = frame(account_id=[1, 2], email=["a@x", "b@x"])
     pairs = joined("u.id = a.email OR u.id = toString(a.account_id)", users, accounts)
     assert pairs == [("t", "2", 2), ("t", "a@x", 1)]
+
+
+@pytest.mark.parametrize(
+    ("condition", "pairs"),
+    [
+        ("a.email = u.id", 1), ("lower(a.email) = lower(u.id)", 2), ("lower(trim(a.email)) = LOWER(TRIM(u.id))", 3),
+        ("normalForm(a.email) = normalForm(u.id)", 4), ("lower(toString(a.n)) = u.id", 0),
+    ],
+)  # fmt: skip
+def test_what_is_compared_can_be_a_function_of_a_column(condition: str, pairs: int) -> None:
+    accounts = frame(n=[1, 2, 3, 4], email=["a@x.y", "B@x.y", " c@x.y", "d\u200b@x.y"])
+    users = frame(id=["a@x.y", "b@x.y", "C@x.y ", "D@x.y"])
+    assert len(joined(condition, accounts, users)) == pairs
+
+
+def test_what_a_mapping_passes_over_because_of_spelling_is_counted() -> None:
+    frames = {"A": frame(x=[1, 2, 3], email=["a@x.y", "B@x.y", None]), "B": frame(y=["a@x.y", "b@x.y", "c@x.y"])}
+    kinds = {name: node_kind(name, (f.columns[1],), f.drop("tenant_id").schema) for name, f in frames.items()}
+    counted = join_count(row("a.email = b.y"), frames, kinds)
+    assert dataclasses.astuple(counted)[1:] == (3, 1, 3, 1, 1)
+    assert join_count(row("lower(a.email) = lower(b.y)"), frames, kinds).by_form == 0
 
 
 def test_a_table_in_between_joins_two_others() -> None:
@@ -329,3 +350,5 @@ def test_a_join_needs_equal_types_or_text() -> None:
     }
     assert len(join_problems(row("a.x = b.y"), kinds)) == 1
     assert join_problems(row("toString(a.x) = b.y"), kinds) == []
+    (said,) = join_problems(row("lower(a.x) = b.y"), kinds)
+    assert "say toString(a.x) inside of it" in said
