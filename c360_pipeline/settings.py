@@ -8,10 +8,11 @@ password of an embedded server is not sent to a server that you named.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from c360_pipeline.errors import ConfigError
@@ -85,6 +86,18 @@ def project_path(name: str) -> Path:
     return next(path for path in (package / name, package.parent / name) if path.exists())
 
 
+def _address(*schemes: str) -> AfterValidator:
+    """An address with one of these schemes, as the clients of a service take it."""
+
+    def checked(value: str) -> str:
+        found = urlsplit(value)
+        if found.scheme not in schemes or not found.netloc:
+            raise ValueError(f"is no address of it: {schemes[0]}://host:port is right, with {', '.join(schemes)}")
+        return value
+
+    return AfterValidator(checked)
+
+
 class Settings(BaseSettings):
     """Addresses and credentials of the services, read once and never changed.
 
@@ -93,7 +106,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
-    neo4j_uri: str = Field(alias="NEO4J_URI")
+    neo4j_uri: Annotated[str, _address("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")] = Field(
+        alias="NEO4J_URI"
+    )
     neo4j_user: str = Field("neo4j", validation_alias=AliasChoices("NEO4J_USER", "NEO4J_USERNAME"))
     neo4j_password: SecretStr = Field(alias="NEO4J_PASSWORD")
     neo4j_database: str = Field("neo4j", alias="NEO4J_DATABASE")
@@ -103,7 +118,7 @@ class Settings(BaseSettings):
     etl_db_user: str = Field(alias="ETL_DB_USER")
     etl_db_password: SecretStr = Field(alias="ETL_DB_PASSWORD")
     dagster_db_name: str = Field("dagster", alias="C360_DAGSTER_DB")
-    aws_endpoint_url: str | None = Field(None, alias="AWS_ENDPOINT_URL")
+    aws_endpoint_url: Annotated[str, _address("http", "https")] | None = Field(None, alias="AWS_ENDPOINT_URL")
     aws_access_key_id: str = Field(alias="AWS_ACCESS_KEY_ID")
     aws_secret_access_key: SecretStr = Field(alias="AWS_SECRET_ACCESS_KEY")
     aws_region: str = Field("us-east-1", alias="AWS_REGION")
@@ -117,13 +132,13 @@ class Settings(BaseSettings):
     cassandra_user: str | None = Field(None, alias="CASSANDRA_USER")
     cassandra_password: SecretStr | None = Field(None, alias="CASSANDRA_PASSWORD")
     cassandra_keyspace: str = Field("c360", alias="CASSANDRA_KEYSPACE", pattern=r"^[a-z][a-z0-9_]{0,47}$")
-    flink_rest_url: str | None = Field(None, alias="FLINK_REST_URL")
+    flink_rest_url: Annotated[str, _address("http", "https")] | None = Field(None, alias="FLINK_REST_URL")
     stream_shards: int = Field(1, ge=1, le=64, alias="C360_STREAM_SHARDS")
     spark_master: str = Field("local[*]", alias="C360_SPARK_MASTER")
     spark_jars: Path | None = Field(None, alias="C360_SPARK_JARS")
     api_rate: str = Field("1000/second", alias="C360_API_RATE")
     notify_webhook: SecretStr | None = Field(None, alias="C360_NOTIFY_WEBHOOK")
-    dagster_url: str = Field("http://127.0.0.1:3000", alias="C360_DAGSTER_URL")
+    dagster_url: Annotated[str, _address("http", "https")] = Field("http://127.0.0.1:3000", alias="C360_DAGSTER_URL")
     bucket: str = Field("c360-lake", alias="C360_BUCKET", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
     @classmethod
@@ -185,9 +200,12 @@ def load_settings(home: Path | None = None, environ: Mapping[str, str] | None = 
     try:
         return Settings(**merged_environment(home, environ))  # type: ignore[arg-type]  # aliases
     except ValidationError as error:
-        problems = ", ".join(f"{e['loc'][0]} ({e['msg'].lower()})" for e in error.errors(include_input=False))
+        problems = ", ".join(
+            f"{e['loc'][0]} ({e['msg'].removeprefix('Value error, ').lower()})"
+            for e in error.errors(include_input=False)
+        )
         raise ConfigError(
-            f"Settings are incomplete: {problems}. Start the embedded services with `c360 up`, "
+            f"Settings are incomplete or wrong: {problems}. Start the embedded services with `c360 up`, "
             "or set these variables in the environment or in .env (see .env.example)."
         ) from None
 

@@ -221,6 +221,8 @@ def generate(
     request = SampleRequest(events, tenants, seed_, malformed_rate, duplicate_rate, late_rate)
     with tempfile.TemporaryDirectory() as scratch:
         is_remote = out_.startswith(("s3://", "kafka://"))
+        if not is_remote and "://" in out_:
+            raise ConfigError(f"--out {out_!r}: a folder, s3://bucket/prefix/ or kafka:// is right.")
         counts = _write_sample(source, request, Path(scratch) if is_remote else Path(out_))
         if out_.startswith("s3://"):
             _upload(sorted(Path(scratch).iterdir()), out_)

@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from c360_pipeline.cli.embedded import postgres_tools, rebuild_graph
-from c360_pipeline.cli.output import AsJson, err, out, print_json
+from c360_pipeline.cli.output import AsJson, err, local_folder, out, print_json
 from c360_pipeline.errors import ConfigError, InvariantError
 from c360_pipeline.settings import c360_home, load_settings
 
 
 def backup(
-    folder: Annotated[Path, typer.Argument(help="an empty folder, or one that is not there")],
+    folder: Annotated[Path, typer.Argument(help="an empty folder, or one that is not there", callback=local_folder)],
     verify: Annotated[bool, typer.Option("--verify", help="only read the backup that is there, end to end")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,11 +43,11 @@ def backup(
         print_json({**asdict(manifest), "digest": manifest.digest})
         return
     said = f"{manifest.objects:,} objects, {manifest.bytes:,} bytes, {len(manifest.versions)} tables"
-    out.print(f"{folder}: {said}, verified. Digest {manifest.digest}.", highlight=False, soft_wrap=True)
+    out.print(f"{folder}: {said}, verified. Digest of the backup {manifest.digest}.", highlight=False, soft_wrap=True)
 
 
 def restore(
-    folder: Annotated[Path, typer.Argument(help="of a backup")],
+    folder: Annotated[Path, typer.Argument(help="of a backup", callback=local_folder)],
     as_json: AsJson = False,
 ) -> None:
     """Restore a backup into empty services, and prove lake and graph to be what they were."""
@@ -84,6 +84,6 @@ def restore(
         print_json({"digest": manifest.digest, "graph_digest": after, "objects": manifest.objects})
     else:
         out.print(
-            f"{manifest.objects:,} objects restored, the graph rebuilt. Digest {manifest.digest}, as in the backup.",
+            f"{manifest.objects:,} objects restored, the graph rebuilt; the backup's digest {manifest.digest} holds.",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

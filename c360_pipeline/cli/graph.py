@@ -7,7 +7,7 @@ from uuid import uuid4
 import typer
 
 from c360_pipeline.cli.embedded import rebuild_graph
-from c360_pipeline.cli.output import AsJson, as_instant, err, out, print_json
+from c360_pipeline.cli.output import AsJson, as_instant, err, local_folder, out, print_json
 from c360_pipeline.settings import c360_home, load_settings
 
 INSTANT = "an instant such as 2025-11-03T12:00Z, or a version of the archive's events"
@@ -90,7 +90,7 @@ def rebuild(
         print_json({"digest_before": before, "digest": after, "found": found})
     else:
         verdict = "the same as before" if before == after else f"other than before ({before}): the graph had drifted"
-        out.print(f"The graph is rebuilt. Digest {after}, {verdict}.", highlight=False, soft_wrap=True)
+        out.print(f"The graph is rebuilt. Digest of the graph {after}, {verdict}.", highlight=False, soft_wrap=True)
         print_reconciliation(found, found, repair=False)
     if found["findings"]:
         raise typer.Exit(1)
@@ -120,7 +120,10 @@ def rebuild_as_of(text: str, *, as_json: bool) -> None:
     if as_json:
         print_json({"as_of": instant, "uri": started.uri, "home": started.home, "digest": digest_then, "found": found})
     else:
-        out.print(f"The graph as of {instant.isoformat()} is at {started.uri}, digest {digest_then}.", soft_wrap=True)
+        out.print(
+            f"The graph as of {instant.isoformat()} is at {started.uri}, digest of the graph {digest_then}.",
+            soft_wrap=True,
+        )
         out.print(f'Ask it:  eval "$(C360_HOME={started.home} c360 env)"', highlight=False, soft_wrap=True)
         out.print("`c360 down` stops and removes it.", highlight=False)
     if found["findings"]:
@@ -179,7 +182,7 @@ def digest(
 
 
 def dump(
-    folder: Annotated[Path, typer.Argument(help="where the dump file goes")],
+    folder: Annotated[Path, typer.Argument(help="where the dump file goes", callback=local_folder)],
 ) -> None:
     """Write the embedded Neo4j's database into a dump file; the server stops meanwhile."""
     from c360_pipeline.connections import open_control
@@ -191,7 +194,7 @@ def dump(
 
 
 def load(
-    folder: Annotated[Path, typer.Argument(help="where the dump file is")],
+    folder: Annotated[Path, typer.Argument(help="where the dump file is", callback=local_folder)],
 ) -> None:
     """Replace the embedded Neo4j's database by a dump; the next run brings it up to the archive."""
     from c360_pipeline.connections import open_control

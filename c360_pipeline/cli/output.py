@@ -1,11 +1,13 @@
 """What all commands share: consoles, JSON, progress, dates, the lock."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -128,3 +130,14 @@ def as_instant(text: str, lake: Any) -> datetime:
     except ValueError:
         raise ConfigError(f"{text!r}: an instant such as 2025-11-03T12:00Z, or the number of a version.") from None
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def local_folder(path: Path) -> Path:
+    """A folder of this machine, as an argument names it.
+
+    Raises:
+        ConfigError: it is an address: it would become a folder called `s3:`.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise ConfigError(f"{path}: a folder of this machine is right; copy it to or from an object store yourself.")
+    return path

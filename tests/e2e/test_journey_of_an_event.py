@@ -56,7 +56,7 @@ def test_one_event_becomes_a_recommendation(graph: Graph, tmp_path: Path) -> Non
     assert [(e["event_id"], e["user_id"]) for e in journey] == [("a1", "anon-7"), ("a2", "ann")]
     assert all("cookie" in e["key_types"] for e in journey)
     reason = recommended(graph, "ann")["bulb"]
-    assert reason == "1 customer who bought *Reading lamp* also bought this"
+    assert reason == "1 customer who bought “Reading lamp” also bought this"
     assert json.loads(c360("reconcile", "--json"))["found"]["findings"] == []
 
     # Why, and what if not.

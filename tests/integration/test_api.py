@@ -123,7 +123,7 @@ def by_hand(lake: Lake, user: str, top_k: int) -> list[dict[str, Any]]:
             "product_id": product, "product_name": names.get(product, (None, None))[0],
             "category": names.get(product, (None, None))[1], "score": float(10 * len(people) + strength[product]),
             "reason": f"{len(people)} customer{'s' if len(people) > 1 else ''} who bought "
-                      f"*{names.get(first, (first, None))[0]}*{others} also bought this"
+                      f"“{names.get(first, (first, None))[0]}”{others} also bought this"
                       f"{'; in your community' if same else ''}",
             "similar_users": people[:5],
         })  # fmt: skip

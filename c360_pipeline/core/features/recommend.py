@@ -81,12 +81,12 @@ class Candidate:
         match self.source:
             case Source.SIMILAR_USERS:
                 others = _counted(self.other_products, "other product of yours", "other products of yours")
-                bought = f"*{self.because_of}*" + (f" or {others}" if self.other_products else "")
+                bought = f"“{self.because_of}”" + (f" or {others}" if self.other_products else "")
                 community = "; in your community" if self.in_community else ""
                 who = _counted(self.evidence, "customer", "customers")
                 return f"{who} who bought {bought} also bought this{community}"
             case Source.VIEWED_TOGETHER:
-                return f"viewed together with *{self.because_of}* in {_counted(self.evidence, 'session', 'sessions')}"
+                return f"viewed together with “{self.because_of}” in {_counted(self.evidence, 'session', 'sessions')}"
             case Source.COMMUNITY:
                 return f"{_counted(self.evidence, 'customer', 'customers')} of your community bought this"
             case Source.TRENDING:

@@ -55,9 +55,9 @@ def test_other_sources_come_after_similar_users_and_a_product_comes_once() -> No
 def test_reasons_name_the_path() -> None:
     one = similar("a", 1, 1, because_of="Lamp")
     many = similar("b", 1_200, 1, because_of="Lamp", other_products=2, in_community=True)
-    assert one.reason == "1 customer who bought *Lamp* also bought this"
+    assert one.reason == "1 customer who bought “Lamp” also bought this"
     assert many.reason == (
-        "1,200 customers who bought *Lamp* or 2 other products of yours also bought this; in your community"
+        "1,200 customers who bought “Lamp” or 2 other products of yours also bought this; in your community"
     )
     viewed = Candidate("c", None, None, Source.VIEWED_TOGETHER, 2, because_of="Lamp")
-    assert viewed.reason == "viewed together with *Lamp* in 2 sessions"
+    assert viewed.reason == "viewed together with “Lamp” in 2 sessions"
