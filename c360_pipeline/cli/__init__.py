@@ -17,6 +17,7 @@ from rich.table import Table
 
 from c360_pipeline.cli.api import api, keys_app
 from c360_pipeline.cli.backup import backup, restore
+from c360_pipeline.cli.cypher_script import cypher_script_app
 from c360_pipeline.cli.dead_letters import letters_app
 from c360_pipeline.cli.doctor import doctor
 from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
@@ -40,6 +41,7 @@ app.add_typer(letters_app, name="dead-letters")
 app.add_typer(suppress_app, name="suppress")
 app.add_typer(keys_app, name="api-keys")
 app.add_typer(stream_app, name="stream")
+app.add_typer(cypher_script_app, name="cypher-script")
 app.command()(api)
 app.command()(doctor)
 app.command()(plan)

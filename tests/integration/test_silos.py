@@ -20,7 +20,9 @@ from silo_world import (
     READ_RUN_LOGS,
     World,
 )
+from typer.testing import CliRunner
 
+from c360_pipeline.cli import app
 from c360_pipeline.connections import open_silo
 from c360_pipeline.core.silos.plan import make_plan
 from c360_pipeline.errors import ConfigError, ContractError
@@ -35,6 +37,7 @@ from c360_pipeline.stages.silos.run import SiloRun, found_tables, readable_exclu
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.landing import Landing
 
 
 @pytest.fixture
@@ -420,7 +423,7 @@ def test_hostile_names_and_values_change_nothing_but_their_row(people: World, gr
 
 
 def test_the_script_rebuilds_the_graph_in_an_empty_database(
-    people: World, graph: Graph, empty_graph: Callable[[], None], tmp_path: Path
+    people: World, graph: Graph, empty_graph: Callable[[], None], landing: Landing, settings: Settings, tmp_path: Path
 ) -> None:
     people.source.execute(
         "CREATE TABLE odd (id int PRIMARY KEY, t text, f float8, at timestamptz, l timestamp, d date, b bool)"
@@ -439,12 +442,18 @@ def test_the_script_rebuilds_the_graph_in_an_empty_database(
     assert write_script(archive, tmp_path / "b.cypher") == script
     assert (tmp_path / "a.cypher").read_bytes() == (tmp_path / "b.cypher").read_bytes()
     counts = graph.counts.all()
+    people.control.runs.add_script(
+        landing.put_file(tmp_path / "a.cypher", "cypher/"), script.sha256, "", script.statements
+    )
+    command = ["cypher-script", "run", "--uri", settings.neo4j_uri, "--password-ref", "env:NEO4J_PASSWORD"]
+    refused = CliRunner().invoke(app, command)
+    assert "is not empty" in str(refused.exception)
     empty_graph()
-    lines = (tmp_path / "a.cypher").read_text(encoding="utf-8").split("\n")
-    assert len(lines) == script.statements + 1
-    for line in filter(None, lines):
-        graph.run(line.removesuffix(";"))
+    assert CliRunner().invoke(app, command).exit_code == 0
     assert graph.counts.all() == counts
+    printed = CliRunner().invoke(app, ["cypher-script", "get"])
+    assert printed.stdout_bytes == (tmp_path / "a.cypher").read_bytes()
+    assert script.sha256 in CliRunner().invoke(app, ["cypher-script", "list", "--json"]).stdout
     differing = [r for r in reconcile(archive, graph) if not r.comparison.is_equal]
     assert [(r.kind.name, r.comparison.findings.rows()) for r in differing] == []
 

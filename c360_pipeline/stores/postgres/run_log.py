@@ -57,6 +57,10 @@ ADD_SCRIPT = """
     INSERT INTO cypher_scripts (file_name, sha256, made_from, statements, last_run_time)
     VALUES (%(file_name)s, %(sha256)s, %(made_from)s, %(statements)s, now())
 """
+READ_SCRIPTS = """
+    SELECT script_id, file_name, sha256, statements, created_at, last_run_time
+    FROM cypher_scripts ORDER BY script_id DESC
+"""
 NOTE_SCRIPT = """
     UPDATE cypher_scripts SET made_from = %(made_from)s, last_run_time = now() WHERE script_id = %(script_id)s
 """
@@ -113,6 +117,11 @@ class RunHistory:
     def last_script(self) -> dict[str, Any]:
         """script_id, file_name, sha256 and made_from of the newest script; empty when there is none."""
         return self._sessions.execute(READ_LAST_SCRIPT)
+
+    def scripts(self) -> list[dict[str, Any]]:
+        """script_id, file_name, sha256, statements, created_at and last_run_time of every script, the newest first."""
+        with self._sessions.session() as connection:
+            return connection.execute(READ_SCRIPTS).fetchall()
 
     def add_script(self, file_name: str, sha256: str, made_from: str, statements: int) -> None:
         """Register a script whose content was just brought into the graph."""
