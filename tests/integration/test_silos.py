@@ -513,6 +513,39 @@ def test_a_key_may_get_another_type(world: World, graph: Graph, before: str, aft
     assert graph.counts.label_count("Thing") == 50
 
 
+def test_a_column_with_a_name_of_ours_gets_another_in_lake_and_graph(world: World, graph: Graph) -> None:
+    world.source.execute("""
+        CREATE TABLE t (
+            tenant_id int PRIMARY KEY, run_id text, "Name" text, name text, extracted_at timestamptz NOT NULL
+        );
+        INSERT INTO t VALUES (1, 'r', 'A', 'a', now() - interval '1 day'), (2, 's', 'B', 'b', now())
+    """)
+    table = world.add("t", "tenant_id", label="Thing", mode="incremental", cursor="extracted_at")
+    with pytest.raises(ConfigError, match="lake_name in column_names"):
+        make_plan(world.control.read(), found_tables(world.control.read(), open_silo))
+    for column in ("tenant_id", "run_id", "extracted_at", "Name"):
+        world.configure("INSERT INTO column_names VALUES (%s, %s, %s)", table, column, f"their_{column.lower()}")
+    world.configure(EXCLUDE, table, "run_id")
+    assert world.load().failures == {}
+    world.source.execute("INSERT INTO t VALUES (3, 't', 'C', 'c', now())")
+    assert world.load().failures == {}
+    assert world.logged()[-1][:6] == ("t", "done", "incremental", 2, 1, 0)
+    held = world.lake.read(world.table("t", "their_tenant_id")).sort("their_tenant_id")
+    assert held.select("tenant_id", "their_tenant_id", "their_name", "name").rows() == [
+        ("acme", 1, "A", "a"), ("acme", 2, "B", "b"), ("acme", 3, "C", "c"),
+    ]  # fmt: skip
+    assert "their_run_id" not in held.columns
+    project(world, graph)
+    assert graph.counts.label_count("Thing") == 3
+    grants = "; ".join(s.as_string(None) for s in grant_statements(
+        world.name, "reader", make_plan(world.control.read(), found_tables(world.control.read(), open_silo)).extracts
+    ))  # fmt: skip
+    assert '"tenant_id", "Name", "name", "extracted_at", "xmin"' in grants
+    world.configure("INSERT INTO column_names VALUES (%s, 'none', 'name')", table)
+    with pytest.raises(ConfigError, match=r"there is no column 'none'.*\n?.*as another column is"):
+        make_plan(world.control.read(), found_tables(world.control.read(), open_silo))
+
+
 def test_a_paused_table_is_frozen_when_it_comes_back(world: World) -> None:
     world.source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     world.add("t")

@@ -5,7 +5,7 @@ Source: "Customer 360 Graph Pipeline". What is wrong with control rows, and what
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import cached_property
 
@@ -63,7 +63,15 @@ class SourceTable:
 class ControlRows:
     """The control database as one value: active databases, their tables, exclusions, labels, relationships.
 
-    `excluded` has the reason of each excluded column, by table_id and name.
+    Columns are called as in the lake, here and in what sources are found to have.
+
+    Attributes:
+        databases: active ones.
+        tables: active ones.
+        excluded: the reason of each excluded column, by table_id and name.
+        labels: by table_id.
+        relationships: active ones.
+        renamed: by table_id and the source's name, the lake's name of columns that are called otherwise there.
     """
 
     databases: tuple[SourceDatabase, ...]
@@ -71,6 +79,7 @@ class ControlRows:
     excluded: Mapping[tuple[int, str], str]
     labels: Mapping[int, str]
     relationships: tuple["RelationshipRow", ...]
+    renamed: Mapping[tuple[int, str], str] = field(default_factory=dict)
 
     def database_of(self, table: SourceTable) -> SourceDatabase:
         """The database that a table is in."""
@@ -156,11 +165,12 @@ class Column:
     """A column of a source table.
 
     Attributes:
-        name: as the source has it.
+        name: in the lake.
         pg_type: name of its type, of a domain's base type.
         precision: digits of a numeric, if declared.
         scale: digits of a numeric behind the point, if declared.
         readable: whether the login may select it.
+        source_name: as the source has it, where that is another one.
     """
 
     name: str
@@ -168,6 +178,12 @@ class Column:
     precision: int | None = None
     scale: int | None = None
     readable: bool = True
+    source_name: str = ""
+
+    @property
+    def at_source(self) -> str:
+        """Its name in statements for the source."""
+        return self.source_name or self.name
 
     @property
     def declared(self) -> str:
@@ -184,12 +200,30 @@ class FoundTable:
         rows: about how many rows it has, by the database's own statistics; None where it does not tell.
         is_stored: a table with rows of its own, not a view or a foreign table.
         hides_rows: row level security shows its login a part of the rows.
+        misnamed: what is wrong with rows of column_names.
     """
 
     columns: Mapping[str, Column]
     rows: int | None = 0
     is_stored: bool = True
     hides_rows: bool = False
+    misnamed: tuple[str, ...] = ()
+
+    def renamed(self, names: Mapping[str, str]) -> "FoundTable":
+        """The same with the lake's names of its columns.
+
+        Args:
+            names: by the source's names, those of columns that are called otherwise.
+        """
+        unknown = [f"column_names: there is no column {name!r}" for name in names if name not in self.columns]
+        kept = set(self.columns) - set(names)
+        taken = [f"column_names: {name!r} is to be called {new!r}, as another column is" for name, new in names.items()
+                 if new in kept]  # fmt: skip
+        columns = {
+            names.get(name, name): replace(column, name=names.get(name, name), source_name=name)
+            for name, column in self.columns.items()
+        }
+        return replace(self, columns=columns, misnamed=(*unknown, *taken) if self.columns else ())
 
 
 LAKE_TYPES: dict[str, pl.DataType] = {

@@ -300,16 +300,20 @@ def _table_problems(control: ControlRows, extract: Extract, found: FoundTable) -
         return [f"{row}: there is no such table, or its login may not see it"]
     excluded = sorted(name for table_id, name in control.excluded if table_id == table.table_id)
     problems = [ROW_SECURITY.format(row)] if found.hides_rows else []
+    problems += [f"{row}: {said}" for said in found.misnamed]
     problems += [f"{row}: key column {k!r} does not exist" for k in table.key_columns if k not in columns]
     problems += [f"{row}: key column {k!r} is excluded" for k in table.key_columns if k in excluded]
     problems += [f"{row}: excluded column {e!r} does not exist" for e in excluded if e not in columns]
     problems += [
-        f"{row}: column {c.name!r} clashes with a column of ours" for c in extract.columns if c.name in LINEAGE
+        f"{row}: column {c.name!r} clashes with a column of ours: exclude it, or give it a lake_name in column_names"
+        for c in extract.columns
+        if c.name in LINEAGE
     ]
     names = [c.name for c in extract.columns]
     folded = [name.casefold() for name in names]
     problems += [
-        f"{row}: columns that differ in case only can't be distinguished in the lake: {name!r}"
+        f"{row}: columns that differ in case only can't be distinguished in the lake: {name!r}; give one of them a "
+        "lake_name in column_names"
         for name in names
         if folded.count(name.casefold()) > 1
     ]
@@ -327,7 +331,7 @@ def _table_problems(control: ControlRows, extract: Extract, found: FoundTable) -
         if not FOLDER.fullmatch(n)
     ]
     problems += [
-        f"{row}: column {c.name!r} holds a backslash, a graph property can't"
+        f"{row}: column {c.name!r} holds a backslash, a graph property can't: give it a lake_name in column_names"
         for c in extract.columns
         if "\\" in c.name or HELD_SUFFIX in c.name
     ]

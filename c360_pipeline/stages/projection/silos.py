@@ -20,6 +20,7 @@ from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import NodeKind, RelationshipKind
 from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
 from c360_pipeline.core.silos.control_rows import (
+    LINEAGE,
     ControlRows,
     RelationshipRow,
     SourceTable,
@@ -70,7 +71,7 @@ def label_tables(lake: Lake, control: ControlRows) -> dict[str, LabelTables]:
         label = control.labels.get(source.table_id)
         table = stored_silo_table(lake, control, source)
         if label and table:
-            hidden = {name for table_id, name in control.excluded if table_id == source.table_id}
+            hidden = {name for table_id, name in control.excluded if table_id == source.table_id} - set(LINEAGE)
             # What was excluded since the table was read must not go on into the graph.
             table = replace(table, declared=tuple(column for column in table.declared if column.name not in hidden))
             kind = node_kind(label, source.key_columns, table.empty().schema)

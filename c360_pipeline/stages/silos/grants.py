@@ -33,7 +33,7 @@ def grant_statements(db_name: str, role: str, extracts: Iterable[Extract]) -> li
             sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA {} FROM {}").format(where, name),
         ]
     for extract in extracts:
-        columns = [column.name for column in extract.columns]
+        columns = [column.at_source for column in extract.columns]
         if extract.table.snapshot_mode == INCREMENTAL and extract.is_stored:
             columns.append("xmin")  # which transaction wrote a row
         statements.append(

@@ -40,7 +40,9 @@ def look_at_sources(control: ControlRows, open_silo: OpenSilo) -> tuple[dict[int
         wanted = [table for table in control.tables if table.database_id == database.database_id]
         if wanted:
             try:
-                found |= open_silo(database).found(wanted)
+                for table_id, table in open_silo(database).found(wanted).items():
+                    names = {name: new for (of, name), new in control.renamed.items() if of == table_id}
+                    found[table_id] = table.renamed(names) if names else table
             except C360Error as error:
                 unreachable[database.database_id] = str(error)
     return found, unreachable

@@ -31,6 +31,7 @@ READ_RELATIONSHIPS = """
     FROM relationship_mappings WHERE is_active ORDER BY mapping_id
 """
 READ_OVERWRITE_RULES = "SELECT path_pattern, on_overwrite FROM overwrite_rules"
+READ_COLUMN_NAMES = "SELECT table_id, column_name, lake_name FROM column_names"
 FIND_SCHEMA = "SELECT to_regclass('control_schema') IS NOT NULL AS is_there"
 READ_SCHEMA_VERSION = "SELECT max(version) AS version FROM control_schema"
 TAKE_SCHEMA_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 control schema'))"
@@ -93,13 +94,28 @@ class ControlDb:
         """All active control rows, as one consistent picture."""
         with self._sessions.session() as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            names = {(r["table_id"], r["column_name"]): r["lake_name"] for r in connection.execute(READ_COLUMN_NAMES)}
+
+            def in_lake(table_id: int, column: str | None) -> str | None:
+                return names.get((table_id, column or ""), column)
+
             return ControlRows(
                 databases=tuple(SourceDatabase(**row) for row in connection.execute(READ_DATABASES)),
                 tables=tuple(
-                    SourceTable(**{**row, "key_columns": tuple(row["key_columns"])})
+                    SourceTable(
+                        **{
+                            **row,
+                            "key_columns": tuple(in_lake(row["table_id"], c) for c in row["key_columns"]),
+                            "cursor_column": in_lake(row["table_id"], row["cursor_column"]),
+                        }
+                    )
                     for row in connection.execute(READ_TABLES)
                 ),
-                excluded={(r["table_id"], r["column_name"]): r["reason"] for r in connection.execute(READ_EXCLUSIONS)},
+                excluded={
+                    (r["table_id"], in_lake(r["table_id"], r["column_name"]) or ""): r["reason"]
+                    for r in connection.execute(READ_EXCLUSIONS)
+                },
+                renamed=names,
                 labels={r["table_id"]: r["node_label"] for r in connection.execute(READ_LABELS)},
                 relationships=tuple(RelationshipRow(**row) for row in connection.execute(READ_RELATIONSHIPS)),
             )

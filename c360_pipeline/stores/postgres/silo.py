@@ -249,7 +249,7 @@ class SiloSnapshot:
         if extract.table.cursor_column is None:
             return Position(None, snapshot)
         query = sql.SQL("SELECT max({})::text AS value FROM {}").format(
-            sql.Identifier(extract.table.cursor_column), _table(extract)
+            sql.Identifier(_cursor(extract).at_source), _table(extract)
         )
         return Position(self._value(query, extract), snapshot)
 
@@ -281,10 +281,13 @@ def _table(extract: Extract) -> sql.Composable:
     return sql.Identifier(extract.table.schema_name, extract.table.table_name)
 
 
+def _cursor(extract: Extract) -> Column:
+    return next(column for column in extract.columns if column.name == extract.table.cursor_column)
+
+
 def _changed_since(extract: Extract, since: Position) -> sql.Composable:
-    name = extract.table.cursor_column or ""
-    column = next(column for column in extract.columns if column.name == name)
-    cursor = sql.Identifier(name)
+    column = _cursor(extract)
+    cursor = sql.Identifier(column.at_source)
     conditions: list[sql.Composable] = [sql.SQL("{} IS NULL").format(cursor)]
     if since.cursor is not None:
         value = sql.SQL("{}::{}").format(sql.Literal(since.cursor), sql.Identifier(column.pg_type))
@@ -300,7 +303,7 @@ def _changed_since(extract: Extract, since: Position) -> sql.Composable:
 
 def _selected(column: Column) -> sql.Composable:
     """The column as the driver can carry it: types without a counterpart in Arrow travel as text."""
-    name = sql.Identifier(column.name)
-    if column.pg_type in LAKE_TYPES and column.pg_type != "oid":
-        return name
-    return sql.SQL("{}::text AS {}").format(name, name)
+    source, name = sql.Identifier(column.at_source), sql.Identifier(column.name)
+    if column.pg_type not in LAKE_TYPES or column.pg_type == "oid":
+        return sql.SQL("{}::text AS {}").format(source, name)
+    return source if column.at_source == column.name else sql.SQL("{} AS {}").format(source, name)
