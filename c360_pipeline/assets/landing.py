@@ -32,11 +32,12 @@ from c360_pipeline.core.landing.accounting import (
 )
 from c360_pipeline.core.landing.volumes import unusual_volumes
 from c360_pipeline.errors import ContractError
-from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
+from c360_pipeline.resources import ControlResource, LakeResource, LandingResource, MetricsResource
 from c360_pipeline.stages.landing.backfill import land
 from c360_pipeline.stages.landing.dead_letters import damaged_since, settle_accounting
 from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.metrics import Figure
 from c360_pipeline.stores.s3.landing import landing_date_of
 
 GROUP = "landing"
@@ -108,6 +109,7 @@ def landing_assets(
     landing: LandingResource,
     lake: LakeResource,
     control: ControlResource,
+    metrics: MetricsResource,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Land every file that is not in the accounting yet; the files of named dates again, under today's rules."""
     tables, area, started = lake.open(), landing.open(), datetime.now(UTC)
@@ -123,6 +125,7 @@ def landing_assets(
     settle_accounting(tables)
     dates = {date.fromisoformat(config.landing_date)} if config.landing_date else named_dates(context)
     accounts = land(ingest, found.files, dates, report)
+    metrics.open().write("landing", landing_totals(accounts))
     _note_dates(context, tables, dates or {landing_date_of(account.source_uri) for account in accounts})
     yield from _results(tables, accounts, ingest.unreadable, started)
     yield dg.AssetCheckResult(
@@ -190,6 +193,20 @@ def _results(
         passed=not dead,
         metadata={"files": dg.MetadataValue.json(dead), WHY: dg.MetadataValue.json(dict(list(dead.items())[:5]))},
     )
+
+
+def landing_totals(accounts: Sequence[FileAccount]) -> list[Figure]:
+    """What became of the lines of a run's files, and how many bytes they are, to be added to those of earlier runs."""
+    outcomes = {name: sum(getattr(account, name) for account in accounts)
+                for name in ("landed", "duplicates", "dead", "suppressed")}  # fmt: skip
+    return [
+        Figure("landing_files_read", "Files that were read.", len(accounts), is_total=True),
+        Figure("landing_bytes", "Bytes of them.", sum(account.bytes for account in accounts), is_total=True),
+        *(
+            Figure("landing_lines", "Lines, by what became of them.", count, {"outcome": name}, is_total=True)
+            for name, count in outcomes.items()
+        ),
+    ]
 
 
 def landed_summary(accounts: Sequence[FileAccount]) -> str:

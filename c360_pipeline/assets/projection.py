@@ -184,6 +184,14 @@ def journey_graph(lake: LakeResource, graph: GraphResource, metrics: MetricsReso
 def graph_figures(stage: str, written: GraphStatistics, changed: int) -> list[Figure]:
     """How a stage's last writing to the graph went."""
     of = {"stage": stage}
+    totals = {
+        "graph_written_rows": ("Rows written to the graph.", changed),
+        "graph_run_statements": ("Statements that wrote to the graph.", written.statements),
+        "graph_statement_seconds": ("Seconds that they took.", written.seconds),
+        "graph_statements_failed": ("Of these, statements that failed.", written.failed),
+        "graph_statements_retried": ("Of these, attempts after the first.", written.retries),
+        "graph_statements_slow": ("Of these, statements over one second.", sum(written.slow.values())),
+    }
     rate = changed / written.seconds if written.seconds else 0.0
     success = 1 - written.failed / written.statements if written.statements else 1.0
     return [
@@ -194,6 +202,8 @@ def graph_figures(stage: str, written: GraphStatistics, changed: int) -> list[Fi
         Figure("graph_retries", "Statements of the last run that were tried again.", written.retries, of),
         Figure("graph_failed_statements", "Statements of the last run that failed.", written.failed, of),
         Figure("graph_connections_in_use", "Connections that the last run used at once.", written.most_in_use, of),
+        Figure("graph_connections", "Connections that a run may use at once.", written.pool_size, of),
+        *(Figure(name, text, value, of, is_total=True) for name, (text, value) in totals.items()),
         *(
             Figure(
                 "graph_slow_statements", "Statements over one second in the last run.", count, {"statement": name, **of}

@@ -182,6 +182,11 @@ CREATE TABLE IF NOT EXISTS etl_run_logs (
     error       text
 );
 ALTER TABLE etl_run_logs ADD COLUMN IF NOT EXISTS plan_hash text;
+ALTER TABLE etl_run_logs DROP CONSTRAINT IF EXISTS etl_run_logs_status_check;
+ALTER TABLE etl_run_logs ADD CONSTRAINT etl_run_logs_status_check
+    CHECK (status IN ('running', 'done', 'partial', 'failed'));
+COMMENT ON COLUMN etl_run_logs.status IS
+    'running; done; partial: some tables or mappings were set aside, error names them; failed: nothing was loaded.';
 COMMENT ON TABLE etl_run_logs IS 'One row per run over the silos; a run that was killed stays running until the next one marks it failed.';
 
 CREATE TABLE IF NOT EXISTS etl_table_logs (

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,30 @@ def test_a_statement_that_fails_counts_and_its_name_holds_no_values() -> None:
     assert (statistics.statements, statistics.failed, statistics.retries, statistics.most_in_use) == (2, 1, 2, 1)
     assert named("MATCH (n)\n   RETURN n") == "MATCH (n) RETURN n"
     assert len(named("x" * 100)) == 60
+
+
+def test_totals_grow_from_run_to_run_and_an_idle_run_leaves_them(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+
+    def run(landed: int, dead: int | None = None) -> None:
+        lines = {"landed": landed, **({"dead": dead} if dead is not None else {})}
+        totals = [Figure("lines", "Lines.", n, {"outcome": name}, is_total=True) for name, n in lines.items()]
+        metrics.write("landing", [*totals, Figure("files", "Files of the last run.", landed)])
+
+    for landed, dead in ((5, 1), (7, None), (0, 0)):
+        run(landed, dead)
+    samples = {
+        (s.name, s.labels.get("outcome")): s.value for f in metrics.read() for s in f.samples if s.name != "c360_x"
+    }
+    assert (samples["c360_lines_total", "landed"], samples["c360_lines_total", "dead"]) == (12, 1)
+    assert samples["c360_files", None] == 0
+
+
+def test_runs_that_end_at_once_lose_nothing_of_a_total(tmp_path: Path) -> None:
+    def run(_: int) -> None:
+        Metrics(tmp_path).write("landing", [Figure("lines", "Lines.", 1, is_total=True)])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, range(40)))
+    (total,) = (s.value for f in Metrics(tmp_path).read() for s in f.samples if s.name == "c360_lines_total")
+    assert total == 40

@@ -142,6 +142,7 @@ class SiloRun:
         if self.failures and set(self.failures) >= {extract.name for extract in read}:
             self._raise()
         failures = {name: str(error) for name, error in self.failures.items()}
+        self.log.set_aside |= failures
         return Loaded(plan, tuple(read), pl.DataFrame(summary, schema=SUMMARY), failures)
 
     def _load_all(

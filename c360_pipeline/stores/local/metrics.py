@@ -3,13 +3,14 @@
 Runs end, so that there is nothing to scrape; each stage replaces its file whole.
 """
 
+import fcntl
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Metric, write_to_textfile
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -26,12 +27,14 @@ class Figure:
         help: one sentence.
         value: now.
         labels: by name.
+        is_total: it is counted up from run to run, so that `rate()` tells how much came; an idle run adds nothing.
     """
 
     name: str
     help: str
     value: float
     labels: Mapping[str, str] = field(default_factory=dict)
+    is_total: bool = False
 
 
 class Metrics:
@@ -45,12 +48,15 @@ class Metrics:
         self._folder = folder
 
     def write(self, stage: str, figures: Iterable[Figure]) -> Path:
-        """Write the figures of a stage to `<stage>.prom`; returns the file."""
-        registry = CollectorRegistry()
-        registry.register(Collected(list(figures)))
+        """Write the figures of a stage to `<stage>.prom`, totals added to what is there; returns the file."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{stage}.prom"
-        write_to_textfile(str(path), registry)
+        with (self._folder / f"{stage}.lock").open("w") as lock:
+            # Runs of one stage may end at once, and each adds what it did.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            registry = CollectorRegistry()
+            registry.register(Collected(_summed(figures, path)))
+            write_to_textfile(str(path), registry)
         return path
 
     def read(self) -> Iterator[Metric]:
@@ -81,14 +87,34 @@ class Collected(Collector):
 
 def families(figures: Iterable[Figure]) -> Iterator[Metric]:
     """The figures, those of one name together."""
-    found: dict[str, GaugeMetricFamily] = {}
+    found: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
     for figure in figures:
         names = sorted(figure.labels)
         family = found.get(figure.name)
         if family is None:
-            family = found[figure.name] = GaugeMetricFamily(f"c360_{figure.name}", figure.help, labels=names)
+            kind = CounterMetricFamily if figure.is_total else GaugeMetricFamily
+            family = found[figure.name] = kind(f"c360_{figure.name}", figure.help, labels=names)
         family.add_metric([figure.labels[name] for name in names], figure.value)
     yield from found.values()
+
+
+def _summed(figures: Iterable[Figure], path: Path) -> list[Figure]:
+    """Figures with totals added to those of a file, and the totals that are only there."""
+    kept: dict[tuple[str, frozenset[tuple[str, str]]], Figure] = {}
+    for family in text_string_to_metric_families(path.read_text(encoding="utf-8")) if path.exists() else ():
+        if family.type == "counter":
+            for sample in family.samples:
+                name = family.name.removeprefix("c360_")
+                figure = Figure(name, family.documentation, sample.value, dict(sample.labels), is_total=True)
+                kept[name, frozenset(figure.labels.items())] = figure
+    gauges = []
+    for figure in figures:
+        key = (figure.name, frozenset(figure.labels.items()))
+        if figure.is_total:
+            kept[key] = replace(figure, value=figure.value + (kept[key].value if key in kept else 0.0))
+        else:
+            gauges.append(figure)
+    return [*gauges, *kept.values()]
 
 
 def by_tenant(name: str, text: str, values: Mapping[str, float]) -> list[Figure]:

@@ -22,7 +22,7 @@ class GraphStatistics:
     """
 
     def __init__(self, pool_size: int) -> None:
-        self._pool_size = pool_size
+        self.pool_size = pool_size
         self._lock = threading.Lock()
         self._in_use = 0
         self.statements = 0
@@ -66,7 +66,7 @@ class GraphStatistics:
             "statement_seconds": round(self.seconds, 3),
             "slowest_statement_seconds": round(self.slowest, 3),
             "slow_statements": dict(self.slow),
-            "connections_in_use": f"{self.most_in_use} of {self._pool_size}",
+            "connections_in_use": f"{self.most_in_use} of {self.pool_size}",
         }
 
 

@@ -78,7 +78,7 @@ class RunHistory:
 
     @contextmanager
     def logged_run(self, run_id: str) -> Iterator["RunLog"]:
-        """A row of `etl_run_logs` that says running, then done or failed.
+        """A row of `etl_run_logs` that says running, then done, partial or failed.
 
         One at a time: others wait. Rows that still say running belong to a run that was killed; they are closed first.
         """
@@ -94,7 +94,9 @@ class RunHistory:
                     FINISH_RUN, log_id=log.log_id, status="failed", error=f"{type(error).__name__}: {error}"
                 )
                 raise
-            self._sessions.execute(FINISH_RUN, log_id=log.log_id, status="done", error=None)
+            status = "partial" if log.set_aside else "done"
+            said = "; ".join(f"{name}: {why}" for name, why in log.set_aside.items()) or None
+            self._sessions.execute(FINISH_RUN, log_id=log.log_id, status=status, error=said)
 
     def applied_plan(self) -> dict[str, Any] | None:
         """The document of the last plan that a run has carried out."""
@@ -176,11 +178,15 @@ class RunLog:
     Args:
         sessions: of the control database.
         log_id: of its row in `etl_run_logs`.
+
+    Attributes:
+        set_aside: by the name of a table or mapping that was wanted and not carried out, why.
     """
 
     def __init__(self, sessions: Sessions, log_id: int) -> None:
         self._sessions = sessions
         self.log_id = log_id
+        self.set_aside: dict[str, str] = {}
 
     def note_plan(self, plan_hash: str) -> None:
         """Say which plan the run carries out."""
