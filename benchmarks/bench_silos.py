@@ -32,7 +32,7 @@ ROW_BY_ROW = 2_000
 CONTROL_ROWS = """
     WITH db AS (
         INSERT INTO source_databases (tenant_id, db_name, host, port, db_user, password_ref)
-        VALUES ('bench', %(db)s, %(host)s, %(port)s, %(user)s, 'env:ETL_DB_PASSWORD') RETURNING database_id
+        VALUES ('bench', %(db)s, %(host)s, %(port)s, %(user)s, 'env:C360_SOURCE_BENCH') RETURNING database_id
     ), accounts AS (
         INSERT INTO source_tables (database_id, table_name, key_columns, cursor_column, snapshot_mode)
         SELECT database_id, 'accounts', '{account_id}', 'changed_at', 'incremental' FROM db RETURNING table_id
@@ -93,6 +93,8 @@ class World:
         self.settings = load_settings()
         self.control, self.lake = open_control(self.settings), open_lake(self.settings)
         self.login = {**postgres_login(self.settings, f"bench_silo_{name}")}
+        os.environ["C360_SOURCE_BENCH"] = str(self.login["password"])
+        os.environ["C360_SOURCE_BENCH_HOST"] = f"{self.login['host']}:{self.login['port']}"
         control_login = postgres_login(self.settings, self.settings.etl_db_name)
         with psycopg.connect(**{**self.login, "dbname": "postgres"}, autocommit=True) as server:
             server.execute(f'CREATE DATABASE "{self.login["dbname"]}"'.encode())

@@ -3,11 +3,12 @@
 Without Dagster, so that a command which needs a store only does not wait for the import of everything.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from c360_pipeline.core.silos.control_rows import SourceDatabase
-from c360_pipeline.settings import Settings, c360_home, postgres_login, resolve_secret
+from c360_pipeline.settings import Settings, c360_home, postgres_login, source_secret, strictest_sslmode
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
@@ -76,7 +77,8 @@ def open_silo(database: SourceDatabase) -> "Silo":
     # Flink's environment has no client of silos.
     from c360_pipeline.stores.postgres.silo import Silo
 
-    return Silo(database, resolve_secret(database.password_ref))
+    secret = source_secret(database.password_ref, database.host, database.port)
+    return Silo(replace(database, sslmode=strictest_sslmode(database.sslmode)), secret)
 
 
 def open_graph(settings: Settings) -> Graph:

@@ -2,11 +2,14 @@
 
 Three sources, the first that knows a group of settings wins it whole: environment variables, the `.env` file
 of the working folder, and what `c360 up` wrote for the embedded services. Groups are never mixed, so the
-password of an embedded server is not sent to a server that you named.
+password of an embedded server is not sent to a server that you named. Secrets of the sample silos come last.
 """
 
 import os
+import re
+import secrets
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -31,6 +34,10 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "Cassandra": ("CASSANDRA_HOSTS", "CASSANDRA_PORT", "CASSANDRA_USER", "CASSANDRA_PASSWORD"),
 }
 """Variables that together say which server and which login: always taken from one source."""
+SOURCE_VARIABLE = re.compile(r"C360_SOURCE_[A-Z0-9_]+")
+BOUND_TO = "_HOST"
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+"""Of libpq, the laxest first."""
 
 
 def c360_home() -> Path:
@@ -73,6 +80,11 @@ def lake_address() -> str:
 def serving_address() -> str:
     """Where the pages for people are, `C360_API_URL`."""
     return merged_environment(c360_home()).get("C360_API_URL", "http://127.0.0.1:8000").rstrip("/")
+
+
+def sources_file(home: Path) -> Path:
+    """Secrets of sources that this installation made itself, such as the samples; readable by the owner only."""
+    return home / "sources.env"
 
 
 def connection_file(home: Path) -> Path:
@@ -177,6 +189,7 @@ def merged_environment(home: Path, environ: Mapping[str, str] | None = None) -> 
             os.environ if environ is None else environ,
             dotenv_values(Path.cwd() / ".env"),
             dotenv_values(connection_file(home)),
+            dotenv_values(sources_file(home)),
         )
     ]
     merged: dict[str, str] = {}
@@ -210,24 +223,97 @@ def load_settings(home: Path | None = None, environ: Mapping[str, str] | None = 
         ) from None
 
 
-def resolve_secret(reference: str, home: Path | None = None) -> SecretStr:
-    """The secret that a control row points at.
+def source_secret(reference: str, host: str, port: int, home: Path | None = None) -> SecretStr:
+    """The secret that a control row points at, if its operator meant it for the row's server.
+
+    Who may write a control row must not get other secrets of this machine by naming them, nor send one to a server of
+    theirs. So only variables called `C360_SOURCE_…` and files below `C360_SECRETS_DIR` can be named, and each has a
+    companion that says which servers it is for: the variable `…_HOST`, the file `….host`, with `host` or `host:port`,
+    several with commas between them; `*` stands for any characters.
 
     Args:
         reference: `env:NAME` for an environment variable, `file:/path` for a file's first line.
-        home: state folder whose embedded services' variables count too.
+        host: of the server that it would be sent to.
+        port: of that server.
+        home: state folder whose variables count too.
+
+    Raises:
+        ConfigError: it is no such reference, nothing is there, or it is not for this server. What is there is not told.
+    """
+    environment = merged_environment(home or c360_home())
+    kind, _, name = reference.partition(":")
+    where = f"Password reference {reference!r}"
+    if kind == "env" and SOURCE_VARIABLE.fullmatch(name) and not name.endswith(BOUND_TO):
+        secret, bound, companion = environment.get(name), environment.get(f"{name}{BOUND_TO}"), f"{name}{BOUND_TO}"
+    elif kind == "file" and (path := _secrets_file(name, environment)) is not None:
+        secret, bound, companion = _first_line(path), _first_line(path.with_name(f"{path.name}.host")), f"{name}.host"
+    else:
+        raise ConfigError(
+            f"{where} is not for sources: env:C360_SOURCE_NAME, or file:/path of a file in the folder that "
+            "C360_SECRETS_DIR names, is right (docs/security.md)."
+        )
+    if not secret:
+        raise ConfigError(f"{where} leads nowhere: set the variable, or write the file.")
+    if not bound:
+        raise ConfigError(f"{where} says no server that it is for: set {companion} to {host}:{port} if that is meant.")
+    allowed = [one.strip().lower() for one in bound.split(",")]
+    named = (host.lower(), f"{host.lower()}:{port}")
+    if not any(fnmatchcase(name, one) for name in named for one in allowed if one):
+        raise ConfigError(f"{where} is not for {host}:{port}: {companion} names other servers.")
+    return SecretStr(secret)
+
+
+def _secrets_file(name: str, environment: Mapping[str, str]) -> Path | None:
+    """A file that really lies in the folder of secrets, whatever links and dots its name has."""
+    folder = environment.get("C360_SECRETS_DIR")
+    if not folder or not Path(name).is_absolute():
+        return None
+    path = Path(name).resolve()
+    return path if path.is_relative_to(Path(folder).resolve()) and path.suffix != ".host" else None
+
+
+def _first_line(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    return next(iter(path.read_text(encoding="utf-8", errors="replace").splitlines()), "").strip()
+
+
+def strictest_sslmode(asked: str) -> str:
+    """How a source's connection is encrypted: as its control row asks, or `C360_SOURCE_TLS` where that is stricter.
+
+    Raises:
+        ConfigError: `C360_SOURCE_TLS` is no mode of libpq.
+    """
+    least = merged_environment(c360_home()).get("C360_SOURCE_TLS", SSL_MODES[0])
+    if least not in SSL_MODES:
+        raise ConfigError(f"C360_SOURCE_TLS {least!r}: {', '.join(SSL_MODES)} are right.")
+    return max(asked, least, key=SSL_MODES.index)
+
+
+def operator_secret(reference: str) -> SecretStr:
+    """The secret that whoever runs a command points at: `env:NAME`, or `file:/path` for a file's first line.
 
     Raises:
         ConfigError: the reference has another form, or nothing is there.
     """
     kind, _, name = reference.partition(":")
-    if kind == "env" and name:
-        if value := merged_environment(home or c360_home()).get(name):
-            return SecretStr(value)
-        raise ConfigError(f"Password reference {reference!r}: the environment variable {name} is not set.")
+    found = merged_environment(c360_home()).get(name, "") if kind == "env" else ""
     if kind == "file" and name:
-        path = Path(name)
-        if path.is_file():
-            return SecretStr(path.read_text(encoding="utf-8").splitlines()[0])
-        raise ConfigError(f"Password reference {reference!r}: there is no file {name}.")
-    raise ConfigError(f"Password reference {reference!r} is neither env:NAME nor file:/path.")
+        found = _first_line(Path(name))
+    if not found:
+        raise ConfigError(f"Password reference {reference!r} leads nowhere: env:NAME or file:/path is right.")
+    return SecretStr(found)
+
+
+def keep_source_secret(home: Path, name: str, host: str, port: int) -> SecretStr:
+    """The secret of a source that this installation made itself, made where it is missing, and bound to its server."""
+    path = sources_file(home)
+    kept = {key: value or "" for key, value in dotenv_values(path).items()}
+    kept.setdefault(name, secrets.token_hex(24))
+    kept[f"{name}{BOUND_TO}"] = f"{host}:{port}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write("".join(f"{key}={value}\n" for key, value in kept.items()))
+    scratch.rename(path)
+    return SecretStr(kept[name])

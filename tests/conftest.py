@@ -163,7 +163,11 @@ def settings(
     name = standing.name if standing.serves(request) else uuid4().hex[:12]
     monkeypatch.setenv("C360_BUCKET", f"test-{name}")
     monkeypatch.setenv("ETL_DB_NAME", f"control_{name}")
-    return load_settings(services)
+    made = load_settings(services)
+    # Silos of tests are databases of the embedded server.
+    monkeypatch.setenv("C360_SOURCE_TEST", made.etl_db_password.get_secret_value())
+    monkeypatch.setenv("C360_SOURCE_TEST_HOST", f"{made.etl_db_host}:{made.etl_db_port}")
+    return made
 
 
 @pytest.fixture

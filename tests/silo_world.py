@@ -14,7 +14,7 @@ from c360_pipeline.stores.postgres.control import ControlDb
 
 ADD_DATABASE = """
     INSERT INTO source_databases (tenant_id, db_name, host, port, db_user, password_ref)
-    VALUES ('acme', %(name)s, %(host)s, %(port)s, %(user)s, 'env:ETL_DB_PASSWORD') RETURNING database_id
+    VALUES ('acme', %(name)s, %(host)s, %(port)s, %(user)s, 'env:C360_SOURCE_TEST') RETURNING database_id
 """
 ADD_TABLE = """
     INSERT INTO source_tables (database_id, schema_name, table_name, key_columns, cursor_column, snapshot_mode)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from c360_pipeline.cli.output import AsJson, err, local_folder, out, print_json
 from c360_pipeline.errors import ConfigError, InvariantError
-from c360_pipeline.settings import Settings, load_settings, resolve_secret
+from c360_pipeline.settings import Settings, load_settings, operator_secret
 from c360_pipeline.stores.s3.bucket import file_sha256
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def run_script(
     settings = load_settings()
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Graph(uri, user, resolve_secret(password_ref).get_secret_value(), database) as graph,
+        Graph(uri, user, operator_secret(password_ref).get_secret_value(), database) as graph,
         err.status("fetching") as shown,
     ):
         path = _fetched(settings, script_id, Path(scratch))

@@ -14,12 +14,13 @@ from c360_pipeline.devstack.service import write_private
 from c360_pipeline.devstack.services import neo4j_admin, neo4j_data, use_neo4j_data, write_neo4j_conf
 from c360_pipeline.errors import C360Error, InvariantError
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.recovery.import_files import ImportWriter
+from c360_pipeline.stages.recovery.import_files import Completion, ImportWriter
 
 Observe = Callable[[str], None]
 DATABASE = "neo4j"
 OF_THE_SERVER = ("databases/system", "transactions/system", "dbms", "server_id")
 """What a store keeps when its database is another: users and passwords, and which server it is."""
+COMPLETIONS = "completions.json"
 CELL_BUFFER = "64m"
 """The longest value that an import reads."""
 
@@ -74,7 +75,6 @@ class StagedStore:
 
         Raises:
             AdminError: the import failed.
-            ConfigError: the archive holds what import files can't carry.
         """
         plan = self.plan
         if plan is not None and plan.moment == moment and plan.stage in ("imported", "swapped"):
@@ -92,6 +92,10 @@ class StagedStore:
         plan = replace(plan, stage="imported", nodes=counts[0], relationships=counts[1])
         self._save(plan)
         return plan
+
+    def completions(self, plan: Plan) -> list[Completion]:
+        """What is left to do by statements in the new store."""
+        return completions_of(self._server / plan.data)
 
     def swap_in(self, plan: Plan) -> Plan:
         """Make the server use the new store; it stops for a few seconds."""
@@ -176,7 +180,15 @@ def import_archive(archive: Archive, data: Path, work: Path, observe: Observe) -
         first = report.read_text(encoding="utf-8", errors="replace").splitlines()[0]
         raise InvariantError(f"The import left rows out, the first: {first}")
     shutil.rmtree(files_folder)
+    left = [asdict(completion) for completion in files.completions]
+    (data / COMPLETIONS).write_text(json.dumps(left), encoding="utf-8")
     return files.nodes, files.relationships
+
+
+def completions_of(data: Path) -> list[Completion]:
+    """What is left to do by statements in a store that was imported."""
+    path = data / COMPLETIONS
+    return [Completion(**one) for one in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
 
 
 def run_admin(folder: Path, *arguments: str) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from c360_pipeline.devstack import stack
-from c360_pipeline.devstack.graph_store import Observe, StagedStore, import_archive
+from c360_pipeline.devstack.graph_store import Observe, StagedStore, completions_of, import_archive
 from c360_pipeline.errors import InvariantError
 from c360_pipeline.settings import Settings, connection_file
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, reconcile
-from c360_pipeline.stages.recovery.rebuild import note_made
+from c360_pipeline.stages.recovery.rebuild import complete, note_made
 from c360_pipeline.stores.neo4j.graph import Graph
 
 INSTANTS = "as-of"
@@ -54,6 +54,7 @@ def rebuild_by_import(
         plan = staged.swap_in(plan)
         observe("constraints, indexes, checkpoints")
         with open_embedded() as graph:
+            complete(graph, staged.completions(plan))
             note_made(archive, graph)
             observe("comparing with the archive")
             results = reconcile(archive, graph, pinned=archive.pinned)
@@ -112,6 +113,7 @@ def start_instant(home: Path, archive: Archive, observe: Observe = lambda what: 
     with Graph(uri, str(connection["NEO4J_USER"]), str(connection["NEO4J_PASSWORD"]), "neo4j") as graph:
         if not made.exists():
             observe("constraints and indexes")
+            complete(graph, completions_of(folder / "neo4j" / "data"))
             note_made(archive, graph)
             made.write_text(json.dumps({"moment": archive.snapshot_id, "rows": counts}), encoding="utf-8")
         observe("comparing with the archive")

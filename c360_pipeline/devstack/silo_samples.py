@@ -16,7 +16,7 @@ from c360_pipeline.core.silos.plan import make_plan
 from c360_pipeline.devstack.movielens import Film, Viewer, read_films, read_viewers
 from c360_pipeline.devstack.people import COUNTRIES, SAMPLE_DATE, SEED, SILO_TENANT, Person, people, products
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.settings import project_path
+from c360_pipeline.settings import c360_home, keep_source_secret, project_path
 from c360_pipeline.stages.silos.grants import create_role_statement, grant_statements
 from c360_pipeline.stages.silos.run import as_if_readable, found_tables
 from c360_pipeline.stores.postgres.control import ControlDb
@@ -28,11 +28,12 @@ READ_MARK = """
     SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()
 """
 READ_FOREIGN = """
-    SELECT db_name FROM source_databases WHERE db_name <> ALL(%s) OR password_ref <> %s ORDER BY db_name
+    SELECT db_name FROM source_databases WHERE db_name <> ALL(%s) OR password_ref <> ALL(%s) ORDER BY db_name
 """
 FIND_ROWS = "SELECT to_regclass('source_databases')::text"
 MOVE_ROWS = """
-    UPDATE source_databases SET port = %s WHERE db_name = ANY(%s) AND host = %s AND password_ref = %s AND port <> %s
+    UPDATE source_databases SET port = %s
+    WHERE db_name = ANY(%s) AND host = %s AND password_ref = ANY(%s) AND port <> %s
 """
 FIND_ROLE = "SELECT 1 FROM pg_roles WHERE rolname = %s"
 MOVE_SEQUENCES = (
@@ -42,7 +43,9 @@ MOVE_SEQUENCES = (
 SAMPLE_DATABASES = ("profiles_db", "streaming_db", "support_db")
 READER = "c360_sample_reader"
 """The login that reads the samples: it may select what the control rows do not exclude, and nothing else."""
-SAMPLE_PASSWORD_REF = "env:ETL_DB_PASSWORD"  # noqa: S105 - where it is, not what it is
+SAMPLE_SECRET = "C360_SOURCE_SAMPLE_PASSWORD"  # noqa: S105 - where it is, not what it is
+SAMPLE_REFS = [f"env:{SAMPLE_SECRET}", "env:ETL_DB_PASSWORD"]
+"""Of sample rows; the second of those that an earlier release made."""
 CONTROL_TABLES = ("source_databases", "relationship_mappings")
 Rows = Iterable[Sequence[Any]]
 
@@ -112,7 +115,10 @@ def follow_server(connection: dict[str, Any]) -> int:
         if control.execute(FIND_ROWS).fetchone() == (None,):
             return 0
         port, host = connection["port"], connection["host"]
-        return control.execute(MOVE_ROWS, (port, list(SAMPLE_DATABASES), host, SAMPLE_PASSWORD_REF, port)).rowcount
+        moved = control.execute(MOVE_ROWS, (port, list(SAMPLE_DATABASES), host, SAMPLE_REFS, port)).rowcount
+    if moved:
+        keep_source_secret(c360_home(), SAMPLE_SECRET, str(host), int(port))
+    return moved
 
 
 def _claim_database(connection: dict[str, Any]) -> None:
@@ -149,7 +155,7 @@ def _fill(connection: dict[str, Any], schema: str, tables: dict[str, Rows]) -> d
 def _refuse_foreign_rows(connection: dict[str, Any]) -> None:
     """The control rows are rewritten: those of somebody's real databases must not be lost."""
     with psycopg.connect(**connection) as control:
-        foreign = [row[0] for row in control.execute(READ_FOREIGN, (list(SAMPLE_DATABASES), SAMPLE_PASSWORD_REF))]
+        foreign = [row[0] for row in control.execute(READ_FOREIGN, (list(SAMPLE_DATABASES), SAMPLE_REFS))]
     if foreign:
         raise ConfigError(
             f"The control database {connection['dbname']} reads {', '.join(foreign)}, which are no samples of ours: "
@@ -178,8 +184,9 @@ def _fill_control(connection: dict[str, Any], source: str) -> None:
 
 
 def _grant(connection: dict[str, Any], control: ControlDb) -> None:
-    """Make the login that reads the samples, with the password of the server's own login, and grant what it needs."""
+    """Make the login that reads the samples, with a password of its own, and grant what it needs."""
     owner = SecretStr(str(connection["password"]))
+    own = keep_source_secret(c360_home(), SAMPLE_SECRET, str(connection["host"]), int(connection["port"]))
 
     def as_owner(database: SourceDatabase) -> Silo:
         return Silo(replace(database, user=str(connection["user"])), owner)
@@ -188,7 +195,7 @@ def _grant(connection: dict[str, Any], control: ControlDb) -> None:
         if not server.execute(FIND_ROLE, (READER,)).fetchone():
             server.execute(create_role_statement(READER))
         server.execute(
-            sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(READER), sql.Literal(owner.get_secret_value()))
+            sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(READER), sql.Literal(own.get_secret_value()))
         )
     rows = control.read()
     extracts = make_plan(rows, as_if_readable(found_tables(rows, as_owner))).extracts

@@ -1,8 +1,8 @@
 -- What the sample's control database asks for. :tenant, :host, :port and :user are filled in by `c360 seed`.
 INSERT INTO source_databases (database_id, tenant_id, db_name, host, port, db_user, password_ref) VALUES
-    (1, :tenant, 'profiles_db',  :host, :port, :user, 'env:ETL_DB_PASSWORD'),
-    (2, :tenant, 'streaming_db', :host, :port, :user, 'env:ETL_DB_PASSWORD'),
-    (3, :tenant, 'support_db',   :host, :port, :user, 'env:ETL_DB_PASSWORD');
+    (1, :tenant, 'profiles_db',  :host, :port, :user, 'env:C360_SOURCE_SAMPLE_PASSWORD'),
+    (2, :tenant, 'streaming_db', :host, :port, :user, 'env:C360_SOURCE_SAMPLE_PASSWORD'),
+    (3, :tenant, 'support_db',   :host, :port, :user, 'env:C360_SOURCE_SAMPLE_PASSWORD');
 
 INSERT INTO source_tables (table_id, database_id, table_name, key_columns, cursor_column) VALUES
     (1, 1, 'accounts',        '{account_id}',        'created_at'),

@@ -1,7 +1,7 @@
 -- Control rows for MovieLens: two tables, one of them with a column that stays out.
 INSERT INTO source_databases (database_id, tenant_id, db_name, host, port, db_user, password_ref) VALUES
-    (1, :tenant, 'profiles_db',  :host, :port, :user, 'env:ETL_DB_PASSWORD'),
-    (2, :tenant, 'streaming_db', :host, :port, :user, 'env:ETL_DB_PASSWORD');
+    (1, :tenant, 'profiles_db',  :host, :port, :user, 'env:C360_SOURCE_SAMPLE_PASSWORD'),
+    (2, :tenant, 'streaming_db', :host, :port, :user, 'env:C360_SOURCE_SAMPLE_PASSWORD');
 INSERT INTO source_tables (table_id, database_id, table_name, key_columns) VALUES
     (1, 1, 'accounts', '{account_id}'),
     (2, 2, 'media',    '{media_id}');

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from postgres_servers import PASSWORD, VERSIONS, Server, pgbouncer, postgres, standby
+from postgres_servers import HOST, PASSWORD, VERSIONS, Server, pgbouncer, postgres, standby
 from silo_world import ADD_DATABASE, AWKWARD, World
 
 from c360_pipeline.settings import Settings, postgres_login
@@ -44,7 +44,8 @@ def silo_at(
 ) -> Iterator[World]:
     """A silo of that server, read at its port or at that of a pooler."""
     monkeypatch.setenv("C360_SOURCE_OTHER", PASSWORD)
-    statement = ADD_DATABASE.replace("env:ETL_DB_PASSWORD", "env:C360_SOURCE_OTHER")
+    monkeypatch.setenv("C360_SOURCE_OTHER_HOST", f"{HOST}:*")
+    statement = ADD_DATABASE.replace("env:C360_SOURCE_TEST", "env:C360_SOURCE_OTHER")
     login = {**server.login, "port": port or server.port}
     row = control.execute(
         statement,

@@ -27,7 +27,7 @@ EVOLVE, FREEZE, FAIL = "evolve", "freeze", "fail"
 
 @dataclass(frozen=True)
 class SourceDatabase:
-    """A row of `source_databases`; the password is a reference, never a value."""
+    """A row of `source_databases`; the password is a reference, never a value; `sslmode` is one of libpq's."""
 
     database_id: int
     tenant_id: str
@@ -36,6 +36,7 @@ class SourceDatabase:
     port: int
     user: str
     password_ref: str
+    sslmode: str = "prefer"
 
 
 @dataclass(frozen=True)

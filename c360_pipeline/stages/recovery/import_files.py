@@ -14,7 +14,6 @@ import polars as pl
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.projection.refused import stands_on
-from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stores.neo4j.refusals import Refusals
@@ -49,6 +48,23 @@ class ImportFile:
 
 
 @dataclass(frozen=True)
+class Completion:
+    """What statements do once the files are in: what these can't carry came under another name.
+
+    Attributes:
+        label: of the nodes.
+        stand_in: property that the nodes have after the import.
+        name: property that they should have.
+        is_empty: it is to hold no bytes, where the other is true; else the value of the other.
+    """
+
+    label: str
+    stand_in: str
+    name: str
+    is_empty: bool
+
+
+@dataclass(frozen=True)
 class ImportFiles:
     """Everything that the archive asks for.
 
@@ -56,11 +72,13 @@ class ImportFiles:
         files: nodes first.
         nodes: how many rows.
         relationships: how many rows.
+        completions: what is left to do when they are in.
     """
 
     files: tuple[ImportFile, ...]
     nodes: int
     relationships: int
+    completions: tuple[Completion, ...] = ()
 
 
 class ImportWriter:
@@ -79,14 +97,11 @@ class ImportWriter:
         self._refused = RefusedRows(archive.lake, Refusals()).refused
         self._numbers: dict[str, pl.DataFrame] = {}
         self._files: list[ImportFile] = []
+        self._completions: list[Completion] = []
         self._nodes = self._relationships = 0
 
     def write(self) -> ImportFiles:
-        """Write all kinds; rows that the graph refused are left out, with the relationships of such nodes.
-
-        Raises:
-            ConfigError: a property has a name, or a value, that the files can't carry.
-        """
+        """Write all kinds; rows that the graph refused are left out, with the relationships of such nodes."""
         self._folder.mkdir(parents=True, exist_ok=True)
         nodes: dict[str, tuple[NodeKind, pl.DataFrame]] = {}
         owned: list[tuple[NodeKind, pl.DataFrame]] = []
@@ -102,7 +117,7 @@ class ImportWriter:
             else:
                 nodes[kind.label] = (kind, rows)
         self._write_nodes(nodes, owned)
-        return ImportFiles(tuple(self._files), self._nodes, self._relationships)
+        return ImportFiles(tuple(self._files), self._nodes, self._relationships, tuple(self._completions))
 
     def _write_nodes(
         self, nodes: dict[str, tuple[NodeKind, pl.DataFrame]], owned: list[tuple[NodeKind, pl.DataFrame]]
@@ -130,11 +145,8 @@ class ImportWriter:
         self._write_file(kind, kind.type, rows.select(START, END, *kind.properties))
 
     def _write_file(self, kind: Kind, name: str, rows: pl.DataFrame) -> None:
-        for column, dtype in rows.schema.items():
-            if isinstance(dtype, pl.Binary) and rows.select((pl.col(column).bin.size() == 0).any()).item():
-                raise ConfigError(
-                    f"{kind.name}.{column}: import files have no empty bytes. `c360 rebuild --online` can."
-                )
+        if isinstance(kind, NodeKind):
+            rows = self._carried(kind.label, rows)
         number = len(self._files)
         header, data = self._folder / f"{number}-header.csv", self._folder / f"{number}.csv"
         header.write_text(",".join(_header(n, t) for n, t in rows.schema.items()) + "\n", encoding="utf-8")
@@ -142,13 +154,26 @@ class ImportWriter:
         if rows.height:
             self._files.append(ImportFile(name, header, data, isinstance(kind, NodeKind)))
 
+    def _carried(self, label: str, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows in a form that the files can carry: names of other characters, and empty bytes, have stand-ins."""
+        for column, dtype in rows.schema.items():
+            if isinstance(dtype, pl.Binary) and rows.select((pl.col(column).bin.size() == 0).any()).item():
+                is_empty = pl.when(pl.col(column).bin.size() == 0)
+                rows = rows.with_columns(
+                    is_empty.then(None).otherwise(pl.col(column)).alias(column),
+                    is_empty.then(pl.lit(value=True)).alias(self._stand_in(label, column, is_empty=True)),
+                )
+        odd = [name for name in rows.columns if not (name.startswith(":") or _PLAIN.fullmatch(name))]
+        return rows.rename({name: self._stand_in(label, name, is_empty=False) for name in odd})
+
+    def _stand_in(self, label: str, name: str, *, is_empty: bool) -> str:
+        made = f"__c360_{len(self._completions)}"
+        self._completions.append(Completion(label, made, name, is_empty))
+        return made
+
 
 def _header(name: str, dtype: pl.DataType) -> str:
-    if name.startswith(":"):
-        return name
-    if not _PLAIN.fullmatch(name):
-        raise ConfigError(f"{name!r} can't be the name of a property in import files. `c360 rebuild --online` can.")
-    return f"{name}:{_type_name(dtype)}"
+    return name if name.startswith(":") else f"{name}:{_type_name(dtype)}"
 
 
 def _type_name(dtype: pl.DataType) -> str:

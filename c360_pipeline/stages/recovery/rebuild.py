@@ -1,6 +1,6 @@
 """The graph rebuilt from its archive, and the checkpoints that say so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.tables import JOURNEY_LOG
@@ -9,8 +9,12 @@ from c360_pipeline.stages.projection.everything import project_all
 from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
 from c360_pipeline.stages.projection.silos import SiloGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.recovery.import_files import Completion
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.cypher import complete_statement
 from c360_pipeline.stores.neo4j.graph import Graph
+
+NODES_AT_ONCE = 10_000
 
 
 def rebuild(lake: Lake, control: ControlRows, graph: Graph, observe: Callable[[str], None] = lambda what: None) -> int:
@@ -30,6 +34,15 @@ def rebuild(lake: Lake, control: ControlRows, graph: Graph, observe: Callable[[s
     removed = graph.writer.clear()
     project_all(lake, control, graph, observe, force=True)
     return removed
+
+
+def complete(graph: Graph, completions: Iterable[Completion]) -> None:
+    """Do what the import files could not; what is done is left alone."""
+    for one in completions:
+        statement = complete_statement(one.label, one.stand_in, one.name)
+        empty = b"" if one.is_empty else None
+        while graph.run(statement, limit=NODES_AT_ONCE, empty=empty)[0]["done"]:
+            pass
 
 
 def note_made(archive: Archive, graph: Graph) -> None:

@@ -297,6 +297,18 @@ def tenants_statement(label: str) -> Statement:
     return Statement(f"MATCH (n:{quoted(label)}) RETURN DISTINCT n.tenant_id AS tenant_id ORDER BY tenant_id")
 
 
+def complete_statement(label: str, stand_in: str, name: str) -> Statement:
+    """Bring some nodes' values from a stand-in to the property that they belong to; returns how many nodes `done`.
+
+    The value is that of `$empty` where there is one.
+    """
+    held, wanted = quoted_property(stand_in), quoted_property(name)
+    return Statement(
+        f"MATCH (n:{quoted(label)}) WHERE n.{held} IS NOT NULL WITH n LIMIT $limit "
+        f"SET n.{wanted} = coalesce($empty, n.{held}) REMOVE n.{held} RETURN count(n) AS done"
+    )
+
+
 def node_texts_statement(label: str) -> Statement:
     """The properties of each node of a label as texts."""
     return Statement(f"MATCH (n:{quoted(label)}) RETURN [name IN keys(n) | toStringOrNull(n[name])] AS texts")

@@ -15,7 +15,7 @@ from c360_pipeline.stores.postgres.run_log import RunHistory
 from c360_pipeline.stores.postgres.sessions import Connection, Sessions
 
 READ_DATABASES = """
-    SELECT database_id, tenant_id, db_name, host, port, db_user AS "user", password_ref
+    SELECT database_id, tenant_id, db_name, host, port, db_user AS "user", password_ref, sslmode
     FROM source_databases WHERE is_active ORDER BY database_id
 """
 READ_TABLES = """

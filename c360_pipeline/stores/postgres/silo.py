@@ -18,6 +18,7 @@ from c360_pipeline.core.silos.control_rows import LAKE_TYPES, Column, FoundTable
 from c360_pipeline.core.silos.plan import Extract
 from c360_pipeline.errors import ContractError, UnavailableError
 
+CONNECT_SECONDS = 10
 BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of rows that the driver hands over at once, as the server sends them."""
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
@@ -102,12 +103,8 @@ class Silo:
         Raises:
             UnavailableError: the database can't be reached.
         """
-        database = self.database
         try:
-            with psycopg.connect(
-                host=database.host, port=database.port, dbname=database.db_name, user=database.user,
-                password=self._password.get_secret_value(), connect_timeout=10, client_encoding="UTF8",
-            ) as connection:  # fmt: skip
+            with psycopg.connect(**self._login(), client_encoding="UTF8") as connection:
                 return {table.table_id: _found(connection, table) for table in tables}
         except psycopg.Error as error:
             raise UnavailableError(f"{self._where} can't be reached or read: {self._masked(str(error))}") from None
@@ -160,13 +157,19 @@ class Silo:
             )
 
     def _uri(self) -> str:
-        database = self.database
         # All as parameters: a host may be an IPv6 address or the folder of a socket.
-        parameters = {
+        return "postgresql://?" + urlencode({**self._login(), "client_encoding": "UTF8"}, quote_via=quote)
+
+    def _login(self) -> dict[str, Any]:
+        """As libpq takes it. A server that asks for the password in clear text gets it over TLS or not at all."""
+        database = self.database
+        is_encrypted = database.sslmode in ("require", "verify-ca", "verify-full")
+        return {
             "host": database.host, "port": database.port, "dbname": database.db_name, "user": database.user,
-            "password": self._password.get_secret_value(), "client_encoding": "UTF8",
+            "password": self._password.get_secret_value(), "sslmode": database.sslmode,
+            "connect_timeout": CONNECT_SECONDS,
+            **({} if is_encrypted else {"require_auth": "!password"}),
         }  # fmt: skip
-        return "postgresql://?" + urlencode(parameters, quote_via=quote)
 
     def _masked(self, message: str) -> str:
         """The message without the password, plain or percent-encoded."""
