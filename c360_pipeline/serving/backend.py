@@ -4,7 +4,7 @@ import json
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neo4j.exceptions import DriverError, Neo4jError
 
@@ -32,6 +32,22 @@ ACTIONS = {"VIEWED": "view", "PURCHASED": "purchase"}
 STORE_SECONDS, SHOW_SECONDS = 10.0, 1.0
 """For how long a request waits for S3, which it needs, and then for the graph, which it does not."""
 SHORTEST_READY = Statement("RETURN 1 AS one")
+
+
+class TrackOutcome(NamedTuple):
+    """What became of tracked events.
+
+    Attributes:
+        event_ids: of those that are stored.
+        uri: the file that they are in; None where there is none.
+        is_shown: whether the graph has them.
+        suppressed: how many are of people who asked to be forgotten.
+    """
+
+    event_ids: list[str]
+    uri: str | None
+    is_shown: bool
+    suppressed: int
 
 
 class Backend:
@@ -88,11 +104,8 @@ class Backend:
         """What links two events."""
         return explanation(self.graph, tenant_id, first, second) or []
 
-    def track(self, tenant_id: str, interactions: Sequence[Interaction]) -> tuple[list[str], str, bool]:
-        """Store events, and show them.
-
-        Returns:
-            Their ids, the file that they are in, and whether the graph has them.
+    def track(self, tenant_id: str, interactions: Sequence[Interaction]) -> TrackOutcome:
+        """Store events, and show them; those of people who asked to be forgotten are neither.
 
         Raises:
             ContractError: an event breaks the contract; none is stored then.
@@ -105,12 +118,13 @@ class Backend:
         _refuse_two_of_one_id(events)
         tracked = Tracked(lines, events)
         self._tracked.submit(tracked)
-        uri = tracked.stored.result(STORE_SECONDS)
+        stored = tracked.stored.result(STORE_SECONDS)
         try:
             shown = tracked.shown.result(SHOW_SECONDS)
         except TimeoutError:
             shown = False
-        return [event.event_id for event in tracked.events], uri, shown
+        ids = [event.event_id for event, out in zip(events, stored.suppressed, strict=True) if not out]
+        return TrackOutcome(ids, stored.uri, shown, sum(stored.suppressed))
 
     def services(self) -> dict[str, Callable[[], bool]]:
         """By service, what tells whether it answers; `tracking` is our own writers."""

@@ -105,9 +105,12 @@ class TrackBatchRequest(BaseModel):
 class Tracked(BaseModel):
     """What became of interactions: they are in S3 when this is answered."""
 
-    event_ids: list[str]
-    stored: str = Field(description="the file that landing takes up")
-    graph: Literal["updated", "pending"] = Field(description="pending: the graph shows them when they have landed")
+    event_ids: list[str] = Field(description="of those that are stored")
+    stored: str | None = Field(description="the file that landing takes up; null where nothing was stored")
+    graph: Literal["updated", "pending", "suppressed"] = Field(
+        description="pending: the graph shows them when they have landed; suppressed: none of them was stored"
+    )
+    suppressed: int = Field(0, description="events of people who asked to be forgotten: they are stored nowhere")
 
 
 class TrendingProduct(BaseModel):

@@ -222,11 +222,23 @@ def test_a_batch_is_stored_whole_or_not_at_all(acme: TestClient, landing: Landin
 
 
 def test_people_who_are_suppressed_or_being_erased_are_not_shown(
-    acme: TestClient, graph: Graph, control: ControlDb, backend: Backend
+    acme: TestClient, graph: Graph, control: ControlDb, landing: Landing
 ) -> None:
     body = {"tenant_id": "acme", "product_id": "p1", "interaction_type": "VIEWED"}
     control.privacy.suppress("acme", "hidden", "asked to be forgotten")
-    assert acme.post("/graph/track", json={**body, "user_id": "hidden"}).json()["graph"] == "pending"
+    files = len(landing.event_files())
+    for spelling in ("hidden", " hidden", "hidden\u200b"):
+        answer = acme.post("/graph/track", json={**body, "user_id": spelling}).json()
+        assert answer == {"event_ids": [], "stored": None, "graph": "suppressed", "suppressed": 1}
+    assert len(landing.event_files()) == files
+    now = datetime.now(UTC).isoformat()
+    pair = [
+        {"user_id": user, "product_id": "p1", "interaction_type": "VIEWED", "event_id": f"of-{user}", "ts": now}
+        for user in ("hidden", "else")
+    ]
+    mixed = acme.post("/graph/track/batch", json={"tenant_id": "acme", "interactions": pair}).json()
+    assert (mixed["event_ids"], mixed["suppressed"], mixed["graph"]) == (["of-else"], 1, "updated")
+    assert b"hidden" not in landing.read(landing.named(mixed["stored"]))
     control.privacy.begin_erasure()
     assert acme.post("/graph/track", json={**body, "user_id": "somebody"}).json()["graph"] == "pending"
     control.privacy.end_erasure()

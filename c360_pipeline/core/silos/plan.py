@@ -35,7 +35,19 @@ from c360_pipeline.errors import ConfigError
 
 FOLDER = re.compile(r"(?!\.+$)[^/\\]+")
 RESERVED_LABELS = frozenset(
-    ("User", "Session", "Action", "Event", "Product", "Category", "Correlation", "Journey", "ProjectionCheckpoint")
+    (
+        "User",
+        "Session",
+        "Action",
+        "Event",
+        "Product",
+        "Category",
+        "Correlation",
+        "Journey",
+        "ProjectionCheckpoint",
+        "Unlanded",
+        "C360Script",
+    )
 )
 CURSOR_TYPES = ("int2", "int4", "int8", "timestamp", "timestamptz", "date")
 FROZEN = "new since the table was frozen"

@@ -4,14 +4,17 @@ import time
 from collections.abc import Sequence
 
 import polars as pl
+import psycopg
 
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.landing.classify import split_suppressed
-from c360_pipeline.errors import ConflictError
+from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
 
 SUPPRESSION_SECONDS = 5.0
-"""How old the list of suppressed people may be."""
+"""How old the list of suppressed people may be for what is shown."""
+STORED_SECONDS = 1.0
+"""And for what is stored."""
 
 
 class Suppression:
@@ -24,6 +27,30 @@ class Suppression:
     def __init__(self, lists: PrivacyLists) -> None:
         self._lists = lists
         self._read_at, self._users = float("-inf"), pl.DataFrame()
+
+    def hidden(self, events: Sequence[Event]) -> set[tuple[str, str]]:
+        """tenant_id and user_id of the suppressed people among those of events, somebody who is erased now included.
+
+        The list is at most `STORED_SECONDS` old, and read anew while somebody is being erased. Where the control
+        database can't be reached, the last one counts.
+
+        Raises:
+            UnavailableError: there is none, because the control database could not be reached yet.
+        """
+        is_known = self._read_at > float("-inf")
+        try:
+            is_old = time.monotonic() - self._read_at > STORED_SECONDS
+            if is_old or self._lists.is_erasing():
+                self._users, self._read_at = self._lists.suppressed_users(), time.monotonic()
+        except (UnavailableError, psycopg.Error) as error:
+            if not is_known:
+                raise UnavailableError(f"Nobody can tell who asked to be forgotten: {error}") from error
+        return self._found(events)
+
+    def _found(self, events: Sequence[Event]) -> set[tuple[str, str]]:
+        people = {(event.tenant_id, event.user_id) for event in events}
+        rows = pl.DataFrame(list(people), schema={"tenant_id": pl.String, "user_id": pl.String}, orient="row")
+        return set(split_suppressed(rows, self._users)[1].iter_rows())
 
     def split(self, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
         """Part events into those that may be written and those of suppressed people.
@@ -39,9 +66,6 @@ class Suppression:
             raise
         if time.monotonic() - self._read_at > SUPPRESSION_SECONDS:
             self._users, self._read_at = self._lists.suppressed_users(), time.monotonic()
-        people = {(event.tenant_id, event.user_id) for event in events}
-        rows = pl.DataFrame(list(people), schema={"tenant_id": pl.String, "user_id": pl.String}, orient="row")
-        _, hidden = split_suppressed(rows, self._users)
-        left_out = set(hidden.iter_rows())
+        left_out = self._found(events)
         kept = [event for event in events if (event.tenant_id, event.user_id) not in left_out]
         return kept, [event for event in events if (event.tenant_id, event.user_id) in left_out]

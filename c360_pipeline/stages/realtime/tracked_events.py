@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import structlog
@@ -26,12 +26,26 @@ from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stores.neo4j.client import is_of_a_row
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
+from c360_pipeline.stores.postgres.sessions import StandingSession
 from c360_pipeline.stores.s3.landing import Landing
 
 GATHER_SECONDS = 0.02
 """For how long more requests are waited for before an object is put."""
 MOST_LINES = 2_000
 """Of one object."""
+
+
+class Stored(NamedTuple):
+    """What became of the events of one request.
+
+    Attributes:
+        uri: address of the object that they are in; None where none of them was stored.
+        suppressed: of each event whether it is of somebody who asked to be forgotten, and so is nowhere.
+    """
+
+    uri: str | None
+    suppressed: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -41,13 +55,13 @@ class Tracked:
     Attributes:
         lines: as they are to land, one JSON object each, without the end of the line.
         events: the same as landing will read them.
-        stored: the object's address, once it is in S3.
+        stored: where they are, once they are in S3.
         shown: whether the graph has them, once that is known.
     """
 
     lines: Sequence[bytes]
     events: Sequence[Event]
-    stored: "Future[str]" = field(default_factory=Future)
+    stored: "Future[Stored]" = field(default_factory=Future)
     shown: "Future[bool]" = field(default_factory=Future)
 
 
@@ -63,7 +77,10 @@ class TrackedEvents:
     def __init__(self, landing: Landing, graph: Graph, control: ControlDb) -> None:
         self._landing = landing
         self._graph = graph
+        # Of one thread each; the writer asks with every object.
         self._suppression = Suppression(control.privacy)
+        self._standing = StandingSession(control.login)
+        self._never_stored = Suppression(PrivacyLists(self._standing))
         self._waiting: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
         self._stored: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
         self._threads = [
@@ -88,6 +105,7 @@ class TrackedEvents:
         self._waiting.put(None)
         for thread in self._threads:
             thread.join()
+        self._standing.close()
 
     def _store_all(self) -> None:
         for together in _gathered(self._waiting, GATHER_SECONDS):
@@ -113,17 +131,24 @@ class TrackedEvents:
 
     def _store(self, together: Sequence[Tracked]) -> None:
         now = datetime.now(UTC)
-        content = b"".join(line + b"\n" for tracked in together for line in tracked.lines)
-        name = f"track-{now:%H%M%S%f}-{uuid.uuid4().hex[:12]}.jsonl"
         try:
-            uri = self._landing.put_events(content, name, now.date())
+            hidden = self._never_stored.hidden([event for tracked in together for event in tracked.events])
+            left_out = [tuple((e.tenant_id, e.user_id) in hidden for e in tracked.events) for tracked in together]
+            content = b"".join(
+                line + b"\n"
+                for tracked, out in zip(together, left_out, strict=True)
+                for line, is_out in zip(tracked.lines, out, strict=True)
+                if not is_out
+            )
+            name = f"track-{now:%H%M%S%f}-{uuid.uuid4().hex[:12]}.jsonl"
+            uri = self._landing.put_events(content, name, now.date()) if content else ""
         except UnavailableError as error:
             for tracked in together:
                 tracked.stored.set_exception(error)
                 tracked.shown.set_result(False)
             return
-        for tracked in together:
-            tracked.stored.set_result(uri)
+        for tracked, out in zip(together, left_out, strict=True):
+            tracked.stored.set_result(Stored(None if all(out) else uri, out))
             self._stored.put(tracked)
 
     def _show(self, together: Sequence[Tracked]) -> None:
@@ -145,7 +170,8 @@ class TrackedEvents:
             return
         left_out = {(event.tenant_id, event.user_id) for event in hidden}
         for tracked in together:
-            tracked.shown.set_result(left_out.isdisjoint((event.tenant_id, event.user_id) for event in tracked.events))
+            stored = [e for e, out in zip(tracked.events, tracked.stored.result().suppressed, strict=True) if not out]
+            tracked.shown.set_result(all((event.tenant_id, event.user_id) not in left_out for event in stored))
 
 
 def _tell(future: "Future[Any]", error: Exception) -> None:

@@ -85,6 +85,10 @@ class PrivacyLists:
         """Note that nobody is being erased any more."""
         self._sessions.execute(END_ERASURE)
 
+    def is_erasing(self) -> bool:
+        """Whether people are being erased now."""
+        return bool(self._sessions.execute(READ_ERASURE))
+
     def require_no_erasure(self) -> None:
         """Go on only where nobody is being erased.
 
