@@ -174,15 +174,16 @@ def test_a_day_in_fast_motion(home: Path, tmp_path: Path, trials: Trials, seed: 
 
         killed: set[str] = set()
 
+        def started() -> list[dg.DagsterRun]:
+            return [run for run in running() if run.status is dg.DagsterRunStatus.STARTED and PROCESS_TAG in run.tags]
+
         def a_worker_dies(number: int) -> None:
-            started = [
-                run for run in running() if run.status is dg.DagsterRunStatus.STARTED and PROCESS_TAG in run.tags
-            ]
-            if number % 3 == 1 and started:
-                victim = day.rng.choice(started)
-                process = psutil.Process(int(victim.tags[PROCESS_TAG]))
-                killed.add(victim.run_id)
-                process.send_signal(signal.SIGKILL)
+            if number % 3 == 1:
+                wait_until(lambda: bool(started()) or day.stop.is_set(), seconds=SECONDS)
+                for victim in started()[:1]:
+                    process = psutil.Process(int(victim.tags[PROCESS_TAG]))
+                    killed.add(victim.run_id)
+                    process.send_signal(signal.SIGKILL)
 
         day.a_file_comes(0)
         with (
@@ -197,6 +198,7 @@ def test_a_day_in_fast_motion(home: Path, tmp_path: Path, trials: Trials, seed: 
         ):
             day.stop.wait(SECONDS)
         assert day.failures == []
+        assert killed
         wait_until(lambda: not running() and lake.count(EVENTS) >= len(day.ids), seconds=600)
         wait_until(lambda: not running(), seconds=600)
         failed = {run.run_id for run in dagster.get_runs() if run.status is dg.DagsterRunStatus.FAILURE}
