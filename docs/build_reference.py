@@ -123,9 +123,9 @@ def control() -> list[str]:
         "## Control database",
         "What to write for databases of your own: see `data/silos/control_rows.sql`, and the comments in "
         "`c360_pipeline/ddl/control.sql`. A join condition is made of equations of `alias.column`, or of "
-        "toString, lower, trim or normalForm of it, joined by AND and OR; the aliases stand for from_label, via_label and "
-        "to_label in the order in which they appear. A password is a reference, `env:C360_SOURCE_NAME` or `file:/path`: "
-        "see docs/security.md.",
+        "toString, lower, trim or normalForm of it, joined by AND and OR; the aliases stand for from_label, via_label "
+        "and to_label in the order in which they appear. A password is a reference, `env:C360_SOURCE_NAME` or "
+        "`file:/path`: see docs/security.md.",
     ]
 
 

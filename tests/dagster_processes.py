@@ -30,7 +30,10 @@ def dagster_dev(port: int) -> Iterator[subprocess.Popen[bytes]]:
             family = descendants(process)
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-                process.wait(60)
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    kill_all(process)  # it does not hear of signals where whoever started the tests ignores them
             for left in family:
                 if left.is_running():
                     left.kill()

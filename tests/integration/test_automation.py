@@ -467,7 +467,7 @@ def test_the_calendar_has_today() -> None:
 ADD_SHOP = """
     WITH added AS (
         INSERT INTO source_databases (tenant_id, db_name, host, port, db_user, password_ref)
-        VALUES ('acme', %(name)s, %(host)s, %(port)s, %(user)s, 'env:READER_PASSWORD') RETURNING database_id
+        VALUES ('acme', %(name)s, %(host)s, %(port)s, %(user)s, 'env:C360_SOURCE_READER') RETURNING database_id
     )
     INSERT INTO source_tables (database_id, table_name, key_columns) SELECT database_id, 'orders', '{id}' FROM added
 """
@@ -480,7 +480,8 @@ def test_a_table_whose_grants_come_later_is_read_once_they_do(
     open_control(settings)
     name = f"shop_{settings.bucket.removeprefix('test-')}"
     reader = sql.Identifier(f"reader_{name}")
-    monkeypatch.setenv("READER_PASSWORD", "x")
+    monkeypatch.setenv("C360_SOURCE_READER", "x")
+    monkeypatch.setenv("C360_SOURCE_READER_HOST", "*")
     resources = {"control": ControlResource(), "silos": SilosResource()}
     with psycopg.connect(**login, autocommit=True) as server:
         server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

@@ -125,7 +125,7 @@ def test_a_silo_that_is_added_as_rows_is_in_the_ui_and_in_the_graph(settings: Se
 ADD_COMMERCE = """
     WITH added AS (
         INSERT INTO source_databases (tenant_id, db_name, host, port, db_user, password_ref)
-        SELECT tenant_id, 'commerce_db', host, port, 'postgres', password_ref FROM source_databases
+        SELECT tenant_id, 'commerce_db', host, port, 'postgres', 'env:C360_SOURCE_TEST' FROM source_databases
         WHERE db_name = 'profiles_db' RETURNING database_id
     ), users AS (
         INSERT INTO source_tables (database_id, table_name, key_columns)
