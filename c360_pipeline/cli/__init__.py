@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the work found something wrong; 2 bad usage or input; 3 a 
 
 import os
 import shlex
+import signal
 import socket
 import sys
 import tempfile
@@ -368,6 +369,8 @@ def dev(
         close_abandoned_runs(dagster)
     environment = {**os.environ, "DAGSTER_HOME": str(dagster_home(c360_home())), "C360_HOME": str(c360_home())}
     arguments = ["dev", "-w", str(project_path("workspace.yaml")), "-h", host, "-p", str(port)]
+    # In the background of a script SIGINT is ignored, and Dagster would take that over for SIGTERM, too.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execve(Path(sys.executable).parent / "dagster", ["dagster", *arguments], environment)  # noqa: S606
 
 

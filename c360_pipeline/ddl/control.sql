@@ -295,4 +295,13 @@ CREATE TABLE IF NOT EXISTS api_keys (
 COMMENT ON TABLE api_keys IS 'Keys of the API by the sha256 of their 256 random bits; the key itself is shown once and kept nowhere.';
 COMMENT ON COLUMN api_keys.role IS 'ingest may track events, read may read, admin may do both and undo merges.';
 
-INSERT INTO control_schema (version) VALUES (8) ON CONFLICT DO NOTHING;
+CREATE TABLE IF NOT EXISTS page_sessions (
+    session_digest text PRIMARY KEY CHECK (session_digest ~ '^[0-9a-f]{64}$'),
+    key_id         bigint NOT NULL REFERENCES api_keys (key_id) ON DELETE CASCADE,
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    expires_at     timestamptz NOT NULL
+);
+COMMENT ON TABLE page_sessions IS
+    'Who is logged in to the pages, by the sha256 of the 256 random bits in a browser''s cookie; ends with logout, in time, or with its key.';
+
+INSERT INTO control_schema (version) VALUES (9) ON CONFLICT DO NOTHING;

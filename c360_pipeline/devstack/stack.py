@@ -131,6 +131,8 @@ def _start(home: Path, report: Report, ports: dict[str, int]) -> socket.socket |
     if STREAMING_PORTS.keys() & ports.keys():
         install_streaming(lambda line: report({"state": "fetching", "message": line}))
     home.mkdir(parents=True, exist_ok=True)
+    # All customers are below it; other users of the machine have no business there.
+    home.chmod(0o700)
     (home / "logs").mkdir(exist_ok=True)
     ours, theirs = socket.socketpair()
     with (home / "logs" / "supervisor.log").open("ab") as output, theirs:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,16 +12,16 @@ from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import models
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.recommendation_cache import RecommendationCache
+from c360_pipeline.serving.sharing import Kept, SharedThreads
 
 SECONDS = 10.0
 """For how long a request may take; the graph ends its statement at the same time."""
 
 
-THREADS = 10
-"""Requests that ask the graph at once: as many as it has connections. One that is given up holds its thread."""
-
-
 CHECK_SECONDS = 3.0
+
+
+PAGE_SECONDS, HEALTH_SECONDS = 10.0, 2.0
 
 
 P = ParamSpec("P")
@@ -56,7 +55,8 @@ class Api:
         self.backend = backend
         self.cache = RecommendationCache()
         self.metrics = ApiMetrics()
-        self._threads = ThreadPoolExecutor(THREADS, "c360-api")
+        self._threads = SharedThreads()
+        self._pages, self._health = Kept(PAGE_SECONDS), Kept(HEALTH_SECONDS)
 
     async def ask(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what waits for a store in a thread, within the time that a request has.
@@ -64,9 +64,32 @@ class Api:
         Raises:
             TimeoutError: it takes longer.
         """
-        call = partial(work, *args, **kwargs)
         async with asyncio.timeout(SECONDS):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            return await self._threads.run(partial(work, *args, **kwargs), is_heavy=False)
+
+    async def ask_heavy(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for what scans tables: of a tenant, only few at once.
+
+        Raises:
+            TimeoutError: it takes longer, or those before it do.
+        """
+        async with asyncio.timeout(SECONDS):
+            return await self._threads.run(partial(work, *args, **kwargs), is_heavy=True)
+
+    async def page(self, tenant_id: str, name: str, work: Callable[[], T]) -> T:
+        """What a heavy page shows, `PAGE_SECONDS` old at most; it is worked out once for all who look at it."""
+        async with asyncio.timeout(SECONDS):
+            return await self._pages.get((tenant_id, name), lambda: self.ask_heavy(work))
+
+    async def services(self) -> dict[str, bool]:
+        """By service whether it answers, `HEALTH_SECONDS` old at most: who asks needs no key, and must cost nothing."""
+
+        async def asked() -> dict[str, bool]:
+            checks = self.backend.services()
+            found = await asyncio.gather(*map(self.answers, checks.values()))
+            return dict(zip(checks, found, strict=True))
+
+        return await self._health.get("services", asked)
 
     async def answers(self, check: Callable[[], bool]) -> bool:
         """Whether a service answers within some seconds."""
@@ -78,7 +101,7 @@ class Api:
 
     def close(self) -> None:
         """Begin nothing more, and write what was tracked and not stored yet."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
         self.backend.close()
 
     async def recommend(self, tenant_id: str, wanted: RecommendationRequest) -> bytes:

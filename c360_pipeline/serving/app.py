@@ -1,6 +1,5 @@
 """The API: `create_app` makes it over a backend. Its names are those of the contract."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from c360_pipeline.serving.api import Api
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.problems import Problem, add_problems, problem_responses
 from c360_pipeline.serving.security import Gate, Guard, Ingester, Reader, own_tenant
+from c360_pipeline.settings import serving_address
 from c360_pipeline.stores.neo4j.driver_values import plain
 
 Limit = Annotated[int, Query(ge=1, le=500)]
@@ -49,7 +49,8 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
         description="Recommendations with reasons, journeys and customers of the customer graph. Every route but "
         "health and metrics needs a key; a key belongs to one tenant, and other tenants' data is not there.",
     )  # fmt: skip
-    app.state.gate, app.state.api = Gate(backend.keys, rate), api
+    app.state.gate = Gate(backend.keys, rate, by_tls=serving_address().startswith("https:"))
+    app.state.api = api
     app.add_middleware(Guard)
     add_problems(app)
 
@@ -183,9 +184,7 @@ def _add_operations(app: FastAPI, api: Api) -> None:
     @app.get("/health", response_model=models.Health, responses={503: {"model": models.Health}}, tags=["operations"])
     async def health() -> JSONResponse:
         """Whether requests can be served: each service is asked."""
-        checks = api.backend.services()
-        found = await asyncio.gather(*map(api.answers, checks.values()))
-        services = dict(zip(checks, found, strict=True))
+        services = await api.services()
         ready = all(services.values())
         return JSONResponse({"status": "ready" if ready else "not ready", "services": services}, 200 if ready else 503)
 

@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
 from cachetools import TTLCache
 from fastapi import Depends, HTTPException, Request, Security
-from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
@@ -16,22 +18,27 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from c360_pipeline.serving.problems import problem, unforeseen
+from c360_pipeline.serving.sharing import current_tenant
 from c360_pipeline.stores.postgres.api_keys import ApiKey, ApiKeys, digest_of
 
 MOST_BODY_BYTES = 64 * 1024
+SESSION_SECONDS = 12 * 3_600
 KEY_SECONDS = 10.0
 """For so long a key that was looked up is not looked up again; a key that is revoked is valid for so long."""
 LOOK_UPS = parse("100/second")
 """Of all tenants together: who has no key makes the control database no work to speak of."""
 LOOK_UPS_AT_ONCE = 4
 LOOK_UP_SECONDS = 5.0
-COOKIE = "c360_key"
+SESSION, SAFE_SESSION = "c360_session", "__Host-c360_session"
+"""Names of the cookie: the second, which browsers send over TLS and to this host alone, wherever people come by TLS."""
+WRONG_KEYS = parse("10/minute")
+"""Of one address, before it has to wait."""
 LONGEST_KEY = 200
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -39,7 +46,6 @@ HEADERS = {
 
 bearer = HTTPBearer(auto_error=False, description="a key from `c360 api-keys create`")
 header = APIKeyHeader(name="X-API-Key", auto_error=False)
-cookie = APIKeyCookie(name=COOKIE, auto_error=False)
 
 
 class Gate:
@@ -48,22 +54,24 @@ class Gate:
     Args:
         keys: of the control database.
         rate: of a tenant, such as `1000/second`.
+        by_tls: people reach the pages by TLS, through a proxy.
     """
 
-    def __init__(self, keys: ApiKeys, rate: str) -> None:
+    def __init__(self, keys: ApiKeys, rate: str, *, by_tls: bool = False) -> None:
+        self.by_tls = by_tls
         self._keys = keys
         self._rate: RateLimitItem = parse(rate)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._known: TTLCache[str, ApiKey | None] = TTLCache(10_000, KEY_SECONDS)
         self._threads = CapacityLimiter(LOOK_UPS_AT_ONCE)
 
-    async def admit(self, key: str | None, role: str) -> ApiKey:
-        """The key that a request shows.
+    async def admit(self, key: str | None, session: str | None, role: str) -> ApiKey:
+        """The key that a request shows, or that its browser logged in with.
 
         Raises:
             HTTPException: 401 without a key that opens anything, 403 without the role, 429 beyond the rate.
         """
-        found = await self.look_up(key) if key else None
+        found = await self.look_up(key) if key else await self.look_up_session(session) if session else None
         if found is None:
             raise HTTPException(401, "A key is needed: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
         if not found.may(role):
@@ -72,6 +80,7 @@ class Gate:
             reset = self._limiter.get_window_stats(self._rate, found.tenant_id).reset_time
             wait = max(1, round(reset - time.time()))
             raise HTTPException(429, f"The limit is {self._rate}.", {"Retry-After": str(wait)})
+        current_tenant.set(found.tenant_id)
         return found
 
     async def look_up(self, key: str) -> ApiKey | None:
@@ -82,17 +91,80 @@ class Gate:
             TimeoutError: the control database does not answer.
             UnavailableError: it can't be reached.
         """
-        if len(key) > LONGEST_KEY or not key.isascii():
+        return await self._looked_up(key, "key", self._keys.find)
+
+    async def look_up_session(self, token: str) -> ApiKey | None:
+        """The key of a browser that is logged in, or None; raises what `look_up` does."""
+        return await self._looked_up(token, "session", self._keys.find_session)
+
+    async def _looked_up(self, shown: str, kind: str, find: Callable[[str], ApiKey | None]) -> ApiKey | None:
+        if len(shown) > LONGEST_KEY or not shown.isascii():
             return None
-        digest = digest_of(key)
+        # A key in a cookie opens nothing, nor the other way round.
+        digest = f"{kind} {digest_of(shown)}"
         if digest in self._known:
             return self._known[digest]
         if not self._limiter.hit(LOOK_UPS, "look-up"):
             raise HTTPException(429, "Too many keys that are not known.", {"Retry-After": "1"})
         async with asyncio.timeout(LOOK_UP_SECONDS):
-            found = await to_thread.run_sync(self._keys.find, key, limiter=self._threads, abandon_on_cancel=True)
+            found = await to_thread.run_sync(find, shown, limiter=self._threads, abandon_on_cancel=True)
         self._known[digest] = found
         return found
+
+    async def log_in(self, key: str, before: str | None, address: str) -> str | None:
+        """What the cookie of a browser is to hold that shows a key; None where the key may not read.
+
+        Raises:
+            HTTPException: 429, the address has shown too many wrong keys.
+            TimeoutError: the control database does not answer.
+            UnavailableError: it can't be reached.
+        """
+        if not self._limiter.test(WRONG_KEYS, "log-in", address):
+            raise HTTPException(429, "Too many wrong keys; try again in a minute.", {"Retry-After": "60"})
+        found = await self.look_up(key)
+        if found is None or not found.may("read"):
+            self._limiter.hit(WRONG_KEYS, "log-in", address)
+            return None
+        begin = partial(self._keys.begin_session, key, SESSION_SECONDS, before or "")
+        return await to_thread.run_sync(begin, limiter=self._threads)
+
+    async def log_out(self, token: str) -> None:
+        """End the session of a browser, everywhere; other processes know within `KEY_SECONDS`."""
+        await to_thread.run_sync(self._keys.end_session, token, limiter=self._threads)
+        self._known[f"session {digest_of(token)}"] = None
+
+
+def comes_by_tls(request: Request) -> bool:
+    """Whether people reach the pages by TLS: the request says so, or `C360_API_URL` does, of a proxy before it."""
+    gate: Gate = request.app.state.gate
+    return gate.by_tls or request.url.scheme == "https"
+
+
+def session_name(request: Request) -> str:
+    """The name of the cookie."""
+    return SAFE_SESSION if comes_by_tls(request) else SESSION
+
+
+def session_of(request: Request) -> str | None:
+    """What the cookie of a browser holds."""
+    return request.cookies.get(session_name(request))
+
+
+def refuse_other_sites(request: Request) -> None:
+    """Refuse what a page of another origin lets a browser send, of another port of this host, too.
+
+    Browsers say where a request comes from; what says nothing is no browser.
+
+    Raises:
+        HTTPException: 403.
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        is_ours = site in ("same-origin", "none")
+    else:
+        is_ours = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if not is_ours:
+        raise HTTPException(403, "Another site asked for this. Open the page itself, and try again.")
 
 
 def needs(role: str) -> Callable[..., Awaitable[ApiKey]]:
@@ -102,13 +174,12 @@ def needs(role: str) -> Callable[..., Awaitable[ApiKey]]:
         request: Request,
         by_bearer: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)] = None,
         by_header: Annotated[str | None, Security(header)] = None,
-        by_cookie: Annotated[str | None, Security(cookie)] = None,
     ) -> ApiKey:
         # A page of somebody else can't make a browser change anything: its cookie counts for reading only.
-        of_cookie = by_cookie if request.method in ("GET", "HEAD") or "hx-request" in request.headers else None
-        shown = by_bearer.credentials if by_bearer else by_header or of_cookie
+        is_ours = request.method in ("GET", "HEAD") or "hx-request" in request.headers
+        session = session_of(request) if is_ours else None
         gate: Gate = request.app.state.gate
-        return await gate.admit(shown, role)
+        return await gate.admit(by_bearer.credentials if by_bearer else by_header, session, role)
 
     return admitted
 

@@ -584,3 +584,90 @@ def test_graphs_of_features_are_the_archives(shop: World, graph: Graph, lake: La
     EventGraph(lake, graph).project()
     assert "ALSO_VIEWED" not in graph.counts.type_counts()
     assert shop.findings() == set()
+
+
+@pytest.fixture
+def browser(acme: TestClient, backend: Backend) -> TestClient:
+    """A browser at the pages, not logged in yet; the key that it has is its header `key`."""
+    key, _ = backend.keys.add("acme", "read")
+    client = TestClient(acme.app, raise_server_exceptions=False, follow_redirects=False)
+    client.headers["key"] = key
+    return client
+
+
+def log_in(browser: TestClient, **headers: str) -> Response:
+    return browser.post("/app/login", data={"key": browser.headers["key"]}, headers=headers)
+
+
+@pytest.mark.leaves_world
+def test_a_session_is_not_the_key_and_ends_with_logout_or_with_the_key(browser: TestClient, backend: Backend) -> None:
+    assert log_in(browser).status_code == 303
+    (name, token) = next(iter(browser.cookies.items()))
+    assert name == "c360_session"
+    assert browser.headers["key"] not in token
+    assert browser.get("/app/customers").status_code == 200
+    for shown in ({"authorization": f"Bearer {token}"}, {"x-api-key": token}):
+        assert TestClient(browser.app).get("/products/trending", headers=shown).status_code == 401
+    key_as_cookie = TestClient(browser.app, cookies={name: browser.headers["key"]}, follow_redirects=False)
+    assert key_as_cookie.get("/app/customers").status_code == 307
+    assert browser.post("/app/logout").status_code == 303
+    stolen = TestClient(browser.app, cookies={name: token}, follow_redirects=False)
+    assert stolen.get("/app/customers").headers["location"] == "/app/login"
+
+    log_in(browser)
+    first = browser.cookies[name]
+    log_in(browser)
+    assert backend.keys.find_session(first) is None, "a new login ends the session of before"
+    held = backend.keys.find_session(browser.cookies[name])
+    assert held is not None
+    backend.keys.revoke(held.key_id)
+    assert backend.keys.find_session(browser.cookies[name]) is None
+    assert backend.keys.begin_session(browser.headers["key"], 60) is None
+
+
+@pytest.mark.leaves_world
+def test_a_session_ends_in_time(browser: TestClient, backend: Backend) -> None:
+    token = backend.keys.begin_session(browser.headers["key"], 0)
+    assert token is not None
+    assert backend.keys.find_session(token) is None
+
+
+@pytest.mark.leaves_world
+@pytest.mark.parametrize(
+    ("headers", "is_ours"),
+    [
+        ({"sec-fetch-site": "same-origin", "origin": "null"}, True), ({"sec-fetch-site": "none"}, True),
+        ({"origin": "http://testserver"}, True), ({}, True), ({"sec-fetch-site": "cross-site"}, False),
+        ({"sec-fetch-site": "same-site"}, False), ({"origin": "http://testserver:8051"}, False),
+        ({"origin": "null"}, False), ({"origin": "https://evil.example"}, False),
+    ],
+)  # fmt: skip
+def test_no_other_site_logs_anybody_in_or_out(browser: TestClient, headers: dict[str, str], is_ours: bool) -> None:
+    assert log_in(browser, **headers).status_code == (303 if is_ours else 403)
+    assert bool(browser.cookies) == is_ours
+    log_in(browser)
+    left = browser.post("/app/logout", headers=headers)
+    assert left.status_code == (303 if is_ours else 403)
+    assert (browser.get("/app/customers").status_code == 200) == (not is_ours)
+
+
+@pytest.mark.leaves_world
+def test_an_address_that_shows_wrong_keys_has_to_wait_and_others_do_not(browser: TestClient) -> None:
+    for _ in range(10):
+        assert browser.post("/app/login", data={"key": "guessed"}).status_code == 401
+    assert log_in(browser).status_code == 429
+    elsewhere = TestClient(browser.app, client=("192.0.2.7", 5_000), follow_redirects=False)
+    assert elsewhere.post("/app/login", data={"key": browser.headers["key"]}).status_code == 303
+
+
+@pytest.mark.leaves_world
+def test_behind_tls_the_cookie_is_of_this_host_alone(
+    acme: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("C360_API_URL", "https://c360.example")
+    key, _ = backend.keys.add("acme", "read")
+    with TestClient(create_app(backend), base_url="https://c360.example", follow_redirects=False) as client:
+        said = client.post("/app/login", data={"key": key}).headers["set-cookie"]
+        assert said.startswith("__Host-c360_session=")
+        assert {"Secure", "HttpOnly", "Path=/", "SameSite=strict"} <= {part.strip() for part in said.split(";")}
+        assert client.get("/app/customers").status_code == 200

@@ -45,7 +45,8 @@ def test_a_second_up_finds_what_runs(home: Path) -> None:
     assert [s.pid for s in stack.status(home)] == pids
 
 
-def test_secrets_are_for_the_owner_only(home: Path) -> None:
+def test_state_is_for_the_owner_only(home: Path) -> None:
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
     for path in (connection_file(home), home / "passwords.json", home / "services.json"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 

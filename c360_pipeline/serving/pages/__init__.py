@@ -19,7 +19,15 @@ from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.reads.customer_pages import CustomerPages
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
-from c360_pipeline.serving.security import COOKIE, Reader, needs
+from c360_pipeline.serving.security import (
+    SESSION_SECONDS,
+    Reader,
+    comes_by_tls,
+    needs,
+    refuse_other_sites,
+    session_name,
+    session_of,
+)
 from c360_pipeline.stages.projection.corrections import block_key
 from c360_pipeline.stores.neo4j.driver_values import instant
 from c360_pipeline.stores.postgres.api_keys import ApiKey
@@ -29,7 +37,6 @@ if TYPE_CHECKING:
 
 TIMELINE = 40
 RECOMMENDED = 6
-SESSION_SECONDS = 12 * 3_600
 Text = Annotated[str, Query(max_length=1_024)]
 Admin = Annotated[ApiKey, Depends(needs("admin"))]
 
@@ -145,30 +152,35 @@ class Pages:
         return self._page("api.html", key=None, document=document, example=example)
 
     async def home(self, request: Request) -> RedirectResponse:
-        """The customers, for who has a key; else where to show it."""
-        return RedirectResponse("/app/customers" if COOKIE in request.cookies else "/app/login")
+        """The customers, for who is logged in; else where to log in."""
+        return RedirectResponse("/app/customers" if session_of(request) else "/app/login")
 
     async def login(self) -> HTMLResponse:
         """Where a key is shown."""
         return self._page("login.html", key=None, wrong=False)
 
     async def log_in(self, request: Request) -> Response:
-        """Keep a key in a cookie that scripts and other sites do not get."""
+        """Begin a session; its cookie says nothing of the key, and scripts and other sites do not get it."""
+        refuse_other_sites(request)
         sent = parse_qs((await request.body()).decode("utf-8", "replace")).get("key", [""])[0].strip()
-        found = await request.app.state.gate.look_up(sent)
-        if found is None or not found.may("read"):
+        address = request.client.host if request.client else ""
+        token = await request.app.state.gate.log_in(sent, session_of(request), address)
+        if token is None:
             return self._page("login.html", 401, key=None, wrong=True)
         answer = RedirectResponse("/app/customers", 303)
         answer.set_cookie(
-            COOKIE, sent, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
-            secure=request.url.scheme == "https",
+            session_name(request), token, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
+            secure=comes_by_tls(request),
         )  # fmt: skip
         return answer
 
-    async def log_out(self) -> RedirectResponse:
-        """Forget the key."""
+    async def log_out(self, request: Request) -> RedirectResponse:
+        """End the session."""
+        refuse_other_sites(request)
+        if token := session_of(request):
+            await request.app.state.gate.log_out(token)
         answer = RedirectResponse("/app/login", 303)
-        answer.delete_cookie(COOKIE)
+        answer.delete_cookie(session_name(request), secure=comes_by_tls(request), httponly=True, samesite="strict")
         return answer
 
     async def customers(self, key: Reader, q: Text = "") -> HTMLResponse:
@@ -189,7 +201,7 @@ class Pages:
     async def history(self, key: Reader, customer_id: Id) -> HTMLResponse:
         """What was merged and split; the page asks for it when it is shown, for it is the lake that knows."""
         _, journeys = await self._members(key, customer_id)
-        merges, splits = await self._api.ask(self._shown(key).history, journeys)
+        merges, splits = await self._api.ask_heavy(self._shown(key).history, journeys)
         return self._page("history.html", merges=merges, splits=splits)
 
     async def timeline(self, key: Reader, customer_id: Id, before: datetime) -> HTMLResponse:
@@ -221,7 +233,7 @@ class Pages:
 
     async def delivery(self, key: Reader) -> HTMLResponse:
         """What became of what was sent."""
-        found = await self._api.ask(self._shown(key).delivery)
+        found = await self._api.page(key.tenant_id, "delivery", self._shown(key).delivery)
         return self._page("delivery.html", key=key, has_stream=self._api.backend.stream is not None, **found)
 
     async def stream(self, key: Reader) -> HTMLResponse:
@@ -236,7 +248,8 @@ class Pages:
 
     async def reconciliation(self, key: Reader) -> HTMLResponse:
         """Where graph and archive are equal."""
-        return self._page("reconciliation.html", key=key, **await self._api.ask(self._shown(key).comparison))
+        found = await self._api.page(key.tenant_id, "reconciliation", self._shown(key).comparison)
+        return self._page("reconciliation.html", key=key, **found)
 
     async def queries(self, key: Reader) -> HTMLResponse:
         """The business queries."""
@@ -246,11 +259,12 @@ class Pages:
         """The answer to a business query, as a chart and a table, with the statement."""
         chosen = find_query(name)
         given = {k: v for k, v in request.query_params.items() if v and k in {"limit", *chosen.parameters}}
-        rows = await self._api.ask(self._api.backend.answer, key.tenant_id, name, given)
+        rows = await self._api.ask_heavy(self._api.backend.answer, key.tenant_id, name, given)
         return self._page("query.html", key=key, query=chosen, rows=rows, given=given, bars=bars(chosen.chart, rows))
 
     async def unmerge(self, request: Request, key: Admin) -> Response:
         """Take apart what a key has linked, for good: the key goes on the list of those that never link."""
+        refuse_other_sites(request)
         sent = parse_qs((await request.body()).decode("utf-8", "replace"))
         asked, customer_id = sent.get("key", [""])[0], sent.get("customer", [""])[0]
         await self._api.ask(self._unmerge, key.tenant_id, asked)

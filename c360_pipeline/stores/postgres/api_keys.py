@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import class_row
@@ -23,6 +23,18 @@ FIND = """
     SELECT key_id, tenant_id, role, note, created_at, revoked_at FROM api_keys
     WHERE key_digest = %(key_digest)s AND revoked_at IS NULL
 """
+BEGIN_SESSION = """
+    WITH ended AS (DELETE FROM page_sessions WHERE expires_at < now() OR session_digest = %(before)s)
+    INSERT INTO page_sessions (session_digest, key_id, expires_at)
+    SELECT %(digest)s, key_id, now() + make_interval(secs => %(seconds)s) FROM api_keys
+    WHERE key_digest = %(key_digest)s AND revoked_at IS NULL
+"""
+FIND_SESSION = """
+    SELECT k.key_id, k.tenant_id, k.role, k.note, k.created_at, k.revoked_at
+    FROM page_sessions s JOIN api_keys k USING (key_id)
+    WHERE s.session_digest = %(digest)s AND s.expires_at > now() AND k.revoked_at IS NULL
+"""
+END_SESSION = "DELETE FROM page_sessions WHERE session_digest = %(digest)s"
 REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE key_id = %(key_id)s AND revoked_at IS NULL"
 
 
@@ -82,9 +94,43 @@ class ApiKeys:
         Raises:
             UnavailableError: the database can't be reached.
         """
+        return self._find(FIND, {"key_digest": digest_of(key)})
+
+    def begin_session(self, key: str, seconds: int, before: str = "") -> str | None:
+        """Log a browser in; returns what its cookie is to hold, None where the key opens nothing any more.
+
+        Args:
+            key: that was shown.
+            seconds: until the session ends by itself.
+            before: what the cookie held; that session ends.
+        """
+        token = secrets.token_urlsafe(32)
+        values = {
+            "digest": digest_of(token),
+            "key_digest": digest_of(key),
+            "seconds": seconds,
+            "before": digest_of(before),
+        }
+        with psycopg.connect(**self._login) as connection:
+            return token if connection.execute(BEGIN_SESSION, values).rowcount else None
+
+    def find_session(self, token: str) -> ApiKey | None:
+        """The key that a browser logged in with; None when its session has ended or the key was revoked.
+
+        Raises:
+            UnavailableError: the database can't be reached.
+        """
+        return self._find(FIND_SESSION, {"digest": digest_of(token)})
+
+    def end_session(self, token: str) -> bool:
+        """Log a browser out; False when it was not logged in."""
+        with psycopg.connect(**self._login) as connection:
+            return connection.execute(END_SESSION, {"digest": digest_of(token)}).rowcount > 0
+
+    def _find(self, statement: LiteralString, values: dict[str, str]) -> ApiKey | None:
         try:
             with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
-                return connection.execute(FIND, {"key_digest": digest_of(key)}).fetchone()
+                return connection.execute(statement, values).fetchone()
         except psycopg.OperationalError as error:
             raise UnavailableError("The control database can't be reached.") from error
 

@@ -39,7 +39,7 @@ FIND_USE = """
     SELECT EXISTS (SELECT FROM source_databases) OR EXISTS (SELECT FROM suppressed_users)
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 
 class ControlDb:
