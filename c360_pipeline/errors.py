@@ -22,6 +22,8 @@ UNREACHABLE = frozenset({
     "ConnectionRefusedError", "ConnectionResetError", "BrokenPipeError", "NoHostAvailable", "TransportError",
 })  # fmt: skip
 """Classes by which clients of Postgres, Neo4j, S3, Cassandra and Kafka say that their server does not answer."""
+AWAY = ("Service Unavailable", "Connection refused", "error sending request", "after 10 retries")
+"""What object stores' clients say, whose errors are of no class of their own."""
 FULL = ("No space left on device", "could not extend file", "disk full")
 
 
@@ -79,7 +81,7 @@ def of_library(class_names: Iterable[str], message: str) -> C360Error | None:
     said = message.strip().partition("\n")[0].rstrip(".")
     if any(text in message for text in FULL):
         return UnavailableError(f"A disk is full: {said}. Make room (docs/operations.md), then do the same again.")
-    if UNREACHABLE.intersection(class_names):
+    if UNREACHABLE.intersection(class_names) or any(text in message for text in AWAY):
         return UnavailableError(
             f"A service does not answer: {said}. See which one with `c360 status`, start embedded ones with `c360 up`, "
             "then do the same again."

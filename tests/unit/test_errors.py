@@ -26,6 +26,7 @@ def chained(*errors: BaseException) -> BaseException:
         neo4j.exceptions.ServiceUnavailable("Couldn't connect to localhost:7687"),
         EndpointConnectionError(endpoint_url="http://127.0.0.1:1"),
         ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+        OSError("Kernel error: Error performing GET http://127.0.0.1:1/b: 503 Service Unavailable after 10 retries"),
     ],
 )
 def test_a_service_that_does_not_answer_is_one_line_and_exit_code_3(error: BaseException) -> None:
