@@ -59,7 +59,7 @@ def erase(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what is there of them")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Erase people from every store, keep them out, and prove by a search that nothing is left."""
+    """Erase people from every store, keep them out, and prove by a search that nothing of theirs is left."""
     from c360_pipeline.connections import open_control
     from c360_pipeline.core.privacy.erasure import Person
     from c360_pipeline.stages.privacy.erasure import Erasure
@@ -85,8 +85,10 @@ def erase(
         print_json(issued.as_dict())
     else:
         out.print(_certificate_table(issued.stores))
-        verdict = "nothing is left" if issued.is_clean else "SOMETHING IS LEFT, see left_in; erase again"
+        verdict = "nothing of theirs is left" if issued.is_clean else "SOMETHING IS LEFT, see left_in; erase again"
         out.print(f"{verdict}.", highlight=False, soft_wrap=True)
+        for table, count in issued.mentions.items():
+            out.print(f"{table}: {count:,} rows of others name them, and stay.", highlight=False, soft_wrap=True)
     if not issued.is_clean:
         raise typer.Exit(1)
 

@@ -1,24 +1,26 @@
-"""The certificate of an erasure: what was searched, and that nothing is left."""
+"""The certificate of an erasure: what was searched, that nothing of theirs is left, and who else names them."""
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
-from c360_pipeline.core.privacy.erasure import (
-    SearchTerms,
-)
-from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import drift, graph_digest, reconcile
+import polars as pl
 
-if TYPE_CHECKING:
-    pass
+from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.landing.lines import PLACE
+from c360_pipeline.core.privacy.erasure import SearchTerms, is_distinctive
+from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.stages.privacy.plan import Plan
 from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
+from c360_pipeline.stages.projection.silos import label_tables
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import drift, graph_digest, reconcile
 
 NOTES = [
     "Backups that were taken before hold what they held: erase again after a restore.",
     "The source databases are not ours: what they still hold of the person is not read again.",
+    "What others' data holds, too, is not looked for as theirs: `mentions` counts what names them, and stays.",
     "Databases are searched row by row. A bucket that keeps old versions of objects keeps them: let these expire.",
 ]
 STREAM_NOTES = [
@@ -40,7 +42,9 @@ class Certificate:
         stores: of each what was searched, and the hits before and after.
         graph_digest: of the graph afterwards.
         findings: differences between graph and archive afterwards.
-        is_clean: whether nothing is left.
+        mentions: how many events, and rows of silos by table, are of others and name them: a gift, a referral. They
+            stay.
+        is_clean: whether nothing of theirs is left.
         notes: what the search can't see.
     """
 
@@ -52,12 +56,46 @@ class Certificate:
     stores: list[dict[str, Any]]
     graph_digest: str
     findings: int
+    mentions: dict[str, int]
     is_clean: bool
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+def mentions_of(stores: Stores, plan: Plan) -> dict[str, int]:
+    """Events and rows of others that hold an id of these people, by table; only of ids that others' data holds at all.
+
+    Args:
+        stores: after the erasure.
+        plan: what was looked for.
+    """
+    ids = sorted({one.user_id for one in plan.persons if is_distinctive(one.user_id)} - set(plan.values))
+    tenants = sorted({one.tenant_id for one in plan.persons})
+    if not ids:
+        return {}
+    tables = [EVENTS, *(t for found in label_tables(stores.lake, stores.control.read()).values() for t in found.tables)]
+    counts: dict[str, int] = {}
+    for table in tables:
+        for batch in stores.lake.batches(table):
+            texts = [_text(name, dtype) for name, dtype in batch.schema.items() if name not in (*LINEAGE, *PLACE)]
+            said = pl.concat_str([text for text in texts if text is not None], separator="\n", ignore_nulls=True)
+            found = batch.filter(pl.col("tenant_id").is_in(tenants) & said.str.contains_any(ids)).height
+            if found:
+                counts[table.name] = counts.get(table.name, 0) + found
+    return counts
+
+
+def _text(name: str, dtype: pl.DataType) -> pl.Expr | None:
+    """A column as text; None where it holds none."""
+    if dtype == pl.String:
+        return pl.col(name)
+    if isinstance(dtype, pl.Map):
+        entries = pl.col(name).cast(pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
+        return entries.list.eval(pl.element().struct.field("value")).list.join("\n", ignore_nulls=True)
+    return None
 
 
 def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
@@ -80,6 +118,7 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     findings = len(drift(results))
     return Certificate(
         str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.values), removed, compared,
-        graph_digest(results), findings, findings == 0 and not any(one["hits_after"] for one in compared),
+        graph_digest(results), findings, mentions_of(stores, plan),
+        findings == 0 and not any(one["hits_after"] for one in compared),
         NOTES + (STREAM_NOTES if stores.open_user_events is not None else []),
     )  # fmt: skip
