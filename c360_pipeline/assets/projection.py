@@ -203,6 +203,16 @@ def graph_figures(stage: str, written: GraphStatistics, changed: int) -> list[Fi
         Figure("graph_failed_statements", "Statements of the last run that failed.", written.failed, of),
         Figure("graph_connections_in_use", "Connections that the last run used at once.", written.most_in_use, of),
         Figure("graph_connections", "Connections that a run may use at once.", written.pool_size, of),
+        *(
+            Figure(
+                "graph_failures",
+                "Statements that failed, by the error and how they begin.",
+                count,
+                {"error": error, "statement": name, **of},
+                is_total=True,
+            )
+            for (error, name), count in written.failures.items()
+        ),
         *(Figure(name, text, value, of, is_total=True) for name, (text, value) in totals.items()),
         *(
             Figure(

@@ -28,6 +28,7 @@ def test_a_statement_that_fails_counts_and_its_name_holds_no_values() -> None:
     with statistics.measured("RETURN 1", lambda: 1):
         pass
     assert (statistics.statements, statistics.failed, statistics.retries, statistics.most_in_use) == (2, 1, 2, 1)
+    assert statistics.failures == {("ValueError", "MATCH (n) RETURN n"): 1}
     assert named("MATCH (n)\n   RETURN n") == "MATCH (n) RETURN n"
     assert len(named("x" * 100)) == 60
 

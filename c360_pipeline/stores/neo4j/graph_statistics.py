@@ -32,6 +32,7 @@ class GraphStatistics:
         self.slowest = 0.0
         self.most_in_use = 0
         self.slow: Counter[str] = Counter()
+        self.failures: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
     def measured(self, statement: str, attempts: Callable[[], int]) -> Iterator[None]:
@@ -40,16 +41,22 @@ class GraphStatistics:
             self._in_use += 1
             self.most_in_use = max(self.most_in_use, self._in_use)
         began = time.perf_counter()
-        done = False
+        failed = ""
         try:
             yield
-            done = True
+        except BaseException as error:
+            # The server's class where it has one, `Neo.ClientError.Schema.ConstraintValidationFailed`.
+            failed = str(getattr(error, "code", None) or type(error).__name__)
+            raise
         finally:
             seconds = time.perf_counter() - began
             with self._lock:
                 self._in_use -= 1
                 self.statements += 1
-                self.failed += not done
+                self.failed += bool(failed)
+                if failed:
+                    self.failures[failed, named(statement)] += 1
+                    LOG.warning("statement_failed", error=failed, statement=named(statement))
                 self.retries += max(attempts() - 1, 0)
                 self.seconds += seconds
                 self.slowest = max(self.slowest, seconds)
@@ -62,6 +69,10 @@ class GraphStatistics:
         return {
             "statements": self.statements,
             "failed_statements": self.failed,
+            "failures": [
+                {"error": error, "statement": statement, "times": times}
+                for (error, statement), times in self.failures.items()
+            ],
             "retries": self.retries,
             "statement_seconds": round(self.seconds, 3),
             "slowest_statement_seconds": round(self.slowest, 3),
