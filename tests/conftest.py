@@ -166,7 +166,7 @@ def settings(
     made = load_settings(services)
     # Silos of tests are databases of the embedded server.
     monkeypatch.setenv("C360_SOURCE_TEST", made.etl_db_password.get_secret_value())
-    monkeypatch.setenv("C360_SOURCE_TEST_HOST", f"{made.etl_db_host}:{made.etl_db_port}")
+    monkeypatch.setenv("C360_SOURCE_TEST_HOST", made.etl_db_host)
     return made
 
 

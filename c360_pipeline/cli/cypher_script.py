@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -13,12 +13,8 @@ from c360_pipeline.errors import ConfigError, InvariantError
 from c360_pipeline.settings import Settings, load_settings, operator_secret
 from c360_pipeline.stores.s3.bucket import file_sha256
 
-if TYPE_CHECKING:
-    from c360_pipeline.stores.neo4j.graph import Graph
-
 cypher_script_app = typer.Typer(help="Scripts that rebuild the silos' part of the graph.", no_args_is_help=True)
 ScriptId = Annotated[int | None, typer.Argument(help="its id, as `list` shows it; the newest if not given")]
-REPORT_EVERY = 20
 
 
 @cypher_script_app.command("list")
@@ -71,7 +67,7 @@ def run_script(
     database: Annotated[str, typer.Option(help="its name on the server")] = "neo4j",
 ) -> None:
     """Run a script in an empty database; what is there once it stopped half-way is completed by running it again."""
-    from c360_pipeline.core.projection.statement import Statement
+    from c360_pipeline.stages.recovery.cypher_script import run_script as carry_out
     from c360_pipeline.stores.neo4j.graph import Graph
 
     settings = load_settings()
@@ -81,40 +77,8 @@ def run_script(
         err.status("fetching") as shown,
     ):
         path = _fetched(settings, script_id, Path(scratch))
-        sha256 = file_sha256(path)
-        _claim(graph, sha256, uri)
-        done = 0
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                graph.run(Statement(line.rstrip().removesuffix(";")))
-                done += 1
-                if done % REPORT_EVERY == 0:
-                    shown.update(f"{done:,} statements")
-        graph.run(Statement("MATCH (m:C360Script {sha256: $sha256}) DELETE m"), sha256=sha256)
+        done = carry_out(path, file_sha256(path), graph, lambda number: shown.update(f"{number:,} statements"))
     err.print(f"{done:,} statements were run at {uri}.", highlight=False)
-
-
-def _claim(graph: "Graph", sha256: str, uri: str) -> None:
-    """Mark an empty database as that of a script which is being run; one that bears the mark is gone on with.
-
-    Raises:
-        ConfigError: the database holds something else.
-    """
-    from c360_pipeline.core.projection.statement import Statement
-
-    (found,) = graph.query(
-        Statement(
-            "OPTIONAL MATCH (m:C360Script {sha256: $sha256}) WITH count(m) AS marked "
-            "RETURN marked, EXISTS { MATCH (n) } AS has_nodes"
-        ),
-        sha256=sha256,
-    )
-    if found["has_nodes"] and not found["marked"]:
-        raise ConfigError(
-            f"The database at {uri} is not empty: a script rebuilds an empty one. Name another with "
-            "--uri or --database."
-        )
-    graph.run(Statement("MERGE (m:C360Script {sha256: $sha256})"), sha256=sha256)
 
 
 def _fetched(settings: Settings, script_id: int | None, folder: Path) -> Path:

@@ -274,8 +274,9 @@ def test_an_excluded_column_can_not_be_read_by_a_login_with_the_printed_grants(
     role = f"reader_{world.name}"
     world.source.execute(create_role_statement(role))
     world.source.execute(sql.SQL("ALTER ROLE {} PASSWORD 'x y'").format(sql.Identifier(role)))
-    world.configure("UPDATE source_databases SET db_user = %s, password_ref = 'env:READER_PASSWORD'", role)
-    monkeypatch.setenv("READER_PASSWORD", "x y")
+    world.configure("UPDATE source_databases SET db_user = %s, password_ref = 'env:C360_SOURCE_READER'", role)
+    monkeypatch.setenv("C360_SOURCE_READER", "x y")
+    monkeypatch.setenv("C360_SOURCE_READER_HOST", "*")
     with pytest.raises(ConfigError, match="may not read column 'id'"):
         world.load()
     for statement in grant_statements(world.name, role, plan.extracts):
@@ -654,8 +655,9 @@ def test_row_level_security_empties_no_archive(world: World, monkeypatch: pytest
     role = f"reader_{world.name}"
     world.source.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(sql.Identifier(role)))
     world.source.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}").format(sql.Identifier(role)))
-    world.configure("UPDATE source_databases SET db_user = %s, password_ref = 'env:READER_PASSWORD'", role)
-    monkeypatch.setenv("READER_PASSWORD", "x")
+    world.configure("UPDATE source_databases SET db_user = %s, password_ref = 'env:C360_SOURCE_READER'", role)
+    monkeypatch.setenv("C360_SOURCE_READER", "x")
+    monkeypatch.setenv("C360_SOURCE_READER_HOST", "*")
     world.source.execute(
         "ALTER TABLE customers ENABLE ROW LEVEL SECURITY; "
         "CREATE POLICY own ON customers USING (id::text = current_setting('app.user', true))"

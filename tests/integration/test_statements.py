@@ -38,12 +38,17 @@ OF_ALL_TENANTS = {
     "about what was found to be of no tenant, or about everything": {
         "stores.neo4j.writer.CLEAR", "stores.neo4j.writer.REMOVE_NODES", "stores.neo4j.writer.REMOVE_RELATIONSHIPS",
     },
+    "about a script that is run in a database of its own": {
+        f"stages.recovery.cypher_script.{name}" for name in ("FIND_CLAIM", "CLAIM", "END_CLAIM")
+    },
     "about events that have not landed, of which there are few": {
         "stages.realtime.unlanded_events.READ_OVERDUE", "stages.realtime.unlanded_events.READ_UNLANDED",
     },
 }  # fmt: skip
 """Statements without a tenant, by the reason."""
 LOOKS_AT_ALL = {
+    "stages.recovery.cypher_script.FIND_CLAIM", "stages.recovery.cypher_script.CLAIM",
+    "stages.recovery.cypher_script.END_CLAIM",
     "stores.neo4j.counts.READ_TENANTS", "stores.neo4j.counts.READ_WITHOUT_COMMUNITY", "stores.neo4j.writer.COUNT_NODES",
     "stores.neo4j.counts.COUNT_LABELS", "stores.neo4j.counts.COUNT_TYPES", "stores.neo4j.writer.CLEAR",
     "stores.neo4j.checkpoints.READ_CHECKPOINTS", "stores.neo4j.checkpoints.READ_CHECKPOINTS_UNDER",

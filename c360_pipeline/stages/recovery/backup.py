@@ -260,7 +260,9 @@ def dump_control(control: ControlDb, tools: Path, file: Path) -> None:
 
 
 def restore_control(control: ControlDb, tools: Path, file: Path) -> None:
-    """Make the control database what a file says, in one transaction."""
+    """Make the control database what a file says; tables of ours that the file does not know go first."""
+    # A table that a later release added refers to others, and would keep them from being replaced.
+    control.drop_tables()
     arguments, environment = _connection(control)
     _run_tool(
         [str(tools / "pg_restore"), "--clean", "--if-exists", "--no-owner", "--single-transaction",

@@ -1,7 +1,7 @@
 """The silos' part of the graph as a script that rebuilds it in an empty database, one statement a line."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,18 @@ from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.cypher_literals import row_literals
 from c360_pipeline.core.projection.graph import Kind, NodeKind, RelationshipKind
+from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stores.neo4j import cypher
+from c360_pipeline.stores.neo4j.graph import Graph
 
+FIND_CLAIM = Statement("""
+    OPTIONAL MATCH (m:C360Script {sha256: $sha256})
+    WITH count(m) AS marked RETURN marked, EXISTS { MATCH (n) } AS has_nodes
+""")
+CLAIM = Statement("MERGE (m:C360Script {sha256: $sha256})")
+END_CLAIM = Statement("MATCH (m:C360Script {sha256: $sha256}) DELETE m")
 ROWS_PER_STATEMENT = 500
 SCRIPTS_PREFIX = "cypher/"
 """Where scripts are in the bucket."""
@@ -86,3 +95,32 @@ def _rows(kind: Kind, frame: pl.DataFrame) -> Iterator[tuple[str, int]]:
     for start in range(0, len(literals), ROWS_PER_STATEMENT):
         batch = literals.slice(start, ROWS_PER_STATEMENT)
         yield f"UNWIND [{', '.join(batch.to_list())}] AS row {statement}", len(batch)
+
+
+def run_script(path: Path, sha256: str, graph: Graph, observe: Callable[[int], None]) -> int:
+    """Run a script in an empty database; one in which the same script stopped half-way is completed.
+
+    Args:
+        path: the script.
+        sha256: of it.
+        graph: the database.
+        observe: called with how many statements were run.
+
+    Returns:
+        How many statements were run.
+
+    Raises:
+        ConfigError: the database holds something else.
+    """
+    (found,) = graph.query(FIND_CLAIM, sha256=sha256)
+    if found["has_nodes"] and not found["marked"]:
+        raise ConfigError("The database is not empty: a script rebuilds an empty one. Name another.")
+    graph.run(CLAIM, sha256=sha256)
+    done = 0
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            graph.run(cypher.scripted(line))
+            done += 1
+            observe(done)
+    graph.run(END_CLAIM, sha256=sha256)
+    return done

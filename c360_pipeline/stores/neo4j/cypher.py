@@ -297,6 +297,11 @@ def tenants_statement(label: str) -> Statement:
     return Statement(f"MATCH (n:{quoted(label)}) RETURN DISTINCT n.tenant_id AS tenant_id ORDER BY tenant_id")
 
 
+def scripted(line: str) -> Statement:
+    """A line of a script that `write_script` wrote, and whose hash was looked at."""
+    return Statement(line.rstrip("\n").removesuffix(";"))
+
+
 def complete_statement(label: str, stand_in: str, name: str) -> Statement:
     """Bring some nodes' values from a stand-in to the property that they belong to; returns how many nodes `done`.
 

@@ -1,9 +1,11 @@
 """The control database: what to read from which silo and what it becomes; its other parts say what was done."""
 
+import re
 from importlib import resources
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg import sql
 
 from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
 from c360_pipeline.core.silos.control_rows import ControlRows, RelationshipRow, SourceDatabase, SourceTable
@@ -82,8 +84,15 @@ class ControlDb:
             # One at a time: CREATE TABLE IF NOT EXISTS of two sessions at once can fail.
             connection.execute(TAKE_SCHEMA_LOCK)
             if _schema_version(connection) < SCHEMA_VERSION:
-                script = resources.files("c360_pipeline.ddl").joinpath("control.sql").read_text(encoding="utf-8")
-                connection.execute(script.encode())
+                connection.execute(_script().encode())
+
+    def drop_tables(self) -> None:
+        """Remove every table of the schema, with what it holds; tables of others in the same database stay."""
+        names = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", _script())
+        statement = sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(sql.SQL(", ").join(map(sql.Identifier, names)))
+        with self._sessions.session() as connection:
+            connection.execute(TAKE_SCHEMA_LOCK)
+            connection.execute(statement)
 
     def overwrite_rules(self) -> OverwriteRules:
         """What it means that a file of events comes again under its name."""
@@ -119,6 +128,10 @@ class ControlDb:
                 labels={r["table_id"]: r["node_label"] for r in connection.execute(READ_LABELS)},
                 relationships=tuple(RelationshipRow(**row) for row in connection.execute(READ_RELATIONSHIPS)),
             )
+
+
+def _script() -> str:
+    return resources.files("c360_pipeline.ddl").joinpath("control.sql").read_text(encoding="utf-8")
 
 
 def _schema_version(connection: Connection) -> int:
