@@ -227,7 +227,7 @@ class Stores:
             held = archived.part(number).join(kept, on=KEY, how="semi")
             counts["events"] += kept.height
             counts["suppressed"] += hidden.height
-            rejected = kept.join(conflicts, on=list(CONTENT), how="semi")
+            rejected = kept.join(conflicts, on=list(CONTENT), how="semi", nulls_equal=True)
             counts["conflicts"] += rejected.height
             sent_digest = sum_of_digests([sent_digest, digest(row_hashes(_contents(_in_time(kept))))])
             found = self._compared(kept, rejected, held, at - landing)
@@ -247,7 +247,8 @@ class Stores:
         # What landed and was projected is in the graph, late or not; the batch path proves that by itself.
         in_cassandra = self._in_cassandra(kept)
         cassandra = _part(fresh, in_cassandra, tolerated=kept)
-        wrong = rejected.join(in_cassandra, on=list(CONTENT), how="semi").select(list(DIFFERING))
+        held = rejected.join(in_cassandra, on=list(CONTENT), how="semi", nulls_equal=True)
+        wrong = held.select(list(DIFFERING))
         return [
             _part(expected, archived.join(rejected, on=KEY, how="anti"), waiting=pl.col("sent_at") > landed_by),
             _part(fresh, self._in_graph(fresh)),
@@ -260,10 +261,7 @@ class Stores:
             pl.col("error_class") == CONFLICT, pl.col("status") != "replayed", pl.col("raw").is_not_null()
         )
         lines = b"".join(raw + b"\n" for raw in letters.select("raw").collect()["raw"])
-        found = decode(LineBlock(Delivery("", ""), 0, 0, lines), datetime.now(UTC)).events
-        return found.select(
-            *TEXT_COLUMNS, attributes_text(found["attrs"]).alias("attrs"), micros=pl.col("ts").dt.epoch("us")
-        ).select(list(CONTENT))
+        return _content_of(decode(LineBlock(Delivery("", ""), 0, 0, lines), datetime.now(UTC)).events)
 
     def _repair(self, sent: pl.DataFrame, rejected: pl.DataFrame, graph: _Part, cassandra: _Part) -> int:
         """Write what the graph lacks, and what Cassandra lacks or holds otherwise; returns how many events that are.
@@ -275,7 +273,7 @@ class Stores:
         wrong = rejected.join(cassandra.altered, on=KEY, how="semi")
         self._table.delete(_unlanded_rows(wrong))
         taken = self._lake.held(EVENTS, wrong.select(KEY), [*TEXT_COLUMNS, "ts", "attrs"])
-        self._table.write(user_event(row) for row in _entries(taken))
+        self._table.write(_user_events(_content_of(taken)))
         lacking = sent.join(pl.concat([cassandra.missing, cassandra.altered]), on=KEY, how="semi")
         of_cassandra = lacking.join(rejected, on=KEY, how="anti")
         self._table.write(_user_events(of_cassandra))
@@ -382,10 +380,10 @@ def _user_events(rows: pl.DataFrame) -> Iterable[UserEvent]:
         yield user_event({**row, "ts": ts, "attrs": json.loads(row["attrs"])})
 
 
-def _entries(events: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    """Rows of the archive as `user_event` takes them."""
-    for row in events.iter_rows(named=True):
-        yield {**row, "attrs": {entry["key"]: entry["value"] for entry in row["attrs"] or ()}}
+def _content_of(events: pl.DataFrame) -> pl.DataFrame:
+    """`CONTENT` of rows of `EVENTS`."""
+    attrs = attributes_text(events["attrs"].cast(EVENT_SCHEMA["attrs"]))
+    return events.select(*TEXT_COLUMNS, attrs.alias("attrs"), micros=pl.col("ts").dt.epoch("us")).select(list(CONTENT))
 
 
 def _unlanded_rows(rows: pl.DataFrame) -> pl.DataFrame:
