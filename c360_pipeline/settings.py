@@ -305,6 +305,14 @@ def operator_secret(reference: str) -> SecretStr:
     return SecretStr(found)
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only the owner can read, whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    scratch.rename(path)
+
+
 def keep_source_secret(home: Path, name: str, host: str, port: int) -> SecretStr:
     """The secret of a source that this installation made itself, made where it is missing, and bound to its server."""
     path = sources_file(home)
@@ -312,8 +320,5 @@ def keep_source_secret(home: Path, name: str, host: str, port: int) -> SecretStr
     kept.setdefault(name, secrets.token_hex(24))
     kept[f"{name}{BOUND_TO}"] = f"{host}:{port}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write("".join(f"{key}={value}\n" for key, value in kept.items()))
-    scratch.rename(path)
+    write_private(path, "".join(f"{key}={value}\n" for key, value in kept.items()))
     return SecretStr(kept[name])

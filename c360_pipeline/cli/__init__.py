@@ -279,9 +279,7 @@ def land(
     files = landing_candidates(paths)
     settings = load_settings()
     landing = open_landing(settings)
-    control = open_control(settings)
-    control.ensure()
-    rules = control.overwrite_rules()
+    rules = open_control(settings).overwrite_rules()
     arrived = as_date(day, "--date") if day else datetime.now(UTC).date()
     for path in files:
         folder = folder_for(path, arrived)

@@ -10,9 +10,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from c360_pipeline.devstack.pause import paused
-from c360_pipeline.devstack.service import write_private
 from c360_pipeline.devstack.services import neo4j_admin, neo4j_data, use_neo4j_data, write_neo4j_conf
 from c360_pipeline.errors import C360Error, InvariantError
+from c360_pipeline.settings import write_private
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.recovery.import_files import Completion, ImportWriter
 

@@ -1,7 +1,6 @@
 """One embedded server: its command, its probe, its port and its password."""
 
 import json
-import os
 import pwd
 import random
 import secrets
@@ -17,6 +16,7 @@ import psycopg
 from botocore.exceptions import BotoCoreError, ClientError
 
 from c360_pipeline.errors import UnavailableError
+from c360_pipeline.settings import write_private
 
 LOOPBACK = "127.0.0.1"
 BELOW_EPHEMERAL = range(15_000, 32_000)
@@ -88,14 +88,6 @@ def passwords(home: Path) -> dict[str, str]:
         stored |= {name: secrets.token_hex(24) for name in missing}
         write_private(path, json.dumps(stored))
     return stored
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only the owner can read, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    scratch.rename(path)
 
 
 def with_parent(stop: signal.Signals, *, as_user: pwd.struct_passwd | None = None) -> list[str]:

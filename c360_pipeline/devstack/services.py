@@ -21,8 +21,9 @@ from c360_pipeline.devstack.distributions import (
     neo4j_distribution,
     versitygw_binary,
 )
-from c360_pipeline.devstack.service import LOOPBACK, Service, passwords, with_parent, write_private
+from c360_pipeline.devstack.service import LOOPBACK, Service, passwords, with_parent
 from c360_pipeline.errors import ConfigError
+from c360_pipeline.settings import write_private
 
 ARCHIVE_CLASSES = "C360_ARCHIVE_CLASSES_AT_EXIT"
 """Names the file that the server writes its classes into when it stops, see `class_archive`."""

@@ -15,8 +15,9 @@ from urllib.request import urlopen
 import structlog
 
 from c360_pipeline.devstack.distributions import cassandra_jars, flink_environment, flink_home, flink_jars, kafka_jars
-from c360_pipeline.devstack.service import LOOPBACK, Service, free_port, with_parent, write_private
+from c360_pipeline.devstack.service import LOOPBACK, Service, free_port, with_parent
 from c360_pipeline.errors import UnavailableError
+from c360_pipeline.settings import write_private
 
 USER = "c360"
 KAFKA_PROPERTIES = """\

@@ -27,10 +27,10 @@ import psutil
 import structlog
 
 from c360_pipeline.devstack.pause import is_pause_wanted
-from c360_pipeline.devstack.service import NOT_READY, Service, free_port, write_private
+from c360_pipeline.devstack.service import NOT_READY, Service, free_port
 from c360_pipeline.devstack.services import services_at
 from c360_pipeline.errors import C360Error, UnavailableError
-from c360_pipeline.settings import connection_file
+from c360_pipeline.settings import connection_file, write_private
 
 START_SECONDS = 900.0
 """A server that lives is waited for, on a busy machine for minutes; one that ends while it starts is known at once."""
