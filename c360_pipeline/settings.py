@@ -149,6 +149,7 @@ class Settings(BaseSettings):
     spark_master: str = Field("local[*]", alias="C360_SPARK_MASTER")
     spark_jars: Path | None = Field(None, alias="C360_SPARK_JARS")
     api_rate: str = Field("1000/second", alias="C360_API_RATE")
+    api_connections: int = Field(1_000, ge=1, alias="C360_API_CONNECTIONS")
     notify_webhook: SecretStr | None = Field(None, alias="C360_NOTIFY_WEBHOOK")
     dagster_url: Annotated[str, _address("http", "https")] = Field("http://127.0.0.1:3000", alias="C360_DAGSTER_URL")
     bucket: str = Field("c360-lake", alias="C360_BUCKET", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")

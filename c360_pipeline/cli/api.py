@@ -1,5 +1,6 @@
 """`c360 api` and `c360 api-keys …`: serving, and who may ask."""
 
+import resource
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +13,14 @@ from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from c360_pipeline.stores.postgres.api_keys import ApiKey
     from c360_pipeline.streaming.lag import StreamSeen
 
+Days = Annotated[int, typer.Option(min=0, help="until it expires; 0 for never")]
 keys_app = typer.Typer(help="Keys of the API: each belongs to one tenant and has one role.", no_args_is_help=True)
 GRACE_SECONDS = 15
+FILES_OF_OUR_OWN = 200
+"""Files and connections to stores that the API has open beside those of its clients."""
 
 
 def api(
@@ -28,6 +33,7 @@ def api(
     from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
     from c360_pipeline.serving.app import create_app
     from c360_pipeline.serving.backend import Backend
+    from c360_pipeline.serving.connections import limited_to
 
     settings = load_settings()
     with open_graph(settings) as graph:
@@ -36,8 +42,21 @@ def api(
         err.print(f"http://{host}:{port}/app for people, http://{host}:{port}/docs for programs")
         uvicorn.run(
             create_app(backend, settings.api_rate), host=host, port=port, log_level="warning", access_log=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS, http=limited_to(_places(settings.api_connections)), ws="none",
         )  # fmt: skip
+
+
+def _places(wanted: int) -> int:
+    """How many connections there can be: as many as wanted, or as the system lets this process open files for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + FILES_OF_OUR_OWN
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            err.print(f"{soft - FILES_OF_OUR_OWN:,} connections at most, not {wanted:,}: `ulimit -n` is {hard:,}.")
+            return max(soft - FILES_OF_OUR_OWN, 1)
+    return wanted
 
 
 def _stream_of(settings: Settings) -> "Callable[[str], StreamSeen] | None":
@@ -54,6 +73,7 @@ def create(
     tenant: Annotated[str, typer.Option(help="whose data it opens")],
     role: Annotated[str, typer.Option(help="ingest, read or admin")] = "read",
     note: Annotated[str, typer.Option(help="who has it")] = "",
+    days: Days = 365,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, once: only its digest is kept."""
@@ -62,11 +82,40 @@ def create(
 
     if role not in ROLES or not tenant.strip():
         raise ConfigError(f"--role {role!r}: {', '.join(ROLES)} are right; --tenant must be named.")
-    key, made = ApiKeys(open_control(load_settings()).login).add(tenant, role, note)
+    _print_once(*ApiKeys(open_control(load_settings()).login).add(tenant, role, note, days or None), as_json=as_json)
+
+
+@keys_app.command()
+def rotate(
+    key_id: int,
+    grace_hours: Annotated[int, typer.Option(min=0, help="for so long the old key opens still")] = 24,
+    days: Days = 365,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key that stands in for another, and print it, once; the old one expires after a while."""
+    from c360_pipeline.connections import open_control
+    from c360_pipeline.stores.postgres.api_keys import ApiKeys
+
+    made = ApiKeys(open_control(load_settings()).login).rotate(key_id, grace_hours, days or None)
+    if made is None:
+        raise _no_such_key(key_id)
+    _print_once(*made, as_json=as_json)
+
+
+def _no_such_key(key_id: int) -> ConfigError:
+    return ConfigError(f"There is no key {key_id} that opens anything; `c360 api-keys list` says which there are.")
+
+
+def _print_once(key: str, made: "ApiKey", *, as_json: bool) -> None:
+    """The key alone, so that a script can take it; when it expires goes to the error stream."""
+    expires = f"{made.expires_at:%Y-%m-%d %H:%M}" if made.expires_at else ""
     if as_json:
-        print_json({"key": key, "key_id": made.key_id, "tenant_id": tenant, "role": role})
-    else:
-        out.print(key, highlight=False, soft_wrap=True)
+        print_json({"key": key, "key_id": made.key_id, "tenant_id": made.tenant_id, "role": made.role,
+                    "expires_at": str(made.expires_at or "")})  # fmt: skip
+        return
+    out.print(key, highlight=False, soft_wrap=True)
+    if expires:
+        err.print(f"It expires on {expires} UTC: `c360 api-keys rotate {made.key_id}` makes the next.", highlight=False)
 
 
 @keys_app.command("list")
@@ -79,13 +128,13 @@ def list_keys(as_json: AsJson = False) -> None:
 
     found = ApiKeys(open_control(load_settings()).login).all()
     if as_json:
-        shown = [asdict(k) for k in found]
-        print_json([{**k, "created_at": str(k["created_at"]), "revoked_at": str(k["revoked_at"] or "")} for k in shown])
+        moments = ("created_at", "revoked_at", "expires_at")
+        print_json([{**asdict(k), **{name: str(getattr(k, name) or "") for name in moments}} for k in found])
         return
-    table = Table("id", "tenant", "role", "note", "made", "revoked")
+    table = Table("id", "tenant", "role", "note", "made", "expires", "revoked")
     for k in found:
-        revoked = f"{k.revoked_at:%Y-%m-%d %H:%M}" if k.revoked_at else ""
-        table.add_row(str(k.key_id), k.tenant_id, k.role, k.note, f"{k.created_at:%Y-%m-%d %H:%M}", revoked)
+        shown = [f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (k.created_at, k.expires_at, k.revoked_at)]
+        table.add_row(str(k.key_id), k.tenant_id, k.role, k.note, *shown)
     out.print(table)
 
 
@@ -96,5 +145,5 @@ def revoke(key_id: int) -> None:
     from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
     if not ApiKeys(open_control(load_settings()).login).revoke(key_id):
-        raise ConfigError(f"There is no key {key_id} that opens anything; `c360 api-keys list` says which there are.")
+        raise _no_such_key(key_id)
     err.print(f"API key {key_id} is revoked.")

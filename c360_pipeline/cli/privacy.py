@@ -1,16 +1,26 @@
 """`c360 erase` and `c360 retain`."""
 
 import json
+import shlex
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from c360_pipeline.cli.embedded import remake_embedded, remove_instants
 from c360_pipeline.cli.output import AsJson, err, out, print_json
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings, c360_home, load_settings, postgres_login
+
+if TYPE_CHECKING:
+    from c360_pipeline.stages.privacy.certificate import Certificate
+    from c360_pipeline.stages.privacy.mentions import Companion
+
+SHOWN = 20
+"""User ids that are named."""
 
 
 def stores_of(settings: Settings) -> Any:
@@ -52,9 +62,27 @@ def _opens_user_events(settings: Settings) -> Any:
     return lambda: open_user_events(settings)
 
 
+class Mentions(StrEnum):
+    """What becomes of data of others that names people who are erased."""
+
+    KEEP = "keep"
+    REDACT = "redact"
+    ASK = "ask"
+
+
 def erase(
     tenant: Annotated[str, typer.Option(help="the tenant")],
     user: Annotated[list[str], typer.Option(help="the user as events name them; can be repeated")],
+    with_journey: Annotated[
+        bool, typer.Option("--with-journey", help="the other user ids in their journeys, too: before a login, say")
+    ] = False,
+    mentions: Annotated[
+        Mentions,
+        typer.Option(
+            envvar="C360_ERASE_MENTIONS",
+            help="events of others that name them: keep counts them, redact takes the name out, ask stops before",
+        ),
+    ] = Mentions.KEEP,
     certificate: Annotated[Path | None, typer.Option(help="file for the certificate")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what is there of them")] = False,
     as_json: AsJson = False,
@@ -73,24 +101,69 @@ def erase(
     people = [Person.named(tenant, one) for one in user]
     with open_control(settings).locks.exclusive_run(), err.status("opening the stores") as shown:
         erasure = Erasure(stores_of(settings), c360_home() / "erasure", lambda what: shown.update(what))
-        if dry_run:
-            found = [one.as_dict() for one in erasure.search(people)]
-        else:
+        others = erasure.companions(people)
+        if with_journey:
+            people += [Person(one.tenant_id, one.user_id) for one in others]
+            others = erasure.companions(people)
+        if not dry_run:
+            if mentions == Mentions.ASK and not erasure.is_under_way():
+                _require_no_mention(erasure.mentions(people))
             remove_instants(c360_home())  # graphs of earlier instants show them still
-            issued = erasure.erase(people, keep)
+            issued = erasure.erase(people, keep, redact=mentions == Mentions.REDACT)
+        else:
+            found, named = [one.as_dict() for one in erasure.search(people)], erasure.mentions(people)
     if dry_run:
         print_json(found) if as_json else out.print(_searched_table(found))
-        return
+        _tell("Data of others names them", named)
+    else:
+        _show(issued, as_json=as_json)
+    _offer(tenant, others)
+    if not dry_run and not issued.is_clean:
+        raise typer.Exit(1)
+
+
+def _require_no_mention(mentions: dict[str, int]) -> None:
+    if mentions:
+        raise ConfigError(
+            f"Data of others names them: {_counted(mentions)}. Say what becomes of it: --mentions keep, or "
+            "--mentions redact."
+        )
+
+
+def _show(issued: "Certificate", *, as_json: bool) -> None:
+    """What an erasure did."""
     if as_json:
         print_json(issued.as_dict())
-    else:
-        out.print(_certificate_table(issued.stores))
-        verdict = "nothing of theirs is left" if issued.is_clean else "SOMETHING IS LEFT, see left_in; erase again"
-        out.print(f"{verdict}.", highlight=False, soft_wrap=True)
-        for table, count in issued.mentions.items():
-            out.print(f"{table}: {count:,} rows of others name them, and stay.", highlight=False, soft_wrap=True)
-    if not issued.is_clean:
-        raise typer.Exit(1)
+        return
+    out.print(_certificate_table(issued.stores))
+    verdict = "nothing of theirs is left" if issued.is_clean else "SOMETHING IS LEFT, see left_in; erase again"
+    out.print(f"{verdict}.", highlight=False, soft_wrap=True)
+    _tell("Data of others names them, and stays", issued.mentions)
+    if issued.redacted:
+        err.print(f"Their name was taken out of {issued.redacted:,} events of others.", highlight=False)
+
+
+def _tell(what: str, mentions: dict[str, int]) -> None:
+    if mentions:
+        err.print(f"{what}: {_counted(mentions)}.", highlight=False, soft_wrap=True)
+
+
+def _counted(mentions: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} rows of {table}" for table, count in mentions.items())
+
+
+def _offer(tenant: str, others: "list[Companion]") -> None:
+    """Say which other ids were in the journeys of people who are erased: only now this can be told."""
+    if not others:
+        return
+    err.print(f"Other user ids in their journeys, which stay ({len(others):,}):", highlight=False)
+    for one in others[:SHOWN]:
+        err.print(f"  {one.user_id}: {one.events:,} events", highlight=False, soft_wrap=True, markup=False)
+    named = " ".join(f"--user {shlex.quote(one.user_id)}" for one in others[:SHOWN])
+    err.print(
+        f"If these are the same people: c360 erase --tenant {shlex.quote(tenant)} {named}",
+        highlight=False, soft_wrap=True, markup=False,
+    )  # fmt: skip
 
 
 def _searched_table(found: list[dict[str, Any]]) -> Table:

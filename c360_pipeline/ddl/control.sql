@@ -251,9 +251,13 @@ COMMENT ON COLUMN suppressed_rows.row_hash IS 'sha256 of the lake table''s name,
 
 CREATE TABLE IF NOT EXISTS erasures_under_way (
     only_one   boolean PRIMARY KEY DEFAULT true CHECK (only_one),
-    started_at timestamptz NOT NULL DEFAULT now()
+    started_at timestamptz NOT NULL DEFAULT now(),
+    files      text[]
 );
-COMMENT ON TABLE erasures_under_way IS 'A row while people are being erased, also after that was broken off: nothing lands meanwhile.';
+ALTER TABLE erasures_under_way ADD COLUMN IF NOT EXISTS files text[];
+COMMENT ON TABLE erasures_under_way IS
+    'A row while people are being erased, also after that was broken off: the files that it rewrites do not land meanwhile.';
+COMMENT ON COLUMN erasures_under_way.files IS 'Addresses of the landing files that are rewritten; null: not known yet, any could be.';
 
 CREATE TABLE IF NOT EXISTS retention_rules (
     tenant_id text NOT NULL DEFAULT '*' CHECK (tenant_id <> ''),
@@ -290,8 +294,11 @@ CREATE TABLE IF NOT EXISTS api_keys (
     key_digest text NOT NULL UNIQUE CHECK (key_digest ~ '^[0-9a-f]{64}$'),
     note       text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
-    revoked_at timestamptz
+    revoked_at timestamptz,
+    expires_at timestamptz
 );
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS expires_at timestamptz;
+COMMENT ON COLUMN api_keys.expires_at IS 'From when on it opens nothing; null: it does not expire.';
 COMMENT ON TABLE api_keys IS 'Keys of the API by the sha256 of their 256 random bits; the key itself is shown once and kept nowhere.';
 COMMENT ON COLUMN api_keys.role IS 'ingest may track events, read may read, admin may do both and undo merges.';
 
@@ -304,4 +311,4 @@ CREATE TABLE IF NOT EXISTS page_sessions (
 COMMENT ON TABLE page_sessions IS
     'Who is logged in to the pages, by the sha256 of the 256 random bits in a browser''s cookie; ends with logout, in time, or with its key.';
 
-INSERT INTO control_schema (version) VALUES (9) ON CONFLICT DO NOTHING;
+INSERT INTO control_schema (version) VALUES (10) ON CONFLICT DO NOTHING;

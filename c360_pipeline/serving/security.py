@@ -8,7 +8,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 from fastapi import Depends, HTTPException, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItem, parse
@@ -26,7 +26,7 @@ SESSION_SECONDS = 12 * 3_600
 KEY_SECONDS = 10.0
 """For so long a key that was looked up is not looked up again; a key that is revoked is valid for so long."""
 LOOK_UPS = parse("100/second")
-"""Of all tenants together: who has no key makes the control database no work to speak of."""
+"""Of keys that opened nothing so far, all together: who has no key makes the control database no work to speak of."""
 LOOK_UPS_AT_ONCE = 4
 LOOK_UP_SECONDS = 5.0
 SESSION, SAFE_SESSION = "c360_session", "__Host-c360_session"
@@ -63,6 +63,7 @@ class Gate:
         self._rate: RateLimitItem = parse(rate)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._known: TTLCache[str, ApiKey | None] = TTLCache(10_000, KEY_SECONDS)
+        self._valid: LRUCache[str, bool] = LRUCache(10_000)
         self._threads = CapacityLimiter(LOOK_UPS_AT_ONCE)
 
     async def admit(self, key: str | None, session: str | None, role: str) -> ApiKey:
@@ -104,11 +105,16 @@ class Gate:
         digest = f"{kind} {digest_of(shown)}"
         if digest in self._known:
             return self._known[digest]
-        if not self._limiter.hit(LOOK_UPS, "look-up"):
+        # Strangers do not use up what customers need: a key that was valid is looked up whatever others try.
+        if digest not in self._valid and not self._limiter.hit(LOOK_UPS, "look-up"):
             raise HTTPException(429, "Too many keys that are not known.", {"Retry-After": "1"})
         async with asyncio.timeout(LOOK_UP_SECONDS):
             found = await to_thread.run_sync(find, shown, limiter=self._threads, abandon_on_cancel=True)
         self._known[digest] = found
+        if found is None:
+            self._valid.pop(digest, None)
+        else:
+            self._valid[digest] = True
         return found
 
     async def log_in(self, key: str, before: str | None, address: str) -> str | None:
@@ -222,10 +228,11 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        body = await _whole_body(receive)
-        if body is None:
-            answer = problem(413, f"A body may have {MOST_BODY_BYTES:,} bytes.", headers={"Connection": "close"})
-            await answer(scope, receive, send_guarded)
+        try:
+            body = await _whole_body(receive)
+        except (EOFError, OverflowError) as error:
+            status = 413 if isinstance(error, OverflowError) else 400
+            await problem(status, str(error), headers={"Connection": "close"})(scope, receive, send_guarded)
             return
         try:
             await self._app(scope, _once(body, receive), send_guarded)
@@ -236,17 +243,22 @@ class Guard:
             await unforeseen(error, Request(scope))(scope, receive, send_guarded)
 
 
-async def _whole_body(receive: Receive) -> bytes | None:
-    """The body, or None as soon as it is too large."""
+async def _whole_body(receive: Receive) -> bytes:
+    """The body.
+
+    Raises:
+        EOFError: the client went before it was whole: half a request is none.
+        OverflowError: it is too large, told as soon as that is known.
+    """
     pieces, size, more = [], 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            break
+            raise EOFError("The request ended before it was whole.")
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
         if size > MOST_BODY_BYTES:
-            return None
+            raise OverflowError(f"A body may have {MOST_BODY_BYTES:,} bytes.")
         more = message.get("more_body", False)
     return b"".join(pieces)
 

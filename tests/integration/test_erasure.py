@@ -30,12 +30,13 @@ from c360_pipeline.core.privacy.erasure import Person
 from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.sample_files import Written
-from c360_pipeline.errors import ConfigError, ConflictError
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.runs import materialise
 from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stages.privacy import erasure as erasing
 from c360_pipeline.stages.privacy.certificate import Certificate
 from c360_pipeline.stages.privacy.erasure import Erasure
+from c360_pipeline.stages.privacy.mentions import Companion
 from c360_pipeline.stages.privacy.steps import Steps
 from c360_pipeline.stages.projection.everything import stitch_all
 from c360_pipeline.stages.reconciliation.expected import Archive
@@ -47,6 +48,16 @@ from c360_pipeline.stores.s3.landing import folder_for
 REQUEST = SampleRequest(events=1_500, tenants=2, seed=11, malformed_rate=0.04, duplicate_rate=0.04)
 pytestmark = pytest.mark.repeats
 PEOPLE = often(5, 20)
+"""Of the sample; beside them somebody whom others name."""
+NAMED = Person("acme", "planted.person@example.org")
+VISITOR = "visitor-before-login-77"
+REDACTED = ("gift", "thanks")
+PLANTED = [
+    {"eventId": "own", "userId": NAMED.user_id, "attrs": {"deviceId": "device-of-planted-1"}},
+    {"eventId": "before", "userId": VISITOR, "attrs": {"deviceId": "device-of-planted-1"}},
+    {"eventId": "gift", "userId": "friend-of-planted", "attrs": {"giftTo": NAMED.user_id}},
+    {"eventId": "thanks", "userId": "friend-of-friend", "attrs": {"note": f"thanks to <{NAMED.user_id}>, and Zoë"}},
+]
 WITH_ACCOUNT = PEOPLE * 3 // 5
 
 
@@ -92,6 +103,9 @@ def world(home: Path, empty_graph: Callable[[], None], tmp_path_factory: pytest.
         landing = open_landing(settings)
         for path in (*written.event_files, written.catalog_file):
             landing.put_file(path, folder_for(path, date(2025, 11, 3)))
+        shared = {"tenantId": "acme", "ts": "2025-11-01T10:00:00Z", "action": "view"}
+        lines = [json.dumps({**shared, "sessionId": f"s-{line['eventId']}", **line}) for line in PLANTED]
+        landing.put_events("\n".join(lines).encode(), "planted.jsonl", date(2025, 11, 3))
         with open_graph(settings) as graph:
             made = World(home, settings, open_lake(settings), graph, written)
             made.run()
@@ -133,14 +147,15 @@ def known_of(world: World, people: list[Person]) -> set[str]:
 def erased(world: World) -> Erased:
     """After the erasure, which was broken off twice."""
     events = world.lake.read(EVENTS)
-    users = events.select("tenant_id", "user_id").unique().sort(pl.all()).rows()
+    planted = pl.col("user_id").is_in([line["userId"] for line in PLANTED])
+    users = events.filter(~planted).select("tenant_id", "user_id").unique().sort(pl.all()).rows()
     rng = random.Random(4)
     with_account = [u for u in users if "@" in u[1] or u[1].isdecimal()]
     chosen = rng.sample(with_account, WITH_ACCOUNT) + rng.sample(
         [u for u in users if u not in with_account], PEOPLE - WITH_ACCOUNT
     )
-    people = [Person(*one) for one in chosen]
-    theirs = pl.DataFrame(chosen, schema=["tenant_id", "user_id"], orient="row")
+    people = [*(Person(*one) for one in chosen), NAMED]
+    theirs = pl.DataFrame([*chosen, (NAMED.tenant_id, NAMED.user_id)], schema=["tenant_id", "user_id"], orient="row")
     others = events.join(theirs, on=["tenant_id", "user_id"], how="anti")
     words, accounts = known_of(world, people), world.accounts()
     # What a reconciliation says of a person in passing.
@@ -154,18 +169,37 @@ def erased(world: World) -> Erased:
 
     kept: list[Certificate] = []
     erasure = Erasure(stores_of(world.settings), world.home / "erasure")
+    assert erasure.companions([NAMED]) == [Companion("acme", VISITOR, 1)]
+    assert erasure.mentions([NAMED]) == {"events": 2}
     for owner, step in ((Steps, "_follow"), (erasing, "certify"))[: often(1, 2)]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(owner, step, lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                erasure.erase(people, kept.append)
-    with pytest.raises(ConflictError, match="call it again"):
-        open_control(world.settings).privacy.require_no_erasure()
+                erasure.erase(people, kept.append, redact=True)
+    newcomer = land_another(world)
     with pytest.raises(ConfigError, match="broken off"):
         erasure.erase(people[:1], kept.append)
-    certificate = erasure.erase(people, kept.append)
+    certificate = erasure.erase(people, kept.append, redact=True)
     assert kept == [certificate]
-    return Erased(people, words, others, accounts, world.accounts(), certificate)
+    assert open_control(world.settings).privacy.unfinished_erasure() is None
+    return Erased(people, words, pl.concat([others, newcomer]), accounts, world.accounts(), certificate)
+
+
+def land_another(world: World) -> pl.DataFrame:
+    """While an erasure is broken off, others land; its own files wait, and are named. Returns the new event."""
+    privacy = open_control(world.settings).privacy
+    privacy.require_no_erasure()
+    waiting = privacy.unfinished_erasure()
+    assert waiting is not None
+    assert waiting.files
+    line = {"tenantId": "acme", "userId": "newcomer", "sessionId": "s", "ts": "2025-11-01T10:00:00Z", "action": "view",
+            "eventId": "of-newcomer"}  # fmt: skip
+    open_landing(world.settings).put_events(json.dumps(line).encode() + b"\n", "another.jsonl", date(2025, 11, 3))
+    before = world.lake.read(EVENTS)
+    outcome = materialise(world.home, "landed_events,dead_letters,landing_files", None, lambda _: None)
+    assert (outcome.error, outcome.failed_checks) == (None, ["landing_files: every_file_was_read"])
+    assert "call it again with the same people" in outcome.reasons[0]
+    return world.lake.read(EVENTS).join(before, on=["tenant_id", "event_id"], how="anti")
 
 
 def test_the_certificate_says_what_was_searched_and_that_nothing_is_left(world: World, erased: Erased) -> None:
@@ -181,7 +215,8 @@ def test_the_certificate_says_what_was_searched_and_that_nothing_is_left(world: 
     assert said.removed["events"] > PEOPLE
     assert said.removed["landing_lines"] >= said.removed["events"]
     assert said.removed["silo_rows"]["silos/profiles_db/accounts"] >= PEOPLE // 4
-    assert len(said.people) == PEOPLE
+    assert len(said.people) == PEOPLE + 1
+    assert (said.mentions, said.redacted, said.same_journeys > 0) == ({}, len(REDACTED), True)
     text = json.dumps(said.as_dict())
     assert not [word for word in erased.words if word in text]
     assert not (world.home / "erasure").exists()
@@ -249,14 +284,27 @@ def is_word(word: str, text: str) -> bool:
 def test_everybody_else_is_what_they_were(world: World, erased: Erased) -> None:
     columns = [name for name in EVENTS.columns if name not in ("attrs", "source_etag", "landed_at")]
     key = ["tenant_id", "event_id"]
-    now = world.lake.read(EVENTS).select(columns).sort(key)
-    assert now.equals(erased.others.select(columns).sort(key))
+    untouched = ~pl.col("event_id").is_in(REDACTED)
+    now = world.lake.read(EVENTS).filter(untouched).select(columns).sort(key)
+    assert now.equals(erased.others.filter(untouched).select(columns).sort(key))
     assert erased.gone.height >= PEOPLE // 4
     names = {(one.tenant_id, one.user_id) for one in erased.people}
     for tenant, email, account in erased.gone.select(
         "tenant_id", "email", pl.col("account_id").cast(pl.String)
     ).iter_rows():
         assert {(tenant, email), (tenant, account)} & names
+
+
+def test_a_name_that_others_mention_is_taken_out_of_their_events(world: World, erased: Erased) -> None:
+    asked = "MATCH (e:Event) WHERE e.id IN $ids RETURN e.id AS id, coalesce(e.giftTo, e.note) AS said"
+    left = {row["id"]: row["said"] for row in world.graph.run(asked, ids=list(REDACTED))}
+    hidden = "x" * len(NAMED.user_id)
+    assert left == {"gift": hidden, "thanks": f"thanks to <{hidden}>, and Zoë"}
+    lines = [json.loads(text) for path, text in objects(world) if path.endswith("planted.jsonl")
+             for text in text.splitlines() if text]  # fmt: skip
+    assert {line["eventId"]: line["attrs"] for line in lines if line["eventId"] in REDACTED} == {
+        "gift": {"giftTo": hidden}, "thanks": {"note": left["thanks"]},
+    }  # fmt: skip
 
 
 def partition(assigned: pl.DataFrame) -> set[frozenset[str]]:

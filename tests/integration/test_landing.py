@@ -320,6 +320,67 @@ def test_suppressed_users_are_counted_and_never_land(world: World, put: Put) -> 
     assert set(world.letters()) == {b"{oops"}
 
 
+def stored(world: World, name: str) -> bytes:
+    """The lines of a file as they are stored now."""
+    (file,) = (f for f in world.landing.event_files() if f.key.endswith(f"/{name}"))
+    return b"".join(world.landing.pieces(file, 1 << 20))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_lines_of_suppressed_users_are_stored_nowhere(world: World, put: Put, name: str) -> None:
+    lines = event(1), event(2), b"{oops", event(1, action=7), event(3)
+    put(name, *lines)
+    world.suppress("u1")
+    first = world.land()
+    assert world.totals() == (5, 2, 0, 1, 2)
+    assert stored(world, name) == b"\n".join([b"", event(2), b"{oops", b"", event(3)]) + b"\n"
+    assert world.events().sort("source_line")["source_line"].to_list() == [2, 5]
+    assert b"u1" not in b"".join(world.letters())
+    # The file is the same one: nothing is new, and its day can be read again.
+    assert world.land().equals(first)
+    world.land(DAY)
+    assert world.users() == ["u2", "u3"]
+
+
+@pytest.mark.parametrize(("owner", "method", "calls"), [
+    *((Landing, "replace", n) for n in range(2)), *((Commits, "rename_deliveries", n) for n in range(5)),
+])  # fmt: skip
+def test_blanking_that_was_killed_is_made_up_for_by_the_next_run(
+    world: World, put: Put, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, calls: int
+) -> None:
+    put("a.jsonl", event(1), event(2), b"{oops")
+    put("b.jsonl", event(1), event(3), folder=TOMORROW)
+    world.suppress("u1")
+    with dying_after(monkeypatch, owner, method, calls):
+        world.land()
+    world.land()
+    assert world.totals()[1:] == (2, 0, 1, world.totals()[0] - 3)
+    assert (stored(world, "a.jsonl"), stored(world, "b.jsonl")) == (
+        b"\n" + event(2) + b"\n{oops\n", b"\n" + event(3) + b"\n",
+    )  # fmt: skip
+    assert world.accounts()["reopened_at"].null_count() == 2
+    assert world.accounts()["damage"].null_count() == 2
+
+
+def test_a_file_that_its_producer_sends_anew_meanwhile_is_not_overwritten(
+    world: World, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = put("a.jsonl", event(1), event(2)).split("/", 3)[3]
+    world.suppress("u1")
+    replace = Landing.replace
+
+    def sent_before(landing: Landing, *args: object) -> str:
+        world.landing._client.put_object(Bucket=world.landing.bucket, Key=key, Body=event(4) + b"\n")
+        return replace(landing, *args)  # type: ignore[arg-type]  # as given
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Landing, "replace", sent_before)
+        world.land()
+    assert stored(world, "a.jsonl") == event(4) + b"\n"
+    world.land()
+    assert world.users() == ["u2", "u4"]
+
+
 # Backfill: a landing date read again under today's rules.
 
 

@@ -1,5 +1,6 @@
 """The accounting of landing: for every delivery, what became of each of its lines, and whether that adds up."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -36,8 +37,14 @@ class FileAccount:
         return Delivery(self.source_uri, self.etag)
 
 
-def closed_accounts(accounts: list[FileAccount], now: datetime) -> pl.DataFrame:
-    """Rows of `LANDING_FILES`."""
+def closed_accounts(accounts: list[FileAccount], now: datetime, left_open: Collection[Delivery] = ()) -> pl.DataFrame:
+    """Rows of `LANDING_FILES`.
+
+    Args:
+        accounts: of files that were read.
+        now: when.
+        left_open: deliveries with which something is to be done yet; whatever breaks off, they are read again.
+    """
     schema = LANDING_FILES.empty().schema
     rows = [
         {
@@ -45,6 +52,7 @@ def closed_accounts(accounts: list[FileAccount], now: datetime) -> pl.DataFrame:
             "landed_at": now,
             "contract_version": CONTRACT_VERSION,
             "replaced": 0,
+            "reopened_at": now if account.delivery in left_open else None,
             **dict.fromkeys((f"replayed_{c}" for c in COUNTED_AS.values()), 0),
         }
         for account in accounts

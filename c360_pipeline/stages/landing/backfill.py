@@ -10,7 +10,7 @@ Memory follows a share of the files: what they hold is parted by event id, and o
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ import polars as pl
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
-from c360_pipeline.core.landing.accounting import FileAccount, closed_accounts, replaced_accounts
+from c360_pipeline.core.landing.accounting import FileAccount, replaced_accounts
 from c360_pipeline.core.landing.classify import (
     ARCHIVED_FACTS,
     DUPLICATE,
@@ -27,7 +27,6 @@ from c360_pipeline.core.landing.classify import (
     NEW,
     archive_changes,
     classify,
-    split_suppressed,
 )
 from c360_pipeline.core.landing.dead_letters import dead_lines, passed
 from c360_pipeline.core.landing.decode import rejected_conflicts
@@ -43,6 +42,7 @@ from c360_pipeline.core.landing.lines import (
 )
 from c360_pipeline.core.landing.overwrites import why_not_believed
 from c360_pipeline.errors import ConflictError
+from c360_pipeline.stages.landing.blanking import blank_deliveries, settle_blanked
 from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest, waiting_files
 from c360_pipeline.stores.local.spill import Spill
 from c360_pipeline.stores.s3.landing import EventFile
@@ -102,16 +102,41 @@ class _Decision:
 
 
 def land(
-    ingest: Ingest, files: list[EventFile], dates: Collection[date] | None, report: Callable[[int], None]
+    ingest: Ingest,
+    found: list[EventFile],
+    dates: Collection[date] | None,
+    report: Callable[[int], None],
+    held: Collection[str] = (),
 ) -> list[FileAccount]:
-    """Land what is not in the accounting and what a backfill left half-way; of dates, all their files again."""
+    """Land what is not in the accounting and what a backfill left half-way; of dates, all their files again.
+
+    Lines of suppressed people in files that are new are made blank: they are stored nowhere. Those of dates that are
+    read again stay, so that who comes off the list comes back.
+
+    Args:
+        ingest: the landing area, the lake, and who is suppressed.
+        found: what is in the landing area.
+        dates: of folders that are read again; None for what is new.
+        report: called with the number of lines of each batch that was read.
+        held: addresses of files that are left alone.
+
+    Returns:
+        The accounting of what was read.
+    """
+    files = [f for f in found if f.uri not in held]
     if dates is not None:
         return backfill(ingest, [f for f in files if f.landing_date in dates], report)
+    settle_blanked(ingest.landing, ingest.lake, waiting_files(ingest.lake, files)[0])
     new, interrupted = waiting_files(ingest.lake, files)
     newer = _newer_versions(ingest, new)
+    ingest.blanks = True
     again = backfill(ingest, [*interrupted, *newer], report)
     first = [f for f in new if f not in newer] if newer else new
-    return [*again, *ingest.land(first, report), *ingest.account_for_lost(files)]
+    accounts = [*again, *ingest.land(first, report)]
+    lines = {a.delivery: ingest.suppressed_lines[a.delivery] for a in accounts if a.delivery in ingest.suppressed_lines}
+    etags = blank_deliveries(ingest.landing, ingest.lake, lines, ingest.unreadable)
+    accounts = [replace(a, etag=etags.get(a.delivery, a.etag)) for a in accounts]
+    return [*accounts, *ingest.account_for_lost(found)]
 
 
 def _newer_versions(ingest: Ingest, new: list[EventFile]) -> list[EventFile]:
@@ -165,7 +190,7 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
         account.landed, account.duplicates = decision.landed[delivery], decision.duplicates[delivery]
         account.dead = count_by_delivery(dead)[delivery]
     accounts = list(read.accounts.values())
-    closed = closed_accounts(accounts, datetime.now(UTC))
+    closed = ingest.closed(accounts)
     lake.commits.merge(LANDING_FILES, pl.concat([closed, replaced_accounts(read.replaced)]))
     return accounts
 
@@ -188,8 +213,8 @@ def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable
     for batch in ingest.batches(files):
         read.accounts |= {account.delivery: account for account in batch.started}
         ended |= {account.delivery for account in batch.ended}
-        events, silent = split_suppressed(batch.decoded.events, ingest.suppressed)
-        rejected, silent_rejected = split_suppressed(batch.rejected, ingest.suppressed)
+        events, silent = ingest.split(batch.decoded.events)
+        rejected, silent_rejected = ingest.split(batch.rejected)
         read.events.add(events)
         read.rejected.append(rejected)
         for frame in (silent, silent_rejected):

@@ -30,7 +30,15 @@ from c360_pipeline.core.landing.classify import (
 )
 from c360_pipeline.core.landing.dead_letters import dead_lines, letters_of, long_line_letter, reopened
 from c360_pipeline.core.landing.decode import REJECTED_SCHEMA, Decoded, decode, rejected_conflicts
-from c360_pipeline.core.landing.lines import DELIVERY, Delivery, LineBlock, count_by_delivery, line_blocks, line_in
+from c360_pipeline.core.landing.lines import (
+    DELIVERY,
+    PLACE,
+    Delivery,
+    LineBlock,
+    count_by_delivery,
+    line_blocks,
+    line_in,
+)
 from c360_pipeline.core.landing.overwrites import OverwriteRules
 from c360_pipeline.errors import ConflictError, ContractError, UnreadableError
 from c360_pipeline.stores.delta.lake import Lake
@@ -93,6 +101,8 @@ class Ingest:
         overwrites: what it means that a file comes again under its name.
         force: a newer version may take most of the earlier one's events away.
         unreadable: by address, why a file could not be had; it has no account and is tried again with the next run.
+        suppressed_lines: numbers of lines that were suppressed, by delivery.
+        blanks: these lines are going to be made blank in their files.
     """
 
     landing: Landing
@@ -101,6 +111,19 @@ class Ingest:
     overwrites: OverwriteRules = field(default_factory=OverwriteRules)
     force: bool = False
     unreadable: dict[str, str] = field(default_factory=dict)
+    suppressed_lines: dict[Delivery, set[int]] = field(default_factory=dict)
+    blanks: bool = False
+
+    def split(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Part rows with a place into those that may land and those of suppressed people, whose lines are noted."""
+        kept, silent = split_suppressed(rows, self.suppressed)
+        for uri, etag, number in silent.select(PLACE).iter_rows():
+            self.suppressed_lines.setdefault(Delivery(uri, etag), set()).add(number)
+        return kept, silent
+
+    def closed(self, accounts: list[FileAccount]) -> pl.DataFrame:
+        """Rows of the accounting; of files that are to be changed yet, open ones."""
+        return closed_accounts(accounts, datetime.now(UTC), self.suppressed_lines if self.blanks else ())
 
     def replaces(self, file: EventFile) -> bool:
         """Whether a newer version of the file stands in for the earlier one."""
@@ -133,7 +156,7 @@ class Ingest:
                     self.queue_dead_letters(rejected)
                     rejected = rejected.clear()
                 if batch.ended:
-                    self.lake.commits.insert_new(LANDING_FILES, closed_accounts(batch.ended, datetime.now(UTC)))
+                    self.lake.commits.insert_new(LANDING_FILES, self.closed(batch.ended))
                     closed += batch.ended
                 report(batch.lines.total())
         return closed
@@ -173,8 +196,8 @@ class Ingest:
 
     def _commit(self, batch: Batch, accounts: dict[Delivery, FileAccount]) -> pl.DataFrame:
         """Bring a batch into the archive, and count it; returns its rejected lines."""
-        events, silent = split_suppressed(batch.decoded.events, self.suppressed)
-        rejected, silent_rejected = split_suppressed(batch.rejected, self.suppressed)
+        events, silent = self.split(batch.decoded.events)
+        rejected, silent_rejected = self.split(batch.rejected)
         classified = self.append(events, _identity(batch))
         line_at = partial(line_in, batch.blocks)
         dead = pl.concat([rejected, rejected_conflicts(classified.conflicts, line_at, datetime.now(UTC))])

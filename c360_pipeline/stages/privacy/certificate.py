@@ -5,15 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-import polars as pl
-
-from c360_pipeline.core.catalog.tables import EVENTS
-from c360_pipeline.core.landing.lines import PLACE
-from c360_pipeline.core.privacy.erasure import SearchTerms, is_distinctive
-from c360_pipeline.core.silos.control_rows import LINEAGE
+from c360_pipeline.core.privacy.erasure import SearchTerms
+from c360_pipeline.stages.privacy.mentions import ids_of, mentions_of
 from c360_pipeline.stages.privacy.plan import Plan
 from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
-from c360_pipeline.stages.projection.silos import label_tables
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import drift, graph_digest, reconcile
 
@@ -44,6 +39,8 @@ class Certificate:
         findings: differences between graph and archive afterwards.
         mentions: how many events, and rows of silos by table, are of others and name them: a gift, a referral. They
             stay.
+        redacted: from how many events of others their name was taken out.
+        same_journeys: how many other user ids were in their journeys, and stay: ids of the same person, maybe.
         is_clean: whether nothing of theirs is left.
         notes: what the search can't see.
     """
@@ -57,45 +54,14 @@ class Certificate:
     graph_digest: str
     findings: int
     mentions: dict[str, int]
+    redacted: int
+    same_journeys: int
     is_clean: bool
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
-
-
-def mentions_of(stores: Stores, plan: Plan) -> dict[str, int]:
-    """Events and rows of others that hold an id of these people, by table; only of ids that others' data holds at all.
-
-    Args:
-        stores: after the erasure.
-        plan: what was looked for.
-    """
-    ids = sorted({one.user_id for one in plan.persons if is_distinctive(one.user_id)} - set(plan.values))
-    tenants = sorted({one.tenant_id for one in plan.persons})
-    if not ids:
-        return {}
-    tables = [EVENTS, *(t for found in label_tables(stores.lake, stores.control.read()).values() for t in found.tables)]
-    counts: dict[str, int] = {}
-    for table in tables:
-        for batch in stores.lake.batches(table):
-            texts = [_text(name, dtype) for name, dtype in batch.schema.items() if name not in (*LINEAGE, *PLACE)]
-            said = pl.concat_str([text for text in texts if text is not None], separator="\n", ignore_nulls=True)
-            found = batch.filter(pl.col("tenant_id").is_in(tenants) & said.str.contains_any(ids)).height
-            if found:
-                counts[table.name] = counts.get(table.name, 0) + found
-    return counts
-
-
-def _text(name: str, dtype: pl.DataType) -> pl.Expr | None:
-    """A column as text; None where it holds none."""
-    if dtype == pl.String:
-        return pl.col(name)
-    if isinstance(dtype, pl.Map):
-        entries = pl.col(name).cast(pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
-        return entries.list.eval(pl.element().struct.field("value")).list.join("\n", ignore_nulls=True)
-    return None
 
 
 def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
@@ -116,9 +82,10 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
         "dead_letters": len(plan.letters), "silo_rows": {name: len(keys) for name, keys in plan.rows.items()},
     }  # fmt: skip
     findings = len(drift(results))
+    mentions = mentions_of(stores.lake, stores.control.read(), plan.persons, ids_of(plan.persons, plan.values))
     return Certificate(
         str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.values), removed, compared,
-        graph_digest(results), findings, mentions_of(stores, plan),
-        findings == 0 and not any(one["hits_after"] for one in compared),
+        graph_digest(results), findings, mentions, sum(len(lines) for _, lines in plan.redacted.values()),
+        len(plan.companions), findings == 0 and not any(one["hits_after"] for one in compared),
         NOTES + (STREAM_NOTES if stores.open_user_events is not None else []),
     )  # fmt: skip

@@ -7,20 +7,12 @@ step (`steps`) can be broken off and done again, and a step that removes what te
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from c360_pipeline.core.privacy.erasure import (
-    Person,
-    SearchTerms,
-)
-from c360_pipeline.stages.privacy.search import (
-    Searched,
-)
-
-if TYPE_CHECKING:
-    pass
+from c360_pipeline.core.privacy.erasure import Person, SearchTerms
 from c360_pipeline.stages.privacy.certificate import Certificate, certify
+from c360_pipeline.stages.privacy.mentions import Companion, companions, ids_of, mentions_of
 from c360_pipeline.stages.privacy.plan import Planner
+from c360_pipeline.stages.privacy.search import Searched
 from c360_pipeline.stages.privacy.steps import Steps
 from c360_pipeline.stages.privacy.stores import Observe, Stores, search_everywhere
 
@@ -40,19 +32,23 @@ class Erasure:
         self._observe = observe
         self._planner = Planner(stores, folder, observe)
 
-    def erase(self, people: Iterable[Person], keep: Callable[[Certificate], object]) -> Certificate:
+    def erase(
+        self, people: Iterable[Person], keep: Callable[[Certificate], object], *, redact: bool = False
+    ) -> Certificate:
         """Erase people of one or more tenants; done again after a crash, it goes on.
 
         Args:
             people: who.
             keep: keeps the certificate; what is to be done is forgotten afterwards.
+            redact: names of theirs are taken out of events of others, too.
 
         Raises:
             ConfigError: another erasure was broken off and has to be finished first.
         """
         wanted = sorted({(one.tenant_id, one.user_id) for one in people})
         self._stores.control.privacy.begin_erasure()
-        plan = self._planner.plan(wanted)
+        plan = self._planner.plan(wanted, redact=redact)
+        self._stores.control.privacy.name_erased_files(plan.addresses)
         Steps(self._stores, self._observe).carry_out(plan)
         certificate = certify(self._stores, plan, self._observe)
         keep(certificate)
@@ -60,6 +56,20 @@ class Erasure:
             shutil.rmtree(self._folder)
             self._stores.control.privacy.end_erasure()
         return certificate
+
+    def companions(self, people: Iterable[Person]) -> list[Companion]:
+        """The other user ids in the journeys of people; changes nothing."""
+        return companions(self._stores.lake, list(people))
+
+    def mentions(self, people: Iterable[Person]) -> dict[str, int]:
+        """How many events and rows of others name people, by table; changes nothing."""
+        persons = list(people)
+        values, _, _ = self._planner.known_of(persons)
+        return mentions_of(self._stores.lake, self._stores.control.read(), persons, ids_of(persons, values))
+
+    def is_under_way(self) -> bool:
+        """Whether one was broken off, which goes on as it was decided."""
+        return self._planner.is_decided
 
     def search(self, people: Iterable[Person]) -> list[Searched]:
         """Look for people's values everywhere; changes nothing."""

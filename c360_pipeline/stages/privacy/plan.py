@@ -2,9 +2,9 @@
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
@@ -18,6 +18,7 @@ from c360_pipeline.core.catalog.tables import (
 from c360_pipeline.core.contract.identifiers import normal_form, normal_text
 from c360_pipeline.core.contract.layout import PERSONAL_TEXTS
 from c360_pipeline.core.landing.classify import split_suppressed
+from c360_pipeline.core.landing.lines import PLACE
 from c360_pipeline.core.privacy.erasure import (
     Person,
     SearchTerms,
@@ -29,16 +30,12 @@ from c360_pipeline.core.privacy.erasure import (
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.landing.ingest import Ingest
-from c360_pipeline.stages.privacy.search import (
-    texts_of,
-)
+from c360_pipeline.stages.privacy.mentions import companions, ids_of, redactable
+from c360_pipeline.stages.privacy.search import texts_of
+from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
 from c360_pipeline.stages.projection.silos import label_tables
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stores.s3.landing import dead_letter_key
-
-if TYPE_CHECKING:
-    pass
-from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
 
 REASON = "erased"
 
@@ -58,6 +55,8 @@ class Plan:
         tables: of the lake, whose earlier versions hold something.
         archive: the version of the archive before.
         before: what a search found before anything was done.
+        companions: tenant_id, user_id, events of other ids in their journeys, which stay.
+        redacted: etag and numbers of lines of others from which their name is taken out, by address.
     """
 
     asked: list[tuple[str, str]]
@@ -70,6 +69,13 @@ class Plan:
     tables: list[str]
     archive: str
     before: list[dict[str, Any]]
+    companions: list[tuple[str, str, int]] = field(default_factory=list)
+    redacted: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
+
+    @property
+    def addresses(self) -> set[str]:
+        """Of landing files that are rewritten."""
+        return {*self.files, *self.redacted}
 
     @property
     def persons(self) -> list[Person]:
@@ -91,8 +97,17 @@ class Planner:
         self._folder = folder
         self._observe = observe
 
-    def plan(self, wanted: list[tuple[str, str]]) -> Plan:
+    @property
+    def is_decided(self) -> bool:
+        """Whether there is a plan that was not carried out yet."""
+        return (self._folder / "plan.json").exists()
+
+    def plan(self, wanted: list[tuple[str, str]], *, redact: bool = False) -> Plan:
         """What is to be erased: as it was decided before, or decided now and kept.
+
+        Args:
+            wanted: tenant_id, user_id of each.
+            redact: their names are taken out of events of others, too.
 
         Raises:
             ConfigError: another erasure was broken off and has to be finished first.
@@ -118,9 +133,11 @@ class Planner:
         places = [place for one in found if one.store == "lake" for place in one.places]
         tables = [name for name in self._stores.lake.table_names() if any(f"/{name}/" in f"/{p}" for p in places)]
         before = [one.as_dict() for one in found]
+        others = [astuple(one) for one in companions(self._stores.lake, persons)]
+        redacted = self._redacted(persons, values) if redact else {}
         plan = Plan(
             wanted, people, values, files, letters["dead_letter_id"].to_list(), events.rows(), rows, tables,
-            str(self._stores.lake.versions.version(EVENTS.name) or ""), before,
+            str(self._stores.lake.versions.version(EVENTS.name) or ""), before, others, redacted,
         )  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
@@ -136,8 +153,21 @@ class Planner:
         people = [(tenant, user) for tenant, user in said["people"]]
         # A plan of before there were spellings names the people alone.
         asked = [(tenant, user) for tenant, user in said.get("asked", people)]
-        files = {uri: (etag, lines) for uri, (etag, lines) in said["files"].items()}
-        return Plan(**{**said, "asked": asked, "people": people, "files": files})
+        files, redacted = (
+            {uri: (etag, lines) for uri, (etag, lines) in said.get(name, {}).items()} for name in ("files", "redacted")
+        )
+        return Plan(**{**said, "asked": asked, "people": people, "files": files, "redacted": redacted})
+
+    def _redacted(self, persons: list[Person], values: list[str]) -> dict[str, tuple[str, list[int]]]:
+        """Lines of others that name these people, by address of the file, with its etag; of files that are there."""
+        present = {(file.uri, file.etag) for file in self._stores.landing.event_files()}
+        lines: dict[str, tuple[str, list[int]]] = {}
+        for uri, etag, number in (
+            redactable(self._stores.lake, persons, ids_of(persons, values)).sort(PLACE).iter_rows()
+        ):
+            if (uri, etag) in present:
+                lines.setdefault(uri, (etag, []))[1].append(number)
+        return lines
 
     def _spellings(self, wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """These people, and all ids of the archive with the same normal form."""

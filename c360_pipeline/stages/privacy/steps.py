@@ -5,13 +5,9 @@ and the archive is compared with the files as a backfill compares them. What the
 journeys and graph as anything else does. Earlier versions of the tables that were touched are forgotten.
 """
 
-import gzip
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING
 
 import polars as pl
 
@@ -37,8 +33,10 @@ from c360_pipeline.core.privacy.retention import ACTION, expired
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.errors import ContractError
 from c360_pipeline.stages.landing.backfill import backfill
+from c360_pipeline.stages.landing.blanking import blank_lines, rename_deliveries
 from c360_pipeline.stages.landing.event_removal import remove_events
-from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest
+from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.privacy.plan import REASON, Plan
 from c360_pipeline.stages.privacy.search import (
     overwrite,
     overwrite_rows,
@@ -46,6 +44,7 @@ from c360_pipeline.stages.privacy.search import (
     search_folder,
     search_objects,
 )
+from c360_pipeline.stages.privacy.stores import SILOS, ErasureError, Observe, Stores
 from c360_pipeline.stages.projection.everything import project_all, stitch_all
 from c360_pipeline.stages.projection.silos import label_tables
 from c360_pipeline.stages.recovery.cypher_script import SCRIPTS_PREFIX
@@ -53,19 +52,13 @@ from c360_pipeline.stages.stitching.catch_up import Stitching
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.tables import PUBLISHED
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.s3.bucket import GZIP_MAGIC
-from c360_pipeline.stores.s3.landing import EventFile, LandingFile, dead_letter_key
-from c360_pipeline.stores.s3.packed import reader
-
-if TYPE_CHECKING:
-    pass
-from c360_pipeline.stages.privacy.plan import REASON, Plan
-from c360_pipeline.stages.privacy.stores import SILOS, ErasureError, Observe, Stores
+from c360_pipeline.stores.s3.landing import EventFile, dead_letter_key
 
 TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, RECONCILIATION_FINDINGS, JOURNEY_LOG,
            *FEATURES, *PUBLISHED)  # fmt: skip
 """Tables that an erasure writes, beside those of silos."""
-LINE_BYTES = 1024 * 1024
+REDACTED = b"x"
+"""Stands for each byte of a name that is taken out of a line of somebody else."""
 LOGS = ("public.etl_run_logs", "public.etl_table_logs", "public.event_logs", "public.runs", "public.run_tags",
         "public.asset_check_executions")  # fmt: skip
 """Tables of databases that tell what happened."""
@@ -104,21 +97,31 @@ class Steps:
     def _erase_lines(self, plan: Plan) -> None:
         """Lines of landing files become blank; accounts, queue and archive follow the new files."""
         stores = self._stores
+        terms = SearchTerms(one.user_id for one in plan.persons)
         renamed: dict[tuple[str, str], str] = {}
-        for uri, (etag, numbers) in plan.files.items():
+        nothing: tuple[str, list[int]] = ("", [])
+        for uri in sorted(plan.addresses):
+            (of_files, numbers), (of_redacted, redacted) = plan.files.get(uri, nothing), plan.redacted.get(uri, nothing)
+            etag = of_files or of_redacted
             self._observe(f"lines of {uri}")
             if not stores.bucket.has(uri.removeprefix(f"s3://{stores.bucket.name}/")):
                 continue  # somebody removed it since
             file = stores.landing.named(uri)
-            if file.etag == etag:
-                self._blank(file, set(numbers))
-                file = stores.landing.named(uri)
-            renamed[uri, etag] = file.etag
+            if file.etag != etag:
+                renamed[uri, etag] = file.etag
+                continue
+            try:
+                renamed[uri, etag] = blank_lines(
+                    stores.landing, file, set(numbers), set(redacted), lambda line: terms.replaced(line, REDACTED)
+                )
+            except ContractError as error:
+                raise ErasureError(
+                    f"{error} What is behind the damage can't be searched: remove {uri} from the landing area, "
+                    "and erase again."
+                ) from None
         self._observe("accounts and archive")
-        stores.lake.commits.rename_deliveries(LANDING_FILES, "etag", renamed)
-        for table in (DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS):
-            stores.lake.commits.rename_deliveries(table, "source_etag", renamed)
-        again: list[EventFile] = [file for file in stores.landing.event_files() if file.uri in plan.files]
+        rename_deliveries(stores.lake, renamed)
+        again: list[EventFile] = [file for file in stores.landing.event_files() if file.uri in plan.addresses]
         suppressed = stores.control.privacy.suppressed_users()
         backfill(Ingest(stores.landing, stores.lake, suppressed), again, lambda _: None)
         self._remove_expired(plan)
@@ -127,38 +130,15 @@ class Steps:
         """A backfill lands again what a retention has removed: that goes again."""
         lake, rules = self._stores.lake, self._stores.control.privacy.retention_rules()
         since = lake.versions.still_there(EVENTS, Version.parse(plan.archive)) if plan.archive else None
-        if since is None or not plan.files:
+        if since is None or not plan.addresses:
             return
         held = lake.scan(EVENTS, since.number).select(EVENTS.key)
         new = (
             lake.scan(EVENTS)
-            .filter(pl.col("source_uri").is_in(list(plan.files)))
+            .filter(pl.col("source_uri").is_in(sorted(plan.addresses)))
             .join(held, on=list(EVENTS.key), how="anti")
         )
         remove_events(lake, expired(new, rules, ACTION, datetime.now(UTC), "action", "ts").collect(engine="streaming"))
-
-    def _blank(self, file: LandingFile, numbers: set[int]) -> None:
-        """Write a file again without some of its lines, as landing reads it: packed by gzip where it was."""
-        landing, bucket = self._stores.landing, self._stores.bucket
-        sha256 = landing.stored_sha256(file.key) or landing.sha256_of(file.uri) or ""
-        with TemporaryDirectory(prefix="c360-erase-") as folder:
-            target = Path(folder) / "blanked"
-            is_gzip = next(bucket.pieces(file.key), b"").startswith(GZIP_MAGIC)
-            try:
-                with target.open("wb") as out:
-                    lines = reader(landing.pieces(file, PIECE_BYTES))
-                    if is_gzip:
-                        with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed:
-                            _write_blanked(lines, packed, numbers)  # type: ignore[arg-type]  # they read as files do
-                    else:
-                        _write_blanked(lines, out, numbers)
-            except ContractError as error:
-                raise ErasureError(
-                    f"{error} What is behind the damage can't be searched: remove {file.uri} from the landing area, "
-                    "and erase again."
-                ) from None
-            # As what it was: its producer may send it again.
-            bucket.put(file.key, target, {"sha256": sha256})
 
     def _erase_events(self, plan: Plan) -> None:
         """Events whose landing files are gone leave the archive too; the accounting counts them as suppressed."""
@@ -253,23 +233,6 @@ class Steps:
         if stores.remake_graph is not None:
             self._observe("rebuilding the graph's store")
             stores.remake_graph()
-
-
-def _write_blanked(lines: IO[bytes], out: IO[bytes], numbers: set[int]) -> None:
-    """Copy lines, of those with these numbers, from 1, their ends only: the others keep theirs."""
-    for number, part in _parts(lines):
-        if number not in numbers:
-            out.write(part)
-        elif part.endswith(b"\n"):
-            out.write(b"\n")
-
-
-def _parts(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines, the long ones in parts, each with the number of its line."""
-    number = 1
-    while part := lines.readline(LINE_BYTES):
-        yield number, part
-        number += part.endswith(b"\n")
 
 
 def _as_type(column: str, dtype: pl.DataType) -> pl.Expr:

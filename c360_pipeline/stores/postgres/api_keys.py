@@ -14,27 +14,38 @@ from c360_pipeline.errors import UnavailableError
 CONNECT_SECONDS = 3
 ROLES = ("ingest", "read", "admin")
 ADD = """
-    INSERT INTO api_keys (tenant_id, role, key_digest, note)
-    VALUES (%(tenant_id)s, %(role)s, %(key_digest)s, %(note)s)
-    RETURNING key_id, tenant_id, role, note, created_at, revoked_at
+    INSERT INTO api_keys (tenant_id, role, key_digest, note, expires_at)
+    VALUES (%(tenant_id)s, %(role)s, %(key_digest)s, %(note)s, now() + make_interval(days => %(days)s))
+    RETURNING key_id, tenant_id, role, note, created_at, revoked_at, expires_at
 """
-READ = "SELECT key_id, tenant_id, role, note, created_at, revoked_at FROM api_keys ORDER BY key_id"
+READ = "SELECT key_id, tenant_id, role, note, created_at, revoked_at, expires_at FROM api_keys ORDER BY key_id"
 FIND = """
-    SELECT key_id, tenant_id, role, note, created_at, revoked_at FROM api_keys
-    WHERE key_digest = %(key_digest)s AND revoked_at IS NULL
+    SELECT key_id, tenant_id, role, note, created_at, revoked_at, expires_at FROM api_keys
+    WHERE key_digest = %(key_digest)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 """
 BEGIN_SESSION = """
     WITH ended AS (DELETE FROM page_sessions WHERE expires_at < now() OR session_digest = %(before)s)
     INSERT INTO page_sessions (session_digest, key_id, expires_at)
     SELECT %(digest)s, key_id, now() + make_interval(secs => %(seconds)s) FROM api_keys
-    WHERE key_digest = %(key_digest)s AND revoked_at IS NULL
+    WHERE key_digest = %(key_digest)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 """
 FIND_SESSION = """
-    SELECT k.key_id, k.tenant_id, k.role, k.note, k.created_at, k.revoked_at
+    SELECT k.key_id, k.tenant_id, k.role, k.note, k.created_at, k.revoked_at, k.expires_at
     FROM page_sessions s JOIN api_keys k USING (key_id)
     WHERE s.session_digest = %(digest)s AND s.expires_at > now() AND k.revoked_at IS NULL
+        AND (k.expires_at IS NULL OR k.expires_at > now())
 """
 END_SESSION = "DELETE FROM page_sessions WHERE session_digest = %(digest)s"
+ROTATE = """
+    WITH old AS (
+        UPDATE api_keys SET expires_at = least(expires_at, now() + make_interval(hours => %(grace_hours)s))
+        WHERE key_id = %(key_id)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+        RETURNING tenant_id, role, note
+    )
+    INSERT INTO api_keys (tenant_id, role, key_digest, note, expires_at)
+    SELECT tenant_id, role, %(key_digest)s, note, now() + make_interval(days => %(days)s) FROM old
+    RETURNING key_id, tenant_id, role, note, created_at, revoked_at, expires_at
+"""
 REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE key_id = %(key_id)s AND revoked_at IS NULL"
 
 
@@ -49,6 +60,7 @@ class ApiKey:
         note: who has it.
         created_at: when it was made.
         revoked_at: since when it is revoked; None while it is valid.
+        expires_at: from when on it opens nothing; None where it does not expire.
     """
 
     key_id: int
@@ -57,6 +69,7 @@ class ApiKey:
     note: str
     created_at: datetime
     revoked_at: datetime | None
+    expires_at: datetime | None
 
     def may(self, role: str) -> bool:
         """Whether it may do what a role may."""
@@ -73,15 +86,36 @@ class ApiKeys:
     def __init__(self, login: dict[str, Any]) -> None:
         self._login = {"connect_timeout": CONNECT_SECONDS, **login}
 
-    def add(self, tenant_id: str, role: str, note: str = "") -> tuple[str, ApiKey]:
-        """Make a key; returns it, to be shown once, and what is kept of it."""
+    def add(self, tenant_id: str, role: str, note: str = "", days: int | None = None) -> tuple[str, ApiKey]:
+        """Make a key; returns it, to be shown once, and what is kept of it.
+
+        Args:
+            tenant_id: whose data it opens.
+            role: `ingest`, `read` or `admin`.
+            note: who has it.
+            days: until it expires; None for never.
+        """
         key = f"c360_{secrets.token_urlsafe(32)}"
-        values = {"tenant_id": tenant_id, "role": role, "key_digest": digest_of(key), "note": note}
+        values = {"tenant_id": tenant_id, "role": role, "key_digest": digest_of(key), "note": note, "days": days}
         with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
             made = connection.execute(ADD, values).fetchone()
         if made is None:
             raise AssertionError("INSERT … RETURNING returns the row")
         return key, made
+
+    def rotate(self, key_id: int, grace_hours: int, days: int | None = None) -> tuple[str, ApiKey] | None:
+        """Make a key that stands in for another, which opens for some hours still; None where that opens nothing.
+
+        Args:
+            key_id: of the old one.
+            grace_hours: until it expires.
+            days: until the new one expires; None for never.
+        """
+        key = f"c360_{secrets.token_urlsafe(32)}"
+        values = {"key_id": key_id, "key_digest": digest_of(key), "grace_hours": grace_hours, "days": days}
+        with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
+            made = connection.execute(ROTATE, values).fetchone()
+        return None if made is None else (key, made)
 
     def all(self) -> list[ApiKey]:
         """Every key, those that were revoked among them."""

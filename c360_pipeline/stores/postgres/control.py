@@ -41,7 +41,7 @@ FIND_USE = """
     SELECT EXISTS (SELECT FROM source_databases) OR EXISTS (SELECT FROM suppressed_users)
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 
 class ControlDb:

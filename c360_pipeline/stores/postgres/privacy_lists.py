@@ -1,6 +1,8 @@
 """Who never lands: suppressed users and rows, retention rules, and whether an erasure is under way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import LiteralString
 from unicodedata import normalize
 
@@ -23,9 +25,37 @@ SUPPRESS_ROWS = """
     ON CONFLICT DO NOTHING
 """
 READ_RETENTION = "SELECT tenant_id, label, action, days FROM retention_rules ORDER BY tenant_id, label, action"
-READ_ERASURE = "SELECT started_at FROM erasures_under_way"
-BEGIN_ERASURE = "INSERT INTO erasures_under_way DEFAULT VALUES ON CONFLICT DO NOTHING"
+READ_ERASURE = "SELECT started_at, files FROM erasures_under_way"
+READ_ERASURE_AT_WORK = """
+    SELECT e.started_at FROM erasures_under_way e WHERE EXISTS (
+        SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+        WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.granted AND l.objsubid = 1
+          AND (l.classid::bigint << 32) + l.objid::bigint = hashtext('c360 stores')::bigint
+    )
+"""
+"""Of an erasure that was broken off, nobody holds the lock any more (`locks`)."""
+BEGIN_ERASURE = "INSERT INTO erasures_under_way (files) VALUES ('{}') ON CONFLICT DO NOTHING"
+NAME_ERASED_FILES = "UPDATE erasures_under_way SET files = %(files)s"
 END_ERASURE = "DELETE FROM erasures_under_way"
+
+
+@dataclass(frozen=True)
+class UnfinishedErasure:
+    """An erasure that is at work or was broken off.
+
+    Attributes:
+        started_at: when.
+        files: addresses of the landing files that it rewrites; empty before that is decided.
+    """
+
+    started_at: datetime
+    files: frozenset[str]
+
+    def __str__(self) -> str:
+        return (
+            f"The erasure that began {self.started_at:%Y-%m-%d %H:%M} UTC has not ended. If `c360 erase` was broken "
+            "off, call it again with the same people; these files land with the next run then."
+        )
 
 
 class PrivacyLists:
@@ -78,25 +108,42 @@ class PrivacyLists:
             return pl.DataFrame(connection.execute(READ_RETENTION).fetchall(), schema=schema)
 
     def begin_erasure(self) -> None:
-        """Note that people are being erased, until `end_erasure`: nothing lands meanwhile."""
+        """Note that people are being erased, until `end_erasure`."""
         self._sessions.execute(BEGIN_ERASURE)
+
+    def name_erased_files(self, addresses: Iterable[str]) -> None:
+        """Note which landing files an erasure rewrites: they do not land until it has ended."""
+        self._sessions.execute(NAME_ERASED_FILES, files=sorted(addresses))
 
     def end_erasure(self) -> None:
         """Note that nobody is being erased any more."""
         self._sessions.execute(END_ERASURE)
 
     def is_erasing(self) -> bool:
-        """Whether people are being erased now."""
-        return bool(self._sessions.execute(READ_ERASURE))
+        """Whether people are being erased now; of an erasure that was broken off, nobody is."""
+        return bool(self._sessions.execute(READ_ERASURE_AT_WORK))
 
     def require_no_erasure(self) -> None:
-        """Go on only where nobody is being erased.
+        """Go on only where nobody is being erased now.
 
         Raises:
-            ConflictError: an erasure is under way, or was broken off.
+            ConflictError: an erasure is at work.
         """
-        if since := self._sessions.execute(READ_ERASURE).get("started_at"):
+        if since := self._sessions.execute(READ_ERASURE_AT_WORK).get("started_at"):
+            raise ConflictError(f"People are being erased since {since:%Y-%m-%d %H:%M} UTC; try again later.")
+
+    def unfinished_erasure(self) -> UnfinishedErasure | None:
+        """The erasure that is at work or was broken off; None where there is none.
+
+        Raises:
+            ConflictError: an earlier version began it, and did not note which files it rewrites.
+        """
+        found = self._sessions.execute(READ_ERASURE)
+        if not found:
+            return None
+        if found["files"] is None:
             raise ConflictError(
-                f"People are being erased since {since:%Y-%m-%d %H:%M} UTC: a landing now could bring them back. If "
-                "`c360 erase` was broken off, call it again with the same people."
+                f"People are being erased since {found['started_at']:%Y-%m-%d %H:%M} UTC: a landing now could bring "
+                "them back. If `c360 erase` was broken off, call it again with the same people."
             )
+        return UnfinishedErasure(found["started_at"], frozenset(found["files"]))

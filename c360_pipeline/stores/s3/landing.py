@@ -15,6 +15,7 @@ import boto3
 import obstore
 import obstore.exceptions
 import polars as pl
+from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 EVENTS_PREFIX = "landing/events/"
 CATALOG_PREFIX = "landing/catalog/"
 DEAD_LETTERS_PREFIX = "dead-letters/"
+BLANKED_FROM = "blanked-from"
+"""Metadata of a file of which lines were made blank: the etag that it had."""
 REQUESTS_AT_ONCE = 16
 SERVER_ERRORS = 500
 """From this status on it is the server that fails, not the request."""
@@ -264,6 +267,46 @@ class Landing:
             return self.stored_sha256(key)
         return sha256
 
+    def replace(self, file: LandingFile, content: Path, metadata: dict[str, str]) -> str:
+        """Put other content in the place of a file, unless somebody changed it since; returns the new etag.
+
+        Raises:
+            ConflictError: it was changed or removed.
+            UnreadableError: the store does not take it.
+        """
+        try:
+            if content.stat().st_size <= MULTIPART_BYTES:
+                with content.open("rb") as body:
+                    self._client.put_object(
+                        Bucket=self.bucket, Key=file.key, Body=body, Metadata=metadata, IfMatch=f'"{file.etag}"'
+                    )
+            elif self.named(file.uri).etag == file.etag:
+                # S3 has no such condition for what goes up in parts by this client.
+                self._client.upload_file(str(content), self.bucket, file.key, ExtraArgs={"Metadata": metadata})
+            else:
+                raise ConflictError(f"{file.uri} was changed since it was listed.")
+        except (ClientError, FileNotFoundError, S3UploadFailedError) as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(error, ClientError) else None
+            if isinstance(error, FileNotFoundError) or status in (404, 409, 412):
+                raise ConflictError(f"{file.uri} was changed or removed since it was listed.") from None
+            raise UnreadableError(f"S3 does not take {file.uri} again: {error}") from None
+        return self.named(file.uri).etag
+
+    def metadata(self, key: str) -> dict[str, str]:
+        """What an object was put with; empty when it is not there."""
+        try:
+            return dict(self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"])
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return {}
+            raise
+
+    def first_bytes(self, file: LandingFile) -> bytes:
+        """The first bytes of a file as it is stored; empty where it is."""
+        if not file.bytes:
+            return b""
+        return self._client.get_object(Bucket=self.bucket, Key=file.key, Range="bytes=0-15")["Body"].read()
+
     def stored_sha256(self, key: str) -> str | None:
         """The sha256 that an object was put with; None when it is not there."""
         try:
@@ -274,9 +317,18 @@ class Landing:
             raise
 
     def named(self, uri: str) -> LandingFile:
-        """An object of this bucket by its address, as it is now."""
+        """An object of this bucket by its address, as it is now.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
         key = uri.removeprefix(f"s3://{self.bucket}/")
-        found = self._client.head_object(Bucket=self.bucket, Key=key)
+        try:
+            found = self._client.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                raise FileNotFoundError(uri) from None
+            raise
         return LandingFile(uri, key, found["ETag"].strip('"'), found["ContentLength"])
 
     def sha256_of(self, uri: str) -> str | None:
