@@ -58,6 +58,7 @@ CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "KAFKA_", "CASSANDRA_"
 
 def main() -> None:
     """Run the command line; errors that we raise on purpose become one line on stderr and an exit code."""
+    os.umask(0o077)  # what is written is about customers
     try:
         app()
     except ModuleNotFoundError as error:

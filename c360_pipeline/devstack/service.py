@@ -1,13 +1,15 @@
 """One embedded server: its command, its probe, its port and its password."""
 
 import json
+import os
 import pwd
 import random
+import re
 import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,10 @@ LOOPBACK = "127.0.0.1"
 BELOW_EPHEMERAL = range(15_000, 32_000)
 
 
+SECRET_VARIABLE = re.compile(
+    r"^(NEO4J|ETL_DB|AWS|KAFKA|CASSANDRA)_|^C360_(SOURCE|NOTIFY)_|PASS|SECRET|TOKEN|CREDENTIAL|API_?KEY", re.IGNORECASE
+)
+"""Names of variables that servers have no business with."""
 WITH_PASSWORD = ("postgres", "s3", "neo4j", "kafka", "cassandra")
 
 
@@ -48,6 +54,9 @@ class Service:
         environment: variables of the server only.
         probe: returns the server's version once it answers a real query, raises one of `NOT_READY` before.
         stop_signal: asks for an orderly stop.
+        connection: settings by which others reach it.
+        needs_settings: it runs code of ours, which reads settings; the others get no secret of the environment.
+        logs: folder of logs of its own, which say more than its output.
     """
 
     name: str
@@ -58,6 +67,17 @@ class Service:
     probe: Callable[[], str]
     stop_signal: signal.Signals
     connection: dict[str, str]
+    needs_settings: bool = False
+    logs: Path | None = None
+
+    def variables(self, more: Mapping[str, str]) -> dict[str, str]:
+        """The environment of its processes: ours, without what is secret where it needs none.
+
+        Args:
+            more: that it has besides.
+        """
+        ours = {k: v for k, v in os.environ.items() if self.needs_settings or not SECRET_VARIABLE.search(k)}
+        return {**ours, **more}
 
 
 def free_port(preferred: int) -> int:

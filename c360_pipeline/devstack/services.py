@@ -84,7 +84,7 @@ def postgres(home: Path, port: int, password: str) -> Service:
             os.chown(data, user.pw_uid, user.pw_gid)
         initdb = [str(binaries / "initdb"), "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={pwfile}",
                   "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D", str(data)]  # fmt: skip
-        return [([*prefix, *initdb], {})]
+        return [([*prefix, *initdb], {}), (["rm", "-f", str(pwfile)], {})]
 
     def probe() -> str:
         with psycopg.connect(
@@ -204,7 +204,10 @@ def neo4j_community(home: Path, port: int, password: str) -> Service:
         write_neo4j_conf(folder, data, port)
         if (data / "dbms" / "auth.ini").exists() or (data / "databases" / "system").exists():
             return []
-        return [neo4j_admin(folder, "dbms", "set-initial-password", password)]
+        # By a file: every user of the machine can read the arguments of a process.
+        said = folder / "first-password"
+        write_private(said, f"dbms set-initial-password {password}\n")
+        return [neo4j_admin(folder, f"@{said}"), (["rm", "-f", str(said)], {})]
 
     def probe() -> str:
         with (
@@ -227,6 +230,7 @@ def neo4j_community(home: Path, port: int, password: str) -> Service:
         environment=environment,
         probe=probe,
         stop_signal=signal.SIGTERM,
+        logs=folder / "logs",
         connection={"NEO4J_URI": uri, "NEO4J_USER": "neo4j", "NEO4J_PASSWORD": password},
     )  # fmt: skip
 

@@ -135,7 +135,8 @@ def _start(home: Path, report: Report, ports: dict[str, int]) -> socket.socket |
     home.chmod(0o700)
     (home / "logs").mkdir(exist_ok=True)
     ours, theirs = socket.socketpair()
-    with (home / "logs" / "supervisor.log").open("ab") as output, theirs:
+    log = os.open(home / "logs" / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(log, "ab") as output, theirs:
         subprocess.run(
             [sys.executable, "-m", "c360_pipeline.devstack.supervisor", str(home.absolute()),
              str(theirs.fileno()), json.dumps(ports)],

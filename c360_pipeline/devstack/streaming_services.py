@@ -342,7 +342,7 @@ def flink_jobmanager(home: Path, port: int, s3: Mapping[str, str]) -> Service:
     return Service(
         name="flink-jobmanager", port=port, prepare=prepare,
         command=[*with_parent(signal.SIGTERM), str(flink_home() / "bin" / "jobmanager.sh"), "start-foreground"],
-        environment=flink_variables(home), probe=probe, stop_signal=signal.SIGTERM,
+        environment=flink_variables(home), probe=probe, stop_signal=signal.SIGTERM, needs_settings=True,
         connection={"FLINK_REST_URL": f"http://{LOOPBACK}:{port}"},
     )  # fmt: skip
 
@@ -372,6 +372,7 @@ def flink_taskmanager(home: Path, port: int, rest: int) -> Service:
         command=[*with_parent(signal.SIGTERM), str(flink_home() / "bin" / "taskmanager.sh"), "start-foreground",
                  f"-Dtaskmanager.rpc.port={port}"],
         environment=flink_variables(home), probe=probe, stop_signal=signal.SIGTERM, connection={},
+        needs_settings=True,
     )  # fmt: skip
 
 

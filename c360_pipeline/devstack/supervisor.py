@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +38,8 @@ START_SECONDS = 900.0
 STOP_SECONDS = 120.0
 """Before a server that does not stop is killed: it writes what it holds, and on a busy machine that takes its time."""
 POLL_SECONDS = 0.1
+LEAST_FREE_BYTES = 64 * 2**20
+"""With less room than that a server can't start."""
 WATCH_SECONDS = 0.25
 PORTS_FILE = "ports.json"
 
@@ -278,7 +281,7 @@ def _spawn(home: Path, service: Service, command: list[str], environment: dict[s
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env=service.variables(environment),
             cwd="/",
             # A Ctrl-C in the terminal goes to the command line, which tells us; servers are stopped in order.
             start_new_session=True,
@@ -326,7 +329,13 @@ def _wait_until_ready(home: Path, server: Running, owner: Owner) -> str:
 def _log_tail(home: Path, service: Service, lines: int = 12) -> str:
     path = home / "logs" / f"{service.name}.log"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return f"The end of {path}:\n" + "\n".join(text.splitlines()[-lines:])
+    tail = f"The end of {path}:\n" + "\n".join(text.splitlines()[-lines:])
+    if service.logs is not None:
+        tail += f"\nMore is in {service.logs}."
+    free = shutil.disk_usage(home).free
+    if free < LEAST_FREE_BYTES:
+        return f"The disk of {home} is full: {free / 2**20:,.0f} MiB are free. Make room, then start again.\n{tail}"
+    return tail
 
 
 def configure_logging() -> None:
@@ -348,5 +357,6 @@ def leave_parent() -> None:
 
 if __name__ == "__main__":
     leave_parent()
+    os.umask(0o077)
     configure_logging()
     sys.exit(main(sys.argv[1:]))

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from c360_pipeline.devstack import stack
+from c360_pipeline.devstack.service import passwords
 from c360_pipeline.devstack.services import PREFERRED_PORTS
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import connection_file
@@ -37,6 +38,39 @@ def test_every_service_answers_and_says_what_it_is(home: Path) -> None:
     assert found["neo4j"].version.startswith("5.26")
     assert "GDS" in found["neo4j"].version
     assert found["postgres"].version.startswith("18")
+
+
+def test_no_process_shows_a_secret_while_servers_start_for_the_first_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every user of the machine reads the arguments of processes; their environment only the same user."""
+    home = tmp_path / "home"
+    home.mkdir()
+    secret = [value.encode() for value in passwords(home).values()]
+    monkeypatch.setenv("NEO4J_PASSWORD", "canary-of-another-server")
+    monkeypatch.setenv("SOME_API_TOKEN", "canary-of-something-else")
+    found: set[bytes] = set()
+    seen: set[str] = set()
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(home), "0"], stdout=subprocess.PIPE) as starting:
+        assert starting.stdout is not None
+        os.set_blocking(starting.stdout.fileno(), False)
+        while not starting.stdout.read():
+            assert starting.poll() is None
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    arguments, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+                except OSError:
+                    continue  # it has ended
+                is_server = str(home).encode() in arguments and b"c360_pipeline" not in arguments
+                if any(value in arguments for value in secret) or (is_server and b"canary-of" in environment):
+                    found.add(arguments)
+                seen |= {name for name in ("first-password", "initdb", "versitygw") if name.encode() in arguments}
+        starting.kill()
+    assert found == set()
+    assert seen == {"first-password", "initdb", "versitygw"}
+    assert not [path for path in home.rglob("*") if path.name in ("first-password", "pwfile")]
+    loose = [path for path in home.rglob("*") if path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    assert not loose
 
 
 def test_a_second_up_finds_what_runs(home: Path) -> None:

@@ -64,8 +64,8 @@ class Erasure:
     def mentions(self, people: Iterable[Person]) -> dict[str, int]:
         """How many events and rows of others name people, by table; changes nothing."""
         persons = list(people)
-        values, _, _ = self._planner.known_of(persons)
-        return mentions_of(self._stores.lake, self._stores.control.read(), persons, ids_of(persons, values))
+        values, _, own = self._planner.known_of(persons)
+        return mentions_of(self._stores.lake, self._stores.control.read(), persons, ids_of(persons, values), own)
 
     def is_under_way(self) -> bool:
         """Whether one was broken off, which goes on as it was decided."""

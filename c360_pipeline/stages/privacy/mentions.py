@@ -1,7 +1,9 @@
 """What is not theirs and still leads to them: data of others that names them, other ids in the same journeys."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import polars as pl
 
@@ -14,6 +16,7 @@ from c360_pipeline.core.silos.control_rows import LINEAGE, ControlRows
 from c360_pipeline.stages.projection.silos import label_tables
 from c360_pipeline.stores.delta.lake import Lake
 
+Rows = Mapping[str, list[dict[str, Any]]]
 IDENTITY = ("tenant_id", "event_id", "user_id", "session_id", "action", "item_id")
 """What an event is: a name that stands here can't be taken out of it."""
 
@@ -56,7 +59,9 @@ def ids_of(persons: Sequence[Person], searched: Sequence[str]) -> list[str]:
     return sorted({one.user_id for one in persons if is_distinctive(one.user_id)} - set(searched))
 
 
-def mentions_of(lake: Lake, control: ControlRows, persons: Sequence[Person], ids: Sequence[str]) -> dict[str, int]:
+def mentions_of(
+    lake: Lake, control: ControlRows, persons: Sequence[Person], ids: Sequence[str], own: Rows = MappingProxyType({})
+) -> dict[str, int]:
     """How many events and rows of others name these people, by table.
 
     Args:
@@ -64,11 +69,16 @@ def mentions_of(lake: Lake, control: ControlRows, persons: Sequence[Person], ids
         control: which tables there are.
         persons: who.
         ids: by which they are named.
+        own: keys of rows of silos that are theirs, by table.
     """
     if not ids:
         return {}
     tables = [EVENTS, *(t for found in label_tables(lake, control).values() for t in found.tables)]
-    counted = {table.name: sum(rows.height for rows in naming(lake, table, persons, ids)) for table in tables}
+    counted = {}
+    for table in tables:
+        keys = pl.DataFrame(own.get(table.name, []), schema={name: table.empty().schema[name] for name in table.key})
+        found = naming(lake, table, persons, ids)
+        counted[table.name] = sum(rows.join(keys, on=list(table.key), how="anti").height for rows in found)
     return {name: count for name, count in counted.items() if count}
 
 
@@ -94,9 +104,12 @@ def naming(lake: Lake, table: Table, persons: Sequence[Person], ids: Sequence[st
         rows = batch.filter(pl.col("tenant_id").is_in(tenants))
         if "user_id" in rows.columns:
             rows = rows.join(users_frame(persons), on=["tenant_id", "user_id"], how="anti")
-        texts = [_text(name, dtype) for name, dtype in rows.schema.items() if name not in (*LINEAGE, *PLACE)]
-        said = rows.select(pl.concat_str([t for t in texts if t is not None], separator="\n", ignore_nulls=True))
-        found = rows.filter(terms.are_in(said.to_series()))
+        columns = [_text(name, dtype) for name, dtype in rows.schema.items() if name not in (*LINEAGE, *PLACE)]
+        texts = [column for column in columns if column is not None]
+        if not texts:
+            return
+        said = rows.select(pl.concat_str(texts, separator="\n", ignore_nulls=True)).to_series()
+        found = rows.filter(terms.are_in(said))
         if found.height:
             yield found
 
