@@ -11,15 +11,34 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import load_settings
 
-# Without markup: what data, paths and messages hold in brackets is text.
-out = Console(width=None if sys.stdout.isatty() else 120, markup=False)
-err = Console(stderr=True, markup=False)
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What steers a terminal, or turns the direction of text: in data it is an attack, or a mistake that is to be seen."""
+
+
+class PlainConsole(Console):
+    """A console on which values of data steer nothing; brackets in them are text, too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Its pieces; those of rich's own that steer are marked as such."""
+        for segment in super().render(renderable, options):
+            if segment.control or not _STEERING.search(segment.text):
+                yield segment
+            else:
+                yield Segment(_STEERING.sub(lambda found: ascii(found[0])[1:-1], segment.text), segment.style)
+
+
+out = PlainConsole(width=None if sys.stdout.isatty() else 120)
+err = PlainConsole(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 

@@ -31,6 +31,9 @@ FLINK_VERSION = "2.3.0"
 COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 
 FLINK_LOCK = "requirements-flink.lock"
+SUMS = Path(__file__).parent / "sums"
+"""sha256 of the jars, and the sums of the Go modules, that this version was tested with (docs/security.md)."""
+_NATIVE = re.compile(r"-(linux|osx|windows|natives)[-_]")
 LEAST_ARCHIVE_BYTES = 64 * 1024 * 1024
 
 Report = Callable[[str], None]
@@ -132,6 +135,35 @@ def _install_jars(project: Path, target: Path, report: Report) -> None:
         return
     with _appears_whole(target) as folder:
         _copy_dependencies(project, folder, report)
+        require_known(folder, project.name)
+
+
+def require_known(folder: Path, name: str) -> None:
+    """Look at jars before they are used: each is, byte by byte, the one that this version was tested with.
+
+    Args:
+        folder: with the jars.
+        name: of their list in `sums/`.
+
+    Raises:
+        UnavailableError: one is another, or is not in the list.
+    """
+    listed = (SUMS / f"{name}.sha256").read_text(encoding="utf-8").splitlines()
+    known = {path: digest for digest, _, path in (line.partition("  ") for line in listed)}
+    wrong = []
+    for jar in sorted(folder.rglob("*.jar")):
+        path = jar.relative_to(folder).as_posix()
+        # Libraries for other systems than ours have names of their own.
+        if path in known or not _NATIVE.search(path):
+            with jar.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != known.get(path):
+                    wrong.append(path)
+    if wrong:
+        raise UnavailableError(
+            f"{len(wrong)} jars of {name} are not those that this version was tested with, such as {wrong[0]}: nothing "
+            "of them is used. Empty the local Maven repository and try again; if that does not help, whoever serves "
+            "your packages has changed them."
+        )
 
 
 def _copy_dependencies(project: Path, folder: Path, report: Report, *options: str) -> None:
@@ -159,6 +191,7 @@ def _install_flink(report: Report) -> None:
                 "pip",
                 "sync",
                 "--quiet",
+                "--require-hashes",
                 "--compile-bytecode",
                 "--python",
                 str(folder / "bin" / "python"),
@@ -219,6 +252,7 @@ def _install_neo4j(report: Report) -> None:
         for pom, target in (("neo4j", "lib"), ("gds", "gds")):
             _copy_dependencies(poms / pom, folder / target, report, "-Dmdep.prependGroupId=true")
         _keep_plugin_jars(folder)
+        require_known(folder, "neo4j")
 
 
 def _report_jar(report: Report, pom: str, line: str) -> None:
@@ -254,6 +288,23 @@ def _install_versitygw(report: Report) -> None:
             ["go", "install", f"github.com/versity/versitygw/cmd/versitygw@{VERSITYGW_VERSION}"],
             lambda line: report(f"S3 gateway: {line.removeprefix('go: downloading ')}"),
             environment={"GOBIN": str(folder), "GOFLAGS": "-buildvcs=false"},
+        )
+        require_known_modules(folder / "versitygw")
+
+
+def require_known_modules(program: Path) -> None:
+    """Look at what a Go program was built of: each module is the one that this version was tested with.
+
+    Raises:
+        UnavailableError: one is another.
+    """
+    known = set((SUMS / "versitygw.sum").read_text(encoding="utf-8").splitlines())
+    told = subprocess.run(["go", "version", "-m", str(program)], capture_output=True, text=True, check=True).stdout
+    built = {" ".join(line.split()[1:]) for line in told.splitlines() if line.split()[:1] in (["mod"], ["dep"])}
+    if wrong := sorted(built ^ known):
+        raise UnavailableError(
+            f"The S3 gateway is not built of what this version was tested with, but for example of {wrong[0]}: it is "
+            "not used. Empty Go's module cache (`go clean -modcache`) and try again."
         )
 
 

@@ -1,5 +1,6 @@
 """Errors as problem documents (RFC 9457): one form for all routes, without a word of the body that was sent."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ TITLES = {
 STATUS_OF = {ConfigError: 422, ContractError: 422, ConflictError: 409, UnavailableError: 503, TimeoutError: 504}
 
 
+_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?!\w)""")
+"""A value in a message, as `repr` writes it: what was sent may be personal."""
 ProblemPage = Callable[[Request, int, str, str], Response]
 """Shows a status, its title and what is to be said as a page."""
 
@@ -87,7 +90,7 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         if error.status_code == 401 and request.url.path.startswith("/app"):
-            return RedirectResponse("/app/login")
+            return RedirectResponse("/app/login", 303)  # nothing is posted there again
         return answer(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
     for kind in STATUS_OF:
@@ -112,7 +115,7 @@ def _place(parts: Sequence[str | int]) -> str:
 
 async def _known(request: Request, error: Exception) -> Response:
     status = next(code for kind, code in STATUS_OF.items() if isinstance(error, kind))
-    detail = "It took too long; try again." if status == 504 else str(error)
+    detail = "It took too long; try again." if status == 504 else _QUOTED.sub("…", str(error))
     if status == 503:
         structlog.get_logger("c360.api").warning("unavailable", error=str(error))
         detail = "A service that this needs does not answer; try again."

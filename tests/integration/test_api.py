@@ -476,11 +476,14 @@ def test_whoever_can_be_tracked_can_be_read(acme: TestClient, user: str) -> None
 @pytest.mark.leaves_world
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/customers/u1?before=0001-01-01T00:00:00%2B14:00", 422), ("/app/queries/power_users?limit=-1", 422),
+    [("/app/queries/nosuch%3Cscript%3E", 422), ("/users/power?min_products=%F0%9F%98%80", 422),
+     ("/customers/u1?before=0001-01-01T00:00:00%2B14:00", 422), ("/app/queries/power_users?limit=-1", 422),
      ("/app/queries/power_users?limit=99999999999999999999999", 422)],
 )  # fmt: skip
 def test_what_can_not_be_is_the_askers_mistake(acme: TestClient, path: str, status: int) -> None:
-    assert acme.get(path).status_code == status
+    answer = acme.get(path)
+    assert answer.status_code == status
+    assert not [sent for sent in ("<script>", "nosuch", "😀", "99999") if sent in answer.text.split("Try again")[0]]
 
 
 @pytest.mark.leaves_world

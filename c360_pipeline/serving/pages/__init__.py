@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, quote
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import AfterValidator
 from starlette.staticfiles import StaticFiles
 
 from c360_pipeline.errors import ContractError, UnavailableError
@@ -39,8 +40,7 @@ TIMELINE = 40
 RECOMMENDED = 6
 Text = Annotated[str, Query(max_length=1_024)]
 Admin = Annotated[ApiKey, Depends(needs("admin"))]
-
-
+DOTS = (".", "..")
 SERVER_ERRORS = 500
 """From this status on the same request may go well later."""
 
@@ -65,7 +65,16 @@ def _moment(value: Any) -> str:
 
 
 def _as_part(value: Any) -> str:
-    return quote(str(value), safe="")
+    """A value as a part of a path; browsers take dots alone for folders, however they are quoted."""
+    text = str(value)
+    return quote(f"~{text}" if text.lstrip("~") in DOTS else text, safe="")
+
+
+def _from_part(text: str) -> str:
+    return text[1:] if text.startswith("~") and text.lstrip("~") in DOTS else text
+
+
+CustomerId = Annotated[Id, AfterValidator(_from_part)]
 
 
 def _templates() -> Environment:
@@ -188,7 +197,7 @@ class Pages:
         found = await self._api.ask(self._shown(key).search, q.strip())
         return self._page("customers.html", key=key, q=q, found=found)
 
-    async def customer(self, key: Reader, customer_id: Id) -> HTMLResponse:
+    async def customer(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:
         """Profile, timeline, identity and recommendations of a customer."""
         found = await self._api.ask(self._api.backend.customers(key.tenant_id).find, customer_id, TIMELINE)
         if found is None:
@@ -198,13 +207,13 @@ class Pages:
         recommended = await self._api.ask(self._api.backend.recommender(key.tenant_id).recommend, wanted)
         return self._page("customer.html", key=key, customer=found, recommended=recommended)
 
-    async def history(self, key: Reader, customer_id: Id) -> HTMLResponse:
+    async def history(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:
         """What was merged and split; the page asks for it when it is shown, for it is the lake that knows."""
         _, journeys = await self._members(key, customer_id)
         merges, splits = await self._api.ask_heavy(self._shown(key).history, journeys)
         return self._page("history.html", merges=merges, splits=splits)
 
-    async def timeline(self, key: Reader, customer_id: Id, before: datetime) -> HTMLResponse:
+    async def timeline(self, key: Reader, customer_id: CustomerId, before: datetime) -> HTMLResponse:
         """More of a timeline."""
         customers = self._api.backend.customers(key.tenant_id)
         found = await self._api.ask(customers.timeline, customer_id, TIMELINE, in_utc(before))
@@ -213,7 +222,7 @@ class Pages:
         timeline, is_more = found
         return self._page("timeline.html", customer_id=customer_id, timeline=timeline, is_more=is_more)
 
-    async def neighbourhood(self, key: Reader, customer_id: Id) -> JSONResponse:
+    async def neighbourhood(self, key: Reader, customer_id: CustomerId) -> JSONResponse:
         """The graph around a customer."""
         users, journeys = await self._members(key, customer_id)
         return JSONResponse(await self._api.ask(self._shown(key).neighbourhood, users[:10], journeys[:3]))

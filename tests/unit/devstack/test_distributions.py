@@ -1,5 +1,6 @@
 """What is fetched into the cache, and who may fetch it."""
 
+import hashlib
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from c360_pipeline.devstack import distributions
 from c360_pipeline.devstack.class_archive import make_class_archive
 from c360_pipeline.devstack.distributions import artifact, file_lock, is_class_archive, neo4j_class_archive
 from c360_pipeline.errors import UnavailableError
@@ -89,3 +91,30 @@ def test_whoever_waits_for_the_lock_says_so_and_gets_it_when_its_holder_is_kille
         holder.kill()
         assert taken.result(60) == "taken"
     holder.join()
+
+
+def test_a_jar_that_is_not_the_tested_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "jars"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib" / "a-1.jar").write_bytes(b"a")
+    (folder / "lib" / "b-1-linux-riscv64.jar").write_bytes(b"of another system")
+    monkeypatch.setattr(distributions, "SUMS", tmp_path)
+    (tmp_path / "x.sha256").write_text(f"{hashlib.sha256(b'a').hexdigest()}  lib/a-1.jar\n")
+    distributions.require_known(folder, "x")
+    (folder / "lib" / "a-1.jar").write_bytes(b"b")
+    with pytest.raises(UnavailableError, match="lib/a-1"):
+        distributions.require_known(folder, "x")
+    (folder / "lib" / "a-1.jar").write_bytes(b"a")
+    (folder / "lib" / "c-1.jar").write_bytes(b"c")
+    with pytest.raises(UnavailableError, match="lib/c-1"):
+        distributions.require_known(folder, "x")
+
+
+def test_what_is_installed_is_what_was_tested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    distributions.require_known(distributions.neo4j_distribution(), "neo4j")
+    distributions.require_known_modules(distributions.versitygw_binary())
+    sums = (distributions.SUMS / "versitygw.sum").read_text(encoding="utf-8")
+    (tmp_path / "versitygw.sum").write_text(sums.replace("versitygw v1.8.0 h1:", "versitygw v1.8.0 h1:x"))
+    monkeypatch.setattr(distributions, "SUMS", tmp_path)
+    with pytest.raises(UnavailableError, match="not built of what this version was tested with"):
+        distributions.require_known_modules(distributions.versitygw_binary())
