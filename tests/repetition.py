@@ -5,7 +5,7 @@ gives ("rule of three").
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -19,6 +19,22 @@ Trials = Callable[[int, int | None], None]
 def often(here: int, soak: int) -> int:
     """How often something is done: `here` by `make test`, `soak` by `make soak`."""
     return soak if IS_SOAK else here
+
+
+def representatives(values: Iterable[Any], *here: object) -> list[Any]:
+    """Parameters of a test: those named by `make test`, every one by `make soak`.
+
+    Args:
+        values: all of them.
+        here: of the values, which stand for the others.
+    """
+    every = list(values)
+    assert all(one in every for one in here)
+    return [
+        value if value in here
+        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.soak)
+        for value in every
+    ]  # fmt: skip
 
 
 @pytest.fixture

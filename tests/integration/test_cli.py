@@ -107,12 +107,19 @@ def test_status_without_services_is_3(tmp_path: Path) -> None:
         (["restore", "/nowhere"], "/nowhere"),
     ],
 )
-def test_bad_input_is_2_with_one_clear_line(settings: Settings, arguments: list[str], says: str) -> None:
-    result = in_a_process(*arguments)
-    assert result.returncode == 2, result.stderr
-    assert says in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
+def test_bad_input_is_2_with_one_clear_line(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str],
+    says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["c360", *arguments])
+    monkeypatch.setattr(os, "umask", lambda _: 0)  # of the process of all tests
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2, said.err
+    assert says in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
 
 
 def test_generate_into_s3_and_land(settings: Settings, landing: Landing, tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_everybody_else_is_what_they_were(world: World, erased: Erased) -> None:
 def test_a_name_that_others_mention_is_taken_out_of_their_events(world: World, erased: Erased) -> None:
     hidden = "x" * len(NAMED.user_id)
     left = {"gift": {"giftTo": hidden}, "thanks": {"note": f"thanks to <{hidden}>, and Zoë"}}
-    asked = "MATCH (a:Action) WHERE a.id IN $ids RETURN a.id AS id, a.attributes AS said"
+    asked = "MATCH (a:Action) WHERE a.id IN $ids RETURN a.id AS id, a.attrs AS said"
     assert {row["id"]: json.loads(row["said"]) for row in world.graph.run(asked, ids=list(REDACTED))} == left
     lines = [json.loads(text) for path, text in objects(world) if path.endswith("planted.jsonl")
              for text in text.splitlines() if text]  # fmt: skip

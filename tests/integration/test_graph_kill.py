@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from event_world import World
-from repetition import Trials, often
+from repetition import Trials
 from workers import Workers
 
 from c360_pipeline.core.catalog.tables import EVENTS
@@ -21,7 +21,7 @@ from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
-KILLS, OF_NEO4J, SEED = often(2, 30), often(1, 5), 7
+KILLS, OF_NEO4J, SEED = 30, 5, 7
 WORKER = Path(__file__).parent / "graph_worker.py"
 
 
@@ -52,7 +52,7 @@ def kill_neo4j(home: Path, after: float) -> threading.Timer:
     return timer
 
 
-@pytest.mark.repeats
+@pytest.mark.soak
 def test_kills_of_the_projection_and_of_neo4j_leave_the_same_graph(
     trials: Trials, workers: Workers, world: World, home: Path, lake: Lake, graph: Graph
 ) -> None:

@@ -280,8 +280,8 @@ def test_a_file_is_what_its_bytes_are_not_what_its_name_says(world: World, tmp_p
 
 
 def test_a_long_line_is_kept_and_the_rest_lands(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("c360_pipeline.core.landing.lines.LONGEST_LINE_BYTES", 60 * 1024 * 1024)
-    long, longer = (event(1, attrs={"a": "x" * (n * 1024 * 1024)}) for n in (50, 70))
+    monkeypatch.setattr("c360_pipeline.core.landing.lines.LONGEST_LINE_BYTES", 3 * 1024 * 1024)
+    long, longer = (event(1, attrs={"a": "x" * (n * 1024 * 1024)}) for n in (2, 5))
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join((event(2), long, longer, event(3))))
     world.landing.put_file(path, TODAY)

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from event_world import DAYS, Finding, World
-from repetition import Trials, often
+from repetition import Trials, often, representatives
 
 from c360_pipeline.core.catalog.tables import EVENTS, RECONCILIATION_FINDINGS, RECONCILIATIONS
 from c360_pipeline.core.projection import graph as model
@@ -161,7 +161,7 @@ ORPHANS = {
 
 
 @pytest.mark.leaves_world
-@pytest.mark.parametrize("orphan", ORPHANS)
+@pytest.mark.parametrize("orphan", representatives(ORPHANS, "no key", "half of the labels", "across tenants"))
 def test_what_belongs_to_nobody_is_found_and_removed(world: World, orphan: str) -> None:
     before, counts = world.digest(), world.graph.counts.all()
     world.graph.run(ORPHANS[orphan])

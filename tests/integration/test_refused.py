@@ -38,7 +38,7 @@ def unique_names(graph: Graph) -> Iterator[None]:
 
 
 def test_one_row_among_thousands_is_found_and_the_rest_is_written(world: World) -> None:
-    world.lake.commits.insert_new(CATALOG, products(LONG, *(f"new{n}" for n in range(7_000))))
+    world.lake.commits.insert_new(CATALOG, products(LONG, *(f"new{n}" for n in range(3_000))))
     world.project()
     letters = open_letters(world)
     assert letters.select("entity", "error_class", "tenant_id").unique().rows() == [("Product", REFUSED, "acme")]

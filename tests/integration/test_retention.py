@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from repetition import representatives
 
 from c360_pipeline.connections import open_bucket
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENT_JOURNEY, EVENTS, JOURNEY_LOG, LANDING_FILES
@@ -77,7 +78,7 @@ def test_views_expire_after_a_year_and_nothing_else(
     assert landed.versions.version(EVENTS.name) == before
 
 
-@pytest.mark.parametrize("step", ["remove_events", "project_all", "Journeys"])
+@pytest.mark.parametrize("step", representatives(["remove_events", "project_all", "Journeys"], "project_all"))
 def test_a_retention_that_was_broken_off_goes_on(
     landed: Lake, control: ControlDb, graph: Graph, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.errors import PythonException
 from pyspark.sql import DataFrame, SparkSession
+from repetition import representatives
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components as scipy_components
 
@@ -117,9 +118,7 @@ class Graph:
         return seconds
 
 
-@pytest.mark.parametrize(
-    ("nodes", "edges"), [(40, 20), pytest.param(2_000, 1_900, marks=pytest.mark.soak), (500, 4_000)]
-)
+@pytest.mark.parametrize(("nodes", "edges"), representatives([(40, 20), (2_000, 1_900), (500, 4_000)], (40, 20)))
 def test_random_graphs_have_the_components_of_a_union_find(
     spark: SparkSession, monkeypatch: pytest.MonkeyPatch, nodes: int, edges: int
 ) -> None:
@@ -130,6 +129,7 @@ def test_random_graphs_have_the_components_of_a_union_find(
     assert labels(connected_components(frame(spark, graph), partitions=3)) == union_find(graph)
 
 
+@pytest.mark.soak
 def test_the_split_of_the_edges_changes_nothing(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(1)
     graph = [(b"%016d" % chance.randrange(900), b"%016d" % chance.randrange(900)) for _ in range(800)]
@@ -180,6 +180,7 @@ def test_other_columns_are_refused(spark: SparkSession, schema: str) -> None:
         connected_components(spark.createDataFrame([], schema))
 
 
+@pytest.mark.soak
 def test_chains_converge(spark: SparkSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(components, "EDGES_PER_TASK", 400_000)
     lengths = np.random.default_rng(3).integers(50, 301, 3_000)

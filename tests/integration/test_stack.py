@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from repetition import representatives
 
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.service import passwords
@@ -38,39 +39,6 @@ def test_every_service_answers_and_says_what_it_is(home: Path) -> None:
     assert found["neo4j"].version.startswith("5.26")
     assert "GDS" in found["neo4j"].version
     assert found["postgres"].version.startswith("18")
-
-
-def test_no_process_shows_a_secret_while_servers_start_for_the_first_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every user of the machine reads the arguments of processes; their environment only the same user."""
-    home = tmp_path / "home"
-    home.mkdir()
-    secret = [value.encode() for value in passwords(home).values()]
-    monkeypatch.setenv("NEO4J_PASSWORD", "canary-of-another-server")
-    monkeypatch.setenv("SOME_API_TOKEN", "canary-of-something-else")
-    found: set[bytes] = set()
-    seen: set[str] = set()
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(home), "0"], stdout=subprocess.PIPE) as starting:
-        assert starting.stdout is not None
-        os.set_blocking(starting.stdout.fileno(), False)
-        while not starting.stdout.read():
-            assert starting.poll() is None
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    arguments, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-                except OSError:
-                    continue  # it has ended
-                is_server = str(home).encode() in arguments and b"c360_pipeline" not in arguments
-                if any(value in arguments for value in secret) or (is_server and b"canary-of" in environment):
-                    found.add(arguments)
-                seen |= {name for name in ("first-password", "initdb", "versitygw") if name.encode() in arguments}
-        starting.kill()
-    assert found == set()
-    assert seen == {"first-password", "initdb", "versitygw"}
-    assert not [path for path in home.rglob("*") if path.name in ("first-password", "pwfile")]
-    loose = [path for path in home.rglob("*") if path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077]
-    assert not loose
 
 
 def test_a_second_up_finds_what_runs(home: Path) -> None:
@@ -112,29 +80,58 @@ def gone_within(pids: list[int], seconds: float) -> list[int]:
     return []
 
 
-@pytest.mark.parametrize(
-    "stop",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.soak),
-        pytest.param(signal.SIGINT, marks=pytest.mark.soak),
-    ],
-)
-def test_no_service_outlives_its_parent_and_a_taken_port_is_left_alone(tmp_path: Path, stop: signal.Signals) -> None:
+def watch(command: list[str], secret: list[bytes], home: Path) -> tuple[subprocess.Popen[str], set[bytes], set[str]]:
+    """Start a parent of services, and look at all processes until it is ready.
+
+    Returns:
+        The parent; arguments of processes in which a secret stood, or beside which a canary was in the environment; and
+        what was seen at all.
+    """
+    found: set[bytes] = set()
+    seen: set[str] = set()
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    os.set_blocking(parent.stdout.fileno(), False)
+    while not parent.stdout.readline():
+        assert parent.poll() is None
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                arguments, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            except OSError:
+                continue  # it has ended
+            is_server = str(home).encode() in arguments and b"c360_pipeline" not in arguments
+            if any(value in arguments for value in secret) or (is_server and b"canary-of" in environment):
+                found.add(arguments)
+            seen |= {name for name in ("first-password", "initdb", "versitygw") if name.encode() in arguments}
+    return parent, found, seen
+
+
+@pytest.mark.parametrize("stop", representatives([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], signal.SIGKILL))
+def test_servers_show_no_secret_leave_a_taken_port_alone_and_do_not_outlive_their_parent(
+    tmp_path: Path, stop: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEO4J_PASSWORD", "canary-of-another-server")
+    monkeypatch.setenv("SOME_API_TOKEN", "canary-of-something-else")
+    home = tmp_path / "home"
+    home.mkdir()
+    secret = [value.encode() for value in passwords(home).values()]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        command = [sys.executable, "-c", HOLD, str(tmp_path), str(port)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-            assert parent.stdout is not None
-            assert parent.stdout.readline() == "ready\n"
-            running = stack.status(tmp_path)
+        parent, found, seen = watch([sys.executable, "-c", HOLD, str(home), str(port)], secret, home)
+        with parent:
+            running = stack.status(home)
             assert port not in {s.port for s in running}
             supervisor = psutil.Process(running[0].pid).ppid()
             parent.send_signal(stop)
     assert gone_within([supervisor, *(s.pid for s in running)], 30) == []
-    assert not stack.is_supervised(tmp_path)
+    assert not stack.is_supervised(home)
+    # Every user of the machine reads the arguments of processes.
+    assert (found, seen) == (set(), {"first-password", "initdb", "versitygw"})
+    assert not [path for path in home.rglob("*") if path.name in ("first-password", "pwfile")]
+    loose = [path for path in home.rglob("*") if path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    assert not loose
 
 
 def test_no_service_outlives_its_supervisor_and_up_starts_what_stopped_at_its_port(tmp_path: Path) -> None:

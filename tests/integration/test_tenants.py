@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from repetition import Trials, often
+from repetition import Trials, often, representatives
 from statements import constants
 
 from c360_pipeline.core.projection import graph as model
@@ -178,13 +178,16 @@ CONSTANTS = sorted(
 )  # fmt: skip
 
 
+BUILDERS = ("delete_statement", "update_statement", "read_statement", "move_statement")
+
+
 def without_tenant(statement: str) -> str:
     """The same statement for all tenants."""
     open_ = re.sub(r"tenant_id: \$tenant_id(, )?", "", statement)
     return open_.replace("n.tenant_id = $tenant_id AND ", "").replace(" {}", "")
 
 
-@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize("name", representatives(CONSTANTS, "reads.journeys.READ_EXPLANATION"))
 def test_a_statement_that_forgets_the_tenant_is_caught(
     graph: Graph, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -194,7 +197,7 @@ def test_a_statement_that_forgets_the_tenant_is_caught(
     assert tenants.reached(1), name
 
 
-@pytest.mark.parametrize("name", ["delete_statement", "update_statement", "read_statement", "move_statement"])
+@pytest.mark.parametrize("name", representatives(BUILDERS, "delete_statement"))
 def test_a_builder_that_forgets_the_tenant_is_caught(graph: Graph, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     tenants = Tenants(graph)
     build = getattr(cypher, name)

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from c360_pipeline.core.privacy.erasure import SearchTerms
-from c360_pipeline.stages.privacy.mentions import ids_of, mentions_of
+from c360_pipeline.stages.privacy.mentions import mentions_of
 from c360_pipeline.stages.privacy.plan import Plan
 from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
 from c360_pipeline.stages.reconciliation.expected import Archive
@@ -66,7 +66,10 @@ class Certificate:
 
 def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     """Search every store again, compare graph and archive, and say what was found."""
-    after = [found.as_dict() for found in search_everywhere(stores, SearchTerms(plan.values), plan.persons, observe)]
+    mentions = mentions_of(stores.lake, stores.control.read(), plan.persons, plan.ids)
+    # Where no other names them, their ids are nowhere at all.
+    searched = plan.values if mentions else [*plan.values, *plan.ids]
+    after = [found.as_dict() for found in search_everywhere(stores, SearchTerms(searched), plan.persons, observe)]
     earlier = {one["store"]: one for one in plan.before}
     compared = [
         {"store": one["store"], "what": one["what"], "searched": one["searched"], "bytes": one["bytes"],
@@ -82,9 +85,8 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
         "dead_letters": len(plan.letters), "silo_rows": {name: len(keys) for name, keys in plan.rows.items()},
     }  # fmt: skip
     findings = len(drift(results))
-    mentions = mentions_of(stores.lake, stores.control.read(), plan.persons, ids_of(plan.persons, plan.values))
     return Certificate(
-        str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.values), removed, compared,
+        str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(searched), removed, compared,
         graph_digest(results), findings, mentions, sum(len(lines) for _, lines in plan.redacted.values()),
         len(plan.companions), findings == 0 and not any(one["hits_after"] for one in compared),
         NOTES + (STREAM_NOTES if stores.open_user_events is not None else []),

@@ -78,6 +78,11 @@ class Plan:
         return {*self.files, *self.redacted}
 
     @property
+    def ids(self) -> list[str]:
+        """Ids of theirs that data of others holds, too, and `values` lacks."""
+        return ids_of(self.persons, self.values)
+
+    @property
     def persons(self) -> list[Person]:
         """As the search takes them."""
         return [Person(tenant, user) for tenant, user in self.people]
@@ -129,7 +134,8 @@ class Planner:
         terms = SearchTerms(values)
         letters = self._letters(terms, persons)
         files = self._lines(letters, persons)
-        found = search_everywhere(self._stores, terms, persons, self._observe)
+        named = ids_of(persons, values)
+        found = search_everywhere(self._stores, SearchTerms([*values, *named]), persons, self._observe)
         places = [place for one in found if one.store == "lake" for place in one.places]
         tables = [name for name in self._stores.lake.table_names() if any(f"/{name}/" in f"/{p}" for p in places)]
         before = [one.as_dict() for one in found]

@@ -200,14 +200,16 @@ class Steps:
 
     def _erase_traces(self, plan: Plan) -> None:
         """What tables, databases and files of ours say of them in passing."""
-        terms, stores = SearchTerms(plan.values), self._stores
+        # What others say of them is data of others; what we tell of them in passing is not.
+        known, stores = [*plan.values, *plan.ids], self._stores
+        terms = SearchTerms(known)
         self._observe("traces")
         for table in (RECONCILIATION_FINDINGS, ACCOUNT_VALUES):
             _remove_rows_with(stores.lake, table, terms)
         # Scripts that rebuild the silos' graph hold its rows; the next run writes one of what is left.
         stores.bucket.delete(search_objects("scripts", stores.bucket, SCRIPTS_PREFIX, terms).places)
         # Only where something is told of what happened, and only what can't be a word of that.
-        ids = SearchTerms(filter(is_overwritable, plan.values))
+        ids = SearchTerms(filter(is_overwritable, known))
         for store, login in stores.databases.items():
             overwrite_rows(login, [place for place in search_database(store, login, ids).places if place in LOGS], ids)
         for store, folder in stores.files.items():
