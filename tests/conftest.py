@@ -32,6 +32,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os
 EMPTY_GRAPH = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 10000 ROWS"
 __all__ = ["_examples", "trials"]
 LONGEST = (
+    "test_a_day",
     "test_streaming",
     "test_pipeline", "test_rebuild", "test_daemon", "test_erasure", "test_api_schema",
     "test_dagster_ui", "test_api", "test_pages", "test_landing", "test_kill", "test_graph_kill",

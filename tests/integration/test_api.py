@@ -1,9 +1,10 @@
 """The API over real stores: what it says is what the events say, and nobody sees another tenant."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unicodedata import normalize
 from urllib.parse import quote
@@ -298,6 +299,26 @@ def test_another_tenants_data_is_not_there(everyone: Callable[..., TestClient], 
     assert {e["id"] for e in shown["timeline"]} <= {f"e{n:06}" for n in range(1, 1_500, 3)}
 
 
+def test_a_key_expires_and_the_next_stands_in_for_it(backend: Backend, make_client: Callable[..., TestClient]) -> None:
+    key, made = backend.keys.add("acme", "read", "shop", days=1)
+    assert made.expires_at is not None
+    assert made.expires_at - made.created_at == timedelta(days=1)
+    found = backend.keys.rotate(made.key_id, grace_hours=24)
+    assert found is not None
+    after, new = found
+    assert (new.tenant_id, new.role, new.note, new.expires_at) == ("acme", "read", "shop", None)
+    assert backend.keys.find(key) is not None
+    session = backend.keys.begin_session(key, 3_600)
+    assert session is not None
+    backend.control.execute("UPDATE api_keys SET expires_at = now() WHERE key_id = %(key_id)s", key_id=made.key_id)
+    assert (backend.keys.find(key), backend.keys.find_session(session)) == (None, None)
+    assert (backend.keys.begin_session(key, 3_600), backend.keys.rotate(made.key_id, 1)) == (None, None)
+    assert backend.keys.find(after) is not None
+    client = make_client()
+    client.headers["authorization"] = f"Bearer {key}"
+    assert client.get("/users/power").status_code == 401
+
+
 def test_a_key_that_is_revoked_opens_nothing(backend: Backend, make_client: Callable[..., TestClient]) -> None:
     key, made = backend.keys.add("acme", "read")
     assert ApiKeys(backend.control.login).revoke(made.key_id)
@@ -463,6 +484,16 @@ def test_a_moment_with_more_events_than_a_page_is_told_whole(acme: TestClient) -
     assert sorted(seen) == sorted(event["event_id"] for event in many + earlier)
 
 
+@pytest.mark.parametrize("user", ["..", "~."])
+def test_names_that_browsers_take_for_folders_have_pages(acme: TestClient, user: str) -> None:
+    assert acme.post("/graph/track", json={**INTERACTION, "user_id": user}).json()["graph"] == "updated"
+    (link,) = re.findall(r'href="(/app/customers/[^"]+)"', acme.get("/app/customers", params={"q": user}).text)
+    assert not link.endswith(("/.", "/.."))
+    shown = acme.get(link)
+    assert (shown.status_code, f"<h1>{user}</h1>" in shown.text) == (200, True)
+    assert acme.get(f"{link}/neighbourhood").status_code == 200
+
+
 @pytest.mark.parametrize("user", ["a/b", "a/history/b", "o\u0301", "explain"])
 def test_whoever_can_be_tracked_can_be_read(acme: TestClient, user: str) -> None:
     event = {**INTERACTION, "user_id": user, "event_id": f"of {user}", "ts": AT}
@@ -613,7 +644,7 @@ def test_a_session_is_not_the_key_and_ends_with_logout_or_with_the_key(browser: 
     for shown in ({"authorization": f"Bearer {token}"}, {"x-api-key": token}):
         assert TestClient(browser.app).get("/products/trending", headers=shown).status_code == 401
     key_as_cookie = TestClient(browser.app, cookies={name: browser.headers["key"]}, follow_redirects=False)
-    assert key_as_cookie.get("/app/customers").status_code == 307
+    assert key_as_cookie.get("/app/customers").status_code == 303
     assert browser.post("/app/logout").status_code == 303
     stolen = TestClient(browser.app, cookies={name: token}, follow_redirects=False)
     assert stolen.get("/app/customers").headers["location"] == "/app/login"
