@@ -79,8 +79,7 @@ class Api:
     async def page(self, tenant_id: str, name: str, work: Callable[[], T]) -> T:
         """What a heavy page shows, `PAGE_SECONDS` old at most; it is worked out once for all who look at it."""
         async with asyncio.timeout(SECONDS):
-            with self._threads.in_line():  # also those that wait for an answer that is being worked out
-                return await self._pages.get((tenant_id, name), lambda: self.ask_heavy(work))
+            return await self._pages.get((tenant_id, name), lambda: self.ask_heavy(work))
 
     async def services(self) -> dict[str, bool]:
         """By service whether it answers, `HEALTH_SECONDS` old at most: who asks needs no key, and must cost nothing."""

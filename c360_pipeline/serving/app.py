@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import generate_latest
 from starlette.middleware.base import RequestResponseEndpoint
@@ -20,7 +20,7 @@ from c360_pipeline.serving import models, pages
 from c360_pipeline.serving.api import Api
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.problems import Problem, add_problems, problem_responses
-from c360_pipeline.serving.security import Gate, Guard, Ingester, Reader, own_tenant
+from c360_pipeline.serving.security import Gate, Guard, Ingester, Reader, admit_stranger, own_tenant
 from c360_pipeline.settings import serving_address
 from c360_pipeline.stores.neo4j.driver_values import plain
 
@@ -176,19 +176,22 @@ def _add_customers(app: FastAPI, api: Api) -> None:
 
 
 def _add_operations(app: FastAPI, api: Api) -> None:
-    @app.get("/health/live", tags=["operations"])
+    strangers = [Depends(admit_stranger)]
+
+    @app.get("/health/live", tags=["operations"], dependencies=strangers)
     async def live() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "live"}
 
-    @app.get("/health", response_model=models.Health, responses={503: {"model": models.Health}}, tags=["operations"])
+    @app.get("/health", response_model=models.Health, responses={503: {"model": models.Health}}, tags=["operations"],
+             dependencies=strangers)  # fmt: skip
     async def health() -> JSONResponse:
         """Whether requests can be served: each service is asked."""
         services = await api.services()
         ready = all(services.values())
         return JSONResponse({"status": "ready" if ready else "not ready", "services": services}, 200 if ready else 503)
 
-    @app.get("/metrics", tags=["operations"], response_class=Response)
+    @app.get("/metrics", tags=["operations"], response_class=Response, dependencies=strangers)
     async def metrics() -> Response:
         """Figures of this process for Prometheus."""
         return Response(generate_latest(api.metrics.registry), media_type="text/plain; version=0.0.4")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from c360_pipeline.serving.problems import problem, unforeseen
-from c360_pipeline.serving.sharing import current_tenant
+from c360_pipeline.serving.sharing import Turns, current_tenant
 from c360_pipeline.stores.postgres.api_keys import ApiKey, ApiKeys, digest_of
 
 MOST_BODY_BYTES = 64 * 1024
@@ -27,6 +27,10 @@ KEY_SECONDS = 10.0
 """For so long a key that was looked up is not looked up again; a key that is revoked is valid for so long."""
 LOOK_UPS = parse("100/second")
 """Of keys that opened nothing so far, all together: who has no key makes the control database no work to speak of."""
+STRANGERS = parse("100/second")
+"""Requests that need no key, all together."""
+PAUSE_SECONDS, MOST_PAUSED = 1.0, 100
+"""How long a refusal for asking too often takes, and how many of them do: their connections are taken meanwhile."""
 LOOK_UPS_AT_ONCE = 4
 LOOK_UP_SECONDS = 5.0
 SESSION, SAFE_SESSION = "c360_session", "__Host-c360_session"
@@ -65,6 +69,8 @@ class Gate:
         self._known: TTLCache[str, ApiKey | None] = TTLCache(10_000, KEY_SECONDS)
         self._valid: LRUCache[str, bool] = LRUCache(10_000)
         self._threads = CapacityLimiter(LOOK_UPS_AT_ONCE)
+        self._paused = 0
+        self.turns = Turns()
 
     async def admit(self, key: str | None, session: str | None, role: str) -> ApiKey:
         """The key that a request shows, or that its browser logged in with.
@@ -80,9 +86,28 @@ class Gate:
         if not self._limiter.hit(self._rate, found.tenant_id):
             reset = self._limiter.get_window_stats(self._rate, found.tenant_id).reset_time
             wait = max(1, round(reset - time.time()))
+            await self.pause()
             raise HTTPException(429, f"The limit is {self._rate}.", {"Retry-After": str(wait)})
-        current_tenant.set(found.tenant_id)
         return found
+
+    async def pause(self) -> None:
+        """Let who asks too often wait: otherwise each refusal is followed by the next question at once."""
+        if self._paused < MOST_PAUSED:
+            self._paused += 1
+            try:
+                await asyncio.sleep(PAUSE_SECONDS)
+            finally:
+                self._paused -= 1
+
+    async def admit_stranger(self) -> None:
+        """Let somebody ask who needs no key.
+
+        Raises:
+            HTTPException: 429, strangers ask too often.
+        """
+        if not self._limiter.hit(STRANGERS, "strangers"):
+            await self.pause()
+            raise HTTPException(429, "Too many requests without a key.", {"Retry-After": "1"})
 
     async def look_up(self, key: str) -> ApiKey | None:
         """A key that opens something, or None; what the database said of a key counts for some seconds.
@@ -107,6 +132,7 @@ class Gate:
             return self._known[digest]
         # Strangers do not use up what customers need: a key that was valid is looked up whatever others try.
         if digest not in self._valid and not self._limiter.hit(LOOK_UPS, "look-up"):
+            await self.pause()
             raise HTTPException(429, "Too many keys that are not known.", {"Retry-After": "1"})
         async with asyncio.timeout(LOOK_UP_SECONDS):
             found = await to_thread.run_sync(find, shown, limiter=self._threads, abandon_on_cancel=True)
@@ -173,21 +199,30 @@ def refuse_other_sites(request: Request) -> None:
         raise HTTPException(403, "Another site asked for this. Open the page itself, and try again.")
 
 
-def needs(role: str) -> Callable[..., Awaitable[ApiKey]]:
-    """A dependency: the key of a request, which has a role."""
+def needs(role: str) -> Callable[..., AsyncIterator[ApiKey]]:
+    """A dependency: the key of a request, which has a role; the request is its tenant's turn until it is answered."""
 
     async def admitted(
         request: Request,
         by_bearer: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)] = None,
         by_header: Annotated[str | None, Security(header)] = None,
-    ) -> ApiKey:
+    ) -> AsyncIterator[ApiKey]:
         # A page of somebody else can't make a browser change anything: its cookie counts for reading only.
         is_ours = request.method in ("GET", "HEAD") or "hx-request" in request.headers
         session = session_of(request) if is_ours else None
         gate: Gate = request.app.state.gate
-        return await gate.admit(by_bearer.credentials if by_bearer else by_header, session, role)
+        key = await gate.admit(by_bearer.credentials if by_bearer else by_header, session, role)
+        async with gate.turns.turn(key.tenant_id):
+            current_tenant.set(key.tenant_id)
+            yield key
 
     return admitted
+
+
+async def admit_stranger(request: Request) -> None:
+    """A dependency: a request that needs no key."""
+    gate: Gate = request.app.state.gate
+    await gate.admit_stranger()
 
 
 Reader = Annotated[ApiKey, Depends(needs("read"))]

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -17,8 +17,10 @@ SHARE = 7
 """Threads that one tenant may have at once: some are always left to the others."""
 HEAVY_SHARE = 2
 """Of these, for what scans tables."""
+AT_ONCE = 8
+"""Requests of one tenant that are worked on at once; what the event loop does for them is shared, too."""
 MOST_WAITING = 200
-"""Requests of one tenant that wait for a thread; more are refused, so that they do not take all connections."""
+"""Requests of one tenant that wait for their turn; more are refused, so that they do not take all connections."""
 TENANTS = 10_000
 """Tenants, or answers, that are remembered."""
 T = TypeVar("T")
@@ -32,24 +34,18 @@ class SharedThreads:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(THREADS, "c360-api")
         self._shares: LRUCache[tuple[str, bool], asyncio.Semaphore] = LRUCache(TENANTS)
-        self._waiting: Counter[str] = Counter()
 
     async def run(self, call: Callable[[], T], *, is_heavy: bool) -> T:
-        """Run a call once its tenant has a thread to spare; who is cancelled keeps it until the call has ended.
-
-        Raises:
-            HTTPException: 429, too many requests of the tenant wait already.
-        """
+        """Run a call once its tenant has a thread to spare; who is cancelled keeps it until the call has ended."""
         loop = asyncio.get_running_loop()
         # What is heavy waits for its own share first: it holds no thread of the others meanwhile.
         taken = [*([self._share(is_heavy=True)] if is_heavy else []), self._share(is_heavy=False)]
-        with self.in_line():
-            for number, share in enumerate(taken):
-                try:
-                    await share.acquire()
-                except BaseException:
-                    _release(taken[:number])
-                    raise
+        for number, share in enumerate(taken):
+            try:
+                await share.acquire()
+            except BaseException:
+                _release(taken[:number])
+                raise
         try:
             job = self._threads.submit(call)
         except BaseException:
@@ -62,24 +58,6 @@ class SharedThreads:
 
         job.add_done_callback(ended)
         return await asyncio.wrap_future(job)
-
-    @contextmanager
-    def in_line(self) -> Iterator[None]:
-        """A place among the requests of a tenant that wait.
-
-        Raises:
-            HTTPException: 429, there is none.
-        """
-        tenant = current_tenant.get()
-        if self._waiting[tenant] >= MOST_WAITING:
-            raise HTTPException(429, f"{MOST_WAITING} requests of yours wait already.", {"Retry-After": "1"})
-        self._waiting[tenant] += 1
-        try:
-            yield
-        finally:
-            self._waiting[tenant] -= 1
-            if not self._waiting[tenant]:
-                del self._waiting[tenant]
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -95,6 +73,38 @@ class SharedThreads:
 def _release(shares: list[asyncio.Semaphore]) -> None:
     for share in shares:
         share.release()
+
+
+class Turns:
+    """Whose request is worked on: a tenant that sends many waits for itself; of one event loop."""
+
+    def __init__(self) -> None:
+        self._turns: LRUCache[str, asyncio.Semaphore] = LRUCache(TENANTS)
+        self._waiting: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def turn(self, tenant_id: str) -> AsyncIterator[None]:
+        """A turn of a tenant, once it has one.
+
+        Raises:
+            HTTPException: 429, too many of its requests wait already.
+        """
+        if self._waiting[tenant_id] >= MOST_WAITING:
+            raise HTTPException(429, f"{MOST_WAITING} requests of yours wait already.", {"Retry-After": "1"})
+        if tenant_id not in self._turns:
+            self._turns[tenant_id] = asyncio.Semaphore(AT_ONCE)
+        turns = self._turns[tenant_id]
+        self._waiting[tenant_id] += 1
+        try:
+            await turns.acquire()
+        finally:
+            self._waiting[tenant_id] -= 1
+            if not self._waiting[tenant_id]:
+                del self._waiting[tenant_id]
+        try:
+            yield
+        finally:
+            turns.release()
 
 
 class Kept:
