@@ -111,8 +111,9 @@ def erase(
             remove_instants(c360_home())  # graphs of earlier instants show them still
             issued = erasure.erase(people, keep, redact=mentions == Mentions.REDACT)
         else:
-            found, named = [one.as_dict() for one in erasure.search(people)], erasure.mentions(people)
+            searched, named = erasure.look(people)
     if dry_run:
+        found = [one.as_dict() for one in searched]
         print_json(found) if as_json else out.print(_searched_table(found))
         _tell("Data of others names them", named)
     else:

@@ -1,7 +1,6 @@
 """The store of the embedded Neo4j as files: made by import, swapped in whole, dumped and loaded."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from c360_pipeline.devstack.pause import paused
+from c360_pipeline.devstack.service import without_secrets
 from c360_pipeline.devstack.services import neo4j_admin, neo4j_data, use_neo4j_data, write_neo4j_conf
 from c360_pipeline.errors import C360Error, InvariantError
 from c360_pipeline.settings import write_private
@@ -199,7 +199,7 @@ def run_admin(folder: Path, *arguments: str) -> None:
     """
     command, environment = neo4j_admin(folder, *arguments)
     done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, cwd=folder
+        command, env={**without_secrets(), **environment}, capture_output=True, text=True, check=False, cwd=folder
     )
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()[-12:]

@@ -76,8 +76,12 @@ class Service:
         Args:
             more: that it has besides.
         """
-        ours = {k: v for k, v in os.environ.items() if self.needs_settings or not SECRET_VARIABLE.search(k)}
-        return {**ours, **more}
+        return {**(os.environ if self.needs_settings else without_secrets()), **more}
+
+
+def without_secrets() -> dict[str, str]:
+    """Our environment, for programs that have no business with what is secret in it."""
+    return {name: value for name, value in os.environ.items() if not SECRET_VARIABLE.search(name)}
 
 
 def free_port(preferred: int) -> int:

@@ -338,7 +338,7 @@ def test_accounting_and_graph_are_right_and_the_next_run_brings_nobody_back(worl
     accounts = world.lake.read(LANDING_FILES)
     assert accounts["landed"].sum() == world.lake.count(EVENTS) == erased.others.height
     stores = stores_of(world.settings)
-    after = Erasure(stores, world.home / "erasure").search(erased.people)
+    after = Erasure(stores, world.home / "erasure").look(erased.people)[0]
     assert {one.store: one.hits for one in after if one.hits} == {}
 
 

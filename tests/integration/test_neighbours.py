@@ -28,6 +28,7 @@ HEAVY = ["/app/delivery", "/app/reconciliation", "/app/queries/power_users", "/a
 FLOOD = """
 import http.client, json, sys, threading
 port, connections, paths, keys = json.loads(sys.argv[1])
+asked = threading.Semaphore(0)
 def ask(number):
     connection, n = None, number
     while True:
@@ -39,8 +40,11 @@ def ask(number):
         except (OSError, http.client.HTTPException):
             connection = None
         n += 1
+        asked.release()
 for number in range(connections):
     threading.Thread(target=ask, args=(number,), daemon=True).start()
+for _ in range(2 * connections):
+    asked.acquire()
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -104,15 +108,14 @@ def flooded(server: Server, connections: int, paths: list[str], key: str | None)
     command = [sys.executable, "-c", FLOOD, asked]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as flood:
         assert flood.stdout is not None
-        flood.stdout.readline()
-        time.sleep(2)
+        assert flood.stdout.readline()
         yield
         flood.kill()
 
 
 @contextmanager
 def slow_clients(server: Server) -> Iterator[None]:
-    """Half requests, sent anew as soon as the server ends them."""
+    """Half requests, which stay half."""
     opened: list[socket.socket] = []
     for _ in range(SLOW_CLIENTS):
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)

@@ -126,8 +126,9 @@ def land(
     files = [f for f in found if f.uri not in held]
     if dates is not None:
         return backfill(ingest, [f for f in files if f.landing_date in dates], report)
-    settle_blanked(ingest.landing, ingest.lake, waiting_files(ingest.lake, files)[0])
     new, interrupted = waiting_files(ingest.lake, files)
+    if settle_blanked(ingest.landing, ingest.lake, new):
+        new, interrupted = waiting_files(ingest.lake, files)
     newer = _newer_versions(ingest, new)
     ingest.blanks = True
     again = backfill(ingest, [*interrupted, *newer], report)

@@ -5,7 +5,7 @@ was made; accounts, queue and archive follow it, now or, after a crash, before t
 """
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
@@ -73,14 +73,19 @@ def rename_deliveries(lake: Lake, renamed: Mapping[tuple[str, str], str]) -> Non
     lake.commits.rename_deliveries(LANDING_FILES, "etag", renamed)
 
 
-def settle_blanked(landing: Landing, lake: Lake, files: Iterable[EventFile]) -> None:
+def settle_blanked(landing: Landing, lake: Lake, files: Sequence[EventFile]) -> bool:
     """Make up for renames that broke off: files that are new to the accounting may be made of one that is in it.
 
     Args:
         landing: where they are.
         lake: with the accounting.
         files: that the accounting does not hold with their present etag.
+
+    Returns:
+        Whether there was one.
     """
+    if not files:
+        return False
     known = set(lake.scan(LANDING_FILES).select("source_uri", "etag").collect().iter_rows())
     addresses = {uri for uri, _ in known}
     renamed: dict[tuple[str, str], str] = {}
@@ -89,6 +94,7 @@ def settle_blanked(landing: Landing, lake: Lake, files: Iterable[EventFile]) -> 
         if before is not None and (file.uri, before) in known:
             renamed[file.uri, before] = file.etag
     rename_deliveries(lake, renamed)
+    return bool(renamed)
 
 
 def blank_deliveries(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from c360_pipeline.core.privacy.erasure import Person, SearchTerms
 from c360_pipeline.stages.privacy.certificate import Certificate, certify
-from c360_pipeline.stages.privacy.mentions import Companion, companions, ids_of, mentions_of
+from c360_pipeline.stages.privacy.mentions import Companion, Rows, companions, ids_of, mentions_of
 from c360_pipeline.stages.privacy.plan import Planner
 from c360_pipeline.stages.privacy.search import Searched
 from c360_pipeline.stages.privacy.steps import Steps
@@ -65,14 +65,18 @@ class Erasure:
         """How many events and rows of others name people, by table; changes nothing."""
         persons = list(people)
         values, _, own = self._planner.known_of(persons)
+        return self._mentions(persons, values, own)
+
+    def _mentions(self, persons: list[Person], values: list[str], own: Rows) -> dict[str, int]:
         return mentions_of(self._stores.lake, self._stores.control.read(), persons, ids_of(persons, values), own)
 
     def is_under_way(self) -> bool:
         """Whether one was broken off, which goes on as it was decided."""
         return self._planner.is_decided
 
-    def search(self, people: Iterable[Person]) -> list[Searched]:
-        """Look for people's values everywhere; changes nothing."""
+    def look(self, people: Iterable[Person]) -> tuple[list[Searched], dict[str, int]]:
+        """What is there of people in each store, and what of others names them; changes nothing."""
         persons = list(people)
-        values, _, _ = self._planner.known_of(persons)
-        return search_everywhere(self._stores, SearchTerms(values), persons, self._observe)
+        values, _, own = self._planner.known_of(persons)
+        found = search_everywhere(self._stores, SearchTerms(values), persons, self._observe)
+        return found, self._mentions(persons, values, own)

@@ -95,7 +95,7 @@ class ApiKeys:
             note: who has it.
             days: until it expires; None for never.
         """
-        key = f"c360_{secrets.token_urlsafe(32)}"
+        key = _new_key()
         values = {"tenant_id": tenant_id, "role": role, "key_digest": digest_of(key), "note": note, "days": days}
         with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
             made = connection.execute(ADD, values).fetchone()
@@ -111,7 +111,7 @@ class ApiKeys:
             grace_hours: until it expires.
             days: until the new one expires; None for never.
         """
-        key = f"c360_{secrets.token_urlsafe(32)}"
+        key = _new_key()
         values = {"key_id": key_id, "key_digest": digest_of(key), "grace_hours": grace_hours, "days": days}
         with psycopg.connect(**self._login, row_factory=class_row(ApiKey)) as connection:
             made = connection.execute(ROTATE, values).fetchone()
@@ -172,6 +172,10 @@ class ApiKeys:
         """Revoke a key; False when there is none that is valid."""
         with psycopg.connect(**self._login) as connection:
             return connection.execute(REVOKE, {"key_id": key_id}).rowcount > 0
+
+
+def _new_key() -> str:
+    return f"c360_{secrets.token_urlsafe(32)}"
 
 
 def digest_of(key: str) -> str:

@@ -27,6 +27,7 @@ from c360_pipeline.stores.s3.packed import unpacked
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 EVENTS_PREFIX = "landing/events/"
 CATALOG_PREFIX = "landing/catalog/"
@@ -274,32 +275,43 @@ class Landing:
             ConflictError: it was changed or removed.
             UnreadableError: the store does not take it.
         """
+        changed = ConflictError(f"{file.uri} was changed or removed since it was listed.")
         try:
             if content.stat().st_size <= MULTIPART_BYTES:
                 with content.open("rb") as body:
-                    self._client.put_object(
+                    put = self._client.put_object(
                         Bucket=self.bucket, Key=file.key, Body=body, Metadata=metadata, IfMatch=f'"{file.etag}"'
                     )
-            elif self.named(file.uri).etag == file.etag:
-                # S3 has no such condition for what goes up in parts by this client.
-                self._client.upload_file(str(content), self.bucket, file.key, ExtraArgs={"Metadata": metadata})
-            else:
-                raise ConflictError(f"{file.uri} was changed since it was listed.")
-        except (ClientError, FileNotFoundError, S3UploadFailedError) as error:
+                # What is there by now may be of somebody else.
+                return put["ETag"].strip('"')
+            # S3 has no such condition for what goes up in parts by this client: it is looked at before and after.
+            before = self._head(file.key)
+            if before is None or before["ETag"].strip('"') != file.etag:
+                raise changed
+            self._client.upload_file(str(content), self.bucket, file.key, ExtraArgs={"Metadata": metadata})
+            after = self._head(file.key)
+        except (ClientError, S3UploadFailedError) as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(error, ClientError) else None
-            if isinstance(error, FileNotFoundError) or status in (404, 409, 412):
-                raise ConflictError(f"{file.uri} was changed or removed since it was listed.") from None
+            if status in (404, 409, 412):
+                raise changed from None
             raise UnreadableError(f"S3 does not take {file.uri} again: {error}") from None
-        return self.named(file.uri).etag
+        if after is None or after["Metadata"] != metadata:
+            raise changed
+        return after["ETag"].strip('"')
+
+    def _head(self, key: str) -> "HeadObjectOutputTypeDef | None":
+        """What S3 says of an object; None when it is not there."""
+        try:
+            return self._client.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
 
     def metadata(self, key: str) -> dict[str, str]:
         """What an object was put with; empty when it is not there."""
-        try:
-            return dict(self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"])
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                return {}
-            raise
+        found = self._head(key)
+        return {} if found is None else dict(found["Metadata"])
 
     def first_bytes(self, file: LandingFile) -> bytes:
         """The first bytes of a file as it is stored; empty where it is."""
@@ -309,12 +321,8 @@ class Landing:
 
     def stored_sha256(self, key: str) -> str | None:
         """The sha256 that an object was put with; None when it is not there."""
-        try:
-            return self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get("sha256", "unknown")
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                return None
-            raise
+        found = self._head(key)
+        return None if found is None else found["Metadata"].get("sha256", "unknown")
 
     def named(self, uri: str) -> LandingFile:
         """An object of this bucket by its address, as it is now.
@@ -323,12 +331,9 @@ class Landing:
             FileNotFoundError: it is gone.
         """
         key = uri.removeprefix(f"s3://{self.bucket}/")
-        try:
-            found = self._client.head_object(Bucket=self.bucket, Key=key)
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                raise FileNotFoundError(uri) from None
-            raise
+        found = self._head(key)
+        if found is None:
+            raise FileNotFoundError(uri)
         return LandingFile(uri, key, found["ETag"].strip('"'), found["ContentLength"])
 
     def sha256_of(self, uri: str) -> str | None:
