@@ -4,7 +4,10 @@ from typing import Any
 
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j.driver_values import plain
-from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.neo4j.graph import Graph, Read
+
+READS = 10
+"""Times that a journey is read which merges meanwhile; where it still does, the last reading is what there is."""
 
 READ_TENANTS_WITH_EVENT = Statement(
     "MATCH (e:Event {id: $event_id}) RETURN e.tenant_id AS tenant_id ORDER BY tenant_id"
@@ -23,6 +26,11 @@ READ_JOURNEY_OF_EVENT = Statement("""
                MATCH (e)-[:HAS_KEY]->(c:Correlation {tenant_id: $tenant_id}) RETURN DISTINCT c.key_type
            } AS key_types
     ORDER BY ts, event_id
+""")
+READ_STATE_OF_JOURNEY = Statement("""
+    MATCH (:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY|IN_JOURNEY|PART_OF*1..2]
+        ->(j:Journey {tenant_id: $tenant_id})
+    RETURN DISTINCT j.id AS journey_id, j.event_count AS event_count, j.key_count AS key_count ORDER BY journey_id
 """)
 READ_EXPLANATION = Statement("""
     MATCH (a:Event {tenant_id: $tenant_id, id: $first}), (b:Event {tenant_id: $tenant_id, id: $second})
@@ -55,8 +63,25 @@ def tenants_with_event(graph: Graph, event_id: str) -> list[str]:
 
 
 def journey_of_event(graph: Graph, tenant_id: str, event_id: str) -> list[dict[str, Any]]:
-    """The events of the journey that an event belongs to, by time."""
-    return graph.read_only(READ_JOURNEY_OF_EVENT, tenant_id=tenant_id, event_id=event_id)
+    """The events of the journey that an event belongs to, by time.
+
+    Neo4j reads what is committed while a statement runs, so that a merge in the middle of it shows both journeys, or a
+    part of one. What was read counts only if the journey was the same before and after, up to `READS` times.
+    """
+    of = {"tenant_id": tenant_id, "event_id": event_id}
+
+    def read(run: Read) -> tuple[bool, list[dict[str, Any]]]:
+        before = run(READ_STATE_OF_JOURNEY, **of)
+        events = run(READ_JOURNEY_OF_EVENT, **of)
+        after = run(READ_STATE_OF_JOURNEY, **of)
+        is_one = len({event["journey_id"] for event in events}) <= 1
+        return is_one and before == after, events
+
+    for _ in range(READS):
+        is_whole, events = graph.read_together(read)
+        if is_whole:
+            break
+    return events
 
 
 def explanation(graph: Graph, tenant_id: str, first: str, second: str) -> list[dict[str, Any]] | None:

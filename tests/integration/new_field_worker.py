@@ -89,7 +89,7 @@ def main(folder: Path) -> dict[str, Any]:
         row = user_event(event._asdict())
         found["cassandra"] = [row._asdict()["channel"], "contact_phone" in COLUMNS]
     stores = Stores(open_bucket(settings), landing, lake, control, lambda: open_graph(settings))
-    searched = Erasure(stores, folder / "erasure").search([Person("acme", "u1")])
+    searched = Erasure(stores, folder / "erasure").look([Person("acme", "u1")])[0]
     planned = Erasure(stores, folder / "erasure")._planner.known_of([Person("acme", "u1")])[0]
     found["erasure searches"] = PHONE in planned
     found["hits"] = {one.store: one.hits for one in searched if one.hits}

@@ -262,11 +262,13 @@ class JourneyIndex:
     def _key_rows(self, rows: pl.DataFrame, events: pl.DataFrame, facts: "Facts", met: Ints) -> Rows:
         """Keys that the rows speak of, as they are after them; what they do not say of a key stays."""
         held = events.filter(pl.col("key_type").is_not_null() & (pl.col("status") == LINKED)).select(
-            "key_hash", "journey_id", status=pl.lit(None, pl.String), partners=pl.lit(None, pl.Int64)
+            "key_hash", "journey_id", "seq", status=pl.lit(None, pl.String), partners=pl.lit(None, pl.Int64)
         )
-        said = rows.filter(pl.col("kind") == KEY).select("key_hash", "journey_id", "status", "partners")
+        said = rows.filter(pl.col("kind") == KEY).select("key_hash", "journey_id", "seq", "status", "partners")
         last = (
+            # In one commit a key row stands for events that have it still; of several commits the last counts.
             pl.concat([held, said])
+            .sort("seq", maintain_order=True)
             .unique("key_hash", keep="last", maintain_order=True)
             .with_columns(pl.col("key_hash").cast(pl.UInt128), is_said=pl.lit(value=True))
         )

@@ -55,7 +55,11 @@ class Facts:
         """From event rows; only keys that may link count as partners."""
         rows = (
             events.filter(pl.col("key_type").is_not_null() & ~pl.col("status").is_in([BLOCKED, EXCESS, WEAK]))
-            .select("tenant_id", "event_id", pl.col("key_hash").cast(pl.UInt128))
+            # An event that a later commit gave other keys met those of each commit, not of both.
+            .select(
+                "tenant_id", pl.col("key_hash").cast(pl.UInt128),
+                event_id=pl.concat_str("event_id", pl.lit("\x1f"), "seq"),
+            )  # fmt: skip
             .unique(maintain_order=True)
         )
         high, low = words(rows["key_hash"])

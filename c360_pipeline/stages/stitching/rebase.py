@@ -21,7 +21,7 @@ from c360_pipeline.core.stitching.log import (
 from c360_pipeline.core.stitching.stitch import stitch
 from c360_pipeline.stages.stitching.commit import JourneyLog
 from c360_pipeline.stages.stitching.report import Change, Rebase, report_of
-from c360_pipeline.stages.stitching.restitching import emptied, with_former
+from c360_pipeline.stages.stitching.restitching import with_former, without_emptied
 
 EVENT_COLUMNS = ["tenant_id", "event_id", "ts"]
 
@@ -92,7 +92,7 @@ def _difference(
     gone_keys = before.select("tenant_id", "key_type", "key_hash").unique().join(
         stitched.key_journey, on=["tenant_id", "key_type", "key_hash"], how="anti"
     )  # fmt: skip
-    gone_journeys = emptied(known.journeys.filter("was_active"), stitched)
+    stitched, gone_journeys = without_emptied(known, stitched)
     kept = replace(
         stitched,
         events=stitched.events.join(altered, on=event, how="semi"),

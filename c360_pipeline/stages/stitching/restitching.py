@@ -65,7 +65,8 @@ class Restitching:
             stitched.key_journey, on=["tenant_id", "key_type", "key_hash"], how="anti"
         )
         gone_keys = unsaid.filter(index.are_held_by(unsaid, split_up))
-        gone = Gone(out, gone_keys, emptied(split_up, stitched))
+        stitched, gone_journeys = without_emptied(known, stitched)
+        gone = Gone(out, gone_keys, gone_journeys)
         report = replace(
             report_of(stitched, known), events=rows.height, reread=facts.height,
             removed=out.join(rows, on=EVENT_COLUMNS[:2], how="anti").height,
@@ -133,8 +134,26 @@ def with_former(known: Known, split_up: pl.DataFrame, former: pl.DataFrame, lead
     return replace(known, journeys=journeys, key_journey=numbers[known.key_journey])
 
 
-def emptied(split_up: pl.DataFrame, stitched: Stitched) -> pl.DataFrame:
-    """tenant_id, journey_id of journeys that were taken apart and neither live on nor went into another."""
-    ended = stitched.aliases.drop_nulls("merged_into")
-    ids = split_up.select("tenant_id", "journey_id")
-    return ids.join(stitched.journeys, on="journey_id", how="anti").join(ended, on="journey_id", how="anti")
+def without_emptied(known: Known, stitched: Stitched) -> tuple[Stitched, pl.DataFrame]:
+    """What was decided, and tenant_id, journey_id of journeys that were taken apart and of which nothing is left.
+
+    An id that led to such a journey leads nowhere from now on, and its journey has no event either.
+    """
+    name = ["tenant_id", "journey_id"]
+    apart = known.journeys.filter(~pl.col("is_open")).select(*name, "was_active", "merged_into")
+    led = stitched.aliases.drop_nulls("merged_into")
+    empty = (
+        apart.filter("was_active")
+        .select(name)
+        .join(stitched.journeys, on="journey_id", how="anti")
+        .join(led, on="journey_id", how="anti")
+    )
+    leads = empty.select("tenant_id", merged_into="journey_id")
+    freed = (
+        apart.filter(~pl.col("was_active"))
+        .join(leads, on=["tenant_id", "merged_into"], how="semi")
+        .join(stitched.aliases, on="journey_id", how="anti")
+        .select(*name, merged_into=pl.lit(None, pl.String))
+    )
+    decided = replace(stitched, aliases=pl.concat([stitched.aliases, freed]))
+    return decided, pl.concat([empty, freed.select(name)])

@@ -183,8 +183,10 @@ def _journeys(news: News, held: pl.LazyFrame, table: Table) -> Changes:
 
 
 def _event_journey(news: News, held: pl.LazyFrame, table: Table) -> Changes:
-    said = log.events_now(news.rows, news.aliases)
-    return _against(held, _with_absorbed(said, held, news, table), _gone_events(news), table)
+    said, gone = log.events_now(news.rows, news.aliases), _gone_events(news)
+    # An event may be taken out by the commit in which its journey goes into another.
+    stays = held.join(gone, on=["tenant_id", "event_id"], how="anti")
+    return _against(held, _with_absorbed(said, stays, news, table), gone, table)
 
 
 def _with_absorbed(said: pl.LazyFrame, held: pl.LazyFrame, news: News, table: Table) -> pl.LazyFrame:

@@ -747,6 +747,25 @@ def test_an_event_that_comes_back_does_not_take_the_id_that_went_on(stitcher: St
     assert found["a"] == found["f"] not in (name_of("a"), name_of("b"))
 
 
+def test_an_event_that_goes_while_its_journey_merges_is_in_neither(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["device:2"]), ("c", 3, ["device:2"]))
+    stitcher.assigned()
+    stitcher.add(("a", 1, ["device:2"]), gone=["c"])
+    assert consistent(stitcher) == dict.fromkeys("ab", name_of("a"))
+    assert stitcher.table(JOURNEYS)["event_count"].to_list() == [2]
+
+
+def test_an_id_that_led_to_a_journey_which_ends_leads_nowhere(stitcher: Stitcher) -> None:
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["device:2"]), ("z", 9, []))
+    stitcher.add(("b", 2, ["user:1"]))
+    assert stitcher.table(JOURNEY_ALIASES).rows() == [("acme", name_of("b"), name_of("a"))]
+    stitcher.add(gone=["a", "b"])
+    assert stitcher.table(JOURNEY_ALIASES).is_empty()
+    assert stitcher.table(JOURNEYS)["journey_id"].to_list() == [name_of("z")]
+    stitcher.add(("b", 2, ["device:2"]))
+    assert consistent(stitcher) == {"b": name_of("b"), "z": name_of("z")}
+
+
 def test_a_type_that_becomes_unique_guards_what_is_there(stitcher: Stitcher) -> None:
     events: list[Event] = [("a", 1, ["user:ann", "device:d"])]
     stitcher.add(*events)
@@ -793,6 +812,21 @@ def test_partners_are_counted_alike_with_and_without_the_index(tmp_path: Path, *
     stitcher.add(("e", 3, ["user:u"]), ("f", 4, ["cookie:c"]))
     assert consistent(stitcher) == {**dict.fromkeys("ae", name_of("a")), **dict.fromkeys("bf", name_of("b"))}
     assert stitcher.table(QUARANTINED_KEYS)["key_type"].to_list() == ["session"]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_an_altered_event_met_the_keys_of_each_commit_and_not_of_both(tmp_path: Path, *, is_lost: bool) -> None:
+    policy = KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}", max_partners=2) for kind in TYPES))
+    stitcher = Stitcher(tmp_path)
+    stitcher.policy = policy
+    stitcher.add(("a", 1, ["user:1", "device:1"]))
+    stitcher.add(("a", 1, ["user:2", "cookie:1"]))
+    if is_lost:
+        stitcher = Stitcher(tmp_path, "fresh")
+        stitcher.policy = policy
+    stitcher.add(("b", 2, ["user:2", "order:1"]))
+    assert consistent(stitcher) == dict.fromkeys("ab", name_of("a"))
+    assert stitcher.table(QUARANTINED_KEYS).is_empty()
 
 
 def test_blocked_keys_are_no_partners(stitcher: Stitcher) -> None:
