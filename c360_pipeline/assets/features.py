@@ -42,7 +42,7 @@ from c360_pipeline.core.features.trends import score, trending
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.reads.accounts import newest_of, read_accounts, read_tickets
 from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
-from c360_pipeline.stages.projection.events import ProductGraph
+from c360_pipeline.stages.projection.events import EVENT_PROJECTION, PRODUCT_PROJECTION, ProductGraph
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -150,11 +150,22 @@ def of_each_tenant(
     return kept(context, lake, table, [part for tenant in scope.tenants for part in compute(tenant)], scope)
 
 
-def weights_of(neo4j: Graph, tenant: str) -> pl.DataFrame:
-    """How users and products of a tenant are linked."""
-    return features.interaction_weights(
-        neo4j.audit.rows(model.VIEWED, tenant), neo4j.audit.rows(model.PURCHASED, tenant)
-    )
+def version_in(neo4j: Graph, lake: Lake, projection: str) -> int | None:
+    """The version of the archived events that a projection has brought to the graph; None for the newest.
+
+    What is made of it has its users and products in the graph, whatever lands meanwhile; events that were tracked and
+    have not landed are not in it.
+    """
+    known = lake.versions.still_there(EVENTS, neo4j.checkpoints.of(projection).get(EVENTS.name))
+    return known.number if known else None
+
+
+def weights_of(lake: Lake, tenant: str, version: int | None) -> pl.DataFrame:
+    """How users and products of a tenant are linked, at a version of the archive."""
+    columns = ("tenant_id", "user_id", "item_id", "ts", "action")
+    events = events_of(lake, [tenant], *columns, version=version).filter(pl.col("item_id").is_not_null())
+    found = events.filter(pl.col("action").is_in(["view", "purchase"])).collect(engine="streaming")
+    return features.interaction_weights(model.views(found), model.purchases(found))
 
 
 @dg.multi_asset(
@@ -178,8 +189,9 @@ def communities(
     scope, modularity, parts = scope_of(context, tables), dict[str, float](), list[pl.DataFrame]()
     active = [USER_COMMUNITIES.empty().select("tenant_id", "user_id")]
     with graph.open() as neo4j:
+        version = version_in(neo4j, tables, EVENT_PROJECTION)
         for number, tenant in enumerate(scope.tenants):
-            weights = weights_of(neo4j, tenant)
+            weights = weights_of(tables, tenant, version)
             if weights.height:
                 active.append(weights.select("tenant_id", "user_id").unique())
                 members, edges = features.number_members(weights)
@@ -223,11 +235,12 @@ def product_similarities(
     """Products with the same customers by GDS, products of the same sessions from the archive; both become edges."""
     tables, algorithms = lake.open(), gds.open()
     scope = scope_of(context, tables)
-    views = events_of(tables, scope.tenants, "tenant_id", "session_id", "item_id", "action")
-    parts = [similar_products.similar_by_sessions(views.filter(pl.col("action") == "view"))]
     with graph.open() as neo4j:
+        version = version_in(neo4j, tables, PRODUCT_PROJECTION)
+        views = events_of(tables, scope.tenants, "tenant_id", "session_id", "item_id", "action", version=version)
+        parts = [similar_products.similar_by_sessions(views.filter(pl.col("action") == "view"))]
         for number, tenant in enumerate(scope.tenants):
-            weights = weights_of(neo4j, tenant)
+            weights = weights_of(tables, tenant, version)
             if weights.height:
                 members, edges = similar_products.customers_of_products(weights)
                 name = f"{PROJECTION_PREFIX}similarities_{context.run.run_id}_{number}"

@@ -3,8 +3,8 @@
 from typing import Any
 
 from c360_pipeline.core.projection.statement import Statement
-from c360_pipeline.stores.neo4j.driver_values import plain
-from c360_pipeline.stores.neo4j.graph import Graph, Read
+from c360_pipeline.stores.neo4j.driver_values import Read, plain
+from c360_pipeline.stores.neo4j.graph import Graph
 
 READS = 10
 """Times that a journey is read which merges meanwhile; where it still does, the last reading is what there is."""

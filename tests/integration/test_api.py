@@ -613,6 +613,19 @@ def test_graphs_of_features_are_the_archives(shop: World, graph: Graph, lake: La
     assert tenant in ("acme", "globex", "initech")
     shop.findings(repair=True)
     assert shop.findings() == set()
+    before = graph.counts.type_counts()["ALSO_VIEWED"]
+    of_item = (pl.col("tenant_id") == "acme") & (pl.col("item_id") == "p35")
+    events = lake.read(EVENTS).filter(of_item)
+    for rows in (None, events):  # a product that goes and comes back has what it was similar to
+        if rows is None:
+            lake.commits.delete_rows(EVENTS, ["acme"], {"item_id": ["p35"]}, {})
+        else:
+            lake.commits.insert_new(EVENTS, rows)
+        ProductGraph(lake, graph).project()
+        EventGraph(lake, graph).project()
+        assert (graph.counts.type_counts()["ALSO_VIEWED"] == before) == (rows is not None)
+        assert {found for found in shop.findings() if "ALSO_VIEWED" in found[1]} == set()
+    shop.findings(repair=True)  # nobody stitched the events again
     lake.commits.replace(PRODUCT_SIMILARITIES, PRODUCT_SIMILARITIES.empty())
     assert shop.findings() == set()
     ProductGraph(lake, graph).project()

@@ -1,6 +1,6 @@
 """Events and the catalogue in the graph: what changed since its checkpoints, from both sides of the change."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -126,26 +126,55 @@ class ProductGraph:
             tenants = {*events.upserted["tenant_id"], *events.deleted["tenant_id"]}
             self._write(lake.versions.still_there(CATALOG, done.get(CATALOG.name)), tenants)
         refused.publish()
+        self.project_similarities(self._came(events, catalog, done))
         graph.checkpoints.save(PRODUCT_PROJECTION, EVENTS.name, events_version)
         graph.checkpoints.save(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
-        self.project_similarities()
 
-    def project_similarities(self) -> int:
-        """Project the similarities that changed since the graph's checkpoint; returns how many rows did."""
+    def _came(self, events: Changes, catalog: Changes, done: Mapping[str, Version]) -> pl.DataFrame:
+        """tenant_id, id of products that the graph's checkpoint did not know: similarities may wait for them."""
+        lake, key = self._lake, ["tenant_id", "id"]
+        items = events.upserted.select("tenant_id", id="item_id").drop_nulls()
+        now = pl.concat([items, catalog.upserted.select(key)]).unique()
+        for table, name in ((EVENTS, "item_id"), (CATALOG, "id")):
+            since = lake.versions.still_there(table, done.get(table.name))
+            if since is not None and not now.is_empty():
+                held = lake.scan(table, since.number).select("tenant_id", id=name).join(now.lazy(), on=key, how="semi")
+                now = now.join(held.unique().collect(engine="streaming"), on=key, how="anti")
+        return now
+
+    def project_similarities(self, came: pl.DataFrame | None = None) -> int:
+        """Project the similarities that changed since the graph's checkpoint; returns how many rows did.
+
+        Args:
+            came: tenant_id, id of products that are new in the graph: what they are similar to may be known already.
+        """
         lake, graph = self._lake, self._graph
         done = graph.checkpoints.of(PRODUCT_PROJECTION)
         changed, version = lake.versions.changes(PRODUCT_SIMILARITIES, done.get(PRODUCT_SIMILARITIES.name))
-        if changed.count:
-            tenants = sorted({*changed.upserted["tenant_id"], *changed.deleted["tenant_id"]})
+        upserted = pl.concat([changed.upserted, self._similar_to(came, changed.upserted)])
+        tenants = sorted({*upserted["tenant_id"], *changed.deleted["tenant_id"]})
+        if tenants:
             products = pl.concat([graph.audit.rows(model.PRODUCT, tenant) for tenant in tenants])
             for kind, name in SIMILARITIES:
                 gone = changed.deleted.filter(pl.col("kind") == name)
                 graph.writer.apply(kind, Changes.of(
-                    model.similar_products(changed.upserted, products, name),
+                    model.similar_products(upserted, products, name),
                     gone.select("tenant_id", from_id="product_id", to_id="similar_product_id"),
                 ))  # fmt: skip
         graph.checkpoints.save(PRODUCT_PROJECTION, PRODUCT_SIMILARITIES.name, version)
         return changed.count
+
+    def _similar_to(self, came: pl.DataFrame | None, known: pl.DataFrame) -> pl.DataFrame:
+        """Similarities of some products, less those that are known."""
+        if came is None or came.is_empty():
+            return known.clear()
+        rows, key = self._lake.scan(PRODUCT_SIMILARITIES), list(PRODUCT_SIMILARITIES.key)
+        of_them = pl.concat(
+            rows.join(came.lazy(), left_on=["tenant_id", end], right_on=["tenant_id", "id"], how="semi")
+            for end in ("product_id", "similar_product_id")
+        )
+        found = of_them.unique(key).join(known.lazy(), on=key, how="anti").collect(engine="streaming")
+        return found.select(known.columns)
 
     def _write(self, catalog_before: Version | None, tenants: set[str]) -> None:
         lake, graph = self._lake, self._graph

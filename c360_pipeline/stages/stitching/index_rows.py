@@ -57,9 +57,10 @@ class Facts:
             events.filter(pl.col("key_type").is_not_null() & ~pl.col("status").is_in([BLOCKED, EXCESS, WEAK]))
             # An event that a later commit gave other keys met those of each commit, not of both.
             .select(
-                "tenant_id", pl.col("key_hash").cast(pl.UInt128),
+                "tenant_id",
+                pl.col("key_hash").cast(pl.UInt128),
                 event_id=pl.concat_str("event_id", pl.lit("\x1f"), "seq"),
-            )  # fmt: skip
+            )
             .unique(maintain_order=True)
         )
         high, low = words(rows["key_hash"])
