@@ -131,14 +131,27 @@ def _require_no_mention(mentions: dict[str, int]) -> None:
         )
 
 
+def _verdict(issued: "Certificate") -> str:
+    """What is left, and what to do about it."""
+    if issued.hits_left:
+        where = ", ".join(f"{store} ({hits:,})" for store, hits in issued.hits_left.items())
+        return f"SOMETHING IS LEFT in {where}: `left_in` of the certificate says where. Erase again."
+    if issued.findings:
+        what = ", ".join(f"{entity} ({count:,})" for entity, count in issued.differing.items())
+        return (
+            f"Nothing of theirs is left, but graph and archive of their tenant differ: {what}. "
+            "Repair with `c360 reconcile --repair`, and erase again for a certificate that proves it."
+        )
+    return "Nothing of theirs is left."
+
+
 def _show(issued: "Certificate", *, as_json: bool) -> None:
     """What an erasure did."""
     if as_json:
         print_json(issued.as_dict())
         return
     out.print(_certificate_table(issued.stores))
-    verdict = "nothing of theirs is left" if issued.is_clean else "SOMETHING IS LEFT, see left_in; erase again"
-    out.print(f"{verdict}.", highlight=False, soft_wrap=True)
+    out.print(_verdict(issued), highlight=False, soft_wrap=True)
     _tell("Data of others names them, and stays", issued.mentions)
     if issued.redacted:
         err.print(f"Their name was taken out of {issued.redacted:,} events of others.", highlight=False)

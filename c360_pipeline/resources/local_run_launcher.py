@@ -54,11 +54,16 @@ def is_abandoned(instance: DagsterInstance, run: DagsterRun) -> bool:
     """Whether a run was begun by a process of this machine that is gone."""
     if run.tags.get(HOST_TAG) != socket.gethostname():
         return False
-    if PROCESS_TAG in run.tags:
-        return not _is_alive(int(run.tags[PROCESS_TAG]), float(run.tags[STARTED_TAG]))
-    events = instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
-    said = [(pid, entry.timestamp) for entry in events if (pid := _pid(entry.get_dagster_event().engine_event_data))]
+    said = processes_of(instance, run)
     return bool(said) and not any(_is_alive(pid, at) for pid, at in said)
+
+
+def processes_of(instance: DagsterInstance, run: DagsterRun) -> list[tuple[int, float]]:
+    """The processes that were said to execute a run: of each its number, and when that was said, seconds since 1970."""
+    if PROCESS_TAG in run.tags:
+        return [(int(run.tags[PROCESS_TAG]), float(run.tags[STARTED_TAG]))]
+    events = instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
+    return [(pid, entry.timestamp) for entry in events if (pid := _pid(entry.get_dagster_event().engine_event_data))]
 
 
 def _pid(event: Any) -> int | None:

@@ -30,7 +30,7 @@ from c360_pipeline.core.catalog.tables import EVENTS, LANDING_FILES, RECONCILIAT
 from c360_pipeline.devstack import silo_samples, stack
 from c360_pipeline.devstack.service import free_port
 from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS
-from c360_pipeline.resources.local_run_launcher import PROCESS_TAG
+from c360_pipeline.resources.local_run_launcher import processes_of
 from c360_pipeline.runs import instance
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
@@ -174,16 +174,22 @@ def test_a_day_in_fast_motion(home: Path, tmp_path: Path, trials: Trials, seed: 
 
         killed: set[str] = set()
 
-        def started() -> list[dg.DagsterRun]:
-            return [run for run in running() if run.status is dg.DagsterRunStatus.STARTED and PROCESS_TAG in run.tags]
+        def workers() -> list[tuple[str, int]]:
+            """Runs that a process executes, with its number."""
+            return [
+                (run.run_id, pid)
+                for run in running()
+                if run.status is dg.DagsterRunStatus.STARTED
+                for pid, _ in processes_of(dagster, run)
+                if psutil.pid_exists(pid)
+            ]
 
         def a_worker_dies(number: int) -> None:
             if number % 3 == 1:
-                wait_until(lambda: bool(started()) or day.stop.is_set(), seconds=SECONDS)
-                for victim in started()[:1]:
-                    process = psutil.Process(int(victim.tags[PROCESS_TAG]))
-                    killed.add(victim.run_id)
-                    process.send_signal(signal.SIGKILL)
+                wait_until(lambda: bool(workers()) or day.stop.is_set(), seconds=SECONDS)
+                for run_id, pid in workers()[:1]:
+                    killed.add(run_id)
+                    psutil.Process(pid).send_signal(signal.SIGKILL)
 
         day.a_file_comes(0)
         with (

@@ -1,5 +1,6 @@
 """The certificate of an erasure: what was searched, that nothing of theirs is left, and who else names them."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -36,12 +37,13 @@ class Certificate:
         removed: how many events, lines of landing files, dead letters, and rows of silos by table.
         stores: of each what was searched, and the hits before and after.
         graph_digest: of the graph afterwards.
-        findings: differences between graph and archive afterwards.
+        findings: differences between graph and archive of their tenants afterwards.
+        differing: the same by what differs and how.
         mentions: how many events, and rows of silos by table, are of others and name them: a gift, a referral. They
             stay.
         redacted: from how many events of others their name was taken out.
         same_journeys: how many other user ids were in their journeys, and stay: ids of the same person, maybe.
-        is_clean: whether nothing of theirs is left.
+        is_clean: whether nothing of theirs is left, and the graph of their tenants is what the archive says.
         notes: what the search can't see.
     """
 
@@ -53,11 +55,17 @@ class Certificate:
     stores: list[dict[str, Any]]
     graph_digest: str
     findings: int
+    differing: dict[str, int]
     mentions: dict[str, int]
     redacted: int
     same_journeys: int
     is_clean: bool
     notes: list[str]
+
+    @property
+    def hits_left(self) -> dict[str, int]:
+        """How often something of theirs was found afterwards, by store."""
+        return {one["store"]: one["hits_after"] for one in self.stores if one["hits_after"]}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -84,10 +92,15 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
         "events": len(plan.events), "landing_lines": sum(len(lines) for _, lines in plan.files.values()),
         "dead_letters": len(plan.letters), "silo_rows": {name: len(keys) for name, keys in plan.rows.items()},
     }  # fmt: skip
-    findings = len(drift(results))
+    tenants = {person.tenant_id for person in plan.persons}
+    differing = Counter(
+        f"{found['entity']} {found['difference']}" for found in drift(results) if found["tenant_id"] in tenants
+    )
+    findings = differing.total()
+    redacted = sum(len(lines) for _, lines in plan.redacted.values())
+    is_clean = findings == 0 and not any(one["hits_after"] for one in compared)
+    notes = NOTES + (STREAM_NOTES if stores.open_user_events is not None else [])
     return Certificate(
         str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(searched), removed, compared,
-        graph_digest(results), findings, mentions, sum(len(lines) for _, lines in plan.redacted.values()),
-        len(plan.companions), findings == 0 and not any(one["hits_after"] for one in compared),
-        NOTES + (STREAM_NOTES if stores.open_user_events is not None else []),
+        graph_digest(results), findings, dict(differing), mentions, redacted, len(plan.companions), is_clean, notes,
     )  # fmt: skip
