@@ -1,7 +1,8 @@
 """Tenants beside each other: none takes all threads, and what is heavy is worked out once for all who ask at a time."""
 
 import asyncio
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -18,7 +19,11 @@ SHARE = 7
 HEAVY_SHARE = 2
 """Of these, for what scans tables."""
 AT_ONCE = 8
-"""Requests of one tenant that are worked on at once; what the event loop does for them is shared, too."""
+"""Requests of one tenant that are worked on at once while no other asks for anything."""
+BESIDE_OTHERS = 1
+"""The same beside others: whose turn it is has the interpreter and the event loop for itself, but for one of each."""
+ACTIVE_SECONDS = 1.0
+"""For as long after a request a tenant counts as one that asks."""
 MOST_WAITING = 200
 """Requests of one tenant that wait for their turn; more are refused, so that they do not take all connections."""
 TENANTS = 10_000
@@ -76,11 +81,18 @@ def _release(shares: list[asyncio.Semaphore]) -> None:
 
 
 class Turns:
-    """Whose request is worked on: a tenant that sends many waits for itself; of one event loop."""
+    """Whose request is worked on: a tenant that sends many waits for itself, and more so beside others.
 
-    def __init__(self) -> None:
-        self._turns: LRUCache[str, asyncio.Semaphore] = LRUCache(TENANTS)
-        self._waiting: Counter[str] = Counter()
+    Of one event loop.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._active: TTLCache[str, None] = TTLCache(TENANTS, ACTIVE_SECONDS, clock)
+        self._working: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
     async def turn(self, tenant_id: str) -> AsyncIterator[None]:
@@ -89,22 +101,50 @@ class Turns:
         Raises:
             HTTPException: 429, too many of its requests wait already.
         """
-        if self._waiting[tenant_id] >= MOST_WAITING:
+        self._active[tenant_id] = None
+        waiting = self._waiting.setdefault(tenant_id, deque())
+        if len(waiting) >= MOST_WAITING:
             raise HTTPException(429, f"{MOST_WAITING} requests of yours wait already.", {"Retry-After": "1"})
-        if tenant_id not in self._turns:
-            self._turns[tenant_id] = asyncio.Semaphore(AT_ONCE)
-        turns = self._turns[tenant_id]
-        self._waiting[tenant_id] += 1
-        try:
-            await turns.acquire()
-        finally:
-            self._waiting[tenant_id] -= 1
-            if not self._waiting[tenant_id]:
-                del self._waiting[tenant_id]
+        if waiting or self._working[tenant_id] >= self._most():
+            await self._granted(tenant_id, waiting)
+        else:
+            self._working[tenant_id] += 1
         try:
             yield
         finally:
-            turns.release()
+            self._active[tenant_id] = None
+            self._working[tenant_id] -= 1
+            self._grant(tenant_id)
+
+    def _most(self) -> int:
+        self._active.expire()
+        return AT_ONCE if len(self._active) <= 1 else BESIDE_OTHERS
+
+    async def _granted(self, tenant_id: str, waiting: "deque[asyncio.Future[None]]") -> None:
+        turn = asyncio.get_running_loop().create_future()
+        waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._working[tenant_id] -= 1  # it was granted and is not taken
+            else:
+                with suppress(ValueError):  # passed over already
+                    waiting.remove(turn)
+            self._grant(tenant_id)
+            raise
+
+    def _grant(self, tenant_id: str) -> None:
+        """Give turns to those who wait longest; forget a tenant for whom nothing is to be done."""
+        waiting = self._waiting.get(tenant_id, deque())
+        while waiting and self._working[tenant_id] < self._most():
+            turn = waiting.popleft()
+            if not turn.done():
+                self._working[tenant_id] += 1
+                turn.set_result(None)
+        if not waiting and not self._working[tenant_id]:
+            self._waiting.pop(tenant_id, None)
+            del self._working[tenant_id]
 
 
 class Kept:

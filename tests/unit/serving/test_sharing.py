@@ -4,8 +4,21 @@ import asyncio
 import threading
 
 import pytest
+from fastapi import HTTPException
 
-from c360_pipeline.serving.sharing import HEAVY_SHARE, SHARE, THREADS, Kept, SharedThreads, current_tenant
+from c360_pipeline.serving.sharing import (
+    ACTIVE_SECONDS,
+    AT_ONCE,
+    BESIDE_OTHERS,
+    HEAVY_SHARE,
+    MOST_WAITING,
+    SHARE,
+    THREADS,
+    Kept,
+    SharedThreads,
+    Turns,
+    current_tenant,
+)
 
 
 class Gatekeeper:
@@ -95,5 +108,89 @@ def test_an_answer_grows_old() -> None:
             return len(made)
 
         assert [await kept.get("a", make), await kept.get("a", make)] == [1, 2]
+
+    asyncio.run(scenario())
+
+
+class Tasks:
+    """Requests that take a turn and hold it until they are told to end."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.turns = Turns(lambda: self.now)
+        self.working: list[str] = []
+
+    async def request(self, tenant: str, end: asyncio.Event) -> None:
+        async with self.turns.turn(tenant):
+            self.working.append(tenant)
+            try:
+                await end.wait()
+            finally:
+                self.working.remove(tenant)
+
+    async def begin(self, tenant: str, count: int, end: asyncio.Event) -> list[asyncio.Task[None]]:
+        begun = [asyncio.create_task(self.request(tenant, end)) for _ in range(count)]
+        await passed()
+        return begun
+
+
+async def passed() -> None:
+    """Let everything happen that can."""
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+def test_a_tenant_alone_has_more_turns_than_beside_others() -> None:
+    async def scenario() -> None:
+        tasks, end, again = Tasks(), asyncio.Event(), asyncio.Event()
+        first = await tasks.begin("acme", AT_ONCE + 5, end)
+        assert len(tasks.working) == AT_ONCE
+        other = await tasks.begin("globex", 1, asyncio.Event())
+        assert tasks.working.count("globex") == 1, "what the first one has begun keeps nobody waiting"
+        end.set()
+        await asyncio.gather(*first)
+        second = await tasks.begin("acme", AT_ONCE, again)
+        assert tasks.working.count("acme") == BESIDE_OTHERS
+        other[0].cancel()
+        await passed()
+        tasks.now += 2 * ACTIVE_SECONDS
+        second += await tasks.begin("acme", 1, again)
+        second[0].cancel()  # whoever ends lets the next ones in
+        await passed()
+        assert tasks.working.count("acme") == AT_ONCE
+        again.set()
+        await asyncio.gather(*second, return_exceptions=True)
+        assert not tasks.working
+        assert not tasks.turns._waiting
+
+    asyncio.run(scenario())
+
+
+def test_who_gives_up_waiting_takes_no_turn_along() -> None:
+    async def scenario() -> None:
+        tasks, end = Tasks(), asyncio.Event()
+        begun = await tasks.begin("acme", 2 * AT_ONCE, end)
+        for task in begun[AT_ONCE:]:
+            task.cancel()
+        begun[0].cancel()
+        await passed()
+        assert len(tasks.working) == AT_ONCE - 1
+        begun += await tasks.begin("acme", 1, end)
+        assert len(tasks.working) == AT_ONCE
+        end.set()
+        await asyncio.gather(*begun, return_exceptions=True)
+        assert not tasks.turns._waiting
+
+    asyncio.run(scenario())
+
+
+def test_more_than_may_wait_are_refused() -> None:
+    async def scenario() -> None:
+        tasks, end = Tasks(), asyncio.Event()
+        begun = await tasks.begin("acme", AT_ONCE + MOST_WAITING + 3, end)
+        end.set()
+        ended = await asyncio.gather(*begun, return_exceptions=True)
+        refused = [error for error in ended if error is not None]
+        assert [error.status_code for error in refused if isinstance(error, HTTPException)] == [429, 429, 429]
 
     asyncio.run(scenario())
