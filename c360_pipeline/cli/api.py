@@ -1,6 +1,7 @@
 """`c360 api` and `c360 api-keys …`: serving, and who may ask."""
 
 import resource
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Days = Annotated[int, typer.Option(min=0, help="until it expires; 0 for never")]
 keys_app = typer.Typer(help="Keys of the API: each belongs to one tenant and has one role.", no_args_is_help=True)
+SWITCH_SECONDS = 0.0005
+"""A thread that read from a store waits as long for the interpreter; by default it is ten times that, at each read."""
 GRACE_SECONDS = 15
 FILES_OF_OUR_OWN = 200
 """Files and connections to stores that the API has open beside those of its clients."""
@@ -36,6 +39,7 @@ def api(
     from c360_pipeline.serving.connections import limited_to
 
     settings = load_settings()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with open_graph(settings) as graph:
         stores = open_lake(settings), open_landing(settings), open_control(settings)
         backend = Backend(graph, *stores, stream=_stream_of(settings))

@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import generate_latest
-from starlette.middleware.base import RequestResponseEndpoint
+from prometheus_client import Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from c360_pipeline import __version__
 from c360_pipeline.reads.customers import Customer
@@ -28,6 +28,39 @@ Limit = Annotated[int, Query(ge=1, le=500)]
 TenantId = Annotated[str | None, Query(description="the key's own; another one's answers 404", max_length=1_024)]
 USUAL = problem_responses(401, 403, 404, 413, 422, 429, 503, 504)
 JSON = "application/json"
+
+
+class Measured:
+    """Says how long requests took, by route and status.
+
+    Args:
+        app: what answers.
+        seconds: by method, route and status.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: Histogram) -> None:
+        self._app, self._seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        began, status = time.perf_counter(), 500
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            labels = (scope["method"] if route != "none" else "any", route, str(status))
+            self._seconds.labels(*labels).observe(time.perf_counter() - began)
 
 
 def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
@@ -53,18 +86,7 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
     app.state.api = api
     app.add_middleware(Guard)
     add_problems(app)
-
-    @app.middleware("http")
-    async def measured(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        began, status = time.perf_counter(), 500
-        try:
-            response = await call_next(request)
-            status = response.status_code
-            return response
-        finally:
-            route = getattr(request.scope.get("route"), "path", "none")
-            labels = (request.method if route != "none" else "any", route, str(status))
-            api.metrics.seconds.labels(*labels).observe(time.perf_counter() - began)
+    app.add_middleware(Measured, seconds=api.metrics.seconds)
 
     _add_recommendations(app, api)
     _add_products(app, api)
