@@ -20,8 +20,8 @@ HEAVY_SHARE = 2
 """Of these, for what scans tables."""
 AT_ONCE = 8
 """Requests of one tenant that are worked on at once while no other asks for anything."""
-BESIDE_OTHERS = 1
-"""The same beside others: whose turn it is has the interpreter and the event loop for itself, but for one of each."""
+BESIDE_OTHERS = 3
+"""The same beside others: they are soon next, and one that takes long does not stop the rest of its own."""
 ACTIVE_SECONDS = 1.0
 """For as long after a request a tenant counts as one that asks."""
 MOST_WAITING = 200
