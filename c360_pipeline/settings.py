@@ -244,6 +244,9 @@ def source_secret(reference: str, host: str, port: int, home: Path | None = None
     environment = merged_environment(home or c360_home())
     kind, _, name = reference.partition(":")
     where = f"Password reference {reference!r}"
+    if "," in host or host != "".join(host.split()):
+        # libpq takes a list and tries each: one that the companion names would let all others in.
+        raise ConfigError(f"{where}: a row names one server, and {host!r} is not one.")
     if kind == "env" and SOURCE_VARIABLE.fullmatch(name) and not name.endswith(BOUND_TO):
         secret, bound, companion = environment.get(name), environment.get(f"{name}{BOUND_TO}"), f"{name}{BOUND_TO}"
     elif kind == "file" and (path := _secrets_file(name, environment)) is not None:

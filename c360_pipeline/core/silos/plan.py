@@ -51,6 +51,7 @@ RESERVED_LABELS = frozenset(
 )
 CURSOR_TYPES = ("int2", "int4", "int8", "timestamp", "timestamptz", "date")
 FROZEN = "new since the table was frozen"
+SYSTEM_SCHEMA = re.compile(r"pg_.*|information_schema", re.IGNORECASE)
 ROW_SECURITY = (
     "{}: row level security hides rows of it from its login, so that what would be read is not all there is: give the "
     "login BYPASSRLS, or read a view of an owner that sees all"
@@ -310,6 +311,8 @@ def _table_problems(control: ControlRows, extract: Extract, found: FoundTable) -
     table, columns, row = extract.table, found.columns, _row(extract.table)
     if not columns:
         return [f"{row}: there is no such table, or its login may not see it"]
+    if SYSTEM_SCHEMA.fullmatch(table.schema_name):
+        return [f"{row}: {table.schema_name} is PostgreSQL's own, with its logins and settings, and no source"]
     excluded = sorted(name for table_id, name in control.excluded if table_id == table.table_id)
     problems = [ROW_SECURITY.format(row)] if found.hides_rows else []
     problems += [f"{row}: {said}" for said in found.misnamed]

@@ -112,6 +112,8 @@ INCREMENTAL = dataclasses.replace(TABLE, snapshot_mode="incremental")
         ({"databases": (dataclasses.replace(DATABASE, db_name=".."),)}, "folder"),
         ({"tables": (dataclasses.replace(TABLE, key_columns=("id",)),)}, "key column 'id' does not exist"),
         ({"tables": (dataclasses.replace(TABLE, table_id=8),)}, "no such table"),
+        ({"tables": (dataclasses.replace(TABLE, schema_name="pg_catalog"),)}, "PostgreSQL's own"),
+        ({"tables": (dataclasses.replace(TABLE, schema_name="information_schema"),)}, "PostgreSQL's own"),
         ({"tables": (INCREMENTAL,)}, "needs a cursor_column"),
         ({"tables": (dataclasses.replace(INCREMENTAL, cursor_column="hashed_password"),)}, "is excluded or does not"),
         ({"tables": (dataclasses.replace(INCREMENTAL, cursor_column="email"),)}, "'email' is text"),
