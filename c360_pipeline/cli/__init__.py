@@ -30,7 +30,7 @@ from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
 from c360_pipeline.cli.stream import stream_app
 from c360_pipeline.cli.suppress import suppress_app
-from c360_pipeline.errors import C360Error, ConfigError, named
+from c360_pipeline.errors import C360Error, ConfigError, ConflictError, UnavailableError, named
 from c360_pipeline.logs import configure_logging, slow_statements_told
 from c360_pipeline.settings import c360_home, load_settings, logs_are_json, merged_environment, project_path
 
@@ -146,7 +146,22 @@ def _print_status(*, as_json: bool) -> bool:
             memory = f"{s.memory_bytes / 2**20:,.0f} MiB"
             table.add_row(s.service, s.state, f"127.0.0.1:{s.port}", str(s.pid), memory, s.version)
         out.print(table)
+        if any(s.service == "postgres" and s.state == "ready" for s in services):
+            _tell_unfinished_erasure()
     return bool(services) and all(s.state == "ready" for s in services)
+
+
+def _tell_unfinished_erasure() -> None:
+    """Say that an erasure has not ended, and the way out: files of these people wait for it."""
+    from c360_pipeline.connections import open_control
+
+    try:
+        found = open_control(load_settings()).privacy.unfinished_erasure()
+    except (ConflictError, ConfigError, UnavailableError) as error:
+        err.print(str(error), highlight=False, soft_wrap=True)
+    else:
+        if found:
+            err.print(str(found), highlight=False, soft_wrap=True)
 
 
 @app.command()

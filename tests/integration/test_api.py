@@ -408,6 +408,13 @@ def test_operations(acme: TestClient) -> None:
 
 
 @pytest.mark.leaves_world
+def test_the_delivery_page_says_that_files_wait_for_an_erasure(acme: TestClient, backend: Backend) -> None:
+    backend.control.privacy.begin_erasure()
+    assert "Some files wait" in acme.get("/app/delivery").text
+    backend.control.privacy.end_erasure()
+
+
+@pytest.mark.leaves_world
 def test_the_delivery_page_tells_of_the_stream_where_there_is_one(acme: TestClient, backend: Backend) -> None:
     assert "Real time" not in acme.get("/app/delivery").text
     assert acme.get("/app/delivery/stream").status_code == 404

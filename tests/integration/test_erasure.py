@@ -16,7 +16,9 @@ import psycopg
 import pytest
 from psycopg import sql
 from repetition import often
+from typer.testing import CliRunner
 
+from c360_pipeline.cli import app
 from c360_pipeline.cli.privacy import stores_of
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.core.catalog.tables import (
@@ -192,6 +194,7 @@ def land_another(world: World) -> pl.DataFrame:
     waiting = privacy.unfinished_erasure()
     assert waiting is not None
     assert waiting.files
+    assert "call it again with the same people" in CliRunner().invoke(app, ["status"]).output.replace("\n", " ")
     line = {"tenantId": "acme", "userId": "newcomer", "sessionId": "s", "ts": "2025-11-01T10:00:00Z", "action": "view",
             "eventId": "of-newcomer"}  # fmt: skip
     open_landing(world.settings).put_events(json.dumps(line).encode() + b"\n", "another.jsonl", date(2025, 11, 3))

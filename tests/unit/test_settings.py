@@ -120,7 +120,7 @@ def test_nothing_but_secrets_for_sources_can_be_named_by_a_control_row(
 def test_a_secret_goes_to_the_server_that_it_is_for_and_to_no_other(
     folder: Path, secrets: Path, host: str, port: int
 ) -> None:
-    with pytest.raises(ConfigError, match="names other servers|is not one"):
+    with pytest.raises(ConfigError, match=r"names other servers|is not one"):
         source_secret("env:C360_SOURCE_CRM", host, port, folder)
 
 

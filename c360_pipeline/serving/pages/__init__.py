@@ -6,6 +6,7 @@ neighbourhood. Both stand beside this file, so that no page asks another server 
 
 import json
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qs, quote
 
@@ -15,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import AfterValidator
 from starlette.staticfiles import StaticFiles
 
-from c360_pipeline.errors import ContractError, UnavailableError
+from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.reads.customer_pages import CustomerPages
 from c360_pipeline.reads.recommend import RecommendationRequest
@@ -242,8 +243,17 @@ class Pages:
 
     async def delivery(self, key: Reader) -> HTMLResponse:
         """What became of what was sent."""
-        found = await self._api.page(key.tenant_id, "delivery", self._shown(key).delivery)
+        found = await self._api.page(key.tenant_id, "delivery", partial(self._delivery, key))
         return self._page("delivery.html", key=key, has_stream=self._api.backend.stream is not None, **found)
+
+    def _delivery(self, key: ApiKey) -> dict[str, Any]:
+        """What was delivered, and that files wait for an erasure, which names nobody."""
+        try:
+            found = self._api.backend.control.privacy.unfinished_erasure()
+            erasure = str(found) if found else None
+        except ConflictError as error:
+            erasure = str(error)
+        return {**self._shown(key).delivery(), "erasure": erasure}
 
     async def stream(self, key: Reader) -> HTMLResponse:
         """The real-time path now; a part of the page before."""
