@@ -111,8 +111,9 @@ lock: .venv/.dev  ## resolve the dependencies of pyproject.toml again
 	$(BIN)/uv pip compile --quiet --group bench $(LOCKED) -o requirements-bench.lock
 	$(BIN)/uv pip compile --quiet requirements-flink.in $(LOCKED) -o requirements-flink.lock
 
-docs: .venv/.dev  ## docs/reference.md, docs/event.schema.json and docs/queries.md from code and golden answers
+docs: .venv/.dev  ## docs/reference.md, event.schema.json, queries.md and licences.md from code, golden answers and lock file
 	$(BIN)/python docs/build_reference.py
+	$(BIN)/python docs/build_licences.py
 	$(BIN)/python docs/build_queries.py
 
 clean:  ## stop what runs and remove state and caches; downloads stay

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -39,3 +40,13 @@ def test_the_page_of_queries_shows_the_golden_answers() -> None:
     assert build_queries.PAGE.read_text(encoding="utf-8") == build_queries.page(golden), "run `make docs`"
     pictures = {query.name for query in build_queries.all_queries().values() if query.chart}
     assert {file.stem for file in build_queries.PICTURES.iterdir()} == pictures
+
+
+def test_the_page_of_licences_names_every_package_of_the_lock_file_and_none_forbids_its_use() -> None:
+    build_licences = script("build_licences")
+    page = (DOCS / "licences.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and line.count("|") == 4]
+    listed = {(row[0].removeprefix("| "), row[1]): row[2].removesuffix(" |") for row in rows}
+    assert [one for one in build_licences.pinned() if one not in listed] == [], "run `make docs`"
+    said = {name: listed[name, version] for name, version in build_licences.pinned()}
+    assert [name for name, licence in said.items() if re.search(r"(?<!L)GPL|Affero|not said", licence)] == []
