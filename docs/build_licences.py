@@ -45,8 +45,8 @@ def page() -> str:
     return "\n".join(
         [
             "# Licences", "",
-            "This project is under Apache-2.0. It stands on these packages, which `pip` fetches; none is copied into it "
-            "but the scripts of the pages, whose licences stand in `serving/pages/static`. Made by `make docs`.", "",
+            "This project is under Apache-2.0. It stands on these packages, which `pip` fetches; none is copied into "
+            "it but the scripts of the pages, whose licences stand in `serving/pages/static`. Made by `make docs`.", "",
             "| Package | Version | Licence |", "| --- | --- | --- |", *rows, "",
             "Programs that run as servers of their own, and are fetched, not shipped:", "",
             "| Program | Licence | Fetched by |", "| --- | --- | --- |", *fetched, "",
