@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from c360_pipeline import cli
@@ -35,6 +36,7 @@ def recommended(graph: Graph, user: str) -> dict[str, str]:
     return {r.product_id: r.reason for r in Recommender(graph, "acme").recommend(RecommendationRequest(user, 10))}
 
 
+@pytest.mark.soak
 def test_one_event_becomes_a_recommendation(graph: Graph, tmp_path: Path) -> None:
     catalog = tmp_path / "catalog.csv"
     catalog.write_text(

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 import psycopg
+import pytest
 from dagster_processes import DAGSTER, ROOT, ask, dagster_dev
 
 from c360_pipeline.assets.partitions import LANDING_DATES, SILO_TABLES, keep_partitions
@@ -63,6 +64,7 @@ def dagster_materialises(*arguments: str) -> str:
     return run.stdout + run.stderr
 
 
+@pytest.mark.soak
 def test_materialise_by_dagsters_own_command(settings: Settings, graph: Graph) -> None:
     login = postgres_login(settings, settings.etl_db_name)
     control = open_control(settings)

@@ -80,6 +80,7 @@ def guarded_events() -> tuple[pl.DataFrame, KeyPolicy]:
     )
 
 
+@pytest.mark.soak
 def test_all_guards_give_the_same_tables(spark: SparkSession, tmp_path: Path) -> None:
     events, policy = guarded_events()
     here, there = lake(tmp_path / "here", events), lake(tmp_path / "there", events)

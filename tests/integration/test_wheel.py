@@ -103,6 +103,7 @@ def test_a_command_of_the_embedded_services_says_what_to_install(
     assert "Traceback" not in shown.stderr
 
 
+@pytest.mark.soak
 def test_servers_of_ones_own_are_backed_up_rebuilt_and_searched(
     installed: Path, tmp_path: Path, home: Path, settings: Settings, landing: Landing, control: ControlDb, world: World
 ) -> None:
