@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from c360_pipeline.errors import UnavailableError
 from c360_pipeline.serving.problems import problem, unforeseen
 from c360_pipeline.serving.sharing import Turns, current_tenant
 from c360_pipeline.stores.postgres.api_keys import ApiKey, ApiKeys, digest_of
@@ -25,6 +27,8 @@ MOST_BODY_BYTES = 64 * 1024
 SESSION_SECONDS = 12 * 3_600
 KEY_SECONDS = 10.0
 """For so long a key that was looked up is not looked up again; a key that is revoked is valid for so long."""
+STANDING_SECONDS = 60.0
+"""While the control database can't be asked, a key opens what it opened so many seconds ago at most."""
 LOOK_UPS = parse("100/second")
 """Of keys that opened nothing so far, all together: who has no key makes the control database no work to speak of."""
 STRANGERS = parse("100/second")
@@ -59,15 +63,19 @@ class Gate:
         keys: of the control database.
         rate: of a tenant, such as `1000/second`.
         by_tls: people reach the pages by TLS, through a proxy.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, keys: ApiKeys, rate: str, *, by_tls: bool = False) -> None:
+    def __init__(
+        self, keys: ApiKeys, rate: str, *, by_tls: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.by_tls = by_tls
+        self._clock = clock
         self._keys = keys
         self._rate: RateLimitItem = parse(rate)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._known: TTLCache[str, ApiKey | None] = TTLCache(10_000, KEY_SECONDS)
-        self._valid: LRUCache[str, bool] = LRUCache(10_000)
+        self._valid: LRUCache[str, tuple[ApiKey, float]] = LRUCache(10_000)
         self._threads = CapacityLimiter(LOOK_UPS_AT_ONCE)
         self._paused = 0
         self.turns = Turns()
@@ -134,14 +142,27 @@ class Gate:
         if digest not in self._valid and not self._limiter.hit(LOOK_UPS, "look-up"):
             await self.pause()
             raise HTTPException(429, "Too many keys that are not known.", {"Retry-After": "1"})
-        async with asyncio.timeout(LOOK_UP_SECONDS):
-            found = await to_thread.run_sync(find, shown, limiter=self._threads, abandon_on_cancel=True)
-        self._known[digest] = found
-        if found is None:
-            self._valid.pop(digest, None)
+        try:
+            async with asyncio.timeout(LOOK_UP_SECONDS):
+                found = await to_thread.run_sync(find, shown, limiter=self._threads, abandon_on_cancel=True)
+        except (TimeoutError, UnavailableError):
+            found = self._lately_valid(digest)
+            if found is None:
+                raise
         else:
-            self._valid[digest] = True
+            if found is None:
+                self._valid.pop(digest, None)
+            else:
+                self._valid[digest] = (found, self._clock())
+        self._known[digest] = found
         return found
+
+    def _lately_valid(self, digest: str) -> ApiKey | None:
+        """The key as it was found `STANDING_SECONDS` ago at most: the control database may be away for a moment."""
+        found, at = self._valid.get(digest, (None, 0.0))
+        if found is None or self._clock() - at > STANDING_SECONDS:
+            return None
+        return None if found.expires_at and found.expires_at <= datetime.now(UTC) else found
 
     async def log_in(self, key: str, before: str | None, address: str) -> str | None:
         """What the cookie of a browser is to hold that shows a key; None where the key may not read.
@@ -163,7 +184,9 @@ class Gate:
     async def log_out(self, token: str) -> None:
         """End the session of a browser, everywhere; other processes know within `KEY_SECONDS`."""
         await to_thread.run_sync(self._keys.end_session, token, limiter=self._threads)
-        self._known[f"session {digest_of(token)}"] = None
+        digest = f"session {digest_of(token)}"
+        self._known[digest] = None
+        self._valid.pop(digest, None)
 
 
 def comes_by_tls(request: Request) -> bool:

@@ -22,6 +22,7 @@ from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS
 from c360_pipeline.core.features import similar_products
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging
+from c360_pipeline.serving import security
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.models import MOST_EVENTS
@@ -603,6 +604,30 @@ def test_a_control_database_that_is_away_is_said_to_be(backend: Backend) -> None
         answer = client.get("/users/power", headers={"authorization": "Bearer c360_x"})
     assert answer.status_code == 503
     assert "Retry-After" in answer.headers
+
+
+@pytest.mark.leaves_world
+def test_a_key_stands_for_a_moment_while_the_control_database_is_away(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, made = backend.keys.add("acme", "read")
+    now = 0.0
+    monkeypatch.setattr(security, "KEY_SECONDS", 0.0)
+    app = create_app(backend)
+    app.state.gate._clock = lambda: now
+    with TestClient(app, raise_server_exceptions=False) as client:
+        client.headers["authorization"] = f"Bearer {key}"
+        assert client.get("/users/power").status_code == 200
+        away = ApiKeys({**backend.control.login, "port": 1})
+        monkeypatch.setattr(backend.keys, "_find", away._find)
+        now = security.STANDING_SECONDS - 1
+        assert client.get("/users/power").status_code == 200
+        now = security.STANDING_SECONDS + 1
+        assert client.get("/users/power").status_code == 503
+        monkeypatch.undo()
+        assert client.get("/users/power").status_code == 200
+        backend.keys.revoke(made.key_id)
+        assert client.get("/users/power").status_code == 401
 
 
 @pytest.mark.leaves_world
