@@ -17,7 +17,7 @@ from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.s3.landing import Landing
 
-REQUESTS = often(250, 5_000)
+REQUESTS = often(150, 5_000)
 
 
 @pytest.fixture

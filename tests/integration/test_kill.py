@@ -20,7 +20,7 @@ from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
 
-KILLS, SEED = often(5, 50), 4
+KILLS, SEED = often(3, 50), 4
 REQUEST = SampleRequest(events=4_000, tenants=2, seed=4, malformed_rate=0.03, duplicate_rate=0.05)
 DAY = "2025-11-02"
 WORKER = Path(__file__).parent / "landing_worker.py"

@@ -23,7 +23,7 @@ from c360_pipeline.stores.neo4j.graph import Graph
 
 AT = datetime(2025, 11, 1, tzinfo=UTC)
 OURS, THEIRS = "acme", "globex"
-ATTEMPTS, SEED = often(150, 1_000), 5
+ATTEMPTS, SEED = often(75, 1_000), 5
 PEOPLE = 12
 NODE_KINDS = (model.USER, model.SESSION, model.ACTION, model.PRODUCT, model.CATEGORY, model.CORRELATION, model.JOURNEY)
 RELATIONSHIP_KINDS = (

@@ -8,8 +8,9 @@ from typing import Any
 
 import jsonschema
 import numpy as np
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from repetition import often
 
 from c360_pipeline.core.contract.columns import parse_block
 from c360_pipeline.core.contract.events import ERROR_CLASSES, Event, Rejected, json_schema, parse_event
@@ -200,8 +201,9 @@ def mutated(rng: random.Random) -> bytes:
     return bytes(line).replace(b"\n", b"")
 
 
+@settings(max_examples=often(10, 50))
 @given(st.integers(0, 2**32))
-def test_fifty_thousand_mutated_lines_are_each_an_event_or_a_reject(seed: int) -> None:
+def test_mutated_lines_are_each_an_event_or_a_reject(seed: int) -> None:
     rng = random.Random(seed)
     lines = [mutated(rng) for _ in range(1000)]
     check_against_the_contract(lines)

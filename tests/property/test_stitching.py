@@ -112,6 +112,7 @@ def test_journeys_are_the_connected_components(events: list[Numbered]) -> None:
     assert partition(at_once(events)) == oracle(events)
 
 
+@ON_DISK
 @given(EVENTS, CUTS, RANDOM)
 def test_case_45_and_46_any_split_order_and_replay_gives_the_same_partition(
     events: list[Numbered], cuts: list[int], rng: Random
@@ -132,6 +133,7 @@ def test_case_45_and_46_any_split_order_and_replay_gives_the_same_partition(
         assert {merged.get(name, name) for name in names} == {found[event]}, "an id resolves to the journey of today"
 
 
+@ON_DISK
 @given(EVENTS, CUTS)
 def test_case_45_in_the_order_of_time_ids_do_not_depend_on_the_split(events: list[Numbered], cuts: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
