@@ -12,6 +12,7 @@ from c360_pipeline.core.catalog.tables import (
     JOURNEY_SPLITS,
     RECONCILIATIONS,
 )
+from c360_pipeline.core.projection.refused import REFUSED, refused_statements
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -102,7 +103,10 @@ class CustomerPages:
         landed = self._of_tenant(EVENTS).group_by(day=pl.col("landed_at").dt.date()).agg(landed=pl.len())
         dead = letters.group_by(day=pl.col("first_seen_at").dt.date()).agg(dead=pl.len())
         days = landed.join(dead, on="day", how="full", coalesce=True).sort("day", descending=True).head(14)
+        is_refused = (pl.col("error_class") == REFUSED) & (pl.col("status") == "open") & pl.col("raw").is_not_null()
+        refused = letters.filter(is_refused).select("reason", "raw").collect()
         return {
+            "refused": refused_statements(refused),
             "stages": [("events in the archive", events), ("events with a journey", stitched),
                        ("events in the graph", shown[0]["number"])],
             "reasons": reasons.collect().to_dicts(),

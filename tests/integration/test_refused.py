@@ -11,6 +11,7 @@ from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.refused import REFUSED
 from c360_pipeline.errors import InvariantError
+from c360_pipeline.reads.customer_pages import CustomerPages
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.reconciliation.reconcile import bucket_rows, finding_rows, reconcile, summarise
 from c360_pipeline.stores.neo4j import refusals
@@ -45,6 +46,10 @@ def test_one_row_among_thousands_is_found_and_the_rest_is_written(world: World) 
     assert letters["key"].to_list() == [f"acme {LONG}"]
     assert "too large to index" in letters["reason"][0]
     assert set(world.graph.refusals.samples) == {"Neo.DatabaseError.Statement.ExecutionFailed"}
+    (shown,) = CustomerPages(world.graph, world.lake, "acme").delivery()["refused"]
+    assert shown["code"] == "Neo.DatabaseError.Statement.ExecutionFailed"
+    assert "MERGE (n:`Product`" in shown["statement"]
+    assert LONG not in shown["statement"]
     found = world.findings()
     assert {f[1:3] for f in found} == {("Product", "missing"), ("(Product)-[:IN_CATEGORY]->(Category)", "missing")}
     assert len(found) == 2

@@ -54,7 +54,7 @@ def stands_on(kind: Kind, rows: pl.DataFrame, refused: Mapping[str, Collection[s
     return found
 
 
-def letter(kind: Kind, row: pl.DataFrame, why: str, now: datetime) -> pl.DataFrame:
+def letter(kind: Kind, row: pl.DataFrame, why: str, now: datetime, statement: str = "") -> pl.DataFrame:
     """A row of `DEAD_LETTERS`.
 
     Args:
@@ -62,12 +62,15 @@ def letter(kind: Kind, row: pl.DataFrame, why: str, now: datetime) -> pl.DataFra
         row: the one row, with tenant_id.
         why: the database's answer.
         now: UTC.
+        statement: that was to write it, without values.
     """
     values = row.row(0, named=True)
     said = {"entity": kind.name, "key": row_keys(kind, row)[0], "row": values}
-    raw = json.dumps(said, default=_as_text, ensure_ascii=False, sort_keys=True).encode()
+    # The row is the same whatever statement a version writes it with.
+    letter_id = hashlib.sha256(_as_json(said)).hexdigest()
+    raw = _as_json({**said, "statement": statement})
     found = {
-        "dead_letter_id": hashlib.sha256(raw).hexdigest(), "source_uri": f"{ADDRESS}{kind.name}", "raw": raw,
+        "dead_letter_id": letter_id, "source_uri": f"{ADDRESS}{kind.name}", "raw": raw,
         "error_class": REFUSED, "reason": why[:SHOWN_CHARACTERS], "tenant_id": values["tenant_id"],
         "first_seen_at": now, "status": "open",
     }  # fmt: skip
@@ -86,6 +89,25 @@ def by_entity(letters: pl.DataFrame) -> dict[str, frozenset[str]]:
     """Key texts by kind's name."""
     groups = letters.group_by("entity").agg("key").iter_rows()
     return {entity: frozenset(keys) for entity, keys in groups}
+
+
+def refused_statements(letters: pl.DataFrame) -> list[dict[str, Any]]:
+    """By the database's code of an error: how many letters it has, and the statement of one of them.
+
+    Args:
+        letters: rows of `DEAD_LETTERS` of refused rows, with their bytes.
+    """
+    code = pl.col("reason").str.extract(r"^([\w.]+): ").fill_null("unknown")
+    found = letters.group_by(code=code).agg(letters=pl.len(), raw=pl.col("raw").first()).sort("letters", "code")
+    return [
+        {"code": row["code"], "letters": row["letters"], "entity": said["entity"], "statement": said["statement"]}
+        for row in found.iter_rows(named=True)
+        if (said := json.loads(row["raw"])).get("statement")
+    ]
+
+
+def _as_json(said: Mapping[str, Any]) -> bytes:
+    return json.dumps(said, default=_as_text, ensure_ascii=False, sort_keys=True).encode()
 
 
 def _as_text(value: Any) -> str:

@@ -49,7 +49,7 @@ class Refusals:
                 raise InvariantError(
                     f"{kind.name}: the graph refuses row after row, {MOST:,} by now. The last answer: {why}"
                 )
-            self.letters.append(letter(kind, row, f"{code}: {why}", datetime.now(UTC)))
+            self.letters.append(letter(kind, row, f"{code}: {why}", datetime.now(UTC), statement))
             self.samples.setdefault(code, statement)
             key = row_keys(kind, row)[0]
             for keys in (self._keys, self._unwritten):
