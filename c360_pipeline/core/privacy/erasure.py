@@ -165,8 +165,11 @@ def is_identifier(value: str) -> bool:
 
 
 def is_overwritable(value: str) -> bool:
-    """Whether a value may be overwritten in logs, where one word could be a part of what they say."""
-    return is_distinctive(value) and any(c in "@ " or c.isdecimal() for c in value)
+    """Whether a value may be overwritten in logs, where one word could be a part of what they say.
+
+    Names that logs need are words with underscores between them: of steps, assets, events, and of their fields.
+    """
+    return is_distinctive(value) and (not value.isidentifier() or any(c.isdecimal() for c in value))
 
 
 class SearchTerms:

@@ -3,7 +3,14 @@
 import polars as pl
 import pytest
 
-from c360_pipeline.core.privacy.erasure import Person, SearchTerms, is_distinctive, own_rows, own_values
+from c360_pipeline.core.privacy.erasure import (
+    Person,
+    SearchTerms,
+    is_distinctive,
+    is_overwritable,
+    own_rows,
+    own_values,
+)
 from c360_pipeline.core.projection.graph import NodeKind
 from c360_pipeline.core.silos.control_rows import RelationshipRow
 
@@ -137,6 +144,18 @@ def test_values_are_overwritten_where_they_stand() -> None:
     assert (
         SearchTerms([USER]).replaced(f"a {USER} b {USER}2".encode(), b"x") == f"a {'x' * len(USER)} b {USER}2".encode()
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "may_be"),
+    [
+        ("person-to-erase", True), ("user-erased", True), ("john.smith@email.com", True), ("auth0|ab-cd", True),
+        ("user_4711", True), ("Anna Schmidt", True), ("landed_events", False), ("RUN_SUCCESS", False),
+        ("AssetMaterialization", False), ("x-1", False),
+    ],
+)  # fmt: skip
+def test_what_may_be_overwritten_in_logs_is_no_name_that_logs_need(value: str, *, may_be: bool) -> None:
+    assert is_overwritable(value) == may_be
 
 
 def test_without_values_nothing_is_found() -> None:
