@@ -38,7 +38,7 @@ class Certificate:
         stores: of each what was searched, and the hits before and after.
         graph_digest: of the graph afterwards.
         findings: differences between graph and archive of their tenants afterwards.
-        differing: the same by what differs and how.
+        differing: the same by what differs and how, without values.
         mentions: how many events, and rows of silos by table, are of others and name them: a gift, a referral. They
             stay.
         redacted: from how many events of others their name was taken out.
@@ -94,7 +94,7 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     }  # fmt: skip
     tenants = {person.tenant_id for person in plan.persons}
     differing = Counter(
-        f"{found['entity']} {found['difference']}" for found in drift(results) if found["tenant_id"] in tenants
+        f"{found['entity']} {found['kind']}" for found in drift(results) if found["tenant_id"] in tenants
     )
     findings = differing.total()
     redacted = sum(len(lines) for _, lines in plan.redacted.values())
