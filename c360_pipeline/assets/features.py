@@ -45,11 +45,11 @@ from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
 from c360_pipeline.stages.projection.events import EVENT_PROJECTION, PRODUCT_PROJECTION, ProductGraph, events_in
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.neo4j.projections import OWN_PREFIX
 
 NIGHTLY_FEATURES = (
     dg.AutomationCondition.on_cron("0 2 * * *") & dg.AutomationCondition.all_deps_blocking_checks_passed()
 ).with_label("once a night, when the graph was proved to equal its archive")
-PROJECTION_PREFIX = "c360_"
 """Graphs in the memory of the algorithms begin so; none is left when a step ends."""
 TIES_KEPT = 20
 """Of the most similar products so many are asked for, so that links at the tenth are decided by id."""
@@ -195,7 +195,7 @@ def communities(
             if weights.height:
                 active.append(weights.select("tenant_id", "user_id").unique())
                 members, edges = features.number_members(weights)
-                name = f"{PROJECTION_PREFIX}communities_{context.run.run_id}_{number}"
+                name = f"{OWN_PREFIX}communities_{context.run.run_id}_{number}"
                 labels = algorithms.louvain(name, members, edges)
                 parts.append(features.canonical_communities(tenant, members, labels))
                 modularity[tenant] = round(features.modularity(edges, labels), 4)
@@ -243,7 +243,7 @@ def product_similarities(
             weights = weights_of(tables, tenant, version)
             if weights.height:
                 members, edges = similar_products.customers_of_products(weights)
-                name = f"{PROJECTION_PREFIX}similarities_{context.run.run_id}_{number}"
+                name = f"{OWN_PREFIX}similarities_{context.run.run_id}_{number}"
                 pairs = algorithms.node_similarity(name, members, edges, TIES_KEPT)
                 parts.append(
                     similar_products.similar_by_customers(
@@ -271,7 +271,7 @@ def similarities_are_in_range(lake: LakeResource) -> dg.AssetCheckResult:
 @asset_check(asset="product_similarities", description="No projection of ours is left in the memory of the algorithms.")
 def projections_are_dropped(gds: GdsResource) -> dg.AssetCheckResult:
     """A run that was killed leaves one behind; it is gone with the next start of the server."""
-    left = gds.open().projections(PROJECTION_PREFIX)
+    left = gds.open().projections(OWN_PREFIX)
     return dg.AssetCheckResult(
         passed=not left, severity=dg.AssetCheckSeverity.WARN, metadata={"left": dg.MetadataValue.json(left)}
     )

@@ -26,6 +26,7 @@ from c360_pipeline.cli.journey import journey_app
 from c360_pipeline.cli.metrics import metrics
 from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, as_date, err, out, print_json
 from c360_pipeline.cli.privacy import erase, retain
+from c360_pipeline.cli.projections import graph_projection_app
 from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
 from c360_pipeline.cli.stream import stream_app
@@ -43,6 +44,7 @@ app.add_typer(suppress_app, name="suppress")
 app.add_typer(keys_app, name="api-keys")
 app.add_typer(stream_app, name="stream")
 app.add_typer(cypher_script_app, name="cypher-script")
+app.add_typer(graph_projection_app, name="graph-projection")
 app.command()(api)
 app.command()(doctor)
 app.command()(plan)

@@ -11,6 +11,7 @@ CREATE CONSTRAINT checkpoint_key IF NOT EXISTS FOR (n:ProjectionCheckpoint) REQU
 CREATE INDEX product_category IF NOT EXISTS FOR (n:Product) ON (n.category);
 CREATE INDEX user_community IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.community);
 CREATE INDEX user_last_seen IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.last_seen);
+CREATE INDEX account_email IF NOT EXISTS FOR (n:Account) ON (n.tenant_id, n.email);
 CREATE INDEX event_id IF NOT EXISTS FOR (n:Event) ON (n.id);
 CREATE INDEX event_waiting IF NOT EXISTS FOR (n:Event) ON (n.status);
 CREATE INDEX viewed_last_interaction IF NOT EXISTS FOR ()-[r:VIEWED]-() ON (r.last_interaction);

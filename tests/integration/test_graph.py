@@ -8,8 +8,10 @@ import pytest
 from c360_pipeline.core.catalog.changes import Changes
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import NodeKind, RelationshipKind
+from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.core.silos.control_rows import IndexRow
 from c360_pipeline.errors import ConfigError, InvariantError
-from c360_pipeline.stores.neo4j import audit, cypher
+from c360_pipeline.stores.neo4j import audit, cypher, projections
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.neo4j.writer import apart
 
@@ -180,3 +182,78 @@ def test_pages_hold_every_row_once(graph: Graph, monkeypatch: pytest.MonkeyPatch
     finally:
         graph.writer.clear_label("Item")
         graph.run(cypher.drop_constraint(cypher.key_constraint_name(item)))
+
+
+def test_indexes_that_control_rows_name_are_used_and_go_with_their_row(graph: Graph) -> None:
+    """Properties may have any name; what another made, and the constraints, are left alone."""
+    rows = [IndexRow("Gadget", ("price",)), IndexRow("Gadget", ("shelf`s no", "größe")), IndexRow("Gizmo", ("a",))]
+    find = "EXPLAIN MATCH (n:Gadget {tenant_id: 'acme'}) WHERE n.price > 3 RETURN n"
+
+    def operators() -> str:
+        with graph._client.session() as session:
+            return str(session.run(find).consume().plan)
+
+    assert "NodeByLabelScan" in operators()
+    constraints = graph.schema.constraint_count()
+    graph.run(Statement("CREATE INDEX by_hand IF NOT EXISTS FOR (n:Gadget) ON (n.weight)"))
+    try:
+        assert graph.schema.apply_indexes(rows) == 3
+        assert graph.schema.apply_indexes(rows) == 0
+        assert "NodeIndexSeek" in operators()
+        assert graph.schema.apply_indexes(rows[1:]) == 1
+        assert "NodeByLabelScan" in operators()
+    finally:
+        assert graph.schema.apply_indexes([]) == 2
+        assert graph.run(Statement("SHOW INDEXES YIELD name WHERE name = 'by_hand' RETURN name"))
+        graph.run(Statement("DROP INDEX by_hand"))
+    assert graph.schema.constraint_count() == constraints
+
+
+def test_an_index_that_failed_is_told_and_made_again_once_its_values_fit(graph: Graph) -> None:
+    graph.run(Statement("CREATE (:Gadget {tenant_id: 'acme', text: $text})"), text="x" * 10_000)
+    row = IndexRow("Gadget", ("text",))
+    try:
+        impossible, good = IndexRow("Gadget", ("a", "a")), IndexRow("Gadget", ("price",))
+        graph.schema.apply_indexes([impossible, row, good])
+        assert graph.schema.unusable_indexes([impossible, row, good]) == {
+            "Gadget(a,a)_of_control_rows": "MISSING", "Gadget(text)_of_control_rows": "FAILED",
+        }  # fmt: skip
+        assert all(cypher.is_of_control_rows(found["name"]) for found in graph.schema.indexes_not_online())
+        graph.run(Statement("MATCH (n:Gadget {tenant_id: 'acme'}) DETACH DELETE n"))
+        assert graph.schema.apply_indexes([row, good]) == 1
+        assert graph.schema.unusable_indexes([row, good]) == {}
+    finally:
+        graph.schema.apply_indexes([])
+
+
+def test_the_guides_louvain_runs_over_a_graph_of_one_tenant(graph: Graph) -> None:
+    """The statement as the guide prints it, but for the id in place of the e-mail address."""
+    for tenant in ("acme", "globex"):
+        graph.run(
+            Statement(
+                "UNWIND range(1, 4) AS n MERGE (u:User {tenant_id: $tenant_id, id: 'u' + n}) "
+                "MERGE (p:Product {tenant_id: $tenant_id, id: 'p' + (n % 2)}) "
+                "CREATE (u)-[:VIEWED {count: 3}]->(p), (u)-[:PURCHASED {count: 1}]->(p)"
+            ),
+            tenant_id=tenant,
+        )
+    made = projections.project(graph, "acme", "user-product-graph")
+    try:
+        assert (made.nodes, made.relationships) == (6, 16)
+        assert projections.project(graph, "acme", "user-product-graph") == made
+        assert [row["name"] for row in projections.listed(graph)] == ["user-product-graph"]
+        found = graph.run(
+            Statement(
+                "CALL gds.louvain.stream('user-product-graph') YIELD nodeId, communityId "
+                "WITH gds.util.asNode(nodeId) AS user, communityId WHERE user:User "
+                "RETURN communityId, COUNT(user) AS community_size, COLLECT(user.id)[0..5] AS sample_users"
+            )
+        )
+        assert sorted(sorted(row["sample_users"]) for row in found) == [["u1", "u3"], ["u2", "u4"]]
+    finally:
+        assert projections.drop(graph, "user-product-graph")
+    assert not projections.drop(graph, "user-product-graph")
+    with pytest.raises(ConfigError, match="nobody has no user who viewed"):
+        projections.project(graph, "nobody", "user-product-graph")
+    with pytest.raises(ConfigError, match="are ours"):
+        projections.drop(graph, "c360_communities")

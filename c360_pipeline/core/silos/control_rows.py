@@ -61,6 +61,19 @@ class SourceTable:
 
 
 @dataclass(frozen=True)
+class IndexRow:
+    """A control row of `graph_indexes`: an index that people's own queries need.
+
+    Attributes:
+        label: of the nodes.
+        properties: of the index, behind the tenant's.
+    """
+
+    label: str
+    properties: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ControlRows:
     """The control database as one value: active databases, their tables, exclusions, labels, relationships.
 
@@ -73,6 +86,7 @@ class ControlRows:
         labels: by table_id.
         relationships: active ones.
         renamed: by table_id and the source's name, the lake's name of columns that are called otherwise there.
+        indexes: of the graph, active ones.
     """
 
     databases: tuple[SourceDatabase, ...]
@@ -81,6 +95,7 @@ class ControlRows:
     labels: Mapping[int, str]
     relationships: tuple["RelationshipRow", ...]
     renamed: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    indexes: tuple[IndexRow, ...] = ()
 
     def database_of(self, table: SourceTable) -> SourceDatabase:
         """The database that a table is in."""

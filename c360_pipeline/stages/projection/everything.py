@@ -29,6 +29,7 @@ def project_all(
         force: whether more rows of silos may be removed than the removal limit lets pass.
     """
     graph.schema.apply()
+    graph.schema.apply_indexes(control.indexes)
     silos = SiloGraph(lake, graph, control, force=force)
     steps: list[tuple[str, Callable[[], object]]] = [
         ("products", ProductGraph(lake, graph).project),

@@ -54,6 +54,7 @@ def note_made(archive: Archive, graph: Graph) -> None:
     """
     silos = SiloGraph(archive.lake, graph, archive.control)
     graph.schema.apply([found.kind for found in silos.labels.values()])
+    graph.schema.apply_indexes(archive.control.indexes)
     silos.note_projected()
     for (projection, source), version in archive.pinned.versions.items():
         graph.checkpoints.save(projection, source, version)

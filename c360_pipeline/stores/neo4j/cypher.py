@@ -13,6 +13,8 @@ from c360_pipeline.core.projection.graph import Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import ConfigError
 
+INDEX_OF_CONTROL_ROWS = "_of_control_rows"
+"""What the names of indexes end with that control rows name."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CYPHER_TYPES: dict[type[pl.DataType], str] = {
     pl.String: "STRING", pl.Int64: "INTEGER", pl.Float64: "FLOAT", pl.Boolean: "BOOLEAN", pl.Date: "DATE",
@@ -352,6 +354,30 @@ def key_constraint(kind: NodeKind) -> Statement:
 def key_constraint_name(kind: NodeKind) -> str:
     """The name of that constraint."""
     return f"{kind.label}_key_of_control_rows"
+
+
+def index(label: str, properties: tuple[str, ...]) -> Statement:
+    """An index that control rows name; it begins with the tenant, as every statement does."""
+    named = ", ".join(f"n.{quoted_property(name)}" for name in ("tenant_id", *properties))
+    return Statement(
+        f"CREATE INDEX {quoted_property(index_name(label, properties))} IF NOT EXISTS "
+        f"FOR (n:{quoted(label)}) ON ({named})"
+    )
+
+
+def index_name(label: str, properties: tuple[str, ...]) -> str:
+    """The name of that index; no two labels and lists of properties have one name."""
+    return f"{label}({','.join(properties)}){INDEX_OF_CONTROL_ROWS}"
+
+
+def is_of_control_rows(name: str) -> bool:
+    """Whether an index is one that a control row named; no key rests on it."""
+    return name.endswith(f"){INDEX_OF_CONTROL_ROWS}")
+
+
+def drop_index(name: str) -> Statement:
+    """Drop an index."""
+    return Statement(f"DROP INDEX {quoted_property(name)} IF EXISTS")
 
 
 def drop_constraint(name: str) -> Statement:

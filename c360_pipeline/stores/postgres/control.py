@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
-from c360_pipeline.core.silos.control_rows import ControlRows, RelationshipRow, SourceDatabase, SourceTable
+from c360_pipeline.core.silos.control_rows import ControlRows, IndexRow, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.stores.postgres.databases import ensure_database
 from c360_pipeline.stores.postgres.key_rules import KeyRules
 from c360_pipeline.stores.postgres.locks import Locks
@@ -32,6 +32,7 @@ READ_RELATIONSHIPS = """
     SELECT mapping_id, from_label, to_label, relationship_type, join_condition, via_label
     FROM relationship_mappings WHERE is_active ORDER BY mapping_id
 """
+READ_INDEXES = "SELECT node_label AS label, properties FROM graph_indexes WHERE is_active ORDER BY index_id"
 READ_OVERWRITE_RULES = "SELECT path_pattern, on_overwrite FROM overwrite_rules"
 READ_COLUMN_NAMES = "SELECT table_id, column_name, lake_name FROM column_names"
 FIND_SCHEMA = "SELECT to_regclass('control_schema') IS NOT NULL AS is_there"
@@ -41,7 +42,7 @@ FIND_USE = """
     SELECT EXISTS (SELECT FROM source_databases) OR EXISTS (SELECT FROM suppressed_users)
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 
 
 class ControlDb:
@@ -127,6 +128,9 @@ class ControlDb:
                 renamed=names,
                 labels={r["table_id"]: r["node_label"] for r in connection.execute(READ_LABELS)},
                 relationships=tuple(RelationshipRow(**row) for row in connection.execute(READ_RELATIONSHIPS)),
+                indexes=tuple(
+                    IndexRow(row["label"], tuple(row["properties"])) for row in connection.execute(READ_INDEXES)
+                ),
             )
 
 
