@@ -290,14 +290,16 @@ INSERT INTO retention_rules (tenant_id, label, action, days)
 SELECT '*', 'Action', 'view', 365 WHERE NOT EXISTS (SELECT FROM control_schema WHERE version >= 4)
 ON CONFLICT DO NOTHING;
 
-INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode) VALUES
-    ('*', 'user', 'userId', 'link'),
-    ('*', 'session', 'sessionId', 'link'),
-    ('*', 'device', 'attrs.deviceId', 'link'),
-    ('*', 'cookie', 'attrs.cookieId', 'link'),
-    ('*', 'order', 'attrs.orderId', 'link'),
-    ('*', 'email_hash', 'attrs.emailHash', 'link'),
-    ('*', 'ip', 'attrs.ip', 'ignore')
+-- Users and addresses are of one person, who may have been here a thousand times; what is of a machine or an order and
+-- meets more than fifty others is a word that names nobody, or a device of many.
+INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, max_partners) VALUES
+    ('*', 'user', 'userId', 'link', 1000),
+    ('*', 'session', 'sessionId', 'link', 50),
+    ('*', 'device', 'attrs.deviceId', 'link', 50),
+    ('*', 'cookie', 'attrs.cookieId', 'link', 50),
+    ('*', 'order', 'attrs.orderId', 'link', 50),
+    ('*', 'email_hash', 'attrs.emailHash', 'link', 1000),
+    ('*', 'ip', 'attrs.ip', 'ignore', 1000)
 ON CONFLICT DO NOTHING;
 
 INSERT INTO journey_limits (tenant_id, soft_max_keys) VALUES ('*', 1000) ON CONFLICT DO NOTHING;

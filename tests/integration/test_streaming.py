@@ -5,9 +5,11 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import boto3
+import httpx
 import neo4j
 import polars as pl
 import pytest
@@ -32,6 +35,7 @@ from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.pause import paused
+from c360_pipeline.devstack.service import passwords
 from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS
 from c360_pipeline.resources import StreamResource
 from c360_pipeline.runs import EVERYTHING, materialise
@@ -50,6 +54,8 @@ from c360_pipeline.streaming.verify import compared
 SAMPLE = SampleRequest(events=10_000, tenants=3, seed=5, malformed_rate=0.02, duplicate_rate=0.03, late_rate=0.02)
 NEO4J_AWAY_SECONDS = 20.0
 NO_WAIT = timedelta(0)
+HOLD_A_SECRET: tuple[str, ...] = ()
+"""Files of servers that have their own password in them."""
 
 
 @pytest.fixture(scope="module")
@@ -484,3 +490,41 @@ def test_an_event_under_a_taken_id_is_a_conflict_and_cassandra_follows_the_archi
         assert {(row.event_id, row.item_id) for row in table.of_days([("conflicts", "one", now.date())])} == {
             ("taken", "lamp"), ("free", "bulb"),
         }  # fmt: skip
+
+
+def arguments_with(secrets: list[bytes]) -> list[bytes]:
+    """Arguments of processes in which a secret stands."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            arguments = (process / "cmdline").read_bytes()
+            found += [arguments[:80]] if any(value in arguments for value in secrets) else []
+    return found
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_no_secret_is_in_what_the_real_time_path_writes_or_shows(home: Path) -> None:
+    """Logs, checkpoints, topics, Flink's own interface, arguments of processes, records of Dagster, the lake."""
+    settings = load_settings(home)
+    cluster = start_job(home, settings, SINK_NAMES, lambda _: None)
+    secrets = [value.encode() for value in passwords(home).values()]
+    assert len(secrets) > 4
+    # Where each server has its password: closed to all but the owner. Databases keep digests of theirs.
+    allowed = {"passwords.json", *HOLD_A_SECRET}
+    files = [path for path in home.rglob("*") if path.is_file() and path.name not in allowed]
+    assert {path.suffix for path in files} >= {".log"}
+    held = [str(path) for path in files if any(value in path.read_bytes() for value in secrets)]
+    assert held == []
+    assert not [path for path in home.rglob("*") if path.name in allowed and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    assert arguments_with(secrets) == []
+    shown = httpx.Client(base_url=settings.flink_rest_url)
+    paths = ["config", "jobmanager/config", "jobmanager/environment", "jobmanager/logs", f"jobs/{cluster.job_id}"]
+    paths += [f"jobs/{cluster.job_id}/{what}" for what in ("config", "plan", "exceptions", "checkpoints")]
+    for manager in shown.get("taskmanagers").json()["taskmanagers"]:
+        paths += [f"taskmanagers/{manager['id']}", f"taskmanagers/{manager['id']}/log"]
+    answers = {path: shown.get(path) for path in paths}
+    assert {path: answer.status_code for path, answer in answers.items() if answer.status_code != 200} == {}
+    assert [path for path, answer in answers.items() if any(value in answer.content for value in secrets)] == []
+    letters = json.dumps(dead_letters(settings)).encode()
+    assert not [value for value in secrets if value in letters]
