@@ -54,7 +54,7 @@ READ_EVENTS = Statement(f"""
     UNWIND $ids AS id
     MATCH (e:Event {{tenant_id: $tenant_id, id: id}})
     OPTIONAL MATCH (s:Session {{tenant_id: $tenant_id}})-[:HAS_ACTION]->(e)
-    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {{tenant_id: $tenant_id}})
+    OPTIONAL MATCH (e)-[of:ON_PRODUCT]->(p:Product {{tenant_id: $tenant_id}}) WHERE of.quantity IS NULL
     RETURN {_RETURNED}
 """)
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import polars as pl
 
 from c360_pipeline.core.contract.events import EPOCH, Event, Rejected, epoch_micros, parse_event
+from c360_pipeline.core.contract.layout import INSTANTS
 from c360_pipeline.core.landing.decode import decode as decode_lines
 from c360_pipeline.core.landing.lines import Delivery, LineBlock
 
@@ -153,20 +154,21 @@ def seen_name(event: Event) -> str:
 
 def encode(event: Event) -> str:
     """An event between two operators, as JSON by column; the instant in microseconds."""
-    return json.dumps({**event._asdict(), "ts": epoch_micros(event.ts)}, ensure_ascii=False)
+    values = {name: epoch_micros(v) if isinstance(v, datetime) else v for name, v in event._asdict().items()}
+    return json.dumps(values, ensure_ascii=False)
 
 
 def decode(text: str) -> Event:
     """The inverse of `encode`; reads what release 0.1.0 left in a savepoint, too."""
     found = json.loads(text)
     values = found if isinstance(found, dict) else dict(zip(IN_A_LIST, found, strict=True))
-    at = EPOCH + timedelta(microseconds=values["ts"])
-    return Event(**{**dict.fromkeys(Event._fields), **values, "ts": at})
+    instants = {name: EPOCH + timedelta(microseconds=values[name]) for name in INSTANTS if values.get(name) is not None}
+    return Event(**{**dict.fromkeys(Event._fields), **values, **instants})
 
 
 def refused_line(event: Event) -> bytes:
     """An event that a store refuses, as the bytes of its dead letter: JSON of its columns."""
-    columns = {**event._asdict(), "ts": event.ts.isoformat()}
+    columns = {name: v.isoformat() if isinstance(v, datetime) else v for name, v in event._asdict().items()}
     del columns["content_hash"]
     return json.dumps(columns, ensure_ascii=False).encode()
 
@@ -178,4 +180,4 @@ def shard_of(event: Event, shards: int) -> str:
         event: the event.
         shards: writers of one tenant at once.
     """
-    return json.dumps([event.tenant_id, zlib.crc32(event.user_id.encode()) % shards])
+    return json.dumps([event.tenant_id, zlib.crc32((event.user_id or event.anonymous_id or "").encode()) % shards])

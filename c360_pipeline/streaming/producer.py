@@ -56,7 +56,7 @@ class EventProducer:
             parsed = parse_event(line, datetime.now(UTC))
         except Rejected as rejected:
             raise ContractError(f"{rejected.error_class}: {rejected.reason}") from None
-        self.send_line(line, message_key(parsed.tenant_id, parsed.user_id))
+        self.send_line(line, message_key(parsed.tenant_id, parsed.user_id or parsed.anonymous_id or ""))
 
     def send_line(self, line: bytes, key: bytes | None) -> None:
         """Send bytes as they are, whether they are an event or not.
@@ -91,9 +91,9 @@ class EventProducer:
             self._failed.append(str(error))
 
 
-def message_key(tenant_id: str, user_id: str) -> bytes:
-    """By which messages of one user go to one partition."""
-    return f"{tenant_id}/{user_id}".encode()
+def message_key(tenant_id: str, visitor: str) -> bytes:
+    """By which messages of one user, or of one browser before its login, go to one partition."""
+    return f"{tenant_id}/{visitor}".encode()
 
 
 def key_of(line: bytes) -> bytes | None:
@@ -104,7 +104,7 @@ def key_of(line: bytes) -> bytes | None:
         if rejected.tenant_id is None or rejected.user_id is None:
             return None
         return message_key(rejected.tenant_id, rejected.user_id)
-    return message_key(event.tenant_id, event.user_id)
+    return message_key(event.tenant_id, event.user_id or event.anonymous_id or "")
 
 
 def send(

@@ -41,7 +41,7 @@ def _graph_writer(settings: Settings) -> Iterator[Write]:
 @contextmanager
 def _user_events_writer(settings: Settings) -> Iterator[Write]:
     with open_user_events(settings) as table:
-        yield lambda events: table.write(user_events.user_event(event._asdict()) for event in events)
+        yield lambda events: table.write(user_events.user_event(event._asdict()) for event in events if event.user_id)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,9 @@ _ARCHIVED_AS: dict[FieldType, pa.DataType] = {
     FieldType.TEXT: TEXT,
     FieldType.INSTANT: UTC_MICROS,
     FieldType.ATTRIBUTES: TEXTS_BY_NAME,
+    FieldType.TEXTS: TEXTS_BY_NAME,
+    FieldType.ITEMS: pa.list_(pa.struct([("id", TEXT), ("quantity", REAL), ("price", REAL), ("currency", TEXT)])),
+    FieldType.WHOLE: INT,
 }
 
 EVENTS = Table(

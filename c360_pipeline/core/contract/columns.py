@@ -25,7 +25,8 @@ from c360_pipeline.core.contract.events import (
     Event,
     epoch_micros,
 )
-from c360_pipeline.core.contract.fields import FIELDS, FieldType
+from c360_pipeline.core.contract.fields import EITHER, FIELDS, EventField, FieldType
+from c360_pipeline.core.contract.frames import ITEMS
 from c360_pipeline.core.contract.layout import ADDED_TO_IDENTITY, IDENTITY
 from c360_pipeline.core.contract.scan import Bytes, Integers, Scan, composed_table, scan, string_views
 from c360_pipeline.core.kernels import event_scan as kernel
@@ -34,8 +35,19 @@ from c360_pipeline.core.kernels.event_scan import Grammar
 _KINDS = {
     FieldType.TEXT: kernel.STRING, FieldType.INSTANT: kernel.TIMESTAMP, FieldType.ATTRIBUTES: kernel.ATTRIBUTES
 }  # fmt: skip
+_BESIDE: dict[FieldType, pl.DataType] = {
+    FieldType.TEXTS: pl.Map(pl.String, pl.String), FieldType.ITEMS: ITEMS, FieldType.WHOLE: pl.Int64(),
+    FieldType.INSTANT: pl.Datetime("us", "UTC"),
+}  # fmt: skip
+"""Types of fields whose values the scanner leaves."""
 _NUMBER_OF = {field.name: number for number, field in enumerate(FIELDS)}
 PARSED_COLUMNS = ("number", *Event._fields)
+
+
+def _kind_of(field: EventField) -> int:
+    """The scanner knows one instant, that of the event; what is rare is left to the reference."""
+    is_known = field.type in _KINDS and (field.type is not FieldType.INSTANT or field.required)
+    return _KINDS[field.type] if is_known else kernel.BESIDE
 
 
 def _grammar() -> Grammar:
@@ -44,8 +56,9 @@ def _grammar() -> Grammar:
     return Grammar(
         names=np.frombuffer(b"".join(name.ljust(longest, b"\0") for name in names), np.uint8).reshape(-1, longest),
         name_lengths=np.array([len(name) for name in names], np.int64),
-        kinds=np.array([_KINDS[field.type] for field in FIELDS], np.int64),
+        kinds=np.array([_kind_of(field) for field in FIELDS], np.int64),
         required=np.array([field.required for field in FIELDS]),
+        either=np.array([n for n, field in enumerate(FIELDS) if field.column in EITHER], np.int64),
         blank_refused=np.array([field.may_not_be_blank for field in FIELDS]),
         hash_order=np.array([_NUMBER_OF[field.name] for field in IDENTITY], np.int64),
         added=np.array([_NUMBER_OF[field.name] for field in ADDED_TO_IDENTITY], np.int64),
@@ -93,15 +106,17 @@ def _events(scanned: Scan, number: Integers) -> pl.DataFrame:
     behind = _buffer(scanned.buffer[len(scanned.block) :].tobytes())
     columns = {"number": pl.Series(number)}
     for position, field in enumerate(FIELDS):
-        match field.type:
-            case FieldType.TEXT:
+        match _kind_of(field):
+            case kernel.STRING:
                 columns[field.column] = pl.Series(
                     pl.from_arrow(_texts(scanned.found.fields[number, position], behind, scanned))
                 )
-            case FieldType.INSTANT:
+            case kernel.TIMESTAMP:
                 columns[field.column] = pl.Series(scanned.found.micros[number]).cast(pl.Datetime("us", "UTC"))
-            case FieldType.ATTRIBUTES:
+            case kernel.ATTRIBUTES:
                 columns[field.column] = _attributes(scanned, behind, number)
+            case _:
+                columns[field.column] = pl.Series([None] * len(number), dtype=_BESIDE[field.type])
     hashed = pl.DataFrame(columns).with_columns(
         content_hash=_sha256(scanned.found.canonical, scanned.found.canonical_ends[number])
     )

@@ -11,17 +11,23 @@ import math
 import re
 import unicodedata
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from c360_pipeline.core.contract.fields import FIELDS, FieldType
+from c360_pipeline.core.contract.fields import EITHER, FIELDS, ITEM_PARTS, EventField, FieldType
 from c360_pipeline.core.contract.layout import ADDED_TO_IDENTITY, COLUMNS, IDENTITY
 
 MAX_LINE_BYTES = 1024 * 1024
 MAX_STRING_CHARACTERS = 1024
 MAX_ATTRS = 64
+MAX_ITEMS = 200
+CUT = "…"
+"""Stands in a text that was longer than a field may be, before the first digits of its sha256."""
+_DIGITS_OF_CUT = 16
+OF_A_RECORD = ("tenant_id", "event_id", "anonymous_id", "user_id", "action")
+"""What tells an event that a source's mapping made from another."""
 MAX_TENANT_BYTES = 200
 MOST_DIGITS = 40
 """Of a whole number that is written out; larger ones stay as they were sent."""
@@ -46,10 +52,6 @@ ERROR_CLASSES = (
 )
 
 
-REQUIRED_TEXTS = tuple(field for field in FIELDS if field.required and field.type is FieldType.TEXT)
-OPTIONAL_TEXTS = tuple(
-    field for field in FIELDS if not field.required and field.type is FieldType.TEXT and field.column != "event_id"
-)
 KNOWN_NAMES = frozenset(field.name for field in FIELDS)
 
 _TS = (
@@ -65,7 +67,7 @@ _INSTANT = re.compile(
     re.ASCII,
 )
 _EPOCH_TEXT = re.compile(r"\d{12,14}", re.ASCII)
-_WITHOUT_ZONE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,18})?)?", re.ASCII)
+INSTANT_WITHOUT_ZONE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,18})?)?", re.ASCII)
 # All other bytes of a partition value take three characters.
 _AS_IS_IN_A_FOLDER = re.compile(rb"[A-Za-z0-9_.~-]")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -91,18 +93,20 @@ def json_schema() -> dict[str, Any]:
     for field in FIELDS:
         if not field.required:
             properties[field.name] = {"anyOf": [properties[field.name], {"type": "null"}]}
+    either = [field for field in FIELDS if field.column in EITHER]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Event",
         "description": f"One customer event, one JSON object a line of at most {MAX_LINE_BYTES:,} bytes.",
         "type": "object",
         "required": [f.name for f in FIELDS if f.required],
+        "anyOf": [{"required": [f.name], "properties": {f.name: {"not": {"type": "null"}}}} for f in either],
         "properties": properties,
         "additionalProperties": {"description": f"kept in attrs as {EXTRA_PREFIX}<name>"},
     }
 
 
-_TEXT = {"type": "string", "maxLength": MAX_STRING_CHARACTERS}
+_TEXT = {"type": ["string", "number"], "maxLength": MAX_STRING_CHARACTERS, "description": "a number is its text"}
 _SCHEMAS: dict[FieldType, dict[str, Any]] = {
     FieldType.TEXT: _TEXT,
     FieldType.INSTANT: {
@@ -120,13 +124,27 @@ _SCHEMAS: dict[FieldType, dict[str, Any]] = {
         "maxProperties": MAX_ATTRS,
         "patternProperties": {
             rf"^[\s\S]{{0,{MAX_STRING_CHARACTERS}}}(?![\s\S])": {
-                "anyOf": [_TEXT, {"type": ["number", "boolean", "null"]}]
+                "description": "objects are taken apart by path, a.b; a text that is too long is cut, with a mark"
             },
         },
         # An attribute without a value is left out, whatever its name.
         "additionalProperties": {"type": "null"},
     },
-}
+    FieldType.TEXTS: {"type": "object", "maxProperties": MAX_ATTRS},
+    FieldType.ITEMS: {
+        "type": "array",
+        "maxItems": MAX_ITEMS,
+        "items": {
+            "type": "object",
+            "required": ["id"],
+            "properties": {
+                "id": {**_TEXT, "pattern": r"\S"}, "currency": {"anyOf": [_TEXT, {"type": "null"}]},
+                **{part: {"type": ["number", "string", "null"]} for part in ("quantity", "price")},
+            },
+        },
+    },
+    FieldType.WHOLE: {"type": "integer"},
+}  # fmt: skip
 
 
 if TYPE_CHECKING:
@@ -136,12 +154,19 @@ if TYPE_CHECKING:
 
         event_id: str
         tenant_id: str
-        user_id: str
-        session_id: str
+        user_id: str | None
+        session_id: str | None
         ts: datetime
         action: str
         item_id: str | None
         attrs: dict[str, str]
+        anonymous_id: str | None
+        items: list[dict[str, Any]] | None
+        traits: dict[str, str] | None
+        consent: dict[str, str] | None
+        received_at: datetime | None
+        source: str | None
+        mapping_version: int | None
         content_hash: str
 else:
     # Of the declared fields; the class above is what a type checker knows of them, and a test holds it to these.
@@ -173,7 +198,7 @@ def parse_event(line: bytes, now: datetime) -> Event:
     Raises:
         Rejected: the line breaks the contract.
     """
-    fields = _load_object(line)
+    fields = load_object(line)
     try:
         return _build_event(fields, now)
     except Rejected as rejected:
@@ -196,18 +221,33 @@ def canonical_hash(values: Mapping[str, Any]) -> str:
         values: by column.
     """
     form = [_canonical(values[field.column]) for field in IDENTITY]
-    added = [[field.name, values[field.column]] for field in ADDED_TO_IDENTITY if values.get(field.column) is not None]
-    text = json.dumps([*form, *added], ensure_ascii=False, separators=(",", ":"))
+    added = [
+        [field.name, _canonical(values[field.column])]
+        for field in ADDED_TO_IDENTITY
+        if values.get(field.column) is not None
+    ]
+    return _hash([*form, *added])
+
+
+def _hash(form: list[Any]) -> str:
+    text = json.dumps(form, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, datetime):
         return epoch_micros(value)
+    if isinstance(value, list):
+        return [[item[part] for part in ITEM_PARTS] for item in value]
     return sorted(value.items()) if isinstance(value, dict) else value
 
 
-def _load_object(line: bytes) -> dict[str, Any]:
+def load_object(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; numbers with a point keep the digits that were sent.
+
+    Raises:
+        Rejected: it is none.
+    """
     if len(line) > MAX_LINE_BYTES:
         raise Rejected("too_large", f"the line has {len(line):,} bytes, the limit is {MAX_LINE_BYTES:,}")
     try:
@@ -216,7 +256,7 @@ def _load_object(line: bytes) -> dict[str, Any]:
         raise Rejected("invalid_utf8", f"byte 0x{line[error.start]:02x} at offset {error.start} is not UTF-8") from None
     try:
         value = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_Number, object_pairs_hook=_unique_names
+            text, parse_constant=_refuse_constant, parse_float=Number, object_pairs_hook=_unique_names
         )  # fmt: skip
     except json.JSONDecodeError as error:
         raise Rejected("invalid_json", f"{error.msg} at character {error.pos}") from None
@@ -229,13 +269,14 @@ def _load_object(line: bytes) -> dict[str, Any]:
     return value
 
 
-class _Number(float):
+class Number(float):
     """A number with a point or an exponent, with its text: a float may hold fewer digits than were sent."""
 
     __slots__ = ("sent",)
     sent: str
 
-    def __new__(cls, sent: str) -> "_Number":
+    def __new__(cls, sent: str) -> "Number":
+        """Of its text."""
         made = super().__new__(cls, sent)
         made.sent = sent
         return made
@@ -279,57 +320,156 @@ def _build_event(fields: dict[str, Any], now: datetime) -> Event:
     Raises:
         Rejected: with the class of the first fault, and all of them in its reason.
     """
-    faults: list[Rejected] = []
-    values: dict[str, Any] = {}
-
-    def take(column: str, read: Callable[..., Any], *args: Any) -> None:
-        try:
-            values[column] = read(*args)
-        except Rejected as fault:
-            faults.append(fault)
-
-    for field in REQUIRED_TEXTS:
-        take(field.column, _required_string, fields, field.name)
-    if "tenant_id" in values:
-        take("tenant_id", _checked_tenant, values["tenant_id"])
-    take("ts", _timestamp, fields, now)
-    for field in OPTIONAL_TEXTS:
-        take(field.column, _optional_string, fields, field.name)
-    take("event_id", _given_id, fields)
-    take("attrs", _attrs, fields)
+    values, faults = checked(fields, now)
     if faults:
-        raise Rejected(faults[0].error_class, "; ".join(fault.reason for fault in faults))
-    given_id = values.pop("event_id")
-    content_hash = canonical_hash(values)
-    return Event(**values, event_id=given_id or content_hash, content_hash=content_hash)
+        raise together(list(faults.values()))
+    return event_of(values)
 
 
-def _given_id(fields: dict[str, Any]) -> str | None:
-    given_id = _optional_string(fields, "eventId")
-    if fields.get("eventId") is not None and not (given_id or "").strip():
-        raise Rejected("empty_value", "field `eventId` is empty; leave it out or give every event its own")
-    return given_id
+def together(faults: list[Rejected]) -> Rejected:
+    """One rejection of the class of the first fault, with all of them in its reason."""
+    return Rejected(faults[0].error_class, "; ".join(fault.reason for fault in faults))
 
 
-def _required_string(fields: dict[str, Any], name: str) -> str:
-    if fields.get(name) is None:
-        raise Rejected("missing_field", f"field `{name}` is required")
-    text = _string(fields[name], name)
-    if not text.strip():
-        raise Rejected("empty_value", f"field `{name}` is empty")
-    return text
+def event_of(values: Mapping[str, Any]) -> Event:
+    """The event of values that met the contract.
+
+    An event that a source's mapping made is told from another by its id, who acted and what was done: a retry of a
+    collector has other times, and a better mapping other attributes.
+
+    Args:
+        values: by column, as `checked` gives them.
+    """
+    content_hash = _hash([values[name] for name in OF_A_RECORD]) if values["source"] else canonical_hash(values)
+    given = {name: value for name, value in values.items() if name != "event_id"}
+    return Event(**given, event_id=values.get("event_id") or content_hash, content_hash=content_hash)
 
 
-def _optional_string(fields: dict[str, Any], name: str) -> str | None:
-    if fields.get(name) is None:
+def checked(fields: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], dict[str, Rejected]]:
+    """Hold an object against the contract.
+
+    Args:
+        fields: by the names of the contract; others become attributes.
+        now: the moment of landing.
+
+    Returns:
+        The values by column, and what is wrong by name of the field, in the order of the contract.
+    """
+    faults: dict[str, Rejected] = {}
+    values: dict[str, Any] = {}
+    for field in FIELDS:
+        try:
+            values[field.column] = _READERS[field.type](fields, field, now)
+        except Rejected as fault:
+            faults[field.name] = fault
+    if isinstance(tenant := values.get("tenant_id"), str):
+        try:
+            _checked_tenant(tenant)
+        except Rejected as fault:
+            faults["tenantId"] = fault
+    either = [field for field in FIELDS if field.column in EITHER]
+    if not any(values.get(field.column) for field in either) and not any(field.name in faults for field in either):
+        named = " or ".join(f"`{field.name}`" for field in either)
+        faults[either[0].name] = Rejected("missing_field", f"field {named} is required")
+    return values, {field.name: faults[field.name] for field in FIELDS if field.name in faults}
+
+
+def _text(fields: Mapping[str, Any], field: EventField, now: datetime) -> str | None:
+    value = fields.get(field.name)
+    if value is None:
+        if field.required:
+            raise Rejected("missing_field", f"field `{field.name}` is required")
         return None
-    return _string(fields[name], name) or None
+    text = _string(value, field.name)
+    if field.may_not_be_blank and not text.strip():
+        more = "; leave it out or give every event its own" if field.column == "event_id" else ""
+        raise Rejected("empty_value", f"field `{field.name}` is empty{more}")
+    return text or None
+
+
+def _instant(fields: Mapping[str, Any], field: EventField, now: datetime) -> datetime | None:
+    if fields.get(field.name) is None and not field.required:
+        return None
+    return _timestamp(fields, field.name, now)
+
+
+def _texts(fields: Mapping[str, Any], field: EventField, now: datetime) -> dict[str, str] | None:
+    given = fields.get(field.name)
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise Rejected("wrong_type", f"field `{field.name}` holds {_type_name(given)}, an object is right")
+    texts: dict[str, str] = {}
+    for name, value in _leaves(given):
+        _keep(texts, _bounded(name, field.name), _cut(_as_text(value)))
+    if len(texts) > MAX_ATTRS:
+        raise Rejected("too_many_attrs", f"field `{field.name}` has {len(texts)} members, the limit is {MAX_ATTRS}")
+    return dict(sorted(texts.items())) or None
+
+
+def _items(fields: Mapping[str, Any], field: EventField, now: datetime) -> list[dict[str, Any]] | None:
+    given = fields.get(field.name)
+    if given is None:
+        return None
+    if not isinstance(given, list):
+        raise Rejected("wrong_type", f"field `{field.name}` holds {_type_name(given)}, an array is right")
+    if len(given) > MAX_ITEMS:
+        raise Rejected("too_large", f"field `{field.name}` has {len(given)} items, the limit is {MAX_ITEMS}")
+    return [_item(one, f"{field.name}[{number}]") for number, one in enumerate(given)] or None
+
+
+def _item(given: object, name: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise Rejected("wrong_type", f"field `{name}` holds {_type_name(given)}, an object is right")
+    if given.get("id") is None:
+        raise Rejected("missing_field", f"field `{name}.id` is required")
+    item: dict[str, Any] = {"id": _string(given["id"], f"{name}.id"), "currency": None}
+    if not item["id"].strip():
+        raise Rejected("empty_value", f"field `{name}.id` is empty")
+    if given.get("currency") is not None:
+        item["currency"] = _string(given["currency"], f"{name}.currency") or None
+    for part in ("quantity", "price"):
+        item[part] = _real(given.get(part), f"{name}.{part}")
+    return {part: item[part] for part in ITEM_PARTS}
+
+
+def _real(value: object, name: str) -> float | None:
+    """A number, or its text."""
+    if value is None or value == "":
+        return None
+    try:
+        found = math.nan if isinstance(value, bool) or not isinstance(value, str | int | float) else float(value)
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise Rejected("wrong_type", f"field `{name}` holds {_shown(value)}, a number is right")
+    return float(found)
+
+
+def _whole(fields: Mapping[str, Any], field: EventField, now: datetime) -> int | None:
+    value = fields.get(field.name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        raise Rejected("wrong_type", f"field `{field.name}` holds {_shown(value)}, a whole number is right")
+    return value
 
 
 def _string(value: object, name: str) -> str:
+    """A text; a number is its text, for ids are numbers to many producers."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = _as_text(value)
     if not isinstance(value, str):
         raise Rejected("wrong_type", f"field `{name}` holds {_type_name(value)}, a string is right")
     return _bounded(value, name)
+
+
+def _cut(text: str) -> str:
+    """A text that is too long, cut: two that differ behind the cut differ in their sha256."""
+    if not _encodes(text) or len(text) <= MAX_STRING_CHARACTERS:
+        return text
+    digits = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS_OF_CUT]
+    return f"{text[: MAX_STRING_CHARACTERS - len(digits) - len(CUT)]}{CUT}{digits}"
 
 
 def _bounded(text: str, name: str) -> str:
@@ -365,23 +505,41 @@ def _checked_tenant(tenant_id: str) -> str:
     return tenant_id
 
 
-def _attrs(fields: dict[str, Any]) -> dict[str, str]:
-    given = fields.get("attrs")
+def _attrs(fields: Mapping[str, Any], field: EventField, now: datetime) -> dict[str, str]:
+    given = fields.get(field.name)
     if given is None:
         given = {}
     if not isinstance(given, dict):
         raise Rejected("wrong_type", f"field `attrs` holds {_type_name(given)}, an object is right")
     attrs: dict[str, str] = {}
-    for name, value in given.items():
-        if isinstance(value, dict | list):
-            raise Rejected("nested_attr", f"field `attrs.{name}` holds {_type_name(value)}, a string is right")
-        if value is not None:
-            _keep(attrs, _bounded(name, "attrs"), _as_text(value, f"attrs.{name}"))
+    for name, value in _leaves(given):
+        _keep(attrs, _bounded(name, "attrs"), _bounded(_cut(_nfc(_as_text(value))), f"attrs.{name}"))
     for name in fields.keys() - KNOWN_NAMES:
-        _keep(attrs, _bounded(EXTRA_PREFIX + name, name), _as_text(fields[name], name))
+        _keep(attrs, _bounded(EXTRA_PREFIX + name, name), _bounded(_cut(_nfc(_as_text(fields[name]))), name))
     if len(attrs) > MAX_ATTRS:
         raise Rejected("too_many_attrs", f"the event has {len(attrs)} attributes, the limit is {MAX_ATTRS}")
     return dict(sorted(attrs.items()))
+
+
+def _nfc(text: str) -> str:
+    return text if text.isascii() or not _encodes(text) else unicodedata.normalize("NFC", text)
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The members that have a value; those of objects by path. A list is one value.
+
+    Raises:
+        Rejected: objects are nested too deep to be read.
+    """
+    try:
+        for name, inner in value.items():
+            path = f"{prefix}.{name}" if prefix else name
+            if isinstance(inner, dict) and inner:
+                yield from _leaves(inner, path)
+            elif inner is not None:
+                yield path, inner
+    except RecursionError:
+        raise Rejected("invalid_json", f"field `{prefix.partition('.')[0]}`: nested too deep to be read") from None
 
 
 def _keep(attrs: dict[str, str], name: str, text: str) -> None:
@@ -391,58 +549,60 @@ def _keep(attrs: dict[str, str], name: str, text: str) -> None:
     attrs[name] = text
 
 
-def _as_text(value: object, name: str) -> str:
+def _as_text(value: object) -> str:
     """A JSON value as text; numbers that are equal get the same text (1, 1.0 and 1e0)."""
     match value:
         case str():
-            text = value
+            return value
         case bool() | None | dict() | list():
-            text = _json_text(value, name)
-        case _Number():
-            text = value.text
+            return _json_text(value)
+        case Number():
+            return value.text
+        case float() if value.is_integer():
+            return str(int(value))
         case _:
-            text = str(value)
-    return _bounded(text, name)
+            return str(value)
 
 
-def _json_text(value: object, name: str) -> str:
+def _json_text(value: object) -> str:
     try:
-        return _compact(value)
+        return canonical_json(value)
     except RecursionError:
-        raise Rejected("invalid_json", f"field `{name}`: values are nested too deep to be read") from None
+        raise Rejected("invalid_json", "values are nested too deep to be read") from None
 
 
-def _compact(value: object) -> str:
+def canonical_json(value: object) -> str:
     """Canonical JSON whose numbers keep their digits, which the standard library's would not."""
     match value:
         case dict():
-            pairs = (f"{_compact(name)}:{_compact(value[name])}" for name in sorted(value))
+            pairs = (f"{canonical_json(name)}:{canonical_json(value[name])}" for name in sorted(value))
             return f"{{{','.join(pairs)}}}"
         case list():
-            return f"[{','.join(map(_compact, value))}]"
-        case _Number():
+            return f"[{','.join(map(canonical_json, value))}]"
+        case Number():
             return value.nested_text
         case _:
             return json.dumps(value, ensure_ascii=False)
 
 
-def _timestamp(fields: dict[str, Any], now: datetime) -> datetime:
-    value = fields.get("ts")
+def _timestamp(fields: Mapping[str, Any], name: str, now: datetime) -> datetime:
+    value = fields.get(name)
     match value:
         case None:
-            raise Rejected("missing_field", "field `ts` is required")
+            raise Rejected("missing_field", f"field `{name}` is required")
         case str():
-            ts = _from_text(value.strip(" "))
+            ts = _from_text(value.strip(" "), name)
         case int() if not isinstance(value, bool):
-            ts = _from_epoch_ms(value)
+            ts = _from_epoch_ms(value, name)
         case float() if value.is_integer():
-            ts = _from_epoch_ms(int(value))
+            ts = _from_epoch_ms(int(value), name)
         case _:
-            raise Rejected("bad_timestamp", f"field `ts`: {_shown(value)} is not RFC 3339 or epoch milliseconds")
+            raise Rejected("bad_timestamp", f"field `{name}`: {_shown(value)} is not RFC 3339 or epoch milliseconds")
     if not EARLIEST <= ts <= now + LATEST_AHEAD:
         raise Rejected(
             "timestamp_out_of_range",
-            f"field `ts`: {ts.isoformat()} is not between {EARLIEST.date()} and one day from now{_unit_hint(value)}",
+            f"field `{name}`: {ts.isoformat()} is not between {EARLIEST.date()} and one day from now"
+            f"{_unit_hint(value)}",
         )
     return ts
 
@@ -456,13 +616,13 @@ def _unit_hint(value: object) -> str:
     return ""
 
 
-def _from_text(text: str) -> datetime:
+def _from_text(text: str, name: str) -> datetime:
     if _EPOCH_TEXT.fullmatch(text):
-        return _from_epoch_ms(int(text))
+        return _from_epoch_ms(int(text), name)
     match = _INSTANT.fullmatch(text)
     if not match:
-        hint = "; it has no time zone, add Z or an offset" if _WITHOUT_ZONE.fullmatch(text) else ""
-        raise Rejected("bad_timestamp", f"field `ts`: {_shown(text)} is not RFC 3339 or epoch milliseconds{hint}")
+        hint = "; it has no time zone, add Z or an offset" if INSTANT_WITHOUT_ZONE.fullmatch(text) else ""
+        raise Rejected("bad_timestamp", f"field `{name}`: {_shown(text)} is not RFC 3339 or epoch milliseconds{hint}")
     year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
     micros = int((match[7] or "0")[:6].ljust(6, "0"))
     offset = timedelta(0)
@@ -476,14 +636,14 @@ def _from_text(text: str) -> datetime:
         ts = ts.astimezone(UTC)
         return ts + timedelta(seconds=1) if leap else ts
     except (ValueError, OverflowError):
-        raise Rejected("bad_timestamp", f"field `ts`: {_shown(text)} is not a date and time that exists") from None
+        raise Rejected("bad_timestamp", f"field `{name}`: {_shown(text)} is not a date and time that exists") from None
 
 
-def _from_epoch_ms(value: int) -> datetime:
+def _from_epoch_ms(value: int, name: str) -> datetime:
     try:
         return EPOCH + timedelta(milliseconds=value)
     except OverflowError:
-        said = f"field `ts`: {_shown(value)} ms is outside the calendar{_unit_hint(value)}"
+        said = f"field `{name}`: {_shown(value)} ms is outside the calendar{_unit_hint(value)}"
         raise Rejected("timestamp_out_of_range", said) from None
 
 
@@ -506,3 +666,9 @@ def _type_name(value: object) -> str:
             return "an array"
         case _:
             return "an object"
+
+
+_READERS: dict[FieldType, Callable[[Mapping[str, Any], EventField, datetime], Any]] = {
+    FieldType.TEXT: _text, FieldType.INSTANT: _instant, FieldType.ATTRIBUTES: _attrs, FieldType.TEXTS: _texts,
+    FieldType.ITEMS: _items, FieldType.WHOLE: _whole,
+}  # fmt: skip

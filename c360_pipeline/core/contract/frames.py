@@ -10,8 +10,10 @@ from c360_pipeline.core.contract.layout import COLUMNS, STREAM_COLUMNS, field_of
 
 Types = dict[str, pl.DataType | type[pl.DataType]]
 ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+ITEMS = pl.List(pl.Struct({"id": pl.String, "quantity": pl.Float64, "price": pl.Float64, "currency": pl.String}))
 _TYPES: dict[FieldType, pl.DataType] = {
     FieldType.TEXT: pl.String(), FieldType.INSTANT: pl.Datetime("us", "UTC"), FieldType.ATTRIBUTES: ENTRIES,
+    FieldType.TEXTS: ENTRIES, FieldType.ITEMS: ITEMS, FieldType.WHOLE: pl.Int64(),
 }  # fmt: skip
 EVENT_SCHEMA: Types = {column: _TYPES[field_of(column).type] for column in COLUMNS}
 """Columns of an event, its attributes as a list of key and value."""

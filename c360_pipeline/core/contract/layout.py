@@ -19,6 +19,7 @@ def field_of(column: str) -> EventField:
     return next(field for field in FIELDS if field.column == column)
 
 
+INSTANTS = tuple(field.column for field in FIELDS if field.type is FieldType.INSTANT)
 STREAM_COLUMNS = tuple(column for column in COLUMNS if field_of(column).in_stream)
 
 

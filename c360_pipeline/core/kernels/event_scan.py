@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 BLANK, GOOD, LEFT = 0, 1, 2
-STRING, TIMESTAMP, ATTRIBUTES = 0, 1, 2
+STRING, TIMESTAMP, ATTRIBUTES, BESIDE = 0, 1, 2, 3
 NO_TEXT = -1
 LENGTH_BITS = 24
 
@@ -37,8 +37,9 @@ class Grammar(NamedTuple):
     Attributes:
         names: one row per field, its name padded with zeros.
         name_lengths: bytes of each name.
-        kinds: STRING, TIMESTAMP or ATTRIBUTES of each field.
+        kinds: STRING, TIMESTAMP, ATTRIBUTES of each field, or BESIDE: a line that has a value there is left.
         required: whether each field must be there.
+        either: fields of which one must have a text; none where any will do.
         blank_refused: whether a string of each field must hold more than whitespace when it is there.
         hash_order: fields in the order of the canonical form; the timestamp and the attributes are among them.
         added: fields that the canonical form has by name behind those, where they are present; strings.
@@ -53,6 +54,7 @@ class Grammar(NamedTuple):
     name_lengths: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.int64]
     required: npt.NDArray[np.bool_]
+    either: npt.NDArray[np.int64]
     blank_refused: npt.NDArray[np.bool_]
     hash_order: npt.NDArray[np.int64]
     added: npt.NDArray[np.int64]
@@ -538,6 +540,10 @@ def scan_lines(buffer, starts, grammar, earliest, latest, found):
         for field in range(len(kinds)):
             if required[field] and not seen[field]:
                 is_good = False
+        has_either = len(grammar.either) == 0
+        for i in range(len(grammar.either)):
+            has_either |= fields[line, grammar.either[i]] != NO_TEXT
+        is_good &= has_either
         if (
             is_good
             and _is_tenant(buffer, fields[line, tenant], no_tenant, limits[3])
@@ -707,6 +713,8 @@ def _scan_line(buffer, at, end, grammar, fields, line, members, free, seen):
             return -1, free, time
         elif kinds[field] == ATTRIBUTES:
             at, count, free = _attributes(buffer, at, end, limits, composed, members, count, free)
+        elif kinds[field] == BESIDE:
+            at = _word(buffer, at, end, _NULL)
         elif buffer[at] == 34:
             at, text, is_visible, free = _string(buffer, at + 1, end, composed, limits[1], free)
             if at < 0 or (blank_refused[field] and not is_visible):

@@ -152,7 +152,8 @@ def archive_changes(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataF
         `before` with an id and day that `after` does not have.
     """
     identity = ["tenant_id", "event_date", "event_id"]
-    facts = [*identity, "content_hash", *PLACE]
+    # A better mapping alters what an event says, and not what tells it from another.
+    facts = [*identity, "content_hash", "mapping_version", *PLACE]
     known = before.with_columns(pl.col("content_hash").fill_null(pl.col("event_id"))).select(facts)
     changes = difference(known, after.select(facts), identity)
     changed = after.join(changes.upserted.select(identity), on=identity, how="semi", maintain_order="left")

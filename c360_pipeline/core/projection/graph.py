@@ -13,6 +13,7 @@ import polars as pl
 
 from c360_pipeline.core.contract.fields import FieldType
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES, field_of
+from c360_pipeline.core.projection.items import each_item, quantity, revenue
 from c360_pipeline.core.stitching.stitch import LINKED
 
 TEXT = pl.String()
@@ -128,10 +129,15 @@ INTERACTION = {"count": WHOLE, "first_interaction": INSTANT, "last_interaction":
 
 HAS_SESSION = RelationshipKind("HAS_SESSION", USER, SESSION, day="to")
 HAS_ACTION = RelationshipKind("HAS_ACTION", SESSION, ACTION, day="to")
-ON_PRODUCT = RelationshipKind("ON_PRODUCT", ACTION, PRODUCT, day="from")
+PIECES = {"quantity": REAL, "price": REAL, "currency": TEXT}
+"""Of a product that an event is about: how many, the price of one, its currency; null where the event does not say."""
+ON_PRODUCT = RelationshipKind("ON_PRODUCT", ACTION, PRODUCT, PIECES, day="from")
 IN_CATEGORY = RelationshipKind("IN_CATEGORY", PRODUCT, CATEGORY)
 VIEWED = RelationshipKind("VIEWED", USER, PRODUCT, INTERACTION, "first_interaction")
-PURCHASED = RelationshipKind("PURCHASED", USER, PRODUCT, INTERACTION, "first_interaction")
+PURCHASED = RelationshipKind(
+    "PURCHASED", USER, PRODUCT, {**INTERACTION, "quantity": REAL, "revenue": REAL}, "first_interaction"
+)
+"""How often a user bought a product; how many pieces, and for how much, where the events say it."""
 HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION, day="from")
 PART_OF = RelationshipKind("PART_OF", CORRELATION, JOURNEY, day="to")
 IN_JOURNEY = RelationshipKind("IN_JOURNEY", ACTION, JOURNEY, day="from")
@@ -149,8 +155,10 @@ USER_COMMUNITY = NodeKind("User", ("id",), {"id": TEXT, "community": WHOLE})
 
 
 def _seen(events: pl.DataFrame, column: str) -> pl.DataFrame:
-    return events.group_by("tenant_id", id=pl.col(column)).agg(
-        first_seen=pl.col("ts").min(), last_seen=pl.col("ts").max()
+    return (
+        events.drop_nulls(column)
+        .group_by("tenant_id", id=pl.col(column))
+        .agg(first_seen=pl.col("ts").min(), last_seen=pl.col("ts").max())
     )
 
 
@@ -196,29 +204,39 @@ def _json_text(name: str) -> pl.Expr:
 
 def user_sessions(events: pl.DataFrame) -> pl.DataFrame:
     """`HAS_SESSION` rows."""
-    return events.select("tenant_id", from_id="user_id", to_id="session_id").unique()
+    return events.select("tenant_id", from_id="user_id", to_id="session_id").drop_nulls().unique()
 
 
 def session_actions(events: pl.DataFrame) -> pl.DataFrame:
     """`HAS_ACTION` rows."""
-    return events.select("tenant_id", from_id="session_id", to_id="event_id")
+    return events.select("tenant_id", from_id="session_id", to_id="event_id").drop_nulls()
 
 
 def action_products(events: pl.DataFrame) -> pl.DataFrame:
     """`ON_PRODUCT` rows."""
-    return events.filter(pl.col("item_id").is_not_null()).select("tenant_id", from_id="event_id", to_id="item_id")
+    about = each_item(events.lazy()).collect()
+    return about.select("tenant_id", *PIECES, from_id="event_id", to_id="item_id")
 
 
-def interactions(events: pl.DataFrame, action: str) -> pl.DataFrame:
-    """`VIEWED` or `PURCHASED` rows: recomputed from the events, so that a replay can't count twice."""
+def interactions(events: pl.DataFrame, action: str, *further: pl.Expr) -> pl.DataFrame:
+    """`VIEWED` or `PURCHASED` rows: recomputed from the events, so that a replay can't count twice.
+
+    Args:
+        events: with user_id, item_id, items, ts and action. Those of nobody known count for nobody.
+        action: that counts.
+        further: what else is said of a user and a product.
+    """
+    counted = events.lazy().filter((pl.col("action") == action) & pl.col("user_id").is_not_null())
     return (
-        events.filter((pl.col("action") == action) & pl.col("item_id").is_not_null())
+        each_item(counted)
         .group_by("tenant_id", from_id=pl.col("user_id"), to_id=pl.col("item_id"))
         .agg(
+            *further,
             count=pl.len().cast(pl.Int64),
             first_interaction=pl.col("ts").min(),
             last_interaction=pl.col("ts").max(),
         )
+        .collect()
     )
 
 
@@ -229,7 +247,7 @@ def views(events: pl.DataFrame) -> pl.DataFrame:
 
 def purchases(events: pl.DataFrame) -> pl.DataFrame:
     """`PURCHASED` rows."""
-    return interactions(events, "purchase")
+    return interactions(events, "purchase", quantity().alias("quantity"), revenue().alias("revenue"))
 
 
 @dataclass(frozen=True)
@@ -254,8 +272,8 @@ EVENT_PROJECTIONS = (
     Projection(HAS_SESSION, ("tenant_id", "user_id", "session_id"), user_sessions),
     Projection(HAS_ACTION, ("tenant_id", "event_id"), session_actions),
     Projection(ON_PRODUCT, ("tenant_id", "event_id"), action_products),
-    Projection(VIEWED, ("tenant_id", "user_id", "item_id"), views),
-    Projection(PURCHASED, ("tenant_id", "user_id", "item_id"), purchases),
+    Projection(VIEWED, ("tenant_id", "user_id"), views),
+    Projection(PURCHASED, ("tenant_id", "user_id"), purchases),
 )
 """In the order of writing: nodes before the relationships between them."""
 
@@ -263,7 +281,7 @@ EVENT_PROJECTIONS = (
 def products(events: pl.DataFrame, catalog: pl.DataFrame) -> pl.DataFrame:
     """`PRODUCT` rows: the catalogue's, and a bare one for every item that only events know."""
     known = catalog.select("tenant_id", "id", "name", "category", "price")
-    seen = events.filter(pl.col("item_id").is_not_null()).select("tenant_id", id="item_id").unique()
+    seen = events.drop_nulls("item_id").select("tenant_id", id="item_id").unique()
     bare = seen.join(known, on=["tenant_id", "id"], how="anti")
     return pl.concat([known, bare], how="diagonal")
 
@@ -376,15 +394,15 @@ def unlanded_keys(events: pl.DataFrame) -> dict[Kind, pl.DataFrame]:
     """
     of = events.select
     items = events.drop_nulls("item_id").select("tenant_id", "user_id", "event_id", "item_id")
-    interacted = items.select("tenant_id", from_id="user_id", to_id="item_id")
+    interacted = items.select("tenant_id", from_id="user_id", to_id="item_id").drop_nulls()
     keys: dict[Kind, pl.DataFrame] = {
-        USER: of("tenant_id", id="user_id"),
-        USER_COMMUNITY: of("tenant_id", id="user_id"),
-        SESSION: of("tenant_id", id="session_id"),
+        USER: of("tenant_id", id="user_id").drop_nulls(),
+        USER_COMMUNITY: of("tenant_id", id="user_id").drop_nulls(),
+        SESSION: of("tenant_id", id="session_id").drop_nulls(),
         ACTION: of("tenant_id", id="event_id"),
         EVENT_STATUS: of("tenant_id", id="event_id"),
         PRODUCT: items.select("tenant_id", id="item_id"),
-        HAS_SESSION: of("tenant_id", from_id="user_id", to_id="session_id"),
+        HAS_SESSION: of("tenant_id", from_id="user_id", to_id="session_id").drop_nulls(),
         HAS_ACTION: of("tenant_id", to_id="event_id"),
         ON_PRODUCT: items.select("tenant_id", from_id="event_id"),
         VIEWED: interacted,

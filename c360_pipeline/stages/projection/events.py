@@ -12,12 +12,15 @@ from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS
 from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_TOGETHER
 from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
 PROJECTED = COLUMNS
 """Columns of events that the graph is made of."""
+ABOUT = ("item_id", "items")
+"""Columns that say which products an event is about."""
 SLICE_ROWS = 250_000
 """Events that are in memory at once when a graph is made from all of them."""
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
@@ -92,7 +95,7 @@ class EventGraph:
 
     def _write_communities(self, events: pl.LazyFrame) -> None:
         """The property that a later stage owns, for users that were rebuilt."""
-        users = events.select("tenant_id", "user_id").unique()
+        users = events.select("tenant_id", "user_id").drop_nulls().unique()
         communities = self._lake.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
         self._graph.writer.update(model.USER_COMMUNITY, model.user_communities(communities.collect(engine="streaming")))
 
@@ -118,7 +121,7 @@ class ProductGraph:
         """Project the products that changed since the graph's checkpoint."""
         lake, graph = self._lake, self._graph
         done = graph.checkpoints.of(PRODUCT_PROJECTION)
-        events, events_version = lake.versions.changes(EVENTS, done.get(EVENTS.name), [*EVENTS.key, "item_id"])
+        events, events_version = lake.versions.changes(EVENTS, done.get(EVENTS.name), [*EVENTS.key, *ABOUT])
         catalog, catalog_version = lake.versions.changes(CATALOG, done.get(CATALOG.name))
         refused = RefusedRows(lake, graph.refusals)
         if events.count or catalog.count:
@@ -133,12 +136,14 @@ class ProductGraph:
     def _came(self, events: Changes, catalog: Changes, done: Mapping[str, Version]) -> pl.DataFrame:
         """tenant_id, id of products that the graph's checkpoint did not know: similarities may wait for them."""
         lake, key = self._lake, ["tenant_id", "id"]
-        items = events.upserted.select("tenant_id", id="item_id").drop_nulls()
+        items = each_item(events.upserted.lazy()).select("tenant_id", id="item_id").collect()
         now = pl.concat([items, catalog.upserted.select(key)]).unique()
-        for table, name in ((EVENTS, "item_id"), (CATALOG, "id")):
+        for table in (EVENTS, CATALOG):
             since = lake.versions.still_there(table, done.get(table.name))
             if since is not None and not now.is_empty():
-                held = lake.scan(table, since.number).select("tenant_id", id=name).join(now.lazy(), on=key, how="semi")
+                rows = lake.scan(table, since.number)
+                known = items_of(rows).rename({"item_id": "id"}) if table is EVENTS else rows.select(key)
+                held = known.join(now.lazy(), on=key, how="semi")
                 now = now.join(held.unique().collect(engine="streaming"), on=key, how="anti")
         return now
 
@@ -179,7 +184,7 @@ class ProductGraph:
     def _write(self, catalog_before: Version | None, tenants: set[str]) -> None:
         lake, graph = self._lake, self._graph
         now = lake.read(CATALOG)
-        items = lake.scan(EVENTS).select("tenant_id", "item_id").unique().collect()
+        items = items_of(lake.scan(EVENTS)).unique().collect()
         before = lake.read(CATALOG, catalog_before.number) if catalog_before else CATALOG.empty()
         wanted = model.products(items, now)
         tenants = tenants | set(wanted["tenant_id"]) | set(before["tenant_id"])
@@ -218,6 +223,11 @@ def events_in(graph: Graph, lake: Lake, projection: str) -> Version | None:
     return lake.versions.still_there(EVENTS, graph.checkpoints.of(projection).get(EVENTS.name))
 
 
+def items_of(events: pl.LazyFrame) -> pl.LazyFrame:
+    """tenant_id, item_id of the products that events are about, with repetitions."""
+    return each_item(events.select(*EVENTS.key, *ABOUT)).select("tenant_id", "item_id")
+
+
 def graph_lag(lake: Lake, graph: Graph) -> list[Lag]:
     """The lag of every tenant, from the log of the archive and the graph's checkpoint; no row is read."""
     newest = lake.newest(EVENTS, "landed_at", "tenant_id")
@@ -236,14 +246,15 @@ def touched_events(lake: Lake, changed: Changes, since: Version) -> pl.DataFrame
 
 def events_around(lake: Lake, touched: pl.DataFrame, version: Version | None) -> pl.DataFrame:
     """All events, at a version, of the users and of the sessions of some events: every scope of these is among them."""
-    marks = [
-        touched.lazy().select("tenant_id", name).unique().with_columns(pl.lit(value=True).alias(f"of_{name}"))
-        for name in ("user_id", "session_id")
-    ]
+    # An event of nobody known in no session is around by itself.
+    alone = touched.filter(pl.col("user_id").is_null() & pl.col("session_id").is_null())
+    names = ("user_id", "session_id", *(["event_id"] if alone.height else []))
     events = lake.scan(EVENTS, version.number if version else None).select(PROJECTED)
-    for mark, name in zip(marks, ("user_id", "session_id"), strict=True):
+    for name in names:
+        of_name = (alone if name == "event_id" else touched).lazy().select("tenant_id", name).drop_nulls().unique()
+        mark = of_name.with_columns(pl.lit(value=True).alias(f"of_{name}"))
         events = events.join(mark, on=["tenant_id", name], how="left")
-    is_around = pl.any_horizontal(pl.col("of_user_id", "of_session_id"))
+    is_around = pl.any_horizontal(f"of_{name}" for name in names)
     return events.filter(is_around).select(PROJECTED).collect(engine="streaming")
 
 

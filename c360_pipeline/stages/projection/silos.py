@@ -463,7 +463,7 @@ class MappedRelationship:
 
 def _columns_of(rows: pl.LazyFrame, kind: NodeKind, columns: Iterable[str]) -> pl.LazyFrame:
     if kind is model.USER:
-        return rows.select("tenant_id", id="user_id").unique()
+        return rows.select("tenant_id", id="user_id").drop_nulls().unique()
     held = rows.collect_schema().names()
     kept = [pl.col(c).cast(kind.schema[c]) for c in columns if c in held]
     return rows.select(*kept, *(pl.col(c) for c in STAMP))

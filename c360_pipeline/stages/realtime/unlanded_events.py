@@ -9,7 +9,8 @@ from datetime import timedelta
 import polars as pl
 
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES
-from c360_pipeline.core.projection.graph import attributes_text
+from c360_pipeline.core.projection.graph import PIECES, attributes_text
+from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.neo4j.writer import batches, to_rows
@@ -19,14 +20,16 @@ USUALLY_UNLANDED = timedelta(hours=1)
 LONGEST_UNLANDED = timedelta(days=1)
 """An event that did not land within a day is a ghost: reconciliation names it and a repair removes it."""
 
+SENT = tuple(dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "action", *GRAPH_PROPERTIES)))
+"""Columns of an event that a statement gets."""
 _PROPERTIES = ", ".join(f"a.{name} = row.{column}" for column, name in GRAPH_PROPERTIES.items())
 
 
 def _counted(action: str, relationship: str) -> str:
     """The part of a statement that counts an action of one user on one product."""
     return f"""
-    CALL (u, p, row) {{
-        WITH u, p, row WHERE row.action = '{action}'
+    CALL (u, p, item, row) {{
+        WITH u, p, item, row WHERE row.action = '{action}' AND u IS NOT NULL
         MERGE (u)-[r:{relationship}]->(p)
             ON CREATE SET r.count = 1, r.first_interaction = row.ts, r.last_interaction = row.ts
             ON MATCH SET r.count = r.count + 1,
@@ -46,20 +49,28 @@ WRITE = Statement(
         ON CREATE SET a:Event:Unlanded, {_PROPERTIES}, a.status = 'NEW', a.written_at = datetime(), a.is_new = true
     WITH a, row WHERE a.is_new
     REMOVE a.is_new
-    MERGE (u:User {{tenant_id: $tenant_id, id: row.user_id}})
-        ON CREATE SET u.first_seen = row.ts, u.last_seen = row.ts
-        ON MATCH SET u.first_seen = CASE WHEN row.ts < u.first_seen THEN row.ts ELSE u.first_seen END,
-                     u.last_seen = CASE WHEN row.ts > u.last_seen THEN row.ts ELSE u.last_seen END
-    MERGE (s:Session {{tenant_id: $tenant_id, id: row.session_id}})
-        ON CREATE SET s.first_seen = row.ts, s.last_seen = row.ts
-        ON MATCH SET s.first_seen = CASE WHEN row.ts < s.first_seen THEN row.ts ELSE s.first_seen END,
-                     s.last_seen = CASE WHEN row.ts > s.last_seen THEN row.ts ELSE s.last_seen END
-    MERGE (u)-[:HAS_SESSION]->(s)
-    CREATE (s)-[:HAS_ACTION]->(a)
-    WITH u, a, row WHERE row.item_id IS NOT NULL
-    MERGE (p:Product {{tenant_id: $tenant_id, id: row.item_id}})
-    CREATE (a)-[:ON_PRODUCT]->(p)
-    WITH u, p, row"""
+    CALL (row) {{
+        WITH row WHERE row.user_id IS NOT NULL
+        MERGE (u:User {{tenant_id: $tenant_id, id: row.user_id}})
+            ON CREATE SET u.first_seen = row.ts, u.last_seen = row.ts
+            ON MATCH SET u.first_seen = CASE WHEN row.ts < u.first_seen THEN row.ts ELSE u.first_seen END,
+                         u.last_seen = CASE WHEN row.ts > u.last_seen THEN row.ts ELSE u.last_seen END
+        RETURN collect(u)[0] AS u
+    }}
+    CALL (row, a, u) {{
+        WITH row, a, u WHERE row.session_id IS NOT NULL
+        MERGE (s:Session {{tenant_id: $tenant_id, id: row.session_id}})
+            ON CREATE SET s.first_seen = row.ts, s.last_seen = row.ts
+            ON MATCH SET s.first_seen = CASE WHEN row.ts < s.first_seen THEN row.ts ELSE s.first_seen END,
+                         s.last_seen = CASE WHEN row.ts > s.last_seen THEN row.ts ELSE s.last_seen END
+        CREATE (s)-[:HAS_ACTION]->(a)
+        WITH s, u WHERE u IS NOT NULL
+        MERGE (u)-[:HAS_SESSION]->(s)
+    }}
+    UNWIND row.about AS item
+    MERGE (p:Product {{tenant_id: $tenant_id, id: item.id}})
+    CREATE (a)-[:ON_PRODUCT {{quantity: item.quantity, price: item.price, currency: item.currency}}]->(p)
+    WITH u, p, item, row"""
     + _counted("view", "VIEWED")
     + _counted("purchase", "PURCHASED")
 )
@@ -87,11 +98,22 @@ def write_unlanded(graph: Graph, events: pl.DataFrame) -> None:
     first = events.unique(["tenant_id", "event_id"], keep="first", maintain_order=True)
     micros = pl.col("ts").dt.epoch("us")
     rows = first.select(
-        pl.exclude("ts", "attrs"), attributes_text(first["attrs"]).alias("attrs"), seconds=micros.floordiv(1_000_000),
-        nanoseconds=micros % 1_000_000 * 1_000,
-    ).sort("tenant_id", "event_id")  # fmt: skip
+        *(name for name in SENT if name not in ("ts", "attrs")), attributes_text(first["attrs"]).alias("attrs"),
+        seconds=micros.floordiv(1_000_000), nanoseconds=micros % 1_000_000 * 1_000,
+    )  # fmt: skip
+    rows = rows.join(_about(first), on=["tenant_id", "event_id"], how="left").with_columns(
+        pl.col("about").fill_null([])
+    )
+    rows = rows.sort("tenant_id", "event_id")
     for tenant_id, batch in batches(rows):
         graph.run(WRITE, tenant_id=tenant_id, rows=to_rows(batch))
+
+
+def _about(events: pl.DataFrame) -> pl.DataFrame:
+    """tenant_id, event_id and `about`: of each product that an event is about id, quantity, price and currency."""
+    pieces = pl.struct(pl.col("item_id").alias("id"), *PIECES)
+    about = each_item(events.lazy()).group_by("tenant_id", "event_id", maintain_order=True)
+    return about.agg(about=pieces).collect()
 
 
 def unlanded_events(graph: Graph) -> pl.DataFrame:

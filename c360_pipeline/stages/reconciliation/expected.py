@@ -37,6 +37,7 @@ from c360_pipeline.stages.projection.events import (
     PROJECTED,
     SIMILARITIES,
     events_around,
+    items_of,
     rows_of_scopes,
     touched_events,
 )
@@ -305,7 +306,7 @@ class Archive:
         return [join_count(row, silos.frames, silos.kinds) for row in there]
 
     def _with_users(self, silos: SiloNodes) -> SiloNodes:
-        users = self._scan(EVENTS).select("tenant_id", id="user_id").unique().collect(engine="streaming")
+        users = self._scan(EVENTS).select("tenant_id", id="user_id").drop_nulls().unique().collect(engine="streaming")
         return SiloNodes({"User": model.USER, **silos.kinds}, {"User": users, **silos.frames})
 
     def _scan(self, table: Table, projection: str = EVENT_PROJECTION) -> pl.LazyFrame:
@@ -343,7 +344,7 @@ class Archive:
     @cached_property
     def _products(self) -> pl.DataFrame:
         catalog = self._scan(CATALOG, PRODUCT_PROJECTION).collect()
-        items = self._scan(EVENTS, PRODUCT_PROJECTION).select("tenant_id", "item_id").unique().collect()
+        items = items_of(self._scan(EVENTS, PRODUCT_PROJECTION)).unique().collect()
         return model.products(items, catalog)
 
     def _relationships(self, journeys: "_Journeys") -> Iterator[tuple[Kind, pl.DataFrame]]:
@@ -359,7 +360,7 @@ class Archive:
         yield model.PART_OF, model.correlation_journeys(journeys.keys)
 
     def _communities(self, events: pl.DataFrame) -> pl.DataFrame:
-        users = events.select("tenant_id", id="user_id").unique()
+        users = events.select("tenant_id", id="user_id").drop_nulls().unique()
         known = model.user_communities(self._scan(USER_COMMUNITIES).collect())
         return users.join(known, on=["tenant_id", "id"], how="left")
 
@@ -403,9 +404,9 @@ class Archive:
             rows = [rows_of_scopes(projection, touched, events) for events in snapshots]
             yield projection.kind, pl.concat(rows).select(projection.kind.key_columns).unique()
         yield model.EVENT_STATUS, touched.select("tenant_id", id="event_id").unique()
-        yield model.USER_COMMUNITY, touched.select("tenant_id", id="user_id").unique()
+        yield model.USER_COMMUNITY, touched.select("tenant_id", id="user_id").drop_nulls().unique()
         # An event that comes makes the product that it is about.
-        yield model.PRODUCT, touched.select("tenant_id", id="item_id").drop_nulls().unique()
+        yield model.PRODUCT, items_of(touched.lazy()).select("tenant_id", id="item_id").unique().collect()
 
     def _newer_products(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         since = self._pinned.version(PRODUCT_PROJECTION, CATALOG)

@@ -1,0 +1,53 @@
+"""The products that events are about: one each, or those of an order."""
+
+import polars as pl
+
+QUANTITY, PRICE, CURRENCY = "quantity", "price", "currency"
+_MONEY = pl.Decimal(38, 6)
+"""Sums of it do not depend on the order of the rows, as those of floats do."""
+
+
+def each_item(events: pl.LazyFrame) -> pl.LazyFrame:
+    """Events once for each different product that they are about; those about none are left out.
+
+    Args:
+        events: with event_id, item_id and items.
+
+    Returns:
+        The other columns, item_id, and of what `items` says of it: quantity (a product that is named without one counts
+        as one; of one that is named twice the sum), price of one, currency; null where an event has item_id alone.
+    """
+    has_several = pl.col("items").list.len().fill_null(0) > 0
+    schema = events.collect_schema()
+    alone = events.filter(~has_several & pl.col("item_id").is_not_null()).with_columns(
+        quantity=pl.lit(None, pl.Float64), price=pl.lit(None, pl.Float64), currency=pl.lit(None, pl.String)
+    )
+    one = pl.col("items").struct
+    others = [name for name in schema.names() if name not in ("item_id", "items")]
+    named = (
+        events.filter(has_several)
+        .explode("items")
+        .select(
+            *others, item_id=one.field("id"), quantity=one.field(QUANTITY).fill_null(1.0), price=one.field(PRICE),
+            currency=one.field(CURRENCY),
+        )
+        .group_by("tenant_id", "event_id", "item_id", maintain_order=True)
+        .agg(
+            *(pl.col(name).first() for name in others if name not in ("tenant_id", "event_id")),
+            pl.col(QUANTITY).sum(), pl.col(PRICE).drop_nulls().first(), pl.col(CURRENCY).drop_nulls().first(),
+        )
+    )  # fmt: skip
+    columns = [*others, "item_id", QUANTITY, PRICE, CURRENCY]
+    return pl.concat([alone.select(columns), named.select(columns)])
+
+
+def revenue() -> pl.Expr:
+    """Of rows of `each_item`, what was paid for all of them together; null where no price is known."""
+    paid = (pl.col(QUANTITY) * pl.col(PRICE)).round(6).cast(_MONEY)
+    return pl.when(paid.is_not_null().any()).then(paid.sum().cast(pl.Float64))
+
+
+def quantity() -> pl.Expr:
+    """Of rows of `each_item`, how many pieces; null where no event said so."""
+    known = pl.col(QUANTITY).round(6).cast(_MONEY)
+    return pl.when(known.is_not_null().any()).then(known.sum().cast(pl.Float64))

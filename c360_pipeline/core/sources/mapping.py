@@ -1,0 +1,464 @@
+"""The mapping of a source: one record in, one event out, or a reason why not.
+
+A mapping is a document of values (`values`) for the fields of an event. It is compiled once; applying it is the plain
+reference of what a record becomes. Source: the shapes of Segment, RudderStack, Snowplow, PostHog, GA4, Amplitude,
+Mixpanel, CloudEvents, Shopify, Stripe and OTLP, of which none has the fields of this project's own events.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from c360_pipeline.core.contract.events import MAX_ATTRS, MAX_STRING_CHARACTERS, Rejected, canonical_json
+from c360_pipeline.core.sources import times
+from c360_pipeline.core.sources.values import (
+    Place,
+    Read,
+    Value,
+    at_path,
+    compiled,
+    condition,
+    leaves,
+    steps_of,
+    text_of,
+)
+from c360_pipeline.errors import ConfigError
+
+CUT = "…"
+"""Stands at the end of a text that was longer than a field may be."""
+LEFT_OUT = "_left_out"
+"""Attribute with the number of attributes or items that there was no room for."""
+MAX_ITEMS = 200
+GRANTED, DENIED = "granted", "denied"
+_CONSENT = {
+    **dict.fromkeys(("true", "yes", "granted", "1", "y", "opt_in", "opted_in", "subscribed"), GRANTED),
+    **dict.fromkeys(("false", "no", "denied", "0", "n", "opt_out", "opted_out", "unsubscribed"), DENIED),
+}
+TARGETS = {
+    "extends", "tenant", "user", "anonymous", "session", "time", "received", "action", "id", "volatile",
+    "items", "keys", "same_as", "traits", "group", "consent", "require", "attrs", "attrs_rest", "too_long", "skip",
+}  # fmt: skip
+_ITEM = ("id", "quantity", "price", "currency")
+
+
+class Skipped(Exception):  # noqa: N818 - an outcome of a record, not a fault of the program
+    """A record that the mapping leaves out: `skipped`, or `withheld` where its visitor refused what is required."""
+
+    def __init__(self, outcome: str, reason: str) -> None:
+        super().__init__(reason)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What a record becomes.
+
+    Attributes:
+        fields: of the event, by their names in the contract.
+        faults: what is wrong with it beside what the contract will say, by the name of the field.
+    """
+
+    fields: dict[str, Any]
+    faults: dict[str, Rejected]
+
+
+@dataclass(frozen=True)
+class _Session:
+    value: Value
+    is_of_visitor: bool
+
+
+@dataclass(frozen=True)
+class _Time:
+    value: Value
+    read: Callable[[Any], Any]
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Items:
+    each: Value
+    otherwise: Value | None
+    item: Mapping[str, Value]
+    of_record: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Facts of a record under a condition: traits, or a group."""
+
+    applies: Callable[[Any], bool]
+    source: Value | None
+    only: frozenset[str] | None
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+
+class SourceMapping:
+    """A compiled mapping.
+
+    Args:
+        document: as `event_mappings` has it, presets resolved.
+        source: name of the source, for messages and for ids that are made.
+        version: of the mapping.
+
+    Raises:
+        ConfigError: the document is no mapping; the message says where.
+    """
+
+    def __init__(self, document: Mapping[str, Any], source: str, version: int) -> None:
+        self.source, self.version = source, version
+        self._read = Read()
+        place = Place("")
+        if unknown := sorted(set(document) - TARGETS):
+            raise place.wrong(f"unknown: {', '.join(unknown)}. It can have {', '.join(sorted(TARGETS))}.")
+        for name in ("tenant", "time", "action"):
+            if document.get(name) is None:
+                raise place.wrong(f"{name} is missing.")
+        if document.get("user") is None and document.get("anonymous") is None:
+            raise place.wrong("user or anonymous is missing: whose events these are.")
+        self._texts = {
+            name: (compiled(document[key], place.at(key), self._read), _paths_in(document[key]))
+            for name, key in (
+                ("tenantId", "tenant"),
+                ("userId", "user"),
+                ("anonymousId", "anonymous"),
+                ("action", "action"),
+            )
+            if document.get(key) is not None
+        }
+        self._session = _session(document.get("session"), place.at("session"), self._read)
+        self._time = _time(document["time"], place.at("time"), self._read)
+        self._received = (
+            _time(document["received"], place.at("received"), self._read) if document.get("received") else None
+        )
+        self._id = compiled(document["id"], place.at("id"), self._read) if document.get("id") else None
+        self._volatile = [
+            steps_of(path, place.at("volatile")) for path in _names(document.get("volatile"), place.at("volatile"))
+        ]
+        self._items = _items(document.get("items"), place.at("items"), self._read)
+        self._attrs = _values(document.get("attrs"), place.at("attrs"), self._read)
+        self._keys = _values(document.get("keys"), place.at("keys"), self._read)
+        self._same_as = _part(document.get("same_as"), place.at("same_as"), self._read, ("user",))
+        self._traits = _part(document.get("traits"), place.at("traits"), self._read, ())
+        self._group = _part(document.get("group"), place.at("group"), self._read, ("id", "type"))
+        self._consent = _values(document.get("consent"), place.at("consent"), self._read)
+        self._require = _names(document.get("require"), place.at("require"))
+        if unknown := [name for name in self._require if name not in self._consent]:
+            raise place.at("require").wrong(f"consent does not say what {unknown[0]} is.")
+        self._rest = [
+            (path, self._read.steps(path, place.at("attrs_rest")))
+            for path in _names(document.get("attrs_rest"), place.at("attrs_rest"))
+        ]
+        self.too_long = _one_of(document, "too_long", ("cut", "dead"), place)
+        self._skip = _skips(document.get("skip"), place.at("skip"), self._read)
+        # What is read stands where it belongs; what lies around it is left for `attrs_rest`.
+        self.paths = tuple(dict.fromkeys(self._read.paths))
+
+    @property
+    def name(self) -> str:
+        """The source and version of the mapping, for messages."""
+        return f"{self.source} v{self.version}"
+
+    def apply(self, record: dict[str, Any], given: Mapping[str, str] | None = None) -> Mapped:
+        """What a record becomes.
+
+        Args:
+            record: as `contract.events.load_object` reads it.
+            given: values that the place of the file gives: tenantId, receivedAt.
+
+        Raises:
+            Skipped: the mapping leaves it out, or its visitor refused what the source requires.
+        """
+        for applies, path in self._skip:
+            if applies(record):
+                raise Skipped("skipped", f"`{path}` is one that the mapping skips ({self.name})")
+        given = given or {}
+        faults: dict[str, Rejected] = {}
+        fields: dict[str, Any] = {}
+        for name, (value, paths) in self._texts.items():
+            found = given.get(name) or self._text(value(record), name, faults)
+            if found is not None:
+                fields[name] = found
+            elif name in ("tenantId", "action") and name not in faults:
+                faults[name] = Rejected("missing_field", f"no {name}: none of {paths} has a value ({self.name})")
+        if "userId" not in fields and "anonymousId" not in fields:
+            paths = ", ".join(self._texts[name][1] for name in ("userId", "anonymousId") if name in self._texts)
+            faults.setdefault(
+                "userId", Rejected("missing_field", f"nobody acted: none of {paths} has a value ({self.name})")
+            )
+        visitor = fields.get("anonymousId") or fields.get("userId")
+        if self._session and (session := self._text(self._session.value(record), "sessionId", faults)):
+            fields["sessionId"] = f"{visitor}/{session}" if self._session.is_of_visitor else session
+        self._take_times(record, fields, faults, given)
+        self._take_consent(record, fields)
+        if items := self._items_of(record, faults):
+            fields["items"] = items
+        self._take_facts(record, fields, faults)
+        self._take_id(record, fields, faults)
+        fields["source"], fields["mappingVersion"] = self.source, self.version
+        return Mapped(fields, faults)
+
+    def _text(self, value: Any, name: str, faults: dict[str, Rejected]) -> str | None:
+        if value is None:
+            return None
+        text = text_of(value)
+        if text is None:
+            faults[name] = Rejected(
+                "wrong_type", f"{name} holds {'a list' if isinstance(value, list) else 'an object'} ({self.name})"
+            )
+            return None
+        return text if text.strip() else None
+
+    def _take_times(
+        self, record: Any, fields: dict[str, Any], faults: dict[str, Rejected], given: Mapping[str, str]
+    ) -> None:
+        found = self._time.value(record)
+        if found is None:
+            said = ", ".join(self._time.paths)
+            faults["ts"] = Rejected("missing_field", f"no time: none of {said} has a value ({self.name})")
+        else:
+            fields["ts"] = self._time.read(found)
+        received = self._received.value(record) if self._received else None
+        if self._received and received is not None:
+            fields["receivedAt"] = self._received.read(received)
+        elif "receivedAt" in given:
+            fields["receivedAt"] = given["receivedAt"]
+
+    def _take_consent(self, record: Any, fields: dict[str, Any]) -> None:
+        said = {name: text for name, value in self._consent.items() if (text := text_of(value(record)))}
+        consent = {name: _CONSENT.get(text.strip().lower(), text) for name, text in said.items()}
+        for purpose in self._require:
+            if consent.get(purpose) == DENIED:
+                raise Skipped("withheld", f"consent to {purpose} is refused ({self.name})")
+        if consent:
+            fields["consent"] = consent
+
+    def _items_of(self, record: Any, faults: dict[str, Rejected]) -> list[dict[str, Any]]:
+        if self._items is None:
+            return []
+        each = self._items.each(record)
+        found = each if isinstance(each, list) else [each] if isinstance(each, dict) else []
+        if not found and self._items.otherwise is not None:
+            other = self._items.otherwise(record)
+            found = [other] if isinstance(other, dict) else []
+        items = []
+        for one in found[:MAX_ITEMS]:
+            item = {name: value(one) for name, value in self._items.item.items()}
+            if text_of(item.get("id")) is None:
+                continue
+            for name, value in self._items.of_record.items():
+                item[name] = item[name] if item.get(name) is not None else value(record)
+            items.append({name: text for name in _ITEM if (text := text_of(item.get(name))) is not None})
+        return items
+
+    def _take_facts(self, record: Any, fields: dict[str, Any], faults: dict[str, Rejected]) -> None:
+        attrs: dict[str, Any] = {name: value(record) for name, value in self._attrs.items()}
+        attrs |= {f"keys.{name}": value(record) for name, value in self._keys.items()}
+        if self._same_as and self._same_as.applies(record):
+            attrs["same_as"] = self._same_as.values["user"](record)
+        if self._group and self._group.applies(record):
+            attrs |= {f"group.{name}": value(record) for name, value in self._group.values.items()}
+            attrs |= {f"group.{name}": value for name, value in _facts_of(self._group, record)}
+        rest = {name: value for name, value in self._unread(record) if name not in attrs}
+        kept = {name: text for name, value in attrs.items() if (text := _as_text(value)) is not None}
+        room = MAX_ATTRS - len(kept) - 1
+        further = [(name, text) for name, value in rest.items() if (text := _as_text(value)) is not None]
+        kept |= dict(further[:room])
+        if len(further) > room:
+            kept[LEFT_OUT] = str(len(further) - room)
+        if kept:
+            fields["attrs"] = self._bounded(kept)
+        if self._traits and self._traits.applies(record):
+            traits = {
+                name: text for name, value in _facts_of(self._traits, record) if (text := _as_text(value)) is not None
+            }
+            if traits:
+                fields["traits"] = self._bounded(dict(list(traits.items())[:MAX_ATTRS]))
+
+    def _bounded(self, texts: dict[str, str]) -> dict[str, str]:
+        """Long values cut where the mapping says so; otherwise the contract refuses them."""
+        return {_cut(name): _cut(text) for name, text in texts.items()} if self.too_long == "cut" else texts
+
+    def _unread(self, record: Any) -> list[tuple[str, Any]]:
+        """What lies under the paths of `attrs_rest` and nothing else of the mapping reads."""
+        read = [path for path in self.paths if path not in {path for path, _ in self._rest}]
+        found: list[tuple[str, Any]] = []
+        for path, steps in self._rest:
+            value = at_path(record, steps)
+            if isinstance(value, str):
+                value = None
+            for name, leaf in leaves(value):
+                whole = f"{path}.{name}"
+                if name and not any(whole == one or whole.startswith((f"{one}.", f"{one}[")) for one in read):
+                    found.append((name, leaf))
+        return found
+
+    def _take_id(self, record: dict[str, Any], fields: dict[str, Any], faults: dict[str, Rejected]) -> None:
+        found = self._text(self._id(record), "eventId", faults) if self._id else None
+        if "eventId" not in faults:
+            fields["eventId"] = found or self._hash_of(record)
+
+    def _hash_of(self, record: dict[str, Any]) -> str:
+        """An id of what was sent, and not of what it is mapped to: a better mapping alters the event and adds none."""
+        kept = record
+        for steps in self._volatile:
+            kept = _without(kept, steps)
+        return hashlib.sha256(f"{self.source}\n{canonical_json(kept)}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _without(value: Any, steps: tuple[str | int, ...]) -> Any:
+    """The same without the member at a path."""
+    name, *rest = steps
+    if not isinstance(value, dict) or name not in value:
+        return value
+    others = {key: inner for key, inner in value.items() if key != name}
+    return {**others, str(name): _without(value[str(name)], tuple(rest))} if rest else others
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_STRING_CHARACTERS else text[: MAX_STRING_CHARACTERS - 1] + CUT
+
+
+def _as_text(value: Any) -> str | None:
+    """A value as an attribute: lists and objects as JSON."""
+    return canonical_json(value) if isinstance(value, list | dict) else text_of(value)
+
+
+def _facts_of(part: _Part, record: Any) -> list[tuple[str, Any]]:
+    found = leaves(part.source(record)) if part.source else iter(())
+    return [(name, value) for name, value in found if name and (part.only is None or name in part.only)]
+
+
+def _paths_in(document: Any) -> str:
+    """The paths that a value of a document reads, for a message."""
+    match document:
+        case str():
+            return document
+        case list():
+            return ", ".join(_paths_in(one) for one in document)
+        case {"join": parts}:
+            return " with ".join(_paths_in(one) for one in parts)
+        case {"path": inner} | {"find": inner}:
+            return _paths_in(inner)
+        case _:
+            return str(document)
+
+
+def _one_of(document: Mapping[str, Any], name: str, allowed: tuple[str, ...], place: Place) -> str:
+    found = document.get(name, allowed[0])
+    if found not in allowed:
+        raise place.at(name).wrong(f"{found!r} is not one of {', '.join(allowed)}.")
+    return str(found)
+
+
+def _names(document: Any, place: Place) -> list[str]:
+    found = [document] if isinstance(document, str) else document or []
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise place.wrong("a list of names is right.")
+    return found
+
+
+def _values(document: Any, place: Place, read: Read) -> dict[str, Value]:
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise place.wrong("an object is right: a name, and the value that it gets.")
+    return {name: compiled(value, place.at(name), read) for name, value in document.items()}
+
+
+def _session(document: Any, place: Place, read: Read) -> _Session | None:
+    if document is None:
+        return None
+    scope = document.get("scope") if isinstance(document, dict) else None
+    if scope not in (None, "anonymous", "global"):
+        raise place.at("scope").wrong(f"{scope!r} is not one of anonymous, global.")
+    value = {k: v for k, v in document.items() if k != "scope"} if isinstance(document, dict) else document
+    return _Session(compiled(value, place, read), scope == "anonymous")
+
+
+def _time(document: Any, place: Place, read: Read) -> _Time:
+    said = document.get("as", "rfc3339") if isinstance(document, dict) else "rfc3339"
+    if said not in times.FORMATS:
+        raise place.at("as").wrong(f"{said!r} is not one of {', '.join(times.FORMATS)}.")
+    value = {k: v for k, v in document.items() if k != "as"} if isinstance(document, dict) else document
+    return _Time(compiled(value, place, read), times.reader(said), tuple(_paths_in(value).split(", ")))
+
+
+def _items(document: Any, place: Place, read: Read) -> _Items | None:
+    if document is None:
+        return None
+    if not isinstance(document, dict) or "each" not in document or "id" not in (document.get("item") or {}):
+        raise place.wrong("each says where the list is, and item.id what names one of it.")
+    if unknown := sorted(set(document) - {"each", "or", "item", "record"}):
+        raise place.wrong(f"unknown: {', '.join(unknown)}.")
+    for part in ("item", "record"):
+        if unknown := sorted(set(document.get(part) or {}) - set(_ITEM)):
+            raise place.at(part).wrong(f"unknown: {', '.join(unknown)}. It can have {', '.join(_ITEM)}.")
+    inner = Read()
+    item = _values(document["item"], place.at("item"), inner)
+    otherwise = compiled(document["or"], place.at("or"), Read()) if "or" in document else None
+    if isinstance(document.get("or"), str):
+        read.paths += [f"{document['or']}.{path}" for path in inner.paths]
+    return _Items(
+        compiled(document["each"], place.at("each"), read), otherwise, item,
+        _values(document.get("record"), place.at("record"), read),
+    )  # fmt: skip
+
+
+def _part(document: Any, place: Place, read: Read, named: tuple[str, ...]) -> _Part | None:
+    if document is None:
+        return None
+    allowed = {"when", "of", "from", "only", *named}
+    if not isinstance(document, dict) or set(document) - allowed:
+        raise place.wrong(f"an object is right that can have {', '.join(sorted(allowed))}.")
+    applies = condition(document["when"], place.at("when"), read) if "when" in document else lambda record: True
+    if not named and "from" not in document:
+        raise place.wrong("from is missing: where the facts are.")
+    if named and named[0] not in document:
+        raise place.wrong(f"{named[0]} is missing.")
+    source = compiled(document["from"], place.at("from"), read) if "from" in document else None
+    only = frozenset(_names(document["only"], place.at("only"))) if "only" in document else None
+    return _Part(applies, source, only, _values({n: document[n] for n in named if n in document}, place, read))
+
+
+def _skips(document: Any, place: Place, read: Read) -> list[tuple[Callable[[Any], bool], str]]:
+    rules = document if isinstance(document, list) else [document] if document else []
+    found = []
+    for rule in rules:
+        if not isinstance(rule, dict) or set(rule) != {"path", "values"}:
+            raise place.wrong("path and values are right: records that have one of the values there are left out.")
+        found.append((condition({rule["path"]: rule["values"]}, place, read), str(rule["path"])))
+    return found
+
+
+def resolved(document: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A document with the preset that it extends under it.
+
+    A value of its own stands in for the preset's; an object that is no value (a map, attrs, traits) is laid over it,
+    name by name, and null takes a name away.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    name = document.get("extends")
+    if name is None:
+        return dict(document)
+    if name not in presets:
+        raise ConfigError(f"mapping, at extends: there is no preset {name!r}. There are {', '.join(sorted(presets))}.")
+    own = {key: value for key, value in document.items() if key != "extends"}
+    merged = _laid_over(resolved(presets[name], presets), own)
+    return merged if isinstance(merged, dict) else {}
+
+
+def _laid_over(below: Any, own: Any) -> Any:
+    is_value = isinstance(own, dict) and own.keys() & {"path", "const", "join", "find", "each"}
+    if not isinstance(below, dict) or not isinstance(own, dict) or is_value:
+        return own
+    merged = dict(below)
+    for name, value in own.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = _laid_over(below.get(name), value)
+    return merged

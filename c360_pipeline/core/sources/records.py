@@ -1,0 +1,231 @@
+"""Files of records made into JSON lines: what landing reads, whatever the source writes.
+
+JSON lines, values one after the other and arrays are `core.landing.framing`'s. Here are tables: tab- or
+comma-separated values, Parquet and Avro, a row each; and records that lie within one value, such as a batch. Numbers of
+lines count what comes out, so that each record has a place of its own.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from c360_pipeline.core.sources.values import Place, inside
+from c360_pipeline.errors import ConfigError, ContractError
+
+LINES, CONCATENATED, ARRAY, TSV, CSV, PARQUET, AVRO = "lines", "concatenated", "array", "tsv", "csv", "parquet", "avro"
+FRAMINGS = (LINES, CONCATENATED, ARRAY, TSV, CSV, PARQUET, AVRO)
+OF_JSON = (LINES, CONCATENATED, ARRAY)
+"""Which of these a file is shows by itself."""
+ROWS_AT_ONCE = 5_000
+_STEP = re.compile(r"([^.\[\]]+)(\[\])?(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How records stand in a file.
+
+    Attributes:
+        kind: one of `FRAMINGS`.
+        columns: of a table without a header.
+        records: path to records within one value, `batch[]` or `resourceLogs[].scopeLogs[].logRecords[]`; None where
+            each value is one.
+    """
+
+    kind: str = LINES
+    columns: tuple[str, ...] | None = None
+    records: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in FRAMINGS:
+            raise ConfigError(f"framing {self.kind!r} is not one of {', '.join(FRAMINGS)}.")
+        if self.columns is not None and self.kind not in (TSV, CSV):
+            raise ConfigError(f"columns are for tsv and csv; a file of {self.kind} names its own.")
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            raise ConfigError("columns: a name occurs twice.")
+        _steps(self.records)
+
+
+def _steps(records: str | None) -> tuple[tuple[str, bool], ...]:
+    """Path to records: names, and whether each is a list of which every element counts."""
+    if records is None:
+        return ()
+    if not re.fullmatch(r"(?:[^.\[\]]+(?:\[\])?\.)*[^.\[\]]+\[\]", records):
+        raise Place("records").wrong(
+            f"{records!r} is no path to a list: write names with [] behind lists, as in batch[]."
+        )
+    return tuple((name, bool(each)) for name, each in _STEP.findall(records))
+
+
+def table_lines(file: IO[bytes], framing: Framing, name: str) -> Iterator[bytes]:
+    """A file of a table as JSON lines, a row each.
+
+    Args:
+        file: unpacked; Parquet and Avro must be seekable.
+        framing: of kind tsv, csv, parquet or avro.
+        name: of the file, for messages.
+
+    Raises:
+        ContractError: it is no such table, or breaks off; after the rows before.
+    """
+    rows: Callable[[IO[bytes], Framing, str], Iterator[dict[str, Any]]] = {
+        TSV: _tab_separated, CSV: _comma_separated, PARQUET: _parquet, AVRO: _avro,
+    }[framing.kind]  # fmt: skip
+    out: list[bytes] = []
+    for row in rows(file, framing, name):
+        out.append(_line(row))
+        if len(out) >= ROWS_AT_ONCE:
+            yield b"".join(out)
+            out = []
+    yield b"".join(out)
+
+
+def within(lines: Iterable[bytes], framing: Framing) -> Iterator[bytes]:
+    """JSON lines of the records that lie within the values of JSON lines.
+
+    A line that is no JSON, or has no list there, stays as it is: it becomes a dead letter of its own.
+
+    Args:
+        lines: JSON lines in pieces.
+        framing: with `records`.
+    """
+    steps = _steps(framing.records)
+    carried = b""
+    for piece in lines:
+        content = carried + piece
+        whole, newline, carried = content.rpartition(b"\n")
+        if newline:
+            yield b"".join(b"".join(_inner(line, steps)) for line in whole.split(b"\n"))
+    if carried:
+        yield b"".join(_inner(carried, steps))
+
+
+def _inner(line: bytes, steps: tuple[tuple[str, bool], ...]) -> Iterator[bytes]:
+    try:
+        value = json.loads(line, parse_float=_Digits, parse_int=_Digits) if line.strip() else None
+    except (ValueError, RecursionError):
+        value = None
+    found = list(_records_in(value, steps)) if value is not None else []
+    if not found:
+        yield line + b"\n"
+    for record in found:
+        yield _line(record)
+
+
+class _Digits(float):
+    """A number by its text."""
+
+    def __new__(cls, text: str) -> "_Digits":
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    text: str
+
+
+def _records_in(value: Any, steps: Sequence[tuple[str, bool]]) -> Iterator[Any]:
+    if not steps:
+        yield value
+        return
+    (name, each), *rest = steps
+    found = inside(value).get(name) if isinstance(inside(value), dict) else None
+    for one in (found if isinstance(found, list) else []) if each else [found]:
+        if one is not None:
+            yield from _records_in(one, rest)
+
+
+def _line(record: Any) -> bytes:
+    return _json(record).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _json(value: Any) -> str:
+    """JSON of a row: numbers with the digits that they have, instants in RFC 3339, bytes as text."""
+    match value:
+        case dict():
+            return "{" + ",".join(f"{json.dumps(str(k))}:{_json(v)}" for k, v in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ",".join(map(_json, value)) + "]"
+        case _Digits():
+            return value.text
+        case Decimal():
+            return str(value)
+        case datetime():
+            return json.dumps((value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat())
+        case date():
+            return json.dumps(value.isoformat())
+        case bytes():
+            return json.dumps(value.decode("utf-8", "backslashreplace"))
+        case float() if value != value or value in (float("inf"), float("-inf")):
+            return "null"
+        case None | bool() | int() | float() | str():
+            return json.dumps(value, ensure_ascii=False)
+        case _:
+            return json.dumps(str(value))
+
+
+def _tab_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str, Any]]:
+    """Values between tabs, as they stand: there are no quotes in this form."""
+    columns = framing.columns
+    for number, raw in enumerate(file, 1):
+        values = raw.rstrip(b"\r\n").decode("utf-8", "backslashreplace").removeprefix("\ufeff").split("\t")
+        if columns is None:
+            columns = _header(values, name)
+        elif values != [""]:
+            yield _row(columns, values, number)
+
+
+def _comma_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str, Any]]:
+    columns = framing.columns
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="backslashreplace", newline="")
+    reader = csv.reader(text)
+    try:
+        for values in reader:
+            if columns is None:
+                columns = _header(values, name)
+            elif values:
+                yield _row(columns, values, reader.line_num)
+    except csv.Error as error:
+        raise ContractError(f"{name}, line {reader.line_num}: no comma-separated values ({error}).") from None
+    finally:
+        text.detach()
+
+
+def _header(values: list[str], name: str) -> tuple[str, ...]:
+    if len(set(values)) != len(values) or "" in values:
+        raise ContractError(
+            f"{name}: its first line should name the columns, each once; say them in `columns` otherwise."
+        )
+    return tuple(values)
+
+
+def _row(columns: Sequence[str], values: list[str], number: int) -> dict[str, Any]:
+    """A row by name; one with another number of values says so, in a record that no mapping takes for an event."""
+    if len(values) != len(columns):
+        return {"row": number, "values": len(values), "columns": len(columns), "raw": values[:3]}
+    return {column: value for column, value in zip(columns, values, strict=True) if value != ""}
+
+
+def _parquet(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ContractError(f"{name} is no Parquet file that can be read ({str(error).splitlines()[0]}).") from None
+
+
+def _avro(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str, Any]]:
+    import fastavro  # what only files of Avro need
+
+    try:
+        for record in fastavro.reader(file):
+            yield record if isinstance(record, dict) else {"value": record}
+    except (ValueError, EOFError, fastavro.schema.SchemaParseException) as error:
+        raise ContractError(f"{name} is no Avro file that can be read ({error}).") from None
