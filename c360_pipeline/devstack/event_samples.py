@@ -397,13 +397,12 @@ DEFECTS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "invalid_json": lambda fields: _line(fields)[:-2],
     "not_an_object": lambda fields: _line([fields]),  # type: ignore[arg-type]  # the defect
     "missing_field": _without_user,
-    "wrong_type": lambda fields: _line({**fields, "action": 7}),
+    "wrong_type": lambda fields: _line({**fields, "action": ["view"]}),
     "empty_value": lambda fields: _line({**fields, "userId": "  "}),
-    "too_large": lambda fields: _line({**fields, "attrs": {"comment": "x" * 1100}}),
+    "too_large": lambda fields: _line({**fields, "itemId": "x" * 1100}),
     "bad_timestamp": lambda fields: _line({**fields, "ts": "yesterday"}),
     "timestamp_out_of_range": lambda fields: _line({**fields, "ts": int(SAMPLE_DATE.timestamp())}),
     "too_many_attrs": lambda fields: _line({**fields, "attrs": {f"a{n}": "1" for n in range(65)}}),
-    "nested_attr": lambda fields: _line({**fields, "attrs": {"geo": {"lat": 52.5, "lon": 13.4}}}),
 }
 """How a good event becomes a line that breaks the contract, by the class of error that it then has."""
 

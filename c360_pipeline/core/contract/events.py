@@ -47,7 +47,6 @@ ERROR_CLASSES = (
     "bad_timestamp",
     "timestamp_out_of_range",
     "too_many_attrs",
-    "nested_attr",
     "duplicate_id_conflict",
 )
 

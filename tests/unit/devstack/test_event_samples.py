@@ -41,7 +41,7 @@ def test_the_truth_is_true_of_every_line(written: Written) -> None:
     dead |= dict.fromkeys(conflicts, "duplicate_id_conflict")
     said_dead = truth.filter(pl.col("kind") == "malformed").select("file", "line", "error_class").rows()
     assert dead == {(file, line): error_class for file, line, error_class in said_dead}
-    assert len(set(dead.values())) == 12
+    assert len(set(dead.values())) == 11
 
 
 def test_a_duplicate_comes_after_its_original(written: Written) -> None:

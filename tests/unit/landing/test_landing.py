@@ -202,7 +202,7 @@ def test_a_hash_that_is_the_id_is_not_kept_twice() -> None:
 
 
 def test_suppressed_users_are_parted_from_the_others() -> None:
-    read = decode(block(line(), line(userId="v"), line(tenantId="globex"), line(action=7), b"{"), NOW)
+    read = decode(block(line(), line(userId="v"), line(tenantId="globex"), line(action=[]), b"{"), NOW)
     listed = pl.DataFrame({"tenant_id": ["acme"], "user_id": ["u"]}).select("tenant_id", user_hash=user_hash())
     rest, silent = split_suppressed(read.events, listed)
     assert (rest["source_line"].to_list(), silent["source_line"].to_list()) == ([2, 3], [1])

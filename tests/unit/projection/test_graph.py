@@ -3,6 +3,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
+from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.projection import graph as model
 
 START = datetime(2025, 11, 1, tzinfo=UTC)
@@ -18,8 +19,7 @@ def events(*rows: tuple[str, str, str | None, int]) -> pl.DataFrame:
             }
             for event_id, action, item, minute in rows
         ],
-        schema={c: t for c, t in EVENTS.empty().schema.items()
-                if c in ("event_id", "tenant_id", "user_id", "session_id", "action", "item_id", "ts", "attrs")},
+        schema={column: EVENTS.empty().schema[column] for column in COLUMNS},
     )  # fmt: skip
 
 
@@ -38,6 +38,53 @@ def test_interactions_count_events_so_that_a_replay_can_not_count_twice() -> Non
     assert (row["count"], row["first_interaction"]) == (2, START)
     assert row["last_interaction"] == START + timedelta(minutes=9)
     assert model.purchases(frame).is_empty()
+
+
+def order(event_id: str, *items: dict[str, object], **fields: object) -> pl.DataFrame:
+    """An event about several items."""
+    row = {
+        "event_id": event_id, "tenant_id": "acme", "user_id": "u", "action": "purchase", "ts": START, "items": items
+    }  # fmt: skip
+    return pl.DataFrame([row | fields], schema={column: EVENTS.empty().schema[column] for column in COLUMNS})
+
+
+def test_an_order_is_about_each_of_its_items_once() -> None:
+    lamp, cable = {"id": "lamp", "price": 79.0, "currency": "EUR"}, {"id": "cable", "quantity": 2.0, "price": 9.95}
+    frame = pl.concat(
+        [order("o", lamp, cable, {**cable, "quantity": 3.0}), order("p", cable), events(("e", "purchase", "lamp", 5))]
+    )
+    about = model.action_products(frame).sort("from_id", "to_id")
+    assert about.select("from_id", "to_id", "quantity", "price", "currency").rows() == [
+        ("e", "lamp", None, None, None), ("o", "cable", 5.0, 9.95, None), ("o", "lamp", 1.0, 79.0, "EUR"),
+        ("p", "cable", 2.0, 9.95, None),
+    ]  # fmt: skip
+    bought = model.purchases(frame).sort("to_id").select("to_id", "count", "quantity", "revenue").rows()
+    assert bought == [("cable", 2, 7.0, 69.65), ("lamp", 2, 1.0, 79.0)]
+    assert model.views(frame).is_empty()
+
+
+def test_revenue_does_not_depend_on_the_order_of_events() -> None:
+    orders = [order(str(n), {"id": "p", "quantity": 3.0, "price": 0.1 + n / 7}) for n in range(50)]
+    sums = {
+        model.purchases(pl.concat(frames))["revenue"][0] for frames in (orders, orders[::-1], orders[25:] + orders[:25])
+    }
+    assert len(sums) == 1
+
+
+def test_a_visitor_whom_nobody_knows_is_no_user_and_counts_for_none() -> None:
+    frame = pl.concat(
+        [
+            order("a", {"id": "lamp"}, user_id=None, anonymous_id="browser", session_id="s", action="view"),
+            order("b", {"id": "lamp"}, user_id=None, anonymous_id="browser"),
+        ]
+    )
+    made = {projection.kind.name: projection.build(frame).height for projection in model.EVENT_PROJECTIONS}
+    assert made == {
+        "User": 0, "Session": 1, "Action": 2, "(User)-[:HAS_SESSION]->(Session)": 0,
+        "(Session)-[:HAS_ACTION]->(Action)": 1, "(Action)-[:ON_PRODUCT]->(Product)": 2,
+        "(User)-[:VIEWED]->(Product)": 0, "(User)-[:PURCHASED]->(Product)": 0,
+    }  # fmt: skip
+    assert model.actions(frame)["anonymous_id"].to_list() == ["browser", "browser"]
 
 
 def test_attributes_are_text_with_sorted_names() -> None:

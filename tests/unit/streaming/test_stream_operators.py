@@ -104,9 +104,15 @@ class PoisonError(Exception):
     """A store that does not take a batch with a poisoned event."""
 
 
+def an_event(event_id: str) -> Event:
+    event, _ = validate(message(NEWEST, eventId=event_id), None, NOW)
+    assert isinstance(event, Event)
+    return event
+
+
 @pytest.mark.parametrize("poisoned", [set(), {0}, {6}, {2, 3}, set(range(7))])
 def test_a_batch_is_halved_until_only_the_events_are_left_that_a_store_refuses(poisoned: set[int]) -> None:
-    events = [Event(str(n), "acme", "u", "s", NEWEST, "view", None, {}, "hash") for n in range(7)]
+    events = [an_event(str(n)) for n in range(7)]
     written: list[str] = []
 
     def write(batch: list[Event]) -> None:
@@ -124,4 +130,4 @@ def test_an_error_that_is_nobodys_fault_is_passed_on() -> None:
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        list(bisected([Event("1", "acme", "u", "s", NEWEST, "view", None, {}, "hash")], away, lambda error: False))
+        list(bisected([an_event("1")], away, lambda error: False))
