@@ -40,6 +40,7 @@ from c360_pipeline.core.features.account_values import account_values as values_
 from c360_pipeline.core.features.recommend import SIMILAR_USER_WEIGHT, candidates
 from c360_pipeline.core.features.trends import score, trending
 from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.reads.accounts import newest_of, read_accounts, read_tickets
 from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
 from c360_pipeline.stages.projection.events import EVENT_PROJECTION, PRODUCT_PROJECTION, ProductGraph, events_in
@@ -55,6 +56,8 @@ TIES_KEPT = 20
 """Of the most similar products so many are asked for, so that links at the tenth are decided by id."""
 PERSONAL = ("user_id", "session_id", "email", "account_id")
 """Columns that a preview does not show: the log of runs is read by people who need not know them."""
+INTERACTING = ("tenant_id", "event_id", "user_id", "item_id", "items", "ts", "action")
+"""What views and purchases are counted from."""
 PATH_COLUMNS = ("tenant_id", "user_id", "session_id", "event_id", "ts", "action")
 
 Results = Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]
@@ -120,6 +123,11 @@ def events_of(lake: Lake, tenants: Sequence[str], *columns: str, version: int | 
     return lake.scan(EVENTS, version).filter(pl.col("tenant_id").is_in(list(tenants))).select(*columns)
 
 
+def steps_of(lake: Lake, tenant: str) -> pl.DataFrame:
+    """`PATH_COLUMNS` of the events of a tenant that are in a session."""
+    return events_of(lake, [tenant], *PATH_COLUMNS).drop_nulls("session_id").collect()
+
+
 def publish(
     context: dg.AssetExecutionContext, lake: Lake, table: Table, found: Sequence[pl.DataFrame], scope: Scope
 ) -> tuple[pl.DataFrame, Changes]:
@@ -162,8 +170,7 @@ def version_in(neo4j: Graph, lake: Lake, projection: str) -> int | None:
 
 def weights_of(lake: Lake, tenant: str, version: int | None) -> pl.DataFrame:
     """How users and products of a tenant are linked, at a version of the archive."""
-    columns = ("tenant_id", "user_id", "item_id", "ts", "action")
-    events = events_of(lake, [tenant], *columns, version=version).filter(pl.col("item_id").is_not_null())
+    events = events_of(lake, [tenant], *INTERACTING, version=version)
     found = events.filter(pl.col("action").is_in(["view", "purchase"])).collect(engine="streaming")
     return features.interaction_weights(model.views(found), model.purchases(found))
 
@@ -222,9 +229,7 @@ def communities(
         passed=left_out.is_empty(),
         metadata={"left_out": left_out.height},
     )
-    odd = [
-        paths.path_anomalies(events_of(tables, [tenant], *PATH_COLUMNS).collect(), found) for tenant in scope.tenants
-    ]
+    odd = [paths.path_anomalies(steps_of(tables, tenant).drop_nulls("user_id"), found) for tenant in scope.tenants]
     yield kept(context, tables, PATH_ANOMALIES, odd, scope)
 
 
@@ -237,8 +242,9 @@ def product_similarities(
     scope = scope_of(context, tables)
     with graph.open() as neo4j:
         version = version_in(neo4j, tables, PRODUCT_PROJECTION)
-        views = events_of(tables, scope.tenants, "tenant_id", "session_id", "item_id", "action", version=version)
-        parts = [similar_products.similar_by_sessions(views.filter(pl.col("action") == "view"))]
+        views = events_of(tables, scope.tenants, *INTERACTING, "session_id", version=version)
+        viewed = each_item(views.filter(pl.col("action") == "view").drop_nulls("session_id"))
+        parts = [similar_products.similar_by_sessions(viewed)]
         for number, tenant in enumerate(scope.tenants):
             weights = weights_of(tables, tenant, version)
             if weights.height:
@@ -291,7 +297,7 @@ def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) ->
     version = archived.number if archived else None
 
     def purchases_of(tenant: str) -> pl.LazyFrame:
-        bought = events_of(tables, [tenant], "tenant_id", "user_id", "item_id", "ts", "action", version=version)
+        bought = events_of(tables, [tenant], *INTERACTING, version=version)
         return bought.filter(pl.col("action") == "purchase")
 
     def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
@@ -302,7 +308,9 @@ def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) ->
     found = [part for tenant in scope.tenants for part in of_tenant(tenant)]
     yield kept(context, tables, PRODUCT_CANDIDATES, found, scope)
     rows_found = pl.concat([PRODUCT_CANDIDATES.empty(), *found])
-    bought = [purchases_of(tenant).select("tenant_id", "user_id", product_id="item_id") for tenant in scope.tenants]
+    bought = [
+        each_item(purchases_of(one)).select("tenant_id", "user_id", product_id="item_id") for one in scope.tenants
+    ]
     key = ["tenant_id", "user_id", "product_id"]
     owned = [rows_found.lazy().join(one, on=key, how="semi").collect(engine="streaming") for one in bought]
     odd = rows_found.filter(
@@ -318,7 +326,7 @@ def trending_products(context: dg.AssetExecutionContext, lake: LakeResource) -> 
     """Rank products by the people who viewed and bought them in the last day, week and month."""
     tables = lake.open()
     scope = scope_of(context, tables)
-    events = events_of(tables, scope.tenants, "tenant_id", "user_id", "ts", "action", "item_id")
+    events = events_of(tables, scope.tenants, *INTERACTING)
     return kept(context, tables, TRENDING_PRODUCTS, [trending(events, tables.read(CATALOG))], scope)
 
 
@@ -357,7 +365,7 @@ def drop_offs(
     tables = lake.open()
 
     def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
-        events = events_of(tables, [tenant], *PATH_COLUMNS).collect()
+        events = steps_of(tables, tenant)
         yield paths.drop_offs(events, config.steps, config.name)
 
     return of_each_tenant(context, tables, DROP_OFFS, of_tenant)
@@ -379,7 +387,7 @@ def support_insights(
     with graph.open() as neo4j:
 
         def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
-            events = events_of(tables, [tenant], *PATH_COLUMNS).collect()
+            events = steps_of(tables, tenant)
             yield paths.support_insights(events, paths.calls_for_support(events, read_tickets(neo4j.run, tenant)))
 
         return of_each_tenant(context, tables, SUPPORT_INSIGHTS, of_tenant)

@@ -8,6 +8,7 @@ from datetime import timedelta
 import polars as pl
 
 from c360_pipeline.core.catalog.feature_tables import TRENDING_PRODUCTS
+from c360_pipeline.core.projection.items import each_item
 
 WINDOWS = (timedelta(days=1), timedelta(days=7), timedelta(days=30))
 BUYER_WEIGHT = 5
@@ -30,11 +31,12 @@ def trending(events: pl.LazyFrame, products: pl.DataFrame) -> pl.DataFrame:
     before, where one person is the least.
 
     Args:
-        events: tenant_id, user_id, ts, action, item_id.
+        events: tenant_id, event_id, user_id, ts, action, item_id, items.
         products: tenant_id, id, category.
     """
     newest = events.group_by("tenant_id").agg(as_of=pl.col("ts").max())
-    touching = events.filter(pl.col("action").is_in(["view", "purchase"]) & pl.col("item_id").is_not_null())
+    acting = events.filter(pl.col("action").is_in(["view", "purchase"]) & pl.col("user_id").is_not_null())
+    touching = each_item(acting)
     longest = 2 * max(WINDOWS)
     recent = touching.join(newest, on="tenant_id").filter(pl.col("as_of") - pl.col("ts") < longest).collect()
     categories = products.select("tenant_id", "category", product_id="id")

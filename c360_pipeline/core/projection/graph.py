@@ -28,7 +28,8 @@ class NodeKind:
 
     `extra_labels` are set beside the label. Properties that are not named belong to another projection, which has
     a kind of its own for them; they are left alone. `day` names the instant by whose date a node is counted.
-    `removed` are labels and properties that are taken away when a node is written.
+    `removed` are labels and properties that are taken away when a node is written. `later` are properties that a later
+    release added: the digest of rows without them is what it was.
     """
 
     label: str
@@ -37,6 +38,7 @@ class NodeKind:
     extra_labels: tuple[str, ...] = ()
     day: str | None = None
     removed: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,6 +61,7 @@ class RelationshipKind:
     """A kind of relationship between two kinds of node, with the types of its properties.
 
     `day` says by what date one is counted: `from` or `to` is that of the node there, another name its own property.
+    `later` are properties that a later release added.
     """
 
     type: str
@@ -66,6 +69,7 @@ class RelationshipKind:
     target: NodeKind
     properties: Mapping[str, pl.DataType] = field(default_factory=dict, hash=False)
     day: str | None = None
+    later: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -115,6 +119,7 @@ ACTION = NodeKind(
     ("Event",),
     "ts",
     (f":{UNLANDED}", f".{WRITTEN_AT}"),
+    tuple(name for column, name in GRAPH_PROPERTIES.items() if field_of(column).since > 1),
 )
 PRODUCT = NodeKind("Product", ("id",), {"id": TEXT, "name": TEXT, "category": TEXT, "price": REAL})
 CATEGORY = NodeKind("Category", ("name",), {"name": TEXT})
@@ -131,11 +136,16 @@ HAS_SESSION = RelationshipKind("HAS_SESSION", USER, SESSION, day="to")
 HAS_ACTION = RelationshipKind("HAS_ACTION", SESSION, ACTION, day="to")
 PIECES = {"quantity": REAL, "price": REAL, "currency": TEXT}
 """Of a product that an event is about: how many, the price of one, its currency; null where the event does not say."""
-ON_PRODUCT = RelationshipKind("ON_PRODUCT", ACTION, PRODUCT, PIECES, day="from")
+ON_PRODUCT = RelationshipKind("ON_PRODUCT", ACTION, PRODUCT, PIECES, day="from", later=tuple(PIECES))
 IN_CATEGORY = RelationshipKind("IN_CATEGORY", PRODUCT, CATEGORY)
 VIEWED = RelationshipKind("VIEWED", USER, PRODUCT, INTERACTION, "first_interaction")
 PURCHASED = RelationshipKind(
-    "PURCHASED", USER, PRODUCT, {**INTERACTION, "quantity": REAL, "revenue": REAL}, "first_interaction"
+    "PURCHASED",
+    USER,
+    PRODUCT,
+    {**INTERACTION, "quantity": REAL, "revenue": REAL},
+    "first_interaction",
+    ("quantity", "revenue"),
 )
 """How often a user bought a product; how many pieces, and for how much, where the events say it."""
 HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION, day="from")

@@ -5,7 +5,7 @@ they are and the sum of their hashes: in any order the same, and of two sets tog
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -58,24 +58,28 @@ def strange(name: str) -> str:
     return name + _STRANGE
 
 
-def row_hashes(frame: pl.DataFrame) -> pl.Series:
+def row_hashes(frame: pl.DataFrame, later: Collection[str] = ()) -> pl.Series:
     """A 128-bit hash of each row's columns, taken in the order of their names; UInt128.
 
     Names and kinds of values count too: 1 is neither "1" nor 1.0, and null is like nothing but null.
+
+    Args:
+        frame: rows.
+        later: columns that a later release added: a row that has nothing there has the hash that it had without them.
     """
     if frame.is_empty():
         return pl.Series(_HASH, [], dtype=pl.UInt128)
-    text = pl.concat_str([_encoded(name, frame.schema[name]) for name in sorted(frame.columns)])
+    text = pl.concat_str([_encoded(name, frame.schema[name], later) for name in sorted(frame.columns)])
     # The texts are several times what they stand for: some rows at a time.
     parts = [part.select(hash128(text).alias(_HASH)) for part in frame.iter_slices(HASHED_ROWS)]
     return pl.concat(parts).to_series()
 
 
-def _encoded(name: str, dtype: pl.DataType) -> pl.Expr:
+def _encoded(name: str, dtype: pl.DataType, later: Collection[str] = ()) -> pl.Expr:
     text = canonical_text(name, dtype)
     length = text.str.len_bytes().cast(pl.String)
     value = pl.concat_str(pl.lit(f"{name} {type_class(dtype)} "), length, pl.lit(":"), text)
-    return pl.coalesce(value, pl.lit(f"{name} null;"))
+    return pl.coalesce(value, pl.lit("" if name in later else f"{name} null;"))
 
 
 def digest(hashes: pl.Series) -> str:
@@ -135,7 +139,13 @@ SIDES = ("archive", "graph")
 """What findings call the two sides."""
 
 
-def compare(expected: pl.DataFrame, found: pl.DataFrame, key: list[str], sides: tuple[str, str] = SIDES) -> Comparison:
+def compare(
+    expected: pl.DataFrame,
+    found: pl.DataFrame,
+    key: list[str],
+    sides: tuple[str, str] = SIDES,
+    later: Collection[str] = (),
+) -> Comparison:
     """Compare archive and graph; only rows of days whose digests differ are looked at one by one.
 
     Args:
@@ -143,10 +153,11 @@ def compare(expected: pl.DataFrame, found: pl.DataFrame, key: list[str], sides: 
         found: rows as the graph has them, the same columns.
         key: columns that name a row.
         sides: what the differences call the two.
+        later: as in `row_hashes`.
     """
     columns = [c for c in found.columns if c != DAY]
     expected = expected.with_columns(pl.lit(None, pl.String).alias(c) for c in columns if c not in expected.columns)
-    (ours, expected_sums), (theirs, found_sums) = (_hashed(side, columns) for side in (expected, found))
+    (ours, expected_sums), (theirs, found_sums) = (_hashed(side, columns, later) for side in (expected, found))
     buckets = _side_by_side(expected_sums.buckets, found_sums.buckets)
     differing = buckets.filter(pl.col("expected_digest") != pl.col("found_digest")).select(pl.col("day").alias(DAY))
     findings = pl.DataFrame(schema=FINDING_COLUMNS)
@@ -169,10 +180,10 @@ def only_ghosts(keys: Sequence[str]) -> Comparison:
     return Comparison(buckets, 0, found.rows, NO_ROWS, found.total, findings)
 
 
-def _hashed(rows: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, BucketDigests]:
+def _hashed(rows: pl.DataFrame, columns: list[str], later: Collection[str]) -> tuple[pl.DataFrame, BucketDigests]:
     said = rows.select(columns)
     day = rows[DAY] if DAY in rows.columns else _no_days(rows.height)
-    hashes = row_hashes(said)
+    hashes = row_hashes(said, later)
     return said.with_columns(hashes, day), digests_by_bucket(day, hashes)
 
 

@@ -19,6 +19,7 @@ from c360_pipeline.core.sources.values import (
     at_path,
     compiled,
     condition,
+    inside,
     leaves,
     steps_of,
     text_of,
@@ -152,8 +153,17 @@ class SourceMapping:
         ]
         self.too_long = _one_of(document, "too_long", ("cut", "dead"), place)
         self._skip = _skips(document.get("skip"), place.at("skip"), self._read)
+        self._paths_of = {name: paths for name, (_, paths) in self._texts.items()} | {
+            field: _paths_in(_value_of(document[key]))
+            for field, key in (("sessionId", "session"), ("ts", "time"), ("receivedAt", "received"), ("eventId", "id"))
+            if document.get(key) is not None
+        }
         # What is read stands where it belongs; what lies around it is left for `attrs_rest`.
         self.paths = tuple(dict.fromkeys(self._read.paths))
+
+    def paths_of(self, field: str) -> str:
+        """The paths that a field of the contract is read from, for messages."""
+        return self._paths_of.get(field, field)
 
     @property
     def name(self) -> str:
@@ -237,10 +247,10 @@ class SourceMapping:
     def _items_of(self, record: Any, faults: dict[str, Rejected]) -> list[dict[str, Any]]:
         if self._items is None:
             return []
-        each = self._items.each(record)
+        each = inside(self._items.each(record))
         found = each if isinstance(each, list) else [each] if isinstance(each, dict) else []
         if not found and self._items.otherwise is not None:
-            other = self._items.otherwise(record)
+            other = inside(self._items.otherwise(record))
             found = [other] if isinstance(other, dict) else []
         items = []
         for one in found[:MAX_ITEMS]:
@@ -285,10 +295,7 @@ class SourceMapping:
         read = [path for path in self.paths if path not in {path for path, _ in self._rest}]
         found: list[tuple[str, Any]] = []
         for path, steps in self._rest:
-            value = at_path(record, steps)
-            if isinstance(value, str):
-                value = None
-            for name, leaf in leaves(value):
+            for name, leaf in leaves(inside(at_path(record, steps))):
                 whole = f"{path}.{name}"
                 if name and not any(whole == one or whole.startswith((f"{one}.", f"{one}[")) for one in read):
                     found.append((name, leaf))
@@ -343,6 +350,11 @@ def _paths_in(document: Any) -> str:
             return _paths_in(inner)
         case _:
             return str(document)
+
+
+def _value_of(document: Any) -> Any:
+    """A target's value without what is said of it beside."""
+    return {k: v for k, v in document.items() if k not in ("as", "scope")} if isinstance(document, dict) else document
 
 
 def _one_of(document: Mapping[str, Any], name: str, allowed: tuple[str, ...], place: Place) -> str:

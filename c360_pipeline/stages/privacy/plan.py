@@ -206,7 +206,9 @@ class Planner:
         rules = self._stores.control.key_rules.policy().rules
         names = [rule.source.removeprefix("attrs.") for rule in rules]
         ids = attrs.filter(pl.col("key").is_in(names))["value"]
-        columns = (theirs["event_id"], theirs["session_id"], *(theirs[name] for name in PERSONAL_TEXTS), ids)
+        traits = theirs.select(pl.col("traits").cast(entries)).explode("traits").unnest("traits")["value"]
+        named = (theirs[name] for name in PERSONAL_TEXTS)
+        columns = (theirs["event_id"], theirs["session_id"], *named, ids, traits)
         return {value for column in columns for value in column.drop_nulls()}
 
     def _elsewhere(self, terms: SearchTerms, users: pl.LazyFrame, rows: dict[str, list[dict[str, Any]]]) -> set[str]:

@@ -49,6 +49,7 @@ WRITE = Statement(
         ON CREATE SET a:Event:Unlanded, {_PROPERTIES}, a.status = 'NEW', a.written_at = datetime(), a.is_new = true
     WITH a, row WHERE a.is_new
     REMOVE a.is_new
+    WITH a, row
     CALL (row) {{
         WITH row WHERE row.user_id IS NOT NULL
         MERGE (u:User {{tenant_id: $tenant_id, id: row.user_id}})

@@ -255,7 +255,7 @@ def _compared_rows(kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> Comp
     if kind in OWNED_PROPERTIES:
         # Nodes that are missing, or ghosts, are told by the kind that makes them.
         ours, theirs = _with_key_of(ours, theirs, kind), _with_key_of(theirs, ours, kind)
-    return compare(ours, theirs, kind.key_columns)
+    return compare(ours, theirs, kind.key_columns, later=kind.later)
 
 
 def _with_key_of(rows: pl.DataFrame, others: pl.DataFrame, kind: Kind) -> pl.DataFrame:

@@ -1,0 +1,1 @@
+"""Sources: their presets, what a file of one would become, and what a better mapping changes."""
