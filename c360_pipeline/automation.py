@@ -20,8 +20,9 @@ from c360_pipeline.resources import (
     SilosResource,
 )
 from c360_pipeline.settings import is_automation_on, runbook_entry
-from c360_pipeline.stages.landing.ingest import waiting_files
+from c360_pipeline.stages.landing.ingest import files_of, waiting_files
 from c360_pipeline.stages.silos.run import look_at_sources
+from c360_pipeline.stages.sources.active import active_sources
 from c360_pipeline.stores.s3.landing import LandingFile
 
 OF_SILOS = [
@@ -233,12 +234,14 @@ class Asked:
     "The accounting decide, so that names, times and order of objects do not matter.",
 )
 def new_landing_files(
-    context: dg.SensorEvaluationContext, landing: LandingResource, lake: LakeResource
+    context: dg.SensorEvaluationContext, landing: LandingResource, lake: LakeResource, control: ControlResource
 ) -> dg.SensorResult | dg.SkipReason:
     """One run for all files that wait; the same files ask again only when that run is over and they still wait."""
-    new, interrupted = waiting_files(lake.open(), landing.open().event_files())
+    # What is wrong with a source is said by the run; here the others are looked for.
+    found, _ = files_of(landing.open(), active_sources(control.open())[0])
+    new, interrupted = waiting_files(lake.open(), found.files)
     if not new and not interrupted:
-        return dg.SkipReason("Every file of the landing area is in the accounting.")
+        return dg.SkipReason("Every file of the landing area and of the sources is in the accounting.")
     waiting, asked, now = identity([*new, *interrupted]), Asked.read(context.cursor), datetime.now(UTC)
     if context.instance.get_runs_count(dg.RunsFilter(job_name=landed_files.name, statuses=UNFINISHED[:2])):
         return dg.SkipReason("A run that has not begun yet will take them.")

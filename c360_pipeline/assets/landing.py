@@ -23,6 +23,7 @@ from c360_pipeline.assets.specs import (
 )
 from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import (
+    OUTCOMES,
     QUEUE_COUNTED_BY,
     FileAccount,
     misaccounted,
@@ -35,10 +36,10 @@ from c360_pipeline.errors import ContractError
 from c360_pipeline.resources import ControlResource, LakeResource, LandingResource, MetricsResource
 from c360_pipeline.stages.landing.backfill import land
 from c360_pipeline.stages.landing.dead_letters import damaged_since, settle_accounting
-from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.landing.ingest import Ingest, files_of
+from c360_pipeline.stages.sources.active import active_sources
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.metrics import Figure
-from c360_pipeline.stores.s3.landing import landing_date_of
 
 GROUP = "landing"
 
@@ -67,7 +68,7 @@ class LandingConfig(dg.Config):
             "accounting_adds_up",
             asset="landing_files",
             blocking=True,
-            description="For every file, lines = landed + duplicates + dead + suppressed.",
+            description="For every file, the outcomes of its lines add up to its lines.",
         ),
         check_spec(
             "archive_holds_what_the_accounting_says",
@@ -116,8 +117,10 @@ def landing_assets(
     rules = control.open()
     erasure = rules.privacy.unfinished_erasure()
     suppressed, overwrites = rules.privacy.suppressed_users(), rules.overwrite_rules()
-    ingest = Ingest(area, tables, suppressed, overwrites, force=config.force_removal)
-    found = area.events_area()
+    sources, faulty = active_sources(rules)
+    ingest = Ingest(area, tables, suppressed, overwrites, force=config.force_removal, sources=sources)
+    found, unlisted = files_of(area, sources)
+    ingest.unreadable |= faulty | unlisted
 
     def report(lines: int) -> None:
         context.log.info("batch_landed: %s lines", f"{lines:,}")
@@ -129,7 +132,7 @@ def landing_assets(
     ingest.unreadable |= dict.fromkeys(sorted(held), str(erasure))
     accounts = land(ingest, found.files, dates, report, held)
     metrics.open().write("landing", landing_totals(accounts))
-    _note_dates(context, tables, dates or {landing_date_of(account.source_uri) for account in accounts})
+    _note_dates(context, tables, dates or {account.landing_date for account in accounts})
     yield from _results(tables, accounts, ingest.unreadable, started, held)
     yield dg.AssetCheckResult(
         asset_key="landing_files",
@@ -161,7 +164,7 @@ def _results(
             per_tenant_and_class=preview(reasons.sort("letters", descending=True).collect()),
         ),
     )
-    totals = files.select("lines", "landed", "duplicates", "dead", "suppressed", "replaced").sum()
+    totals = files.select("lines", *OUTCOMES, "replaced").sum()
     yield dg.MaterializeResult(
         asset_key="landing_files",
         metadata=rows(
@@ -204,8 +207,7 @@ def _results(
 
 def landing_totals(accounts: Sequence[FileAccount]) -> list[Figure]:
     """What became of the lines of a run's files, and how many bytes they are, to be added to those of earlier runs."""
-    outcomes = {name: sum(getattr(account, name) for account in accounts)
-                for name in ("landed", "duplicates", "dead", "suppressed")}  # fmt: skip
+    outcomes = {name: sum(getattr(account, name) for account in accounts) for name in OUTCOMES}
     return [
         Figure("landing_files_read", "Files that were read.", len(accounts), is_total=True),
         Figure("landing_bytes", "Bytes of them.", sum(account.bytes for account in accounts), is_total=True),
@@ -220,12 +222,18 @@ def landed_summary(accounts: Sequence[FileAccount]) -> str:
     """What became of the lines of the files of a run."""
     if not accounts:
         return "landing: no new file"
-    total = {name: sum(getattr(account, name) for account in accounts)
-             for name in ("lines", "landed", "duplicates", "dead", "suppressed")}  # fmt: skip
-    return (
-        f"landing: {len(accounts):,} files, {total['lines']:,} lines = {total['landed']:,} landed + "
-        f"{total['duplicates']:,} duplicates + {total['dead']:,} dead + {total['suppressed']:,} suppressed"
-    )
+    named = [("landing", [a for a in accounts if a.source is None])]
+    named += [(f"source {name}", [a for a in accounts if a.source == name])
+              for name in sorted({a.source for a in accounts if a.source})]  # fmt: skip
+    return "; ".join(_accounted(name, some) for name, some in named if some)
+
+
+def _accounted(name: str, accounts: Sequence[FileAccount]) -> str:
+    total = {outcome: sum(getattr(account, outcome) for account in accounts) for outcome in OUTCOMES}
+    shown = [f"{count:,} {outcome}" for outcome, count in total.items() if count or outcome in OUTCOMES[:4]]
+    lines = sum(account.lines for account in accounts)
+    what = "lines" if name == "landing" else "records"
+    return f"{name}: {len(accounts):,} files, {lines:,} {what} = {' + '.join(shown)}"
 
 
 def files_letters(lake: Lake, account: FileAccount) -> pl.DataFrame:
@@ -251,12 +259,11 @@ def mostly_dead(account: FileAccount, reasons: pl.DataFrame) -> str:
 def _note_dates(context: dg.AssetExecutionContext, lake: Lake, dates: set[date]) -> None:
     """Say of each date how many lines became what."""
     accounts = lake.scan(LANDING_FILES).filter(pl.col("landing_date").is_in(sorted(dates)))
-    counted = ("lines", "landed", "duplicates", "dead", "suppressed", "replaced")
+    counted = ("lines", *OUTCOMES, "replaced")
     days = accounts.group_by("landing_date").agg(pl.len().alias("files"), pl.col(counted).sum()).collect()
-    of_day = pl.col("source_uri").str.extract(r"/date=(\d{4}-\d\d-\d\d)/").alias("day")
     # The same bytes on another day are the same letter, and a line of that day all the same.
-    of_dates = of_day.is_in([str(day) for day in dates])
-    lines = lake.scan(DEAD_LETTER_LINES).filter(of_dates).select(of_day, "dead_letter_id")
+    of_day = accounts.select("source_uri", source_etag="etag", day=pl.col("landing_date").cast(pl.String))
+    lines = lake.scan(DEAD_LETTER_LINES).join(of_day, on=["source_uri", "source_etag"]).select("day", "dead_letter_id")
     letters = lake.scan(DEAD_LETTERS).select("dead_letter_id", "tenant_id", "error_class", "status")
     # Not the reasons in full: they may quote what is personal.
     named = lines.join(letters, on="dead_letter_id")

@@ -29,6 +29,7 @@ from c360_pipeline.cli.privacy import erase, retain
 from c360_pipeline.cli.projections import graph_projection_app
 from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
+from c360_pipeline.cli.sources import sources_app
 from c360_pipeline.cli.stream import stream_app
 from c360_pipeline.cli.suppress import suppress_app
 from c360_pipeline.errors import C360Error, ConfigError, ConflictError, UnavailableError, named
@@ -45,6 +46,7 @@ app.add_typer(keys_app, name="api-keys")
 app.add_typer(stream_app, name="stream")
 app.add_typer(cypher_script_app, name="cypher-script")
 app.add_typer(graph_projection_app, name="graph-projection")
+app.add_typer(sources_app, name="sources")
 app.command()(api)
 app.command()(doctor)
 app.command()(plan)

@@ -20,10 +20,12 @@ def _open_queue() -> Any:
     from c360_pipeline.connections import open_control, open_lake, open_landing
     from c360_pipeline.stages.landing.dead_letters import DeadLetters
     from c360_pipeline.stages.landing.ingest import Ingest
+    from c360_pipeline.stages.sources.active import active_sources
 
     settings = load_settings()
-    suppressed = open_control(settings).privacy.suppressed_users()
-    return DeadLetters(Ingest(open_landing(settings), open_lake(settings), suppressed))
+    control = open_control(settings)
+    suppressed, (sources, _) = control.privacy.suppressed_users(), active_sources(control)
+    return DeadLetters(Ingest(open_landing(settings), open_lake(settings), suppressed, sources=sources))
 
 
 def _selection(

@@ -33,7 +33,7 @@ def metrics(
 
 def exporter(home: Path, settings: Settings) -> "Exporter":
     """The collector over the settings' stores; each scrape opens them again, so that one that comes back is seen."""
-    from c360_pipeline.connections import open_graph, open_lake, open_landing
+    from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
     from c360_pipeline.stages.monitoring import exporter as exporting
     from c360_pipeline.stages.monitoring.exporter import Exporter
     from c360_pipeline.stores.local.metrics import Figure, Metrics
@@ -51,7 +51,9 @@ def exporter(home: Path, settings: Settings) -> "Exporter":
 
     sources = {
         "lake": lambda: exporting.lake_figures(open_lake(settings)),
-        "landing": lambda: exporting.landing_figures(open_landing(settings), open_lake(settings)),
+        "landing": lambda: exporting.landing_figures(
+            open_landing(settings), open_lake(settings), open_control(settings)
+        ),
         "neo4j": of_graph,
     }
     if settings.flink_rest_url is not None:

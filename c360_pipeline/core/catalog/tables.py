@@ -78,7 +78,9 @@ LANDING_FILES = Table(
         Column("etag", TEXT, "content of the object that was read: an overwritten object is another one"),
         Column("landing_date", DATE, "date in the object's path"),
         Column("bytes", INT, "size of the object as it lies in S3"),
-        Column("lines", INT, "lines of the file: landed + duplicates + dead + suppressed + replaced"),
+        Column(
+            "lines", INT, "lines of the file: landed + duplicates + dead + suppressed + skipped + withheld + replaced"
+        ),
         Column("landed", INT, "lines that became new events of the archive"),
         Column("duplicates", INT, "lines whose event was in the archive already"),
         Column("dead", INT, "lines that went to the dead-letter queue"),
@@ -91,6 +93,10 @@ LANDING_FILES = Table(
         Column("reopened_at", UTC_MICROS, "when the file was asked to be read again (UTC)"),
         Column("contract_version", INT, "version of the event contract that the file was read by; null for the first"),
         Column("replaced", INT, "lines whose events or letters left for those of a newer version of the file"),
+        Column("skipped", INT, "records that the mapping of the source leaves out"),
+        Column("withheld", INT, "records whose visitor refused what the source requires"),
+        Column("source", TEXT, "source that the file is of; null for events in this project's own form"),
+        Column("mapping_version", INT, "version of the source's mapping that the file was read by"),
     ),
     "The accounting: for every file that was read, what became of each of its lines.",
 )

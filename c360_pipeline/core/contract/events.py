@@ -48,6 +48,7 @@ ERROR_CLASSES = (
     "timestamp_out_of_range",
     "too_many_attrs",
     "duplicate_id_conflict",
+    "left_out",
 )
 
 

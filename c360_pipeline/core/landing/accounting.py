@@ -12,13 +12,15 @@ from c360_pipeline.core.landing.lines import DELIVERY, Delivery
 
 COUNTED_AS = {"landed": "landed", "duplicate": "duplicates", "suppressed": "suppressed"}
 """What a dead letter's line can become, and the column of `LANDING_FILES` that counts such lines."""
+OUTCOMES = ("landed", "duplicates", "dead", "suppressed", "skipped", "withheld")
+"""What becomes of a line."""
 QUEUE_COUNTED_BY = (*DELIVERY, "outcome")
 """Columns of `DEAD_LETTER_LINES`; the number of its lines with equal values is all that the accounting needs of it."""
 
 
 @dataclass
 class FileAccount:
-    """The account of one delivery while it is read; balanced when every line is in one of the four columns."""
+    """The account of one delivery while it is read; balanced when every line is in one of `OUTCOMES`."""
 
     source_uri: str
     etag: str
@@ -29,7 +31,11 @@ class FileAccount:
     duplicates: int = 0
     dead: int = 0
     suppressed: int = 0
+    skipped: int = 0
+    withheld: int = 0
     damage: str | None = None
+    source: str | None = None
+    mapping_version: int | None = None
 
     @property
     def delivery(self) -> Delivery:
@@ -71,7 +77,7 @@ def of_older_contracts(files: pl.DataFrame) -> pl.DataFrame:
 
 def unbalanced(files: pl.DataFrame) -> pl.DataFrame:
     """Rows of `LANDING_FILES` whose columns do not add up to their lines."""
-    columns = ("landed", "duplicates", "dead", "suppressed", "replaced")
+    columns = (*OUTCOMES, "replaced")
     return files.filter(pl.col("lines") != pl.sum_horizontal(pl.col(name).fill_null(0) for name in columns))
 
 

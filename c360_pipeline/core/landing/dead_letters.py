@@ -1,16 +1,19 @@
 """Dead letters: rejected lines as rows of the queue, and what becomes of them when they are replayed."""
 
 import hashlib
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS
 from c360_pipeline.core.contract.events import ERROR_CLASSES, MAX_LINE_BYTES
 from c360_pipeline.core.landing.classify import Classified
-from c360_pipeline.core.landing.decode import REJECTED_SCHEMA, Decoded, decode, rejected_conflicts
+from c360_pipeline.core.landing.decode import REJECTED_SCHEMA, Decoded, decode, decode_records, rejected_conflicts
 from c360_pipeline.core.landing.lines import PLACE, Delivery, Line, LineBlock, LongLine
 from c360_pipeline.core.projection.refused import REFUSED
+from c360_pipeline.core.sources.source import Sources
 
 LETTER_CLASSES = (*ERROR_CLASSES, REFUSED)
 STATUSES = ("open", "replayed", "discarded")
@@ -81,22 +84,36 @@ def passed(classified: Classified, queued: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def decode_letters(letters: pl.DataFrame, now: datetime) -> Decoded:
-    """Hold the bytes of letters against the contract; every row is at the letter's first place.
+def decode_letters(letters: pl.DataFrame, now: datetime, sources: Sources) -> Decoded:
+    """Hold the bytes of letters against the contract, those of sources through their mapping of today.
 
     Args:
         letters: rows of `DEAD_LETTERS`, all with their bytes.
         now: the moment of the replay, UTC.
+        sources: those that are active.
+
+    Returns:
+        Events and rejected lines, every row at the letter's first place.
     """
-    block = LineBlock(Delivery("", ""), 0, 0, b"".join(raw + b"\n" for raw in letters["raw"]))
-    decoded = decode(block, now)
+    of_uri = {uri: source for uri in letters["source_uri"].unique().sort() if (source := sources.of(uri))}
+    own = letters.filter(~pl.col("source_uri").is_in(list(of_uri)))
+    parts = [_decoded(own, lambda block: decode(block, now))]
+    for uri, source in of_uri.items():
+        again = partial(decode_records, now=now, source=source, keeps_left_out=True)
+        parts.append(_decoded(letters.filter(pl.col("source_uri") == uri), again, uri))
+    return Decoded.together(parts)
+
+
+def _decoded(letters: pl.DataFrame, decoder: Callable[[LineBlock], Decoded], uri: str = "") -> Decoded:
+    block = LineBlock(Delivery(uri, ""), 0, 0, b"".join(raw + b"\n" for raw in letters["raw"]))
+    decoded = decoder(block)
     places = letters.select(PLACE).with_row_index("number", offset=0).with_columns(pl.col("number").cast(pl.Int64))
+    return Decoded(_placed(decoded.events, places), _placed(decoded.rejected, places), decoded.lines)
 
-    def placed(rows: pl.DataFrame) -> pl.DataFrame:
-        numbered = rows.rename({"source_line": "number"}).drop("source_uri", "source_etag")
-        return numbered.join(places, on="number", maintain_order="left").select(rows.columns)
 
-    return Decoded(placed(decoded.events), placed(decoded.rejected), decoded.lines)
+def _placed(rows: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
+    numbered = rows.rename({"source_line": "number"}).drop("source_uri", "source_etag")
+    return numbered.join(places, on="number", maintain_order="left").select(rows.columns)
 
 
 def validated_letters(

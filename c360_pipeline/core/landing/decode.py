@@ -8,15 +8,18 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS
 from c360_pipeline.core.contract.columns import parse_block
-from c360_pipeline.core.contract.events import Event, Rejected, parse_event
+from c360_pipeline.core.contract.events import Event, Rejected, load_object, parse_event
 from c360_pipeline.core.landing.lines import Delivery, Line, LineBlock, line_blocks
+from c360_pipeline.core.sources.decode import event_from
+from c360_pipeline.core.sources.mapping import Skipped
+from c360_pipeline.core.sources.source import Source
 
 PADDING = re.compile(rb"^(?:\xef\xbb\xbf|\x00)+|[\x00\r]+$")
 """What stands before and behind lines where parts were put together, or blocks were filled up."""
@@ -32,11 +35,13 @@ class Decoded:
         events: rows of `EVENTS`, in the order of the blocks; `content_hash` is there on every row.
         rejected: one row per rejected line, of `REJECTED_SCHEMA`.
         lines: lines of each delivery that are not blank.
+        left_out: of these, records that a mapping leaves out, by delivery and `skipped` or `withheld`.
     """
 
     events: pl.DataFrame
     rejected: pl.DataFrame
     lines: Counter[Delivery]
+    left_out: Counter[tuple[Delivery, str]] = field(default_factory=Counter)
 
     @classmethod
     def together(cls, parts: Iterable["Decoded"]) -> "Decoded":
@@ -46,6 +51,7 @@ class Decoded:
             pl.concat([EVENTS.empty(), *(part.events for part in parts)]),
             pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *(part.rejected for part in parts)]),
             sum((part.lines for part in parts), Counter()),
+            sum((part.left_out for part in parts), Counter()),
         )
 
 
@@ -77,6 +83,36 @@ def decode(block: LineBlock, now: datetime) -> Decoded:
     ).select(list(EVENTS.columns))
     frame = pl.concat([usual, _event_frame(events, now)]) if events else usual
     return Decoded(frame, rejected_frame(rejected, now), Counter({block.delivery: parsed.line_count - padding}))
+
+
+def decode_records(block: LineBlock, now: datetime, source: Source, *, keeps_left_out: bool = False) -> Decoded:
+    """Map each record of a source, and hold it against the contract.
+
+    Args:
+        block: the records, a JSON line each.
+        now: the moment of landing, UTC.
+        source: that they are of.
+        keeps_left_out: records that the mapping leaves out are rejected, as of a queue that holds them.
+    """
+    events: list[tuple[Event, Line]] = []
+    rejected: list[tuple[Rejected, Line]] = []
+    left_out: Counter[tuple[Delivery, str]] = Counter()
+    given, lines = source.given(block.delivery.source_uri), 0
+    for line in map(block.line, range(len(block.starts) - 1)):
+        said = PADDING.sub(b"", line.raw).strip()
+        if not said:
+            continue
+        lines += 1
+        try:
+            events.append((event_from(load_object(said), source.mapping, now, given), line))
+        except Skipped as skipped:
+            left_out[block.delivery, skipped.outcome] += 1
+            if keeps_left_out:
+                rejected.append((Rejected("left_out", f"{skipped}: discard it"), line))
+        except Rejected as reason:
+            rejected.append((reason, line))
+    frame = _event_frame(events, now) if events else EVENTS.empty()
+    return Decoded(frame, rejected_frame(rejected, now), Counter({block.delivery: lines}), left_out)
 
 
 def decode_file(delivery: Delivery, content: bytes, now: datetime) -> Decoded:

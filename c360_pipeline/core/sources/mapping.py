@@ -6,7 +6,7 @@ Mixpanel, CloudEvents, Shopify, Stripe and OTLP, of which none has the fields of
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,11 @@ TARGETS = {
     "extends", "tenant", "user", "anonymous", "session", "time", "received", "action", "id", "volatile",
     "items", "keys", "same_as", "traits", "group", "consent", "require", "attrs", "attrs_rest", "too_long", "skip",
 }  # fmt: skip
+TARGET_OF = {
+    "tenantId": "tenant", "userId": "user", "anonymousId": "anonymous", "sessionId": "session", "ts": "time",
+    "receivedAt": "received", "action": "action", "eventId": "id", "items": "items",
+}  # fmt: skip
+"""The target of a mapping that makes a field of the contract."""
 _ITEM = ("id", "quantity", "price", "currency")
 
 
@@ -158,8 +163,25 @@ class SourceMapping:
             for field, key in (("sessionId", "session"), ("ts", "time"), ("receivedAt", "received"), ("eventId", "id"))
             if document.get(key) is not None
         }
+        self._alternatives = {
+            field: [
+                (_paths_in(one), compiled(one, place.at(key), Read()))
+                for one in _alternatives_in(_value_of(document[key]))
+            ]
+            for field, key in TARGET_OF.items()
+            if document.get(key) is not None and key != "items"
+        }
         # What is read stands where it belongs; what lies around it is left for `attrs_rest`.
         self.paths = tuple(dict.fromkeys(self._read.paths))
+
+    def alternatives(self, record: Any) -> Iterator[tuple[str, str | None]]:
+        """Of each field of the contract, by which of the values that the mapping names for it a record has one.
+
+        Yields:
+            Name of the field, and the paths of the first that is there; None where none is.
+        """
+        for name, values in self._alternatives.items():
+            yield name, next((paths for paths, value in values if value(record) is not None), None)
 
     def paths_of(self, field: str) -> str:
         """The paths that a field of the contract is read from, for messages."""
@@ -180,12 +202,28 @@ class SourceMapping:
         Raises:
             Skipped: the mapping leaves it out, or its visitor refused what the source requires.
         """
-        for applies, path in self._skip:
-            if applies(record):
-                raise Skipped("skipped", f"`{path}` is one that the mapping skips ({self.name})")
+        self._refuse_skipped(record)
         given = given or {}
         faults: dict[str, Rejected] = {}
         fields: dict[str, Any] = {}
+        self._take_texts(record, fields, faults, given)
+        self._take_times(record, fields, faults, given)
+        self._take_consent(record, fields)
+        if items := self._items_of(record, faults):
+            fields["items"] = items
+        self._take_facts(record, fields, faults)
+        self._take_id(record, fields, faults)
+        fields["source"], fields["mappingVersion"] = self.source, self.version
+        return Mapped(fields, faults)
+
+    def _refuse_skipped(self, record: Any) -> None:
+        for applies, path in self._skip:
+            if applies(record):
+                raise Skipped("skipped", f"`{path}` is one that the mapping skips ({self.name})")
+
+    def _take_texts(
+        self, record: Any, fields: dict[str, Any], faults: dict[str, Rejected], given: Mapping[str, str]
+    ) -> None:
         for name, (value, paths) in self._texts.items():
             found = given.get(name) or self._text(value(record), name, faults)
             if found is not None:
@@ -200,14 +238,6 @@ class SourceMapping:
         visitor = fields.get("anonymousId") or fields.get("userId")
         if self._session and (session := self._text(self._session.value(record), "sessionId", faults)):
             fields["sessionId"] = f"{visitor}/{session}" if self._session.is_of_visitor else session
-        self._take_times(record, fields, faults, given)
-        self._take_consent(record, fields)
-        if items := self._items_of(record, faults):
-            fields["items"] = items
-        self._take_facts(record, fields, faults)
-        self._take_id(record, fields, faults)
-        fields["source"], fields["mappingVersion"] = self.source, self.version
-        return Mapped(fields, faults)
 
     def _text(self, value: Any, name: str, faults: dict[str, Rejected]) -> str | None:
         if value is None:
@@ -355,6 +385,16 @@ def _paths_in(document: Any) -> str:
 def _value_of(document: Any) -> Any:
     """A target's value without what is said of it beside."""
     return {k: v for k, v in document.items() if k not in ("as", "scope")} if isinstance(document, dict) else document
+
+
+def _alternatives_in(document: Any) -> list[Any]:
+    """The values of which the first that is there is taken."""
+    if isinstance(document, list):
+        return document
+    if isinstance(document, dict) and isinstance(document.get("path"), list):
+        rest = {key: value for key, value in document.items() if key != "path"}
+        return [{**rest, "path": one} for one in document["path"]]
+    return [document]
 
 
 def _one_of(document: Mapping[str, Any], name: str, allowed: tuple[str, ...], place: Place) -> str:

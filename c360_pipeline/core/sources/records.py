@@ -8,6 +8,7 @@ lines count what comes out, so that each record has a place of its own.
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -148,27 +149,29 @@ def _line(record: Any) -> bytes:
 
 def _json(value: Any) -> str:
     """JSON of a row: numbers with the digits that they have, instants in RFC 3339, bytes as text."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(str(k))}:{_json(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_json, value)) + "]"
+    if isinstance(value, _Digits | Decimal):
+        return value.text if isinstance(value, _Digits) else str(value)
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
     match value:
-        case dict():
-            return "{" + ",".join(f"{json.dumps(str(k))}:{_json(v)}" for k, v in value.items()) + "}"
-        case list() | tuple():
-            return "[" + ",".join(map(_json, value)) + "]"
-        case _Digits():
-            return value.text
-        case Decimal():
-            return str(value)
         case datetime():
-            return json.dumps((value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat())
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
         case date():
-            return json.dumps(value.isoformat())
+            return value.isoformat()
         case bytes():
-            return json.dumps(value.decode("utf-8", "backslashreplace"))
-        case float() if value != value or value in (float("inf"), float("-inf")):
-            return "null"
-        case None | bool() | int() | float() | str():
-            return json.dumps(value, ensure_ascii=False)
+            return value.decode("utf-8", "backslashreplace")
+        case float():
+            return value if math.isfinite(value) else None
+        case None | int() | str():
+            return value
         case _:
-            return json.dumps(str(value))
+            return str(value)
 
 
 def _tab_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str, Any]]:

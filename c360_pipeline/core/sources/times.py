@@ -15,7 +15,7 @@ UTC; `epoch_s`, `epoch_ms`, `epoch_us`, `epoch_ns`: a number or its text."""
 
 
 def reader(name: str) -> Callable[[Any], Any]:
-    """A function from a value to what the contract reads; what it can't read is handed on, for the contract to refuse."""
+    """A function from a value to what the contract reads; what it can't read goes on, for the contract to refuse."""
     if name == "rfc3339":
         return lambda value: value
     if name == "utc":

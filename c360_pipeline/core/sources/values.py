@@ -17,7 +17,10 @@ Value = Callable[[Any], Any]
 """From a record to a value, None where there is none."""
 _STEP = re.compile(r"((?:[^.\[\]\\]|\\.)+)|\[(\d+)\]")
 _OPTIONS = {"when", "map", "else", "strip", "lower", "hash"}
-_KINDS = {"path": {"path"}, "const": {"const"}, "join": {"join", "with"}, "find": {"find", "by", "key", "starts", "take", "all"}}  # fmt: skip
+_KINDS = {
+    "path": {"path"}, "const": {"const"}, "join": {"join", "with"},
+    "find": {"find", "by", "key", "starts", "take", "all"},
+}  # fmt: skip
 
 
 class Place:
@@ -201,33 +204,35 @@ _MADE = {"const": _const, "path": _path, "join": _join, "find": _find}
 
 
 def _with_options(value: Value, document: Mapping[str, Any], place: Place, read: Read) -> Value:
-    steps: list[Callable[[Any], Any]] = []
-    if "strip" in document:
-        prefix = _text_in(document, "strip", place)
-        steps.append(lambda found: found.removeprefix(prefix) or None if isinstance(found, str) else found)
-    if document.get("lower", False):
-        steps.append(lambda found: found.lower() if isinstance(found, str) else found)
-    if "map" in document:
-        steps.append(_mapped(document, place))
-    if "hash" in document:
-        if document["hash"] != "sha256_lower":
-            raise place.at("hash").wrong(
-                "sha256_lower is the one there is: of the text without blanks, in small letters."
-            )
-        steps.append(_sha256_lower)
+    steps = [made(document, place) for name, made in _STEPS.items() if document.get(name)]
     applies = condition(document["when"], place.at("when"), read) if "when" in document else None
+    if not steps and applies is None:
+        return value
 
     def used(record: Any) -> Any:
-        if applies is not None and not applies(record):
-            return None
-        found = value(record)
+        found = value(record) if applies is None or applies(record) else None
         for step in steps:
-            if found is None:
-                return None
-            found = step(found)
+            found = None if found is None else step(found)
         return found
 
-    return used if steps or applies else value
+    return used
+
+
+def _stripped(document: Mapping[str, Any], place: Place) -> Callable[[Any], Any]:
+    prefix = document["strip"]
+    if not isinstance(prefix, str):
+        raise place.at("strip").wrong("a text is right, which is taken away where a value begins with it.")
+    return lambda found: found.removeprefix(prefix) or None if isinstance(found, str) else found
+
+
+def _lowered(document: Mapping[str, Any], place: Place) -> Callable[[Any], Any]:
+    return lambda found: found.lower() if isinstance(found, str) else found
+
+
+def _hashed(document: Mapping[str, Any], place: Place) -> Callable[[Any], Any]:
+    if document["hash"] != "sha256_lower":
+        raise place.at("hash").wrong("sha256_lower is the one there is: of the text without blanks, in small letters.")
+    return _sha256_lower
 
 
 def _mapped(document: Mapping[str, Any], place: Place) -> Callable[[Any], Any]:
@@ -249,11 +254,10 @@ def _sha256_lower(found: Any) -> str | None:
     return hashlib.sha256(text.strip().lower().encode()).hexdigest() if text and text.strip() else None
 
 
-def _text_in(document: Mapping[str, Any], name: str, place: Place) -> str:
-    found = document[name]
-    if not isinstance(found, str):
-        raise place.at(name).wrong("a text is right.")
-    return found
+_STEPS: dict[str, Callable[[Mapping[str, Any], Place], Callable[[Any], Any]]] = {
+    "strip": _stripped, "lower": _lowered, "map": _mapped, "hash": _hashed,
+}  # fmt: skip
+"""What is done with a value, in this order."""
 
 
 def condition(document: Any, place: Place, read: Read) -> Callable[[Any], bool]:

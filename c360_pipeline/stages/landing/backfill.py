@@ -43,7 +43,7 @@ from c360_pipeline.core.landing.lines import (
 from c360_pipeline.core.landing.overwrites import why_not_believed
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stages.landing.blanking import blank_deliveries, settle_blanked
-from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest, waiting_files
+from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest, count_lines, waiting_files
 from c360_pipeline.stores.local.spill import Spill
 from c360_pipeline.stores.s3.landing import EventFile
 
@@ -134,7 +134,12 @@ def land(
     again = backfill(ingest, [*interrupted, *newer], report)
     first = [f for f in new if f not in newer] if newer else new
     accounts = [*again, *ingest.land(first, report)]
-    lines = {a.delivery: ingest.suppressed_lines[a.delivery] for a in accounts if a.delivery in ingest.suppressed_lines}
+    # The files of a source are its producer's: they are read where they lie, and stay as they are.
+    lines = {
+        a.delivery: ingest.suppressed_lines[a.delivery]
+        for a in accounts
+        if a.delivery in ingest.suppressed_lines and a.source is None
+    }
     etags = blank_deliveries(ingest.landing, ingest.lake, lines, ingest.unreadable)
     accounts = [replace(a, etag=etags.get(a.delivery, a.etag)) for a in accounts]
     return [*accounts, *ingest.account_for_lost(found)]
@@ -221,8 +226,7 @@ def _read(ingest: Ingest, files: list[EventFile], folder: Path, report: Callable
         for frame in (silent, silent_rejected):
             for delivery, count in count_by_delivery(frame).items():
                 read.accounts[delivery].suppressed += count
-        for delivery, count in batch.lines.items():
-            read.accounts[delivery].lines += count
+        count_lines(batch, read.accounts)
         report(batch.lines.total())
     # A file that was changed or removed meanwhile was not read: what it brought before stays.
     read.accounts = {delivery: account for delivery, account in read.accounts.items() if delivery in ended}

@@ -128,7 +128,7 @@ class DeadLetters:
         if not dry_run:
             settle_accounting(lake)
         for letters in self._chunks(selection):
-            decoded = decode_letters(letters, now)
+            decoded = decode_letters(letters, now, self.ingest.sources)
             events, silent = split_suppressed(decoded.events, self.ingest.suppressed)
             rejected, silent_rejected = split_suppressed(decoded.rejected, self.ingest.suppressed)
             if dry_run:

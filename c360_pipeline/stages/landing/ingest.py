@@ -8,10 +8,10 @@ and an account is written when everything that it counts is in its place.
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 
 import polars as pl
@@ -29,7 +29,7 @@ from c360_pipeline.core.landing.classify import (
     stored_events,
 )
 from c360_pipeline.core.landing.dead_letters import dead_lines, letters_of, long_line_letter, reopened
-from c360_pipeline.core.landing.decode import REJECTED_SCHEMA, Decoded, decode, rejected_conflicts
+from c360_pipeline.core.landing.decode import REJECTED_SCHEMA, Decoded, decode, decode_records, rejected_conflicts
 from c360_pipeline.core.landing.lines import (
     DELIVERY,
     PLACE,
@@ -40,9 +40,17 @@ from c360_pipeline.core.landing.lines import (
     line_in,
 )
 from c360_pipeline.core.landing.overwrites import OverwriteRules
+from c360_pipeline.core.sources.source import Source, Sources
 from c360_pipeline.errors import ConflictError, ContractError, UnreadableError
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, EventFile, Landing, landing_date_of
+from c360_pipeline.stores.s3.landing import (
+    EVENTS_PREFIX,
+    NO_SOURCES,
+    EventFile,
+    EventsArea,
+    Landing,
+    landing_date_of,
+)
 
 PIECE_BYTES = 1024 * 1024
 """Read from a file at once; lines are decoded in blocks of about this size, on as many cores as there are."""
@@ -66,6 +74,7 @@ class Batch:
         blocks: the lines.
         long_lines: rows of rejected lines whose bytes are in the store already.
         decoded: what the blocks hold.
+        sources: of deliveries that are of one.
     """
 
     started: list[FileAccount] = field(default_factory=list)
@@ -73,6 +82,16 @@ class Batch:
     blocks: list[LineBlock] = field(default_factory=list)
     long_lines: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_SCHEMA))
     decoded: Decoded = field(default_factory=lambda: Decoded.together([]))
+    sources: dict[Delivery, Source] = field(default_factory=dict)
+
+    def begin(self, file: EventFile) -> FileAccount:
+        """The account of a file whose first lines are of this batch."""
+        account = FileAccount(file.uri, file.etag, file.landing_date, bytes=file.bytes)
+        if file.source is not None:
+            account.source, account.mapping_version = file.source.name, file.source.mapping.version
+            self.sources[account.delivery] = file.source
+        self.started.append(account)
+        return account
 
     @property
     def bytes(self) -> int:
@@ -103,6 +122,7 @@ class Ingest:
         unreadable: by address, why a file could not be had; it has no account and is tried again with the next run.
         suppressed_lines: numbers of lines that were suppressed, by delivery.
         blanks: these lines are going to be made blank in their files.
+        sources: whose files are read by a mapping.
     """
 
     landing: Landing
@@ -113,6 +133,7 @@ class Ingest:
     unreadable: dict[str, str] = field(default_factory=dict)
     suppressed_lines: dict[Delivery, set[int]] = field(default_factory=dict)
     blanks: bool = False
+    sources: Sources = NO_SOURCES
 
     def split(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Part rows with a place into those that may land and those of suppressed people, whose lines are noted."""
@@ -165,14 +186,19 @@ class Ingest:
         """All lines of the files, decoded, in batches of bounded size."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for batch in self._read(files):
-                batch.decoded = Decoded.together(pool.map(partial(decode, now=datetime.now(UTC)), batch.blocks))
+                now = datetime.now(UTC)
+                batch.decoded = Decoded.together(pool.map(partial(self._decoded, batch.sources, now), batch.blocks))
                 yield batch
+
+    @staticmethod
+    def _decoded(sources: Mapping[Delivery, Source], now: datetime, block: LineBlock) -> Decoded:
+        source = sources.get(block.delivery)
+        return decode(block, now) if source is None else decode_records(block, now, source)
 
     def _read(self, files: Iterable[EventFile]) -> Iterator[Batch]:
         batch = Batch()
         for file in files:
-            account = FileAccount(file.uri, file.etag, file.landing_date, bytes=file.bytes)
-            batch.started.append(account)
+            account = batch.begin(file)
             try:
                 for item in line_blocks(account.delivery, self.landing.pieces(file, PIECE_BYTES)):
                     if isinstance(item, LineBlock):
@@ -182,7 +208,7 @@ class Ingest:
                         batch.long_lines.vstack(long_line_letter(item, digest, size, datetime.now(UTC)), in_place=True)
                     if batch.bytes >= BATCH_BYTES:
                         yield batch
-                        batch = Batch()
+                        batch = Batch(sources=dict(batch.sources))
             except ContractError as error:
                 # What could be read has been; the producer has to send the file again.
                 account.damage = str(error)
@@ -209,8 +235,7 @@ class Ingest:
         }.items():
             for delivery, count in counts.items():
                 setattr(accounts[delivery], column, getattr(accounts[delivery], column) + count)
-        for delivery, count in batch.lines.items():
-            accounts[delivery].lines += count
+        count_lines(batch, accounts)
         return dead
 
     def account_for_lost(self, files: Iterable[EventFile]) -> list[FileAccount]:
@@ -231,7 +256,7 @@ class Ingest:
         dead = Counter({Delivery(uri, etag): n for uri, etag, outcome, n in queue.iter_rows() if outcome == "dead"})
         lost = [
             FileAccount(
-                *delivery, landing_date_of(delivery.source_uri), lines=counts[delivery] + dead[delivery],
+                *delivery, self._landing_date(delivery.source_uri), lines=counts[delivery] + dead[delivery],
                 landed=counts[delivery], dead=dead[delivery],
                 damage=f"{delivery.source_uri} was changed or removed before it was read to its end",
             )
@@ -240,6 +265,14 @@ class Ingest:
         if lost:
             self.lake.commits.insert_new(LANDING_FILES, closed_accounts(lost, datetime.now(UTC)))
         return lost
+
+    def _landing_date(self, uri: str) -> date:
+        """The landing date of a file that is gone: of a source's the day that its path says, or today."""
+        source = self.sources.of(uri)
+        if source is None:
+            return landing_date_of(uri)
+        said = source.location.match(uri)
+        return (said and said.landing_date) or datetime.now(UTC).date()
 
     def append(self, events: pl.DataFrame, about: dict[str, str] | None = None) -> Classified:
         """Append the events that the archive does not hold, in one commit."""
@@ -264,6 +297,26 @@ class Ingest:
         again = reopened(known.filter(pl.col("status") == "replayed"), letters)
         self.lake.commits.merge(DEAD_LETTERS, again)
         self.lake.commits.insert_new(DEAD_LETTER_LINES, dead_lines(dead))
+
+
+def files_of(area: Landing, sources: Sources) -> tuple[EventsArea, dict[str, str]]:
+    """What lies in the landing area and at the places of sources, and by location why one could not be listed."""
+    found, unreadable = area.events_area(), dict[str, str]()
+    files = [file for file in found.files if sources.of(file.uri) is None]
+    for source in sources:
+        try:
+            files += area.source_files(source, sources)
+        except UnreadableError as error:
+            unreadable[source.location.text] = str(error)
+    return EventsArea(files, [file for file in found.unrecognised if sources.of(file.uri) is None]), unreadable
+
+
+def count_lines(batch: Batch, accounts: Mapping[Delivery, FileAccount]) -> None:
+    """Count the lines of a batch, and those that a mapping leaves out."""
+    for delivery, count in batch.lines.items():
+        accounts[delivery].lines += count
+    for (delivery, outcome), count in batch.decoded.left_out.items():
+        setattr(accounts[delivery], outcome, getattr(accounts[delivery], outcome) + count)
 
 
 def waiting_files(lake: Lake, files: Iterable[EventFile]) -> tuple[list[EventFile], list[EventFile]]:

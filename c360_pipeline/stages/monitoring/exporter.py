@@ -14,11 +14,13 @@ from prometheus_client.registry import Collector
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS
 from c360_pipeline.errors import C360Error
-from c360_pipeline.stages.landing.ingest import waiting_files
+from c360_pipeline.stages.landing.ingest import files_of, waiting_files
 from c360_pipeline.stages.projection.events import graph_lag
+from c360_pipeline.stages.sources.active import active_sources
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.metrics import Figure, Metrics, by_tenant, families
 from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.s3.landing import Landing
 
 KEPT_SECONDS = 10.0
@@ -77,9 +79,10 @@ def lake_figures(lake: Lake) -> list[Figure]:
     ]
 
 
-def landing_figures(landing: Landing, lake: Lake) -> list[Figure]:
-    """Files that wait to be landed."""
-    new, interrupted = waiting_files(lake, landing.event_files())
+def landing_figures(landing: Landing, lake: Lake, control: ControlDb) -> list[Figure]:
+    """Files that wait to be landed, those of sources among them."""
+    found, _ = files_of(landing, active_sources(control)[0])
+    new, interrupted = waiting_files(lake, found.files)
     return [Figure("waiting_files", "Files that are not in the accounting.", len(new) + len(interrupted))]
 
 

@@ -10,6 +10,7 @@ from psycopg import sql
 from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
 from c360_pipeline.core.silos.control_rows import ControlRows, IndexRow, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.stores.postgres.databases import ensure_database
+from c360_pipeline.stores.postgres.event_sources import EventSources
 from c360_pipeline.stores.postgres.key_rules import KeyRules
 from c360_pipeline.stores.postgres.locks import Locks
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
@@ -42,7 +43,7 @@ FIND_USE = """
     SELECT EXISTS (SELECT FROM source_databases) OR EXISTS (SELECT FROM suppressed_users)
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 
 
 class ControlDb:
@@ -51,6 +52,7 @@ class ControlDb:
     Attributes:
         locks: who may have the stores.
         key_rules: which attributes of events are keys.
+        sources: of events, and their mappings.
         privacy: who never lands.
         runs: what was done.
 
@@ -62,6 +64,7 @@ class ControlDb:
         self._sessions = Sessions(login)
         self.locks = Locks(self._sessions)
         self.key_rules = KeyRules(self._sessions)
+        self.sources = EventSources(self._sessions)
         self.privacy = PrivacyLists(self._sessions)
         self.runs = RunHistory(self._sessions)
 

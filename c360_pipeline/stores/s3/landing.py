@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,15 +20,17 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from c360_pipeline.core.landing.framing import json_lines
+from c360_pipeline.core.sources.records import Framing
+from c360_pipeline.core.sources.source import Source, Sources
 from c360_pipeline.errors import ConflictError, ContractError, UnavailableError, UnreadableError
 from c360_pipeline.stores.s3.bucket import MULTIPART_BYTES, file_sha256, s3_store
-from c360_pipeline.stores.s3.packed import unpacked
+from c360_pipeline.stores.s3.records import record_pieces
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
+NO_SOURCES = Sources()
 EVENTS_PREFIX = "landing/events/"
 CATALOG_PREFIX = "landing/catalog/"
 DEAD_LETTERS_PREFIX = "dead-letters/"
@@ -69,12 +71,23 @@ class LandingFile:
     etag: str
     bytes: int
 
+    @property
+    def bucket(self) -> str:
+        """The bucket that it is in."""
+        return self.uri.split("/", 3)[2]
+
 
 @dataclass(frozen=True)
 class EventFile(LandingFile):
-    """A file of events; `landing_date` is that of its folder."""
+    """A file of events.
+
+    Attributes:
+        landing_date: that of its folder; of a source's file, what its path says, or when it was put there.
+        source: that it is of; None where it holds events in this project's own form.
+    """
 
     landing_date: date
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -153,13 +166,13 @@ class Landing:
             ) from error
 
     def event_files(self) -> list[EventFile]:
-        """Every event file, by landing date and name."""
+        """Every event file of the landing area, by landing date and name."""
         return self.events_area().files
 
     def events_area(self) -> "EventsArea":
         """What lies under the prefix of events."""
         area = EventsArea([], [])
-        for file in self._list(EVENTS_PREFIX):
+        for file, _ in self._list(EVENTS_PREFIX):
             if _UNFINISHED.search(file.key.removeprefix(EVENTS_PREFIX)):
                 continue
             if landing_date := _landing_date(file.key):
@@ -168,18 +181,47 @@ class Landing:
                 area.unrecognised.append(file)
         return area
 
+    def source_files(self, source: Source, sources: Sources | None = None) -> list[EventFile]:
+        """The files of a source, by name.
+
+        Args:
+            source: whose.
+            sources: where a file lies at the places of several of these, it is of the nearest alone.
+
+        Raises:
+            UnreadableError: its bucket is not there, or the login may not list it.
+        """
+        found = []
+        try:
+            for file, put_at in self._list(source.location.prefix, source.location.bucket):
+                said = source.location.match(file.uri)
+                if said is None or not file.bytes or _UNFINISHED.search(file.key.rpartition("/")[2]):
+                    continue
+                if sources is None or sources.of(file.uri) is source:
+                    day = said.landing_date or put_at.astimezone(UTC).date()
+                    found.append(EventFile(**vars(file), landing_date=day, source=source))
+        except ClientError as error:
+            said_by_s3 = error.response.get("Error", {})
+            raise UnreadableError(
+                f"source {source.name}: {source.location.text} can't be listed ({said_by_s3.get('Code', '')}: "
+                f"{said_by_s3.get('Message', '')}). Give the login access, or correct `location` of event_sources."
+            ) from None
+        return found
+
     def catalog_files(self) -> list[LandingFile]:
         """Every catalogue file, by name."""
-        return [f for f in self._list(CATALOG_PREFIX) if f.key.endswith(".csv")]
+        return [f for f, _ in self._list(CATALOG_PREFIX) if f.key.endswith(".csv")]
 
-    def _list(self, prefix: str) -> list[LandingFile]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+    def _list(self, prefix: str, bucket: str | None = None) -> list[tuple[LandingFile, datetime]]:
+        """Objects by name, and when each was put."""
+        bucket = bucket or self.bucket
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         files = [
-            LandingFile(f"s3://{self.bucket}/{o['Key']}", o["Key"], o["ETag"].strip('"'), o["Size"])
+            (LandingFile(f"s3://{bucket}/{o['Key']}", o["Key"], o["ETag"].strip('"'), o["Size"]), o["LastModified"])
             for page in pages
             for o in page.get("Contents", [])
         ]
-        return sorted(files, key=lambda f: f.key)
+        return sorted(files, key=lambda found: found[0].key)
 
     def pieces(self, file: LandingFile, size: int) -> Iterator[bytes]:
         """The file's content in pieces of about `size` bytes, as JSON lines in UTF-8, whatever its name says.
@@ -191,7 +233,7 @@ class Landing:
             UnavailableError: the store does not answer.
         """
         try:
-            body = self._client.get_object(Bucket=self.bucket, Key=file.key, IfMatch=f'"{file.etag}"')["Body"]
+            body = self._client.get_object(Bucket=file.bucket, Key=file.key, IfMatch=f'"{file.etag}"')["Body"]
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             if status in (404, 412):
@@ -207,7 +249,8 @@ class Landing:
         except BotoCoreError as error:
             raise UnavailableError(f"S3 at {self._endpoint} does not answer ({error}).") from None
         try:
-            yield from json_lines(unpacked(cast("io.IOBase", body), size, file.uri), file.uri)
+            framing = file.source.framing if isinstance(file, EventFile) and file.source else Framing()
+            yield from record_pieces(cast("io.IOBase", body), framing, size, file.uri)
         except BotoCoreError as error:
             raise UnavailableError(f"Reading {file.uri} broke off: {error}. Run again.") from None
 

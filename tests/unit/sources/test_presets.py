@@ -1,6 +1,5 @@
 """Files of a dozen producers tell one story; each preset finds the same events in them."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime

@@ -1,0 +1,368 @@
+"""`c360 sources …`: files of producers that write events in a form of their own."""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from c360_pipeline.cli.output import AsJson, as_date, err, exclusive, out, print_json
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.settings import load_settings
+
+sources_app = typer.Typer(help="Events of any producer: detect, try, add and map their files.", no_args_is_help=True)
+SURE = 0.5
+"""A preset of which a file has less is a guess."""
+PLANNED_FILES = 20
+PLANNED_RECORDS = 100_000
+TRIED_RECORDS = 100_000
+FileName = Annotated[Path, typer.Argument(help="a file of the producer, as it is", exists=True, dir_okay=False)]
+SourceName = Annotated[str, typer.Argument(help="name of the source, as `list` shows it")]
+MappingFile = Annotated[Path | None, typer.Option("--mapping", help="JSON file with a mapping", exists=True)]
+PresetName = Annotated[str | None, typer.Option("--preset", help="as `sources presets` names it, such as segment")]
+TenantName = Annotated[str | None, typer.Option("--tenant", help="whose events these are, where no record says it")]
+
+
+@sources_app.command("presets")
+def list_presets(as_json: AsJson = False) -> None:
+    """Show the mappings that come with the package."""
+    from c360_pipeline.stages.sources.presets import presets
+
+    if as_json:
+        print_json([{"name": p.name, "title": p.title, "framing": p.framing.kind} for p in presets().values()])
+        return
+    table = Table("preset", "framing", "whose files")
+    for preset in presets().values():
+        table.add_row(preset.name, preset.framing.kind, preset.title)
+    out.print(table)
+
+
+@sources_app.command("detect")
+def detect(file: FileName, as_json: AsJson = False) -> None:
+    """Say which preset a file is of, by what its records have."""
+    from c360_pipeline.stages.sources.detect import OWN
+    from c360_pipeline.stages.sources.detect import detect as guessed
+
+    guesses = guessed(file)
+    if as_json:
+        print_json(
+            [{"preset": g.preset, "share": g.share, "framing": g.framing.kind, "found": list(g.found)} for g in guesses]
+        )
+        return
+    for guess in guesses[:3]:
+        found = ", ".join(guess.found[:5])
+        out.print(f"{guess.preset} ({guess.share:.2f}): {found}; framing {guess.framing.kind}", highlight=False)
+    best = guesses[0]
+    if best.preset == OWN:
+        err.print(f"These are events in the project's own form: `c360 land {file}`.", soft_wrap=True)
+    elif best.share < SURE:
+        err.print(
+            "No preset is sure. Write a mapping (docs/sources.md has the words), and look what the records become: "
+            f"`c360 sources try {file} --mapping FILE --tenant TENANT`.", soft_wrap=True,
+        )  # fmt: skip
+    else:
+        err.print(
+            f"Look what they become: `c360 sources try {file} --preset {best.preset} --tenant TENANT`.", soft_wrap=True
+        )
+
+
+@sources_app.command("try")
+def try_file(
+    file: FileName,
+    source: Annotated[str | None, typer.Option("--source", help="a source that there is")] = None,
+    preset: PresetName = None,
+    mapping: MappingFile = None,
+    tenant: TenantName = None,
+    version: Annotated[int | None, typer.Option("--as", help="version of the source's mapping; the newest")] = None,
+    limit: Annotated[int, typer.Option(help="records to look at")] = TRIED_RECORDS,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the records of a file would become; nothing is written, and no service is needed for a preset."""
+    from c360_pipeline.stages.sources.reading import record_lines
+    from c360_pipeline.stages.sources.trial import try_records
+
+    compiled, framing, rules = _mapping_of(file, source, preset, mapping, tenant, version)
+    trial = try_records(islice(record_lines(file, framing), limit), compiled, rules)
+    if as_json:
+        print_json(trial.as_dict())
+    else:
+        _show_trial(trial, compiled.name)
+    if not trial.events:
+        raise typer.Exit(1)
+
+
+def _mapping_of(
+    file: Path, source: str | None, preset: str | None, mapping: Path | None, tenant: str | None, version: int | None
+) -> tuple[Any, Any, Any]:
+    """The mapping that a file is tried with, the framing of the file, and the rules for keys."""
+    from c360_pipeline.core.stitching.keys import KeyRule
+    from c360_pipeline.stages.sources.presets import compiled
+
+    if source is not None:
+        from c360_pipeline.connections import open_control
+        from c360_pipeline.core.sources.records import Framing
+        from c360_pipeline.stages.sources.presets import compiled as compile_document
+
+        control = open_control(load_settings())
+        row = control.sources.row(source)
+        framing = Framing(row.framing, tuple(row.columns) if row.columns else None, row.records)
+        rules = control.key_rules.policy().rules
+        if mapping is not None:
+            return compile_document(_document(mapping, preset, tenant), source, 0), framing, rules
+        number = version or row.newest_version or 0
+        document = control.sources.mapping(row, number).document
+        return compile_document(document, source, number), framing, rules
+    if preset is None and mapping is None:
+        raise ConfigError("Say --source, --preset or --mapping: `c360 sources detect FILE` finds a preset.")
+    document = _document(mapping, preset, tenant)
+    rules = (KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId"), KeyRule("*", "v", "anonymousId"))
+    return compiled(document, "trial", 0), _framing_of(document, file), rules
+
+
+def _framing_of(document: Mapping[str, Any], file: Path) -> Any:
+    from c360_pipeline.core.sources.records import PARQUET, Framing
+    from c360_pipeline.stages.sources.presets import presets
+    from c360_pipeline.stages.sources.reading import first_bytes
+
+    if first_bytes(file, 4) == b"PAR1":
+        return Framing(PARQUET)
+    known = presets().get(str(document.get("extends")))
+    return known.framing if known else Framing()
+
+
+def _document(mapping: Path | None, preset: str | None, tenant: str | None) -> dict[str, Any]:
+    """The document of a mapping: of a file, of a preset, or a preset with what the file says of its own."""
+    from c360_pipeline.stages.sources.presets import newest_of
+
+    document: dict[str, Any] = {}
+    if mapping is not None:
+        try:
+            document = json.loads(mapping.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{mapping} is no JSON: {error}.") from None
+        if not isinstance(document, dict):
+            raise ConfigError(f"{mapping} holds no object: a mapping is one.")
+    if preset is not None:
+        document = {"extends": newest_of(preset), **document}
+    if tenant is not None:
+        document = {**document, "tenant": {"const": tenant}}
+    return document
+
+
+def _show_trial(trial: Any, name: str) -> None:
+    from c360_pipeline.core.landing.accounting import OUTCOMES
+
+    total = " + ".join(f"{trial.counts[o]:,} {o}" for o in OUTCOMES if trial.counts[o] or o in OUTCOMES[:3])
+    out.print(f"{trial.records:,} records = {total} ({name})", highlight=False)
+    table = Table("field", "events", "from")
+    for field, events in trial.filled.items():
+        paths = [(path, n) for (one, path), n in trial.by_path.most_common() if one == field]
+        said = ", ".join(f"{path} ({count:,})" for path, count in paths[:3])
+        table.add_row(field, f"{events / trial.events:.0%}" if trial.events else "-", said)
+    out.print(table)
+    out.print("actions: " + ", ".join(f"{a} {n:,}" for a, n in trial.actions.most_common(12)), highlight=False)
+    for raw, event in trial.examples:
+        out.print("record: " + raw.decode("utf-8", "backslashreplace")[:400], highlight=False, markup=False)
+        out.print("event:  " + json.dumps(event, ensure_ascii=False), highlight=False, markup=False, soft_wrap=True)
+    for (kind, reason), (count, line) in sorted(trial.reasons.items(), key=lambda one: -one[1][0])[:10]:
+        out.print(f"dead: {count:,} {kind}, first in line {line}: {reason}", highlight=False, markup=False)
+    if trial.unread:
+        unread = ", ".join(f"{path} ({count:,})" for path, count in trial.unread.most_common(10))
+        out.print(f"not read: {unread}", highlight=False, markup=False, soft_wrap=True)
+    for warning in trial.warnings:
+        err.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+
+
+@sources_app.command("add")
+def add(
+    name: SourceName,
+    location: Annotated[str, typer.Option(help="s3://bucket/folder/{any}/{received:epoch_ms}/*.gz")],
+    preset: PresetName = None,
+    mapping: MappingFile = None,
+    tenant: TenantName = None,
+    framing: Annotated[str | None, typer.Option(help="how records stand in its files; the preset's")] = None,
+    records: Annotated[str | None, typer.Option(help="path to the records within one value, batch[]")] = None,
+    note: Annotated[str, typer.Option(help="why, for those who look at it later")] = "",
+) -> None:
+    """Make a source whose files are read from the next run on; of one that is there, add a version of the mapping."""
+    from c360_pipeline.connections import open_control
+    from c360_pipeline.core.sources.location import Location
+    from c360_pipeline.core.sources.records import Framing
+    from c360_pipeline.stages.sources.presets import compiled, presets
+
+    if preset is None and mapping is None:
+        raise ConfigError("Say --preset or --mapping: `c360 sources detect FILE` finds a preset.")
+    document = _document(mapping, preset, tenant)
+    compiled(document, name, 1)
+    known = presets().get(str(document.get("extends")))
+    chosen = known.framing if known and framing in (None, known.framing.kind) else Framing(framing or "lines")
+    chosen = Framing(chosen.kind, chosen.columns, records or chosen.records)
+    Location(location)
+    control = open_control(load_settings())
+    columns = list(chosen.columns) if chosen.columns else None
+    made = control.sources.add(name, location, chosen.kind, columns, chosen.records)
+    version = control.sources.add_mapping(name, document, note)
+    if not made:
+        err.print(f"{name} was there: its mapping is v{version}, not applied. `c360 sources plan {name}` compares.")
+        return
+    control.sources.apply(name, version)
+    err.print(f"{name} v{version}: its files land with the next run (`c360 run`).", highlight=False)
+
+
+@sources_app.command("list")
+def show(as_json: AsJson = False) -> None:
+    """Show the sources, and what landed of each."""
+    import polars as pl
+
+    from c360_pipeline.connections import open_control, open_lake
+    from c360_pipeline.core.catalog.tables import LANDING_FILES
+    from c360_pipeline.core.landing.accounting import OUTCOMES
+
+    settings = load_settings()
+    rows = open_control(settings).sources.rows()
+    files = open_lake(settings).scan(LANDING_FILES).filter(pl.col("source").is_not_null())
+    counted = files.group_by("source").agg(pl.len().alias("files"), pl.col("lines", *OUTCOMES).sum()).collect()
+    of = {row["source"]: row for row in counted.iter_rows(named=True)}
+    if as_json:
+        print_json([{**vars(row), "accounting": of.get(row.name, {})} for row in rows])
+        return
+    if not rows:
+        err.print("There is no source yet: `c360 sources detect FILE`, then `c360 sources add`.")
+        return
+    table = Table("source", "mapping", "location", "files", "records", *OUTCOMES)
+    for row in rows:
+        found = of.get(row.name, {})
+        version = f"v{row.active_version}" if row.is_active else "paused"
+        numbers = (f"{found.get(name) or 0:,}" for name in ("files", "lines", *OUTCOMES))
+        table.add_row(row.name, version, row.location, *numbers)
+    out.print(table)
+
+
+def _stored_lines(name: str, files: int) -> Iterator[tuple[bytes, Mapping[str, str]]]:
+    """Records of the newest files of a source, with what their path says."""
+    from c360_pipeline.connections import open_control, open_landing
+    from c360_pipeline.stages.sources.active import source_of
+
+    settings = load_settings()
+    control = open_control(settings)
+    row = control.sources.row(name)
+    source = source_of(control, row, row.newest_version or 0)
+    landing = open_landing(settings)
+    for file in sorted(landing.source_files(source), key=lambda one: (one.landing_date, one.key))[-files:]:
+        carried = b""
+        for piece in landing.pieces(file, 1024 * 1024):
+            whole, _, carried = (carried + piece).rpartition(b"\n")
+            yield from ((line, source.given(file.uri)) for line in whole.split(b"\n") if line.strip())
+        if carried.strip():
+            yield carried, source.given(file.uri)
+
+
+@sources_app.command("plan")
+def plan(
+    name: SourceName,
+    version: Annotated[int | None, typer.Option("--as", help="version to compare with; the newest")] = None,
+    files: Annotated[int, typer.Option(help="newest files to look at")] = PLANNED_FILES,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a version of the mapping with the one that is active, over stored files; exit code 1 beyond the brake."""
+    from c360_pipeline.connections import open_control
+    from c360_pipeline.stages.sources.active import source_of
+    from c360_pipeline.stages.sources.compare import compare_versions
+
+    control = open_control(load_settings())
+    row = control.sources.row(name)
+    if row.active_version is None or row.newest_version is None:
+        raise ConfigError(f"{name} has no mapping that is active: `c360 sources apply {name} VERSION`.")
+    before, after = (source_of(control, row, v).mapping for v in (row.active_version, version or row.newest_version))
+    changes = compare_versions(islice(_stored_lines(name, files), PLANNED_RECORDS), before, after)
+    said = {
+        "from": before.version, "to": after.version, "records": changes.records, "events": changes.events,
+        "outcomes": {
+            outcome: {action: n for (one, action), n in changes.outcomes.most_common() if one == outcome}
+            for outcome in ("appear", "alter", "vanish", "die", "same")
+        },
+        "altered": dict(changes.altered.most_common()),
+        "reasons": dict(changes.reasons.most_common(10)),
+    }  # fmt: skip
+    if as_json:
+        print_json(said)
+    else:
+        out.print(f"{name} v{before.version} -> v{after.version}, {changes.records:,} records", highlight=False)
+        for outcome, actions in said["outcomes"].items():  # type: ignore[attr-defined]  # of the object above
+            shown = ", ".join(f"{action} {count:,}" for action, count in actions.items())
+            out.print(f"{outcome}: {changes.count(outcome):,} {shown}".rstrip(), highlight=False, markup=False)
+        for field, count in changes.altered.most_common():
+            out.print(f"  {field} differs in {count:,}", highlight=False)
+        for reason, count in changes.reasons.most_common(10):
+            out.print(f"dead: {count:,} {reason}", highlight=False, markup=False, soft_wrap=True)
+    if not changes.records:
+        raise ConfigError(f"{name} has no stored record: look at its location with `c360 sources list`.")
+    if changes.is_beyond_brake:
+        raise typer.Exit(1)
+
+
+@sources_app.command("apply")
+def apply(
+    name: SourceName,
+    version: Annotated[str, typer.Argument(help="version of its mapping, such as v2")],
+    since: Annotated[
+        str | None, typer.Option("--from", help="landing date from which files are read again, YYYY-MM-DD")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="although more than 5 % of the events go")] = False,
+) -> None:
+    """Read new files by a version from now on, and with --from those that landed, too; what died may land then."""
+    from c360_pipeline.connections import open_control, open_lake, open_landing
+    from c360_pipeline.stages.landing.backfill import backfill
+    from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection
+    from c360_pipeline.stages.landing.ingest import Ingest
+    from c360_pipeline.stages.sources.active import active_sources, source_of
+    from c360_pipeline.stages.sources.compare import compare_versions
+
+    settings = load_settings()
+    control = open_control(settings)
+    number = int(version.removeprefix("v")) if version.removeprefix("v").isdigit() else 0
+    row = control.sources.row(name)
+    after = source_of(control, row, number)
+    if row.active_version not in (None, number) and not force:
+        before = source_of(control, row, row.active_version or 0)
+        lines = islice(_stored_lines(name, PLANNED_FILES), PLANNED_RECORDS)
+        changes = compare_versions(lines, before.mapping, after.mapping)
+        if changes.is_beyond_brake:
+            raise ConfigError(
+                f"{changes.count('vanish') + changes.count('die'):,} of {changes.events:,} events would go. Look at "
+                f"`c360 sources plan {name} --as {number}`; if it is right, apply with --force."
+            )
+    control.sources.apply(name, number)
+    err.print(f"New files of {name} are read by v{number}.", highlight=False)
+    if since is None:
+        return
+    first = as_date(since, "--from")
+    with exclusive():
+        suppressed, (sources, _) = control.privacy.suppressed_users(), active_sources(control)
+        landing = open_landing(settings)
+        ingest = Ingest(landing, open_lake(settings), suppressed, control.overwrite_rules(), sources=sources)
+        source = next(one for one in sources if one.name == name)
+        files = [file for file in landing.source_files(source, sources) if file.landing_date >= first]
+        accounts = backfill(ingest, files, lambda _: None)
+        letters = Selection(file=f"s3://{source.location.bucket}/{source.location.prefix}")
+        replayed = DeadLetters(ingest).replay(letters, dry_run=False)
+    landed = replayed.filter(replayed["outcome"] == "landed").height
+    records = sum(account.lines for account in accounts)
+    err.print(
+        f"{len(accounts):,} files, {records:,} records were read again; {landed:,} dead letters landed. "
+        "`c360 run` brings them to journeys and graph.", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+@sources_app.command("pause")
+def pause(name: SourceName) -> None:
+    """Land no more files of a source; what landed stays."""
+    from c360_pipeline.connections import open_control
+
+    control = open_control(load_settings())
+    control.sources.row(name)
+    control.sources.pause(name)
+    err.print(f"{name} is paused: `c360 sources apply {name} VERSION` goes on.", highlight=False)

@@ -1,0 +1,45 @@
+"""A source as landing knows it: where its files lie, how records stand in them, and what they become."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from c360_pipeline.core.sources.location import Location
+from c360_pipeline.core.sources.mapping import SourceMapping
+from c360_pipeline.core.sources.records import Framing
+
+
+@dataclass(frozen=True)
+class Source:
+    """An active row of `event_sources` with its active mapping.
+
+    Attributes:
+        name: of the source.
+        location: of its files.
+        framing: of their records.
+        mapping: of each record; its version is the active one.
+    """
+
+    name: str
+    location: Location
+    framing: Framing
+    mapping: SourceMapping
+
+    def given(self, uri: str) -> dict[str, str]:
+        """What the address of a file says of each of its records, by names of the contract."""
+        found = self.location.match(uri)
+        return {"tenantId": found.tenant_id} if found and found.tenant_id else {}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The active sources."""
+
+    all: tuple[Source, ...] = ()
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self.all)
+
+    def of(self, uri: str) -> Source | None:
+        """The source that a file is of by its address; of several the one whose location says most of it."""
+        fitting = [source for source in self.all if source.location.match(uri)]
+        return max(fitting, key=lambda source: (len(source.location.prefix), source.name), default=None)

@@ -1,0 +1,35 @@
+"""The sources that are active, as landing needs them."""
+
+from c360_pipeline.core.sources.location import Location
+from c360_pipeline.core.sources.records import Framing
+from c360_pipeline.core.sources.source import Source, Sources
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.stages.sources.presets import compiled
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.event_sources import SourceRow
+
+
+def source_of(control: ControlDb, row: SourceRow, version: int) -> Source:
+    """A source with a version of its mapping.
+
+    Raises:
+        ConfigError: the row or the mapping is wrong; the message names the source and the place.
+    """
+    try:
+        document = control.sources.mapping(row, version).document
+        framing = Framing(row.framing, tuple(row.columns) if row.columns else None, row.records)
+        return Source(row.name, Location(row.location), framing, compiled(document, row.name, version))
+    except ConfigError as error:
+        raise ConfigError(f"source {row.name} v{version}: {error}") from None
+
+
+def active_sources(control: ControlDb) -> tuple[Sources, dict[str, str]]:
+    """All active sources, and by location what is wrong with those that can't be: the others go on."""
+    found, faulty = list[Source](), dict[str, str]()
+    for row in control.sources.rows():
+        if row.is_active and row.active_version is not None:
+            try:
+                found.append(source_of(control, row, row.active_version))
+            except ConfigError as error:
+                faulty[row.location] = f"{error} Its files wait."
+    return Sources(tuple(found)), faulty

@@ -1,0 +1,263 @@
+"""Files of producers as they are: read in place, mapped, accounted for record by record, and mapped better later."""
+
+import json
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from c360_pipeline.cli import app
+from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.landing.accounting import OUTCOMES, unbalanced
+from c360_pipeline.core.silos.control_rows import ControlRows
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.settings import Settings
+from c360_pipeline.stages.landing.backfill import land
+from c360_pipeline.stages.landing.ingest import Ingest, files_of
+from c360_pipeline.stages.projection.everything import project_all
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
+from c360_pipeline.stages.sources.active import active_sources
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.s3.landing import Landing
+
+FILES = Path(__file__).parents[1] / "fixtures" / "sources"
+RUNNER = CliRunner()
+FOLDER = "segment-logs/src_1/1795132800000/"
+"""The folder of a day as Segment names it, by the day's first millisecond: 2026-11-20."""
+EQUAL_FILES = {
+    "segment.jsonl": "segment", "rudderstack.jsonl": "rudderstack", "posthog.jsonl": "posthog",
+    "posthog.parquet": "posthog-parquet", "ga4.jsonl": "ga4", "snowplow-enriched.tsv": "snowplow-tsv",
+    "snowplow-sdk.jsonl": "snowplow-sdk",
+}  # fmt: skip
+
+
+def run(*arguments: str) -> str:
+    result = RUNNER.invoke(app, list(arguments))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+class World:
+    """A landing area with sources, and a lake."""
+
+    def __init__(self, settings: Settings, landing: Landing, lake: Lake, control: ControlDb) -> None:
+        self.settings, self.landing, self.lake, self.control = settings, landing, lake, control
+
+    def location(self, rest: str = "segment-logs/{any}/{received:epoch_ms}/*") -> str:
+        return f"s3://{self.settings.bucket}/{rest}"
+
+    def add(self, name: str, preset: str, rest: str = "segment-logs/{any}/{received:epoch_ms}/*", *more: str) -> None:
+        run("sources", "add", name, "--location", self.location(rest), "--preset", preset, "--tenant", "acme", *more)
+
+    def land(self) -> dict[str, str]:
+        """Land what is new; returns what could not be read."""
+        sources, faulty = active_sources(self.control)
+        ingest = Ingest(self.landing, self.lake, self.control.privacy.suppressed_users(), sources=sources)
+        found, unlisted = files_of(self.landing, sources)
+        land(ingest, found.files, None, lambda _: None)
+        assert unbalanced(self.lake.read(LANDING_FILES)).is_empty()
+        assert self.lake.count(EVENTS) == self.lake.read(LANDING_FILES)["landed"].sum()
+        return faulty | unlisted | ingest.unreadable
+
+    def accounting(self) -> dict[str, int]:
+        files = self.lake.read(LANDING_FILES)
+        return files.select("lines", *OUTCOMES).sum().row(0, named=True)
+
+    def events(self) -> pl.DataFrame:
+        return self.lake.read(EVENTS)
+
+
+@pytest.fixture
+def own(settings: Settings, landing: Landing, lake: Lake, control: ControlDb) -> World:
+    return World(settings, landing, lake, control)
+
+
+@pytest.fixture
+def put(landing: Landing, tmp_path: Path) -> Callable[..., str]:
+    def upload(name: str, content: bytes, folder: str = FOLDER) -> str:
+        path = tmp_path / name
+        path.write_bytes(content)
+        return landing.put_file(path, folder)
+
+    return upload
+
+
+@pytest.mark.parametrize(("file", "preset"), EQUAL_FILES.items())
+def test_a_file_lands_whole_where_it_lies_and_again_brings_nothing(
+    own: World, put: Callable[..., str], file: str, preset: str
+) -> None:
+    own.add("shop", preset)
+    put(file, (FILES / file).read_bytes())
+    assert own.land() == {}
+    found = own.accounting()
+    assert (found["landed"], found["duplicates"], found["dead"]) == (found["lines"] - 1, 1, 0)
+    events = own.events()
+    assert events["user_id"].null_count() == 5
+    assert events["source"].unique().to_list() == ["shop"]
+    assert events["mapping_version"].unique().to_list() == [1]
+    (account,) = own.lake.read(LANDING_FILES).iter_rows(named=True)
+    assert (account["source"], account["mapping_version"], account["landing_date"]) == ("shop", 1, date(2026, 11, 20))
+    assert own.land() == {}
+    assert own.accounting() == found
+
+
+def test_a_better_mapping_alters_events_in_place_and_what_died_lands(
+    own: World, put: Callable[..., str], graph: Graph, tmp_path: Path
+) -> None:
+    records = (FILES / "segment.jsonl").read_bytes()
+    put(
+        "a.jsonl",
+        records + b'{"messageId": "m", "type": "track", "event": "Boo", "userId": 7, "at": "2026-11-20T10:00:00Z"}\n',
+    )
+    own.add("shop", "segment")
+    own.land()
+    assert own.accounting() | {"suppressed": 0} == {
+        "lines": 13, "landed": 11, "duplicates": 1, "dead": 1, "suppressed": 0, "skipped": 0, "withheld": 0,
+    }  # fmt: skip
+    (letter,) = own.lake.read(DEAD_LETTERS)["reason"]
+    assert letter == "no time: none of timestamp, originalTimestamp, sentAt, receivedAt has a value (shop v1)"
+    project_all(own.lake, ControlRows((), (), {}, {}, ()), graph)
+    before = own.events()
+
+    better = tmp_path / "better.json"
+    better.write_text(
+        json.dumps(
+            {
+                "extends": "segment@1", "tenant": {"const": "acme"},
+                "time": {"path": ["timestamp", "at"], "as": "rfc3339"},
+                "action": {"map": {"Boo": "boo", "page": "visit"}},
+                "attrs": {"locale": None, "title": "context.page.title"},
+            }
+        )
+    )  # fmt: skip
+    run("sources", "add", "shop", "--location", own.location(), "--mapping", str(better))
+    plan = json.loads(run("sources", "plan", "shop", "--json"))
+    assert (plan["from"], plan["to"]) == (1, 2)
+    assert plan["outcomes"]["appear"] == {"boo": 1}
+    assert plan["outcomes"]["vanish"] == plan["outcomes"]["die"] == {}
+    assert sum(plan["outcomes"]["alter"].values()) == 11
+    run("sources", "apply", "shop", "v2", "--from", "2026-11-01")
+    after = own.events()
+    assert set(before["event_id"]) | {"m"} == set(after["event_id"])
+    assert after.filter(event_id="m").select("user_id", "action").row(0) == ("7", "boo")
+    assert after["mapping_version"].unique().to_list() == [2]
+    assert set(after["action"]) - set(before["action"]) == {"visit", "boo"}
+    assert own.accounting()["dead"] == 0
+    assert own.lake.read(DEAD_LETTERS)["status"].to_list() == ["replayed"]
+    project_all(own.lake, ControlRows((), (), {}, {}, ()), graph)
+    assert summarise(reconcile(Archive(own.lake, ControlRows((), (), {}, {}, ())), graph))["findings"] == []
+    rows = graph.query(
+        "MATCH (u:User {tenant_id: 'acme', id: 'u-1001'})-[r:PURCHASED]->(p:Product) "
+        "RETURN p.id AS id, r.quantity AS quantity, r.revenue AS revenue ORDER BY id"
+    )
+    assert [tuple(row.values()) for row in rows] == [("sku-1", 1.0, 79.0), ("sku-2", 2.0, 19.0), ("sku-3", 1.0, 24.9)]
+
+
+def test_a_mapping_that_loses_events_waits_until_somebody_looked(
+    own: World, put: Callable[..., str], tmp_path: Path
+) -> None:
+    put("a.jsonl", (FILES / "segment.jsonl").read_bytes())
+    own.add("shop", "segment")
+    own.land()
+    worse = tmp_path / "worse.json"
+    worse.write_text(json.dumps({"extends": "segment@1", "tenant": {"const": "acme"}, "time": {"path": "when"}}))
+    run("sources", "add", "shop", "--location", own.location(), "--mapping", str(worse))
+    with pytest.raises(ConfigError, match="12 of 12 events would go"):
+        run("sources", "apply", "shop", "v2")
+    assert own.control.sources.row("shop").active_version == 1
+    # The document that is there already is the version that it is.
+    run("sources", "add", "shop", "--location", own.location(), "--mapping", str(worse))
+    assert own.control.sources.row("shop").newest_version == 2
+
+
+def test_what_is_skipped_and_withheld_is_counted(own: World, put: Callable[..., str], tmp_path: Path) -> None:
+    put("a.jsonl", (FILES / "ga4.jsonl").read_bytes())
+    mapping = tmp_path / "m.json"
+    document = {
+        "extends": "ga4@1", "tenant": {"const": "acme"}, "require": ["analytics"],
+        "skip": {"path": "event_name", "values": ["join_group"]},
+    }  # fmt: skip
+    mapping.write_text(json.dumps(document))
+    run("sources", "add", "web", "--location", own.location(), "--mapping", str(mapping))
+    own.land()
+    assert own.accounting() == {
+        "lines": 11, "landed": 8, "duplicates": 1, "dead": 0, "suppressed": 0, "skipped": 1, "withheld": 1,
+    }  # fmt: skip
+    listed = json.loads(run("sources", "list", "--json"))
+    assert listed[0]["accounting"]["withheld"] == 1
+
+
+def test_a_source_that_is_wrong_or_away_leaves_the_others_alone(own: World, put: Callable[..., str]) -> None:
+    put("a.jsonl", (FILES / "segment.jsonl").read_bytes())
+    own.add("shop", "segment")
+    own.control.sources.add("gone", "s3://no-such-bucket-here/x/*.gz", "lines", None, None)
+    own.control.sources.add("odd", own.location("odd/*.gz"), "lines", None, None)
+    for name, document in (
+        ("gone", {"extends": "segment@1", "tenant": {"const": "a"}}),
+        ("odd", {"extends": "nobody@1"}),
+    ):
+        own.control.sources.apply(name, own.control.sources.add_mapping(name, document, ""))
+    wrong = own.land()
+    assert own.accounting()["landed"] == 11
+    assert "no preset 'nobody@1'" in wrong[own.location("odd/*.gz")]
+    assert "can't be listed" in wrong["s3://no-such-bucket-here/x/*.gz"]
+
+
+def test_the_path_may_say_whose_events_these_are(own: World, put: Callable[..., str]) -> None:
+    own.control.sources.add("shops", own.location("by-tenant/{tenant}/{date}/*.jsonl"), "lines", None, None)
+    number = own.control.sources.add_mapping("shops", {"extends": "segment@1", "tenant": "nowhere"}, "")
+    own.control.sources.apply("shops", number)
+    for tenant in ("acme", "globex"):
+        put("a.jsonl", (FILES / "segment.jsonl").read_bytes(), f"by-tenant/{tenant}/20261121/")
+    assert own.land() == {}
+    assert own.events().group_by("tenant_id").len().sort("tenant_id").rows() == [("acme", 11), ("globex", 11)]
+    assert own.lake.read(LANDING_FILES)["landing_date"].unique().to_list() == [date(2026, 11, 21)]
+
+
+def test_a_suppressed_person_lands_from_no_source_and_the_producers_file_stays_as_it_is(
+    own: World, put: Callable[..., str]
+) -> None:
+    uri = put("a.jsonl", (FILES / "segment.jsonl").read_bytes())
+    own.control.privacy.suppress("acme", "u-1001", "")
+    own.add("shop", "segment")
+    own.land()
+    found = own.accounting()
+    assert (found["landed"], found["suppressed"]) == (5, 7)
+    assert own.events()["user_id"].null_count() == 5
+    file = own.landing.named(uri)
+    assert own.landing.read(file) == (FILES / "segment.jsonl").read_bytes()
+
+
+def test_mappings_are_never_changed(own: World) -> None:
+    own.add("shop", "segment")
+    with pytest.raises(Exception, match="never changed"):
+        own.control.execute("UPDATE event_mappings SET note = 'other'")
+
+
+def trial(*arguments: str) -> Any:
+    result = RUNNER.invoke(app, ["sources", "try", *arguments, "--json"])
+    return json.loads(result.stdout)
+
+
+def test_a_trial_says_what_a_file_becomes_and_needs_no_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("C360_HOME", str(tmp_path / "nothing"))
+    said = trial(str(FILES / "segment.jsonl"), "--preset", "segment", "--tenant", "acme")
+    assert said["accounting"] == {
+        "landed": 11, "duplicates": 1, "dead": 0, "suppressed": 0, "skipped": 0, "withheld": 0,
+    }  # fmt: skip
+    assert said["targets"]["userId"] == {"filled": 7, "by": {"userId": 7}}
+    assert said["targets"]["ts"]["by"] == {"timestamp": 12}
+    assert said["actions"]["purchase"] == 2
+    assert len(said["examples"]) == 3
+    assert said["examples"][1]["event"]["items"][0]["id"] == "sku-1"
+    assert said["warnings"] == []
+    assert "writeKey" in said["unread"]
