@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,7 +61,7 @@ def detect(file: FileName, as_json: AsJson = False) -> None:
         err.print(f"These are events in the project's own form: `c360 land {file}`.", soft_wrap=True)
     elif best.share < SURE:
         err.print(
-            "No preset is sure. Write a mapping (docs/sources.md has the words), and look what the records become: "
+            "No preset is sure. Write a mapping (docs/mappings.md has the words), and look what the records become: "
             f"`c360 sources try {file} --mapping FILE --tenant TENANT`.", soft_wrap=True,
         )  # fmt: skip
     else:
@@ -210,6 +211,23 @@ def add(
         return
     control.sources.apply(name, version)
     err.print(f"{name} v{version}: its files land with the next run (`c360 run`).", highlight=False)
+
+
+@sources_app.command("put")
+def put(name: SourceName, file: FileName, tenant: TenantName = None) -> None:
+    """Upload a file to where the source has its files; the next run takes it up."""
+    from c360_pipeline.connections import open_control, open_landing
+    from c360_pipeline.core.sources.location import Location
+
+    settings = load_settings()
+    row = open_control(settings).sources.row(name)
+    location = Location(row.location)
+    if location.bucket != settings.bucket:
+        raise ConfigError(
+            f"{name} has its files in the bucket {location.bucket}: put them there as their producer does."
+        )
+    folder = location.folder_for(file.name, datetime.now(UTC), tenant)
+    err.print(open_landing(settings).put_file(file, folder), highlight=False)
 
 
 @sources_app.command("list")

@@ -456,8 +456,9 @@ def test_a_run_waits_for_who_has_the_stores(settings: Settings) -> None:
         assert not done.is_set()
     thread.join(30)
     assert done.is_set()
+    assert control.locks.runs_at_work() == 0
     with control.locks.shared_run(lambda: None), control.locks.shared_run(lambda: None):
-        pass  # runs do not keep each other away
+        assert control.locks.runs_at_work() == 2  # runs do not keep each other away
 
 
 def test_the_calendar_has_today() -> None:

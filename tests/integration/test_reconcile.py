@@ -238,6 +238,22 @@ def test_half_of_a_projection_is_no_drift(world: World, monkeypatch: pytest.Monk
     assert world.findings() == set()
 
 
+def test_what_another_run_brings_for_the_first_time_is_no_drift_and_an_emptied_graph_is(world: World) -> None:
+    """Two runs of a new installation: one compares while the other has landed events and not projected them."""
+    world.graph.checkpoints.forget_all()
+    world.graph.query("MATCH (n) WHERE NOT n:ProjectionCheckpoint DETACH DELETE n")
+
+    def found(*, beside_others: bool) -> set[str]:
+        results = reconcile(world.archive, world.graph, beside_others=beside_others)
+        return {finding["kind"] for finding in summarise(results)["findings"]}
+
+    assert found(beside_others=True) == set()
+    assert found(beside_others=False) == {"missing"}
+    world.project()
+    world.graph.query("MATCH (e:Event) WITH e ORDER BY e.id LIMIT 1 DETACH DELETE e")
+    assert found(beside_others=True) == {"missing"}
+
+
 @pytest.mark.repeats
 def test_writers_may_go_on_meanwhile(world: World) -> None:
     stop, failed = threading.Event(), []

@@ -7,11 +7,13 @@ one content of one file: its address and the etag that the store gave to the con
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS
 from c360_pipeline.core.contract.columns import parse_block
@@ -99,9 +101,11 @@ def decode_records(block: LineBlock, now: datetime, source: Source, *, keeps_lef
     left_out: Counter[tuple[Delivery, str]] = Counter()
     given, lines = source.given(block.delivery.source_uri), 0
     for line in map(block.line, range(len(block.starts) - 1)):
-        said = PADDING.sub(b"", line.raw).strip()
-        if not said:
-            continue
+        said = line.raw
+        if said[:1] != b"{" or said[-1:] != b"}":
+            said = PADDING.sub(b"", said).strip()
+            if not said:
+                continue
         lines += 1
         try:
             events.append((event_from(load_object(said), source.mapping, now, given), line))
@@ -122,16 +126,23 @@ def decode_file(delivery: Delivery, content: bytes, now: datetime) -> Decoded:
 
 
 def _event_frame(events: list[tuple[Event, Line]], now: datetime) -> pl.DataFrame:
-    columns = {
-        **{name: [getattr(event, name) for event, _ in events] for name in Event._fields},
-        "event_date": [event.ts.date() for event, _ in events],
-        "source_uri": [line.delivery.source_uri for _, line in events],
-        "source_etag": [line.delivery.source_etag for _, line in events],
-        "source_line": [line.number for _, line in events],
-        "landed_at": [now] * len(events),
+    columns = dict(zip(Event._fields, zip(*(event for event, _ in events), strict=True), strict=True))
+    columns |= {
+        "event_date": tuple(event.ts.date() for event, _ in events),
+        "source_uri": tuple(line.delivery.source_uri for _, line in events),
+        "source_etag": tuple(line.delivery.source_etag for _, line in events),
+        "source_line": tuple(line.number for _, line in events),
+        "landed_at": (now,) * len(events),
     }
-    schema = EVENTS.empty().schema
-    return pl.DataFrame({name: columns[name] for name in schema}, schema=schema)
+    # Arrow makes maps and lists of Python's ten times as fast as polars.
+    arrays = [pa.array(_entries(columns[field.name], field.type), field.type) for field in EVENTS.schema]
+    frame = pl.DataFrame(pa.Table.from_arrays(arrays, schema=EVENTS.schema))
+    return frame.cast(EVENTS.empty().schema)
+
+
+def _entries(values: Sequence[Any], dtype: pa.DataType) -> Sequence[Any]:
+    """Values as Arrow takes them: of a map its entries."""
+    return [None if one is None else list(one.items()) for one in values] if pa.types.is_map(dtype) else values
 
 
 def rejected_frame(rejected: Iterable[tuple[Rejected, Line]], now: datetime) -> pl.DataFrame:

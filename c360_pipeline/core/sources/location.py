@@ -90,6 +90,29 @@ class Location:
         except (ValueError, OverflowError):
             return None
 
+    def folder_for(self, name: str, at: datetime, tenant_id: str | None = None) -> str:
+        """The key of a folder in which a file of this name is one of this location.
+
+        Args:
+            name: of the file.
+            at: when it arrives, UTC.
+            tenant_id: whose it is, where the path says that.
+
+        Raises:
+            ConfigError: no file of this name can be one of it, or the path says whose it is and nobody said it.
+        """
+        said = {
+            "any": "uploaded", "tenant": tenant_id, "date": at.date().isoformat(), "hour": f"{at.hour:02}",
+            "received:epoch_s": f"{at.timestamp():.0f}", "received:epoch_ms": f"{at.timestamp() * 1000:.0f}",
+        }  # fmt: skip
+        if tenant_id is None and "{tenant}" in self.text:
+            raise ConfigError(f"location {self.text} says in its path whose events these are: say --tenant.")
+        folder = self.text.split("/", 3)[3].rpartition("/")[0]
+        filled = _TOKEN.sub(lambda found: str(said.get(found[1] or "any")), folder)
+        if self.match(f"s3://{self.bucket}/{filled}/{name}") is None:
+            raise ConfigError(f"a file {name} is none of location {self.text}: give it a name that is.")
+        return f"{filled}/"
+
 
 _WILD = {"**": r".*", "*": r"[^/]*", "?": r"[^/]"}
 

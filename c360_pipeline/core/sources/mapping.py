@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from c360_pipeline.core.contract.events import MAX_ATTRS, MAX_STRING_CHARACTERS, Rejected, canonical_json
+from c360_pipeline.core.contract.events import (
+    MAX_ATTRS,
+    MAX_ITEMS,
+    MAX_STRING_CHARACTERS,
+    Rejected,
+    canonical_json,
+)
 from c360_pipeline.core.sources import times
 from c360_pipeline.core.sources.values import (
     Place,
@@ -30,7 +36,8 @@ CUT = "…"
 """Stands at the end of a text that was longer than a field may be."""
 LEFT_OUT = "_left_out"
 """Attribute with the number of attributes or items that there was no room for."""
-MAX_ITEMS = 200
+KNOWN_PATHS = 100_000
+"""Of paths it is remembered whether they are read; a producer with names of its own in each record has more."""
 GRANTED, DENIED = "granted", "denied"
 _CONSENT = {
     **dict.fromkeys(("true", "yes", "granted", "1", "y", "opt_in", "opted_in", "subscribed"), GRANTED),
@@ -173,6 +180,8 @@ class SourceMapping:
         }
         # What is read stands where it belongs; what lies around it is left for `attrs_rest`.
         self.paths = tuple(dict.fromkeys(self._read.paths))
+        self._read_paths = [path for path in self.paths if path not in {path for path, _ in self._rest}]
+        self._known_paths: dict[str, bool] = {}
 
     def alternatives(self, record: Any) -> Iterator[tuple[str, str | None]]:
         """Of each field of the contract, by which of the values that the mapping names for it a record has one.
@@ -322,14 +331,21 @@ class SourceMapping:
 
     def _unread(self, record: Any) -> list[tuple[str, Any]]:
         """What lies under the paths of `attrs_rest` and nothing else of the mapping reads."""
-        read = [path for path in self.paths if path not in {path for path, _ in self._rest}]
         found: list[tuple[str, Any]] = []
         for path, steps in self._rest:
             for name, leaf in leaves(inside(at_path(record, steps))):
-                whole = f"{path}.{name}"
-                if name and not any(whole == one or whole.startswith((f"{one}.", f"{one}[")) for one in read):
+                if name and not self._is_read(f"{path}.{name}"):
                     found.append((name, leaf))
         return found
+
+    def _is_read(self, path: str) -> bool:
+        """Whether a value of the mapping reads a path, or what it lies in; records have the same ones all the time."""
+        known = self._known_paths.get(path)
+        if known is None:
+            known = any(path == one or path.startswith((f"{one}.", f"{one}[")) for one in self._read_paths)
+            if len(self._known_paths) < KNOWN_PATHS:
+                self._known_paths[path] = known
+        return known
 
     def _take_id(self, record: dict[str, Any], fields: dict[str, Any], faults: dict[str, Rejected]) -> None:
         found = self._text(self._id(record), "eventId", faults) if self._id else None

@@ -88,12 +88,13 @@ def at_path(record: Any, steps: tuple[str | int, ...]) -> Any:
     """The value at a path; None where there is none."""
     value = record
     for step in steps:
-        value = inside(value)
-        if isinstance(step, int):
-            value = value[step] if isinstance(value, list) and step < len(value) else None
+        if type(value) is str:
+            value = inside(value)
+        if type(value) is dict:
+            value = value.get(step)
+        elif type(value) is list:
+            value = value[step] if type(step) is int and step < len(value) else None
         else:
-            value = value.get(step) if isinstance(value, dict) else None
-        if value is None:
             return None
     return None if value == "" else value
 

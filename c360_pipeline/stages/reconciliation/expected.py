@@ -144,6 +144,18 @@ class PinnedVersions:
             {name: found for name, found in silos.items() if found},
         )
 
+    @property
+    def unprojected(self) -> frozenset[Kind]:
+        """Kinds whose projection has brought nothing into the graph yet, as far as its checkpoints say."""
+        kinds: set[Kind] = set()
+        if (EVENT_PROJECTION, EVENTS.name) not in self.versions:
+            kinds |= {*(one.kind for one in model.EVENT_PROJECTIONS), model.EVENT_STATUS, model.USER_COMMUNITY}
+        if not {(PRODUCT_PROJECTION, EVENTS.name), (PRODUCT_PROJECTION, CATALOG.name)} & self.versions.keys():
+            kinds |= {model.PRODUCT, model.CATEGORY, model.IN_CATEGORY, *(kind for kind, _ in SIMILARITIES)}
+        if self.commits is None:
+            kinds |= {model.CORRELATION, model.JOURNEY, model.HAS_KEY, model.PART_OF, model.IN_JOURNEY}
+        return frozenset(kinds)
+
     def version(self, projection: str, table: Table) -> Version | None:
         """The version of a table that a projection has taken up; None for the newest."""
         return self.versions.get((projection, table.name))

@@ -100,6 +100,7 @@ def reconcile(
     repair: bool = False,
     force: bool = False,
     pinned: PinnedVersions | None = None,
+    beside_others: bool = False,
     observe: Callable[[str, str], None] = lambda kind, tenant: None,
 ) -> list[Reconciled]:
     """Compare every kind, tenant by tenant; repairs what differs when asked to.
@@ -113,6 +114,8 @@ def reconcile(
         repair: whether to bring the graph back.
         force: whether more may be repaired than the removal limit lets pass.
         pinned: the versions that the archive is read at; that of the graph's checkpoints where it is not given.
+        beside_others: other runs are at work. What no projection has brought into the graph yet, one of them is just
+            bringing for the first time: it is not held against the graph.
         observe: called with each kind and tenant before it is compared.
 
     Returns:
@@ -121,7 +124,8 @@ def reconcile(
     Raises:
         RemovalLimitError: too much of a kind differs to be repaired without `force`; nothing was repaired.
     """
-    as_of = archive.at(pinned or PinnedVersions.of(graph, archive.lake))
+    snapshot = pinned or PinnedVersions.of(graph, archive.lake)
+    as_of, on_their_way = archive.at(snapshot), snapshot.unprojected if beside_others else frozenset[Kind]()
     queue = RefusedRows(archive.lake, graph.refusals)
     results: list[Reconciled] = []
     repairs: list[_Repair] = []
@@ -130,6 +134,8 @@ def reconcile(
     for side in _sides(as_of, graph, observe):
         held[side.kind] += side.theirs.height
         tenants.add(side.tenant_id)
+        if side.kind in on_their_way:
+            side = replace(side, ours=side.theirs)
         found, step = _compared(as_of, graph, queue, side)
         results.append(Reconciled(side.tenant_id, side.kind, found))
         repairs += [step] if step else []

@@ -13,6 +13,13 @@ TAKE_STORES_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 stores'))"
 SHARE_STORES_LOCK = "SELECT pg_advisory_xact_lock_shared(hashtext('c360 stores'))"
 TRY_TO_SHARE_STORES_LOCK = "SELECT pg_try_advisory_xact_lock_shared(hashtext('c360 stores')) AS taken"
 
+COUNT_SHARERS = """
+    SELECT count(*) AS number FROM pg_locks
+    WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted AND objsubid = 1
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND ((classid::bigint << 32) | objid::bigint) = hashtext('c360 stores')::bigint
+"""
+
 
 class Locks:
     """Locks that end with the session that holds them, so a crash ends them, too.
@@ -49,6 +56,10 @@ class Locks:
                 waiting()
                 connection.execute(SHARE_STORES_LOCK)
             yield
+
+    def runs_at_work(self) -> int:
+        """How many runs share the stores now."""
+        return int(self._sessions.execute(COUNT_SHARERS)["number"])
 
     @contextmanager
     def _holding(self, *locks: LiteralString) -> Iterator[psycopg.Connection[dict[str, Any]]]:
