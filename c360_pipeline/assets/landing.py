@@ -42,6 +42,8 @@ from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.metrics import Figure
 
 GROUP = "landing"
+DEAD_SHARE = 0.05
+"""More dead records than this share of a source's day, and something is wrong with its mapping or its producer."""
 
 
 class LandingConfig(dg.Config):
@@ -96,6 +98,11 @@ class LandingConfig(dg.Config):
             "every_file_brings_events",
             asset="landing_files",
             description="Of no file that was read is more dead than alive.",
+        ),
+        check_spec(
+            "every_source_lands",
+            asset="landing_files",
+            description="Of no source and landing date more than 5 % of the records are dead.",
         ),
         check_spec(
             "every_object_is_an_event_file",
@@ -195,6 +202,13 @@ def _results(
         passed=not broken,
         metadata={"damage": dg.MetadataValue.json(broken), WHY: dg.MetadataValue.json(dict(list(broken.items())[:5]))},
     )
+    dying = dying_sources(files, accounts)
+    yield dg.AssetCheckResult(
+        asset_key="landing_files",
+        check_name="every_source_lands",
+        passed=not dying,
+        metadata={"sources": dg.MetadataValue.json(dying), WHY: dg.MetadataValue.json(dict(list(dying.items())[:5]))},
+    )
     dead = {account.source_uri: mostly_dead(account, files_letters(lake, account)) for account in accounts
             if 2 * account.dead > account.lines}  # fmt: skip
     yield dg.AssetCheckResult(
@@ -203,6 +217,25 @@ def _results(
         passed=not dead,
         metadata={"files": dg.MetadataValue.json(dead), WHY: dg.MetadataValue.json(dict(list(dead.items())[:5]))},
     )
+
+
+def dying_sources(files: pl.DataFrame, accounts: Sequence[FileAccount]) -> dict[str, str]:
+    """Of the sources and landing dates of a run's files, those of which too much is dead, and what to do."""
+    touched = pl.DataFrame(
+        list({(account.source, account.landing_date) for account in accounts if account.source}),
+        schema={"source": pl.String, "landing_date": pl.Date}, orient="row",
+    )  # fmt: skip
+    days = files.join(touched, on=["source", "landing_date"], how="semi").group_by("source", "landing_date").agg(
+        pl.col("lines", "dead").sum()
+    )  # fmt: skip
+    dying = days.filter(pl.col("dead") > DEAD_SHARE * pl.col("lines")).sort("source", "landing_date")
+    return {
+        f"{source} {day}": (
+            f"{dead:,} of {lines:,} records are dead letters: `c360 dead-letters list` shows why, and a better mapping "
+            f"(`c360 sources plan {source}`) lands them."
+        )
+        for source, day, lines, dead in dying.iter_rows()
+    }
 
 
 def landing_totals(accounts: Sequence[FileAccount]) -> list[Figure]:

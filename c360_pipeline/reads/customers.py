@@ -18,6 +18,8 @@ from c360_pipeline.stores.neo4j.graph import Graph
 
 BEFORE = timedelta(minutes=30)
 """Timeline so long before a ticket is shown with it."""
+SHOWN_PRODUCTS = 3
+"""Of an order."""
 SHOWN_BEFORE = 5
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ READ_USERS_OF_JOURNEYS = Statement("""
     MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})
         <-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id, key_type: 'user'})
     CALL (c) { MATCH (c)<-[:HAS_KEY]-(e:Event {tenant_id: $tenant_id}) RETURN e.user_id AS user_id LIMIT 1 }
+    WITH user_id WHERE user_id IS NOT NULL
     RETURN DISTINCT user_id
 """)
 READ_EVENTS = Statement("""
@@ -60,10 +63,12 @@ READ_EVENTS = Statement("""
     WHERE e.ts < $before
     WITH DISTINCT e ORDER BY e.ts DESC, e.id DESC LIMIT $limit
     OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
-    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
     RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action,
-           e.user_id AS user_id, s.id AS session_id, p.id AS product_id, p.name AS product_name,
-           e:Unlanded AS is_unlanded
+           e.user_id AS user_id, s.id AS session_id, e:Unlanded AS is_unlanded,
+           COLLECT {
+               MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
+               RETURN {id: p.id, name: coalesce(p.name, p.id)} AS product ORDER BY p.id
+           } AS products
     ORDER BY at DESC, id DESC
 """)
 READ_EVENTS_OF_USERS = Statement("""
@@ -72,10 +77,12 @@ READ_EVENTS_OF_USERS = Statement("""
         -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id, user_id: user_id})
     WHERE e.ts < $before AND NOT e.id IN $known
     WITH e, s ORDER BY e.ts DESC, e.id DESC LIMIT $limit
-    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
     RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action,
-           e.user_id AS user_id, s.id AS session_id, p.id AS product_id, p.name AS product_name,
-           e:Unlanded AS is_unlanded
+           e.user_id AS user_id, s.id AS session_id, e:Unlanded AS is_unlanded,
+           COLLECT {
+               MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
+               RETURN {id: p.id, name: coalesce(p.name, p.id)} AS product ORDER BY p.id
+           } AS products
     ORDER BY at DESC, id DESC
 """)
 READ_PLAYS = Statement("""
@@ -193,7 +200,7 @@ class _Reading:
         if who is None:
             return None
         events, timeline, is_more = self._happened(who, limit, before)
-        users = {*self._members(who), *(event["user_id"] for event in events)}
+        users = {*self._members(who), *(event["user_id"] for event in events if event["user_id"])}
         return Customer(
             self._tenant_id, customer_id,
             users=self._read(READ_USERS, user_ids=sorted(users)),
@@ -291,13 +298,16 @@ def page_of(entries: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, A
 
 
 def _event_entry(row: dict[str, Any]) -> dict[str, Any]:
-    product = row["product_name"] or row["product_id"]
+    products = row["products"]
+    named = ", ".join(product["name"] for product in products[:SHOWN_PRODUCTS])
+    more = f" and {len(products) - SHOWN_PRODUCTS} more" if len(products) > SHOWN_PRODUCTS else ""
+    who = f"user {row['user_id']}" if row["user_id"] else "before a login"
+    where = f", session {row['session_id']}" if row["session_id"] else ""
     ahead = ", not landed yet" if row["is_unlanded"] else ""
     return {
         "kind": "event", "at": instant(row["at"]), "id": row["id"],
-        "title": f"{row['action']} {product}" if product else row["action"],
-        "detail": f"user {row['user_id']}, session {row['session_id']}{ahead}",
-        "product_id": row["product_id"],
+        "title": f"{row['action']} {named}{more}".rstrip(), "detail": f"{who}{where}{ahead}",
+        "product_id": products[0]["id"] if products else None,
     }  # fmt: skip
 
 

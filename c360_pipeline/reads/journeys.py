@@ -19,9 +19,14 @@ READ_JOURNEY_OF_EVENT = Statement("""
     MATCH (j)<-[:HAS_KEY|IN_JOURNEY|PART_OF*1..2]-(e:Event {tenant_id: $tenant_id})
     WITH DISTINCT j, e
     OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
-    OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
+    WITH j, e, s, COLLECT {
+        MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
+        RETURN {id: p.id, name: coalesce(p.name, p.id)} AS product ORDER BY p.id
+    } AS products
     RETURN j.id AS journey_id, e.id AS event_id, e.ts AS ts, e.type AS action, e.user_id AS user_id, s.id AS session_id,
-           p.id AS product_id, p.name AS product_name,
+           products[0].id AS product_id,
+           CASE WHEN size(products) > 0 THEN reduce(t = '', p IN products | t + CASE t WHEN '' THEN '' ELSE ', ' END
+               + p.name) END AS product_name,
            COLLECT {
                MATCH (e)-[:HAS_KEY]->(c:Correlation {tenant_id: $tenant_id}) RETURN DISTINCT c.key_type
            } AS key_types

@@ -241,7 +241,7 @@ def test_half_of_a_projection_is_no_drift(world: World, monkeypatch: pytest.Monk
 def test_what_another_run_brings_for_the_first_time_is_no_drift_and_an_emptied_graph_is(world: World) -> None:
     """Two runs of a new installation: one compares while the other has landed events and not projected them."""
     world.graph.checkpoints.forget_all()
-    world.graph.query("MATCH (n) WHERE NOT n:ProjectionCheckpoint DETACH DELETE n")
+    world.graph.run("MATCH (n) WHERE NOT n:ProjectionCheckpoint DETACH DELETE n")
 
     def found(*, beside_others: bool) -> set[str]:
         results = reconcile(world.archive, world.graph, beside_others=beside_others)
@@ -250,7 +250,7 @@ def test_what_another_run_brings_for_the_first_time_is_no_drift_and_an_emptied_g
     assert found(beside_others=True) == set()
     assert found(beside_others=False) == {"missing"}
     world.project()
-    world.graph.query("MATCH (e:Event) WITH e ORDER BY e.id LIMIT 1 DETACH DELETE e")
+    world.graph.run("MATCH (e:Event) WITH e ORDER BY e.id LIMIT 1 DETACH DELETE e")
     assert found(beside_others=True) == {"missing"}
 
 

@@ -47,6 +47,7 @@ def companions(lake: Lake, persons: Sequence[Person]) -> list[Companion]:
     form = normal_form(pl.col("user_id")).alias("form")
     others = (
         events.join(inside, on=["tenant_id", "event_id"], how="semi")
+        .drop_nulls("user_id")
         .with_columns(form)
         .join(users.lazy().select("tenant_id", form), on=["tenant_id", "form"], how="anti")
     )
