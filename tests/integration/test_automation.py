@@ -82,7 +82,9 @@ def evaluate(name: str, dagster: dg.DagsterInstance, cursor: str | None = None, 
 
 
 def files_tick(dagster: dg.DagsterInstance, cursor: str | None = None) -> Any:
-    return evaluate("new_landing_files", dagster, cursor, landing=LandingResource(), lake=LakeResource())
+    return evaluate(
+        "new_landing_files", dagster, cursor, landing=LandingResource(), lake=LakeResource(), control=ControlResource()
+    )
 
 
 def asset_facts(key: dg.AssetKey) -> dict[str, Any]:
