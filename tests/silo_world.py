@@ -1,13 +1,18 @@
 """A silo with its control rows and a lake, as tests of silos use it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import polars as pl
 import psycopg
+from psycopg import sql
 
 from c360_pipeline.connections import open_silo
 from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stages.silos.run import Loaded, SiloRun
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.control import ControlDb
@@ -84,6 +89,19 @@ class World:
     def logged(self) -> list[tuple[Any, ...]]:
         """What the log says of each table: name, status, mode, rows read, loaded and deleted, error."""
         return self.rows_of(READ_TABLE_LOGS)
+
+
+@contextmanager
+def a_silo(settings: Settings, control: ControlDb, lake: Lake) -> Iterator[World]:
+    """A database of its own with a row in the control database."""
+    login = postgres_login(settings, settings.etl_db_name)
+    name = f"silo_{uuid4().hex[:8]}"
+    with psycopg.connect(**{**login, "dbname": "postgres"}, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        row = control.execute(ADD_DATABASE, name=name, host=login["host"], port=login["port"], user=login["user"])
+        with psycopg.connect(**{**login, "dbname": name}, autocommit=True) as source:
+            yield World(login, name, row["database_id"], control, lake, source)
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 AWKWARD = """

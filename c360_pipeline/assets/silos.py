@@ -32,6 +32,7 @@ from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import unmatched
 from c360_pipeline.stages.recovery.cypher_script import SCRIPTS_PREFIX, write_script
 from c360_pipeline.stages.silos.run import SiloRun, readable_exclusions
+from c360_pipeline.stages.sources.tables import export_rows
 
 GROUP = "silos"
 LINEAGE_MEANING = {
@@ -115,6 +116,34 @@ def table_metadata(extract: Extract, row: Mapping[str, Any]) -> dict[str, Any]:
         lake_table=extract.lake_table,
         snapshot_mode=extract.table.snapshot_mode,
         **{"dagster/column_schema": dg.TableSchema(columns=columns)},
+    )
+
+
+@dg.asset(
+    deps=[silo_tables],
+    description="Rows of silo tables that are records of an event source: what came or changed, as files that land.",
+    owners=OWNERS,
+    group_name="landing",
+    kinds={"s3"},
+    metadata={"dagster/column_schema": described_columns({"…": "the table's columns, a JSON line each row"})},
+    check_specs=[
+        check_spec(
+            "every_table_of_a_source_was_read",
+            asset="table_events",
+            description="Every table that an event source names is there, and was read.",
+        )
+    ],
+)
+def table_events(  # with checks of its own, Dagster takes the result type without parameters only
+    control: ControlResource, lake: LakeResource, landing: LandingResource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Write the rows; landing takes them up."""
+    control_db = control.open()
+    done, left = export_rows(lake.open(), landing.open(), control_db.read(), control_db.sources.rows())
+    said = {one.source: f"{one.rows:,} rows" + (f", {one.uri}" if one.uri else "") for one in done}
+    return dg.MaterializeResult(
+        metadata=rows(sum(one.rows for one in done), sources=dg.MetadataValue.json(said)),
+        check_results=[all_went(left, "every_table_of_a_source_was_read", asset="table_events")],
     )
 
 

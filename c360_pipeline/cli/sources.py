@@ -180,7 +180,10 @@ def _show_trial(trial: Any, name: str) -> None:
 @sources_app.command("add")
 def add(
     name: SourceName,
-    location: Annotated[str, typer.Option(help="s3://bucket/folder/{any}/{received:epoch_ms}/*.gz")],
+    location: Annotated[str | None, typer.Option(help="s3://bucket/folder/{any}/{received:epoch_ms}/*.gz")] = None,
+    table: Annotated[
+        str | None, typer.Option(help="database.schema.table of the silos, whose rows are the records")
+    ] = None,
     preset: PresetName = None,
     mapping: MappingFile = None,
     tenant: TenantName = None,
@@ -193,6 +196,7 @@ def add(
     from c360_pipeline.core.sources.location import Location
     from c360_pipeline.core.sources.records import Framing
     from c360_pipeline.stages.sources.presets import compiled, presets
+    from c360_pipeline.stages.sources.tables import location_of
 
     if preset is None and mapping is None:
         raise ConfigError("Say --preset or --mapping: `c360 sources detect FILE` finds a preset.")
@@ -201,10 +205,18 @@ def add(
     known = presets().get(str(document.get("extends")))
     chosen = known.framing if known and framing in (None, known.framing.kind) else Framing(framing or "lines")
     chosen = Framing(chosen.kind, chosen.columns, records or chosen.records)
+    settings = load_settings()
+    control = open_control(settings)
+    if table is not None:
+        location = location_of(settings.bucket, name)
+        known_tables = control.read().table_names
+        if table not in known_tables:
+            raise ConfigError(f"There is no table {table!r} in source_tables: there are {', '.join(known_tables)}.")
+    if location is None:
+        raise ConfigError("Say --location, where its files lie, or --table, whose rows are its records.")
     Location(location)
-    control = open_control(load_settings())
     columns = list(chosen.columns) if chosen.columns else None
-    made = control.sources.add(name, location, chosen.kind, columns, chosen.records)
+    made = control.sources.add(name, location, chosen.kind, columns, chosen.records, table)
     version = control.sources.add_mapping(name, document, note)
     if not made:
         err.print(f"{name} was there: its mapping is v{version}, not applied. `c360 sources plan {name}` compares.")

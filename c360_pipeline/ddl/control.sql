@@ -62,6 +62,9 @@ CREATE TABLE IF NOT EXISTS event_sources (
     is_active      boolean NOT NULL DEFAULT false,
     CHECK (NOT is_active OR active_version IS NOT NULL)
 );
+ALTER TABLE event_sources ADD COLUMN IF NOT EXISTS from_table text;
+COMMENT ON COLUMN event_sources.from_table IS
+    'database.schema.table of source_tables: its rows, as they come and change, are the records of this source.';
 COMMENT ON TABLE event_sources IS
     'Files of producers that write events in a form of their own: read where they are, and mapped. `c360 sources` adds and tries them.';
 COMMENT ON COLUMN event_sources.location IS

@@ -6,7 +6,6 @@ from datetime import UTC, date, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import polars as pl
 import psycopg
@@ -21,6 +20,7 @@ from silo_world import (
     EXCLUDE,
     READ_RUN_LOGS,
     World,
+    a_silo,
 )
 from typer.testing import CliRunner
 
@@ -28,7 +28,7 @@ from c360_pipeline.cli import app
 from c360_pipeline.connections import open_silo
 from c360_pipeline.core.silos.plan import make_plan
 from c360_pipeline.errors import ConfigError, ContractError
-from c360_pipeline.settings import Settings, postgres_login
+from c360_pipeline.settings import Settings
 from c360_pipeline.stages.projection.silos import SiloGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import drift, reconcile
@@ -44,14 +44,8 @@ from c360_pipeline.stores.s3.landing import Landing
 
 @pytest.fixture
 def world(settings: Settings, control: ControlDb, lake: Lake) -> Iterator[World]:
-    login = postgres_login(settings, settings.etl_db_name)
-    name = f"silo_{uuid4().hex[:8]}"
-    with psycopg.connect(**{**login, "dbname": "postgres"}, autocommit=True) as server:
-        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        row = control.execute(ADD_DATABASE, name=name, host=login["host"], port=login["port"], user=login["user"])
-        with psycopg.connect(**{**login, "dbname": name}, autocommit=True) as source:
-            yield World(login, name, row["database_id"], control, lake, source)
-        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with a_silo(settings, control, lake) as silo:
+        yield silo
 
 
 def test_every_type_comes_through_without_loss(world: World) -> None:

@@ -1,13 +1,17 @@
 """Files of producers as they are: read in place, mapped, accounted for record by record, and mapped better later."""
 
 import json
-from collections.abc import Callable
+import re
+import shlex
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from silo_world import World as SiloWorld
+from silo_world import a_silo
 from typer.testing import CliRunner
 
 from c360_pipeline.cli import app
@@ -22,6 +26,7 @@ from c360_pipeline.stages.projection.everything import project_all
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
 from c360_pipeline.stages.sources.active import active_sources
+from c360_pipeline.stages.sources.tables import export_rows
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
@@ -79,6 +84,12 @@ class World:
 @pytest.fixture
 def own(settings: Settings, landing: Landing, lake: Lake, control: ControlDb) -> World:
     return World(settings, landing, lake, control)
+
+
+@pytest.fixture
+def silos(settings: Settings, control: ControlDb, lake: Lake) -> Iterator[SiloWorld]:
+    with a_silo(settings, control, lake) as silo:
+        yield silo
 
 
 @pytest.fixture
@@ -241,6 +252,78 @@ def test_mappings_are_never_changed(own: World) -> None:
     own.add("shop", "segment")
     with pytest.raises(Exception, match="never changed"):
         own.control.execute("UPDATE event_mappings SET note = 'other'")
+
+
+def test_purchases_of_a_silo_become_bought_products(own: World, silos: SiloWorld, tmp_path: Path, graph: Graph) -> None:
+    """The guide's import: completed transactions of the shop's database."""
+    silos.source.execute(
+        "CREATE TABLE transactions (id bigint PRIMARY KEY, user_id text, product_id text, amount numeric(10, 2), "
+        "status text, created_at timestamptz)"
+    )
+    bought = "INSERT INTO transactions VALUES (%(id)s, 'u1', 'lamp', 79.90, %(status)s, '2026-11-20T10:00:00Z')"
+    silos.source.execute(bought, {"id": 9007199254740993, "status": "completed"})
+    silos.source.execute(bought, {"id": 2, "status": "pending"})
+    silos.add("transactions")
+    mapping = tmp_path / "purchases.json"
+    document = {
+        "tenant": "tenant_id", "user": "user_id", "time": "created_at", "action": {"const": "purchase"},
+        "id": {"join": [{"const": "transaction"}, "id"], "with": "-"}, "only": {"status": "completed"},
+        "items": {"each": ".", "item": {"id": "product_id", "price": "amount"}},
+    }  # fmt: skip
+    mapping.write_text(json.dumps(document))
+    table = own.control.read().table_names[0]
+    run("sources", "add", "purchases", "--table", table, "--mapping", str(mapping))
+
+    def export() -> list[int]:
+        silos.load()
+        done, left = export_rows(own.lake, own.landing, own.control.read(), own.control.sources.rows())
+        assert left == {}
+        return [one.rows for one in done]
+
+    assert export() == [2]
+    assert export() == [0]
+    assert own.land() == {}
+    assert own.accounting()["landed"] == own.accounting()["skipped"] == 1
+    assert own.events()["event_id"].to_list() == ["transaction-9007199254740993"]
+    silos.source.execute("UPDATE transactions SET status = 'completed' WHERE id = 2")
+    silos.source.execute("DELETE FROM transactions WHERE id > 2")
+    assert export() == [1]
+    own.land()
+    assert sorted(own.events()["event_id"]) == ["transaction-2", "transaction-9007199254740993"]
+    project_all(own.lake, ControlRows((), (), {}, {}, ()), graph)
+    (row,) = graph.query("MATCH (:User {id: 'u1'})-[r:PURCHASED]->(p) RETURN r.count AS count, r.revenue AS revenue")
+    assert row == {"count": 2, "revenue": 159.8}
+
+
+def test_the_tutorial_can_be_followed(own: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands as they stand there, but for services, names of files and the bucket; a run lands."""
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    text = (root / "docs" / "tutorial.md").read_text().replace("c360-lake", own.settings.bucket)
+    mapping, better = tmp_path / "mapping.json", tmp_path / "better.json"
+    better.write_text('{"extends": "segment@1", "tenant": {"const": "acme"}, "action": {"map": {"page": "visit"}}}')
+    said = []
+    for line in "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).splitlines():
+        if not line:
+            continue
+        words = shlex.split(line.replace("mapping.json", str(mapping)).replace("better.json", str(better)))
+        match words:
+            case ["echo", document, ">", path]:
+                Path(path).write_text(document)
+            case ["c360", "run"]:
+                assert own.land() == {}
+            case ["c360", "up" | "api" | "api-keys", *_]:
+                pass
+            case ["c360", *arguments]:
+                said.append(run(*arguments))
+            case _:
+                raise AssertionError(line)
+    printed = "\n".join(said)
+    for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL):
+        first = block.splitlines()[0]
+        assert first.startswith("source shop:") or first in printed, first
+    assert own.accounting()["landed"] == 11
+    assert "visit" in own.events()["action"].to_list()
 
 
 def trial(*arguments: str) -> Any:

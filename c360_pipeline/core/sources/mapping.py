@@ -45,7 +45,8 @@ _CONSENT = {
 }
 TARGETS = {
     "extends", "tenant", "user", "anonymous", "session", "time", "received", "action", "id", "volatile",
-    "items", "keys", "same_as", "traits", "group", "consent", "require", "attrs", "attrs_rest", "too_long", "skip",
+    "items", "keys", "same_as", "traits", "group", "consent", "require", "attrs", "attrs_rest", "too_long",
+    "skip", "only",
 }  # fmt: skip
 TARGET_OF = {
     "tenantId": "tenant", "userId": "user", "anonymousId": "anonymous", "sessionId": "session", "ts": "time",
@@ -165,6 +166,8 @@ class SourceMapping:
         ]
         self.too_long = _one_of(document, "too_long", ("cut", "dead"), place)
         self._skip = _skips(document.get("skip"), place.at("skip"), self._read)
+        only = document.get("only")
+        self._only = condition(only, place.at("only"), self._read) if only is not None else None
         self._paths_of = {name: paths for name, (_, paths) in self._texts.items()} | {
             field: _paths_in(_value_of(document[key]))
             for field, key in (("sessionId", "session"), ("ts", "time"), ("receivedAt", "received"), ("eventId", "id"))
@@ -226,6 +229,8 @@ class SourceMapping:
         return Mapped(fields, faults)
 
     def _refuse_skipped(self, record: Any) -> None:
+        if self._only is not None and not self._only(record):
+            raise Skipped("skipped", f"it is none of those that the mapping takes only ({self.name})")
         for applies, path in self._skip:
             if applies(record):
                 raise Skipped("skipped", f"`{path}` is one that the mapping skips ({self.name})")

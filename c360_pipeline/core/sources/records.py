@@ -82,7 +82,7 @@ def table_lines(file: IO[bytes], framing: Framing, name: str) -> Iterator[bytes]
     }[framing.kind]  # fmt: skip
     out: list[bytes] = []
     for row in rows(file, framing, name):
-        out.append(_line(row))
+        out.append(json_row(row))
         if len(out) >= ROWS_AT_ONCE:
             yield b"".join(out)
             out = []
@@ -118,7 +118,7 @@ def _inner(line: bytes, steps: tuple[tuple[str, bool], ...]) -> Iterator[bytes]:
     if not found:
         yield line + b"\n"
     for record in found:
-        yield _line(record)
+        yield json_row(record)
 
 
 class _Digits(float):
@@ -143,7 +143,8 @@ def _records_in(value: Any, steps: Sequence[tuple[str, bool]]) -> Iterator[Any]:
             yield from _records_in(one, rest)
 
 
-def _line(record: Any) -> bytes:
+def json_row(record: Any) -> bytes:
+    """A record as a line of JSON with its line end."""
     return _json(record).encode("utf-8", "surrogatepass") + b"\n"
 
 

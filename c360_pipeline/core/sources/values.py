@@ -54,10 +54,14 @@ class Read:
 def steps_of(text: str, place: Place) -> tuple[str | int, ...]:
     """A path in its steps: names between dots, `[0]` for an element; a backslash before a dot that is in a name.
 
+    A dot alone is the record itself.
+
     Raises:
         ConfigError: it is no path.
     """
     steps: list[str | int] = []
+    if text == ".":
+        return ()
     at = 0
     while at < len(text):
         match = _STEP.match(text, at)

@@ -43,7 +43,7 @@ FIND_USE = """
     SELECT EXISTS (SELECT FROM source_databases) OR EXISTS (SELECT FROM suppressed_users)
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 
 
 class ControlDb:

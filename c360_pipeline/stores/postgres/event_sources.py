@@ -14,6 +14,7 @@ from c360_pipeline.stores.postgres.sessions import Sessions
 
 READ_SOURCES = """
     SELECT s.source_id, s.name, s.location, s.framing, s.columns, s.records, s.active_version, s.is_active,
+        s.from_table,
         (SELECT max(version) FROM event_mappings m WHERE m.source_id = s.source_id) AS newest_version
     FROM event_sources s ORDER BY s.name
 """
@@ -22,8 +23,8 @@ READ_MAPPING = """
     WHERE source_id = %(source_id)s AND version = %(version)s
 """
 ADD_SOURCE = """
-    INSERT INTO event_sources (name, location, framing, columns, records)
-    VALUES (%(name)s, %(location)s, %(framing)s, %(columns)s, %(records)s)
+    INSERT INTO event_sources (name, location, framing, columns, records, from_table)
+    VALUES (%(name)s, %(location)s, %(framing)s, %(columns)s, %(records)s, %(from_table)s)
     ON CONFLICT (name) DO NOTHING RETURNING source_id
 """
 # A source has one writer of mappings at a time; the same document again is the version that it is.
@@ -55,6 +56,7 @@ class SourceRow:
         records: path to records within one value.
         active_version: of the mapping that new files are read by; None before the first.
         is_active: whether its files land.
+        from_table: database.schema.table whose rows are its records; None where these are files of a producer.
         newest_version: of its mappings; None where there is none.
     """
 
@@ -66,6 +68,7 @@ class SourceRow:
     records: str | None
     active_version: int | None
     is_active: bool
+    from_table: str | None
     newest_version: int | None
 
 
@@ -128,9 +131,20 @@ class EventSources:
             )
         return MappingRow(**found)
 
-    def add(self, name: str, location: str, framing: str, columns: list[str] | None, records: str | None) -> bool:
+    def add(
+        self,
+        name: str,
+        location: str,
+        framing: str,
+        columns: list[str] | None,
+        records: str | None,
+        from_table: str | None = None,
+    ) -> bool:
         """Make a source, not active; False where there is one of that name."""
-        values = {"name": name, "location": location, "framing": framing, "columns": columns, "records": records}
+        values = {
+            "name": name, "location": location, "framing": framing, "columns": columns, "records": records,
+            "from_table": from_table,
+        }  # fmt: skip
         with self._sessions.session() as connection:
             return connection.execute(ADD_SOURCE, values).fetchone() is not None
 

@@ -212,6 +212,10 @@ class Landing:
         """Every catalogue file, by name."""
         return [f for f, _ in self._list(CATALOG_PREFIX) if f.key.endswith(".csv")]
 
+    def keys(self, prefix: str) -> list[str]:
+        """The keys below a prefix of the bucket, those that were put first before the others."""
+        return [file.key for file, _ in sorted(self._list(prefix), key=lambda found: (found[1], found[0].key))]
+
     def _list(self, prefix: str, bucket: str | None = None) -> list[tuple[LandingFile, datetime]]:
         """Objects by name, and when each was put."""
         bucket = bucket or self.bucket
