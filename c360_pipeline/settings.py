@@ -294,6 +294,38 @@ def strictest_sslmode(asked: str) -> str:
     return max(asked, least, key=SSL_MODES.index)
 
 
+OWN_FOLDERS = ("lake/", "landing/", "dead-letters/", "cypher/", "flink/", "table-events/")
+"""Of the product's bucket: what lies there is of all tenants, and no source's."""
+
+
+def require_allowed_location(location: str, settings: "Settings") -> None:
+    """Whether a control row may have files read at a place.
+
+    Who may write a control row must not get what lies elsewhere by naming it: of the product's own bucket the folders
+    that nobody else writes are closed, and other buckets are open where `C360_SOURCE_LOCATIONS` names them, as
+    beginnings of addresses with commas between them.
+
+    Args:
+        location: s3://bucket/key, up to its first place that may be anything.
+        settings: of the product.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    bucket, _, key = location.removeprefix("s3://").partition("/")
+    named = merged_environment(c360_home()).get("C360_SOURCE_LOCATIONS", "")
+    allowed = [one.strip() for one in named.split(",") if one.strip()]
+    if bucket == settings.bucket:
+        if any(key.startswith(folder) or folder.startswith(key) for folder in OWN_FOLDERS):
+            raise ConfigError(f"{location} is a folder of the product's own: put files of sources beside it.")
+        return
+    if not any(location.startswith(one) for one in allowed):
+        raise ConfigError(
+            f"{location} is not named by C360_SOURCE_LOCATIONS, which says where sources may be read from: whoever "
+            "operates the product adds it there."
+        )
+
+
 def operator_secret(reference: str) -> SecretStr:
     """The secret that whoever runs a command points at: `env:NAME`, or `file:/path` for a file's first line.
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from c360_pipeline.cli.output import AsJson, as_date, err, exclusive, out, print_json
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.settings import load_settings
+from c360_pipeline.settings import load_settings, require_allowed_location
 
 sources_app = typer.Typer(help="Events of any producer: detect, try, add and map their files.", no_args_is_help=True)
 SURE = 0.5
@@ -214,7 +214,9 @@ def add(
             raise ConfigError(f"There is no table {table!r} in source_tables: there are {', '.join(known_tables)}.")
     if location is None:
         raise ConfigError("Say --location, where its files lie, or --table, whose rows are its records.")
-    Location(location)
+    place = Location(location)
+    if table is None:
+        require_allowed_location(place.beginning, settings)
     columns = list(chosen.columns) if chosen.columns else None
     made = control.sources.add(name, location, chosen.kind, columns, chosen.records, table)
     version = control.sources.add_mapping(name, document, note)

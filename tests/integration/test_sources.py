@@ -19,7 +19,7 @@ from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS, LANDING_FILE
 from c360_pipeline.core.landing.accounting import OUTCOMES, unbalanced
 from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.settings import Settings
+from c360_pipeline.settings import Settings, require_allowed_location
 from c360_pipeline.stages.landing.backfill import land
 from c360_pipeline.stages.landing.ingest import Ingest, files_of
 from c360_pipeline.stages.projection.everything import project_all
@@ -207,7 +207,29 @@ def test_what_is_skipped_and_withheld_is_counted(own: World, put: Callable[..., 
     assert listed[0]["accounting"]["withheld"] == 1
 
 
-def test_a_source_that_is_wrong_or_away_leaves_the_others_alone(own: World, put: Callable[..., str]) -> None:
+@pytest.mark.parametrize("folder", ["landing/events/**", "lake/events/*.parquet", "l*", "table-events/other/*"])
+def test_a_row_reads_nothing_that_is_of_all_tenants_and_no_bucket_that_nobody_named(
+    own: World, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for location in (own.location(folder), "s3://payroll-of-others/x/*.gz"):
+        with pytest.raises(ConfigError, match=r"own|C360_SOURCE_LOCATIONS"):
+            run("sources", "add", "thief", "--location", location, "--preset", "segment", "--tenant", "acme")
+        own.control.sources.add("thief", location, "lines", None, None)
+        own.control.sources.apply("thief", own.control.sources.add_mapping("thief", {"extends": "segment@1"}, ""))
+        sources, faulty = active_sources(own.control)
+        assert list(sources) == []
+        assert location in faulty
+        own.control.execute("DELETE FROM event_sources WHERE name = 'thief'")
+    monkeypatch.setenv("C360_SOURCE_LOCATIONS", "s3://events-of-shop/raw/, s3://payroll-of-others/")
+    require_allowed_location("s3://payroll-of-others/x/", own.settings)
+    with pytest.raises(ConfigError):
+        require_allowed_location("s3://payroll-of-others-too/x/", own.settings)
+
+
+def test_a_source_that_is_wrong_or_away_leaves_the_others_alone(
+    own: World, put: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("C360_SOURCE_LOCATIONS", "s3://no-such-bucket-here/")
     put("a.jsonl", (FILES / "segment.jsonl").read_bytes())
     own.add("shop", "segment")
     own.control.sources.add("gone", "s3://no-such-bucket-here/x/*.gz", "lines", None, None)

@@ -69,6 +69,11 @@ class Location:
         first = _TOKEN.search(key)
         return key[: first.start()] if first else key
 
+    @property
+    def beginning(self) -> str:
+        """What the addresses of all files begin with."""
+        return f"s3://{self.bucket}/{self.prefix}"
+
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         key, at, parts = self.text.split("/", 3)[3], 0, list[str]()

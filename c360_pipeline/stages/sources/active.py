@@ -4,7 +4,9 @@ from c360_pipeline.core.sources.location import Location
 from c360_pipeline.core.sources.records import Framing
 from c360_pipeline.core.sources.source import Source, Sources
 from c360_pipeline.errors import ConfigError
+from c360_pipeline.settings import load_settings, require_allowed_location
 from c360_pipeline.stages.sources.presets import compiled
+from c360_pipeline.stages.sources.tables import location_of
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.event_sources import SourceRow
 
@@ -17,8 +19,12 @@ def source_of(control: ControlDb, row: SourceRow, version: int) -> Source:
     """
     try:
         document = control.sources.mapping(row, version).document
+        location = Location(row.location)
+        settings = load_settings()
+        if row.from_table is None or row.location != location_of(settings.bucket, row.name):
+            require_allowed_location(location.beginning, settings)
         framing = Framing(row.framing, tuple(row.columns) if row.columns else None, row.records)
-        return Source(row.name, Location(row.location), framing, compiled(document, row.name, version))
+        return Source(row.name, location, framing, compiled(document, row.name, version))
     except ConfigError as error:
         raise ConfigError(f"source {row.name} v{version}: {error}") from None
 
