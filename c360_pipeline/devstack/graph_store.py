@@ -170,11 +170,12 @@ def import_archive(archive: Archive, data: Path, work: Path, observe: Observe) -
     files = ImportWriter(archive, files_folder, lambda what: observe(f"writing {what}")).write()
     observe(f"importing {files.nodes:,} nodes and {files.relationships:,} relationships")
     write_neo4j_conf(conf_home, data, 0)
+    arguments = [file.argument for file in files.files] or [_no_nodes(files_folder)]
     report = work / "import-report.txt"
     run_admin(
         conf_home, "database", "import", "full", DATABASE, "--overwrite-destination", "--id-type=actual",
         "--multiline-fields=true", f"--read-buffer-size={CELL_BUFFER}", "--array-delimiter=;", "--bad-tolerance=0",
-        f"--report-file={report}", *(file.argument for file in files.files),
+        f"--report-file={report}", *arguments,
     )  # fmt: skip
     if report.exists() and report.stat().st_size:
         first = report.read_text(encoding="utf-8", errors="replace").splitlines()[0]
@@ -183,6 +184,14 @@ def import_archive(archive: Archive, data: Path, work: Path, observe: Observe) -
     left = [asdict(completion) for completion in files.completions]
     (data / COMPLETIONS).write_text(json.dumps(left), encoding="utf-8")
     return files.nodes, files.relationships
+
+
+def _no_nodes(folder: Path) -> str:
+    """The argument for an archive of which nothing is left: the tool wants nodes, and takes none of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "nothing.csv"
+    path.write_text("id:ID\n", encoding="utf-8")
+    return f"--nodes={path}"
 
 
 def completions_of(data: Path) -> list[Completion]:

@@ -48,7 +48,7 @@ def run(*arguments: str) -> str:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout if "--json" in arguments else result.output
 
 
 class World:
@@ -282,7 +282,10 @@ def test_purchases_of_a_silo_become_bought_products(own: World, silos: SiloWorld
         "CREATE TABLE transactions (id bigint PRIMARY KEY, user_id text, product_id text, amount numeric(10, 2), "
         "status text, created_at timestamptz)"
     )
-    bought = "INSERT INTO transactions VALUES (%(id)s, 'u1', 'lamp', 79.90, %(status)s, '2026-11-20T10:00:00Z')"
+    bought = (
+        "INSERT INTO transactions "
+        "VALUES (%(id)s, 'buyer@lamps.example', 'lamp', 79.90, %(status)s, '2026-11-20T10:00:00Z')"
+    )
     silos.source.execute(bought, {"id": 9007199254740993, "status": "completed"})
     silos.source.execute(bought, {"id": 2, "status": "pending"})
     silos.add("transactions")
@@ -313,8 +316,15 @@ def test_purchases_of_a_silo_become_bought_products(own: World, silos: SiloWorld
     own.land()
     assert sorted(own.events()["event_id"]) == ["transaction-2", "transaction-9007199254740993"]
     project_all(own.lake, ControlRows((), (), {}, {}, ()), graph)
-    (row,) = graph.query("MATCH (:User {id: 'u1'})-[r:PURCHASED]->(p) RETURN r.count AS count, r.revenue AS revenue")
+    (row,) = graph.query("MATCH (:User)-[r:PURCHASED]->(p) RETURN r.count AS count, r.revenue AS revenue")
     assert row == {"count": 2, "revenue": 159.8}
+    said = json.loads(run("erase", "--tenant", "acme", "--user", "buyer@lamps.example", "--json"))
+    assert said["is_clean"], said["stores"]
+    assert own.events().is_empty()
+    assert own.land() == {}
+    files = own.landing.files_under("table-events/")
+    assert len(files) == 2
+    assert not any(b"lamps.example" in own.landing.read(file) for file in files)
 
 
 def test_the_tutorial_can_be_followed(own: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,12 +29,13 @@ from c360_pipeline.core.privacy.erasure import (
 )
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest
 from c360_pipeline.stages.privacy.mentions import companions, ids_of, redactable
 from c360_pipeline.stages.privacy.search import texts_of
 from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
 from c360_pipeline.stages.projection.silos import label_tables
 from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.sources.tables import FOLDER as TABLE_EVENTS
 from c360_pipeline.stores.s3.landing import dead_letter_key
 
 REASON = "erased"
@@ -133,7 +134,7 @@ class Planner:
         values, events, rows = self.known_of(persons)
         terms = SearchTerms(values)
         letters = self._letters(terms, persons)
-        files = self._lines(letters, persons)
+        files = self._lines(letters, persons) | self._row_lines(terms)
         named = ids_of(persons, values)
         found = search_everywhere(self._stores, SearchTerms([*values, *named]), persons, self._observe)
         places = [place for one in found if one.store == "lake" for place in one.places]
@@ -276,6 +277,16 @@ class Planner:
     def _raw(self, letter_id: str) -> bytes:
         key = dead_letter_key(letter_id)
         return b"".join(self._stores.bucket.pieces(key)) if self._stores.bucket.has(key) else b""
+
+    def _row_lines(self, terms: SearchTerms) -> dict[str, tuple[str, list[int]]]:
+        """Rows of tables that were written as files of sources and hold a value of theirs, as `_lines` has them."""
+        landing, found = self._stores.landing, dict[str, tuple[str, list[int]]]()
+        for file in landing.files_under(TABLE_EVENTS):
+            lines = b"".join(landing.pieces(file, PIECE_BYTES)).split(b"\n")
+            numbers = [number for number, line in enumerate(lines, 1) if terms.count(line)]
+            if numbers:
+                found[file.uri] = (file.etag, numbers)
+        return found
 
     def _lines(self, letters: pl.DataFrame, persons: list[Person]) -> dict[str, tuple[str, list[int]]]:
         """Lines of landing files that are theirs, by address of the file, with its etag."""

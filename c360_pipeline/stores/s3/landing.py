@@ -212,6 +212,10 @@ class Landing:
         """Every catalogue file, by name."""
         return [f for f, _ in self._list(CATALOG_PREFIX) if f.key.endswith(".csv")]
 
+    def files_under(self, prefix: str) -> list[LandingFile]:
+        """The objects below a prefix of the bucket, by name."""
+        return [file for file, _ in self._list(prefix)]
+
     def keys(self, prefix: str) -> list[str]:
         """The keys below a prefix of the bucket, those that were put first before the others."""
         return [file.key for file, _ in sorted(self._list(prefix), key=lambda found: (found[1], found[0].key))]
