@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from rich.table import Table
 
 from c360_pipeline.cli.output import AsJson, as_date, err, exclusive, out, print_json
-from c360_pipeline.errors import ConfigError
+from c360_pipeline.errors import ConfigError, ConflictError, ContractError, UnreadableError
 from c360_pipeline.settings import load_settings, require_allowed_location
 
 sources_app = typer.Typer(help="Events of any producer: detect, try, add and map their files.", no_args_is_help=True)
@@ -201,7 +202,6 @@ def add(
     if preset is None and mapping is None:
         raise ConfigError("Say --preset or --mapping: `c360 sources detect FILE` finds a preset.")
     document = _document(mapping, preset, tenant)
-    compiled(document, name, 1)
     known = presets().get(str(document.get("extends")))
     chosen = known.framing if known and framing in (None, known.framing.kind) else Framing(framing or "lines")
     chosen = Framing(chosen.kind, chosen.columns, records or chosen.records)
@@ -217,6 +217,10 @@ def add(
     place = Location(location)
     if table is None:
         require_allowed_location(place.beginning, settings)
+    compiled(document, name, 1, tenant_is_given=place.says_tenant)
+    others = [row.name for row in control.sources.rows() if row.location == location and row.name != name]
+    if others:
+        raise ConfigError(f"{others[0]} has its files at {location} already: a file is of one source.")
     columns = list(chosen.columns) if chosen.columns else None
     made = control.sources.add(name, location, chosen.kind, columns, chosen.records, table)
     version = control.sources.add_mapping(name, document, note)
@@ -277,6 +281,7 @@ def _stored_lines(name: str, files: int) -> Iterator[tuple[bytes, Mapping[str, s
     """Records of the newest files of a source, with what their path says."""
     from c360_pipeline.connections import open_control, open_landing
     from c360_pipeline.stages.sources.active import source_of
+    from c360_pipeline.stages.sources.reading import lines_of
 
     settings = load_settings()
     control = open_control(settings)
@@ -284,12 +289,9 @@ def _stored_lines(name: str, files: int) -> Iterator[tuple[bytes, Mapping[str, s
     source = source_of(control, row, row.newest_version or 0)
     landing = open_landing(settings)
     for file in sorted(landing.source_files(source), key=lambda one: (one.landing_date, one.key))[-files:]:
-        carried = b""
-        for piece in landing.pieces(file, 1024 * 1024):
-            whole, _, carried = (carried + piece).rpartition(b"\n")
-            yield from ((line, source.given(file.uri)) for line in whole.split(b"\n") if line.strip())
-        if carried.strip():
-            yield carried, source.given(file.uri)
+        # What a damaged file has before the damage is looked at, too.
+        with suppress(ContractError, ConflictError, UnreadableError):
+            yield from ((line, source.given(file.uri)) for line in lines_of(landing.pieces(file, 1024 * 1024)))
 
 
 @sources_app.command("plan")

@@ -69,7 +69,7 @@ class World:
         ingest = Ingest(self.landing, self.lake, self.control.privacy.suppressed_users(), sources=sources)
         found, unlisted = files_of(self.landing, sources)
         land(ingest, found.files, None, lambda _: None)
-        assert unbalanced(self.lake.read(LANDING_FILES)).is_empty()
+        assert unbalanced(self.lake.read(LANDING_FILES)).to_dicts() == []
         assert self.lake.count(EVENTS) == self.lake.read(LANDING_FILES)["landed"].sum()
         return faulty | unlisted | ingest.unreadable
 

@@ -104,7 +104,7 @@ def test_an_event_of_a_source_written_in_our_own_form_is_the_same_event(drawn: t
         return
     names = {"tenant_id": "tenantId", "user_id": "userId", "session_id": "sessionId", "item_id": "itemId",
              "event_id": "eventId", "anonymous_id": "anonymousId", "received_at": "receivedAt",
-             "mapping_version": "mappingVersion"}  # fmt: skip
+             "mapping_version": "mappingVersion", "source": "mappingSource"}  # fmt: skip
     fields = {names.get(key, key): value for key, value in event._asdict().items() if key != "content_hash"}
     fields |= {key: value.isoformat() for key, value in fields.items() if isinstance(value, datetime)}
     again = parse_event(json.dumps(fields).encode(), NOW)

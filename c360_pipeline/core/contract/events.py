@@ -23,12 +23,15 @@ MAX_LINE_BYTES = 1024 * 1024
 MAX_STRING_CHARACTERS = 1024
 MAX_ATTRS = 64
 MAX_ITEMS = 200
+MAX_AMOUNT = 10**12
+"""Of pieces, or of money for one."""
 CUT = "…"
 """Stands in a text that was longer than a field may be, before the first digits of its sha256."""
 _DIGITS_OF_CUT = 16
 OF_A_RECORD = ("tenant_id", "event_id", "anonymous_id", "user_id", "action")
 """What tells an event that a source's mapping made from another."""
 MAX_TENANT_BYTES = 200
+_LARGEST_INSTANT = 10**20
 MOST_DIGITS = 40
 """Of a whole number that is written out; larger ones stay as they were sent."""
 NO_TENANT = "__HIVE_DEFAULT_PARTITION__"
@@ -340,7 +343,8 @@ def event_of(values: Mapping[str, Any]) -> Event:
     Args:
         values: by column, as `checked` gives them.
     """
-    content_hash = _hash([values[name] for name in OF_A_RECORD]) if values["source"] else canonical_hash(values)
+    is_mapped = bool(values["source"] and values["mapping_version"] is not None and values["event_id"])
+    content_hash = _hash([values[name] for name in OF_A_RECORD]) if is_mapped else canonical_hash(values)
     given = {name: value for name, value in values.items() if name != "event_id"}
     return Event(**given, event_id=values.get("event_id") or content_hash, content_hash=content_hash)
 
@@ -401,7 +405,7 @@ def _texts(fields: Mapping[str, Any], field: EventField, now: datetime) -> dict[
         raise Rejected("wrong_type", f"field `{field.name}` holds {_type_name(given)}, an object is right")
     texts: dict[str, str] = {}
     for name, value in _leaves(given):
-        _keep(texts, _bounded(name, field.name), _cut(_as_text(value)))
+        _keep(texts, _bounded(name, field.name), _bounded(cut(_nfc(_as_text(value))), f"{field.name}.{name}"))
     if len(texts) > MAX_ATTRS:
         raise Rejected("too_many_attrs", f"field `{field.name}` has {len(texts)} members, the limit is {MAX_ATTRS}")
     return dict(sorted(texts.items())) or None
@@ -441,8 +445,8 @@ def _real(value: object, name: str) -> float | None:
         found = math.nan if isinstance(value, bool) or not isinstance(value, str | int | float) else float(value)
     except (ValueError, OverflowError):
         found = math.nan
-    if not math.isfinite(found):
-        raise Rejected("wrong_type", f"field `{name}` holds {_shown(value)}, a number is right")
+    if not abs(found) <= MAX_AMOUNT:
+        raise Rejected("wrong_type", f"field `{name}` holds {_shown(value)}, a number up to {MAX_AMOUNT:,} is right")
     return float(found)
 
 
@@ -464,7 +468,7 @@ def _string(value: object, name: str) -> str:
     return _bounded(value, name)
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     """A text that is too long, cut: two that differ behind the cut differ in their sha256."""
     if not _encodes(text) or len(text) <= MAX_STRING_CHARACTERS:
         return text
@@ -513,9 +517,9 @@ def _attrs(fields: Mapping[str, Any], field: EventField, now: datetime) -> dict[
         raise Rejected("wrong_type", f"field `attrs` holds {_type_name(given)}, an object is right")
     attrs: dict[str, str] = {}
     for name, value in _leaves(given):
-        _keep(attrs, _bounded(name, "attrs"), _bounded(_cut(_nfc(_as_text(value))), f"attrs.{name}"))
+        _keep(attrs, _bounded(name, "attrs"), _bounded(cut(_nfc(_as_text(value))), f"attrs.{name}"))
     for name in fields.keys() - KNOWN_NAMES:
-        _keep(attrs, _bounded(EXTRA_PREFIX + name, name), _bounded(_cut(_nfc(_as_text(fields[name]))), name))
+        _keep(attrs, _bounded(EXTRA_PREFIX + name, name), _bounded(cut(_nfc(_as_text(fields[name]))), name))
     if len(attrs) > MAX_ATTRS:
         raise Rejected("too_many_attrs", f"the event has {len(attrs)} attributes, the limit is {MAX_ATTRS}")
     return dict(sorted(attrs.items()))
@@ -608,7 +612,7 @@ def _timestamp(fields: Mapping[str, Any], name: str, now: datetime) -> datetime:
 
 
 def _unit_hint(value: object) -> str:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _LARGEST_INSTANT:
         return ""
     for unit, in_ms in (("seconds", 1e3), ("microseconds", 1e-3), ("nanoseconds", 1e-6)):
         if _FIRST_EPOCH_MS <= value * in_ms < _LAST_EPOCH_MS:

@@ -152,7 +152,9 @@ FIELDS: tuple[EventField, ...] = (
         in_stream=False,
         since=2,
     ),
-    EventField("source", "source", TEXT, "source whose mapping made the event", hashed=False, in_stream=False, since=2),
+    EventField(
+        "mappingSource", "source", TEXT, "source whose mapping made the event", hashed=False, in_stream=False, since=2
+    ),
     EventField(
         "mappingVersion",
         "mapping_version",

@@ -12,7 +12,7 @@ from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.contract.identifiers import normal_form
 from c360_pipeline.core.landing.lines import DELIVERY, PLACE, Delivery, count_by_delivery
 
-ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", *PLACE]
+ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", "source", "mapping_version", *PLACE]
 """Columns of archive rows that decide about an event with their id."""
 NEW, HELD, DUPLICATE, CONFLICT = range(4)
 _TAKERS_OF_NONE = pl.DataFrame(schema={"taken_by_uri": pl.String, "taken_by_line": pl.Int64})
@@ -112,7 +112,7 @@ def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:
 
 def _classified(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
     """Verdicts on events, and who took the ids of conflicts; in the order of the events."""
-    key, facts = list(EVENTS.key), ["content_hash", *PLACE]
+    key, facts = list(EVENTS.key), ["content_hash", "source", "mapping_version", *PLACE]
     first = events.unique(subset=key, keep="first", maintain_order=True).join(archived, on=key, how="anti")
     winners = pl.concat(
         [
@@ -122,7 +122,11 @@ def _classified(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
     ).with_columns(pl.col("content_hash").fill_null(pl.col("event_id")))
     classified = events.join(winners, on=key, how="left", suffix="_winner", maintain_order="left")
     is_winner = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_winner")) for name in PLACE)
-    is_same = pl.col("content_hash") == pl.col("content_hash_winner")
+    # One record, mapped by two versions: user and action may be other ones.
+    is_mapped_otherwise = (pl.col("source") == pl.col("source_winner")) & (
+        pl.col("mapping_version") != pl.col("mapping_version_winner")
+    )
+    is_same = (pl.col("content_hash") == pl.col("content_hash_winner")) | is_mapped_otherwise.fill_null(value=False)
     verdict = (
         pl.when(~is_same)
         .then(CONFLICT)

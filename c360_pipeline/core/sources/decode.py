@@ -26,8 +26,15 @@ def event_from(
         Rejected: it makes no event; the reason has every fault, and the source and version of the mapping.
         Skipped: the mapping leaves it out, or its visitor refused what the source requires.
     """
-    mapped = mapping.apply(record, given)
-    values, wrong = checked(mapped.fields, now)
+    try:
+        mapped = mapping.apply(record, given)
+        values, wrong = checked(mapped.fields, now)
+        if "receivedAt" in wrong:
+            # Nothing rests on it.
+            del wrong["receivedAt"]
+            values["received_at"] = None
+    except RecursionError:
+        raise Rejected("invalid_json", f"values are nested too deep to be read ({mapping.name})") from None
     faults = {name: _named(fault, name, mapped.fields, mapping) for name, fault in wrong.items()} | mapped.faults
     if faults:
         ordered = [faults[field.name] for field in FIELDS if field.name in faults]

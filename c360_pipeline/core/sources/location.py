@@ -12,7 +12,7 @@ from functools import cached_property
 
 from c360_pipeline.errors import ConfigError
 
-_TOKEN = re.compile(r"\{([^{}]*)\}|\*\*|\*|\?")
+_TOKEN = re.compile(r"\{([^{}]*)\}|\*\*/|\*\*|\*|\?")
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PLACES = {
@@ -51,11 +51,9 @@ class Location:
         for found in _TOKEN.finditer(self.text):
             if found[1] is not None and found[1] not in _PLACES:
                 raise ConfigError(f"location: {{{found[1]}}} is not one of {', '.join(f'{{{n}}}' for n in _PLACES)}.")
-        for name in ("tenant", "date", "hour"):
-            if self.text.count(f"{{{name}}}") > 1:
+        for name in _PLACES:
+            if name != "any" and self.text.count(f"{{{name}}}") > 1:
                 raise ConfigError(f"location: {{{name}}} occurs twice.")
-        if self.text.split("/", 3)[3].startswith(("{", "*", "?")):
-            raise ConfigError(f"location {self.text!r} begins with a place: name the folder that all files lie under.")
 
     @property
     def bucket(self) -> str:
@@ -68,6 +66,11 @@ class Location:
         key = self.text.split("/", 3)[3]
         first = _TOKEN.search(key)
         return key[: first.start()] if first else key
+
+    @property
+    def says_tenant(self) -> bool:
+        """Whether the path says whose events these are."""
+        return "{tenant}" in self.text
 
     @property
     def beginning(self) -> str:
@@ -113,13 +116,13 @@ class Location:
         if tenant_id is None and "{tenant}" in self.text:
             raise ConfigError(f"location {self.text} says in its path whose events these are: say --tenant.")
         folder = self.text.split("/", 3)[3].rpartition("/")[0]
-        filled = _TOKEN.sub(lambda found: str(said.get(found[1] or "any")), folder)
+        filled = _TOKEN.sub(lambda found: "" if found[0] == "**/" else str(said.get(found[1] or "any")), folder)
         if self.match(f"s3://{self.bucket}/{filled}/{name}") is None:
             raise ConfigError(f"a file {name} is none of location {self.text}: give it a name that is.")
         return f"{filled}/"
 
 
-_WILD = {"**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+_WILD = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
 
 
 def _day(said: dict[str, str | None]) -> date | None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from c360_pipeline.core.contract.events import (
+    MAX_AMOUNT,
     MAX_ATTRS,
     MAX_ITEMS,
-    MAX_STRING_CHARACTERS,
     Rejected,
     canonical_json,
+    cut,
 )
 from c360_pipeline.core.sources import times
 from c360_pipeline.core.sources.values import (
@@ -32,8 +33,6 @@ from c360_pipeline.core.sources.values import (
 )
 from c360_pipeline.errors import ConfigError
 
-CUT = "…"
-"""Stands at the end of a text that was longer than a field may be."""
 LEFT_OUT = "_left_out"
 """Attribute with the number of attributes or items that there was no room for."""
 KNOWN_PATHS = 100_000
@@ -53,6 +52,8 @@ TARGET_OF = {
     "receivedAt": "received", "action": "action", "eventId": "id", "items": "items",
 }  # fmt: skip
 """The target of a mapping that makes a field of the contract."""
+NAME_TABLES = {"map", "attrs", "keys", "consent", "item", "record"}
+"""Members of a mapping whose members are names, whatever these are."""
 _ITEM = ("id", "quantity", "price", "currency")
 
 
@@ -115,18 +116,21 @@ class SourceMapping:
         document: as `event_mappings` has it, presets resolved.
         source: name of the source, for messages and for ids that are made.
         version: of the mapping.
+        tenant_is_given: by the path of each file.
 
     Raises:
         ConfigError: the document is no mapping; the message says where.
     """
 
-    def __init__(self, document: Mapping[str, Any], source: str, version: int) -> None:
+    def __init__(
+        self, document: Mapping[str, Any], source: str, version: int, *, tenant_is_given: bool = False
+    ) -> None:
         self.source, self.version = source, version
         self._read = Read()
         place = Place("")
         if unknown := sorted(set(document) - TARGETS):
             raise place.wrong(f"unknown: {', '.join(unknown)}. It can have {', '.join(sorted(TARGETS))}.")
-        for name in ("tenant", "time", "action"):
+        for name in ("time", "action") if tenant_is_given else ("tenant", "time", "action"):
             if document.get(name) is None:
                 raise place.wrong(f"{name} is missing.")
         if document.get("user") is None and document.get("anonymous") is None:
@@ -217,15 +221,15 @@ class SourceMapping:
         self._refuse_skipped(record)
         given = given or {}
         faults: dict[str, Rejected] = {}
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"tenantId": given["tenantId"]} if "tenantId" in given else {}
         self._take_texts(record, fields, faults, given)
         self._take_times(record, fields, faults, given)
         self._take_consent(record, fields)
-        if items := self._items_of(record, faults):
-            fields["items"] = items
         self._take_facts(record, fields, faults)
+        if items := self._items_of(record, fields):
+            fields["items"] = items
         self._take_id(record, fields, faults)
-        fields["source"], fields["mappingVersion"] = self.source, self.version
+        fields["mappingSource"], fields["mappingVersion"] = self.source, self.version
         return Mapped(fields, faults)
 
     def _refuse_skipped(self, record: Any) -> None:
@@ -262,7 +266,7 @@ class SourceMapping:
                 "wrong_type", f"{name} holds {'a list' if isinstance(value, list) else 'an object'} ({self.name})"
             )
             return None
-        return text if text.strip() else None
+        return self._fitting(text) if text.strip() else None
 
     def _take_times(
         self, record: Any, fields: dict[str, Any], faults: dict[str, Rejected], given: Mapping[str, str]
@@ -280,15 +284,16 @@ class SourceMapping:
             fields["receivedAt"] = given["receivedAt"]
 
     def _take_consent(self, record: Any, fields: dict[str, Any]) -> None:
-        said = {name: text for name, value in self._consent.items() if (text := text_of(value(record)))}
-        consent = {name: _CONSENT.get(text.strip().lower(), text) for name, text in said.items()}
+        said = {name: _as_text(found) for name, value in self._consent.items() if (found := value(record)) is not None}
+        consent = {name: _CONSENT.get(text.strip().lower(), cut(text)) for name, text in said.items() if text}
         for purpose in self._require:
-            if consent.get(purpose) == DENIED:
+            # What is none of the words for yes is no.
+            if consent.get(purpose, GRANTED) != GRANTED:
                 raise Skipped("withheld", f"consent to {purpose} is refused ({self.name})")
         if consent:
             fields["consent"] = consent
 
-    def _items_of(self, record: Any, faults: dict[str, Rejected]) -> list[dict[str, Any]]:
+    def _items_of(self, record: Any, fields: dict[str, Any]) -> list[dict[str, Any]]:
         if self._items is None:
             return []
         each = inside(self._items.each(record))
@@ -296,15 +301,33 @@ class SourceMapping:
         if not found and self._items.otherwise is not None:
             other = inside(self._items.otherwise(record))
             found = [other] if isinstance(other, dict) else []
-        items = []
+        items, left = list[dict[str, Any]](), max(len(found) - MAX_ITEMS, 0)
         for one in found[:MAX_ITEMS]:
-            item = {name: value(one) for name, value in self._items.item.items()}
-            if text_of(item.get("id")) is None:
-                continue
-            for name, value in self._items.of_record.items():
-                item[name] = item[name] if item.get(name) is not None else value(record)
-            items.append({name: text for name in _ITEM if (text := text_of(item.get(name))) is not None})
+            item, unread = self._item(one, record, self._items)
+            left += unread + (item is None and each is not None)
+            items += [item] if item else []
+        if left:
+            self._leave_out(fields, left)
         return items
+
+    def _item(self, one: Any, record: Any, items: _Items) -> tuple[dict[str, Any] | None, int]:
+        """An item, None for what names none; and how many of its amounts can't be read."""
+        values = {name: value(one) for name, value in items.item.items()}
+        if not (text_of(values.get("id")) or "").strip():
+            return None, 0
+        for name, value in items.of_record.items():
+            values[name] = values[name] if values.get(name) is not None else value(record)
+        known = {name: text for name in _ITEM if (text := text_of(values.get(name))) is not None}
+        unread = [name for name in ("quantity", "price") if name in known and not _is_amount(known[name])]
+        return {name: self._fitting(text) for name, text in known.items() if name not in unread}, len(unread)
+
+    def _leave_out(self, fields: dict[str, Any], number: int) -> None:
+        attrs = fields.setdefault("attrs", {})
+        attrs[LEFT_OUT] = str(int(attrs.get(LEFT_OUT, "0")) + number)
+
+    def _fitting(self, text: str) -> str:
+        """A text as long as a field may be, where the mapping says that long ones are cut."""
+        return cut(text) if self.too_long == "cut" else text
 
     def _take_facts(self, record: Any, fields: dict[str, Any], faults: dict[str, Rejected]) -> None:
         attrs: dict[str, Any] = {name: value(record) for name, value in self._attrs.items()}
@@ -313,10 +336,11 @@ class SourceMapping:
             attrs["same_as"] = self._same_as.values["user"](record)
         if self._group and self._group.applies(record):
             attrs |= {f"group.{name}": value(record) for name, value in self._group.values.items()}
-            attrs |= {f"group.{name}": value for name, value in _facts_of(self._group, record)}
         rest = {name: value for name, value in self._unread(record) if name not in attrs}
+        if self._group and self._group.applies(record):
+            rest |= {f"group.{name}": value for name, value in _facts_of(self._group, record)}
         kept = {name: text for name, value in attrs.items() if (text := _as_text(value)) is not None}
-        room = MAX_ATTRS - len(kept) - 1
+        room = max(MAX_ATTRS - len(kept) - 1, 0)
         further = [(name, text) for name, value in rest.items() if (text := _as_text(value)) is not None]
         kept |= dict(further[:room])
         if len(further) > room:
@@ -332,7 +356,7 @@ class SourceMapping:
 
     def _bounded(self, texts: dict[str, str]) -> dict[str, str]:
         """Long values cut where the mapping says so; otherwise the contract refuses them."""
-        return {_cut(name): _cut(text) for name, text in texts.items()} if self.too_long == "cut" else texts
+        return {cut(name): cut(text) for name, text in texts.items()} if self.too_long == "cut" else texts
 
     def _unread(self, record: Any) -> list[tuple[str, Any]]:
         """What lies under the paths of `attrs_rest` and nothing else of the mapping reads."""
@@ -367,6 +391,8 @@ class SourceMapping:
 
 def _without(value: Any, steps: tuple[str | int, ...]) -> Any:
     """The same without the member at a path."""
+    if not steps:
+        return {}
     name, *rest = steps
     if not isinstance(value, dict) or name not in value:
         return value
@@ -374,8 +400,11 @@ def _without(value: Any, steps: tuple[str | int, ...]) -> Any:
     return {**others, str(name): _without(value[str(name)], tuple(rest))} if rest else others
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_STRING_CHARACTERS else text[: MAX_STRING_CHARACTERS - 1] + CUT
+def _is_amount(text: str) -> bool:
+    try:
+        return abs(float(text)) <= MAX_AMOUNT
+    except ValueError:
+        return False
 
 
 def _as_text(value: Any) -> str | None:
@@ -524,8 +553,8 @@ def resolved(document: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any
     return merged if isinstance(merged, dict) else {}
 
 
-def _laid_over(below: Any, own: Any) -> Any:
-    is_value = isinstance(own, dict) and own.keys() & {"path", "const", "join", "find", "each"}
+def _laid_over(below: Any, own: Any, is_table: bool = False) -> Any:
+    is_value = isinstance(own, dict) and not is_table and own.keys() & {"path", "const", "join", "find", "each"}
     if not isinstance(below, dict) or not isinstance(own, dict) or is_value:
         return own
     merged = dict(below)
@@ -533,5 +562,5 @@ def _laid_over(below: Any, own: Any) -> Any:
         if value is None:
             merged.pop(name, None)
         else:
-            merged[name] = _laid_over(below.get(name), value)
+            merged[name] = _laid_over(below.get(name), value, name in NAME_TABLES and not is_table)
     return merged

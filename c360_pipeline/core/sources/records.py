@@ -5,11 +5,13 @@ comma-separated values, Parquet and Avro, a row each; and records that lie withi
 lines count what comes out, so that each record has a place of its own.
 """
 
+import codecs
 import csv
 import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -27,6 +29,8 @@ FRAMINGS = (LINES, CONCATENATED, ARRAY, TSV, CSV, PARQUET, AVRO)
 OF_JSON = (LINES, CONCATENATED, ARRAY)
 """Which of these a file is shows by itself."""
 ROWS_AT_ONCE = 5_000
+LONGEST_CELL = 64 * 1024 * 1024
+"""Characters of a cell: a longer one is a quotation mark that was never closed."""
 _STEP = re.compile(r"([^.\[\]]+)(\[\])?(?:\.|$)")
 
 
@@ -77,15 +81,23 @@ def table_lines(file: IO[bytes], framing: Framing, name: str) -> Iterator[bytes]
     Raises:
         ContractError: it is no such table, or breaks off; after the rows before.
     """
-    rows: Callable[[IO[bytes], Framing, str], Iterator[dict[str, Any]]] = {
+    rows: Callable[[IO[bytes], Framing, str], Iterator[Row]] = {
         TSV: _tab_separated, CSV: _comma_separated, PARQUET: _parquet, AVRO: _avro,
     }[framing.kind]  # fmt: skip
     out: list[bytes] = []
-    for row in rows(file, framing, name):
-        out.append(json_row(row))
-        if len(out) >= ROWS_AT_ONCE:
-            yield b"".join(out)
-            out = []
+    try:
+        for row in rows(file, framing, name):
+            out.append(row if isinstance(row, bytes) else json_row(row))
+            if len(out) >= ROWS_AT_ONCE:
+                yield b"".join(out)
+                out = []
+    except ContractError:
+        yield b"".join(out)
+        raise
+    except (ValueError, OverflowError, EOFError, OSError, RecursionError, zlib.error, pa.ArrowException) as error:
+        yield b"".join(out)
+        said = str(error).splitlines() or [type(error).__name__]
+        raise ContractError(f"{name} is damaged, or no {framing.kind}: {said[0][:200]}.") from None
     yield b"".join(out)
 
 
@@ -100,25 +112,42 @@ def within(lines: Iterable[bytes], framing: Framing) -> Iterator[bytes]:
     """
     steps = _steps(framing.records)
     carried = b""
-    for piece in lines:
-        content = carried + piece
-        whole, newline, carried = content.rpartition(b"\n")
-        if newline:
-            yield b"".join(b"".join(_inner(line, steps)) for line in whole.split(b"\n"))
+    try:
+        for piece in lines:
+            content = carried + piece
+            whole, newline, carried = content.rpartition(b"\n")
+            if newline:
+                yield b"".join(b"".join(_inner(line, steps)) for line in whole.split(b"\n"))
+    except ContractError:
+        yield b"".join(_inner(carried, steps))
+        raise
     if carried:
         yield b"".join(_inner(carried, steps))
 
 
 def _inner(line: bytes, steps: tuple[tuple[str, bool], ...]) -> Iterator[bytes]:
+    if not line.strip():
+        return
     try:
-        value = json.loads(line, parse_float=_Digits, parse_int=_Digits) if line.strip() else None
+        value = json.loads(
+            line, parse_float=_Digits, parse_int=_Digits, parse_constant=_refused, object_pairs_hook=_once
+        )  # fmt: skip
+        found = _records_in(value, steps)
+        rows = None if found is None else [json_row(record) for record in found]
     except (ValueError, RecursionError):
-        value = None
-    found = list(_records_in(value, steps)) if value is not None else []
-    if not found:
-        yield line + b"\n"
-    for record in found:
-        yield json_row(record)
+        rows = None
+    yield from [line + b"\n"] if rows is None else rows
+
+
+def _refused(name: str) -> None:
+    raise ValueError(name)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
 
 
 class _Digits(float):
@@ -132,15 +161,17 @@ class _Digits(float):
     text: str
 
 
-def _records_in(value: Any, steps: Sequence[tuple[str, bool]]) -> Iterator[Any]:
+def _records_in(value: Any, steps: Sequence[tuple[str, bool]]) -> list[Any] | None:
+    """The records below a path; None where the value has nothing there."""
     if not steps:
-        yield value
-        return
+        return [value]
     (name, each), *rest = steps
-    found = inside(value).get(name) if isinstance(inside(value), dict) else None
-    for one in (found if isinstance(found, list) else []) if each else [found]:
-        if one is not None:
-            yield from _records_in(one, rest)
+    held = inside(value)
+    found = held.get(name) if isinstance(held, dict) else None
+    if found is None or (each and not isinstance(found, list)):
+        return None
+    parts = [_records_in(one, rest) for one in (found if each else [found])]
+    return [record for part in parts for record in part or []]
 
 
 def json_row(record: Any) -> bytes:
@@ -175,31 +206,50 @@ def _plain(value: Any) -> Any:
             return str(value)
 
 
-def _tab_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str, Any]]:
+Row = dict[str, Any] | bytes
+"""A row by name, or the bytes of one that is none: they become a dead letter as they are."""
+
+
+def _tab_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[Row]:
     """Values between tabs, as they stand: there are no quotes in this form."""
     columns = framing.columns
-    for number, raw in enumerate(file, 1):
-        values = raw.rstrip(b"\r\n").decode("utf-8", "backslashreplace").removeprefix("\ufeff").split("\t")
+    for raw in file:
+        line = raw.rstrip(b"\r\n").removeprefix(codecs.BOM_UTF8)
+        try:
+            values = line.decode("utf-8").split("\t")
+        except UnicodeDecodeError:
+            yield line + b"\n"
+            continue
         if columns is None:
             columns = _header(values, name)
         elif values != [""]:
-            yield _row(columns, values, number)
+            yield _row(columns, values, line)
 
 
-def _comma_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str, Any]]:
+def _comma_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[Row]:
     columns = framing.columns
-    text = io.TextIOWrapper(file, "utf-8-sig", errors="backslashreplace", newline="")
+    csv.field_size_limit(LONGEST_CELL)
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text)
     try:
         for values in reader:
+            raw = ",".join(values).encode("utf-8", "surrogateescape")
             if columns is None:
                 columns = _header(values, name)
             elif values:
-                yield _row(columns, values, reader.line_num)
+                yield raw + b"\n" if _is_broken(raw) else _row(columns, values, raw)
     except csv.Error as error:
         raise ContractError(f"{name}, line {reader.line_num}: no comma-separated values ({error}).") from None
     finally:
         text.detach()
+
+
+def _is_broken(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _header(values: list[str], name: str) -> tuple[str, ...]:
@@ -210,14 +260,14 @@ def _header(values: list[str], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _row(columns: Sequence[str], values: list[str], number: int) -> dict[str, Any]:
-    """A row by name; one with another number of values says so, in a record that no mapping takes for an event."""
+def _row(columns: Sequence[str], values: list[str], raw: bytes) -> Row:
+    """A row by name; of one with another number of values the text, which no mapping takes for a record."""
     if len(values) != len(columns):
-        return {"row": number, "values": len(values), "columns": len(columns), "raw": values[:3]}
+        return json_row(raw)
     return {column: value for column, value in zip(columns, values, strict=True) if value != ""}
 
 
-def _parquet(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str, Any]]:
+def _parquet(file: IO[bytes], framing: Framing, name: str) -> Iterator[Row]:
     try:
         for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE):
             yield from batch.to_pylist()
@@ -225,7 +275,7 @@ def _parquet(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str,
         raise ContractError(f"{name} is no Parquet file that can be read ({str(error).splitlines()[0]}).") from None
 
 
-def _avro(file: IO[bytes], framing: Framing, name: str) -> Iterator[dict[str, Any]]:
+def _avro(file: IO[bytes], framing: Framing, name: str) -> Iterator[Row]:
     import fastavro  # what only files of Avro need
 
     try:

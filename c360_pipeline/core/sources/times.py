@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from c360_pipeline.core.contract.events import EPOCH, INSTANT_WITHOUT_ZONE
@@ -33,7 +33,7 @@ def _epoch(value: Any, digits: int) -> Any:
     try:
         micros = int(Decimal(text or "").scaleb(digits))
         return (EPOCH + timedelta(microseconds=micros)).isoformat()
-    except (InvalidOperation, OverflowError, ValueError):
+    except (ArithmeticError, ValueError):
         return value
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from c360_pipeline.core.contract.events import Number
 from c360_pipeline.errors import ConfigError
 
 Value = Callable[[Any], Any]
@@ -110,6 +111,8 @@ def text_of(value: Any) -> str | None:
             return None
         case bool():
             return "true" if value else "false"
+        case Number():
+            return value.text
         case float() if value.is_integer() and abs(value) < 1e15:
             return str(int(value))
         case _:
@@ -209,7 +212,7 @@ _MADE = {"const": _const, "path": _path, "join": _join, "find": _find}
 
 
 def _with_options(value: Value, document: Mapping[str, Any], place: Place, read: Read) -> Value:
-    steps = [made(document, place) for name, made in _STEPS.items() if document.get(name)]
+    steps = [made(document, place) for name, made in _STEPS.items() if document.get(name) not in (None, False)]
     applies = condition(document["when"], place.at("when"), read) if "when" in document else None
     if not steps and applies is None:
         return value
@@ -256,7 +259,11 @@ def _mapped(document: Mapping[str, Any], place: Place) -> Callable[[Any], Any]:
 
 def _sha256_lower(found: Any) -> str | None:
     text = text_of(found)
-    return hashlib.sha256(text.strip().lower().encode()).hexdigest() if text and text.strip() else None
+    return (
+        hashlib.sha256(text.strip().lower().encode("utf-8", "surrogatepass")).hexdigest()
+        if text and text.strip()
+        else None
+    )
 
 
 _STEPS: dict[str, Callable[[Mapping[str, Any], Place], Callable[[Any], Any]]] = {
@@ -276,6 +283,8 @@ def condition(document: Any, place: Place, read: Read) -> Callable[[Any], bool]:
     wanted = []
     for path, values in document.items():
         texts = {text_of(one) for one in (values if isinstance(values, list) else [values])}
+        if None in texts:
+            raise place.at(path).wrong("a value is a text, a number, true or false.")
         wanted.append((read.steps(path, place), texts))
     return lambda record: all(text_of(at_path(record, steps)) in texts for steps, texts in wanted)
 

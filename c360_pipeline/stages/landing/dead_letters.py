@@ -22,6 +22,7 @@ from c360_pipeline.core.projection.refused import REFUSED
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.s3.landing import EVENTS_PREFIX
 
 CHUNK_BYTES = 32 * 1024 * 1024
 """Rejected bytes that are replayed at once."""
@@ -146,6 +147,11 @@ class DeadLetters:
     def _chunks(self, selection: Selection) -> Iterator[pl.DataFrame]:
         """The letters with their bytes, in bounded parts; those too long to be held stay what they are."""
         letters = selection.letters(self.ingest.lake).filter(pl.col("error_class") != REFUSED)
+        # Those of a source that is paused or wrong can't be mapped now.
+        own = f"s3://{self.ingest.landing.bucket}/{EVENTS_PREFIX}"
+        uris = letters.select("source_uri").unique().collect(engine="streaming")["source_uri"]
+        waiting = [uri for uri in uris if not uri.startswith(own) and self.ingest.sources.of(uri) is None]
+        letters = letters.filter(~pl.col("source_uri").is_in(waiting)) if waiting else letters
         sizes = letters.select("dead_letter_id", size=pl.col("raw").bin.size()).drop_nulls().collect(engine="streaming")
         chunks = sizes.with_columns(chunk=pl.col("size").cast(pl.Int64).cum_sum() // CHUNK_BYTES)
         for chunk in chunks.partition_by("chunk", maintain_order=True):

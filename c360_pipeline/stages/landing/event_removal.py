@@ -3,9 +3,13 @@
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import EVENTS, LANDING_FILES
+from c360_pipeline.core.landing.accounting import OUTCOMES
 from c360_pipeline.stores.delta.lake import Lake
 
 IN_ITS_PARTITION = ["tenant_id", "event_date", "event_id"]
+
+STAYS = tuple(name for name in (*OUTCOMES, "replaced") if name not in ("landed", "suppressed"))
+"""Outcomes of lines that a removal of events leaves as they are."""
 
 
 def remove_events(lake: Lake, events: pl.DataFrame) -> int:
@@ -27,7 +31,8 @@ def remove_events(lake: Lake, events: pl.DataFrame) -> int:
     )
     accounts = lake.read(LANDING_FILES).join(left, on=["source_uri", "etag"], how="inner")
     moved = accounts.with_columns(
-        landed=pl.col("left"), suppressed=pl.col("lines") - pl.col("left") - pl.col("duplicates") - pl.col("dead")
+        landed=pl.col("left"),
+        suppressed=pl.col("lines") - pl.col("left") - pl.sum_horizontal(pl.col(name).fill_null(0) for name in STAYS),
     )
     lake.commits.merge(LANDING_FILES, moved.select(list(LANDING_FILES.columns)))
     return lake.commits.merge(EVENTS, EVENTS.empty(), events.select(IN_ITS_PARTITION), on=IN_ITS_PARTITION)

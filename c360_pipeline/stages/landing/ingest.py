@@ -144,7 +144,9 @@ class Ingest:
 
     def closed(self, accounts: list[FileAccount]) -> pl.DataFrame:
         """Rows of the accounting; of files that are to be changed yet, open ones."""
-        return closed_accounts(accounts, datetime.now(UTC), self.suppressed_lines if self.blanks else ())
+        # The files of a source are its producer's, and are not changed.
+        own = {account.delivery for account in accounts if account.source is None}
+        return closed_accounts(accounts, datetime.now(UTC), own & self.suppressed_lines.keys() if self.blanks else ())
 
     def replaces(self, file: EventFile) -> bool:
         """Whether a newer version of the file stands in for the earlier one."""
@@ -261,10 +263,18 @@ class Ingest:
                 damage=f"{delivery.source_uri} was changed or removed before it was read to its end",
             )
             for delivery in lost_deliveries(accounts, landed, queue, present)
+            if self._was_listed(delivery.source_uri)
         ]  # fmt: skip
         if lost:
             self.lake.commits.insert_new(LANDING_FILES, closed_accounts(lost, datetime.now(UTC)))
         return lost
+
+    def _was_listed(self, uri: str) -> bool:
+        """Whether a file that is not there is gone, and not of a source that is paused or could not be listed."""
+        source = self.sources.of(uri)
+        if source is None:
+            return uri.startswith(f"s3://{self.landing.bucket}/{EVENTS_PREFIX}")
+        return source.location.text not in self.unreadable
 
     def _landing_date(self, uri: str) -> date:
         """The landing date of a file that is gone: of a source's the day that its path says, or today."""

@@ -24,7 +24,8 @@ def source_of(control: ControlDb, row: SourceRow, version: int) -> Source:
         if row.from_table is None or row.location != location_of(settings.bucket, row.name):
             require_allowed_location(location.beginning, settings)
         framing = Framing(row.framing, tuple(row.columns) if row.columns else None, row.records)
-        return Source(row.name, location, framing, compiled(document, row.name, version))
+        mapping = compiled(document, row.name, version, tenant_is_given=location.says_tenant)
+        return Source(row.name, location, framing, mapping)
     except ConfigError as error:
         raise ConfigError(f"source {row.name} v{version}: {error}") from None
 

@@ -76,11 +76,15 @@ def _framings(path: Path) -> list[Framing]:
 def _records(path: Path, framing: Framing) -> list[dict[str, Any]]:
     """The first records of a file; none where it is in no such framing."""
     found: list[dict[str, Any]] = []
+    broken = 0
     # What there is before it breaks off tells as much.
-    with suppress(ContractError, Rejected, UnicodeError):
-        found.extend(map(load_object, islice(record_lines(path, framing), LOOKED_AT)))
-    is_odd = framing.kind in (TSV, CSV) and any(set(one) >= {"row", "values", "columns", "raw"} for one in found)
-    return [] if is_odd else found
+    with suppress(ContractError):
+        for line in islice(record_lines(path, framing), LOOKED_AT):
+            try:
+                found.append(load_object(line))
+            except Rejected:
+                broken += 1
+    return found if len(found) > broken else []
 
 
 def _guess(name: str, known_by: Any, records: list[dict[str, Any]], framing: Framing) -> Guess:

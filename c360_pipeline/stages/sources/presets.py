@@ -50,11 +50,11 @@ def newest_of(name: str) -> str:
     return max(named, key=lambda one: int(one.partition("@")[2])) if named else name
 
 
-def compiled(document: Mapping[str, Any], source: str, version: int) -> SourceMapping:
+def compiled(document: Mapping[str, Any], source: str, version: int, *, tenant_is_given: bool = False) -> SourceMapping:
     """A mapping with the preset that it extends, compiled.
 
     Raises:
         ConfigError: it is no mapping; the message says where.
     """
     known = {name: preset.document for name, preset in presets().items()}
-    return SourceMapping(resolved(document, known), source, version)
+    return SourceMapping(resolved(document, known), source, version, tenant_is_given=tenant_is_given)

@@ -78,7 +78,7 @@ def export_rows(
         if stored is None:
             left[row.name] = f"{row.from_table} was not read yet: `c360 run --select silo_tables` reads it."
             continue
-        since = lake.versions.still_there(stored, _brought_to(landing, row.name))
+        since = lake.versions.still_there(stored, _brought_to(landing, row.name, lake.versions.version(stored.name)))
         changed, version = lake.versions.changes(stored, since)
         rows = changed.upserted.drop([name for name in OWN if name in changed.upserted.columns])
         uri = None
@@ -88,10 +88,11 @@ def export_rows(
     return done, left
 
 
-def _brought_to(landing: Landing, source: str) -> Version | None:
-    """The version of the table that the newest file of a source brought it to."""
+def _brought_to(landing: Landing, source: str, now: Version | None) -> Version | None:
+    """The newest version of the table that a file of a source brought it to."""
     found = [match for key in landing.keys(f"{FOLDER}{source}/") if (match := _BROUGHT_TO.search(key))]
-    return Version(found[-1]["table"], int(found[-1]["number"])) if found else None
+    numbers = [int(match["number"]) for match in found if now is not None and match["table"] == now.table_id]
+    return Version(now.table_id, max(numbers)) if now is not None and numbers else None
 
 
 def _write(landing: Landing, source: str, rows: pl.DataFrame, version: Version, day: datetime) -> str:

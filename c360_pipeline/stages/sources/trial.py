@@ -12,6 +12,7 @@ from c360_pipeline.core.sources.decode import event_from
 from c360_pipeline.core.sources.mapping import TARGET_OF, Skipped, SourceMapping
 from c360_pipeline.core.sources.values import leaves
 from c360_pipeline.core.stitching.keys import KeyRule
+from c360_pipeline.errors import ContractError
 
 EXAMPLES = 3
 OFTEN = 0.05
@@ -99,7 +100,7 @@ def try_records(
     seen: dict[tuple[str, str], str] = {}
     keys: dict[str, Counter[str]] = {rule.source: Counter() for rule in rules if rule.mode != "ignore"}
     sessions: Counter[bool] = Counter()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_until_damage(lines, trial), 1):
         record: dict[str, Any] | None = None
         try:
             record = load_object(line)
@@ -124,6 +125,13 @@ def try_records(
             _count_paths(trial, record, mapping)
     trial.warnings = list(_warnings(trial, keys, sessions, mapping))
     return trial
+
+
+def _until_damage(lines: Iterable[bytes], trial: Trial) -> Iterator[bytes]:
+    try:
+        yield from lines
+    except ContractError as error:
+        trial.damage = str(error)
 
 
 def shown(event: Event) -> dict[str, Any]:
@@ -169,6 +177,8 @@ def _count_paths(trial: Trial, record: dict[str, Any], mapping: SourceMapping) -
 def _warnings(
     trial: Trial, keys: dict[str, Counter[str]], sessions: Counter[bool], mapping: SourceMapping
 ) -> Iterator[str]:
+    if trial.damage:
+        yield trial.damage
     if not trial.events:
         yield "no record makes an event: look at the reasons above"
         return

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, cast
 
-from c360_pipeline.core.landing.framing import json_lines
+from c360_pipeline.core.landing.framing import as_utf8, json_lines
 from c360_pipeline.core.sources.records import AVRO, OF_JSON, PARQUET, Framing, table_lines, within
 from c360_pipeline.stores.s3.packed import unpacked
 
@@ -30,7 +30,7 @@ def record_pieces(raw: io.IOBase, framing: Framing, size: int, name: str) -> Ite
             file.seek(0)
             yield from table_lines(cast("IO[bytes]", file), framing, name)
         return
-    yield from table_lines(_stream(unpacked(raw, size, name)), framing, name)
+    yield from table_lines(_stream(iter(as_utf8(unpacked(raw, size, name), name))), framing, name)
 
 
 class _Pieces(io.RawIOBase):

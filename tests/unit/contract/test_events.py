@@ -259,13 +259,38 @@ def test_a_text_that_is_too_long_is_cut_and_stays_another_than_its_like() -> Non
 
 
 def test_events_of_a_source_are_told_apart_by_id_visitor_and_action() -> None:
-    one = parse(source="shop", mappingVersion=3, eventId="m1", receivedAt="2025-11-02T10:00:05Z")
+    one = parse(mappingSource="shop", mappingVersion=3, eventId="m1", receivedAt="2025-11-02T10:00:05Z")
     assert one.received_at == datetime(2025, 11, 2, 10, 0, 5, tzinfo=UTC)
-    retry = parse(source="shop", mappingVersion=4, eventId="m1", ts="2025-11-02T10:00:00.4Z", attrs={"more": "1"})
+    retry = parse(
+        mappingSource="shop", mappingVersion=4, eventId="m1", ts="2025-11-02T10:00:00.4Z", attrs={"more": "1"}
+    )
     assert one.content_hash == retry.content_hash
     for change in ({"action": "purchase"}, {"userId": "u2"}, {"anonymousId": "a"}, {"eventId": "m2"}):
-        assert parse(**{"source": "shop", "eventId": "m1", **change}).content_hash != one.content_hash
+        assert (
+            parse(**{"mappingSource": "shop", "mappingVersion": 3, "eventId": "m1", **change}).content_hash
+            != one.content_hash
+        )
     assert parse(eventId="m1").content_hash != parse(eventId="m1", ts="2025-11-02T10:00:01Z").content_hash
+
+
+def test_who_only_names_a_source_has_events_as_any_others() -> None:
+    """`source` is a usual name of a producer's own."""
+    ids = {parse(source="web", mappingSource="web", itemId=item).event_id for item in ("a", "b")}
+    assert len(ids) == 2
+    assert parse(source="web").attrs["_extra.source"] == "web"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"tenantId":"a","userId":"u","action":"view","ts":"2025-11-02T10:00:00Z","traits":{"a":"\\ud800"}}',
+        b'{"tenantId":"a","userId":"u","action":"view","ts":' + b"1" * 400 + b"}",
+        b'{"tenantId":"a","userId":"u","action":"view","ts":1e400}',
+        b'{"tenantId":"a","userId":"u","action":"view","ts":"2025-11-02T10:00:00Z","items":[{"id":"p","price":1e33}]}',
+    ],
+)
+def test_a_value_beyond_all_bounds_is_a_reject(line: bytes) -> None:
+    assert rejected(line).error_class in ERROR_CLASSES
 
 
 def test_ids_of_events_without_what_came_later_are_what_they_were() -> None:
