@@ -141,16 +141,18 @@ def test_no_reader_sees_half_a_merge(world: World) -> None:
     world.project()
     sizes: set[int] = set()
     names: set[int] = set()
-    stop = threading.Event()
+    stop, has_read = threading.Event(), threading.Event()
 
     def read() -> None:
         while not stop.is_set():
             events = journey_of_event(world.graph, "acme", "b7")
             sizes.add(len(events))
             names.add(len({e["journey_id"] for e in events}))
+            has_read.set()
 
     reader = threading.Thread(target=read)
     reader.start()
+    assert has_read.wait(60)
     world.stitch(("c", 999, {"user": "1", "cookie": "x"}), ("d", 999, {"user": "2", "cookie": "x"}))
     world.project()
     stop.set()

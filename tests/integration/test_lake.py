@@ -151,10 +151,14 @@ def test_a_version_of_another_table_counts_as_nothing(lake: Lake) -> None:
 @pytest.mark.parametrize("tenant", ["acme", "a b/c=d%", "ünï"])
 def test_events_come_back_as_they_went_in(lake: Lake, tenant: str) -> None:
     at = datetime(2025, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
-    rows = pl.DataFrame(
-        [("e", tenant, "u", "s", at, "view", None, {"b": "2", "a": "1"}, at.date(), "h", "f", "e", 1, at)],
-        schema=EVENTS.empty().schema, orient="row",
-    )  # fmt: skip
+    row = {
+        "event_id": "e", "tenant_id": tenant, "user_id": "u", "session_id": "s", "ts": at, "action": "view",
+        "attrs": {"b": "2", "a": "1"}, "items": [{"id": "p", "quantity": 2.0, "price": None, "currency": "EUR"}],
+        "traits": {"plan": "pro"}, "received_at": at, "mapping_version": 3, "event_date": at.date(),
+        "content_hash": "h", "source_uri": "f", "source_etag": "e", "source_line": 1, "landed_at": at,
+    }  # fmt: skip
+    schema = EVENTS.empty().schema
+    rows = pl.DataFrame([{name: row.get(name) for name in schema}], schema=schema)
     lake.commits.insert_new(EVENTS, rows)
     assert lake.read(EVENTS).equals(rows)
     assert lake.versions.changes(EVENTS, None)[0].upserted.equals(rows)

@@ -163,7 +163,7 @@ def test_every_line_is_accounted_for(world: World) -> None:
     total = world.lake.read(LANDING_FILES).select("lines", "landed", "duplicates", "dead", "suppressed").sum()
     assert total.row(0) == (good + malformed + duplicates, good, duplicates, malformed, 0)
     assert world.lake.read(EVENTS).height == good
-    assert world.lake.read(DEAD_LETTERS)["error_class"].n_unique() == 12
+    assert world.lake.read(DEAD_LETTERS)["error_class"].n_unique() == 11
 
 
 def test_every_journey_is_found_and_none_mixed(world: World) -> None:

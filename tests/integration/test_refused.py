@@ -109,7 +109,7 @@ def test_events_of_a_refused_product_wait_with_it(world: World) -> None:
 
 
 def test_a_relationship_without_its_node_is_still_an_error(world: World) -> None:
-    row = pl.DataFrame([("acme", "e000000", "nowhere")], schema=model.ON_PRODUCT.schema, orient="row")
+    row = pl.DataFrame([("acme", "e000000", "nowhere", None, None, None)], schema=model.ON_PRODUCT.schema, orient="row")
     with pytest.raises(InvariantError, match="nowhere"):
         world.graph.writer.merge(model.ON_PRODUCT, row)
 

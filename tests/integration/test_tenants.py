@@ -41,7 +41,7 @@ def node_rows(kind: model.NodeKind, tenant: str, ids: list[str]) -> pl.DataFrame
 
 def relationship_rows(kind: model.RelationshipKind, tenant: str, ids: list[str]) -> pl.DataFrame:
     source, target = kind.key_columns[1:]
-    values = {pl.Int64: 1, pl.Float64: 0.5, pl.Datetime: AT}
+    values = {pl.Int64: 1, pl.Float64: 0.5, pl.Datetime: AT, pl.String: "x"}
     rest = {n: [values[type(t)]] * len(ids) for n, t in kind.properties.items()}
     return pl.DataFrame({"tenant_id": [tenant] * len(ids), source: ids, target: ids, **rest}, schema=kind.schema)
 

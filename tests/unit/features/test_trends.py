@@ -2,6 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
+from c360_pipeline.core.contract.frames import ITEMS
 from c360_pipeline.core.features.account_values import account_values
 from c360_pipeline.core.features.communities import interaction_weights, modularity
 from c360_pipeline.core.features.similar_products import (
@@ -21,9 +22,10 @@ def test_a_trend_counts_people_and_compares_with_the_window_before() -> None:
         ("u3", "view", "desk", 3), ("u4", "view", "lamp", 30), ("u5", "search", None, 0),
     ]  # fmt: skip
     events = pl.DataFrame(
-        [("acme", user, action, item, NOW - timedelta(hours=ago)) for user, action, item, ago in rows],
-        schema={"tenant_id": pl.String, "user_id": pl.String, "action": pl.String, "item_id": pl.String,
-                "ts": pl.Datetime("us", "UTC")}, orient="row",
+        [("acme", str(n), user, action, item, NOW - timedelta(hours=ago), None)
+         for n, (user, action, item, ago) in enumerate(rows)],
+        schema={"tenant_id": pl.String, "event_id": pl.String, "user_id": pl.String, "action": pl.String,
+                "item_id": pl.String, "ts": pl.Datetime("us", "UTC"), "items": ITEMS}, orient="row",
     )  # fmt: skip
     products = pl.DataFrame({"tenant_id": ["acme"], "id": ["lamp"], "category": ["light"]})
     day = trending(events.lazy(), products).filter(pl.col("window_hours") == 24)
