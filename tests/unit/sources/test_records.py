@@ -1,0 +1,108 @@
+"""Files of tables and batches as JSON lines: what is broken is named, and what stands beside it is read."""
+
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import polars as pl
+import pytest
+
+from c360_pipeline.core.contract.events import Rejected, load_object
+from c360_pipeline.core.sources.records import Framing
+from c360_pipeline.errors import ConfigError, ContractError
+from c360_pipeline.stages.sources.reading import record_lines
+
+
+def read(tmp_path: Path, content: bytes, framing: Framing) -> list[bytes]:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    return list(record_lines(path, framing))
+
+
+def until_damage(tmp_path: Path, content: bytes, framing: Framing) -> tuple[list[bytes], str]:
+    path, found = tmp_path / "file", list[bytes]()
+    path.write_bytes(content)
+    with pytest.raises(ContractError) as caught:
+        found.extend(record_lines(path, framing))
+    return found, str(caught.value)
+
+
+@pytest.mark.parametrize("pack", [lambda b: b, gzip.compress])
+def test_a_table_has_a_record_each_row(tmp_path: Path, pack: Any) -> None:
+    def rows(content: bytes, kind: str) -> list[Any]:
+        return [json.loads(line) for line in read(tmp_path, content, Framing(kind))]
+
+    assert rows(pack(b'id\tname\r\n1\tAnn "x"\r\n\r\n2\t\r\n'), "tsv") == [{"id": "1", "name": 'Ann "x"'}, {"id": "2"}]
+    assert rows(pack(b'\xef\xbb\xbfid,name\n1,"a, ""b""\nc"\n'), "csv") == [{"id": "1", "name": 'a, "b"\nc'}]
+    assert rows("id\tname\n1\tMüller\n".encode("utf-16"), "tsv") == [{"id": "1", "name": "Müller"}]
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv"])
+def test_a_row_that_is_none_is_a_dead_record_with_all_its_bytes(tmp_path: Path, kind: str) -> None:
+    between = "\t" if kind == "tsv" else ","
+    lines = [between.join(row).encode() for row in (["a", "b"], ["1", "2"], ["1", "2", "3"], ["4", "5"])]
+    found = read(tmp_path, b"\n".join([*lines, b"6" + between.encode() + b"\xff"]) + b"\n", Framing(kind))
+    assert [json.loads(found[0]), json.loads(found[2])] == [{"a": "1", "b": "2"}, {"a": "4", "b": "5"}]
+    assert between.join("123").encode().decode() in json.loads(found[1])
+    for broken, said in ((found[1], "not_an_object"), (found[3], "invalid_utf8")):
+        with pytest.raises(Rejected) as caught:
+            load_object(broken)
+        assert caught.value.error_class == said
+
+
+def test_a_table_that_breaks_off_is_read_until_there(tmp_path: Path) -> None:
+    whole = gzip.compress(b"a\n" + b"".join(b"%d\n" % n for n in range(20_000)))
+    found, said = until_damage(tmp_path, whole[: len(whole) // 2], Framing("tsv"))
+    assert 5_000 < len(found) < 20_000
+    assert [json.loads(line)["a"] for line in found[:-1]] == [str(n) for n in range(len(found) - 1)]
+    assert "file" in said
+
+
+def test_parquet_and_avro_have_a_record_each_row_and_damage_is_named(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"id": [1, 2], "at": ["2026-11-20 10:00:00", None], "price": ["79.90", "1"]}).with_columns(
+        pl.col("at").str.to_datetime(), pl.col("price").cast(pl.Decimal(10, 2)), inner=pl.struct(a=pl.lit(1)),
+    )  # fmt: skip
+    stored = io.BytesIO()
+    frame.write_parquet(stored)
+    (first, second) = (json.loads(line) for line in read(tmp_path, stored.getvalue(), Framing("parquet")))
+    assert first == {"id": 1, "at": "2026-11-20T10:00:00+00:00", "price": 79.90, "inner": {"a": 1}}
+    assert second["at"] is None
+    found, said = until_damage(tmp_path, stored.getvalue()[:-20], Framing("parquet"))
+    assert (found, "file" in said) == ([], True)
+    odd = io.BytesIO()
+    pl.DataFrame({"t": [2**62]}).with_columns(pl.col("t").cast(pl.Datetime("us"))).write_parquet(odd)
+    assert "damaged" in until_damage(tmp_path, odd.getvalue(), Framing("parquet"))[1]
+
+    schema = {
+        "type": "record",
+        "name": "r",
+        "fields": [{"name": "id", "type": "long"}, {"name": "s", "type": "string"}],
+    }
+    avro = io.BytesIO()
+    fastavro.writer(avro, schema, [{"id": n, "s": "x" * 50} for n in range(1_000)], codec="deflate")
+    assert json.loads(read(tmp_path, avro.getvalue(), Framing("avro"))[999]) == {"id": 999, "s": "x" * 50}
+    assert "no Avro file that can be read" in until_damage(tmp_path, avro.getvalue()[:-30], Framing("avro"))[1]
+
+
+def test_records_within_a_value_are_each_one_and_broken_ones_stay_whole(tmp_path: Path) -> None:
+    lines = [
+        b'{"batch": [{"a": 9007199254740993.0}, {"a": 2}, null]}', b'{"batch": []}', b'{"batch": [{"a": NaN}]}',
+        b'{"batch": [{"a": 1, "a": 2}]}', b'{"other": 1}', b"{oops",
+        b'{"batch": [{"a":' + b"[" * 900 + b"]" * 900 + b"}]}",
+    ]  # fmt: skip
+    found = read(tmp_path, b"\n".join(lines) + b"\n", Framing("lines", None, "batch[]"))
+    assert found[:3] == [b'{"a":9007199254740993.0}', b'{"a":2}', b"null"]
+    assert found[3:7] == lines[2:6]
+    assert len(found) == 8
+    deep = read(tmp_path, b'{"r": [{"s": [{"l": [{"n": 1}, {"n": 2}]}, {"l": [{"n": 3}]}]}]}\n',
+                Framing("lines", None, "r[].s[].l[]"))  # fmt: skip
+    assert deep == [b'{"n":1}', b'{"n":2}', b'{"n":3}']
+
+
+@pytest.mark.parametrize("records", ["batch", "a..b[]", "[]", "a[].b"])
+def test_a_path_that_leads_to_no_list_is_refused(records: str) -> None:
+    with pytest.raises(ConfigError, match="records"):
+        Framing("lines", None, records)
