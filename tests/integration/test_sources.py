@@ -18,10 +18,10 @@ from c360_pipeline.cli import app
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import OUTCOMES, unbalanced
 from c360_pipeline.core.silos.control_rows import ControlRows
-from c360_pipeline.errors import ConfigError
+from c360_pipeline.errors import ConfigError, UnreadableError
 from c360_pipeline.settings import Settings, require_allowed_location
 from c360_pipeline.stages.landing.backfill import land
-from c360_pipeline.stages.landing.ingest import Ingest, files_of
+from c360_pipeline.stages.landing.ingest import Ingest, files_of, waiting_files
 from c360_pipeline.stages.projection.everything import project_all
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
@@ -30,7 +30,7 @@ from c360_pipeline.stages.sources.tables import export_rows
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
-from c360_pipeline.stores.s3.landing import Landing
+from c360_pipeline.stores.s3.landing import EventFile, Landing
 
 FILES = Path(__file__).parents[1] / "fixtures" / "sources"
 RUNNER = CliRunner()
@@ -41,6 +41,7 @@ EQUAL_FILES = {
     "posthog.parquet": "posthog-parquet", "ga4.jsonl": "ga4", "snowplow-enriched.tsv": "snowplow-tsv",
     "snowplow-sdk.jsonl": "snowplow-sdk",
 }  # fmt: skip
+ANOTHER = {"extends": "segment@1", "tenant": {"const": "acme"}, "action": {"map": {"Product Viewed": "look"}}}
 
 
 def run(*arguments: str) -> str:
@@ -68,10 +69,16 @@ class World:
         sources, faulty = active_sources(self.control)
         ingest = Ingest(self.landing, self.lake, self.control.privacy.suppressed_users(), sources=sources)
         found, unlisted = files_of(self.landing, sources)
+        ingest.unreadable |= unlisted
         land(ingest, found.files, None, lambda _: None)
         assert unbalanced(self.lake.read(LANDING_FILES)).to_dicts() == []
+        return faulty | ingest.unreadable
+
+    def land_all(self) -> dict[str, str]:
+        """Land what is new, after which every event of the archive is accounted for."""
+        wrong = self.land()
         assert self.lake.count(EVENTS) == self.lake.read(LANDING_FILES)["landed"].sum()
-        return faulty | unlisted | ingest.unreadable
+        return wrong
 
     def accounting(self) -> dict[str, int]:
         files = self.lake.read(LANDING_FILES)
@@ -108,7 +115,7 @@ def test_a_file_lands_whole_where_it_lies_and_again_brings_nothing(
 ) -> None:
     own.add("shop", preset)
     put(file, (FILES / file).read_bytes())
-    assert own.land() == {}
+    assert own.land_all() == {}
     found = own.accounting()
     assert (found["landed"], found["duplicates"], found["dead"]) == (found["lines"] - 1, 1, 0)
     events = own.events()
@@ -117,7 +124,7 @@ def test_a_file_lands_whole_where_it_lies_and_again_brings_nothing(
     assert events["mapping_version"].unique().to_list() == [1]
     (account,) = own.lake.read(LANDING_FILES).iter_rows(named=True)
     assert (account["source"], account["mapping_version"], account["landing_date"]) == ("shop", 1, date(2026, 11, 20))
-    assert own.land() == {}
+    assert own.land_all() == {}
     assert own.accounting() == found
 
 
@@ -130,7 +137,7 @@ def test_a_better_mapping_alters_events_in_place_and_what_died_lands(
         records + b'{"messageId": "m", "type": "track", "event": "Boo", "userId": 7, "at": "2026-11-20T10:00:00Z"}\n',
     )
     own.add("shop", "segment")
-    own.land()
+    own.land_all()
     assert own.accounting() | {"suppressed": 0} == {
         "lines": 13, "landed": 11, "duplicates": 1, "dead": 1, "suppressed": 0, "skipped": 0, "withheld": 0,
     }  # fmt: skip
@@ -178,7 +185,7 @@ def test_a_mapping_that_loses_events_waits_until_somebody_looked(
 ) -> None:
     put("a.jsonl", (FILES / "segment.jsonl").read_bytes())
     own.add("shop", "segment")
-    own.land()
+    own.land_all()
     worse = tmp_path / "worse.json"
     worse.write_text(json.dumps({"extends": "segment@1", "tenant": {"const": "acme"}, "time": {"path": "when"}}))
     run("sources", "add", "shop", "--location", own.location(), "--mapping", str(worse))
@@ -190,6 +197,62 @@ def test_a_mapping_that_loses_events_waits_until_somebody_looked(
     assert own.control.sources.row("shop").newest_version == 2
 
 
+def another_version(own: World, folder: Path) -> None:
+    path = folder / "another.json"
+    path.write_text(json.dumps(ANOTHER))
+    run("sources", "add", "shop", "--location", own.location(), "--mapping", str(path))
+    own.control.sources.apply("shop", 2)
+
+
+def test_a_repetition_under_a_better_mapping_is_no_conflict(
+    own: World, put: Callable[..., str], tmp_path: Path
+) -> None:
+    put("a.jsonl", (FILES / "segment.jsonl").read_bytes())
+    own.add("shop", "segment")
+    own.land_all()
+    another_version(own, tmp_path)
+    put("b.jsonl", (FILES / "segment.jsonl").read_bytes())
+    assert own.land_all() == {}
+    found = own.accounting()
+    assert (found["lines"], found["landed"], found["duplicates"], found["dead"]) == (24, 11, 13, 0)
+
+
+@pytest.mark.parametrize("between", ["another version", "paused", "away"])
+def test_a_file_that_was_read_in_part_is_read_to_its_end_whatever_came_between(
+    own: World, put: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    put("a.jsonl", (FILES / "segment.jsonl").read_bytes())
+    own.add("shop", "segment")
+
+    def fail(*_: object) -> pl.DataFrame:
+        raise ConnectionError("the lake went away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Ingest, "closed", fail)
+        with pytest.raises(ConnectionError):
+            own.land()
+    assert own.lake.count(EVENTS) == 11
+    if between == "another version":
+        another_version(own, tmp_path)
+    elif between == "paused":
+        run("sources", "pause", "shop")
+        assert own.land() == {}
+        own.control.sources.apply("shop", 1)
+    else:
+        with monkeypatch.context() as broken:
+            broken.setattr(Landing, "source_files", unreadable)
+            assert list(own.land().values()) == ["the bucket can't be listed"]
+    if between != "another version":
+        assert own.lake.read(LANDING_FILES).is_empty()
+    assert own.land_all() == {}
+    found = own.accounting()
+    assert (found["lines"], found["landed"], found["duplicates"], found["dead"]) == (12, 11, 1, 0)
+
+
+def unreadable(*_: object) -> list[EventFile]:
+    raise UnreadableError("the bucket can't be listed")
+
+
 def test_what_is_skipped_and_withheld_is_counted(own: World, put: Callable[..., str], tmp_path: Path) -> None:
     put("a.jsonl", (FILES / "ga4.jsonl").read_bytes())
     mapping = tmp_path / "m.json"
@@ -199,7 +262,7 @@ def test_what_is_skipped_and_withheld_is_counted(own: World, put: Callable[..., 
     }  # fmt: skip
     mapping.write_text(json.dumps(document))
     run("sources", "add", "web", "--location", own.location(), "--mapping", str(mapping))
-    own.land()
+    own.land_all()
     assert own.accounting() == {
         "lines": 11, "landed": 8, "duplicates": 1, "dead": 0, "suppressed": 0, "skipped": 1, "withheld": 1,
     }  # fmt: skip
@@ -239,7 +302,7 @@ def test_a_source_that_is_wrong_or_away_leaves_the_others_alone(
         ("odd", {"extends": "nobody@1"}),
     ):
         own.control.sources.apply(name, own.control.sources.add_mapping(name, document, ""))
-    wrong = own.land()
+    wrong = own.land_all()
     assert own.accounting()["landed"] == 11
     assert "no preset 'nobody@1'" in wrong[own.location("odd/*.gz")]
     assert "can't be listed" in wrong["s3://no-such-bucket-here/x/*.gz"]
@@ -251,7 +314,7 @@ def test_the_path_may_say_whose_events_these_are(own: World, put: Callable[..., 
     own.control.sources.apply("shops", number)
     for tenant in ("acme", "globex"):
         put("a.jsonl", (FILES / "segment.jsonl").read_bytes(), f"by-tenant/{tenant}/20261121/")
-    assert own.land() == {}
+    assert own.land_all() == {}
     assert own.events().group_by("tenant_id").len().sort("tenant_id").rows() == [("acme", 11), ("globex", 11)]
     assert own.lake.read(LANDING_FILES)["landing_date"].unique().to_list() == [date(2026, 11, 21)]
 
@@ -262,10 +325,12 @@ def test_a_suppressed_person_lands_from_no_source_and_the_producers_file_stays_a
     uri = put("a.jsonl", (FILES / "segment.jsonl").read_bytes())
     own.control.privacy.suppress("acme", "u-1001", "")
     own.add("shop", "segment")
-    own.land()
+    own.land_all()
     found = own.accounting()
     assert (found["landed"], found["suppressed"]) == (5, 7)
     assert own.events()["user_id"].null_count() == 5
+    (source,) = active_sources(own.control)[0]
+    assert waiting_files(own.lake, own.landing.source_files(source)) == ([], [])
     file = own.landing.named(uri)
     assert own.landing.read(file) == (FILES / "segment.jsonl").read_bytes()
 
@@ -307,13 +372,13 @@ def test_purchases_of_a_silo_become_bought_products(own: World, silos: SiloWorld
 
     assert export() == [2]
     assert export() == [0]
-    assert own.land() == {}
+    assert own.land_all() == {}
     assert own.accounting()["landed"] == own.accounting()["skipped"] == 1
     assert own.events()["event_id"].to_list() == ["transaction-9007199254740993"]
     silos.source.execute("UPDATE transactions SET status = 'completed' WHERE id = 2")
     silos.source.execute("DELETE FROM transactions WHERE id > 2")
     assert export() == [1]
-    own.land()
+    own.land_all()
     assert sorted(own.events()["event_id"]) == ["transaction-2", "transaction-9007199254740993"]
     project_all(own.lake, ControlRows((), (), {}, {}, ()), graph)
     (row,) = graph.query("MATCH (:User)-[r:PURCHASED]->(p) RETURN r.count AS count, r.revenue AS revenue")
@@ -321,7 +386,7 @@ def test_purchases_of_a_silo_become_bought_products(own: World, silos: SiloWorld
     said = json.loads(run("erase", "--tenant", "acme", "--user", "buyer@lamps.example", "--json"))
     assert said["is_clean"], said["stores"]
     assert own.events().is_empty()
-    assert own.land() == {}
+    assert own.land_all() == {}
     files = own.landing.files_under("table-events/")
     assert len(files) == 2
     assert not any(b"lamps.example" in own.landing.read(file) for file in files)
@@ -343,7 +408,7 @@ def test_the_tutorial_can_be_followed(own: World, tmp_path: Path, monkeypatch: p
             case ["echo", document, ">", path]:
                 Path(path).write_text(document)
             case ["c360", "run"]:
-                assert own.land() == {}
+                assert own.land_all() == {}
             case ["c360", "up" | "api" | "api-keys", *_]:
                 pass
             case ["c360", *arguments]:
