@@ -21,6 +21,7 @@ from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.errors import ConfigError, UnreadableError
 from c360_pipeline.settings import Settings, require_allowed_location
 from c360_pipeline.stages.landing.backfill import land
+from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection
 from c360_pipeline.stages.landing.ingest import Ingest, files_of, waiting_files
 from c360_pipeline.stages.projection.everything import project_all
 from c360_pipeline.stages.reconciliation.expected import Archive
@@ -247,6 +248,52 @@ def test_a_file_that_was_read_in_part_is_read_to_its_end_whatever_came_between(
     assert own.land_all() == {}
     found = own.accounting()
     assert (found["lines"], found["landed"], found["duplicates"], found["dead"]) == (12, 11, 1, 0)
+
+
+def test_the_same_bytes_in_files_of_two_tenants_are_replayed_as_events_of_both(
+    own: World, put: Callable[..., str], tmp_path: Path
+) -> None:
+    """The path says whose they are; one letter stands for all, since its id is the hash of its bytes."""
+    line = b'{"messageId": "m", "type": "track", "event": "Boo", "userId": 7, "at": "2026-11-20T10:00:00Z"}\n'
+    for tenant, copies in (("acme", 2), ("globex", 1)):
+        put("a.jsonl", line * copies, f"by-tenant/{tenant}/20261121/")
+    put("b.jsonl", line, "other/")
+
+    def add(source: str, location: str, number: int, **more: Any) -> None:
+        own.control.sources.add(source, own.location(location), "lines", None, None)
+        document = {"extends": "segment@1", "tenant": {"const": "initech"}} | more
+        assert own.control.sources.add_mapping(source, document, "") == number
+        own.control.sources.apply(source, number)
+
+    def replay() -> list[tuple[str, ...]]:
+        sources, _ = active_sources(own.control)
+        queue = DeadLetters(Ingest(own.landing, own.lake, own.control.privacy.suppressed_users(), sources=sources))
+        said = queue.replay(Selection(day=date(2026, 11, 21)), dry_run=False)
+        assert unbalanced(own.lake.read(LANDING_FILES)).to_dicts() == []
+        return sorted(said.select("outcome", "source_uri").rows())
+
+    add("shops", "by-tenant/{tenant}/{date}/*.jsonl", 1)
+    add("other", "other/*", 1)
+    own.land_all()
+    assert own.accounting()["dead"] == 4
+    assert own.lake.count(DEAD_LETTERS) == 1
+    assert {outcome for outcome, _ in replay()} == {"dead"}
+    run("sources", "pause", "other")
+    add("shops", "by-tenant/{tenant}/{date}/*.jsonl", 2, time="at")
+    assert [outcome for outcome, _ in replay()] == ["landed", "landed"]
+    assert sorted(own.events()["tenant_id"]) == ["acme", "globex"]
+    assert own.accounting() | {"lines": 4} == {
+        "lines": 4, "landed": 2, "duplicates": 1, "dead": 1, "suppressed": 0, "skipped": 0, "withheld": 0,
+    }  # fmt: skip
+    # What lies at a paused source waits, and what landed is not landed again.
+    assert own.lake.read(DEAD_LETTERS)["status"].to_list() == ["open"]
+    assert [outcome for outcome, _ in replay()] == ["landed", "landed"]
+    add("other", "other/*", 2, time="at")
+    assert [outcome for outcome, _ in replay()] == ["landed", "landed", "landed"]
+    assert sorted(own.events()["tenant_id"]) == ["acme", "globex", "initech"]
+    assert own.accounting()["dead"] == 0
+    assert own.lake.read(DEAD_LETTERS)["status"].to_list() == ["replayed"]
+    assert own.land_all() == {}
 
 
 def unreadable(*_: object) -> list[EventFile]:

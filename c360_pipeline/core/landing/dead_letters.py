@@ -84,6 +84,55 @@ def passed(classified: Classified, queued: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def read_by(places: pl.DataFrame, sources: Sources, own: str) -> pl.DataFrame:
+    """Rows with a `reader`: what lines of their file are read by; null where its source is paused or wrong.
+
+    Args:
+        places: rows with a `source_uri`.
+        sources: those that are active.
+        own: what addresses of files of the product's own form begin with.
+    """
+    uris = places["source_uri"].unique()
+    readers = [_reader(uri, sources, own) for uri in uris]
+    named = pl.DataFrame([uris, pl.Series("reader", readers, dtype=pl.String)])
+    return places.join(named, on="source_uri", how="left", maintain_order="left")
+
+
+def _reader(uri: str, sources: Sources, own: str) -> str | None:
+    source = sources.of(uri)
+    if source is None:
+        return "" if uri.startswith(own) else None
+    return "\n".join([source.name, *source.given(uri).values()])
+
+
+def at_their_places(letters: pl.DataFrame, lines: pl.DataFrame, sources: Sources, own: str) -> pl.DataFrame:
+    """Letters, once for each reader of a file in which their bytes stand: each makes its own event of them.
+
+    Args:
+        letters: rows of `DEAD_LETTERS`.
+        lines: rows of `DEAD_LETTER_LINES`, of these letters.
+        sources: those that are active.
+        own: what addresses of files of the product's own form begin with.
+
+    Returns:
+        Rows of `DEAD_LETTERS` with a `reader`, at the place that landed already, else where the letter was first seen,
+        else the first by name.
+    """
+    place = ["dead_letter_id", *PLACE]
+    alone = letters.join(lines, on="dead_letter_id", how="anti").select(*place, was=pl.lit("dead"))
+    first = letters.select(*place, is_first=True)
+    known = pl.concat([lines.select(*place, was="outcome"), alone]).join(first, on=place, how="left")
+    found = (
+        read_by(known, sources, own)
+        .drop_nulls("reader")
+        .sort(pl.col("was") != "landed", pl.col("is_first").is_null(), *PLACE)
+        .unique(["dead_letter_id", "reader"], keep="first", maintain_order=True)
+        .select(*place, "reader")
+    )
+    placed = letters.drop(PLACE).join(found, on="dead_letter_id", maintain_order="left_right")
+    return placed.select(*letters.columns, "reader")
+
+
 def decode_letters(letters: pl.DataFrame, now: datetime, sources: Sources) -> Decoded:
     """Hold the bytes of letters against the contract, those of sources through their mapping of today.
 
@@ -93,7 +142,7 @@ def decode_letters(letters: pl.DataFrame, now: datetime, sources: Sources) -> De
         sources: those that are active.
 
     Returns:
-        Events and rejected lines, every row at the letter's first place.
+        Events and rejected lines, every row at the letter's place.
     """
     of_uri = {uri: source for uri in letters["source_uri"].unique().sort() if (source := sources.of(uri))}
     own = letters.filter(~pl.col("source_uri").is_in(list(of_uri)))
@@ -119,10 +168,10 @@ def _placed(rows: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
 def validated_letters(
     letters: pl.DataFrame, classified: Classified, suppressed: pl.DataFrame, rejected: pl.DataFrame, now: datetime
 ) -> pl.DataFrame:
-    """What becomes of each letter, of `REPLAY_SCHEMA`.
+    """What becomes of each letter, of `REPLAY_SCHEMA` with the `reader`.
 
     Args:
-        letters: rows of `DEAD_LETTERS`.
+        letters: rows of `DEAD_LETTERS` with a `reader`.
         classified: the events that they hold.
         suppressed: rows of those whose user is suppressed.
         rejected: rows of those that break the contract still.
@@ -147,10 +196,10 @@ def validated_letters(
         ]
     )  # fmt: skip
     return (
-        letters.select("dead_letter_id", "tenant_id", *PLACE)
+        letters.select("dead_letter_id", "tenant_id", *PLACE, "reader")
         .join(outcomes, on=PLACE, maintain_order="left")
         .rename({"new_class": "error_class", "new_reason": "reason"})
-        .select(list(REPLAY_SCHEMA))
+        .select(*REPLAY_SCHEMA, "reader")
     )
 
 
@@ -175,22 +224,45 @@ def emptied(letters: pl.DataFrame, resolution: str, now: datetime) -> pl.DataFra
 
 
 def resolved_lines(lines: pl.DataFrame, letters: pl.DataFrame, outcome: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `DEAD_LETTER_LINES` that are not dead any more: the first place is what landed, others repeat it."""
-    alive = outcome.filter(pl.col("outcome") != "dead").select("dead_letter_id", now="outcome")
+    """Rows of `DEAD_LETTER_LINES` that are not dead any more.
+
+    The place of a letter is what landed, others with the same reader repeat it.
+
+    Args:
+        lines: rows of `DEAD_LETTER_LINES` with their `reader`.
+        letters: rows of `DEAD_LETTERS` with their `reader`.
+        outcome: what became of these.
+    """
+    alive = outcome.filter(pl.col("outcome") != "dead").select("dead_letter_id", "reader", now="outcome")
     first = letters.select(*PLACE, is_first=True)
     here = (pl.col("now") == "suppressed") | pl.col("is_first").fill_null(value=False)
     return (
-        lines.join(alive, on="dead_letter_id", maintain_order="left")
+        lines.join(alive, on=["dead_letter_id", "reader"], maintain_order="left")
         .join(first, on=PLACE, how="left", maintain_order="left")
         .with_columns(outcome=pl.when(here).then("now").otherwise(pl.lit("duplicate")))
-        .select(lines.columns)
+        .select(list(DEAD_LETTER_LINES.columns))
     )
 
 
-def resolved_letters(letters: pl.DataFrame, outcome: pl.DataFrame, now: datetime) -> pl.DataFrame:
-    """Rows of `DEAD_LETTERS` after a replay; those that are dead still have today's class and reason."""
-    today = outcome.select("dead_letter_id", "outcome", new_class="error_class", new_reason="reason")
-    is_alive = pl.col("outcome") != "dead"
+def resolved_letters(letters: pl.DataFrame, lines: pl.DataFrame, outcome: pl.DataFrame, now: datetime) -> pl.DataFrame:
+    """Rows of `DEAD_LETTERS` after a replay; those that are dead to one of their readers have its class and reason.
+
+    Args:
+        letters: rows of `DEAD_LETTERS`.
+        lines: rows of `DEAD_LETTER_LINES` with their `reader`; a letter of which one has none stays open.
+        outcome: what became of the letters at each of their readers.
+        now: UTC.
+    """
+    waiting = lines.filter(pl.col("reader").is_null())["dead_letter_id"].unique()
+    today = outcome.group_by("dead_letter_id", maintain_order=True).agg(
+        outcome=pl.when((pl.col("outcome") == "landed").any())
+        .then(pl.lit("landed"))
+        .otherwise(pl.col("outcome").first()),
+        is_alive=(pl.col("outcome") != "dead").all(),
+        new_class=pl.col("error_class").drop_nulls().first(),
+        new_reason=pl.col("reason").drop_nulls().first(),
+    )
+    is_alive = pl.col("is_alive") & ~pl.col("dead_letter_id").is_in(waiting.implode())
     return (
         letters.join(today, on="dead_letter_id", maintain_order="left")
         .with_columns(

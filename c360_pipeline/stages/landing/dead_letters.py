@@ -11,13 +11,16 @@ from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, settled
 from c360_pipeline.core.landing.classify import ARCHIVED_FACTS, classify, split_suppressed
 from c360_pipeline.core.landing.dead_letters import (
     REPLAY_SCHEMA,
+    at_their_places,
     closed,
     damaged,
     decode_letters,
+    read_by,
     resolved_letters,
     resolved_lines,
     validated_letters,
 )
+from c360_pipeline.core.landing.lines import DELIVERY
 from c360_pipeline.core.projection.refused import REFUSED
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.landing.ingest import Ingest
@@ -66,7 +69,15 @@ class Selection:
             if self.file:
                 lines = lines.filter(pl.col("source_uri").str.contains(self.file, literal=True))
             if self.day:
-                lines = lines.filter(pl.col("source_uri").str.contains(f"/date={self.day.isoformat()}/", literal=True))
+                # Of a file without an account yet, its folder says the day.
+                of_day = lake.scan(LANDING_FILES).filter(pl.col("landing_date") == self.day)
+                in_folder = pl.col("source_uri").str.contains(f"/date={self.day.isoformat()}/", literal=True)
+                lines = pl.concat(
+                    [
+                        lines.filter(in_folder),
+                        lines.join(of_day, left_on=DELIVERY, right_on=["source_uri", "etag"], how="semi"),
+                    ]
+                )
             letters = letters.join(lines.select("dead_letter_id").unique(), on="dead_letter_id", how="semi")
         return letters.sort("first_seen_at", "source_uri", "source_line", "dead_letter_id")
 
@@ -122,13 +133,16 @@ class DeadLetters:
             dry_run: only say what would happen.
 
         Returns:
-            One row per letter, of `REPLAY_SCHEMA`; `outcome` is landed, duplicate, suppressed or dead.
+            One row per letter and source in whose files it stands, of `REPLAY_SCHEMA`; `outcome` is landed, duplicate,
+            suppressed or dead.
         """
         lake, now = self.ingest.lake, datetime.now(UTC)
         done = [pl.DataFrame(schema=REPLAY_SCHEMA)]
         if not dry_run:
             settle_accounting(lake)
-        for letters in self._chunks(selection):
+        for chunk in self._chunks(selection):
+            lines = self._lines(chunk)
+            letters = at_their_places(chunk, lines, self.ingest.sources, self._own)
             decoded = decode_letters(letters, now, self.ingest.sources)
             events, silent = split_suppressed(decoded.events, self.ingest.suppressed)
             rejected, silent_rejected = split_suppressed(decoded.rejected, self.ingest.suppressed)
@@ -140,18 +154,27 @@ class DeadLetters:
                 letters, classified, pl.concat([silent, silent_rejected], how="diagonal"), rejected, now
             )
             if not dry_run:
-                self._resolve(letters, outcome, now)
-            done.append(outcome)
+                lake.commits.merge(DEAD_LETTER_LINES, resolved_lines(lines, letters, outcome))
+                settle_accounting(lake)
+                # The letters last, for an open letter is replayed again.
+                lake.commits.merge(DEAD_LETTERS, resolved_letters(chunk, lines, outcome, now))
+            done.append(outcome.drop("reader"))
         return pl.concat(done)
+
+    @property
+    def _own(self) -> str:
+        """What addresses of files of the product's own form begin with."""
+        return f"s3://{self.ingest.landing.bucket}/{EVENTS_PREFIX}"
+
+    def _lines(self, letters: pl.DataFrame) -> pl.DataFrame:
+        """Where these letters stand, rows of `DEAD_LETTER_LINES` with their `reader`."""
+        ids = letters.lazy().select("dead_letter_id")
+        lines = self.ingest.lake.scan(DEAD_LETTER_LINES).join(ids, on="dead_letter_id", how="semi").collect()
+        return read_by(lines, self.ingest.sources, self._own)
 
     def _chunks(self, selection: Selection) -> Iterator[pl.DataFrame]:
         """The letters with their bytes, in bounded parts; those too long to be held stay what they are."""
         letters = selection.letters(self.ingest.lake).filter(pl.col("error_class") != REFUSED)
-        # Those of a source that is paused or wrong can't be mapped now.
-        own = f"s3://{self.ingest.landing.bucket}/{EVENTS_PREFIX}"
-        uris = letters.select("source_uri").unique().collect(engine="streaming")["source_uri"]
-        waiting = [uri for uri in uris if not uri.startswith(own) and self.ingest.sources.of(uri) is None]
-        letters = letters.filter(~pl.col("source_uri").is_in(waiting)) if waiting else letters
         sizes = letters.select("dead_letter_id", size=pl.col("raw").bin.size()).drop_nulls().collect(engine="streaming")
         chunks = sizes.with_columns(chunk=pl.col("size").cast(pl.Int64).cum_sum() // CHUNK_BYTES)
         for chunk in chunks.partition_by("chunk", maintain_order=True):
@@ -164,17 +187,6 @@ class DeadLetters:
                 )
                 .select(list(DEAD_LETTERS.columns))
             )
-
-    def _resolve(self, letters: pl.DataFrame, outcome: pl.DataFrame, now: datetime) -> None:
-        """Record what became of the letters; the letters last, for an open letter is replayed again."""
-        lake = self.ingest.lake
-        ids = letters.select("dead_letter_id")
-        lines = lake.scan(DEAD_LETTER_LINES).join(ids.lazy(), on="dead_letter_id", how="semi").collect()
-        changed = resolved_lines(lines, letters, outcome)
-        lake.commits.merge(DEAD_LETTER_LINES, changed)
-        settle_accounting(lake)
-        resolved = resolved_letters(letters, outcome, now)
-        lake.commits.merge(DEAD_LETTERS, resolved)
 
     def discard(self, selection: Selection, note: str) -> pl.DataFrame:
         """Put letters aside: they stay in the accounting and in the queue, and are not replayed any more.
