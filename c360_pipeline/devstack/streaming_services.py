@@ -257,9 +257,11 @@ def _cassandra_version(port: int, password: str) -> str:
 def _asked(port: int, user: str, password: str, statements: tuple[str, ...] = ()) -> str:
     from cassandra.auth import PlainTextAuthProvider
     from cassandra.cluster import Cluster
+    from cassandra.io.asyncioreactor import AsyncioConnection
 
+    login = PlainTextAuthProvider(user, password)
     with Cluster(
-        [LOOPBACK], port=port, auth_provider=PlainTextAuthProvider(user, password), connect_timeout=5
+        [LOOPBACK], port=port, auth_provider=login, connect_timeout=5, connection_class=AsyncioConnection
     ) as opened:
         session = opened.connect()
         for statement in statements:

@@ -23,6 +23,7 @@ import pytest
 import requests
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import Cluster
+from cassandra.io.asyncioreactor import AsyncioConnection
 from confluent_kafka import Consumer, Producer
 from dagster_processes import wait_until
 from typer.testing import CliRunner
@@ -375,7 +376,12 @@ def of_cassandra(settings: Settings, days: set[date]) -> dict[tuple[str, str], t
     assert settings.cassandra_password is not None
     login = PlainTextAuthProvider(settings.cassandra_user, settings.cassandra_password.get_secret_value())
     rows = []
-    with Cluster([settings.cassandra_hosts], port=settings.cassandra_port, auth_provider=login) as cluster:
+    with Cluster(
+        [settings.cassandra_hosts],
+        port=settings.cassandra_port,
+        auth_provider=login,
+        connection_class=AsyncioConnection,
+    ) as cluster:
         session = cluster.connect(settings.cassandra_keyspace)
         for tenant in KNOWN:
             for day in days:

@@ -56,6 +56,7 @@ ERROR_CLASSES = (
 
 
 KNOWN_NAMES = frozenset(field.name for field in FIELDS)
+_EITHER = [field for field in FIELDS if field.column in EITHER]
 
 _TS = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.,][0-9]{1,18})?)? ?"
@@ -371,11 +372,11 @@ def checked(fields: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], d
             _checked_tenant(tenant)
         except Rejected as fault:
             faults["tenantId"] = fault
-    either = [field for field in FIELDS if field.column in EITHER]
+    either = _EITHER
     if not any(values.get(field.column) for field in either) and not any(field.name in faults for field in either):
         named = " or ".join(f"`{field.name}`" for field in either)
         faults[either[0].name] = Rejected("missing_field", f"field {named} is required")
-    return values, {field.name: faults[field.name] for field in FIELDS if field.name in faults}
+    return values, {field.name: faults[field.name] for field in FIELDS if field.name in faults} if faults else faults
 
 
 def _text(fields: Mapping[str, Any], field: EventField, now: datetime) -> str | None:
@@ -461,6 +462,8 @@ def _whole(fields: Mapping[str, Any], field: EventField, now: datetime) -> int |
 
 def _string(value: object, name: str) -> str:
     """A text; a number is its text, for ids are numbers to many producers."""
+    if isinstance(value, str):
+        return _bounded(value, name)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = _as_text(value)
     if not isinstance(value, str):
@@ -470,7 +473,7 @@ def _string(value: object, name: str) -> str:
 
 def cut(text: str) -> str:
     """A text that is too long, cut: two that differ behind the cut differ in their sha256."""
-    if not _encodes(text) or len(text) <= MAX_STRING_CHARACTERS:
+    if len(text) <= MAX_STRING_CHARACTERS or not _encodes(text):
         return text
     digits = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS_OF_CUT]
     return f"{text[: MAX_STRING_CHARACTERS - len(digits) - len(CUT)]}{CUT}{digits}"
@@ -555,9 +558,9 @@ def _keep(attrs: dict[str, str], name: str, text: str) -> None:
 
 def _as_text(value: object) -> str:
     """A JSON value as text; numbers that are equal get the same text (1, 1.0 and 1e0)."""
+    if isinstance(value, str):
+        return value
     match value:
-        case str():
-            return value
         case bool() | None | dict() | list():
             return _json_text(value)
         case Number():

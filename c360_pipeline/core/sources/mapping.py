@@ -409,7 +409,7 @@ def _is_amount(text: str) -> bool:
 
 def _as_text(value: Any) -> str | None:
     """A value as an attribute: lists and objects as JSON."""
-    return canonical_json(value) if isinstance(value, list | dict) else text_of(value)
+    return canonical_json(value) if type(value) in (list, dict) else text_of(value)
 
 
 def _facts_of(part: _Part, record: Any) -> list[tuple[str, Any]]:

@@ -106,8 +106,10 @@ def at_path(record: Any, steps: tuple[str | int, ...]) -> Any:
 
 def text_of(value: Any) -> str | None:
     """A value as text: numbers as they were sent, whole ones without a point; None for lists and objects."""
+    if value is None or type(value) is str:
+        return value
     match value:
-        case None | list() | dict():
+        case list() | dict():
             return None
         case bool():
             return "true" if value else "false"

@@ -13,6 +13,7 @@ from cassandra import InvalidRequest, OperationTimedOut, ReadTimeout, Unavailabl
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.concurrent import execute_concurrent, execute_concurrent_with_args
+from cassandra.io.asyncioreactor import AsyncioConnection
 from cassandra.policies import DCAwareRoundRobinPolicy, TokenAwarePolicy
 from cassandra.query import BatchStatement, BatchType, ConsistencyLevel
 
@@ -105,7 +106,7 @@ class UserEvents:
         )  # fmt: skip
         self._cluster = Cluster(
             list(hosts), port=port, auth_provider=login, execution_profiles={EXEC_PROFILE_DEFAULT: profile},
-            connect_timeout=10, protocol_version=5,
+            connect_timeout=10, protocol_version=5, connection_class=AsyncioConnection,
         )  # fmt: skip
         self._keyspace = keyspace
         self._session: Any = None
