@@ -36,7 +36,7 @@ def test_every_asset_says_what_it_is_in_the_ui(home: Path) -> None:
     with dagster_dev(port):
         nodes = ask(port, ASSETS)["assetNodes"]
         instance = ask(port, "{ instance { daemonHealth { allDaemonStatuses { daemonType } } } }")
-    assert len(nodes) == 33
+    assert len(nodes) == 34
     for node in nodes:
         name = "/".join(node["assetKey"]["path"])
         assert node["description"], name
