@@ -153,7 +153,7 @@ def test_what_is_laid_over_a_preset_keeps_the_rest_whatever_its_names_are() -> N
     [
         ({"action": {"path": "a", "regex": "x"}}, "at action: unknown: regex"), ({"user": 7}, "at user: 7 is no value"),
         ({"time": {"path": "t", "as": "epoch"}}, "at time.as"), ({"user": "a..b"}, "at user: 'a..b' is no path"),
-        ({"items": {"each": "x"}}, "at items"), ({"require": ["ads"]}, "at require"), ({"tennant": "x"}, "tennant"),
+        ({"items": {"each": "x"}}, "at items"), ({"require": ["ads"]}, "at require"), ({"tenantt": "x"}, "tenantt"),
         ({"skip": {"path": "a"}}, "at skip"), ({"skip": {"path": "a", "values": [["x"]]}}, "at skip.a"),
         ({"action": {"path": "a", "map": {"x": 1}}}, "at action.map"), ({"extends": "segment@9"}, "no preset"),
     ],
