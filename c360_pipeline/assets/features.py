@@ -51,7 +51,6 @@ from c360_pipeline.stores.neo4j.projections import OWN_PREFIX
 NIGHTLY_FEATURES = (
     dg.AutomationCondition.on_cron("0 2 * * *") & dg.AutomationCondition.all_deps_blocking_checks_passed()
 ).with_label("once a night, when the graph was proved to equal its archive")
-"""Graphs in the memory of the algorithms begin so; none is left when a step ends."""
 TIES_KEPT = 20
 """Of the most similar products so many are asked for, so that links at the tenth are decided by id."""
 PERSONAL = ("user_id", "session_id", "email", "account_id")

@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,6 +14,11 @@ from rich.table import Table
 from c360_pipeline.cli.output import AsJson, as_date, err, exclusive, out, print_json
 from c360_pipeline.errors import ConfigError, ConflictError, ContractError, UnreadableError
 from c360_pipeline.settings import load_settings, require_allowed_location
+
+if TYPE_CHECKING:
+    from c360_pipeline.core.sources.source import Source
+    from c360_pipeline.stages.sources.compare import Changes
+    from c360_pipeline.stores.s3.landing import Landing
 
 sources_app = typer.Typer(help="Events of any producer: detect, try, add and map their files.", no_args_is_help=True)
 SURE = 0.5
@@ -105,18 +110,16 @@ def _mapping_of(
 
     if source is not None:
         from c360_pipeline.connections import open_control
-        from c360_pipeline.core.sources.records import Framing
-        from c360_pipeline.stages.sources.presets import compiled as compile_document
+        from c360_pipeline.stages.sources.active import framing_of
 
         control = open_control(load_settings())
         row = control.sources.row(source)
-        framing = Framing(row.framing, tuple(row.columns) if row.columns else None, row.records)
         rules = control.key_rules.policy().rules
         if mapping is not None:
-            return compile_document(_document(mapping, preset, tenant), source, 0), framing, rules
+            return compiled(_document(mapping, preset, tenant), source, 0), framing_of(row), rules
         number = version or row.newest_version or 0
         document = control.sources.mapping(row, number).document
-        return compile_document(document, source, number), framing, rules
+        return compiled(document, source, number), framing_of(row), rules
     if preset is None and mapping is None:
         raise ConfigError("Say --source, --preset or --mapping: `c360 sources detect FILE` finds a preset.")
     document = _document(mapping, preset, tenant)
@@ -277,17 +280,19 @@ def show(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-def _stored_lines(name: str, files: int) -> Iterator[tuple[bytes, Mapping[str, str]]]:
+def _changes(landing: "Landing", before: "Source", after: "Source", files: int = PLANNED_FILES) -> "Changes":
+    """What another version of a source's mapping changes, over its newest files."""
+    from c360_pipeline.stages.sources.compare import compare_versions
+
+    return compare_versions(
+        islice(_stored_lines(landing, after, files), PLANNED_RECORDS), before.mapping, after.mapping
+    )  # fmt: skip
+
+
+def _stored_lines(landing: "Landing", source: "Source", files: int) -> Iterator[tuple[bytes, Mapping[str, str]]]:
     """Records of the newest files of a source, with what their path says."""
-    from c360_pipeline.connections import open_control, open_landing
-    from c360_pipeline.stages.sources.active import source_of
     from c360_pipeline.stages.sources.reading import lines_of
 
-    settings = load_settings()
-    control = open_control(settings)
-    row = control.sources.row(name)
-    source = source_of(control, row, row.newest_version or 0)
-    landing = open_landing(settings)
     for file in sorted(landing.source_files(source), key=lambda one: (one.landing_date, one.key))[-files:]:
         # What a damaged file has before the damage is looked at, too.
         with suppress(ContractError, ConflictError, UnreadableError):
@@ -302,18 +307,19 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Compare a version of the mapping with the one that is active, over stored files; exit code 1 beyond the brake."""
-    from c360_pipeline.connections import open_control
+    from c360_pipeline.connections import open_control, open_landing
     from c360_pipeline.stages.sources.active import source_of
-    from c360_pipeline.stages.sources.compare import compare_versions
 
-    control = open_control(load_settings())
+    settings = load_settings()
+    control = open_control(settings)
     row = control.sources.row(name)
     if row.active_version is None or row.newest_version is None:
         raise ConfigError(f"{name} has no mapping that is active: `c360 sources apply {name} VERSION`.")
-    before, after = (source_of(control, row, v).mapping for v in (row.active_version, version or row.newest_version))
-    changes = compare_versions(islice(_stored_lines(name, files), PLANNED_RECORDS), before, after)
+    before, after = (source_of(control, row, v) for v in (row.active_version, version or row.newest_version))
+    changes = _changes(open_landing(settings), before, after, files)
     said = {
-        "from": before.version, "to": after.version, "records": changes.records, "events": changes.events,
+        "from": before.mapping.version, "to": after.mapping.version,
+        "records": changes.records, "events": changes.events,
         "outcomes": {
             outcome: {action: n for (one, action), n in changes.outcomes.most_common() if one == outcome}
             for outcome in ("appear", "alter", "vanish", "die", "same")
@@ -324,7 +330,7 @@ def plan(
     if as_json:
         print_json(said)
     else:
-        out.print(f"{name} v{before.version} -> v{after.version}, {changes.records:,} records", highlight=False)
+        out.print(f"{name} v{said['from']} -> v{said['to']}, {changes.records:,} records", highlight=False)
         for outcome, actions in said["outcomes"].items():  # type: ignore[attr-defined]  # of the object above
             shown = ", ".join(f"{action} {count:,}" for action, count in actions.items())
             out.print(f"{outcome}: {changes.count(outcome):,} {shown}".rstrip(), highlight=False, markup=False)
@@ -353,17 +359,14 @@ def apply(
     from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection
     from c360_pipeline.stages.landing.ingest import Ingest
     from c360_pipeline.stages.sources.active import active_sources, source_of
-    from c360_pipeline.stages.sources.compare import compare_versions
 
     settings = load_settings()
     control = open_control(settings)
     number = int(version.removeprefix("v")) if version.removeprefix("v").isdigit() else 0
     row = control.sources.row(name)
-    after = source_of(control, row, number)
+    after, landing = source_of(control, row, number), open_landing(settings)
     if row.active_version not in (None, number) and not force:
-        before = source_of(control, row, row.active_version or 0)
-        lines = islice(_stored_lines(name, PLANNED_FILES), PLANNED_RECORDS)
-        changes = compare_versions(lines, before.mapping, after.mapping)
+        changes = _changes(landing, source_of(control, row, row.active_version or 0), after)
         if changes.is_beyond_brake:
             raise ConfigError(
                 f"{changes.count('vanish') + changes.count('die'):,} of {changes.events:,} events would go. Look at "
@@ -376,7 +379,6 @@ def apply(
     first = as_date(since, "--from")
     with exclusive():
         suppressed, (sources, _) = control.privacy.suppressed_users(), active_sources(control)
-        landing = open_landing(settings)
         ingest = Ingest(landing, open_lake(settings), suppressed, control.overwrite_rules(), sources=sources)
         source = next(one for one in sources if one.name == name)
         files = [file for file in landing.source_files(source, sources) if file.landing_date >= first]

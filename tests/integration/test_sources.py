@@ -65,6 +65,11 @@ class World:
     def add(self, name: str, preset: str, rest: str = "segment-logs/{any}/{received:epoch_ms}/*", *more: str) -> None:
         run("sources", "add", name, "--location", self.location(rest), "--preset", preset, "--tenant", "acme", *more)
 
+    def add_mapping(self, name: str, document: dict[str, Any], folder: Path) -> None:
+        path = folder / "mapping.json"
+        path.write_text(json.dumps(document))
+        run("sources", "add", name, "--location", self.location(), "--mapping", str(path))
+
     def land(self) -> dict[str, str]:
         """Land what is new; returns what could not be read."""
         sources, faulty = active_sources(self.control)
@@ -147,18 +152,12 @@ def test_a_better_mapping_alters_events_in_place_and_what_died_lands(
     project_all(own.lake, ControlRows((), (), {}, {}, ()), graph)
     before = own.events()
 
-    better = tmp_path / "better.json"
-    better.write_text(
-        json.dumps(
-            {
-                "extends": "segment@1", "tenant": {"const": "acme"},
-                "time": {"path": ["timestamp", "at"], "as": "rfc3339"},
-                "action": {"map": {"Boo": "boo", "page": "visit"}},
-                "attrs": {"locale": None, "title": "context.page.title"},
-            }
-        )
-    )  # fmt: skip
-    run("sources", "add", "shop", "--location", own.location(), "--mapping", str(better))
+    better = {
+        "extends": "segment@1", "tenant": {"const": "acme"}, "time": {"path": ["timestamp", "at"], "as": "rfc3339"},
+        "action": {"map": {"Boo": "boo", "page": "visit"}},
+        "attrs": {"locale": None, "title": "context.page.title"},
+    }  # fmt: skip
+    own.add_mapping("shop", better, tmp_path)
     plan = json.loads(run("sources", "plan", "shop", "--json"))
     assert (plan["from"], plan["to"]) == (1, 2)
     assert plan["outcomes"]["appear"] == {"boo": 1}
@@ -187,21 +186,18 @@ def test_a_mapping_that_loses_events_waits_until_somebody_looked(
     put("a.jsonl", (FILES / "segment.jsonl").read_bytes())
     own.add("shop", "segment")
     own.land_all()
-    worse = tmp_path / "worse.json"
-    worse.write_text(json.dumps({"extends": "segment@1", "tenant": {"const": "acme"}, "time": {"path": "when"}}))
-    run("sources", "add", "shop", "--location", own.location(), "--mapping", str(worse))
+    worse = {"extends": "segment@1", "tenant": {"const": "acme"}, "time": {"path": "when"}}
+    own.add_mapping("shop", worse, tmp_path)
     with pytest.raises(ConfigError, match="12 of 12 events would go"):
         run("sources", "apply", "shop", "v2")
     assert own.control.sources.row("shop").active_version == 1
     # The document that is there already is the version that it is.
-    run("sources", "add", "shop", "--location", own.location(), "--mapping", str(worse))
+    own.add_mapping("shop", worse, tmp_path)
     assert own.control.sources.row("shop").newest_version == 2
 
 
 def another_version(own: World, folder: Path) -> None:
-    path = folder / "another.json"
-    path.write_text(json.dumps(ANOTHER))
-    run("sources", "add", "shop", "--location", own.location(), "--mapping", str(path))
+    own.add_mapping("shop", ANOTHER, folder)
     own.control.sources.apply("shop", 2)
 
 
@@ -302,13 +298,11 @@ def unreadable(*_: object) -> list[EventFile]:
 
 def test_what_is_skipped_and_withheld_is_counted(own: World, put: Callable[..., str], tmp_path: Path) -> None:
     put("a.jsonl", (FILES / "ga4.jsonl").read_bytes())
-    mapping = tmp_path / "m.json"
     document = {
         "extends": "ga4@1", "tenant": {"const": "acme"}, "require": ["analytics"],
         "skip": {"path": "event_name", "values": ["join_group"]},
     }  # fmt: skip
-    mapping.write_text(json.dumps(document))
-    run("sources", "add", "web", "--location", own.location(), "--mapping", str(mapping))
+    own.add_mapping("web", document, tmp_path)
     own.land_all()
     assert own.accounting() == {
         "lines": 11, "landed": 8, "duplicates": 1, "dead": 0, "suppressed": 0, "skipped": 1, "withheld": 1,

@@ -97,14 +97,13 @@ def json_schema() -> dict[str, Any]:
     for field in FIELDS:
         if not field.required:
             properties[field.name] = {"anyOf": [properties[field.name], {"type": "null"}]}
-    either = [field for field in FIELDS if field.column in EITHER]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Event",
         "description": f"One customer event, one JSON object a line of at most {MAX_LINE_BYTES:,} bytes.",
         "type": "object",
         "required": [f.name for f in FIELDS if f.required],
-        "anyOf": [{"required": [f.name], "properties": {f.name: {"not": {"type": "null"}}}} for f in either],
+        "anyOf": [{"required": [f.name], "properties": {f.name: {"not": {"type": "null"}}}} for f in _EITHER],
         "properties": properties,
         "additionalProperties": {"description": f"kept in attrs as {EXTRA_PREFIX}<name>"},
     }
@@ -260,7 +259,7 @@ def load_object(line: bytes) -> dict[str, Any]:
         raise Rejected("invalid_utf8", f"byte 0x{line[error.start]:02x} at offset {error.start} is not UTF-8") from None
     try:
         value = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=Number, object_pairs_hook=_unique_names
+            text, parse_constant=refuse_constant, parse_float=Number, object_pairs_hook=unique_names
         )  # fmt: skip
     except json.JSONDecodeError as error:
         raise Rejected("invalid_json", f"{error.msg} at character {error.pos}") from None
@@ -305,11 +304,13 @@ class Number(float):
         return usual if math.isfinite(self) and Decimal(usual) == Decimal(self.sent) else self.text
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
+    """For a reader of JSON: NaN and Infinity are none."""
     raise ValueError(f"{name} is not JSON")
 
 
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For a reader of JSON: an object of whose members each name occurs once."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
         names = [name for name, _ in pairs]
@@ -372,10 +373,9 @@ def checked(fields: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], d
             _checked_tenant(tenant)
         except Rejected as fault:
             faults["tenantId"] = fault
-    either = _EITHER
-    if not any(values.get(field.column) for field in either) and not any(field.name in faults for field in either):
-        named = " or ".join(f"`{field.name}`" for field in either)
-        faults[either[0].name] = Rejected("missing_field", f"field {named} is required")
+    if not any(values.get(field.column) for field in _EITHER) and not any(field.name in faults for field in _EITHER):
+        named = " or ".join(f"`{field.name}`" for field in _EITHER)
+        faults[_EITHER[0].name] = Rejected("missing_field", f"field {named} is required")
     return values, {field.name: faults[field.name] for field in FIELDS if field.name in faults} if faults else faults
 
 
@@ -399,17 +399,23 @@ def _instant(fields: Mapping[str, Any], field: EventField, now: datetime) -> dat
 
 
 def _texts(fields: Mapping[str, Any], field: EventField, now: datetime) -> dict[str, str] | None:
+    texts = _members(fields, field)
+    if len(texts) > MAX_ATTRS:
+        raise Rejected("too_many_attrs", f"field `{field.name}` has {len(texts)} members, the limit is {MAX_ATTRS}")
+    return dict(sorted(texts.items())) or None
+
+
+def _members(fields: Mapping[str, Any], field: EventField) -> dict[str, str]:
+    """The texts of an object by path; none where there is no object."""
     given = fields.get(field.name)
     if given is None:
-        return None
+        return {}
     if not isinstance(given, dict):
         raise Rejected("wrong_type", f"field `{field.name}` holds {_type_name(given)}, an object is right")
     texts: dict[str, str] = {}
     for name, value in _leaves(given):
         _keep(texts, _bounded(name, field.name), _bounded(cut(_nfc(_as_text(value))), f"{field.name}.{name}"))
-    if len(texts) > MAX_ATTRS:
-        raise Rejected("too_many_attrs", f"field `{field.name}` has {len(texts)} members, the limit is {MAX_ATTRS}")
-    return dict(sorted(texts.items())) or None
+    return texts
 
 
 def _items(fields: Mapping[str, Any], field: EventField, now: datetime) -> list[dict[str, Any]] | None:
@@ -513,14 +519,7 @@ def _checked_tenant(tenant_id: str) -> str:
 
 
 def _attrs(fields: Mapping[str, Any], field: EventField, now: datetime) -> dict[str, str]:
-    given = fields.get(field.name)
-    if given is None:
-        given = {}
-    if not isinstance(given, dict):
-        raise Rejected("wrong_type", f"field `attrs` holds {_type_name(given)}, an object is right")
-    attrs: dict[str, str] = {}
-    for name, value in _leaves(given):
-        _keep(attrs, _bounded(name, "attrs"), _bounded(cut(_nfc(_as_text(value))), f"attrs.{name}"))
+    attrs = _members(fields, field)
     for name in fields.keys() - KNOWN_NAMES:
         _keep(attrs, _bounded(EXTRA_PREFIX + name, name), _bounded(cut(_nfc(_as_text(fields[name]))), name))
     if len(attrs) > MAX_ATTRS:

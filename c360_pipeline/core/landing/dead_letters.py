@@ -137,23 +137,26 @@ def decode_letters(letters: pl.DataFrame, now: datetime, sources: Sources) -> De
     """Hold the bytes of letters against the contract, those of sources through their mapping of today.
 
     Args:
-        letters: rows of `DEAD_LETTERS`, all with their bytes.
+        letters: rows of `DEAD_LETTERS` with a `reader`, all with their bytes.
         now: the moment of the replay, UTC.
         sources: those that are active.
 
     Returns:
         Events and rejected lines, every row at the letter's place.
     """
-    of_uri = {uri: source for uri in letters["source_uri"].unique().sort() if (source := sources.of(uri))}
-    own = letters.filter(~pl.col("source_uri").is_in(list(of_uri)))
-    parts = [_decoded(own, lambda block: decode(block, now))]
-    for uri, source in of_uri.items():
-        again = partial(decode_records, now=now, source=source, keeps_left_out=True)
-        parts.append(_decoded(letters.filter(pl.col("source_uri") == uri), again, uri))
+    parts = []
+    for part in letters.partition_by("reader", maintain_order=True):
+        # All files of a reader are of one source, and say the same of their records.
+        uri = str(part["source_uri"][0])
+        source = sources.of(uri)
+        again = partial(decode, now=now) if source is None else partial(
+            decode_records, now=now, source=source, keeps_left_out=True
+        )  # fmt: skip
+        parts.append(_decoded(part, again, uri))
     return Decoded.together(parts)
 
 
-def _decoded(letters: pl.DataFrame, decoder: Callable[[LineBlock], Decoded], uri: str = "") -> Decoded:
+def _decoded(letters: pl.DataFrame, decoder: Callable[[LineBlock], Decoded], uri: str) -> Decoded:
     block = LineBlock(Delivery(uri, ""), 0, 0, b"".join(raw + b"\n" for raw in letters["raw"]))
     decoded = decoder(block)
     places = letters.select(PLACE).with_row_index("number", offset=0).with_columns(pl.col("number").cast(pl.Int64))

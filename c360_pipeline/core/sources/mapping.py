@@ -28,6 +28,7 @@ from c360_pipeline.core.sources.values import (
     condition,
     inside,
     leaves,
+    lies_in,
     steps_of,
     text_of,
 )
@@ -371,7 +372,7 @@ class SourceMapping:
         """Whether a value of the mapping reads a path, or what it lies in; records have the same ones all the time."""
         known = self._known_paths.get(path)
         if known is None:
-            known = any(path == one or path.startswith((f"{one}.", f"{one}[")) for one in self._read_paths)
+            known = lies_in(path, self._read_paths)
             if len(self._known_paths) < KNOWN_PATHS:
                 self._known_paths[path] = known
         return known
@@ -434,7 +435,11 @@ def _paths_in(document: Any) -> str:
 
 def _value_of(document: Any) -> Any:
     """A target's value without what is said of it beside."""
-    return {k: v for k, v in document.items() if k not in ("as", "scope")} if isinstance(document, dict) else document
+    return _less(document, "as", "scope")
+
+
+def _less(document: Any, *names: str) -> Any:
+    return {k: v for k, v in document.items() if k not in names} if isinstance(document, dict) else document
 
 
 def _alternatives_in(document: Any) -> list[Any]:
@@ -475,15 +480,14 @@ def _session(document: Any, place: Place, read: Read) -> _Session | None:
     scope = document.get("scope") if isinstance(document, dict) else None
     if scope not in (None, "anonymous", "global"):
         raise place.at("scope").wrong(f"{scope!r} is not one of anonymous, global.")
-    value = {k: v for k, v in document.items() if k != "scope"} if isinstance(document, dict) else document
-    return _Session(compiled(value, place, read), scope == "anonymous")
+    return _Session(compiled(_less(document, "scope"), place, read), scope == "anonymous")
 
 
 def _time(document: Any, place: Place, read: Read) -> _Time:
     said = document.get("as", "rfc3339") if isinstance(document, dict) else "rfc3339"
     if said not in times.FORMATS:
         raise place.at("as").wrong(f"{said!r} is not one of {', '.join(times.FORMATS)}.")
-    value = {k: v for k, v in document.items() if k != "as"} if isinstance(document, dict) else document
+    value = _less(document, "as")
     return _Time(compiled(value, place, read), times.reader(said), tuple(_paths_in(value).split(", ")))
 
 

@@ -21,6 +21,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from c360_pipeline.core.contract.events import Number, refuse_constant, unique_names
 from c360_pipeline.core.sources.values import Place, inside
 from c360_pipeline.errors import ConfigError, ContractError
 
@@ -130,35 +131,13 @@ def _inner(line: bytes, steps: tuple[tuple[str, bool], ...]) -> Iterator[bytes]:
         return
     try:
         value = json.loads(
-            line, parse_float=_Digits, parse_int=_Digits, parse_constant=_refused, object_pairs_hook=_once
+            line, parse_float=Number, parse_int=Number, parse_constant=refuse_constant, object_pairs_hook=unique_names
         )  # fmt: skip
         found = _records_in(value, steps)
         rows = None if found is None else [json_row(record) for record in found]
     except (ValueError, RecursionError):
         rows = None
     yield from [line + b"\n"] if rows is None else rows
-
-
-def _refused(name: str) -> None:
-    raise ValueError(name)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
-
-
-class _Digits(float):
-    """A number by its text."""
-
-    def __new__(cls, text: str) -> "_Digits":
-        made = super().__new__(cls, text)
-        made.text = text
-        return made
-
-    text: str
 
 
 def _records_in(value: Any, steps: Sequence[tuple[str, bool]]) -> list[Any] | None:
@@ -185,8 +164,8 @@ def _json(value: Any) -> str:
         return "{" + ",".join(f"{json.dumps(str(k))}:{_json(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_json, value)) + "]"
-    if isinstance(value, _Digits | Decimal):
-        return value.text if isinstance(value, _Digits) else str(value)
+    if isinstance(value, Number | Decimal):
+        return value.sent if isinstance(value, Number) else str(value)
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 

@@ -8,7 +8,7 @@ where a path goes on, for tables keep objects as text. There is no language: a v
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from c360_pipeline.core.contract.events import Number
@@ -289,6 +289,11 @@ def condition(document: Any, place: Place, read: Read) -> Callable[[Any], bool]:
             raise place.at(path).wrong("a value is a text, a number, true or false.")
         wanted.append((read.steps(path, place), texts))
     return lambda record: all(text_of(at_path(record, steps)) in texts for steps, texts in wanted)
+
+
+def lies_in(path: str, others: Iterable[str]) -> bool:
+    """Whether a path is one of these, or that of a member or element of what stands there."""
+    return any(path == one or path.startswith((f"{one}.", f"{one}[")) for one in others)
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,15 @@ from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.event_sources import SourceRow
 
 
+def framing_of(row: SourceRow) -> Framing:
+    """How records stand in the files of a source.
+
+    Raises:
+        ConfigError: the row says what no file is.
+    """
+    return Framing(row.framing, tuple(row.columns) if row.columns else None, row.records)
+
+
 def source_of(control: ControlDb, row: SourceRow, version: int) -> Source:
     """A source with a version of its mapping.
 
@@ -23,7 +32,7 @@ def source_of(control: ControlDb, row: SourceRow, version: int) -> Source:
         settings = load_settings()
         if row.from_table is None or row.location != location_of(settings.bucket, row.name):
             require_allowed_location(location.beginning, settings)
-        framing = Framing(row.framing, tuple(row.columns) if row.columns else None, row.records)
+        framing = framing_of(row)
         mapping = compiled(document, row.name, version, tenant_is_given=location.says_tenant)
         return Source(row.name, location, framing, mapping)
     except ConfigError as error:

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from c360_pipeline.core.contract.events import Event, Rejected, load_object
+from c360_pipeline.core.contract.fields import FIELDS
 from c360_pipeline.core.landing.accounting import OUTCOMES
 from c360_pipeline.core.sources.decode import event_from
 from c360_pipeline.core.sources.mapping import TARGET_OF, Skipped, SourceMapping
-from c360_pipeline.core.sources.values import leaves
+from c360_pipeline.core.sources.values import leaves, lies_in
 from c360_pipeline.core.stitching.keys import KeyRule
 from c360_pipeline.errors import ContractError
 
@@ -145,10 +146,7 @@ def shown(event: Event) -> dict[str, Any]:
     }
 
 
-_COLUMN_OF = {
-    "tenantId": "tenant_id", "userId": "user_id", "anonymousId": "anonymous_id", "sessionId": "session_id", "ts": "ts",
-    "receivedAt": "received_at", "action": "action", "eventId": "event_id", "items": "items",
-}  # fmt: skip
+_COLUMN_OF = {name: field.column for name in TARGET_OF for field in FIELDS if field.name == name}
 
 
 def _count(trial: Trial, event: Event, keys: dict[str, Counter[str]], sessions: Counter[bool]) -> None:
@@ -168,9 +166,8 @@ def _count_paths(trial: Trial, record: dict[str, Any], mapping: SourceMapping) -
     for name, paths in mapping.alternatives(record):
         if paths is not None:
             trial.by_path[name, paths] += 1
-    read = mapping.paths
     for path, value in leaves(record):
-        if value not in (None, "") and not any(path == one or path.startswith((f"{one}.", f"{one}[")) for one in read):
+        if value not in (None, "") and not lies_in(path, mapping.paths):
             trial.unread[path] += 1
 
 

@@ -10,7 +10,7 @@ from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.neo4j.graph import Graph
 
 OWN_PREFIX = "c360_"
-"""Names of graphs that the features' own steps make and drop."""
+"""Names of graphs begin so that the features' own steps make; none is left when a step ends."""
 PURCHASE_WEIGHT = 5
 """What a purchase counts beside a view, as in the communities."""
 PROJECT_USERS_AND_PRODUCTS = Statement("""
