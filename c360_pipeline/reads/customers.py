@@ -13,6 +13,7 @@ from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.stitching.keys import value_hash
 from c360_pipeline.queries import find_query
 from c360_pipeline.reads.accounts import newest_of, read_accounts
+from c360_pipeline.reads.journeys import PRODUCTS_OF_EVENT
 from c360_pipeline.stores.neo4j.driver_values import Read, instant, plain
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -56,35 +57,33 @@ READ_USERS_OF_JOURNEYS = Statement("""
     WITH user_id WHERE user_id IS NOT NULL
     RETURN DISTINCT user_id
 """)
-READ_EVENTS = Statement("""
+_EVENT_ENTRY = f"""
+    RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action,
+           e.user_id AS user_id, s.id AS session_id, e:Unlanded AS is_unlanded,
+           {PRODUCTS_OF_EVENT} AS products
+    ORDER BY at DESC, id DESC
+"""
+READ_EVENTS = Statement(
+    """
     UNWIND $journey_ids AS journey_id
     MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})
         <-[:PART_OF|HAS_KEY|IN_JOURNEY*1..2]-(e:Event {tenant_id: $tenant_id})
     WHERE e.ts < $before
     WITH DISTINCT e ORDER BY e.ts DESC, e.id DESC LIMIT $limit
     OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
-    RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action,
-           e.user_id AS user_id, s.id AS session_id, e:Unlanded AS is_unlanded,
-           COLLECT {
-               MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
-               RETURN {id: p.id, name: coalesce(p.name, p.id)} AS product ORDER BY p.id
-           } AS products
-    ORDER BY at DESC, id DESC
-""")
-READ_EVENTS_OF_USERS = Statement("""
+    """
+    + _EVENT_ENTRY
+)
+READ_EVENTS_OF_USERS = Statement(
+    """
     UNWIND $user_ids AS user_id
     MATCH (:User {tenant_id: $tenant_id, id: user_id})-[:HAS_SESSION]->(s:Session {tenant_id: $tenant_id})
         -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id, user_id: user_id})
     WHERE e.ts < $before AND NOT e.id IN $known
     WITH e, s ORDER BY e.ts DESC, e.id DESC LIMIT $limit
-    RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action,
-           e.user_id AS user_id, s.id AS session_id, e:Unlanded AS is_unlanded,
-           COLLECT {
-               MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
-               RETURN {id: p.id, name: coalesce(p.name, p.id)} AS product ORDER BY p.id
-           } AS products
-    ORDER BY at DESC, id DESC
-""")
+    """
+    + _EVENT_ENTRY
+)
 READ_PLAYS = Statement("""
     MATCH (a:Account {tenant_id: $tenant_id, email: $email})-[:WATCHED]->(e:PlayEvent {tenant_id: $tenant_id})
     WHERE e.event_timestamp < $before

@@ -12,17 +12,22 @@ READS = 10
 READ_TENANTS_WITH_EVENT = Statement(
     "MATCH (e:Event {id: $event_id}) RETURN e.tenant_id AS tenant_id ORDER BY tenant_id"
 )
-READ_JOURNEY_OF_EVENT = Statement("""
+PRODUCTS_OF_EVENT = """COLLECT {
+        MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
+        RETURN {id: p.id, name: coalesce(p.name, p.id)} AS product ORDER BY p.id
+    }"""
+"""Within a statement, the products that event `e` is about, by id."""
+READ_JOURNEY_OF_EVENT = Statement(
+    """
     MATCH (:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY|IN_JOURNEY|PART_OF*1..2]
         ->(j:Journey {tenant_id: $tenant_id})
     WITH DISTINCT j
     MATCH (j)<-[:HAS_KEY|IN_JOURNEY|PART_OF*1..2]-(e:Event {tenant_id: $tenant_id})
     WITH DISTINCT j, e
     OPTIONAL MATCH (s:Session {tenant_id: $tenant_id})-[:HAS_ACTION]->(e)
-    WITH j, e, s, COLLECT {
-        MATCH (e)-[:ON_PRODUCT]->(p:Product {tenant_id: $tenant_id})
-        RETURN {id: p.id, name: coalesce(p.name, p.id)} AS product ORDER BY p.id
-    } AS products
+    WITH j, e, s, """
+    + PRODUCTS_OF_EVENT
+    + """ AS products
     RETURN j.id AS journey_id, e.id AS event_id, e.ts AS ts, e.type AS action, e.user_id AS user_id, s.id AS session_id,
            products[0].id AS product_id,
            CASE WHEN size(products) > 0 THEN reduce(t = '', p IN products | t + CASE t WHEN '' THEN '' ELSE ', ' END
@@ -31,7 +36,8 @@ READ_JOURNEY_OF_EVENT = Statement("""
                MATCH (e)-[:HAS_KEY]->(c:Correlation {tenant_id: $tenant_id}) RETURN DISTINCT c.key_type
            } AS key_types
     ORDER BY ts, event_id
-""")
+"""
+)
 READ_STATE_OF_JOURNEY = Statement("""
     MATCH (:Event {tenant_id: $tenant_id, id: $event_id})-[:HAS_KEY|IN_JOURNEY|PART_OF*1..2]
         ->(j:Journey {tenant_id: $tenant_id})

@@ -29,7 +29,7 @@ from c360_pipeline.core.privacy.erasure import (
 )
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest
+from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stages.privacy.mentions import companions, ids_of, redactable
 from c360_pipeline.stages.privacy.search import texts_of
 from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
@@ -282,7 +282,7 @@ class Planner:
         """Rows of tables that were written as files of sources and hold a value of theirs, as `_lines` has them."""
         landing, found = self._stores.landing, dict[str, tuple[str, list[int]]]()
         for file in landing.files_under(TABLE_EVENTS):
-            lines = b"".join(landing.pieces(file, PIECE_BYTES)).split(b"\n")
+            lines = landing.read(file).split(b"\n")
             numbers = [number for number, line in enumerate(lines, 1) if terms.count(line)]
             if numbers:
                 found[file.uri] = (file.etag, numbers)
