@@ -382,6 +382,11 @@ def apply(
         ingest = Ingest(landing, open_lake(settings), suppressed, control.overwrite_rules(), sources=sources)
         source = next(one for one in sources if one.name == name)
         files = [file for file in landing.source_files(source, sources) if file.landing_date >= first]
+        if not files:
+            raise ConfigError(
+                f"{name} has no file that came on {first} or later: nothing was read again. `c360 sources list` shows "
+                "its location; say an earlier --from."
+            )
         accounts = backfill(ingest, files, lambda _: None)
         letters = Selection(file=f"s3://{source.location.bucket}/{source.location.prefix}")
         replayed = DeadLetters(ingest).replay(letters, dry_run=False)

@@ -163,6 +163,8 @@ def test_a_better_mapping_alters_events_in_place_and_what_died_lands(
     assert plan["outcomes"]["appear"] == {"boo": 1}
     assert plan["outcomes"]["vanish"] == plan["outcomes"]["die"] == {}
     assert sum(plan["outcomes"]["alter"].values()) == 11
+    with pytest.raises(ConfigError, match="no file that came on 2026-11-27 or later: nothing was read again"):
+        run("sources", "apply", "shop", "v2", "--from", "2026-11-27")
     run("sources", "apply", "shop", "v2", "--from", "2026-11-01")
     after = own.events()
     assert set(before["event_id"]) | {"m"} == set(after["event_id"])
