@@ -7,13 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from repetition import often
 
 from c360_pipeline.core.contract.events import ERROR_CLASSES, Event, Rejected, load_object, parse_event
-from c360_pipeline.core.landing.decode import decode_records
+from c360_pipeline.core.landing.decode import Decoded, decode_records
 from c360_pipeline.core.landing.lines import Delivery, LineBlock
+from c360_pipeline.core.sources.columns import map_block
 from c360_pipeline.core.sources.decode import event_from
 from c360_pipeline.core.sources.location import Location
 from c360_pipeline.core.sources.mapping import Skipped
@@ -34,9 +37,43 @@ SAMPLES = {
     }.items()
 }  # fmt: skip
 MAPPINGS = {name: compiled({"extends": name, "tenant": {"const": "acme"}}, "shop", 1) for name in SAMPLES}
+VARIED: list[dict[str, Any]] = [
+    {},
+    {"tenant": "context.library.name"},
+    {"user": {"path": "userId", "lower": True}, "session": ["context.sessionId", "messageId"], "too_long": "dead"},
+    {"user": {"join": ["type", {"path": "anonymousId", "strip": "a"}, "event"], "with": "/"}},
+    {"anonymous": {"path": "traits.email", "hash": "sha256_lower"}},
+    {"action": {"path": "type", "map": {"track": "view", "identify": "ident"}, "else": "drop"}},
+    {"action": {"const": "seen"}, "only": {"type": ["track", "page"]}, "attrs_rest": ["properties", "context"]},
+    {"skip": [{"path": "type", "values": ["identify"]}, {"path": "properties.price", "values": [19.9, True]}]},
+    {"consent": {"analytics": "properties.currency", "other": {"path": "type", "map": {"page": "yes", "track": "No"}}},
+     "require": "other"},
+    {"traits": {"from": "traits", "only": ["email", "address.city"]}, "group": {"id": "type", "from": "properties"}},
+    {"traits": {"from": "properties"}, "attrs_rest": "properties"},
+    {"traits": {"from": "context"}, "group": {"id": "type", "from": "traits", "only": "plan"}, "attrs_rest": "context"},
+    {"time": {"path": ["timestamp", "properties.price"], "as": "utc"}, "received": {"path": "sentAt", "as": "utc"}},
+    *({"time": {"path": ["properties.at", "timestamp"], "as": said}, "received": {"path": "context.at", "as": said}}
+      for said in ("epoch_s", "epoch_ms", "epoch_us", "epoch_ns", "rfc3339", "utc")),
+    {"items": {"each": "properties.products", "item": {"id": {"path": "sku", "when": {"currency": "EUR"}}}}},
+    {"items": {"each": "properties.products", "or": "context", "item": {"id": "a.b", "price": "c"},
+               "record": {"price": "properties.price", "quantity": {"const": 1}}}},
+    {"attrs": {"first": "properties.products[0].sku", "x": [{"path": "a", "lower": True}, {"const": True}],
+               "email": {"path": ["traits.email", "userId"], "hash": "sha256_lower"}}},
+    {"keys": {"k": [{"join": ["userId", "messageId"]}, "anonymousId"]}, "attrs_rest": "traits"},
+]  # fmt: skip
+"""What a mapping can say over the preset's, so that each operation of the scanner has its turn."""
+VARIED_SOURCES = [
+    Source("shop", Location("s3://bucket/x/*"), Framing(), compiled(
+        {"extends": "segment@1", "tenant": {"const": "acme"}, **said}, "shop", 1))
+    for said in VARIED
+]  # fmt: skip
+SOURCES = {name: Source("shop", Location("s3://bucket/x/*"), Framing(), mapping) for name, mapping in MAPPINGS.items()}
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20)
     | st.sampled_from(["", " ", "\ud800", "x" * 2_000, "2026-11-20 10:00:00", "1763632800", 1e300, "[1,", '{"a":1}'])
+    | st.sampled_from([1763632800, 1763632800.125, "1763632800123", 1763632800123456, "1763632800123456789", 19.9,
+                       "19.90", -0.0, 0.00001, 10**16, 123456789012345.5, "EUR", "track", "page", "Yes", "granted",
+                       "2026-11-20T10:00:00.5+01:00", "E\u0301", "\u0301x", "É", "a\\b", '"', "\x7f", "\x01"])
 )  # fmt: skip
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
@@ -51,9 +88,12 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from places(inner)
 
 
+often_settings = settings(max_examples=often(100, 20_000))
+
+
 @st.composite
-def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
-    name = draw(st.sampled_from(sorted(SAMPLES)))
+def mutated(draw: st.DrawFn, names: tuple[str, ...] = tuple(sorted(SAMPLES))) -> tuple[str, bytes]:
+    name = draw(st.sampled_from(names))
     record = json.loads(json.dumps(draw(st.sampled_from(SAMPLES[name]))))
     for _ in range(draw(st.integers(0, 4))):
         spots = list(places(record))
@@ -93,6 +133,63 @@ def test_each_record_of_a_block_is_counted_once(lines: list[bytes]) -> None:
     assert outcomes == decoded.lines.total() == len(lines)
     numbers = sorted([*decoded.events["source_line"], *decoded.rejected["source_line"]])
     assert numbers == sorted(set(numbers))
+
+
+def without_places(decoded: Decoded) -> tuple[Any, ...]:
+    events = decoded.events.sort("source_line")
+    return events.to_dicts(), decoded.rejected.to_dicts(), decoded.left_out, decoded.lines
+
+
+def by_reference(block: LineBlock, source: Source) -> Decoded:
+    slow = Source(source.name, source.location, source.framing, source.mapping)
+    slow.__dict__["program"] = None
+    return decode_records(block, NOW, slow)
+
+
+def one_contract(lines: list[bytes], source: Source) -> None:
+    block = LineBlock(Delivery("s3://bucket/x/a", "e"), 1, 0, b"".join(line + b"\n" for line in lines))
+    found = decode_records(block, NOW, source)
+    assert without_places(found) == without_places(by_reference(block, source))
+
+
+def damaged(line: bytes, at: int, by: bytes) -> bytes:
+    at %= len(line)
+    return (line[:at] + by + line[at + 1 :]).replace(b"\n", b" ")
+
+
+DAMAGE = st.sampled_from([b"", b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\xff", b"\xc3", b"0", b" ", b"\x00"])
+
+
+@often_settings
+@given(st.sampled_from(sorted(SOURCES)), st.lists(mutated(), min_size=1, max_size=8))
+def test_the_scanner_and_the_reference_are_one_mapping(name: str, drawn: list[tuple[str, bytes]]) -> None:
+    one_contract([line for other, line in drawn if other == name] or [drawn[0][1]], SOURCES[name])
+
+
+@often_settings
+@given(st.sampled_from(range(len(VARIED))), st.lists(mutated(("segment@1",)), min_size=1, max_size=8))
+def test_every_mapping_is_one_to_the_scanner_and_the_reference(number: int, drawn: list[tuple[str, bytes]]) -> None:
+    one_contract([line for _, line in drawn], VARIED_SOURCES[number])
+
+
+@often_settings
+@given(mutated(), st.lists(st.tuples(st.integers(0, 5_000), DAMAGE), min_size=1, max_size=6))
+def test_damaged_records_are_one_to_both(drawn: tuple[str, bytes], damage: list[tuple[int, bytes]]) -> None:
+    name, line = drawn
+    one_contract([line, *(damaged(line, at, by) for at, by in damage)], SOURCES[name])
+
+
+def test_the_scanner_takes_what_is_plainly_good() -> None:
+    """Of the presets that are JSON by nature every sample; so the properties above compare what they should."""
+    for name in ("segment@1", "rudderstack@1", "posthog@1", "snowplow-sdk@1", "cloudevents@1"):
+        program, lines = SOURCES[name].program, [json.dumps(record).encode() for record in SAMPLES[name]]
+        assert program is not None
+        content = b"".join(line + b"\n" for line in lines)
+        starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
+        mapped = map_block(content, starts, program, ("shop", 1), NOW, None)
+        assert mapped.left.tolist() == [], name
+    compiled_ones = sum(source.program is not None for source in VARIED_SOURCES)
+    assert compiled_ones >= len(VARIED) - 3
 
 
 @given(mutated())

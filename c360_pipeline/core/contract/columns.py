@@ -102,38 +102,62 @@ def parse_block(block: bytes, starts: Integers, now: datetime) -> ParsedBlock:
     )
 
 
+class TextsOf:
+    """The texts of a block, as columns that point into it: long strings are not copied.
+
+    Args:
+        block: the lines.
+        buffer: the lines, and behind them the texts that do not stand in the lines as they are.
+    """
+
+    def __init__(self, block: bytes, buffer: Bytes) -> None:
+        self._block, self._buffer = block, buffer
+        self._behind = _buffer(buffer[len(block) :].tobytes())
+
+    def array(self, texts: Integers) -> "pa.Array[Any]":
+        """An Arrow array of texts, each as `core.kernels.event_scan` writes it."""
+        is_there = texts != kernel.NO_TEXT
+        validity = None if is_there.all() else _buffer(np.packbits(is_there, bitorder="little"))
+        views = string_views(texts, self._buffer, len(self._block))
+        return pa.Array.from_buffers(
+            pa.string_view(), len(texts), [validity, _buffer(views), _buffer(self._block), self._behind]
+        )
+
+    def series(self, texts: Integers) -> pl.Series:
+        """The same as a column."""
+        return pl.Series(pl.from_arrow(self.array(texts)))
+
+
 def _events(scanned: Scan, number: Integers) -> pl.DataFrame:
-    behind = _buffer(scanned.buffer[len(scanned.block) :].tobytes())
+    texts = TextsOf(scanned.block, scanned.buffer)
     columns = {"number": pl.Series(number)}
     for position, field in enumerate(FIELDS):
         match _kind_of(field):
             case kernel.STRING:
-                columns[field.column] = pl.Series(
-                    pl.from_arrow(_texts(scanned.found.fields[number, position], behind, scanned))
-                )
+                columns[field.column] = texts.series(scanned.found.fields[number, position])
             case kernel.TIMESTAMP:
                 columns[field.column] = pl.Series(scanned.found.micros[number]).cast(pl.Datetime("us", "UTC"))
             case kernel.ATTRIBUTES:
-                columns[field.column] = _attributes(scanned, behind, number)
+                columns[field.column] = _attributes(scanned, texts, number)
             case _:
                 columns[field.column] = pl.Series([None] * len(number), dtype=_BESIDE[field.type])
     hashed = pl.DataFrame(columns).with_columns(
-        content_hash=_sha256(scanned.found.canonical, scanned.found.canonical_ends[number])
+        content_hash=digests(scanned.found.canonical, scanned.found.canonical_ends[number])
     )
     return hashed.with_columns(event_id=pl.coalesce("event_id", "content_hash")).select(PARSED_COLUMNS)
 
 
-def _attributes(scanned: Scan, behind: pa.Buffer, number: Integers) -> pl.Series:
+def _attributes(scanned: Scan, texts: TextsOf, number: Integers) -> pl.Series:
     pairs = pa.StructArray.from_arrays(
-        [_texts(scanned.found.keys, behind, scanned), _texts(scanned.found.values, behind, scanned)], ["key", "value"]
+        [texts.array(scanned.found.keys), texts.array(scanned.found.values)], ["key", "value"]
     )
     offsets = pa.array(np.concatenate(([0], scanned.found.attr_ends[number])), pa.int64())
     lists = pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pairs)))
     return lists.cast(pl.Map(pl.String, pl.String))
 
 
-def _sha256(forms: Bytes, ends: Integers) -> pl.Series:
-    """Hex digests of texts that stand one after the other."""
+def digests(forms: Bytes, ends: Integers) -> pl.Series:
+    """Hex sha256 of texts that stand one after the other."""
     offsets = np.concatenate(([0], ends))
     texts = pa.Array.from_buffers(pa.large_string(), len(ends), [None, _buffer(offsets), _buffer(forms)])
     frame = pl.LazyFrame({"form": pl.Series(pl.from_arrow(texts))})
@@ -145,11 +169,3 @@ def _sha256(forms: Bytes, ends: Integers) -> pl.Series:
 def _buffer(memory: Any) -> pa.Buffer:
     """Arrow's view of bytes or of an array; its stubs know neither."""
     return pa.py_buffer(memory)
-
-
-def _texts(texts: Integers, behind: pa.Buffer, scanned: Scan) -> "pa.Array[Any]":
-    """An Arrow array over the block itself: long strings are not copied."""
-    is_there = texts != kernel.NO_TEXT
-    validity = None if is_there.all() else _buffer(np.packbits(is_there, bitorder="little"))
-    buffers = [validity, _buffer(string_views(texts, scanned)), _buffer(scanned.block), behind]
-    return pa.Array.from_buffers(pa.string_view(), len(texts), buffers)

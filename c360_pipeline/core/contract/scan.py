@@ -36,7 +36,7 @@ class Scratch(threading.local):
         return held[:size]
 
 
-_scratch = Scratch()
+scratch = Scratch()
 
 
 @dataclass(frozen=True)
@@ -70,28 +70,28 @@ def scan(block: bytes, starts: Integers, grammar: Grammar, earliest: int, latest
     # An attribute takes five bytes at least. A string without its escapes or with a prefix is no longer than its source
     # and the prefix; the canonical form adds quotation marks and brackets to what the line holds.
     members = size // 5 + 1
-    buffer = _scratch.array("buffer", 2 * size + len(grammar.extra_prefix) * members, np.uint8)
+    buffer = scratch.array("buffer", 2 * size + len(grammar.extra_prefix) * members, np.uint8)
     buffer[:size] = np.frombuffer(block, np.uint8)
-    status = _scratch.array("status", lines, np.uint8)
-    fields = _scratch.array("fields", lines * len(grammar.kinds), np.int64).reshape(lines, len(grammar.kinds))
+    status = scratch.array("status", lines, np.uint8)
+    fields = scratch.array("fields", lines * len(grammar.kinds), np.int64).reshape(lines, len(grammar.kinds))
     micros, attr_ends, canonical_ends = (
-        _scratch.array(name, lines, np.int64) for name in ("micros", "attr_ends", "canonical_ends")
+        scratch.array(name, lines, np.int64) for name in ("micros", "attr_ends", "canonical_ends")
     )
-    keys, values = (_scratch.array(name, members, np.int64) for name in ("keys", "values"))
-    canonical = _scratch.array("canonical", size + (64 + 8 * len(grammar.added)) * lines + 16 * members, np.uint8)
+    keys, values = (scratch.array(name, members, np.int64) for name in ("keys", "values"))
+    canonical = scratch.array("canonical", size + (64 + 8 * len(grammar.added)) * lines + 16 * members, np.uint8)
     filled_arrays = Found(status, fields, micros, attr_ends, keys, values, canonical, canonical_ends)
     attrs, form, filled = scan_lines(buffer, starts, grammar, earliest, latest, filled_arrays)
     found = filled_arrays._replace(keys=keys[:attrs], values=values[:attrs], canonical=canonical[:form])
     return Scan(block, buffer[:filled], found)
 
 
-def string_views(texts: Integers, found: Scan) -> npt.NDArray[np.int32]:
-    """Arrow string views of texts, four int32 each, into the block (0) and what stands behind it (1).
+def string_views(texts: Integers, buffer: Bytes, end_of_lines: int) -> npt.NDArray[np.int32]:
+    """Arrow string views of texts, four int32 each, into the lines (0) and what stands behind them in the buffer (1).
 
     Null and empty are zeros. Source: Arrow columnar format, variable-size binary view layout.
     """
     views = np.zeros((len(texts), 4), np.int32)
-    fill_views(texts, found.buffer, len(found.block), views, views.view(np.uint8))
+    fill_views(texts, buffer, end_of_lines, views, views.view(np.uint8))
     return views
 
 

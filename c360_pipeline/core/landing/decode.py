@@ -7,7 +7,7 @@ one content of one file: its address and the etag that the store gave to the con
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,7 @@ from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS
 from c360_pipeline.core.contract.columns import parse_block
 from c360_pipeline.core.contract.events import Event, Rejected, load_object, parse_event
 from c360_pipeline.core.landing.lines import Delivery, Line, LineBlock, line_blocks
+from c360_pipeline.core.sources.columns import MappedBlock, map_block
 from c360_pipeline.core.sources.decode import event_from
 from c360_pipeline.core.sources.mapping import Skipped
 from c360_pipeline.core.sources.source import Source
@@ -76,15 +77,23 @@ def decode(block: LineBlock, now: datetime) -> Decoded:
                 events.append((parse_event(said, now), line))
         except Rejected as reason:
             rejected.append((reason, line))
-    usual = parsed.events.with_columns(
+    frame = _with_events(_at_their_places(parsed.events, block, now), events, now)
+    return Decoded(frame, rejected_frame(rejected, now), Counter({block.delivery: parsed.line_count - padding}))
+
+
+def _at_their_places(events: pl.DataFrame, block: LineBlock, now: datetime) -> pl.DataFrame:
+    """Rows of `EVENTS`, of events with the `number` of their line in a block."""
+    return events.with_columns(
         event_date=pl.col("ts").dt.date(),
         source_uri=pl.lit(block.delivery.source_uri),
         source_etag=pl.lit(block.delivery.source_etag),
         source_line=pl.col("number") + block.first_number,
         landed_at=pl.lit(now).cast(pl.Datetime("us", "UTC")),
     ).select(list(EVENTS.columns))
-    frame = pl.concat([usual, _event_frame(events, now)]) if events else usual
-    return Decoded(frame, rejected_frame(rejected, now), Counter({block.delivery: parsed.line_count - padding}))
+
+
+def _with_events(frame: pl.DataFrame, events: list[tuple[Event, Line]], now: datetime) -> pl.DataFrame:
+    return pl.concat([frame, _event_frame(events, now)]) if events else frame
 
 
 def decode_records(block: LineBlock, now: datetime, source: Source, *, keeps_left_out: bool = False) -> Decoded:
@@ -96,11 +105,14 @@ def decode_records(block: LineBlock, now: datetime, source: Source, *, keeps_lef
         source: that they are of.
         keeps_left_out: records that the mapping leaves out are rejected, as of a queue that holds them.
     """
+    given = source.given(block.delivery.source_uri)
+    mapped = None if keeps_left_out else _mapped(block, now, source, given)
     events: list[tuple[Event, Line]] = []
     rejected: list[tuple[Rejected, Line]] = []
     left_out: Counter[tuple[Delivery, str]] = Counter()
-    given, lines = source.given(block.delivery.source_uri), 0
-    for line in map(block.line, range(len(block.starts) - 1)):
+    left = range(len(block.starts) - 1) if mapped is None else mapped.left.tolist()
+    lines = 0
+    for line in map(block.line, left):
         said = line.raw
         if said[:1] != b"{" or said[-1:] != b"}":
             said = PADDING.sub(b"", said).strip()
@@ -115,8 +127,21 @@ def decode_records(block: LineBlock, now: datetime, source: Source, *, keeps_lef
                 rejected.append((Rejected("left_out", f"{skipped}: discard it"), line))
         except Rejected as reason:
             rejected.append((reason, line))
-    frame = _event_frame(events, now) if events else EVENTS.empty()
+    frame = EVENTS.empty()
+    if mapped is not None:
+        lines += mapped.count - len(left)
+        left_out += Counter({(block.delivery, name): getattr(mapped, name) for name in ("skipped", "withheld")})
+        frame = _at_their_places(mapped.events, block, now)
+    frame = _with_events(frame, events, now)
     return Decoded(frame, rejected_frame(rejected, now), Counter({block.delivery: lines}), left_out)
+
+
+def _mapped(block: LineBlock, now: datetime, source: Source, given: Mapping[str, str]) -> MappedBlock | None:
+    """The records that are plainly good; None where the scanner does not know the mapping, or what a place gives."""
+    if source.program is None or given.keys() - {"tenantId"}:
+        return None
+    name = source.mapping.source, source.mapping.version
+    return map_block(block.content, block.starts, source.program, name, now, given.get("tenantId"))
 
 
 def decode_file(delivery: Delivery, content: bytes, now: datetime) -> Decoded:

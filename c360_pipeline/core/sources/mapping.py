@@ -39,7 +39,7 @@ LEFT_OUT = "_left_out"
 KNOWN_PATHS = 100_000
 """Of paths it is remembered whether they are read; a producer with names of its own in each record has more."""
 GRANTED, DENIED = "granted", "denied"
-_CONSENT = {
+CONSENT_WORDS = {
     **dict.fromkeys(("true", "yes", "granted", "1", "y", "opt_in", "opted_in", "subscribed"), GRANTED),
     **dict.fromkeys(("false", "no", "denied", "0", "n", "opt_out", "opted_out", "unsubscribed"), DENIED),
 }
@@ -126,7 +126,7 @@ class SourceMapping:
     def __init__(
         self, document: Mapping[str, Any], source: str, version: int, *, tenant_is_given: bool = False
     ) -> None:
-        self.source, self.version = source, version
+        self.source, self.version, self.document = source, version, document
         self._read = Read()
         place = Place("")
         if unknown := sorted(set(document) - TARGETS):
@@ -286,7 +286,7 @@ class SourceMapping:
 
     def _take_consent(self, record: Any, fields: dict[str, Any]) -> None:
         said = {name: _as_text(found) for name, value in self._consent.items() if (found := value(record)) is not None}
-        consent = {name: _CONSENT.get(text.strip().lower(), cut(text)) for name, text in said.items() if text}
+        consent = {name: CONSENT_WORDS.get(text.strip().lower(), cut(text)) for name, text in said.items() if text}
         for purpose in self._require:
             # What is none of the words for yes is no.
             if consent.get(purpose, GRANTED) != GRANTED:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from c360_pipeline.core.sources.location import Location
 from c360_pipeline.core.sources.mapping import SourceMapping
+from c360_pipeline.core.sources.programs import RecordProgram, record_program
 from c360_pipeline.core.sources.records import Framing
 
 
@@ -23,6 +25,11 @@ class Source:
     location: Location
     framing: Framing
     mapping: SourceMapping
+
+    @cached_property
+    def program(self) -> RecordProgram | None:
+        """The mapping for the scanner; None where the scanner has no table for it."""
+        return record_program(self.mapping.document)
 
     def given(self, uri: str) -> dict[str, str]:
         """What the address of a file says of each of its records, by names of the contract."""
