@@ -8,8 +8,8 @@ From gz JSON lines in the embedded S3 to committed Delta in the embedded S3, eac
 - dlt: its filesystem source into its Delta destination;
 - pydantic: `json.loads` and a model per line, appended to Delta in batches of 100,000.
 
-Floor and peers get the file without the lines that they fail on. The second table is what one batch costs into archives
-of different sizes.
+Floor and peers get the file without the lines that they fail on. The second table is records of a source through its
+mapping (`landing_records`), the third what one batch costs into archives of different sizes.
 """
 
 import argparse
@@ -24,10 +24,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import landing_records
+from landing_records import IN_BENCH_ENVIRONMENT, RECORDS
 from rich.console import Console
 from rich.table import Table
 
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--archive", type=int, default=50_000_000, help="events in the large archive; 0 leaves it out")
     parser.add_argument("--batch", type=int, default=250_000, help="events of the batch into an archive")
+    parser.add_argument("--records", type=int, default=1_000_000, help="records of a source; 0 leaves them out")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -63,6 +67,8 @@ def main() -> None:
                 f"{arguments.events:,} events of {size / arguments.events:.0f} bytes, 1 % more lines are malformed"
             )
             show(chosen, arguments.events, [contend(name, arguments.repeat) for name in chosen])
+        if arguments.records:
+            compare_records(arguments.records, arguments.repeat)
         if arguments.archive:
             compare_archives(arguments.archive, arguments.batch, arguments.repeat)
 
@@ -83,11 +89,34 @@ def show(names: list[str], events: int, results: list[list[dict[str, float]]]) -
     Console().print(table)
 
 
+def compare_records(count: int, repeat: int) -> None:
+    """Records through a mapping, the same events in the own form, and peers."""
+    from c360_pipeline.connections import open_landing
+    from c360_pipeline.settings import load_settings
+
+    os.environ["C360_BUCKET"] = f"bench-{uuid4().hex[:12]}"
+    sizes = landing_records.upload_records(open_landing(load_settings()), count)
+    table = Table("records", "bytes each", "seconds", "records/s", "MB/s", "mapped is", "peak memory")
+    runs = {name: contend(name, repeat) for name in RECORDS}
+    rates = {}
+    for name, measures in runs.items():
+        read = count // 10 if name == "dlt-records" else count
+        seconds = statistics.median(one["seconds"] for one in measures)
+        each = sizes.get(name, sizes["mapped"]) / count
+        rates[name] = read / seconds
+        times = rates["mapped"] * sizes["mapped"] / count / (rates[name] * each)
+        table.add_row(
+            name, f"{each:.0f}", f"{seconds:.2f}", f"{rates[name]:,.0f}", f"{rates[name] * each / 1e6:.1f}",
+            f"{times:.2f} x its bytes/s", f"{max(one['peak_bytes'] for one in measures) / 2**20:,.0f} MiB",
+        )  # fmt: skip
+    Console().print(f"{count:,} records of Segment, 1 % of them broken off", table)
+
+
 def contend(name: str, repeat: int) -> list[dict[str, float]]:
     """Run a contender some times in processes of its own; dlt, which takes minutes, once."""
     runs = []
-    for _ in range(1 if name == "dlt" else repeat):
-        python = PEERS / "bin" / "python" if name == "dlt" else sys.executable
+    for _ in range(1 if name.startswith("dlt") else repeat):
+        python = PEERS / "bin" / "python" if name in ("dlt", *IN_BENCH_ENVIRONMENT) else sys.executable
         command = [str(python), __file__, "--run", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -192,33 +221,52 @@ def lander(*, keep_objects: bool) -> Callable[[], None]:
 
 def floor() -> Callable[[], None]:
     """Read and write, nothing else."""
-    import boto3
     import polars as pl
 
     bucket, options = storage()
 
     def run() -> None:
-        content = read_object(boto3, bucket, options)
+        content = read_object(bucket, options)
         frame = pl.read_ndjson(io.BytesIO(gzip.decompress(content)))
         frame.write_delta(f"s3://{bucket}/{uuid4().hex}", storage_options=options)
 
     return run
 
 
-def read_object(boto3: Any, bucket: str, options: dict[str, str]) -> bytes:
-    """The clean file, packed."""
-    client = boto3.client(
+def read_object(bucket: str, options: dict[str, str], key: str = f"{CLEAN}clean.jsonl.gz") -> bytes:
+    """An object, of which nothing else is said the clean file, packed."""
+    import botocore.session
+
+    client = botocore.session.get_session().create_client(
         "s3",
         endpoint_url=options["AWS_ENDPOINT_URL"],
         aws_access_key_id=options["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=options["AWS_SECRET_ACCESS_KEY"],
         region_name=options["AWS_REGION"],
     )
-    content: bytes = client.get_object(Bucket=bucket, Key=f"{CLEAN}clean.jsonl.gz")["Body"].read()
+    content: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
     return content
 
 
-def dlt_pipeline() -> Callable[[], None]:
+def mapped() -> Callable[[], None]:
+    """Records of a source through its mapping."""
+    bucket, options = storage()
+    return landing_records.lander(bucket, options, landing_records.segment_source(bucket))
+
+
+def own_form() -> Callable[[], None]:
+    """The same events in the own form."""
+    return landing_records.lander(*storage(), None)
+
+
+def orjson_records() -> Callable[[], None]:
+    """A parser and a model."""
+    bucket, options = storage()
+    key = f"{landing_records.CLEAN}2.jsonl.gz"
+    return landing_records.orjson_records(lambda: read_object(bucket, options, key), bucket, options)
+
+
+def dlt_pipeline(folder: str = CLEAN) -> Callable[[], None]:
     """The source and the destination of dlt, with its defaults."""
     import dlt
     from dlt.common.configuration.specs import AwsCredentials
@@ -231,7 +279,7 @@ def dlt_pipeline() -> Callable[[], None]:
         endpoint_url=options["AWS_ENDPOINT_URL"],
         region_name=options["AWS_REGION"],
     )
-    source = filesystem(bucket_url=f"s3://{bucket}/{CLEAN}", credentials=credentials, file_glob="*.jsonl.gz")
+    source = filesystem(bucket_url=f"s3://{bucket}/{folder}", credentials=credentials, file_glob="*.jsonl.gz")
     pipeline = dlt.pipeline(
         f"bench_{uuid4().hex[:8]}",
         destination=dlt.destinations.filesystem(bucket_url=f"s3://{bucket}/dlt", credentials=credentials),
@@ -247,7 +295,6 @@ def dlt_pipeline() -> Callable[[], None]:
 
 def pydantic_lines() -> Callable[[], None]:
     """What one writes on the first day."""
-    import boto3
     import pyarrow as pa
     from deltalake import write_deltalake
     from pydantic import BaseModel, Field, ValidationError
@@ -274,7 +321,7 @@ def pydantic_lines() -> Callable[[], None]:
 
     def batches() -> Iterator[list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
-        with gzip.open(io.BytesIO(read_object(boto3, bucket, options))) as lines:
+        with gzip.open(io.BytesIO(read_object(bucket, options))) as lines:
             for line in lines:
                 try:
                     event = Event(**json.loads(line))
@@ -416,6 +463,10 @@ RUNNERS = {
     "floor": floor,
     "dlt": dlt_pipeline,
     "pydantic": pydantic_lines,
+    "mapped": mapped,
+    "own-form": own_form,
+    "dlt-records": partial(dlt_pipeline, landing_records.TENTH),
+    "orjson-records": orjson_records,
 }
 
 if __name__ == "__main__":

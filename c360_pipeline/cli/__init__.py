@@ -168,6 +168,21 @@ def _tell_unfinished_erasure() -> None:
             err.print(str(found), highlight=False, soft_wrap=True)
 
 
+def _compile_scanner() -> None:
+    """Read a line of nothing, as an event and as a record of a source."""
+    from c360_pipeline.core.landing.decode import decode, decode_records
+    from c360_pipeline.core.landing.lines import Delivery, LineBlock
+    from c360_pipeline.core.sources.location import Location
+    from c360_pipeline.core.sources.records import Framing
+    from c360_pipeline.core.sources.source import Source
+    from c360_pipeline.stages.sources.presets import compiled
+
+    block, now = LineBlock(Delivery("", ""), 1, 0, b"{}\n"), datetime.now(UTC)
+    decode(block, now)
+    mapping = compiled({"extends": "segment@1", "tenant": {"const": "none"}}, "none", 1)
+    decode_records(block, now, Source("none", Location("s3://none/*"), Framing(), mapping))
+
+
 @app.command()
 def install(
     spark: Annotated[bool, typer.Option("--spark", help="the jars by which Spark reaches S3; prints where")] = False,
@@ -179,8 +194,6 @@ def install(
         with err.status("looking for the jars of Spark") as shown:
             out.print(f"C360_SPARK_JARS={install_spark_jars(lambda line: shown.update(line[:100]))}", soft_wrap=True)
         return
-    from c360_pipeline.core.landing.decode import decode_file
-    from c360_pipeline.core.landing.lines import Delivery
     from c360_pipeline.devstack.class_archive import make_class_archive
     from c360_pipeline.devstack.distributions import install as fetch
     from c360_pipeline.devstack.doctor import require
@@ -189,14 +202,12 @@ def install(
     with err.status("looking for the programs of the embedded services") as shown:
         fetch(lambda line: shown.update(line[:100]))
         made = make_class_archive(lambda line: shown.update(line[:100]))
-        shown.update("compiling the scanner of event lines")
+        shown.update("compiling the scanner of events and records")
         try:
-            decode_file(Delivery("", ""), b"{}", datetime.now(UTC))
+            _compile_scanner()
         except Exception as error:
             # An install does not fail by it.
-            err.print(
-                f"The scanner was not compiled ahead ({type(error).__name__}): the first run does it, ten seconds."
-            )
+            err.print(f"The scanner was not compiled ahead ({type(error).__name__}): the first run does it, a minute.")
     if not made:
         err.print("Neo4j starts without an archive of its classes, some seconds later. `c360 install` tries again.")
 
