@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
-from c360_pipeline.assets.partitions import SILO_TABLES, TENANTS, keep_partitions, range_tags
+from c360_pipeline.assets.partitions import EVENT_SOURCES, SILO_TABLES, TENANTS, keep_partitions, range_tags
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.silos.plan import plan_what_can_be
 from c360_pipeline.resources import (
@@ -37,7 +37,9 @@ MAINTENANCE = dg.AssetSelection.groups("maintenance")
 FEATURES = dg.AssetSelection.groups("features")
 SILO_EXTRACTS = dg.AssetSelection.assets("silo_tables")
 LANDED = dg.AssetSelection.assets("landed_events", "dead_letters", "landing_files")
-WITHOUT_PARTITIONS = dg.AssetSelection.all() - MAINTENANCE - FEATURES - SILO_EXTRACTS - LANDED
+SOURCE_FILES = dg.AssetSelection.assets("event_sources")
+SOURCE_CHECKS = dg.AssetSelection.checks_for_assets(dg.AssetKey("event_sources"))
+WITHOUT_PARTITIONS = dg.AssetSelection.all() - MAINTENANCE - FEATURES - SILO_EXTRACTS - LANDED - SOURCE_FILES
 NIGHTLY_CHECKS = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("reconciliations"), "stream_agrees"))
 """They read a day, whatever has just landed."""
 WAITING_TAG = "c360/waiting"
@@ -69,20 +71,20 @@ FRESHNESS = {
 
 
 def with_freshness(spec: dg.AssetSpec) -> dg.AssetSpec:
-    """An asset that says when it is late."""
-    return spec.replace_attributes(freshness_policy=FRESHNESS[str(spec.group_name)])
+    """An asset that says when it is late; those of sources have a check that knows each."""
+    return spec.replace_attributes(freshness_policy=FRESHNESS.get(str(spec.group_name)))
 
 
 landed_files = dg.define_asset_job(
     "landed_files",
-    selection=(LANDED | WITHOUT_PARTITIONS) - NIGHTLY_CHECKS,
+    selection=(LANDED | WITHOUT_PARTITIONS | SOURCE_CHECKS) - NIGHTLY_CHECKS,
     description="New files from the landing area to the graph: land, stitch, project, reconcile. "
     "Of a landing date that is chosen, the files are reread.",
 )
 
 nightly_rebuild = dg.define_asset_job(
     "nightly_rebuild",
-    selection=SILO_EXTRACTS | WITHOUT_PARTITIONS,
+    selection=SILO_EXTRACTS | WITHOUT_PARTITIONS | SOURCE_CHECKS,
     description="Extract the silos, stitch, project, reconcile; features follow when the graph equals its archive.",
 )
 
@@ -237,30 +239,58 @@ def new_landing_files(
     context: dg.SensorEvaluationContext, landing: LandingResource, lake: LakeResource, control: ControlResource
 ) -> dg.SensorResult | dg.SkipReason:
     """One run for all files that wait; the same files ask again only when that run is over and they still wait."""
-    # What is wrong with a source is said by the run; here the others are looked for.
-    found, _ = files_of(landing.open(), active_sources(control.open())[0])
+    rules = control.open()
+    sources, faulty = active_sources(rules)
+    found, unlisted = files_of(landing.open(), sources)
     new, interrupted = waiting_files(lake.open(), found.files)
-    if not new and not interrupted:
-        return dg.SkipReason("Every file of the landing area and of the sources is in the accounting.")
-    waiting, asked, now = identity([*new, *interrupted]), Asked.read(context.cursor), datetime.now(UTC)
+    _, partitions = _partition_requests(context, EVENT_SOURCES, rules.sources.active_names())
+    request, cursor, reason = _request_for(context, [*new, *interrupted], {**faulty, **unlisted})
+    if request is None and not partitions:
+        return dg.SkipReason(reason)
+    return dg.SensorResult(
+        run_requests=[request] if request else [], cursor=cursor, dynamic_partitions_requests=partitions
+    )
+
+
+def _request_for(
+    context: dg.SensorEvaluationContext, files: Sequence[LandingFile], faults: Mapping[str, str]
+) -> tuple[dg.RunRequest | None, str | None, str]:
+    """The run that waiting files and what is wrong with sources ask for.
+
+    A run says what is wrong with a source, once; only files are tried again.
+
+    Args:
+        context: of the sensor.
+        files: that wait.
+        faults: by location, why files of a source can't be had.
+
+    Returns:
+        The request, None without one; the sensor's cursor after it; why there is none.
+    """
+    if not files and not faults:
+        return None, context.cursor, "Every file of the landing area and of the sources is in the accounting."
+    waiting, asked, now = identity(files, faults), Asked.read(context.cursor), datetime.now(UTC)
     if context.instance.get_runs_count(dg.RunsFilter(job_name=landed_files.name, statuses=UNFINISHED[:2])):
-        return dg.SkipReason("A run that has not begun yet will take them.")
+        return None, context.cursor, "A run that has not begun yet will take them."
     if asked is None or asked.waiting != waiting:
         asked = Asked(waiting, 1, now.isoformat())
+    elif not files:
+        return None, context.cursor, f"No file can be had of {', '.join(sorted(faults))}; a run has said why."
     elif context.instance.get_runs_count(dg.RunsFilter(tags={WAITING_TAG: waiting}, statuses=UNFINISHED)):
-        return dg.SkipReason("A run is at work on them.")
+        return None, context.cursor, "A run is at work on them."
     elif now < asked.again_at:
-        return dg.SkipReason(f"{asked.attempts} runs did not land them; the next is asked for at {asked.again_at}.")
+        said = f"{asked.attempts} runs did not land them; the next is asked for at {asked.again_at}."
+        return None, context.cursor, said
     else:
         asked = Asked(waiting, asked.attempts + 1, now.isoformat())
-    tags = {WAITING_TAG: waiting, "c360/waiting_files": str(len(new) + len(interrupted))}
-    request = dg.RunRequest(run_key=f"{waiting} {asked.attempts}", tags=tags)
-    return dg.SensorResult(run_requests=[request], cursor=json.dumps(asdict(asked)))
+    tags = {WAITING_TAG: waiting, "c360/waiting_files": str(len(files))}
+    return dg.RunRequest(run_key=f"{waiting} {asked.attempts}", tags=tags), json.dumps(asdict(asked)), ""
 
 
-def identity(files: Sequence[LandingFile]) -> str:
-    """A hash of names and contents."""
-    return hashlib.sha256("\n".join(sorted(f"{f.uri} {f.etag}" for f in files)).encode()).hexdigest()[:32]
+def identity(files: Sequence[LandingFile], faults: Mapping[str, str] | None = None) -> str:
+    """A hash of names and contents, and of what is wrong."""
+    said = [*sorted(f"{f.uri} {f.etag}" for f in files), *sorted(faults or ())]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()[:32]
 
 
 @dg.run_failure_sensor(

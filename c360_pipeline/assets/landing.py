@@ -7,8 +7,15 @@ from typing import NamedTuple
 import dagster as dg
 import polars as pl
 
-from c360_pipeline.assets.partitions import LANDING_DATES, named_dates, note_partitions
+from c360_pipeline.assets.partitions import (
+    EVENT_SOURCES,
+    LANDING_DATES,
+    keep_partitions,
+    named_dates,
+    note_partitions,
+)
 from c360_pipeline.assets.plots import lines_per_day
+from c360_pipeline.assets.sources import note_source_days
 from c360_pipeline.assets.specs import (
     OWNERS,
     SUMMARY,
@@ -140,6 +147,8 @@ def landing_assets(
     accounts = land(ingest, found.files, dates, report, held)
     metrics.open().write("landing", landing_totals(accounts))
     _note_dates(context, tables, dates or {account.landing_date for account in accounts})
+    keep_partitions(context.instance, EVENT_SOURCES, rules.sources.active_names())
+    note_source_days(context, tables, {(one.source, one.landing_date) for one in accounts if one.source})
     yield from _results(tables, accounts, ingest.unreadable, started, held)
     yield dg.AssetCheckResult(
         asset_key="landing_files",

@@ -25,6 +25,22 @@ TENANTS = dg.DynamicPartitionsDefinition(name="tenant")
 LANDING_DATES = dg.DailyPartitionsDefinition(start_date=first_landing_date(), end_offset=1, timezone="UTC")
 """One partition per landing date, today's among them."""
 
+EVENT_SOURCES = dg.DynamicPartitionsDefinition(name="event_source")
+"""One partition per active row of `event_sources`; landing and its sensor keep them in step."""
+SOURCE_DAYS = dg.MultiPartitionsDefinition({"source": EVENT_SOURCES, "landing_date": LANDING_DATES})
+"""One partition per event source and landing date."""
+
+
+def source_day_key(source: str, day: date) -> dg.MultiPartitionKey:
+    """The partition of a source's day."""
+    return dg.MultiPartitionKey({"source": source, "landing_date": day.isoformat()})
+
+
+def source_day_of(key: str) -> tuple[str, date]:
+    """The source and the day of a partition."""
+    named = SOURCE_DAYS.get_partition_key_from_str(key).keys_by_dimension
+    return named["source"], date.fromisoformat(named["landing_date"])
+
 
 def named_partitions(context: dg.AssetExecutionContext) -> list[str] | None:
     """The partitions that a run is about; None when it takes whatever is new."""
@@ -47,12 +63,39 @@ def note_partitions(context: dg.AssetExecutionContext, asset: str, metadata: Map
         metadata: by partition. Those that the calendar does not have are left out.
     """
     named = named_partitions(context)
-    definition = context.assets_def.specs_by_key[dg.AssetKey(asset)].partitions_def
+    if named is None:
+        definition = context.assets_def.specs_by_key[dg.AssetKey(asset)].partitions_def
+        log_partitions(context, asset, definition, metadata)
+        return
     for name, said in metadata.items():
-        if named is not None and name in named:
+        if name in named:
             context.add_asset_metadata(dict(said), asset_key=asset, partition_key=name)
-        elif named is None and (definition is not LANDING_DATES or LANDING_DATES.has_partition_key(name)):
+
+
+def log_partitions(
+    context: dg.AssetExecutionContext,
+    asset: str,
+    definition: dg.PartitionsDefinition[str] | None,
+    metadata: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Mark partitions as materialised, of this asset or another.
+
+    Args:
+        context: of the run.
+        asset: which.
+        definition: its partitions.
+        metadata: by partition. Those that the calendar does not have are left out.
+    """
+    for name, said in metadata.items():
+        if _is_in(definition, name):
             context.log_event(dg.AssetMaterialization(asset, metadata=dict(said), partition=name))
+
+
+def _is_in(definition: dg.PartitionsDefinition[str] | None, name: str) -> bool:
+    """Whether the calendar has a partition; tables, tenants and sources come and go."""
+    if definition is SOURCE_DAYS:
+        name = source_day_of(name)[1].isoformat()
+    return definition not in (SOURCE_DAYS, LANDING_DATES) or LANDING_DATES.has_partition_key(name)
 
 
 def range_tags(keys: Iterable[str]) -> dict[str, str]:

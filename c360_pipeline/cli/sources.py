@@ -193,6 +193,10 @@ def add(
     tenant: TenantName = None,
     framing: Annotated[str | None, typer.Option(help="how records stand in its files; the preset's")] = None,
     records: Annotated[str | None, typer.Option(help="path to the records within one value, batch[]")] = None,
+    fresh_within: Annotated[
+        int,
+        typer.Option(help="days without a file after which a check warns; 0 for a source that is loaded once", min=0),
+    ] = 1,
     note: Annotated[str, typer.Option(help="why, for those who look at it later")] = "",
 ) -> None:
     """Make a source whose files are read from the next run on; of one that is there, add a version of the mapping."""
@@ -225,7 +229,9 @@ def add(
     if others:
         raise ConfigError(f"{others[0]} has its files at {location} already: a file is of one source.")
     columns = list(chosen.columns) if chosen.columns else None
-    made = control.sources.add(name, location, chosen.kind, columns, chosen.records, table)
+    made = control.sources.add(
+        name, location, chosen.kind, columns, chosen.records, table, fresh_within_days=fresh_within or None
+    )
     version = control.sources.add_mapping(name, document, note)
     if not made:
         err.print(f"{name} was there: its mapping is v{version}, not applied. `c360 sources plan {name}` compares.")

@@ -65,6 +65,9 @@ CREATE TABLE IF NOT EXISTS event_sources (
 ALTER TABLE event_sources ADD COLUMN IF NOT EXISTS from_table text;
 COMMENT ON COLUMN event_sources.from_table IS
     'database.schema.table of source_tables: its rows, as they come and change, are the records of this source.';
+ALTER TABLE event_sources ADD COLUMN IF NOT EXISTS fresh_within_days integer DEFAULT 1 CHECK (fresh_within_days > 0);
+COMMENT ON COLUMN event_sources.fresh_within_days IS
+    'Days that it may be silent before a check says so; null for one that is loaded once.';
 COMMENT ON TABLE event_sources IS
     'Files of producers that write events in a form of their own: read where they are, and mapped. `c360 sources` adds and tries them.';
 COMMENT ON COLUMN event_sources.location IS

@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +14,15 @@ import dagster as dg
 import psycopg
 import pytest
 import yaml
+from dagster._core.definitions.automation_tick_evaluation_context import build_run_requests_with_backfill_policies
+from dagster._core.definitions.events import AssetKeyPartitionKey
 from psycopg import sql
 
 from c360_pipeline import automation
 from c360_pipeline.assets import projection as graph_assets
 from c360_pipeline.assets import silos
-from c360_pipeline.assets.partitions import LANDING_DATES
+from c360_pipeline.assets.partitions import EVENT_SOURCES, LANDING_DATES, keep_partitions, source_day_key
+from c360_pipeline.assets.sources import late_sources
 from c360_pipeline.automation import Asked
 from c360_pipeline.connections import open_control
 from c360_pipeline.core.catalog.feature_tables import FEATURES
@@ -39,11 +42,14 @@ from c360_pipeline.runs import instance, materialise
 from c360_pipeline.settings import Settings, c360_home, postgres_login
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.event_sources import SourceRow
 from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "definitions.json"
 SENSORS = ("new_landing_files", "control_rows", "tenants", "follow_ups", "failed_runs", "found_drift")
 LANDED = ("landed_events", "dead_letters", "landing_files")
+SEGMENT: dict[str, Any] = {"extends": "segment@1", "tenant": {"const": "acme"}}
 DAY = f"{EVENTS_PREFIX}date=2025-11-02/"
 
 
@@ -507,3 +513,78 @@ def test_a_table_whose_grants_come_later_is_read_once_they_do(
             shop.execute(sql.SQL("DROP OWNED BY {}").format(reader))
         server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
         server.execute(sql.SQL("DROP ROLE {}").format(reader))
+
+
+def test_a_source_and_a_range_of_dates_is_read_anew_in_one_run(
+    dagster: dg.DagsterInstance, settings: Settings, landing: Landing, lake: Lake, control: ControlDb, tmp_path: Path
+) -> None:
+    """As a backfill of the UI asks for it: Dagster makes the run of the partitions that a person chose."""
+    record = {"type": "track", "event": "Product Viewed", "userId": "u", "timestamp": "2026-11-20T10:00:00Z"}
+    for source in ("shop", "app"):
+        control.sources.add(source, f"s3://{settings.bucket}/{source}/{{date}}/*", "lines", None, None)
+        control.sources.apply(source, control.sources.add_mapping(source, SEGMENT, ""))
+        for day in range(20, 24):
+            file = tmp_path / "records.jsonl"
+            file.write_text(json.dumps(record | {"messageId": f"{source}-{day}"}) + "\n")
+            landing.put_file(file, f"{source}/2026-11-{day}/")
+    tick = files_tick(dagster)
+    assert [request.partition_keys for request in tick.dynamic_partitions_requests] == [["app", "shop"]]
+    assert len(tick.run_requests) == 1
+    assert materialise(c360_home(), "landed_events", None, lambda _: None).succeeded
+    noted = dagster.get_materialized_partitions(dg.AssetKey("event_sources"))
+    assert noted == {f"2026-11-{day}|{source}" for source in ("shop", "app") for day in range(20, 24)}
+    better = SEGMENT | {"action": {"map": {"Product Viewed": "look"}}}
+    control.sources.apply("shop", control.sources.add_mapping("shop", better, ""))
+
+    chosen = [source_day_key("shop", date(2026, 11, day)) for day in (20, 21, 22)]
+    (request,) = build_run_requests_with_backfill_policies(
+        [AssetKeyPartitionKey(dg.AssetKey("event_sources"), key) for key in chosen], defs.resolve_asset_graph(),
+        dynamic_partitions_store=dagster,
+    )  # fmt: skip
+    job = defs.resolve_implicit_global_asset_job_def()
+    done = job.execute_in_process(instance=dagster, tags=request.tags, asset_selection=request.asset_selection)
+    assert done.success
+    actions = lake.read(EVENTS).select("event_id", "action").sort("event_id").rows()
+    assert actions == [
+        *((f"app-{day}", "view") for day in range(20, 24)),
+        *((f"shop-{day}", "look") for day in range(20, 23)), ("shop-23", "view"),
+    ]  # fmt: skip
+
+
+def test_a_backfill_of_days_on_which_nothing_came_of_a_source_fails_and_says_so(
+    dagster: dg.DagsterInstance, settings: Settings, control: ControlDb, lake: Lake
+) -> None:
+    control.sources.add("shop", f"s3://{settings.bucket}/shop/{{date}}/*", "lines", None, None)
+    control.sources.apply("shop", control.sources.add_mapping("shop", SEGMENT, ""))
+    keep_partitions(dagster, EVENT_SOURCES, ["shop"])
+    done = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=dagster, partition_key=source_day_key("shop", date(2026, 11, 20)), raise_on_error=False,
+        asset_selection=[dg.AssetKey("event_sources")],
+    )  # fmt: skip
+    (failed,) = done.filter_events(lambda event: event.is_step_failure)
+    assert "No file came of shop on 2026-11-20" in str(failed.step_failure_data.error)
+
+
+def test_a_source_that_falls_silent_is_told_and_one_that_is_loaded_once_is_not() -> None:
+    def row(name: str, days: int | None) -> SourceRow:
+        return SourceRow(1, name, f"s3://b/{name}/*", "lines", None, None, 1, True, None, days, 1)
+
+    today, sources = date(2026, 11, 29), [row("daily", 1), row("weekly", 7), row("once", None), row("new", 1)]
+    newest = dict.fromkeys(("daily", "weekly", "once"), today - timedelta(days=2))
+    late = late_sources(sources, newest, today)
+    assert sorted(late) == ["daily", "new"]
+    assert "2 days ago" in late["daily"]
+    assert "No file was ever read" in late["new"]
+    assert late_sources(sources, dict.fromkeys(("daily", "weekly", "once", "new"), today), today) == {}
+
+
+def test_a_source_that_is_wrong_is_said_by_one_run_though_no_file_waits(
+    dagster: dg.DagsterInstance, settings: Settings, control: ControlDb
+) -> None:
+    control.sources.add("shop", "s3://a-bucket-that-nobody-named/shop/*", "lines", None, None)
+    control.sources.apply("shop", control.sources.add_mapping("shop", SEGMENT, ""))
+    keep_partitions(dagster, EVENT_SOURCES, ["shop"])
+    tick = files_tick(dagster)
+    assert len(tick.run_requests) == 1
+    again = files_tick(dagster, tick.cursor)
+    assert "a run has said why" in again.skip_message

@@ -321,6 +321,9 @@ class _Compiler:
             for child in node.children.values():
                 places[id(child)] = len(nodes)
                 nodes.append(child)
+        if any(node.flags & kernel.IS_EACH and node.children for node in nodes):
+            # An element of the list of items is read as an item, and not by a path of the record as well.
+            raise NoTable
         names = [name for node in nodes for name in node.children]
         captures = list(self._captures.values())
         return Tree(

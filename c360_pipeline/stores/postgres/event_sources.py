@@ -12,9 +12,11 @@ from psycopg.types.json import Jsonb
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.postgres.sessions import Sessions
 
+FRESH_WITHIN_DAYS = 1
+"""Days that a source may be silent, unless its row says otherwise: a whole day without a file is worth a look."""
 READ_SOURCES = """
     SELECT s.source_id, s.name, s.location, s.framing, s.columns, s.records, s.active_version, s.is_active,
-        s.from_table,
+        s.from_table, s.fresh_within_days,
         (SELECT max(version) FROM event_mappings m WHERE m.source_id = s.source_id) AS newest_version
     FROM event_sources s ORDER BY s.name
 """
@@ -23,8 +25,8 @@ READ_MAPPING = """
     WHERE source_id = %(source_id)s AND version = %(version)s
 """
 ADD_SOURCE = """
-    INSERT INTO event_sources (name, location, framing, columns, records, from_table)
-    VALUES (%(name)s, %(location)s, %(framing)s, %(columns)s, %(records)s, %(from_table)s)
+    INSERT INTO event_sources (name, location, framing, columns, records, from_table, fresh_within_days)
+    VALUES (%(name)s, %(location)s, %(framing)s, %(columns)s, %(records)s, %(from_table)s, %(fresh_within_days)s)
     ON CONFLICT (name) DO NOTHING RETURNING source_id
 """
 # A source has one writer of mappings at a time; the same document again is the version that it is.
@@ -57,6 +59,7 @@ class SourceRow:
         active_version: of the mapping that new files are read by; None before the first.
         is_active: whether its files land.
         from_table: database.schema.table whose rows are its records; None where these are files of a producer.
+        fresh_within_days: days that it may be silent; None where it may be so for ever.
         newest_version: of its mappings; None where there is none.
     """
 
@@ -69,6 +72,7 @@ class SourceRow:
     active_version: int | None
     is_active: bool
     from_table: str | None
+    fresh_within_days: int | None
     newest_version: int | None
 
 
@@ -103,6 +107,10 @@ class EventSources:
         """All sources, by name."""
         with self._sessions.session() as connection:
             return [SourceRow(**row) for row in connection.execute(READ_SOURCES)]
+
+    def active_names(self) -> list[str]:
+        """Names of the active sources, those among them that are faulty."""
+        return [row.name for row in self.rows() if row.is_active]
 
     def row(self, name: str) -> SourceRow:
         """One source.
@@ -139,11 +147,12 @@ class EventSources:
         columns: list[str] | None,
         records: str | None,
         from_table: str | None = None,
+        fresh_within_days: int | None = FRESH_WITHIN_DAYS,
     ) -> bool:
         """Make a source, not active; False where there is one of that name."""
         values = {
             "name": name, "location": location, "framing": framing, "columns": columns, "records": records,
-            "from_table": from_table,
+            "from_table": from_table, "fresh_within_days": fresh_within_days,
         }  # fmt: skip
         with self._sessions.session() as connection:
             return connection.execute(ADD_SOURCE, values).fetchone() is not None
