@@ -23,7 +23,7 @@ ASSETS = """{ assetNodes { assetKey { path } description groupName kinds owners 
   metadataEntries { label } } }"""
 
 
-GROUPS = {"landing", "silos", "stitching", "graph", "reconcile", "features", "maintenance"}
+GROUPS = {"landing", "silos", "sources", "stitching", "graph", "reconcile", "features", "maintenance"}
 
 
 def test_definitions_validate(home: Path) -> None:
@@ -36,7 +36,7 @@ def test_every_asset_says_what_it_is_in_the_ui(home: Path) -> None:
     with dagster_dev(port):
         nodes = ask(port, ASSETS)["assetNodes"]
         instance = ask(port, "{ instance { daemonHealth { allDaemonStatuses { daemonType } } } }")
-    assert len(nodes) == 34
+    assert len(nodes) == 35
     for node in nodes:
         name = "/".join(node["assetKey"]["path"])
         assert node["description"], name
@@ -75,7 +75,7 @@ def test_materialise_by_dagsters_own_command(settings: Settings, graph: Graph) -
     today = LANDING_DATES.get_last_partition_key()
     landed = 'key:"landed_events" or key:"dead_letters" or key:"landing_files"'
     printed += dagster_materialises("--select", landed, "--partition", str(today))
-    partitioned = f'{landed} or key:"silo_tables" or group:"features"'
+    partitioned = f'{landed} or key:"silo_tables" or group:"features" or group:"sources"'
     printed += dagster_materialises("--select", f"not ({partitioned})")
     assert graph.counts.label_counts()["Account"] == 240
     for secret in (settings.neo4j_password, settings.etl_db_password, settings.aws_secret_access_key):
