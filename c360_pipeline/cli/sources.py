@@ -16,8 +16,10 @@ from c360_pipeline.errors import ConfigError, ConflictError, ContractError, Unre
 from c360_pipeline.settings import load_settings, require_allowed_location
 
 if TYPE_CHECKING:
+    from c360_pipeline.core.sources.location import Location
     from c360_pipeline.core.sources.source import Source
     from c360_pipeline.stages.sources.compare import Changes
+    from c360_pipeline.stores.postgres.control import ControlDb
     from c360_pipeline.stores.s3.landing import Landing
 
 sources_app = typer.Typer(help="Events of any producer: detect, try, add and map their files.", no_args_is_help=True)
@@ -26,11 +28,21 @@ SURE = 0.5
 PLANNED_FILES = 20
 PLANNED_RECORDS = 100_000
 TRIED_RECORDS = 100_000
+A_TENANT = "tenant-of-the-path"
+"""Stands for what the path of a file would say, where a file is tried that is not in its place."""
 FileName = Annotated[Path, typer.Argument(help="a file of the producer, as it is", exists=True, dir_okay=False)]
 SourceName = Annotated[str, typer.Argument(help="name of the source, as `list` shows it")]
 MappingFile = Annotated[Path | None, typer.Option("--mapping", help="JSON file with a mapping", exists=True)]
 PresetName = Annotated[str | None, typer.Option("--preset", help="as `sources presets` names it, such as segment")]
 TenantName = Annotated[str | None, typer.Option("--tenant", help="whose events these are, where no record says it")]
+FramingName = Annotated[str | None, typer.Option("--framing", help="how records stand in its files; the preset's")]
+RecordsPath = Annotated[
+    str | None,
+    typer.Option("--records", help="path to the records within one value: batch[], a[x].b[] carries x of a along"),
+]
+ColumnNames = Annotated[
+    str | None, typer.Option("--columns", help="of a tsv or csv without a header, with commas between them")
+]
 
 
 @sources_app.command("presets")
@@ -84,6 +96,9 @@ def try_file(
     mapping: MappingFile = None,
     tenant: TenantName = None,
     version: Annotated[int | None, typer.Option("--as", help="version of the source's mapping; the newest")] = None,
+    framing: FramingName = None,
+    records: RecordsPath = None,
+    columns: ColumnNames = None,
     limit: Annotated[int, typer.Option(help="records to look at")] = TRIED_RECORDS,
     as_json: AsJson = False,
 ) -> None:
@@ -91,8 +106,9 @@ def try_file(
     from c360_pipeline.stages.sources.reading import record_lines
     from c360_pipeline.stages.sources.trial import try_records
 
-    compiled, framing, rules = _mapping_of(file, source, preset, mapping, tenant, version)
-    trial = try_records(islice(record_lines(file, framing), limit), compiled, rules)
+    compiled, framed, rules, given = _mapping_of(file, source, preset, mapping, tenant, version)
+    chosen = _with_options(framed, framing, records, columns)
+    trial = try_records(islice(record_lines(file, chosen), limit), compiled, rules, given)
     if as_json:
         print_json(trial.as_dict())
     else:
@@ -103,28 +119,42 @@ def try_file(
 
 def _mapping_of(
     file: Path, source: str | None, preset: str | None, mapping: Path | None, tenant: str | None, version: int | None
-) -> tuple[Any, Any, Any]:
-    """The mapping that a file is tried with, the framing of the file, and the rules for keys."""
+) -> tuple[Any, Any, Any, dict[str, str]]:
+    """The mapping that a file is tried with, the framing of the file, the rules for keys, and what its path says."""
     from c360_pipeline.core.stitching.keys import KeyRule
     from c360_pipeline.stages.sources.presets import compiled
 
     if source is not None:
         from c360_pipeline.connections import open_control
+        from c360_pipeline.core.sources.location import Location
         from c360_pipeline.stages.sources.active import framing_of
 
         control = open_control(load_settings())
         row = control.sources.row(source)
         rules = control.key_rules.policy().rules
-        if mapping is not None:
-            return compiled(_document(mapping, preset, tenant), source, 0), framing_of(row), rules
-        number = version or row.newest_version or 0
-        document = control.sources.mapping(row, number).document
-        return compiled(document, source, number), framing_of(row), rules
+        says_tenant = Location(row.location).says_tenant
+        given = {"tenantId": tenant or A_TENANT} if says_tenant else {}
+        number = 0 if mapping is not None else version or row.newest_version or 0
+        document = (
+            _document(mapping, preset, None if says_tenant else tenant)
+            if mapping is not None
+            else control.sources.mapping(row, number).document
+        )
+        return compiled(document, source, number, tenant_is_given=says_tenant), framing_of(row), rules, given
     if preset is None and mapping is None:
         raise ConfigError("Say --source, --preset or --mapping: `c360 sources detect FILE` finds a preset.")
     document = _document(mapping, preset, tenant)
     rules = (KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId"), KeyRule("*", "v", "anonymousId"))
-    return compiled(document, "trial", 0), _framing_of(document, file), rules
+    return compiled(document, "trial", 0), _framing_of(document, file), rules, {}
+
+
+def _with_options(found: Any, kind: str | None, records: str | None, columns: str | None) -> Any:
+    """A framing with what options say otherwise."""
+    from c360_pipeline.core.sources.records import Framing
+
+    names = tuple(name.strip() for name in columns.split(",")) if columns else None
+    own = found.columns if kind in (None, found.kind) else None
+    return Framing(kind or found.kind, names or own, records or found.records)
 
 
 def _framing_of(document: Mapping[str, Any], file: Path) -> Any:
@@ -191,8 +221,9 @@ def add(
     preset: PresetName = None,
     mapping: MappingFile = None,
     tenant: TenantName = None,
-    framing: Annotated[str | None, typer.Option(help="how records stand in its files; the preset's")] = None,
-    records: Annotated[str | None, typer.Option(help="path to the records within one value, batch[]")] = None,
+    framing: FramingName = None,
+    records: RecordsPath = None,
+    columns: ColumnNames = None,
     fresh_within: Annotated[
         int,
         typer.Option(help="days without a file after which a check warns; 0 for a source that is loaded once", min=0),
@@ -201,36 +232,25 @@ def add(
 ) -> None:
     """Make a source whose files are read from the next run on; of one that is there, add a version of the mapping."""
     from c360_pipeline.connections import open_control
-    from c360_pipeline.core.sources.location import Location
     from c360_pipeline.core.sources.records import Framing
     from c360_pipeline.stages.sources.presets import compiled, presets
-    from c360_pipeline.stages.sources.tables import location_of
 
     if preset is None and mapping is None:
         raise ConfigError("Say --preset or --mapping: `c360 sources detect FILE` finds a preset.")
     document = _document(mapping, preset, tenant)
     known = presets().get(str(document.get("extends")))
-    chosen = known.framing if known and framing in (None, known.framing.kind) else Framing(framing or "lines")
-    chosen = Framing(chosen.kind, chosen.columns, records or chosen.records)
+    chosen = _with_options(known.framing if known else Framing(), framing, records, columns)
     settings = load_settings()
     control = open_control(settings)
-    if table is not None:
-        location = location_of(settings.bucket, name)
-        known_tables = control.read().table_names
-        if table not in known_tables:
-            raise ConfigError(f"There is no table {table!r} in source_tables: there are {', '.join(known_tables)}.")
-    if location is None:
-        raise ConfigError("Say --location, where its files lie, or --table, whose rows are its records.")
-    place = Location(location)
-    if table is None:
-        require_allowed_location(place.beginning, settings)
+    place = _place_of(control, name, location, table)
+    location = place.text
     compiled(document, name, 1, tenant_is_given=place.says_tenant)
     others = [row.name for row in control.sources.rows() if row.location == location and row.name != name]
     if others:
         raise ConfigError(f"{others[0]} has its files at {location} already: a file is of one source.")
-    columns = list(chosen.columns) if chosen.columns else None
+    names = list(chosen.columns) if chosen.columns else None
     made = control.sources.add(
-        name, location, chosen.kind, columns, chosen.records, table, fresh_within_days=fresh_within or None
+        name, location, chosen.kind, names, chosen.records, table, fresh_within_days=fresh_within or None
     )
     version = control.sources.add_mapping(name, document, note)
     if not made:
@@ -238,6 +258,45 @@ def add(
         return
     control.sources.apply(name, version)
     err.print(f"{name} v{version}: its files land with the next run (`c360 run`).", highlight=False)
+    if table is None:
+        _say_what_waits(control, name)
+
+
+def _place_of(control: "ControlDb", name: str, location: str | None, table: str | None) -> "Location":
+    """Where the files of a new source are: at a location that is allowed, or those of a table's rows.
+
+    Raises:
+        ConfigError: at no such place.
+    """
+    from c360_pipeline.core.sources.location import Location
+    from c360_pipeline.stages.sources.tables import location_of
+
+    settings = load_settings()
+    if table is not None:
+        known_tables = control.read().table_names
+        if table not in known_tables:
+            raise ConfigError(f"There is no table {table!r} in source_tables: there are {', '.join(known_tables)}.")
+        return Location(location_of(settings.bucket, name))
+    if location is None:
+        raise ConfigError("Say --location, where its files lie, or --table, whose rows are its records.")
+    place = Location(location)
+    require_allowed_location(place.beginning, settings)
+    return place
+
+
+def _say_what_waits(control: "ControlDb", name: str) -> None:
+    """How many files lie at the place of a source: none may be a misspelt location."""
+    from c360_pipeline.connections import open_landing
+    from c360_pipeline.stages.sources.active import source_of
+
+    row = control.sources.row(name)
+    try:
+        found = len(open_landing(load_settings()).source_files(source_of(control, row, row.active_version or 1)))
+    except UnreadableError as error:
+        err.print(f"warning: {error}", highlight=False, markup=False, soft_wrap=True)
+        return
+    said = f"{found:,} files are there." if found else f"warning: no file is at {row.location} yet; is it spelt right?"
+    err.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 @sources_app.command("put")

@@ -484,3 +484,36 @@ def test_a_trial_says_what_a_file_becomes_and_needs_no_service(monkeypatch: pyte
     assert said["examples"][1]["event"]["items"][0]["id"] == "sku-1"
     assert said["warnings"] == []
     assert "writeKey" in said["unread"]
+
+
+def test_records_of_batches_and_of_tables_without_a_header_land_by_a_mapping_of_ones_own(
+    own: World, put: Callable[..., str], tmp_path: Path
+) -> None:
+    """The examples of the documentation, by the commands that it names."""
+    columns = ("exclude_hit,hitid_high,hitid_low,hit_time_gmt,post_visid_high,post_visid_low,post_evar1,visit_num,"
+               "visit_start_time_gmt,post_event_list,post_product_list,post_pagename,post_currency")  # fmt: skip
+    text = (Path(__file__).parents[2] / "docs" / "mappings.md").read_text(encoding="utf-8")
+    for name, file, options in (
+        ("OTLP", "otlp.jsonl", ["--records", "resourceLogs[resource].scopeLogs[].logRecords[]"]),
+        ("Adobe", "adobe.tsv", ["--framing", "tsv", "--columns", columns]),
+    ):
+        mapping = tmp_path / f"{name}.json"
+        mapping.write_text(text.split(f"### {name}\n")[1].split("```json\n")[1].split("```")[0])
+        tried = json.loads(run("sources", "try", str(FILES / file), "--mapping", str(mapping), *options, "--json"))
+        assert tried["accounting"]["landed"] == 11
+        place = ["--location", own.location(f"{name.lower()}/*"), "--mapping", str(mapping)]
+        assert "no file is at" in run("sources", "add", name.lower(), *place, *options)
+        put(file, (FILES / file).read_bytes(), f"{name.lower()}/")
+    assert own.land_all() == {}
+    counts = own.accounting()
+    assert (counts["lines"], counts["landed"], counts["duplicates"], counts["dead"]) == (24, 22, 2, 0)
+    stories = own.events().group_by("source").agg(pl.col("ts").dt.truncate("1s").unique().sort()).sort("source")
+    assert stories["ts"][0].to_list() == stories["ts"][1].to_list()
+
+
+def test_a_file_is_tried_by_a_source_whose_path_says_the_tenant(own: World) -> None:
+    location = own.location("by-tenant/{tenant}/*")
+    run("sources", "add", "shop", "--location", location, "--preset", "segment")
+    tried = json.loads(run("sources", "try", str(FILES / "segment.jsonl"), "--source", "shop", "--json"))
+    assert tried["accounting"]["landed"] == 11
+    assert tried["examples"][0]["event"]["tenant_id"] == "tenant-of-the-path"

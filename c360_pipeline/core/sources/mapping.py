@@ -427,7 +427,7 @@ def _paths_in(document: Any) -> str:
             return ", ".join(_paths_in(one) for one in document)
         case {"join": parts}:
             return " with ".join(_paths_in(one) for one in parts)
-        case {"path": inner} | {"find": inner}:
+        case {"path": inner} | {"find": inner} | {"split": inner}:
             return _paths_in(inner)
         case _:
             return str(document)
@@ -558,7 +558,9 @@ def resolved(document: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any
 
 
 def _laid_over(below: Any, own: Any, is_table: bool = False) -> Any:
-    is_value = isinstance(own, dict) and not is_table and own.keys() & {"path", "const", "join", "find", "each"}
+    is_value = (
+        isinstance(own, dict) and not is_table and own.keys() & {"path", "const", "join", "find", "split", "each"}
+    )
     if not isinstance(below, dict) or not isinstance(own, dict) or is_value:
         return own
     merged = dict(below)

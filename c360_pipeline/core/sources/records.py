@@ -12,11 +12,12 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import IO, Any
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,9 +31,10 @@ FRAMINGS = (LINES, CONCATENATED, ARRAY, TSV, CSV, PARQUET, AVRO)
 OF_JSON = (LINES, CONCATENATED, ARRAY)
 """Which of these a file is shows by itself."""
 ROWS_AT_ONCE = 5_000
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 LONGEST_CELL = 64 * 1024 * 1024
 """Characters of a cell: a longer one is a quotation mark that was never closed."""
-_STEP = re.compile(r"([^.\[\]]+)(\[\])?(?:\.|$)")
+_PATH = re.compile(r"(?:\[[^.\[\]]+\]\.)?(?:[^.\[\]]+(?:\[[^.\[\]]*\])?\.)*[^.\[\]]+\[\]")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Framing:
     Attributes:
         kind: one of `FRAMINGS`.
         columns: of a table without a header.
-        records: path to records within one value, `batch[]` or `resourceLogs[].scopeLogs[].logRecords[]`; None where
-            each value is one.
+        records: path to records within one value, `batch[]` or `resourceLogs[resource].scopeLogs[].logRecords[]`, where
+            the names in brackets are members of an element that each of its records gets along; of the value itself
+            before the path, `[sentAt].batch[]`. None where each value is one record.
     """
 
     kind: str = LINES
@@ -60,15 +63,35 @@ class Framing:
         _steps(self.records)
 
 
-def _steps(records: str | None) -> tuple[tuple[str, bool], ...]:
-    """Path to records: names, and whether each is a list of which every element counts."""
+class _Step(NamedTuple):
+    """A part of the path to records.
+
+    Attributes:
+        name: of a member; empty for the value itself.
+        is_list: whether every element of it counts.
+        carried: names of members that the records below get along.
+    """
+
+    name: str
+    is_list: bool
+    carried: tuple[str, ...]
+
+
+def _steps(records: str | None) -> tuple[_Step, ...]:
+    """The path to records in its parts."""
     if records is None:
         return ()
-    if not re.fullmatch(r"(?:[^.\[\]]+(?:\[\])?\.)*[^.\[\]]+\[\]", records):
+    if not _PATH.fullmatch(records):
         raise Place("records").wrong(
-            f"{records!r} is no path to a list: write names with [] behind lists, as in batch[]."
+            f"{records!r} is no path to a list: write names with [] behind lists, as in batch[], and in brackets of an "
+            "outer list which of its members each record gets along, as in resourceLogs[resource].logRecords[]."
         )
-    return tuple((name, bool(each)) for name, each in _STEP.findall(records))
+    found = []
+    for part in records.split("."):
+        name, bracket, inner = part.partition("[")
+        carried = tuple(one.strip() for one in inner.removesuffix("]").split(",") if one.strip())
+        found.append(_Step(name, bool(bracket and name), carried))
+    return tuple(found)
 
 
 def table_lines(file: IO[bytes], framing: Framing, name: str) -> Iterator[bytes]:
@@ -126,7 +149,7 @@ def within(lines: Iterable[bytes], framing: Framing) -> Iterator[bytes]:
         yield b"".join(_inner(carried, steps))
 
 
-def _inner(line: bytes, steps: tuple[tuple[str, bool], ...]) -> Iterator[bytes]:
+def _inner(line: bytes, steps: tuple[_Step, ...]) -> Iterator[bytes]:
     if not line.strip():
         return
     try:
@@ -140,16 +163,20 @@ def _inner(line: bytes, steps: tuple[tuple[str, bool], ...]) -> Iterator[bytes]:
     yield from [line + b"\n"] if rows is None else rows
 
 
-def _records_in(value: Any, steps: Sequence[tuple[str, bool]]) -> list[Any] | None:
-    """The records below a path; None where the value has nothing there."""
+def _records_in(value: Any, steps: Sequence[_Step], carried: Mapping[str, Any] = NOTHING) -> list[Any] | None:
+    """The records below a path, with what is carried along; None where the value has nothing there."""
     if not steps:
-        return [value]
-    (name, each), *rest = steps
+        # What a record says itself stands.
+        return [{**carried, **value} if carried and isinstance(value, dict) else value]
+    step, *rest = steps
     held = inside(value)
-    found = held.get(name) if isinstance(held, dict) else None
-    if found is None or (each and not isinstance(found, list)):
+    found = held if not step.name else held.get(step.name) if isinstance(held, dict) else None
+    if found is None or (step.is_list and not isinstance(found, list)):
         return None
-    parts = [_records_in(one, rest) for one in (found if each else [found])]
+    parts = []
+    for one in found if step.is_list else [found]:
+        more = {name: one[name] for name in step.carried if name in one} if isinstance(one, dict) else {}
+        parts.append(_records_in(one, rest, {**carried, **more} if more else carried))
     return [record for part in parts for record in part or []]
 
 

@@ -1,8 +1,9 @@
 """Values of a mapping: where in a record a value stands, and what is done with it before it is used.
 
 A value is a path (`context.ip`, `products[0].sku`), a list (the first that is there), or an object with one of `path`,
-`const`, `join`, `find`. An absent member, null and an empty text are no value. A text that holds JSON is looked into
-where a path goes on, for tables keep objects as text. There is no language: a value can't compute, loop or fail.
+`const`, `join`, `find`, `split`. An absent member, null and an empty text are no value. A text that holds JSON is
+looked into where a path goes on, for tables keep objects as text. There is no language: a value can't compute, loop or
+fail.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ _STEP = re.compile(r"((?:[^.\[\]\\]|\\.)+)|\[(\d+)\]")
 _OPTIONS = {"when", "map", "else", "strip", "lower", "hash"}
 _KINDS = {
     "path": {"path"}, "const": {"const"}, "join": {"join", "with"},
-    "find": {"find", "by", "key", "starts", "take", "all"},
+    "find": {"find", "by", "key", "starts", "take", "all"}, "split": {"split", "by", "parts", "first_of"},
 }  # fmt: skip
 
 
@@ -136,7 +137,9 @@ def compiled(document: Any, place: Place, read: Read) -> Value:
         case dict():
             return _object(document, place, read)
         case _:
-            raise place.wrong(f"{document!r} is no value: a path, a list, or an object with path, const, join or find.")
+            raise place.wrong(
+                f"{document!r} is no value: a path, a list, or an object with one of {', '.join(_KINDS)}."
+            )
 
 
 def _first(values: list[Value]) -> Value:
@@ -153,7 +156,7 @@ def _first(values: list[Value]) -> Value:
 def _object(document: Mapping[str, Any], place: Place, read: Read) -> Value:
     kinds = [kind for kind in _KINDS if kind in document]
     if len(kinds) != 1:
-        raise place.wrong("an object has one of path, const, join, find.")
+        raise place.wrong(f"an object has one of {', '.join(_KINDS)}.")
     kind = kinds[0]
     if unknown := sorted(set(document) - _KINDS[kind] - _OPTIONS):
         raise place.wrong(f"unknown: {', '.join(unknown)}.")
@@ -210,7 +213,27 @@ def _find(document: Mapping[str, Any], place: Place, read: Read) -> Value:
     return found
 
 
-_MADE = {"const": _const, "path": _path, "join": _join, "find": _find}
+def _split(document: Mapping[str, Any], place: Place, read: Read) -> Value:
+    """A text taken apart at `by`: its pieces, of these the `first_of` some, or each taken apart at `parts`."""
+    within = compiled(document["split"], place.at("split"), read)
+    by, parts, wanted = document.get("by", ","), document.get("parts"), document.get("first_of")
+    if not isinstance(by, str) or not by or not (parts is None or (isinstance(parts, str) and parts)):
+        raise place.wrong("split needs by, a text between pieces; parts is one between the parts of each.")
+    is_list = isinstance(wanted, list) and wanted and all(isinstance(one, str) for one in wanted)
+    if wanted is not None and (parts is not None or not is_list):
+        raise place.at("first_of").wrong("a list of texts is right, without parts: the first that is a piece is taken.")
+
+    def pieces(record: Any) -> Any:
+        text = text_of(within(record))
+        found = [piece.strip() for piece in (text or "").split(by)]
+        if wanted is not None:
+            return next((one for one in wanted if one in found), None)
+        return [one.split(parts) if parts else one for one in found if one] or None
+
+    return pieces
+
+
+_MADE = {"const": _const, "path": _path, "join": _join, "find": _find, "split": _split}
 
 
 def _with_options(value: Value, document: Mapping[str, Any], place: Place, read: Read) -> Value:

@@ -1,5 +1,6 @@
 """Files of a dozen producers tell one story; each preset finds the same events in them."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ import pytest
 
 from c360_pipeline.core.contract.events import Event, load_object
 from c360_pipeline.core.sources.decode import event_from
+from c360_pipeline.core.sources.mapping import Skipped
+from c360_pipeline.core.sources.records import Framing
 from c360_pipeline.stages.sources.presets import compiled, presets
 from c360_pipeline.stages.sources.reading import record_lines
 
@@ -65,3 +68,59 @@ def test_every_source_tells_the_same_story(file: str, preset: str, records: int,
     assert all(event.anonymous_id for event in events)
     sessions = {event.session_id for event in events if event.session_id}
     assert len(sessions) == (0 if preset == "segment@1" else 3)
+
+
+def example(name: str) -> dict[str, Any]:
+    """A document of docs/mappings.md."""
+    text = (Path(__file__).parents[3] / "docs" / "mappings.md").read_text(encoding="utf-8")
+    section = text.split(f"### {name}\n")[1]
+    document: dict[str, Any] = json.loads(section.split("```json\n")[1].split("```")[0])
+    return document
+
+
+def events_by(document: dict[str, Any], file: str, framing: Framing) -> tuple[list[Event], list[str]]:
+    """The events of a file by an example, and the records that it leaves out."""
+    mapping, events, left = compiled(document, "shop", 1), list[Event](), list[str]()
+    for line in record_lines(FILES / file, framing):
+        try:
+            events.append(event_from(load_object(line), mapping, NOW))
+        except Skipped as skipped:
+            left.append(skipped.outcome)
+    return events, left
+
+
+ADOBE = ("exclude_hit", "hitid_high", "hitid_low", "hit_time_gmt", "post_visid_high", "post_visid_low", "post_evar1",
+         "visit_num", "visit_start_time_gmt", "post_event_list", "post_product_list", "post_pagename",
+         "post_currency")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "framing"),
+    [
+        ("OTLP", "otlp.jsonl", Framing("lines", None, "resourceLogs[resource].scopeLogs[].logRecords[]")),
+        ("Adobe", "adobe.tsv", Framing("tsv", ADOBE)),
+    ],
+)
+def test_examples_of_the_documentation_tell_the_same_story(name: str, file: str, framing: Framing) -> None:
+    events, left = events_by(example(name), file, framing)
+    assert {told(event) for event in events} == STORY
+    assert (len(events), len({event.event_id for event in events}), left) == (12, 11, [])
+    assert {event.tenant_id for event in events} == {"acme"}
+    assert len({event.anonymous_id for event in events}) == 2
+
+
+def test_an_order_of_adobe_is_worth_what_was_paid() -> None:
+    events, _ = events_by(example("Adobe"), "adobe.tsv", Framing("tsv", ADOBE))
+    order = next(event for event in events if event.action == "purchase")
+    assert [(item["id"], item["price"], item["currency"]) for item in order.items or ()] == [
+        ("sku-1", 79.0, "EUR"), ("sku-2", 19.0, "EUR"), ("sku-3", 24.9, "EUR")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "file"), [("Shopify", "shopify.jsonl"), ("Stripe", "stripe.jsonl")])
+def test_examples_of_states_find_the_order_and_lose_no_record(name: str, file: str) -> None:
+    events, left = events_by(example(name), file, Framing())
+    assert len(events) + len(left) == len((FILES / file).read_bytes().splitlines())
+    orders = [event for event in events if event.action == "purchase"]
+    assert orders
+    assert all(event.items for event in orders)

@@ -102,7 +102,14 @@ def test_records_within_a_value_are_each_one_and_broken_ones_stay_whole(tmp_path
     assert deep == [b'{"n":1}', b'{"n":2}', b'{"n":3}']
 
 
-@pytest.mark.parametrize("records", ["batch", "a..b[]", "[]", "a[].b"])
+def test_records_get_members_of_what_they_lie_in_along(tmp_path: Path) -> None:
+    lists = b'[{"y": {"a": 1}, "s": [{"l": [{"n": 1}, {"n": 2, "at": 6}, 3]}]}, {"s": [{"l": [{}]}]}]'
+    line = b'{"at": 5, "x": 0, "r": ' + lists + b"}\n"
+    found = read(tmp_path, line, Framing("lines", None, "[at,none].r[y].s[].l[]"))
+    assert found == [b'{"at":5,"y":{"a":1},"n":1}', b'{"at":6,"y":{"a":1},"n":2}', b"3", b'{"at":5}']
+
+
+@pytest.mark.parametrize("records", ["batch", "a..b[]", "[]", "a[].b", "a[x]", "[].a[]", "[a.b].c[]", "a[b"])
 def test_a_path_that_leads_to_no_list_is_refused(records: str) -> None:
     with pytest.raises(ConfigError, match="records"):
         Framing("lines", None, records)
