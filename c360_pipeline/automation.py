@@ -38,10 +38,17 @@ FEATURES = dg.AssetSelection.groups("features")
 SILO_EXTRACTS = dg.AssetSelection.assets("silo_tables")
 LANDED = dg.AssetSelection.assets("landed_events", "dead_letters", "landing_files")
 SOURCE_FILES = dg.AssetSelection.assets("event_sources")
-SOURCE_CHECKS = dg.AssetSelection.checks_for_assets(dg.AssetKey("event_sources"))
 WITHOUT_PARTITIONS = dg.AssetSelection.all() - MAINTENANCE - FEATURES - SILO_EXTRACTS - LANDED - SOURCE_FILES
 NIGHTLY_CHECKS = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("reconciliations"), "stream_agrees"))
 """They read a day, whatever has just landed."""
+OF_WHAT_COMES = [
+    dg.AssetCheckKey(dg.AssetKey(asset), check)
+    for asset, check in (
+        ("landing_files", "every_source_is_fresh"), ("landing_files", "source_volumes_are_as_expected"),
+        ("landed_events", "volumes_are_as_expected"),
+    )
+]  # fmt: skip
+"""They look at what does not come, too; so they run in the night though nothing has landed."""
 WAITING_TAG = "c360/waiting"
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=1), timedelta(hours=1)
 UNFINISHED = [
@@ -77,14 +84,14 @@ def with_freshness(spec: dg.AssetSpec) -> dg.AssetSpec:
 
 landed_files = dg.define_asset_job(
     "landed_files",
-    selection=(LANDED | WITHOUT_PARTITIONS | SOURCE_CHECKS) - NIGHTLY_CHECKS,
+    selection=(LANDED | WITHOUT_PARTITIONS) - NIGHTLY_CHECKS,
     description="New files from the landing area to the graph: land, stitch, project, reconcile. "
     "Of a landing date that is chosen, the files are reread.",
 )
 
 nightly_rebuild = dg.define_asset_job(
     "nightly_rebuild",
-    selection=SILO_EXTRACTS | WITHOUT_PARTITIONS | SOURCE_CHECKS,
+    selection=SILO_EXTRACTS | WITHOUT_PARTITIONS | dg.AssetSelection.checks(*OF_WHAT_COMES),
     description="Extract the silos, stitch, project, reconcile; features follow when the graph equals its archive.",
 )
 

@@ -13,7 +13,7 @@ from c360_pipeline.assets.partitions import SILO_TABLES, named_partitions, note_
 from c360_pipeline.assets.specs import (
     NEO4J_WRITES,
     OWNERS,
-    WHY,
+    all_went,
     asset_check,
     check_spec,
     counts_table,
@@ -91,16 +91,6 @@ def silo_tables(  # with checks of its own, Dagster takes the result type withou
             int(loaded.tables["rows"].sum()), tables=preview(loaded.tables, limit=100), plan_hash=loaded.plan.hash
         ),
         check_results=[all_went(loaded.failures, "every_table_was_read", asset="silo_tables")],
-    )
-
-
-def all_went(left: Mapping[str, str], check: str, *, asset: str) -> dg.AssetCheckResult:
-    """A check that fails when something was left as it is, and says of each why and what to do."""
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=check,
-        passed=not left,
-        metadata={WHY: dg.MetadataValue.json(dict(left)), "left": len(left)},
     )
 
 

@@ -15,7 +15,16 @@ from c360_pipeline.assets.partitions import (
     source_day_key,
     source_day_of,
 )
-from c360_pipeline.assets.specs import OWNERS, WHY, asset_check, described_columns, preview, rows
+from c360_pipeline.assets.specs import (
+    OWNERS,
+    WHY,
+    all_went,
+    asset_check,
+    check_spec,
+    described_columns,
+    preview,
+    rows,
+)
 from c360_pipeline.core.catalog.tables import LANDING_FILES
 from c360_pipeline.core.landing.accounting import OUTCOMES
 from c360_pipeline.core.landing.volumes import unusual_volumes
@@ -40,7 +49,6 @@ _MEANINGS = {
 
 
 @dg.asset(
-    deps=["landing_files"],
     description="What every event source brought, a partition for each source and landing date. Landing reads what is "
     "new; a partition that is materialised by itself reads the files of its source and day again, by the version of "
     "the mapping that is active.",
@@ -50,11 +58,19 @@ _MEANINGS = {
     metadata={"dagster/column_schema": described_columns(_MEANINGS)},
     partitions_def=SOURCE_DAYS,
     backfill_policy=dg.BackfillPolicy.single_run(),
+    check_specs=[
+        check_spec(
+            "every_source_is_right",
+            asset="event_sources",
+            description="Every active source has a row, a mapping and a place that can be read.",
+        )
+    ],
 )
-def event_sources(
+def event_sources(  # with checks of its own, Dagster takes the result type without parameters only
     context: dg.AssetExecutionContext, landing: LandingResource, lake: LakeResource, control: ControlResource
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Of named partitions, their files read again; in any case what the accounting says of each source."""
+    # It stands beside landing, not behind it: Dagster lets no run without partitions have one behind the other.
     tables = lake.open()
     named = named_partitions(context)
     if named is not None:
@@ -62,7 +78,12 @@ def event_sources(
         context.log.info("files_read_again: %s", read_again(landing, tables, control, days))
         note_partitions(context, "event_sources", source_days(tables, days))
     counted = by_source(tables)
-    return dg.MaterializeResult(metadata=rows(counted.height, sources=preview(counted, limit=100)))
+    sources, faulty = active_sources(control.open())
+    _, unlisted = files_of(landing.open(), sources)
+    return dg.MaterializeResult(
+        metadata=rows(counted.height, sources=preview(counted, limit=100)),
+        check_results=[all_went({**faulty, **unlisted}, "every_source_is_right", asset="event_sources")],
+    )
 
 
 def read_again(
@@ -149,7 +170,7 @@ def late_sources(sources: Collection[SourceRow], newest: Mapping[str, date], tod
 
 
 @asset_check(
-    asset=event_sources,
+    asset="landing_files",
     description="Of every active source something came within the days that its `fresh_within_days` says.",
 )
 def every_source_is_fresh(control: ControlResource, lake: LakeResource) -> dg.AssetCheckResult:
@@ -162,7 +183,7 @@ def every_source_is_fresh(control: ControlResource, lake: LakeResource) -> dg.As
 
 
 @asset_check(
-    asset=event_sources,
+    asset="landing_files",
     description="Of each source as much comes a day as before: not three times as much, nor a third, of its own median "
     "of 14 days.",
 )

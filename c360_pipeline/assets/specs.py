@@ -88,6 +88,16 @@ def asset_check(
     return decorate
 
 
+def all_went(left: Mapping[str, str], check: str, *, asset: str) -> dg.AssetCheckResult:
+    """A check that fails when something was left as it is, and says of each why and what to do."""
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=check,
+        passed=not left,
+        metadata={WHY: dg.MetadataValue.json(dict(left)), "left": len(left)},
+    )
+
+
 def lineage(table: Table) -> dict[str, dg.TableColumnLineage]:
     """Metadata of what each column of a derived table is made of; nothing where the events are not its source."""
     found = {

@@ -30,6 +30,7 @@ from c360_pipeline.stores.s3.landing import Landing, folder_for
 
 JOHN = "john.smith@email.com"
 SAMPLE = SampleRequest(events=4_000, tenants=2, seed=1, malformed_rate=0.01, duplicate_rate=0.02)
+SEGMENT = Path(__file__).parents[1] / "fixtures" / "sources" / "segment.jsonl"
 HOSTILE = "<img src=x onerror=alert(1)>'\"; DROP TABLE accounts; --"
 
 
@@ -41,6 +42,10 @@ def sample(settings: Settings, landing: Landing, lake: Lake, graph: Graph, tmp_p
     written = write_sample(SAMPLE, tmp_path, lambda _: None)
     for path in (*written.event_files, written.catalog_file):
         landing.put_file(path, folder_for(path, datetime.now(UTC).date()))
+    control.sources.add("shop", f"s3://{settings.bucket}/shop/*", "lines", None, None)
+    document = {"extends": "segment@1", "tenant": {"const": SILO_TENANT}}
+    control.sources.apply("shop", control.sources.add_mapping("shop", document, ""))
+    landing.put_file(SEGMENT, "shop/")
     outcome = materialise(c360_home(), EVERYTHING, None, lambda _: None)
     assert (outcome.error, outcome.failed_checks) == (None, [])
     return settings
@@ -128,7 +133,8 @@ def see_the_other_pages(page: Page, at: str, picture: Picture, lake: Lake) -> No
     assert accessible(page) == []
     picture(page, "page-why-together")
     for path, name, text in (
-        ("delivery", "page-delivery", "events in the archive"), ("reconciliation", "page-reconciliation", "Compared"),
+        ("delivery", "page-delivery", "11 landed + 1 duplicates"),
+        ("reconciliation", "page-reconciliation", "Compared"),
         ("queries", "page-queries", "Who buys most?"), ("queries/customer_value", "page-query", "Cypher"),
     ):  # fmt: skip
         page.goto(f"{at}/app/{path}")

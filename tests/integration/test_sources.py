@@ -19,6 +19,7 @@ from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS, LANDING_FILE
 from c360_pipeline.core.landing.accounting import OUTCOMES, unbalanced
 from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.errors import ConfigError, UnreadableError
+from c360_pipeline.reads.deliveries import delivered_by_source, sources_of_pages
 from c360_pipeline.settings import Settings, require_allowed_location
 from c360_pipeline.stages.landing.backfill import land
 from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection
@@ -517,3 +518,31 @@ def test_a_file_is_tried_by_a_source_whose_path_says_the_tenant(own: World) -> N
     tried = json.loads(run("sources", "try", str(FILES / "segment.jsonl"), "--source", "shop", "--json"))
     assert tried["accounting"]["landed"] == 11
     assert tried["examples"][0]["event"]["tenant_id"] == "tenant-of-the-path"
+
+
+def test_a_tenant_sees_the_accounting_of_sources_that_are_its_own_and_only_those(
+    own: World, put: Callable[..., str]
+) -> None:
+    own.add("shop", "segment")
+    put("a.jsonl", (FILES / "segment.jsonl").read_bytes() + b"{}\n")
+    for name, place, document in (
+        ("shops", "by-tenant/{tenant}/{date}/*.jsonl", {"extends": "segment@1"}),
+        ("mixed", "mixed/*", {"extends": "segment@1", "tenant": "writeKey"}),
+    ):
+        own.control.sources.add(name, own.location(place), "lines", None, None)
+        own.control.sources.apply(name, own.control.sources.add_mapping(name, document, ""))
+    put("b.jsonl", (FILES / "segment.jsonl").read_bytes(), "by-tenant/globex/20261121/")
+    others = (FILES / "segment.jsonl").read_bytes().replace(b"wk_shop", b"globex").replace(b"ajs-next", b"ajs-other")
+    put("c.jsonl", others, "mixed/")
+    own.land_all()
+
+    def seen(tenant: str) -> dict[str, Any]:
+        rows = delivered_by_source(own.lake, sources_of_pages(own.control), tenant)
+        return {row["name"]: (row["version"], row["files"], row["records"], dict(row["outcomes"]), row["events"])
+                for row in rows}  # fmt: skip
+
+    whole = {"landed": 11, "duplicates": 1, "dead": 0}
+    assert seen("acme") == {"shop": (1, 1, 13, whole | {"dead": 1}, 11)}
+    # The alias among the records names no tenant.
+    assert seen("globex") == {"shops": (1, 1, 12, whole, 11), "mixed": (1, None, None, {}, 10)}
+    assert seen("initech") == {}

@@ -77,6 +77,11 @@ class Location:
         """What the addresses of all files begin with."""
         return f"s3://{self.bucket}/{self.prefix}"
 
+    @property
+    def pattern(self) -> str:
+        """Regular expression of the keys of its files, with a group for each place."""
+        return self._pattern.pattern
+
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         key, at, parts = self.text.split("/", 3)[3], 0, list[str]()

@@ -253,7 +253,7 @@ class Pages:
             erasure = str(found) if found else None
         except ConflictError as error:
             erasure = str(error)
-        return {**self._shown(key).delivery(), "erasure": erasure}
+        return {**self._shown(key).delivery(), "erasure": erasure, "sources": self._api.backend.sources(key.tenant_id)}
 
     async def stream(self, key: Reader) -> HTMLResponse:
         """The real-time path now; a part of the page before."""
