@@ -31,6 +31,7 @@ FRAMINGS = (LINES, CONCATENATED, ARRAY, TSV, CSV, PARQUET, AVRO)
 OF_JSON = (LINES, CONCATENATED, ARRAY)
 """Which of these a file is shows by itself."""
 ROWS_AT_ONCE = 5_000
+PEEKED_BYTES = 64 * 1024
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 LONGEST_CELL = 64 * 1024 * 1024
 """Characters of a cell: a longer one is a quotation mark that was never closed."""
@@ -219,7 +220,7 @@ Row = dict[str, Any] | bytes
 def _tab_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[Row]:
     """Values between tabs, as they stand: there are no quotes in this form."""
     columns = framing.columns
-    for raw in file:
+    for raw in _lines(file):
         line = raw.rstrip(b"\r\n").removeprefix(codecs.BOM_UTF8)
         try:
             values = line.decode("utf-8").split("\t")
@@ -230,6 +231,15 @@ def _tab_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[Row
             columns = _header(values, name)
         elif values != [""]:
             yield _row(columns, values, line)
+
+
+def _lines(file: IO[bytes]) -> Iterable[bytes]:
+    """The lines of a file; one whose beginning has none that ends with a line feed ends them with carriage returns."""
+    start = file.peek(PEEKED_BYTES) if isinstance(file, io.BufferedReader) else b"\n"
+    if b"\n" in start or b"\r" not in start:
+        return file
+    text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="\r")
+    return (line.encode("utf-8", "surrogateescape") for line in text)
 
 
 def _comma_separated(file: IO[bytes], framing: Framing, name: str) -> Iterator[Row]:

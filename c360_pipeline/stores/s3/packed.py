@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import IO, cast
 
@@ -54,37 +55,72 @@ DAMAGES = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZi
 LONGEST_MAGIC = max(map(len, (*OPENERS, ZIP)))
 
 
-def unpacked(raw: io.IOBase, size: int, name: str, layers: int = 0) -> Iterator[bytes]:
+def unpacked(raw: io.IOBase, size: int, name: str) -> Iterator[bytes]:
     """The content in pieces of at most some `size` bytes; of a damaged file, what there is before it breaks off.
+
+    The files of a zip file come one after the other, each on lines of its own.
 
     Args:
         raw: the file.
         size: bytes.
         name: of the file, for messages.
-        layers: that were taken off already.
 
     Raises:
         ContractError: it is packed and damaged, or packed too often.
+    """
+    last = b"\n"
+    for _, pieces in files_in(raw, size, name):
+        if last != b"\n":
+            yield b"\n"
+        for piece in pieces:
+            yield piece
+            last = piece[-1:] or last
+
+
+def files_in(raw: io.IOBase, size: int, name: str, layers: int = 0) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """The files that a file holds, itself if it is no zip file: name, and content to be read before the next is taken.
+
+    Args:
+        raw: the file.
+        size: bytes of a piece of content, at most some.
+        name: of the file, for messages.
+        layers: that were taken off already.
+
+    Raises:
+        ContractError: it is packed and damaged, or packed too often; the pieces of its content may raise it, too.
     """
     stream = io.BufferedReader(cast("io.RawIOBase", raw), buffer_size=BUFFER_BYTES)
     start = stream.peek(LONGEST_MAGIC)[:LONGEST_MAGIC]
     found = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), None)
     if found is None and not start.startswith(ZIP):
         if isinstance(raw, _Readable):
-            yield from _pieces(chain([stream.read1(BUFFER_BYTES)], iter(lambda: raw.some(size), b"")), size)
+            yield name, _pieces(chain([stream.read1(BUFFER_BYTES)], iter(lambda: raw.some(size), b"")), size)
         else:
-            yield from iter(lambda: stream.read(size), b"")
+            yield name, iter(lambda: stream.read(size), b"")
         return
     if layers == MOST_LAYERS:
         raise ContractError(f"{name} is packed more than {MOST_LAYERS} times. Have its producer pack it once.")
     what, opener = found or ("zip", None)
+    with _whole(what, name):
+        inner = _members(stream, size, name, layers) if opener is None else files_in(
+            _Readable(opener(stream)), size, name, layers + 1
+        )  # fmt: skip
+        for file, pieces in inner:
+            yield file, _undamaged(what, name, pieces)
+
+
+@contextmanager
+def _whole(what: str, name: str) -> Iterator[None]:
+    """Say of a damaged file what it is."""
     try:
-        if opener is None:
-            yield from _members(stream, size, name, layers)
-        else:
-            yield from unpacked(_Readable(opener(stream)), size, name, layers + 1)
+        yield
     except (*DAMAGES, OSError) as error:
         raise ContractError(f"{name} is not a whole {what} file: {error}. Ask its producer to send it again.") from None
+
+
+def _undamaged(what: str, name: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    with _whole(what, name):
+        yield from pieces
 
 
 def _pieces(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -153,19 +189,14 @@ class _Readable(io.RawIOBase):
         return len(piece)
 
 
-def _members(stream: IO[bytes], size: int, name: str, layers: int) -> Iterator[bytes]:
-    """The files of a zip file, one after the other."""
+def _members(stream: IO[bytes], size: int, name: str, layers: int) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """The files of a zip file."""
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
         while piece := stream.read(BUFFER_BYTES):
             spool.write(piece)
         spool.seek(0)
         with zipfile.ZipFile(cast("IO[bytes]", spool)) as archive:
-            files = [info for info in archive.infolist() if not info.is_dir()]
-            for info in files:
-                with archive.open(info) as member:
-                    last = b""
-                    for piece in unpacked(_Readable(member), size, f"{name}, {info.filename}", layers + 1):
-                        yield piece
-                        last = piece[-1:] or last
-                    if last not in (b"", b"\n"):
-                        yield b"\n"
+            for info in archive.infolist():
+                if not info.is_dir():
+                    with archive.open(info) as member:
+                        yield from files_in(_Readable(member), size, f"{name}, {info.filename}", layers + 1)

@@ -7,7 +7,7 @@ from typing import IO, cast
 
 from c360_pipeline.core.landing.framing import as_utf8, json_lines
 from c360_pipeline.core.sources.records import AVRO, OF_JSON, PARQUET, Framing, table_lines, within
-from c360_pipeline.stores.s3.packed import unpacked
+from c360_pipeline.stores.s3.packed import files_in, unpacked
 
 SPOOL_BYTES = 64 * 1024 * 1024
 """A file whose directory stands at its end is in memory up to this size, a larger one on disk."""
@@ -23,14 +23,16 @@ def record_pieces(raw: io.IOBase, framing: Framing, size: int, name: str) -> Ite
         lines = json_lines(unpacked(raw, size, name), name)
         yield from within(lines, framing) if framing.records else lines
         return
-    if framing.kind in (PARQUET, AVRO):
-        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
-            for piece in unpacked(raw, size, name):
-                file.write(piece)
-            file.seek(0)
-            yield from table_lines(cast("IO[bytes]", file), framing, name)
-        return
-    yield from table_lines(_stream(iter(as_utf8(unpacked(raw, size, name), name))), framing, name)
+    # Each table of a zip file has a header, or a directory, of its own.
+    for inner, pieces in files_in(raw, size, name):
+        if framing.kind in (PARQUET, AVRO):
+            with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.seek(0)
+                yield from table_lines(cast("IO[bytes]", file), framing, inner)
+        else:
+            yield from table_lines(_stream(iter(as_utf8(pieces, inner))), framing, inner)
 
 
 class _Pieces(io.RawIOBase):

@@ -3,11 +3,14 @@
 import gzip
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import fastavro
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from c360_pipeline.core.contract.events import Rejected, load_object
@@ -113,3 +116,35 @@ def test_records_get_members_of_what_they_lie_in_along(tmp_path: Path) -> None:
 def test_a_path_that_leads_to_no_list_is_refused(records: str) -> None:
     with pytest.raises(ConfigError, match="records"):
         Framing("lines", None, records)
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def test_each_table_of_a_zip_file_has_a_header_of_its_own(tmp_path: Path) -> None:
+    packed = gzip.compress(b"id\n3\n")
+    content = zipped({"a.csv": b"id,x\n1,a\n", "folder/": b"", "b.csv": b"x,id\nb,2", "c.csv.gz": packed})
+    assert read(tmp_path, content, Framing("csv")) == [b'{"id":"1","x":"a"}', b'{"x":"b","id":"2"}', b'{"id":"3"}']
+    bare = zipped({"a.tsv": b"1\ta", "b.tsv": b"2\tb\n"})
+    assert read(tmp_path, bare, Framing("tsv", ("id", "x"))) == [b'{"id":"1","x":"a"}', b'{"id":"2","x":"b"}']
+    table = io.BytesIO()
+    pq.write_table(pa.table({"id": [1]}), table)
+    tables = zipped({"a": table.getvalue(), "b": table.getvalue()})
+    assert read(tmp_path, tables, Framing("parquet")) == [b'{"id":1}'] * 2
+    broken = gzip.compress(zipped({"a.csv": b"id\n1\n", "b.csv": b"id\n2\n"}))[:-12]
+    assert "is not a whole" in until_damage(tmp_path, broken, Framing("csv"))[1]
+
+
+def test_lines_of_a_table_may_end_with_carriage_returns(tmp_path: Path) -> None:
+    wanted = [b'{"id":"1","x":"a"}', b'{"id":"2","x":"\xc3\xa9"}']
+    for end in (b"\r", b"\r\n", b"\n"):
+        rows = [b"id\tx", b"1\ta", b"2\t\xc3\xa9", b""]
+        assert read(tmp_path, end.join(rows), Framing("tsv")) == wanted
+        assert read(tmp_path, end.join(row.replace(b"\t", b",") for row in rows), Framing("csv")) == wanted
+    # Within lines that end otherwise it is a part of a value.
+    assert read(tmp_path, b"id\tx\n1\ta\rb\n", Framing("tsv")) == [b'{"id":"1","x":"a\\rb"}']
