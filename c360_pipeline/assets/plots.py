@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"landed": "#2a7f62", "duplicates": "#b8b8b8", "suppressed": "#6c757d", "dead": "#c44536"}
 DAYS_SHOWN = 90
+LONGEST_LABEL = 32
 
 
 def lines_per_day(files: pl.DataFrame) -> dg.MarkdownMetadataValue:
@@ -76,7 +77,7 @@ def community_sizes(sizes: pl.DataFrame) -> dg.MarkdownMetadataValue:
     axes = figure.subplots()
     for (tenant,), part in sizes.group_by("tenant_id", maintain_order=True):
         users = part["community_size"].sort(descending=True).to_list()
-        axes.plot(range(1, len(users) + 1), users, marker="o", markersize=3, label=str(tenant))
+        axes.plot(range(1, len(users) + 1), users, marker="o", markersize=3, label=_label(str(tenant)))
     axes.set_yscale("log")
     axes.set_xlabel("community, largest first")
     axes.set_ylabel("users")
@@ -109,9 +110,23 @@ def differences_by_day(buckets: pl.DataFrame) -> dg.MarkdownMetadataValue:
     step = max(len(days) // 15, 1)
     shown = [n for n in range(len(days)) if n % step == 0 or days[n] is None]
     axes.set_xticks(shown, [str(days[n] or "no day") for n in shown], rotation=60, fontsize=8)
-    axes.set_yticks(range(len(tenants)), [tenant or "no tenant" for tenant in tenants])
+    axes.set_yticks(range(len(tenants)), [_label(tenant) if tenant else "no tenant" for tenant in tenants])
     axes.set_title("kinds that differ: none (green) to three or more (red)", fontsize=9)
     return _image(figure, "graph against archive, by tenant and day")
+
+
+def _label(text: str) -> str:
+    """A name of anybody's as a label: short, without formulas, of characters that the font has.
+
+    Between two dollar signs matplotlib reads a formula, and fails on what is none; what begins with an underscore it
+    leaves out of legends.
+    """
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    shown = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in text)
+    short = shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"
+    return f" {short}".replace("$", r"\$")
 
 
 def _image(figure: "Figure", name: str) -> dg.MarkdownMetadataValue:

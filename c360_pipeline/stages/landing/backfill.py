@@ -318,11 +318,9 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
     lake = ingest.lake
     ingest.landing.put_dead_letters(dead)
     ingest.queue_dead_letters(dead)
-    lines = dead_lines(dead)
-    queued = read.of(lake.read(DEAD_LETTER_LINES))
-    stale = queued.join(lines, on=[*PLACE, "dead_letter_id"], how="anti")
-    lake.commits.merge(DEAD_LETTER_LINES, lines, stale.select(PLACE).join(lines, on=PLACE, how="anti"))
-    left = lake.read(DEAD_LETTER_LINES).filter(pl.col("outcome") == "dead")
+    lines, all_lines = dead_lines(dead), lake.read(DEAD_LETTER_LINES)
+    stale = read.of(all_lines).join(lines, on=[*PLACE, "dead_letter_id"], how="anti")
+    left = all_lines.join(stale, on=[*PLACE, "dead_letter_id"], how="anti").filter(pl.col("outcome") == "dead")
     without_lines = lake.held(
         DEAD_LETTERS, stale.join(left, on="dead_letter_id", how="anti"), list(DEAD_LETTERS.columns)
     ).filter(pl.col("status") != "replayed")
@@ -338,4 +336,6 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
         )
         .select(list(DEAD_LETTERS.columns))
     )
+    # The letters first: which are to be closed shows by their lines, and so it does to who makes up for a crash.
     lake.commits.merge(DEAD_LETTERS, closed)
+    lake.commits.merge(DEAD_LETTER_LINES, lines, stale.select(PLACE).join(lines, on=PLACE, how="anti"))
