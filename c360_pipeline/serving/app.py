@@ -19,6 +19,7 @@ from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import models, pages
 from c360_pipeline.serving.api import Api
 from c360_pipeline.serving.backend import Backend
+from c360_pipeline.serving.paths import know_texts
 from c360_pipeline.serving.problems import Problem, add_problems, problem_responses
 from c360_pipeline.serving.security import Gate, Guard, Ingester, Reader, admit_stranger, own_tenant
 from c360_pipeline.settings import serving_address
@@ -70,6 +71,7 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
         backend: closed when the app ends.
         rate: requests of a tenant, such as `1000/second`.
     """
+    know_texts()
     api = Api(backend)
 
     @asynccontextmanager
@@ -136,7 +138,7 @@ def _add_products(app: FastAPI, api: Api) -> None:
         products = [models.TrendingProduct.model_validate(row) for row in rows]
         return models.Trending(as_of=as_of, time_window_hours=time_window_hours, products=products)
 
-    @app.get("/products/{product_id:path}/similar", responses=USUAL, tags=["products"])
+    @app.get("/products/{product_id:text}/similar", responses=USUAL, tags=["products"])
     async def similar(
         key: Reader, product_id: models.Id, limit: Limit = 20, tenant_id: TenantId = None
     ) -> models.SimilarProducts:
@@ -161,7 +163,7 @@ def _add_products(app: FastAPI, api: Api) -> None:
 
 
 def _add_customers(app: FastAPI, api: Api) -> None:
-    @app.get("/customers/{customer_id:path}", response_model=Customer, responses=USUAL, tags=["customers"])
+    @app.get("/customers/{customer_id:text}", response_model=Customer, responses=USUAL, tags=["customers"])
     async def customer(
         key: Reader,
         customer_id: models.Id,
@@ -188,7 +190,7 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         chain = await api.ask(api.backend.explanation, own_tenant(key, tenant_id), first, second)
         return models.Explanation(chain=chain)
 
-    @app.get("/journeys/{event_id:path}", responses=USUAL, tags=["journeys"])
+    @app.get("/journeys/{event_id:text}", responses=USUAL, tags=["journeys"])
     async def journey(key: Reader, event_id: models.Id, tenant_id: TenantId = None) -> models.Journey:
         """The journey that an event belongs to."""
         events = await api.ask(api.backend.journey, own_tenant(key, tenant_id), event_id)

@@ -65,6 +65,7 @@ def sent(settings: Settings, landing: Landing, graph: Graph, tmp_path: Path) -> 
     return texts
 
 
+@pytest.mark.soak
 def test_they_are_whole_in_every_store_and_on_every_page(
     sent: list[str], settings: Settings, lake: Lake, graph: Graph, landing: Landing
 ) -> None:
