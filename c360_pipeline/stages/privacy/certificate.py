@@ -1,6 +1,7 @@
 """The certificate of an erasure: what was searched, that nothing of theirs is left, and who else names them."""
 
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -72,6 +73,16 @@ class Certificate:
         return asdict(self)
 
 
+def kinds_that_differ(found: Iterable[Mapping[str, Any]], tenants: Collection[str]) -> Counter[str]:
+    """Differences between graph and archive by what differs and how; what they hold may be personal, and stays out.
+
+    Args:
+        found: entity, kind and tenant_id of each difference, among others.
+        tenants: of these.
+    """
+    return Counter(f"{one['entity']} {one['kind']}" for one in found if one["tenant_id"] in tenants)
+
+
 def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     """Search every store again, compare graph and archive, and say what was found."""
     mentions = mentions_of(stores.lake, stores.control.read(), plan.persons, plan.ids)
@@ -92,10 +103,7 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
         "events": len(plan.events), "landing_lines": sum(len(lines) for _, lines in plan.files.values()),
         "dead_letters": len(plan.letters), "silo_rows": {name: len(keys) for name, keys in plan.rows.items()},
     }  # fmt: skip
-    tenants = {person.tenant_id for person in plan.persons}
-    differing = Counter(
-        f"{found['entity']} {found['kind']}" for found in drift(results) if found["tenant_id"] in tenants
-    )
+    differing = kinds_that_differ(drift(results), {person.tenant_id for person in plan.persons})
     findings = differing.total()
     redacted = sum(len(lines) for _, lines in plan.redacted.values())
     is_clean = findings == 0 and not any(one["hits_after"] for one in compared)
