@@ -336,7 +336,9 @@ ON CONFLICT DO NOTHING;
 
 -- Users and addresses are of one person, who may have been here a thousand times; what is of a machine or an order and
 -- meets more than fifty others is a word that names nobody, or a device of many.
-INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, max_partners) VALUES
+-- Rules that somebody took away stay away: they are those of new databases alone.
+INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, max_partners)
+SELECT * FROM (VALUES
     ('*', 'user', 'userId', 'link', 1000),
     ('*', 'session', 'sessionId', 'link', 50),
     ('*', 'device', 'attrs.deviceId', 'link', 50),
@@ -344,9 +346,11 @@ INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, 
     ('*', 'order', 'attrs.orderId', 'link', 50),
     ('*', 'email_hash', 'attrs.emailHash', 'link', 1000),
     ('*', 'ip', 'attrs.ip', 'ignore', 1000)
+) AS defaults WHERE NOT EXISTS (SELECT FROM control_schema)
 ON CONFLICT DO NOTHING;
 
-INSERT INTO journey_limits (tenant_id, soft_max_keys) VALUES ('*', 1000) ON CONFLICT DO NOTHING;
+INSERT INTO journey_limits (tenant_id, soft_max_keys)
+SELECT '*', 1000 WHERE NOT EXISTS (SELECT FROM control_schema) ON CONFLICT DO NOTHING;
 
 CREATE TABLE IF NOT EXISTS api_keys (
     key_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -372,4 +376,4 @@ CREATE TABLE IF NOT EXISTS page_sessions (
 COMMENT ON TABLE page_sessions IS
     'Who is logged in to the pages, by the sha256 of the 256 random bits in a browser''s cookie; ends with logout, in time, or with its key.';
 
-INSERT INTO control_schema (version) VALUES (10) ON CONFLICT DO NOTHING;
+-- That this was applied is noted by who applies it, with the one version there is (`SCHEMA_VERSION`).

@@ -595,6 +595,19 @@ def test_an_older_control_database_gets_what_is_new(world: World) -> None:
         world.add("t", mode="incremental")
 
 
+def test_opening_a_control_database_changes_nothing_and_waits_for_nobody(world: World) -> None:
+    world.configure("DELETE FROM correlation_key_rules WHERE key_type = 'device'")
+    reading = psycopg.connect(**world.control.login)
+    with reading, world.control._sessions.session() as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        for row in tables:
+            # As a worker that reads and writes: a statement that changes the table would wait for its end.
+            reading.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(row["tablename"])))
+        world.control.ensure()
+    reading.close()
+    assert "device" not in {rule.key_type for rule in world.control.key_rules.policy().rules}
+
+
 def test_drift_is_measured_against_the_last_run(world: World) -> None:
     world.source.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
     table_id = world.add("t")

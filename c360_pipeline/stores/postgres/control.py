@@ -43,7 +43,9 @@ FIND_USE = """
     SELECT EXISTS (SELECT FROM source_databases) OR EXISTS (SELECT FROM suppressed_users)
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
-SCHEMA_VERSION = 13
+NOTE_SCHEMA_VERSION = "INSERT INTO control_schema (version) VALUES (%(version)s) ON CONFLICT DO NOTHING"
+SCHEMA_VERSION = 14
+"""Of `ddl/control.sql`: raised with every change of it, so that databases that are there get the change, once."""
 
 
 class ControlDb:
@@ -85,10 +87,14 @@ class ControlDb:
         """Create the database, the control tables and the default key rules where they are missing."""
         ensure_database(self.login)
         with self._sessions.session() as connection:
+            # Statements that change tables wait for everybody, and everybody for them: only where there is a change.
+            if _schema_version(connection) >= SCHEMA_VERSION:
+                return
             # One at a time: CREATE TABLE IF NOT EXISTS of two sessions at once can fail.
             connection.execute(TAKE_SCHEMA_LOCK)
             if _schema_version(connection) < SCHEMA_VERSION:
                 connection.execute(_script().encode())
+                connection.execute(NOTE_SCHEMA_VERSION, {"version": SCHEMA_VERSION})
 
     def drop_tables(self) -> None:
         """Remove every table of the schema, with what it holds; tables of others in the same database stay."""
