@@ -5,6 +5,7 @@ of the working folder, and what `c360 up` wrote for the embedded services. Group
 password of an embedded server is not sent to a server that you named. Secrets of the sample silos come last.
 """
 
+import json
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from c360_pipeline.core.sources.source import BucketLogin
 from c360_pipeline.errors import ConfigError
 
 OWNERS: dict[str, tuple[str, ...]] = {
@@ -224,7 +226,7 @@ def load_settings(home: Path | None = None, environ: Mapping[str, str] | None = 
         ) from None
 
 
-def source_secret(reference: str, host: str, port: int, home: Path | None = None) -> SecretStr:
+def source_secret(reference: str, host: str, port: int | None, home: Path | None = None) -> SecretStr:
     """The secret that a control row points at, if its operator meant it for the row's server.
 
     Who may write a control row must not get other secrets of this machine by naming them, nor send one to a server of
@@ -235,7 +237,7 @@ def source_secret(reference: str, host: str, port: int, home: Path | None = None
     Args:
         reference: `env:NAME` for an environment variable, `file:/path` for a file's first line.
         host: of the server that it would be sent to.
-        port: of that server.
+        port: of that server; None for a bucket, which has none.
         home: state folder whose variables count too.
 
     Raises:
@@ -243,7 +245,7 @@ def source_secret(reference: str, host: str, port: int, home: Path | None = None
     """
     environment = merged_environment(home or c360_home())
     kind, _, name = reference.partition(":")
-    where = f"Password reference {reference!r}"
+    where, server = f"Password reference {reference!r}", host if port is None else f"{host}:{port}"
     if "," in host or host != "".join(host.split()):
         # libpq takes a list and tries each: one that the companion names would let all others in.
         raise ConfigError(f"{where}: a row names one server, and {host!r} is not one.")
@@ -259,12 +261,37 @@ def source_secret(reference: str, host: str, port: int, home: Path | None = None
     if not secret:
         raise ConfigError(f"{where} leads nowhere: set the variable, or write the file.")
     if not bound:
-        raise ConfigError(f"{where} says no server that it is for: set {companion} to {host}:{port} if that is meant.")
+        raise ConfigError(f"{where} says no server that it is for: set {companion} to {server} if that is meant.")
     allowed = [one.strip().lower() for one in bound.split(",")]
-    named = (host.lower(), f"{host.lower()}:{port}")
+    named = (host.lower(), server.lower())
     if not any(fnmatchcase(name, one) for name in named for one in allowed if one):
-        raise ConfigError(f"{where} is not for {host}:{port}: {companion} names other servers.")
+        raise ConfigError(f"{where} is not for {server}: {companion} names other servers.")
     return SecretStr(secret)
+
+
+def bucket_login(reference: str, bucket: str, home: Path | None = None) -> BucketLogin:
+    """The login for the bucket of a source, which its control row points at: one line of JSON.
+
+    `{"access_key_id": …, "secret_access_key": …}`, with `region` and `endpoint_url` where they are not those of the
+    product's own bucket. Its companion names the buckets that it is for.
+
+    Raises:
+        ConfigError: as `source_secret`; or it is no such line. What is there is not told.
+    """
+    secret = source_secret(reference, bucket, None, home).get_secret_value()
+    names = {"access_key_id", "secret_access_key"}, {"region", "endpoint_url"}
+    try:
+        said = json.loads(secret)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or not names[0] <= said.keys() <= names[0] | names[1] or not all(
+        isinstance(value, str) and value for value in said.values()
+    ):  # fmt: skip
+        raise ConfigError(
+            f"Password reference {reference!r} holds no login for a bucket: one line of JSON is right, with "
+            "access_key_id and secret_access_key, and region and endpoint_url where they differ (docs/security.md)."
+        ) from None
+    return BucketLogin(**said | {"secret_access_key": SecretStr(said["secret_access_key"])})
 
 
 def _secrets_file(name: str, environment: Mapping[str, str]) -> Path | None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from c360_pipeline.cli.output import AsJson, as_date, err, exclusive, out, print_json
 from c360_pipeline.errors import ConfigError, ConflictError, ContractError, UnreadableError
-from c360_pipeline.settings import load_settings, require_allowed_location
+from c360_pipeline.settings import bucket_login, load_settings, require_allowed_location
 
 if TYPE_CHECKING:
     from c360_pipeline.core.sources.location import Location
@@ -224,6 +224,9 @@ def add(
     framing: FramingName = None,
     records: RecordsPath = None,
     columns: ColumnNames = None,
+    login: Annotated[
+        str | None, typer.Option("--login", help="login for another bucket: env:C360_SOURCE_NAME or file:/path")
+    ] = None,
     fresh_within: Annotated[
         int,
         typer.Option(help="days without a file after which a check warns; 0 for a source that is loaded once", min=0),
@@ -242,7 +245,7 @@ def add(
     chosen = _with_options(known.framing if known else Framing(), framing, records, columns)
     settings = load_settings()
     control = open_control(settings)
-    place = _place_of(control, name, location, table)
+    place = _place_of(control, name, location, table, login)
     location = place.text
     compiled(document, name, 1, tenant_is_given=place.says_tenant)
     others = [row.name for row in control.sources.rows() if row.location == location and row.name != name]
@@ -250,7 +253,14 @@ def add(
         raise ConfigError(f"{others[0]} has its files at {location} already: a file is of one source.")
     names = list(chosen.columns) if chosen.columns else None
     made = control.sources.add(
-        name, location, chosen.kind, names, chosen.records, table, fresh_within_days=fresh_within or None
+        name,
+        location,
+        chosen.kind,
+        names,
+        chosen.records,
+        table,
+        login_ref=login,
+        fresh_within_days=fresh_within or None,
     )
     version = control.sources.add_mapping(name, document, note)
     if not made:
@@ -262,11 +272,13 @@ def add(
         _say_what_waits(control, name)
 
 
-def _place_of(control: "ControlDb", name: str, location: str | None, table: str | None) -> "Location":
+def _place_of(
+    control: "ControlDb", name: str, location: str | None, table: str | None, login: str | None
+) -> "Location":
     """Where the files of a new source are: at a location that is allowed, or those of a table's rows.
 
     Raises:
-        ConfigError: at no such place.
+        ConfigError: at no such place, or by no such login.
     """
     from c360_pipeline.core.sources.location import Location
     from c360_pipeline.stages.sources.tables import location_of
@@ -281,6 +293,8 @@ def _place_of(control: "ControlDb", name: str, location: str | None, table: str 
         raise ConfigError("Say --location, where its files lie, or --table, whose rows are its records.")
     place = Location(location)
     require_allowed_location(place.beginning, settings)
+    if login is not None:
+        bucket_login(login, place.bucket)
     return place
 
 

@@ -65,6 +65,9 @@ CREATE TABLE IF NOT EXISTS event_sources (
 ALTER TABLE event_sources ADD COLUMN IF NOT EXISTS from_table text;
 COMMENT ON COLUMN event_sources.from_table IS
     'database.schema.table of source_tables: its rows, as they come and change, are the records of this source.';
+ALTER TABLE event_sources ADD COLUMN IF NOT EXISTS login_ref text CHECK (login_ref ~ '^(env|file):');
+COMMENT ON COLUMN event_sources.login_ref IS
+    'Login for the bucket of its location, where that is not the product''s own: env:C360_SOURCE_… or file:/…, see docs/security.md.';
 ALTER TABLE event_sources ADD COLUMN IF NOT EXISTS fresh_within_days integer DEFAULT 1 CHECK (fresh_within_days > 0);
 COMMENT ON COLUMN event_sources.fresh_within_days IS
     'Days that it may be silent before a check says so; null for one that is loaded once.';

@@ -3,21 +3,26 @@
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import boto3
 import polars as pl
 import pytest
 from silo_world import World as SiloWorld
 from silo_world import a_silo
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 from typer.testing import CliRunner
 
 from c360_pipeline.cli import app
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import OUTCOMES, unbalanced
 from c360_pipeline.core.silos.control_rows import ControlRows
+from c360_pipeline.devstack.service import free_port
+from c360_pipeline.devstack.services import s3
 from c360_pipeline.errors import ConfigError, UnreadableError
 from c360_pipeline.reads.deliveries import delivered_by_source, sources_of_pages
 from c360_pipeline.settings import Settings, require_allowed_location
@@ -546,3 +551,62 @@ def test_a_tenant_sees_the_accounting_of_sources_that_are_its_own_and_only_those
     # The alias among the records names no tenant.
     assert seen("globex") == {"shops": (1, 1, 12, whole, 11), "mixed": (1, None, None, {}, 10)}
     assert seen("initech") == {}
+
+
+@pytest.fixture
+def other_store(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A second S3 server with a login of its own, and the bucket `events-of-shop`."""
+    server = s3(tmp_path, free_port(0), "a-secret-of-the-shop")
+    server.prepare()
+    with subprocess.Popen(server.command, env=server.environment) as process:
+        retrying = Retrying(retry=retry_if_exception_type(), stop=stop_after_delay(30), wait=wait_fixed(0.2))
+        retrying(server.probe)
+        yield {
+            "access_key_id": server.connection["AWS_ACCESS_KEY_ID"],
+            "secret_access_key": server.connection["AWS_SECRET_ACCESS_KEY"],
+            "endpoint_url": server.connection["AWS_ENDPOINT_URL"], "region": "us-east-1",
+        }  # fmt: skip
+        process.terminate()
+
+
+def test_a_bucket_is_read_by_a_login_of_its_own_that_is_meant_for_it(
+    own: World, put: Callable[..., str], other_store: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = boto3.client(
+        "s3", endpoint_url=other_store["endpoint_url"], aws_access_key_id=other_store["access_key_id"],
+        aws_secret_access_key=other_store["secret_access_key"], region_name="us-east-1",
+    )  # fmt: skip
+    client.create_bucket(Bucket="events-of-shop")
+    records = (FILES / "segment.jsonl").read_bytes()
+    client.put_object(Bucket="events-of-shop", Key="raw/2026-11-20/a.jsonl", Body=records)
+    location = "s3://events-of-shop/raw/{date}/*"
+    monkeypatch.setenv("C360_SOURCE_LOCATIONS", "s3://events-of-shop/raw/")
+    add = ["sources", "add", "shop", "--location", location, "--preset", "segment", "--tenant", "acme",
+           "--login", "env:C360_SOURCE_SHOP"]  # fmt: skip
+    for variables, said in (
+        ({}, "leads nowhere"),
+        ({"C360_SOURCE_SHOP": json.dumps(other_store)}, "set C360_SOURCE_SHOP_HOST to events-of-shop"),
+        ({"C360_SOURCE_SHOP_HOST": "events-of-others"}, "names other servers"),
+        ({"C360_SOURCE_SHOP_HOST": "events-of-shop", "C360_SOURCE_SHOP": "key:secret"}, "one line of JSON is right"),
+    ):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=said):
+            run(*add)
+    monkeypatch.setenv("C360_SOURCE_SHOP", json.dumps(other_store))
+    assert "1 files are there" in run(*add)
+    assert own.land_all() == {}
+    assert own.accounting()["landed"] == 11
+
+    # Its server away, or its login refused: others land.
+    own.add("own", "segment")
+    put("b.jsonl", (FILES / "segment.jsonl").read_bytes().replace(b"ajs-next", b"ajs-other"))
+    for wrong in (
+        {"endpoint_url": "http://127.0.0.1:1"},
+        {"secret_access_key": "guessed"},
+        {"endpoint_url": "nonsense"},
+    ):
+        monkeypatch.setenv("C360_SOURCE_SHOP", json.dumps({**other_store, **wrong}))
+        assert "can't be listed" in own.land()[location]
+        assert "a-secret-of-the-shop" not in str(own.land())
+    assert own.accounting()["landed"] == 22

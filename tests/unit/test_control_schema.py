@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (14, "f13ee7b0405f789c")
+NOTED = (15, "2651c664625fbffc")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

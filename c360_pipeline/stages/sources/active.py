@@ -4,7 +4,7 @@ from c360_pipeline.core.sources.location import Location
 from c360_pipeline.core.sources.records import Framing
 from c360_pipeline.core.sources.source import Source, Sources
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.settings import load_settings, require_allowed_location
+from c360_pipeline.settings import bucket_login, load_settings, require_allowed_location
 from c360_pipeline.stages.sources.presets import compiled
 from c360_pipeline.stages.sources.tables import location_of
 from c360_pipeline.stores.postgres.control import ControlDb
@@ -34,7 +34,8 @@ def source_of(control: ControlDb, row: SourceRow, version: int) -> Source:
             require_allowed_location(location.beginning, settings)
         framing = framing_of(row)
         mapping = compiled(document, row.name, version, tenant_is_given=location.says_tenant)
-        return Source(row.name, location, framing, mapping)
+        login = bucket_login(row.login_ref, location.bucket) if row.login_ref else None
+        return Source(row.name, location, framing, mapping, login)
     except ConfigError as error:
         raise ConfigError(f"source {row.name} v{version}: {error}") from None
 

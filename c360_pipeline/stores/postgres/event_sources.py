@@ -16,7 +16,7 @@ FRESH_WITHIN_DAYS = 1
 """Days that a source may be silent, unless its row says otherwise: a whole day without a file is worth a look."""
 READ_SOURCES = """
     SELECT s.source_id, s.name, s.location, s.framing, s.columns, s.records, s.active_version, s.is_active,
-        s.from_table, s.fresh_within_days,
+        s.from_table, s.login_ref, s.fresh_within_days,
         (SELECT max(version) FROM event_mappings m WHERE m.source_id = s.source_id) AS newest_version
     FROM event_sources s ORDER BY s.name
 """
@@ -25,8 +25,10 @@ READ_MAPPING = """
     WHERE source_id = %(source_id)s AND version = %(version)s
 """
 ADD_SOURCE = """
-    INSERT INTO event_sources (name, location, framing, columns, records, from_table, fresh_within_days)
-    VALUES (%(name)s, %(location)s, %(framing)s, %(columns)s, %(records)s, %(from_table)s, %(fresh_within_days)s)
+    INSERT INTO event_sources (name, location, framing, columns, records, from_table, login_ref,
+        fresh_within_days)
+    VALUES (%(name)s, %(location)s, %(framing)s, %(columns)s, %(records)s, %(from_table)s,
+        %(login_ref)s, %(fresh_within_days)s)
     ON CONFLICT (name) DO NOTHING RETURNING source_id
 """
 # A source has one writer of mappings at a time; the same document again is the version that it is.
@@ -59,6 +61,7 @@ class SourceRow:
         active_version: of the mapping that new files are read by; None before the first.
         is_active: whether its files land.
         from_table: database.schema.table whose rows are its records; None where these are files of a producer.
+        login_ref: of the login for its bucket; None for the product's own.
         fresh_within_days: days that it may be silent; None where it may be so for ever.
         newest_version: of its mappings; None where there is none.
     """
@@ -72,6 +75,7 @@ class SourceRow:
     active_version: int | None
     is_active: bool
     from_table: str | None
+    login_ref: str | None
     fresh_within_days: int | None
     newest_version: int | None
 
@@ -147,12 +151,14 @@ class EventSources:
         columns: list[str] | None,
         records: str | None,
         from_table: str | None = None,
+        *,
+        login_ref: str | None = None,
         fresh_within_days: int | None = FRESH_WITHIN_DAYS,
     ) -> bool:
         """Make a source, not active; False where there is one of that name."""
         values = {
             "name": name, "location": location, "framing": framing, "columns": columns, "records": records,
-            "from_table": from_table, "fresh_within_days": fresh_within_days,
+            "from_table": from_table, "login_ref": login_ref, "fresh_within_days": fresh_within_days,
         }  # fmt: skip
         with self._sessions.session() as connection:
             return connection.execute(ADD_SOURCE, values).fetchone() is not None

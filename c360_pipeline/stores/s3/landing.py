@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from c360_pipeline.core.sources.records import Framing
-from c360_pipeline.core.sources.source import Source, Sources
+from c360_pipeline.core.sources.source import BucketLogin, Source, Sources
 from c360_pipeline.errors import ConflictError, ContractError, UnavailableError, UnreadableError
 from c360_pipeline.stores.s3.bucket import MULTIPART_BYTES, file_sha256, s3_store
 from c360_pipeline.stores.s3.records import record_pieces
@@ -120,6 +120,17 @@ def landing_date_of(uri: str) -> date:
     return found
 
 
+def _client(endpoint_url: str | None, access_key_id: str, secret_access_key: str, region: str) -> "S3Client":
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        region_name=region,
+        config=Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}),
+    )
+
+
 class Landing:
     """One bucket.
 
@@ -136,19 +147,26 @@ class Landing:
     ) -> None:
         self.bucket = bucket
         self._endpoint = endpoint_url or "AWS S3"
-        self._client: S3Client = boto3.client(
-            "s3",
-            endpoint_url=endpoint_url,
-            aws_access_key_id=access_key_id,
-            aws_secret_access_key=secret_access_key,
-            region_name=region,
-            config=Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}),
-        )
+        self._endpoint_url, self._region = endpoint_url, region
+        self._client = _client(endpoint_url, access_key_id, secret_access_key, region)
+        self._clients_of: dict[BucketLogin, S3Client] = {}
         # Thousands of small objects: boto3 is busy with itself for a millisecond each.
         self._objects = s3_store(
             bucket, endpoint_url=endpoint_url, access_key_id=access_key_id, secret_access_key=secret_access_key,
             region=region,
         )  # fmt: skip
+
+    def _client_for(self, source: Source | None) -> "S3Client":
+        """Who reads the files of a source: its own login, or the product's."""
+        login = source.login if source else None
+        if login is None:
+            return self._client
+        if login not in self._clients_of:
+            self._clients_of[login] = _client(
+                login.endpoint_url or self._endpoint_url, login.access_key_id,
+                login.secret_access_key.get_secret_value(), login.region or self._region,
+            )  # fmt: skip
+        return self._clients_of[login]
 
     def ensure_bucket(self) -> None:
         """Create the bucket where it is missing.
@@ -193,7 +211,7 @@ class Landing:
         """
         found = []
         try:
-            for file, put_at in self._list(source.location.prefix, source.location.bucket):
+            for file, put_at in self._list(source.location.prefix, source.location.bucket, self._client_for(source)):
                 said = source.location.match(file.uri)
                 if said is None or not file.bytes or _UNFINISHED.search(file.key.rpartition("/")[2]):
                     continue
@@ -205,6 +223,12 @@ class Landing:
             raise UnreadableError(
                 f"source {source.name}: {source.location.text} can't be listed ({said_by_s3.get('Code', '')}: "
                 f"{said_by_s3.get('Message', '')}). Give the login access, or correct `location` of event_sources."
+            ) from None
+        except (BotoCoreError, ValueError) as error:
+            # An endpoint that is no address is a ValueError of boto3.
+            raise UnreadableError(
+                f"source {source.name}: {source.location.text} can't be listed ({error}). Its files wait until its "
+                "server answers, or its login names another."
             ) from None
         return found
 
@@ -220,10 +244,12 @@ class Landing:
         """The keys below a prefix of the bucket, those that were put first before the others."""
         return [file.key for file, _ in sorted(self._list(prefix), key=lambda found: (found[1], found[0].key))]
 
-    def _list(self, prefix: str, bucket: str | None = None) -> list[tuple[LandingFile, datetime]]:
+    def _list(
+        self, prefix: str, bucket: str | None = None, client: "S3Client | None" = None
+    ) -> list[tuple[LandingFile, datetime]]:
         """Objects by name, and when each was put."""
         bucket = bucket or self.bucket
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        pages = (client or self._client).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         files = [
             (LandingFile(f"s3://{bucket}/{o['Key']}", o["Key"], o["ETag"].strip('"'), o["Size"]), o["LastModified"])
             for page in pages
@@ -240,13 +266,15 @@ class Landing:
             UnreadableError: the store has it and does not hand it out.
             UnavailableError: the store does not answer.
         """
+        source = file.source if isinstance(file, EventFile) else None
+        client, is_foreign = self._client_for(source), source is not None and source.login is not None
         try:
-            body = self._client.get_object(Bucket=file.bucket, Key=file.key, IfMatch=f'"{file.etag}"')["Body"]
+            body = client.get_object(Bucket=file.bucket, Key=file.key, IfMatch=f'"{file.etag}"')["Body"]
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             if status in (404, 412):
                 raise ConflictError(f"{file.uri} was changed or removed since it was listed.") from None
-            if status < SERVER_ERRORS:
+            if status < SERVER_ERRORS or is_foreign:
                 said = error.response.get("Error", {})
                 raise UnreadableError(
                     f"{file.uri} can't be read: S3 answers {status} {said.get('Code', '')} "
@@ -255,9 +283,11 @@ class Landing:
                 ) from None
             raise UnavailableError(f"S3 at {self._endpoint} does not hand out {file.uri}: {error}") from None
         except BotoCoreError as error:
+            if is_foreign:
+                raise UnreadableError(f"{file.uri} can't be read: its server does not answer ({error}).") from None
             raise UnavailableError(f"S3 at {self._endpoint} does not answer ({error}).") from None
         try:
-            framing = file.source.framing if isinstance(file, EventFile) and file.source else Framing()
+            framing = source.framing if source else Framing()
             yield from record_pieces(cast("io.IOBase", body), framing, size, file.uri)
         except BotoCoreError as error:
             raise UnavailableError(f"Reading {file.uri} broke off: {error}. Run again.") from None
