@@ -33,6 +33,7 @@ from c360_pipeline.streaming.topic import SENT, Reading, Validated, each_once
 
 KEY = ["tenant_id", "event_id"]
 USER = ["tenant_id", "user_id"]
+HAS_USER = pl.col("user_id").is_not_null()
 BATCH_ROWS = 5_000
 PART_ROWS = 100_000
 """About as many events are compared at once."""
@@ -245,8 +246,9 @@ class Stores:
         expected = kept.join(rejected, on=KEY, how="anti")
         fresh = _in_time(expected)
         # What landed and was projected is in the graph, late or not; the batch path proves that by itself.
-        in_cassandra = self._in_cassandra(kept)
-        cassandra = _part(fresh, in_cassandra, tolerated=kept)
+        # There it lies by user: what nobody known did is not there.
+        in_cassandra = self._in_cassandra(kept.filter(HAS_USER))
+        cassandra = _part(fresh.filter(HAS_USER), in_cassandra, tolerated=kept)
         held = rejected.join(in_cassandra, on=list(CONTENT), how="semi", nulls_equal=True)
         wrong = held.select(list(DIFFERING))
         return [
@@ -273,7 +275,7 @@ class Stores:
         wrong = rejected.join(cassandra.altered, on=KEY, how="semi")
         self._table.delete(_unlanded_rows(wrong))
         taken = self._lake.held(EVENTS, wrong.select(KEY), [*TEXT_COLUMNS, "ts", "attrs"])
-        self._table.write(_user_events(_content_of(taken)))
+        self._table.write(_user_events(_content_of(taken).filter(HAS_USER)))
         lacking = sent.join(pl.concat([cassandra.missing, cassandra.altered]), on=KEY, how="semi")
         of_cassandra = lacking.join(rejected, on=KEY, how="anti")
         self._table.write(_user_events(of_cassandra))
