@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -58,6 +59,7 @@ UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+_NUMBERS = re.compile(r"[0-9a-fA-F-]{8,}|\d+")
 MISSED = timedelta(hours=20)
 """A nightly tick that comes so much later than planned is left to the next one."""
 SENSORS = dg.DefaultSensorStatus.RUNNING if is_automation_on() else dg.DefaultSensorStatus.STOPPED
@@ -240,7 +242,7 @@ class Asked:
     minimum_interval_seconds=30,
     default_status=SENSORS,
     description="Asks for a run when the landing area holds a file that has not landed with its present content. "
-    "The accounting decide, so that names, times and order of objects do not matter.",
+    "The accounting decides, so that names, times and order of objects do not matter.",
 )
 def new_landing_files(
     context: dg.SensorEvaluationContext, landing: LandingResource, lake: LakeResource, control: ControlResource
@@ -252,11 +254,12 @@ def new_landing_files(
     new, interrupted = waiting_files(lake.open(), found.files)
     _, partitions = _partition_requests(context, EVENT_SOURCES, rules.sources.active_names())
     request, cursor, reason = _request_for(context, [*new, *interrupted], {**faulty, **unlisted})
-    if request is None and not partitions:
+    if request is None and not partitions and (cursor or "") == (context.cursor or ""):
         return dg.SkipReason(reason)
     return dg.SensorResult(
-        run_requests=[request] if request else [], cursor=cursor, dynamic_partitions_requests=partitions
-    )
+        run_requests=[request] if request else [], skip_reason=None if request else dg.SkipReason(reason),
+        cursor=cursor, dynamic_partitions_requests=partitions,
+    )  # fmt: skip
 
 
 def _request_for(
@@ -275,7 +278,7 @@ def _request_for(
         The request, None without one; the sensor's cursor after it; why there is none.
     """
     if not files and not faults:
-        return None, context.cursor, "Every file of the landing area and of the sources is in the accounting."
+        return None, "", "Every file of the landing area and of the sources is in the accounting."
     waiting, asked, now = identity(files, faults), Asked.read(context.cursor), datetime.now(UTC)
     if context.instance.get_runs_count(dg.RunsFilter(job_name=landed_files.name, statuses=UNFINISHED[:2])):
         return None, context.cursor, "A run that has not begun yet will take them."
@@ -291,12 +294,14 @@ def _request_for(
     else:
         asked = Asked(waiting, asked.attempts + 1, now.isoformat())
     tags = {WAITING_TAG: waiting, "c360/waiting_files": str(len(files))}
-    return dg.RunRequest(run_key=f"{waiting} {asked.attempts}", tags=tags), json.dumps(asdict(asked)), ""
+    return dg.RunRequest(run_key=f"{waiting} {asked.attempts} {asked.at}", tags=tags), json.dumps(asdict(asked)), ""
 
 
 def identity(files: Sequence[LandingFile], faults: Mapping[str, str] | None = None) -> str:
     """A hash of names and contents, and of what is wrong."""
-    said = [*sorted(f"{f.uri} {f.etag}" for f in files), *sorted(faults or ())]
+    # Numbers in a reason are of a request or a moment.
+    reasons = [f"{place} {_NUMBERS.sub('', why)}" for place, why in (faults or {}).items()]
+    said = [*sorted(f"{f.uri} {f.etag}" for f in files), *sorted(reasons)]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:32]
 
 

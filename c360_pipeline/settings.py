@@ -288,7 +288,7 @@ def bucket_login(reference: str, bucket: str, home: Path | None = None) -> Bucke
         isinstance(value, str) and value for value in said.values()
     ):  # fmt: skip
         raise ConfigError(
-            f"Password reference {reference!r} holds no login for a bucket: one line of JSON is right, with "
+            f"Login reference {reference!r} holds no login for a bucket: one line of JSON is right, with "
             "access_key_id and secret_access_key, and region and endpoint_url where they differ (docs/security.md)."
         ) from None
     return BucketLogin(**said | {"secret_access_key": SecretStr(said["secret_access_key"])})

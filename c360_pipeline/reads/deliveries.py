@@ -28,17 +28,17 @@ class SourceOfPage:
         name: of the source.
         location: of its files.
         version: of the mapping that new files are read by; None where the source is paused.
-        tenant: value of the mapping's document.
+        tenants: of each version of the mapping, the value of its document that says whose the events are.
     """
 
     name: str
     location: Location
     version: int | None
-    tenant: Any
+    tenants: Mapping[int, Any]
 
-    def is_of(self, tenant_id: str) -> bool:
-        """Whether every file is of this tenant."""
-        return isinstance(self.tenant, Mapping) and self.tenant.get("const") == tenant_id
+    def versions_of(self, tenant_id: str) -> list[int]:
+        """Versions of the mapping by which every file is of this tenant."""
+        return [version for version, said in self.tenants.items() if said == {"const": tenant_id}]
 
 
 def sources_of_pages(control: ControlDb) -> list[SourceOfPage]:
@@ -46,10 +46,10 @@ def sources_of_pages(control: ControlDb) -> list[SourceOfPage]:
     found = []
     for row in control.sources.rows():
         with suppress(ConfigError):
-            document = control.sources.mapping(row, row.active_version or row.newest_version or 0).document
-            said = resolved(document, {name: preset.document for name, preset in presets().items()})
+            known = {name: preset.document for name, preset in presets().items()}
+            tenants = {m.version: resolved(m.document, known).get("tenant") for m in control.sources.mappings(row)}
             version = row.active_version if row.is_active else None
-            found.append(SourceOfPage(row.name, Location(row.location), version, said.get("tenant")))
+            found.append(SourceOfPage(row.name, Location(row.location), version, tenants))
     return found
 
 
@@ -75,11 +75,12 @@ def delivered_by_source(lake: Lake, sources: Iterable[SourceOfPage], tenant_id: 
         of_source = files.filter(pl.col("source") == source.name)
         if source.location.says_tenant:
             counted = _counted(of_source.filter(_tenant_in(source.location) == tenant_id))
-        elif source.is_of(tenant_id):
-            counted = _counted(of_source)
+        elif versions := source.versions_of(tenant_id):
+            counted = _counted(of_source.filter(pl.col("mapping_version").is_in(versions)))
         else:
             counted = {"files": None, "records": None, "outcomes": [], "newest": None}
-        if counted["files"] or source.is_of(tenant_id) or landed.get(source.name):
+        is_waiting = source.version in source.versions_of(tenant_id)
+        if counted["files"] or is_waiting or landed.get(source.name):
             rows.append(
                 {"name": source.name, "version": source.version, "events": landed.get(source.name, 0), **counted}
             )

@@ -588,3 +588,9 @@ def test_a_source_that_is_wrong_is_said_by_one_run_though_no_file_waits(
     assert len(tick.run_requests) == 1
     again = files_tick(dagster, tick.cursor)
     assert "a run has said why" in again.skip_message
+    # Mended, and wrong again: that is said again.
+    control.execute("UPDATE event_sources SET is_active = false")
+    keep_partitions(dagster, EVENT_SOURCES, [])
+    well = files_tick(dagster, tick.cursor)
+    control.execute("UPDATE event_sources SET is_active = true")
+    assert len(files_tick(dagster, well.cursor).run_requests) == 1

@@ -551,6 +551,11 @@ def test_a_tenant_sees_the_accounting_of_sources_that_are_its_own_and_only_those
     # The alias among the records names no tenant.
     assert seen("globex") == {"shops": (1, 1, 12, whole, 11), "mixed": (1, None, None, {}, 10)}
     assert seen("initech") == {}
+    # A source that changed hands: what it brought before stays with whose it was.
+    number = own.control.sources.add_mapping("shop", {"extends": "segment@1", "tenant": {"const": "initech"}}, "")
+    own.control.sources.apply("shop", number)
+    assert seen("initech") == {"shop": (2, 0, 0, dict.fromkeys(whole, 0), 0)}
+    assert seen("acme")["shop"][1:] == (1, 13, whole | {"dead": 1}, 11)
 
 
 @pytest.fixture

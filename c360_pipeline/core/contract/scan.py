@@ -95,6 +95,11 @@ def string_views(texts: Integers, buffer: Bytes, end_of_lines: int) -> npt.NDArr
     return views
 
 
+def is_surely_composed(text: str) -> bool:
+    """Whether a text is in NFC, as far as its characters tell by themselves."""
+    return all(map(composed_table().__getitem__, map(ord, text)))
+
+
 @cache
 def composed_table() -> npt.NDArray[np.bool_]:
     """Of each code point, whether text made of such is surely in NFC; all before U+0300 are."""

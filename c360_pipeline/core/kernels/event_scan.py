@@ -884,6 +884,7 @@ class Program(NamedTuple):
         map_names: constants, sorted within each map.
         map_values: constants.
         attributes: names of the attributes, constants.
+        conditional: of each attribute, whether it is the mapping's only under a condition.
         traits_when: condition of the traits, -1 for always, -2 for never.
         group_when: the same of the group.
         traits_only: whether only traits of nodes that are flagged so count.
@@ -905,6 +906,7 @@ class Program(NamedTuple):
     map_names: npt.NDArray[np.int64]
     map_values: npt.NDArray[np.int64]
     attributes: npt.NDArray[np.int64]
+    conditional: npt.NDArray[np.bool_]
     traits_when: int
     group_when: int
     traits_only: bool
@@ -1290,6 +1292,15 @@ def _longer_path(
 
 
 @_compiled
+def _is_visible(buffer, text):
+    """Whether a text surely holds more than whitespace."""
+    at, is_visible = text >> LENGTH_BITS, False
+    for i in range(at, at + (text & _LENGTH)):
+        is_visible |= 32 < buffer[i] < 127
+    return is_visible
+
+
+@_compiled
 def _holds(buffer, condition, conditions, terms, condition_texts, slots, constants):
     """Whether a record has one of certain texts in each of certain slots."""
     for t in range(conditions[condition], conditions[condition + 1]):
@@ -1397,6 +1408,8 @@ def _run(
                 ):
                     rest = (text & _LENGTH) - size
                     text = text_of((text >> LENGTH_BITS) + size, rest) if rest > 0 else NO_TEXT
+                    if rest > 0 and not _is_visible(buffer, text):
+                        return LEFT, free
             elif operation == LOWER:
                 if kind == TEXT:
                     text, is_done, free = _in_small_letters(buffer, text, free, False)
@@ -1506,8 +1519,8 @@ def map_records(buffer, starts, free, constants, limits, composed, no_tenant, tr
     rest_only = np.zeros(len(captures_rest), np.int64)
     for i in range(len(captures_rest)):
         rest_only[i] = captures_rest[i] + (captures_rest[i] and not captures_traits[i] and not captures_group[i])
-    (code, item_code, conditions, terms, condition_texts, maps, map_names, map_values, attributes, traits_when,
-     group_when, traits_only, group_only, consents, granted, required, time_format, received_format,
+    (code, item_code, conditions, terms, condition_texts, maps, map_names, map_values, attributes, conditional,
+     traits_when, group_when, traits_only, group_only, consents, granted, required, time_format, received_format,
      group_prefix) = program  # fmt: skip
     status, fields, ends, names, values = found.status, found.fields, found.ends, found.names, found.values
     end_of_lines = starts[-1]
@@ -1520,8 +1533,8 @@ def map_records(buffer, starts, free, constants, limits, composed, no_tenant, tr
     first_consent = FIRST_ATTRIBUTE + len(attributes)
     of_record = first_consent + len(consents)
     result_count = of_record + 2 * ITEM_PARTS
-    results, result_kinds = np.empty(result_count, np.int64), np.empty(result_count, np.int64)
-    item, item_of = np.empty(ITEM_PARTS, np.int64), np.empty(ITEM_PARTS, np.int64)
+    results, result_kinds = np.empty(result_count, np.int64), np.zeros(result_count, np.int64)
+    item, item_of = np.empty(ITEM_PARTS, np.int64), np.zeros(ITEM_PARTS, np.int64)
     results[:] = NO_TEXT
     item[:] = NO_TEXT
     members = np.zeros((2, _MAX_MEMBERS), np.int64)
@@ -1595,11 +1608,12 @@ def map_records(buffer, starts, free, constants, limits, composed, no_tenant, tr
             text = results[FIRST_ATTRIBUTE + i]
             if text != NO_TEXT:
                 is_good &= count < _MAX_MEMBERS and text & _LENGTH <= limits[1]
-                members[0, count], members[1, count] = constants[attributes[i]], text
-                if result_kinds[FIRST_ATTRIBUTE + i] == HASHED:
-                    hash_marks[marks] = members[0, count]
-                    marks += 1
-                count += 1
+                if is_good:
+                    members[0, count], members[1, count] = constants[attributes[i]], text
+                    if result_kinds[FIRST_ATTRIBUTE + i] == HASHED:
+                        hash_marks[marks] = members[0, count]
+                        marks += 1
+                    count += 1
         for i in range(leaf_count):
             name, text, capture, flags = leaves[i, 0], leaves[i, 1], leaves[i, 2], leaves[i, 3]
             if captures_rest[capture] and not flags & IS_READ:
@@ -1607,6 +1621,8 @@ def map_records(buffer, starts, free, constants, limits, composed, no_tenant, tr
                 for j in range(len(attributes)):
                     if _same(buffer, name, constants[attributes[j]]):
                         is_named = True
+                        # One that is only named under a condition is the mapping's where that holds.
+                        is_good &= not conditional[j] or results[FIRST_ATTRIBUTE + j] != NO_TEXT
                         break
                 if not is_named:
                     is_good &= count < _MAX_MEMBERS

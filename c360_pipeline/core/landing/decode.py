@@ -18,6 +18,7 @@ import pyarrow as pa
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS
 from c360_pipeline.core.contract.columns import parse_block
 from c360_pipeline.core.contract.events import Event, Rejected, load_object, parse_event
+from c360_pipeline.core.contract.scan import is_surely_composed
 from c360_pipeline.core.landing.lines import Delivery, Line, LineBlock, line_blocks
 from c360_pipeline.core.sources.columns import MappedBlock, map_block
 from c360_pipeline.core.sources.decode import event_from
@@ -140,8 +141,11 @@ def _mapped(block: LineBlock, now: datetime, source: Source, given: Mapping[str,
     """The records that are plainly good; None where the scanner does not know the mapping, or what a place gives."""
     if source.program is None or given.keys() - {"tenantId"}:
         return None
+    tenant = given.get("tenantId")
+    if tenant is not None and (not tenant.strip() or not is_surely_composed(tenant)):
+        return None
     name = source.mapping.source, source.mapping.version
-    return map_block(block.content, block.starts, source.program, name, now, given.get("tenantId"))
+    return map_block(block.content, block.starts, source.program, name, now, tenant)
 
 
 def decode_file(delivery: Delivery, content: bytes, now: datetime) -> Decoded:

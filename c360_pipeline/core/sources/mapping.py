@@ -136,6 +136,9 @@ class SourceMapping:
                 raise place.wrong(f"{name} is missing.")
         if document.get("user") is None and document.get("anonymous") is None:
             raise place.wrong("user or anonymous is missing: whose events these are.")
+        for name in ("id", "received"):
+            if document.get(name) == []:
+                raise place.at(name).wrong("a list of values is empty.")
         self._texts = {
             name: (compiled(document[key], place.at(key), self._read), _paths_in(document[key]))
             for name, key in (

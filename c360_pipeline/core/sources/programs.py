@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from c360_pipeline.core.contract.events import MAX_STRING_CHARACTERS
+from c360_pipeline.core.contract.events import MAX_ATTRS, MAX_STRING_CHARACTERS
 from c360_pipeline.core.contract.fields import ITEM_PARTS
-from c360_pipeline.core.contract.scan import Bytes, Integers, composed_table
+from c360_pipeline.core.contract.scan import Bytes, Integers, is_surely_composed
 from c360_pipeline.core.kernels import event_scan as kernel
 from c360_pipeline.core.kernels.event_scan import Program, Tree
 from c360_pipeline.core.sources.mapping import CONSENT_WORDS, GRANTED
 from c360_pipeline.core.sources.times import FORMATS
 from c360_pipeline.core.sources.values import Place, steps_of, text_of
+from c360_pipeline.errors import ConfigError
 
 Steps = tuple[str | int, ...]
 _ALWAYS, _NEVER = -1, -2
@@ -55,7 +56,8 @@ def record_program(document: Mapping[str, Any]) -> RecordProgram | None:
     """The tables of a mapping's document, as `SourceMapping` took it; None where it says what there are none for."""
     try:
         return _Compiler(document).compiled()
-    except NoTable:
+    except (NoTable, ConfigError, OverflowError, UnicodeError):
+        # What a document may say and the scanner can't: paths with numbers beyond all bounds, halves of characters.
         return None
 
 
@@ -98,9 +100,11 @@ def _node(root: _Node, steps: Steps) -> _Node:
 
 
 def _steps(path: str) -> Steps:
-    if "\\" in path:
+    steps = steps_of(path, Place(""))
+    # Whether a path is read is asked of its text: one that has another text than its steps is left.
+    if "\\" in path or path != ("".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in steps).lstrip(".") or "."):
         raise NoTable
-    return steps_of(path, Place(""))
+    return steps
 
 
 class _Compiler:
@@ -129,12 +133,14 @@ class _Compiler:
         for rule in _listed(said.get("skip")):
             code.add(kernel.SKIP_IF, self.condition({rule["path"]: rule["values"]}, self._record))
         for target, result in _TEXTS.items():
-            if said.get(target) is not None:
+            if said.get(target):
                 code.value(_bare(said[target]))
                 code.store(result)
         self._session(code, said.get("session"))
-        attributes = self._attributes(code)
+        attributes, conditional = self._attributes(code)
         consents = sorted(said.get("consent") or {})
+        if max(len(consents), len(attributes)) > MAX_ATTRS:
+            raise NoTable
         for number, name in enumerate(consents):
             code.value(said["consent"][name])
             code.add(kernel.LOWER)
@@ -160,6 +166,7 @@ class _Compiler:
             map_names=np.array([self.constant(name) for name, _ in map_names], np.int64),
             map_values=np.array([value for _, value in map_names], np.int64),
             attributes=np.array([self.constant(name) for name in attributes], np.int64),
+            conditional=np.array(conditional, np.bool_),
             traits_when=traits_when,
             group_when=group_when,
             traits_only=traits_only,
@@ -168,7 +175,7 @@ class _Compiler:
             granted=self.constant(GRANTED),
             required=np.array([name in required for name in consents], np.bool_),
             time_format=_format(said["time"]),
-            received_format=_format(said["received"]) if said.get("received") is not None else -1,
+            received_format=_format(said["received"]) if said.get("received") else -1,
             group_prefix=self.constant("group."),
         )
         tree = self._tree()
@@ -182,7 +189,7 @@ class _Compiler:
         Raises:
             NoTable: the contract would change it.
         """
-        if len(text) > MAX_STRING_CHARACTERS or not all(map(composed_table().__getitem__, map(ord, text))):
+        if len(text) > MAX_STRING_CHARACTERS or not is_surely_composed(text):
             raise NoTable
         return self._constants.setdefault(text, len(self._constants))
 
@@ -229,8 +236,8 @@ class _Compiler:
                 code.land(end)
         code.store(kernel.SESSION)
 
-    def _attributes(self, code: "_Code") -> list[str]:
-        """Write what the named attributes are; their names."""
+    def _attributes(self, code: "_Code") -> tuple[list[str], list[bool]]:
+        """Write what the named attributes are; their names, and whether each is only named under a condition."""
         said = self._document
         named: list[tuple[str, Any, Any]] = [(name, value, None) for name, value in (said.get("attrs") or {}).items()]
         named += [(f"keys.{name}", value, None) for name, value in (said.get("keys") or {}).items()]
@@ -246,7 +253,7 @@ class _Compiler:
             if unless is not None:
                 code.land(unless)
             code.store(kernel.FIRST_ATTRIBUTE + number)
-        return [name for name, _, _ in named]
+        return [name for name, _, _ in named], [when is not None for _, _, when in named]
 
     def _items(self, code: "_Code", document: Any, first_result: int) -> "_Code":
         """Write what the items are; the program of one."""
@@ -254,7 +261,7 @@ class _Compiler:
         if document is None:
             return item
         each, otherwise = document["each"], document.get("or")
-        if not isinstance(each, str) or not isinstance(otherwise, str | None):
+        if not isinstance(each, str) or not isinstance(otherwise, str | None) or otherwise == ".":
             raise NoTable
         steps = _steps(each)
         self._read.append(steps)
@@ -286,12 +293,11 @@ class _Compiler:
         steps = _steps(document["from"])
         self._read.append(steps)
         setattr(self._capture(steps), name, True)
-        only = document.get("only")
-        for one in _listed(only):
+        for one in _listed(document.get("only")):
             if set(one) & set("[]\\") or not all(one.split(".")):
                 raise NoTable
             _node(self._root, (*steps, *one.split("."))).flags |= flag
-        return when, only is not None
+        return when, "only" in document
 
     def _rest(self, document: Any) -> None:
         paths = [_steps(path) for path in _listed(document)]
@@ -303,7 +309,9 @@ class _Compiler:
         for steps, capture in self._captures.items():
             for inner in self._captures:
                 # What lies in the rest and is read is none of it.
-                is_apart = capture == _Capture(is_rest=True) and inner in self._read and inner not in paths
+                # Deeper down it would begin its own path in the middle of another's.
+                is_child = len(inner) == len(steps) + 1
+                is_apart = capture == _Capture(is_rest=True) and inner in self._read and inner not in paths and is_child
                 if inner != steps and inner[: len(steps)] == steps and not is_apart:
                     raise NoTable
 
@@ -463,7 +471,7 @@ def _format(document: Any) -> int:
 def _below(path: str, value: Any) -> Any:
     """A value of an item as one of the record that the item lies in."""
     match value:
-        case str():
+        case str() if not value.startswith(("[", ".")):
             return f"{path}.{value}"
         case list():
             return [_below(path, one) for one in value]

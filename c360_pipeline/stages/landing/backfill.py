@@ -320,7 +320,8 @@ def _queue(ingest: Ingest, read: _Read, dead: pl.DataFrame, passed_lines: pl.Dat
     ingest.queue_dead_letters(dead)
     lines, all_lines = dead_lines(dead), lake.read(DEAD_LETTER_LINES)
     stale = read.of(all_lines).join(lines, on=[*PLACE, "dead_letter_id"], how="anti")
-    left = all_lines.join(stale, on=[*PLACE, "dead_letter_id"], how="anti").filter(pl.col("outcome") == "dead")
+    held = all_lines.join(stale, on=[*PLACE, "dead_letter_id"], how="anti").filter(pl.col("outcome") == "dead")
+    left = pl.concat([held.select("dead_letter_id"), lines.select("dead_letter_id")])
     without_lines = lake.held(
         DEAD_LETTERS, stale.join(left, on="dead_letter_id", how="anti"), list(DEAD_LETTERS.columns)
     ).filter(pl.col("status") != "replayed")

@@ -24,6 +24,10 @@ READ_MAPPING = """
     SELECT version, document, note, created_at FROM event_mappings
     WHERE source_id = %(source_id)s AND version = %(version)s
 """
+READ_MAPPINGS = """
+    SELECT version, document, note, created_at FROM event_mappings
+    WHERE source_id = %(source_id)s ORDER BY version
+"""
 ADD_SOURCE = """
     INSERT INTO event_sources (name, location, framing, columns, records, from_table, login_ref,
         fresh_within_days)
@@ -142,6 +146,11 @@ class EventSources:
                 f"source {source.name} has no mapping v{version}; the newest is v{source.newest_version}."
             )
         return MappingRow(**found)
+
+    def mappings(self, source: SourceRow) -> list[MappingRow]:
+        """Every version of a source's mapping, the oldest first."""
+        with self._sessions.session() as connection:
+            return [MappingRow(**row) for row in connection.execute(READ_MAPPINGS, {"source_id": source.source_id})]
 
     def add(
         self,

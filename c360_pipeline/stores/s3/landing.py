@@ -120,14 +120,20 @@ def landing_date_of(uri: str) -> date:
     return found
 
 
-def _client(endpoint_url: str | None, access_key_id: str, secret_access_key: str, region: str) -> "S3Client":
+def _client(
+    endpoint_url: str | None, access_key_id: str, secret_access_key: str, region: str, *, is_foreign: bool = False
+) -> "S3Client":
+    # Whoever listens and says nothing must not keep a sensor from the files of others.
+    connect, read, tries = (3, 10, 1) if is_foreign else (5, 60, 4)
     return boto3.client(
         "s3",
         endpoint_url=endpoint_url,
         aws_access_key_id=access_key_id,
         aws_secret_access_key=secret_access_key,
         region_name=region,
-        config=Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}),
+        config=Config(
+            connect_timeout=connect, read_timeout=read, retries={"mode": "standard", "total_max_attempts": tries}
+        ),
     )
 
 
@@ -164,7 +170,7 @@ class Landing:
         if login not in self._clients_of:
             self._clients_of[login] = _client(
                 login.endpoint_url or self._endpoint_url, login.access_key_id,
-                login.secret_access_key.get_secret_value(), login.region or self._region,
+                login.secret_access_key.get_secret_value(), login.region or self._region, is_foreign=True,
             )  # fmt: skip
         return self._clients_of[login]
 
@@ -290,7 +296,8 @@ class Landing:
             framing = source.framing if source else Framing()
             yield from record_pieces(cast("io.IOBase", body), framing, size, file.uri)
         except BotoCoreError as error:
-            raise UnavailableError(f"Reading {file.uri} broke off: {error}. Run again.") from None
+            failed = UnreadableError if is_foreign else UnavailableError
+            raise failed(f"Reading {file.uri} broke off: {error}. Run again.") from None
 
     def read(self, file: LandingFile) -> bytes:
         """The whole content of a small file."""
