@@ -364,7 +364,8 @@ def of_graph(settings: Settings) -> dict[tuple[str, str], tuple[Any, ...]]:
     """Events of the graph by tenant and id, read with the driver."""
     login = (settings.neo4j_user, settings.neo4j_password.get_secret_value())
     statement = """
-        MATCH (u:User)-[:HAS_SESSION]->(s:Session)-[:HAS_ACTION]->(e:Event)
+        MATCH (s:Session)-[:HAS_ACTION]->(e:Event)
+        OPTIONAL MATCH (u:User)-[:HAS_SESSION]->(s) WHERE u.id = e.user_id
         OPTIONAL MATCH (e)-[:ON_PRODUCT]->(p) RETURN e, u.id AS user, s.id AS session, p.id AS item
     """
     with neo4j.GraphDatabase.driver(settings.neo4j_uri, auth=login) as driver:
