@@ -18,7 +18,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from typer.testing import CliRunner
 
 from c360_pipeline.cli import app
-from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.accounting import OUTCOMES, unbalanced
 from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.devstack.service import free_port
@@ -615,3 +615,18 @@ def test_a_bucket_is_read_by_a_login_of_its_own_that_is_meant_for_it(
         assert "can't be listed" in own.land()[location]
         assert "a-secret-of-the-shop" not in str(own.land())
     assert own.accounting()["landed"] == 22
+
+
+def test_letters_whose_lines_are_numbered_anew_stay_open(own: World, put: Callable[..., str]) -> None:
+    """A header that turns out to be a row: each record is a line further on, where another dead one was before."""
+    place = own.location("tables/{date}/*")
+    run("sources", "add", "shop", "--location", place, "--preset", "segment", "--tenant", "acme", "--framing", "tsv")
+    put("a.tsv", b"messageId\tuserId\nm1\tu1\nm2\tu2\n", "tables/2026-11-20/")
+    own.land()
+    assert own.accounting()["dead"] == 2
+    own.control.execute("UPDATE event_sources SET columns = ARRAY['messageId', 'userId']")
+    run("sources", "apply", "shop", "v1", "--from", "2026-11-01")
+    assert own.accounting()["dead"] == own.accounting()["lines"] == 3
+    letters = own.lake.read(DEAD_LETTERS)
+    assert letters.select("status").to_series().to_list() == ["open"] * 3
+    assert sorted(own.lake.read(DEAD_LETTER_LINES)["source_line"]) == [1, 2, 3]
