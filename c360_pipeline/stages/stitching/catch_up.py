@@ -92,7 +92,7 @@ class Stitching:
             self._journeys.log.note(EVERY_TENANT, {"source": str(now)})
 
     def _source(self) -> Version | None:
-        return _stitched_version(self._journeys)
+        return stitched_version(self._journeys)
 
     def _gone_from_archive(self) -> pl.DataFrame:
         key = list(EVENTS.key)
@@ -140,12 +140,24 @@ class Stitching:
 
 def unstitched_events(lake: Lake) -> pl.DataFrame:
     """tenant_id, id of the events of the archive that came or changed since it was last stitched to its end."""
-    source = lake.versions.still_there(EVENTS, _stitched_version(Journeys(lake)))
+    source = lake.versions.still_there(EVENTS, stitched_version(Journeys(lake)))
     changed, _ = lake.versions.changes(EVENTS, source, [*EVENTS.key, "content_hash"])
     return changed.upserted.select("tenant_id", id="event_id")
 
 
-def _stitched_version(journeys: Journeys) -> Version | None:
+def changed_since(lake: Lake, version: Version | None) -> pl.DataFrame:
+    """tenant_id, event_id of the events that came, changed or went since a version of the archive.
+
+    None of them where that version is not known or not there any more: nothing is excused by it then.
+    """
+    source = lake.versions.still_there(EVENTS, version)
+    if source is None:
+        return EVENTS.empty().select(EVENTS.key)
+    changed, _ = lake.versions.changes(EVENTS, source, [*EVENTS.key, "content_hash"])
+    return pl.concat([changed.upserted.select(EVENTS.key), changed.deleted.select(EVENTS.key)])
+
+
+def stitched_version(journeys: Journeys) -> Version | None:
     """The version of the archive that is stitched to its end."""
     said = journeys.log.state(EVERY_TENANT).detail.get("source")
     return Version.parse(said) if said else None

@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 from deltalake.exceptions import CommitFailedError
 
+from c360_pipeline.assets.stitching import settled, wrong_rows
 from c360_pipeline.core.catalog.tables import (
     EVENT_JOURNEY,
     EVENT_KEYS,
@@ -41,7 +42,7 @@ from c360_pipeline.core.stitching.journey_ids import journey_id
 from c360_pipeline.core.stitching.keys import JourneyLimit, KeyPolicy, KeyRule, extract_keys, value_hash
 from c360_pipeline.core.stitching.stitch import stitch
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.stages.stitching.catch_up import Stitching
+from c360_pipeline.stages.stitching.catch_up import Stitching, stitched_version
 from c360_pipeline.stages.stitching.history import JourneyHistory
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.report import BatchReport
@@ -945,3 +946,33 @@ def test_an_archive_that_was_made_again_takes_its_lost_events_along(tmp_path: Pa
     assert (report.events, report.removed) == (1, 1)
     stitcher.journeys = Journeys(fresh)
     assert stitcher.partition() == {frozenset("bc")}
+
+
+def test_checks_of_journeys_leave_out_what_landed_or_left_since(tmp_path: Path) -> None:
+    """Another run lands, or a backfill takes away, between the stitching of a run and its checks."""
+    stitcher = Stitcher(tmp_path)
+    lake = stitcher.lake
+
+    def archived(*events: Event) -> pl.DataFrame:
+        rows = archive(list(events)).with_columns(event_date=pl.col("ts").dt.date())
+        missing = {n: t for n, t in EVENTS.empty().schema.items() if n not in rows.columns}
+        return rows.with_columns(pl.lit(None, t).alias(n) for n, t in missing.items()).select(list(EVENTS.columns))
+
+    def wrong() -> set[str]:
+        found = wrong_rows(lake)["every_event_has_one_journey"].collect()
+        return set(settled(lake, stitched, found)["event_id"])
+
+    lake.commits.append(EVENTS, archived(("a", 1, ["user:1"]), ("b", 2, ["user:1"]), ("gone", 3, ["user:2"])))
+    Stitching(lake, stitcher.journeys, POLICY).catch_up()
+    JourneyTables(lake).publish_all()
+    stitched = stitched_version(Journeys(lake))
+    assert stitched is not None
+    lake.commits.append(EVENTS, archived(("new", 4, ["user:1"])))
+    lake.commits.delete_rows(EVENTS, ["acme"], {"event_id": ["gone"]}, {})
+    assert set(wrong_rows(lake)["every_event_has_one_journey"].collect()["event_id"]) == {"new", "gone"}
+    assert wrong() == set()
+    lake.commits.delete_rows(EVENT_JOURNEY, ["acme"], {"event_id": ["a"]}, {})
+    assert wrong() == {"a"}
+    # Where it is not known how far the archive is stitched, nothing is excused.
+    stitched = None
+    assert wrong() == {"a", "new", "gone"}
