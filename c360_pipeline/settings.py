@@ -19,7 +19,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from c360_pipeline.core.sources.source import BucketLogin
+from c360_pipeline.core.sources.login import BucketLogin
 from c360_pipeline.errors import ConfigError
 
 OWNERS: dict[str, tuple[str, ...]] = {

@@ -4,29 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from pydantic import SecretStr
-
 from c360_pipeline.core.sources.location import Location
+from c360_pipeline.core.sources.login import BucketLogin
 from c360_pipeline.core.sources.mapping import SourceMapping
 from c360_pipeline.core.sources.programs import RecordProgram, record_program
 from c360_pipeline.core.sources.records import Framing
-
-
-@dataclass(frozen=True)
-class BucketLogin:
-    """A login for a bucket that is not the product's own.
-
-    Attributes:
-        access_key_id: of the login.
-        secret_access_key: its secret.
-        region: of the bucket.
-        endpoint_url: the server; None for the one of the product's own bucket.
-    """
-
-    access_key_id: str
-    secret_access_key: SecretStr
-    region: str | None = None
-    endpoint_url: str | None = None
 
 
 @dataclass(frozen=True)

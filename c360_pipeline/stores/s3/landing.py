@@ -20,8 +20,9 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from c360_pipeline.core.sources.login import BucketLogin
 from c360_pipeline.core.sources.records import Framing
-from c360_pipeline.core.sources.source import BucketLogin, Source, Sources
+from c360_pipeline.core.sources.source import Source, Sources
 from c360_pipeline.errors import ConflictError, ContractError, UnavailableError, UnreadableError
 from c360_pipeline.stores.s3.bucket import MULTIPART_BYTES, file_sha256, s3_store
 from c360_pipeline.stores.s3.records import record_pieces
