@@ -25,20 +25,21 @@ from c360_pipeline.assets.specs import (
     preview,
     rows,
 )
-from c360_pipeline.core.catalog.tables import LANDING_FILES
 from c360_pipeline.core.landing.accounting import OUTCOMES
 from c360_pipeline.core.landing.volumes import unusual_volumes
-from c360_pipeline.errors import ConfigError
+from c360_pipeline.errors import ConfigError, UnreadableError
+from c360_pipeline.reads.deliveries import by_source
 from c360_pipeline.resources import ControlResource, LakeResource, LandingResource
 from c360_pipeline.stages.landing.backfill import land
 from c360_pipeline.stages.landing.dead_letters import settle_accounting
 from c360_pipeline.stages.landing.ingest import Ingest, files_of
 from c360_pipeline.stages.sources.active import active_sources
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.event_sources import SourceRow
+from c360_pipeline.stores.s3.landing import Landing
 
 GROUP = "sources"
-_COUNTED = ("lines", *OUTCOMES)
 _MEANINGS = {
     "source": "name of the source",
     "landing_date": "day that its records came",
@@ -78,12 +79,23 @@ def event_sources(  # with checks of its own, Dagster takes the result type with
         context.log.info("files_read_again: %s", read_again(landing, tables, control, days))
         note_partitions(context, "event_sources", source_days(tables, days))
     counted = by_source(tables)
-    sources, faulty = active_sources(control.open())
-    _, unlisted = files_of(landing.open(), sources)
     return dg.MaterializeResult(
         metadata=rows(counted.height, sources=preview(counted, limit=100)),
-        check_results=[all_went({**faulty, **unlisted}, "every_source_is_right", asset="event_sources")],
+        check_results=[
+            all_went(wrong_sources(landing.open(), control.open()), "every_source_is_right", asset="event_sources")
+        ],
     )
+
+
+def wrong_sources(landing: Landing, control: ControlDb) -> dict[str, str]:
+    """By location, what is wrong with the active sources that can't be read."""
+    sources, wrong = active_sources(control)
+    for source in sources:
+        try:
+            landing.look_at(source)
+        except UnreadableError as error:
+            wrong[source.location.text] = str(error)
+    return wrong
 
 
 def read_again(
@@ -120,6 +132,8 @@ def _shown(days: Collection[tuple[str, date]]) -> str:
 
 def source_days(lake: Lake, days: Collection[tuple[str, date]]) -> dict[str, dict[str, Any]]:
     """By partition, what became of the records of each of these sources and days."""
+    if not days:
+        return {}
     return {
         source_day_key(row["source"], row["landing_date"]): rows(
             row["lines"], **{name: str(said) if isinstance(said, date) else said for name, said in row.items()}
@@ -132,16 +146,6 @@ def source_days(lake: Lake, days: Collection[tuple[str, date]]) -> dict[str, dic
 def note_source_days(context: dg.AssetExecutionContext, lake: Lake, days: Collection[tuple[str, date]]) -> None:
     """Landing has read files of these sources and days."""
     log_partitions(context, "event_sources", SOURCE_DAYS, source_days(lake, days))
-
-
-def by_source(lake: Lake, *more: str) -> pl.DataFrame:
-    """Files and records of each source by what became of them, with the newest day and version."""
-    files = lake.scan(LANDING_FILES).filter(pl.col("source").is_not_null())
-    counted = files.group_by("source", *more).agg(
-        pl.len().alias("files"), pl.col(*_COUNTED).sum(), newest=pl.col("landing_date").max(),
-        mapping_version=pl.col("mapping_version").max(),
-    )  # fmt: skip
-    return counted.sort("source", *more).collect()
 
 
 def late_sources(sources: Collection[SourceRow], newest: Mapping[str, date], today: date) -> dict[str, str]:

@@ -333,16 +333,13 @@ def put(name: SourceName, file: FileName, tenant: TenantName = None) -> None:
 @sources_app.command("list")
 def show(as_json: AsJson = False) -> None:
     """Show the sources, and what landed of each."""
-    import polars as pl
-
     from c360_pipeline.connections import open_control, open_lake
-    from c360_pipeline.core.catalog.tables import LANDING_FILES
     from c360_pipeline.core.landing.accounting import OUTCOMES
+    from c360_pipeline.reads.deliveries import by_source
 
     settings = load_settings()
     rows = open_control(settings).sources.rows()
-    files = open_lake(settings).scan(LANDING_FILES).filter(pl.col("source").is_not_null())
-    counted = files.group_by("source").agg(pl.len().alias("files"), pl.col("lines", *OUTCOMES).sum()).collect()
+    counted = by_source(open_lake(settings)).select("source", "files", "lines", *OUTCOMES)
     of = {row["source"]: row for row in counted.iter_rows(named=True)}
     if as_json:
         print_json([{**vars(row), "accounting": of.get(row.name, {})} for row in rows])

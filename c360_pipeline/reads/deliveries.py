@@ -17,7 +17,7 @@ from c360_pipeline.stages.sources.presets import presets
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.control import ControlDb
 
-_COUNTED = ("lines", *OUTCOMES, "replaced")
+_COUNTED = ("lines", *OUTCOMES)
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,16 @@ def delivered_by_source(lake: Lake, sources: Iterable[SourceOfPage], tenant_id: 
     return rows
 
 
+def by_source(lake: Lake, *more: str) -> pl.DataFrame:
+    """Files and records of each source by what became of them, with the newest day and version."""
+    files = lake.scan(LANDING_FILES).filter(pl.col("source").is_not_null())
+    counted = files.group_by("source", *more).agg(
+        pl.len().alias("files"), pl.col(*_COUNTED).sum(), newest=pl.col("landing_date").max(),
+        mapping_version=pl.col("mapping_version").max(),
+    )  # fmt: skip
+    return counted.sort("source", *more).collect()
+
+
 def _tenant_in(location: Location) -> pl.Expr:
     key = pl.col("source_uri").str.strip_prefix(f"s3://{location.bucket}/")
     return key.str.extract_groups(f"^(?:{location.pattern})$").struct.field("tenant")
@@ -94,7 +104,7 @@ def _tenant_in(location: Location) -> pl.Expr:
 
 def _counted(files: pl.LazyFrame) -> dict[str, Any]:
     said = files.select(
-        pl.len().alias("files"), pl.col(*_COUNTED).sum(), newest=pl.col("landing_date").max()
+        pl.len().alias("files"), pl.col(*_COUNTED, "replaced").sum(), newest=pl.col("landing_date").max()
     ).collect().row(0, named=True)  # fmt: skip
     newest: date | None = said["newest"]
     outcomes = [(name, said[name]) for name in (*OUTCOMES, "replaced") if said[name] or name in OUTCOMES[:3]]

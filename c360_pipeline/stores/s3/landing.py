@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -217,14 +218,30 @@ class Landing:
             UnreadableError: its bucket is not there, or the login may not list it.
         """
         found = []
-        try:
-            for file, put_at in self._list(source.location.prefix, source.location.bucket, self._client_for(source)):
+        with self._listing(source) as client:
+            for file, put_at in self._list(source.location.prefix, source.location.bucket, client):
                 said = source.location.match(file.uri)
                 if said is None or not file.bytes or _UNFINISHED.search(file.key.rpartition("/")[2]):
                     continue
                 if sources is None or sources.of(file.uri) is source:
                     day = said.landing_date or put_at.astimezone(UTC).date()
                     found.append(EventFile(**vars(file), landing_date=day, source=source))
+        return found
+
+    def look_at(self, source: Source) -> None:
+        """Whether the files of a source can be listed, by asking for one.
+
+        Raises:
+            UnreadableError: as `source_files`.
+        """
+        with self._listing(source) as client:
+            client.list_objects_v2(Bucket=source.location.bucket, Prefix=source.location.prefix, MaxKeys=1)
+
+    @contextmanager
+    def _listing(self, source: Source) -> Iterator["S3Client"]:
+        """Who lists the files of a source; what goes wrong is the source's."""
+        try:
+            yield self._client_for(source)
         except ClientError as error:
             said_by_s3 = error.response.get("Error", {})
             raise UnreadableError(
@@ -237,7 +254,6 @@ class Landing:
                 f"source {source.name}: {source.location.text} can't be listed ({error}). Its files wait until its "
                 "server answers, or its login names another."
             ) from None
-        return found
 
     def catalog_files(self) -> list[LandingFile]:
         """Every catalogue file, by name."""
