@@ -151,9 +151,13 @@ def _attributes(scanned: Scan, texts: TextsOf, number: Integers) -> pl.Series:
     pairs = pa.StructArray.from_arrays(
         [texts.array(scanned.found.keys), texts.array(scanned.found.values)], ["key", "value"]
     )
-    offsets = pa.array(np.concatenate(([0], scanned.found.attr_ends[number])), pa.int64())
-    lists = pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pairs)))
-    return lists.cast(pl.Map(pl.String, pl.String))
+    return lists_of(pairs, scanned.found.attr_ends[number]).cast(pl.Map(pl.String, pl.String))
+
+
+def lists_of(rows: "pa.Array[Any]", ends: Integers) -> pl.Series:
+    """Rows as lists, one after the other: the first ends where the first of `ends` says."""
+    offsets = pa.array(np.concatenate(([0], ends)), pa.int64())
+    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, rows)))
 
 
 def digests(forms: Bytes, ends: Integers) -> pl.Series:

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
-from c360_pipeline.core.contract.columns import TextsOf, digests
+from c360_pipeline.core.contract.columns import TextsOf, digests, lists_of
 from c360_pipeline.core.contract.events import (
     EARLIEST,
     LATEST_AHEAD,
@@ -160,7 +159,8 @@ def _sha256(texts: pl.Series) -> pl.Series:
 
 
 def _map(names: pl.Series, values: pl.Series, ends: Integers) -> pl.Series:
-    return _lists(pl.DataFrame({"key": names, "value": values}), ends).cast(pl.Map(pl.String, pl.String))
+    pairs = pl.DataFrame({"key": names, "value": values}).to_struct().to_arrow()
+    return lists_of(pairs, ends).cast(pl.Map(pl.String, pl.String))
 
 
 def _items(parts: Integers, texts: TextsOf, ends: Integers) -> pl.Series:
@@ -172,14 +172,7 @@ def _items(parts: Integers, texts: TextsOf, ends: Integers) -> pl.Series:
             "currency": texts.series(parts[:, kernel.CURRENCY_PART]),
         }
     )
-    return _lists(frame, ends).cast(ITEMS)
-
-
-def _lists(rows: pl.DataFrame, ends: Integers) -> pl.Series:
-    """Rows as lists of structs: the first ends where the first of `ends` says."""
-    offsets = pa.array(np.concatenate(([0], ends)), pa.int64())
-    structs = rows.to_struct().to_arrow()
-    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, structs)))
+    return lists_of(frame.to_struct().to_arrow(), ends).cast(ITEMS)
 
 
 def _none_if_empty(lists: pl.Series, ends: Integers) -> pl.Series:
