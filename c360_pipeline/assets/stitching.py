@@ -39,7 +39,7 @@ from c360_pipeline.settings import load_settings
 from c360_pipeline.stages.stitching.catch_up import Progress, Stitching, changed_since, stitched_version
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.report import BatchReport
-from c360_pipeline.stages.stitching.tables import PUBLISHED, JourneyTables
+from c360_pipeline.stages.stitching.tables import PUBLISHED, AtOneCommit, JourneyTables
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.metrics import Figure, by_tenant
 
@@ -151,7 +151,7 @@ def stitching_assets(
         changed = published.publish(table, target).count
         yield dg.MaterializeResult(asset_key=table.name, metadata=_metadata(tables, table, changed))
     metrics.open().write("journeys", _journey_figures(tables))
-    for name, wrong in wrong_rows(tables).items():
+    for name, wrong in wrong_rows(published.at_one_commit()).items():
         yield found_none(CHECKS[name][0].name, name, wrong=settled(tables, stitched, wrong.collect(engine="streaming")))
 
 
@@ -168,16 +168,17 @@ def settled(lake: Lake, stitched: Version | None, wrong: pl.DataFrame) -> pl.Dat
     return wrong.join(changed_since(lake, stitched), on=EVENTS.key, how="anti")
 
 
-def wrong_rows(lake: Lake) -> dict[str, pl.LazyFrame]:
+def wrong_rows(tables: AtOneCommit) -> dict[str, pl.LazyFrame]:
     """Rows that break what must hold, by check; all empty when all is well."""
     key, identity = ["tenant_id", "event_id"], ["tenant_id", "journey_id"]
-    events, assigned = lake.scan(EVENTS).select(key), lake.scan(EVENT_JOURNEY)
-    journeys, pairs, keys = lake.scan(JOURNEYS), lake.scan(EVENT_KEYS), lake.scan(JOURNEY_KEYS)
+    events = tables.lake.scan(EVENTS).select(key)
+    assigned, pairs, keys = tables.scan(EVENT_JOURNEY), tables.scan(EVENT_KEYS), tables.scan(JOURNEY_KEYS)
+    journeys, aliases = tables.scan(JOURNEYS), tables.scan(JOURNEY_ALIASES)
     repeated = assigned.group_by(key).len().filter(pl.col("len") > 1).select(key)
     counted = assigned.group_by(identity).agg(events=pl.len().cast(pl.Int64))
     linked = keys.group_by(identity).agg(keys=pl.len().cast(pl.Int64))
     counts = journeys.join(counted, on=identity, how="left").join(linked, on=identity, how="left")
-    losers = lake.scan(JOURNEY_MERGES).select("tenant_id", journey_id="loser").unique()
+    losers = tables.scan(JOURNEY_MERGES).select("tenant_id", journey_id="loser").unique()
     return {
         "every_event_has_one_journey": pl.concat(
             [
@@ -191,7 +192,7 @@ def wrong_rows(lake: Lake) -> dict[str, pl.LazyFrame]:
             pl.col("event_count").ne_missing(pl.col("events")) | (pl.col("key_count") != pl.col("keys").fill_null(0))
         ),
         "every_key_leads_to_a_journey": keys.join(journeys, on=identity, how="anti"),
-        "every_loser_is_an_alias": losers.join(lake.scan(JOURNEY_ALIASES), on=identity, how="anti").join(
+        "every_loser_is_an_alias": losers.join(aliases, on=identity, how="anti").join(
             journeys, on=identity, how="anti"
         ),
     }
@@ -258,7 +259,7 @@ def _of_keys(lake: Lake) -> dict[str, Any]:
 @asset_check(asset=JOURNEY_ALIASES.name, description="Every id that a journey ever had leads to a journey of today.")
 def every_alias_resolves(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for aliases whose target is no journey."""
-    tables = lake.open()
+    tables = JourneyTables(lake.open()).at_one_commit()
     targets = tables.scan(JOURNEYS).select("tenant_id", merged_into="journey_id")
     lost = tables.scan(JOURNEY_ALIASES).join(targets, on=["tenant_id", "merged_into"], how="anti").collect()
     return dg.AssetCheckResult(passed=lost.is_empty(), metadata={"lost": preview(lost)})
@@ -282,11 +283,11 @@ def commits_are_numbered(lake: LakeResource) -> dg.AssetCheckResult:
 @asset_check(asset=JOURNEY_SPLITS.name, description="What was split off is a journey, or went into one later.")
 def every_split_leads_to_a_journey(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for parts of journeys that are nowhere."""
-    tables = lake.open()
+    tables = JourneyTables(lake.open()).at_one_commit()
     identity = ["tenant_id", "journey_id"]
     ids = pl.concat([tables.scan(JOURNEYS).select(identity), tables.scan(JOURNEY_ALIASES).select(identity)])
     parts = tables.scan(JOURNEY_SPLITS).select("tenant_id", journey_id="split_off").unique()
-    emptied = tables.scan(JOURNEY_LOG).filter((pl.col("kind") == JOURNEY) & (pl.col("event_count") == 0))
+    emptied = tables.lake.scan(JOURNEY_LOG).filter((pl.col("kind") == JOURNEY) & (pl.col("event_count") == 0))
     known = pl.concat([ids, emptied.select(identity)])
     return found_none(JOURNEY_SPLITS.name, "every_split_leads_to_a_journey",
                       lost=parts.join(known, on=identity, how="anti").collect())  # fmt: skip

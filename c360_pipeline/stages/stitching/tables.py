@@ -27,6 +27,7 @@ from c360_pipeline.core.catalog.tables import (
     QUARANTINED_KEYS,
 )
 from c360_pipeline.core.stitching import log as log
+from c360_pipeline.errors import ConflictError
 from c360_pipeline.stores.delta.lake import Lake
 
 PUBLISHED = (
@@ -34,6 +35,10 @@ PUBLISHED = (
     JOURNEY_CONFLICTS, QUARANTINED_KEYS,
 )  # fmt: skip
 """In the order of writing: what tells where an id went comes before the tables that do not name it any more."""
+
+
+LOOKS = 20
+"""How often tables that others publish meanwhile are looked at, until all stand at one commit."""
 
 
 def published_number(tenant_id: str) -> str:
@@ -80,6 +85,23 @@ class News:
     def absorbed(self) -> pl.DataFrame:
         """tenant_id, journey_id of merged journeys, merged_into."""
         return self.aliases.drop_nulls("merged_into")
+
+
+@dataclass(frozen=True)
+class AtOneCommit:
+    """The tables as they are side by side, while others may publish.
+
+    Attributes:
+        lake: holds them.
+        versions: of each table the version in which it stands where the others do.
+    """
+
+    lake: Lake
+    versions: Mapping[Table, int]
+
+    def scan(self, table: Table) -> pl.LazyFrame:
+        """The rows of a table."""
+        return self.lake.scan(table, self.versions[table])
 
 
 class JourneyTables:
@@ -152,6 +174,25 @@ class JourneyTables:
         target = self.target()
         for table in PUBLISHED:
             self.publish(table, target)
+
+    def at_one_commit(self) -> AtOneCommit:
+        """The tables at the same commit of each tenant: what is compared between them is of one moment.
+
+        Where another worker is between two tables, those that are behind are brought up to those that are ahead.
+
+        Raises:
+            ConflictError: other workers were faster 20 times in a row.
+        """
+        for _ in range(LOOKS):
+            snapshots = {table: self._lake.commits.snapshot(table) for table in PUBLISHED}
+            tenants = self.target()
+            numbers = [_published(snapshot, tenants) for snapshot in snapshots.values()]
+            first = {tenant: max(known[tenant] for known in numbers) for tenant in tenants}
+            if all(known == first for known in numbers):
+                return AtOneCommit(self._lake, {table: one.version() for table, one in snapshots.items()})
+            for table in PUBLISHED:
+                self.publish(table, first)
+        raise ConflictError(f"Other runs published journeys {LOOKS} times in a row meanwhile. Run it again.")
 
     def _log(self) -> pl.LazyFrame:
         snapshot = self._lake.commits.snapshot(JOURNEY_LOG)

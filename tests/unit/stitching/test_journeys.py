@@ -959,7 +959,7 @@ def test_checks_of_journeys_leave_out_what_landed_or_left_since(tmp_path: Path) 
         return rows.with_columns(pl.lit(None, t).alias(n) for n, t in missing.items()).select(list(EVENTS.columns))
 
     def wrong() -> set[str]:
-        found = wrong_rows(lake)["every_event_has_one_journey"].collect()
+        found = wrong_rows(JourneyTables(lake).at_one_commit())["every_event_has_one_journey"].collect()
         return set(settled(lake, stitched, found)["event_id"])
 
     lake.commits.append(EVENTS, archived(("a", 1, ["user:1"]), ("b", 2, ["user:1"]), ("gone", 3, ["user:2"])))
@@ -969,10 +969,30 @@ def test_checks_of_journeys_leave_out_what_landed_or_left_since(tmp_path: Path) 
     assert stitched is not None
     lake.commits.append(EVENTS, archived(("new", 4, ["user:1"])))
     lake.commits.delete_rows(EVENTS, ["acme"], {"event_id": ["gone"]}, {})
-    assert set(wrong_rows(lake)["every_event_has_one_journey"].collect()["event_id"]) == {"new", "gone"}
+    now = wrong_rows(JourneyTables(lake).at_one_commit())
+    assert set(now["every_event_has_one_journey"].collect()["event_id"]) == {"new", "gone"}
     assert wrong() == set()
     lake.commits.delete_rows(EVENT_JOURNEY, ["acme"], {"event_id": ["a"]}, {})
     assert wrong() == {"a"}
     # Where it is not known how far the archive is stitched, nothing is excused.
     stitched = None
     assert wrong() == {"a", "new", "gone"}
+
+
+def test_checks_of_journeys_see_tables_of_one_moment_while_another_run_is_between_two_of_them(tmp_path: Path) -> None:
+    """Another run stitched two journeys into one, and has published two tables of nine."""
+    stitcher = Stitcher(tmp_path)
+    stitcher.add(("a", 1, ["user:1"]), ("b", 2, ["user:2"]))
+    tables = JourneyTables(stitcher.lake)
+    tables.publish_all()
+    stitcher.add(("c", 3, ["user:1", "session:s"]), ("d", 4, ["user:2", "session:s"]))
+    for table in (JOURNEYS, JOURNEY_KEYS):
+        tables.publish(table, tables.target())
+    assert tables.published() != tables.target()
+    together = tables.at_one_commit()
+    assert tables.published() == tables.target()
+    names = ("journeys_count_their_events", "every_key_leads_to_a_journey", "every_loser_is_an_alias")
+    assert {name: wrong_rows(together)[name].collect().height for name in names} == dict.fromkeys(names, 0)
+    # What is wrong of itself is found.
+    stitcher.lake.commits.delete_rows(EVENT_JOURNEY, ["acme"], {"event_id": ["a"]}, {})
+    assert wrong_rows(tables.at_one_commit())["journeys_count_their_events"].collect().height == 1
