@@ -321,7 +321,7 @@ def strictest_sslmode(asked: str) -> str:
     return max(asked, least, key=SSL_MODES.index)
 
 
-OWN_FOLDERS = ("lake/", "landing/", "dead-letters/", "cypher/", "flink/", "table-events/")
+OWN_FOLDERS = ("lake/", "landing/", "dead-letters/", "cypher/", "flink/", "table-events/", "topic-events/")
 """Of the product's bucket: what lies there is of all tenants, and no source's."""
 
 
@@ -350,6 +350,24 @@ def require_allowed_location(location: str, settings: "Settings") -> None:
         raise ConfigError(
             f"{location} is not named by C360_SOURCE_LOCATIONS, which says where sources may be read from: whoever "
             "operates the product adds it there."
+        )
+
+
+def require_allowed_topic(topic: str) -> None:
+    """Whether a control row may have messages of a topic read.
+
+    The login of the real-time path may read more than the author of a control row: topics are open where
+    `C360_SOURCE_TOPICS` names them, with commas between them; one that ends with `*` is the beginning of names.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    named = merged_environment(c360_home()).get("C360_SOURCE_TOPICS", "")
+    allowed = [one.strip() for one in named.split(",") if one.strip()]
+    if not any(topic.startswith(one[:-1]) if one.endswith("*") else topic == one for one in allowed):
+        raise ConfigError(
+            f"the topic {topic} is not named by C360_SOURCE_TOPICS, which says what sources may be read from Kafka: "
+            "whoever operates the product adds it there."
         )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from c360_pipeline.cli.output import AsJson, as_date, err, exclusive, out, print_json
 from c360_pipeline.errors import ConfigError, ConflictError, ContractError, UnreadableError
-from c360_pipeline.settings import bucket_login, load_settings, require_allowed_location
+from c360_pipeline.settings import bucket_login, load_settings, require_allowed_location, require_allowed_topic
 
 if TYPE_CHECKING:
     from c360_pipeline.core.sources.location import Location
@@ -218,6 +219,7 @@ def add(
     table: Annotated[
         str | None, typer.Option(help="database.schema.table of the silos, whose rows are the records")
     ] = None,
+    topic: Annotated[str | None, typer.Option(help="topic of Kafka, whose messages are the records")] = None,
     preset: PresetName = None,
     mapping: MappingFile = None,
     tenant: TenantName = None,
@@ -245,7 +247,8 @@ def add(
     chosen = _with_options(known.framing if known else Framing(), framing, records, columns)
     settings = load_settings()
     control = open_control(settings)
-    place = _place_of(control, name, location, table, login)
+    place = _place_of(control, name, location, table, topic, login)
+    chosen = replace(chosen, is_of_messages=topic is not None)
     location = place.text
     compiled(document, name, 1, tenant_is_given=place.says_tenant)
     others = [row.name for row in control.sources.rows() if row.location == location and row.name != name]
@@ -259,6 +262,7 @@ def add(
         names,
         chosen.records,
         table,
+        from_topic=topic,
         login_ref=login,
         fresh_within_days=fresh_within or None,
     )
@@ -267,30 +271,45 @@ def add(
         err.print(f"{name} was there: its mapping is v{version}, not applied. `c360 sources plan {name}` compares.")
         return
     control.sources.apply(name, version)
+    if topic is not None:
+        err.print(
+            f"{name} v{version}: `c360 stream start` reads {topic} from now on. Its messages are in the graph within a "
+            "second, and land from files with the next run after a minute.", highlight=False,
+        )  # fmt: skip
+        return
     err.print(f"{name} v{version}: its files land with the next run (`c360 run`).", highlight=False)
     if table is None:
         _say_what_waits(control, name)
 
 
 def _place_of(
-    control: "ControlDb", name: str, location: str | None, table: str | None, login: str | None
+    control: "ControlDb", name: str, location: str | None, table: str | None, topic: str | None, login: str | None
 ) -> "Location":
-    """Where the files of a new source are: at a location that is allowed, or those of a table's rows.
+    """Where the files of a new source are: at a location that is allowed, or those of a table's rows or of messages.
 
     Raises:
         ConfigError: at no such place, or by no such login.
     """
     from c360_pipeline.core.sources.location import Location
     from c360_pipeline.stages.sources.tables import location_of
+    from c360_pipeline.stages.sources.topics import location_of_topic, require_topic_of_producer
 
     settings = load_settings()
+    if sum(one is not None for one in (location, table, topic)) > 1:
+        raise ConfigError("Say one of --location, --table and --topic: a source has its records from one place.")
+    if topic is not None:
+        require_topic_of_producer(topic)
+        require_allowed_topic(topic)
+        return Location(location_of_topic(settings.bucket, topic))
     if table is not None:
         known_tables = control.read().table_names
         if table not in known_tables:
             raise ConfigError(f"There is no table {table!r} in source_tables: there are {', '.join(known_tables)}.")
         return Location(location_of(settings.bucket, name))
     if location is None:
-        raise ConfigError("Say --location, where its files lie, or --table, whose rows are its records.")
+        raise ConfigError(
+            "Say --location, where its files lie, --table, whose rows are its records, or --topic, whose messages are."
+        )
     place = Location(location)
     require_allowed_location(place.beginning, settings)
     if login is not None:
@@ -321,6 +340,8 @@ def put(name: SourceName, file: FileName, tenant: TenantName = None) -> None:
 
     settings = load_settings()
     row = open_control(settings).sources.row(name)
+    if origin := row.from_table or row.from_topic:
+        raise ConfigError(f"{name} has its records from {origin}: what is put there becomes events of it.")
     location = Location(row.location)
     if location.bucket != settings.bucket:
         raise ConfigError(

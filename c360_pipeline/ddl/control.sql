@@ -65,6 +65,12 @@ CREATE TABLE IF NOT EXISTS event_sources (
 ALTER TABLE event_sources ADD COLUMN IF NOT EXISTS from_table text;
 COMMENT ON COLUMN event_sources.from_table IS
     'database.schema.table of source_tables: its rows, as they come and change, are the records of this source.';
+ALTER TABLE event_sources ADD COLUMN IF NOT EXISTS from_topic text
+    CHECK (from_topic ~ '^[A-Za-z0-9._-]{1,249}$' AND from_topic NOT LIKE 'user\_events%');
+ALTER TABLE event_sources DROP CONSTRAINT IF EXISTS records_come_from_one_place;
+ALTER TABLE event_sources ADD CONSTRAINT records_come_from_one_place CHECK (from_table IS NULL OR from_topic IS NULL);
+COMMENT ON COLUMN event_sources.from_topic IS
+    'Topic of Kafka whose messages are the records of this source; the real-time path reads it, see docs/mappings.md.';
 ALTER TABLE event_sources ADD COLUMN IF NOT EXISTS login_ref text CHECK (login_ref ~ '^(env|file):');
 COMMENT ON COLUMN event_sources.login_ref IS
     'Login for the bucket of its location, where that is not the product''s own: env:C360_SOURCE_… or file:/…, see docs/security.md.';

@@ -19,11 +19,12 @@ from c360_pipeline.core.contract.events import EPOCH
 from c360_pipeline.core.contract.frames import CONTENT, EVENT_SCHEMA, TEXT_COLUMNS
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES
 from c360_pipeline.core.landing.classify import split_suppressed
-from c360_pipeline.core.landing.decode import decode
+from c360_pipeline.core.landing.decode import decode, decode_records
 from c360_pipeline.core.landing.lines import Delivery, LineBlock
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashes, sum_of_digests
+from c360_pipeline.core.sources.source import NO_SOURCES, Sources
 from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stores.cassandra.user_events import RENAMED, UserEvent, UserEvents, user_event
 from c360_pipeline.stores.delta.lake import Lake
@@ -187,13 +188,17 @@ class Stores:
         graph: entered.
         table: of Cassandra, entered.
         suppressed: tenant_id and user_hash of people who are not to be anywhere.
+        sources: by which records of their topics are read.
     """
 
-    def __init__(self, lake: Lake, graph: Graph, table: UserEvents, suppressed: pl.DataFrame) -> None:
+    def __init__(
+        self, lake: Lake, graph: Graph, table: UserEvents, suppressed: pl.DataFrame, sources: Sources = NO_SOURCES
+    ) -> None:
         self._lake = lake
         self._graph = graph
         self._table = table
         self._suppressed = suppressed
+        self._sources = sources
 
     def compare(
         self, reading: Reading, at: datetime, landing: timedelta, folder: Path, *, repair: bool = False
@@ -262,8 +267,14 @@ class Stores:
         letters = self._lake.scan(DEAD_LETTERS).filter(
             pl.col("error_class") == CONFLICT, pl.col("status") != "replayed", pl.col("raw").is_not_null()
         )
-        lines = b"".join(raw + b"\n" for raw in letters.select("raw").collect()["raw"])
-        return _content_of(decode(LineBlock(Delivery("", ""), 0, 0, lines), datetime.now(UTC)).events)
+        now, parts = datetime.now(UTC), [EVENTS.empty()]
+        for (uri,), rows in (
+            letters.select("source_uri", "raw").collect().partition_by("source_uri", as_dict=True).items()
+        ):
+            lines = LineBlock(Delivery(uri, ""), 0, 0, b"".join(raw + b"\n" for raw in rows["raw"]))
+            source = self._sources.of(uri)
+            parts.append((decode(lines, now) if source is None else decode_records(lines, now, source)).events)
+        return _content_of(pl.concat(parts))
 
     def _repair(self, sent: pl.DataFrame, rejected: pl.DataFrame, graph: _Part, cassandra: _Part) -> int:
         """Write what the graph lacks, and what Cassandra lacks or holds otherwise; returns how many events that are.
@@ -314,7 +325,7 @@ class Stores:
 def _counted(validated: Iterable[Validated], counts: dict[str, int]) -> Iterator[pl.DataFrame]:
     for some in validated:
         counts["messages"] += some.messages
-        counts["dead_letters"] += some.messages - some.events.height
+        counts["dead_letters"] += some.dead_letters
         yield some.events
 
 

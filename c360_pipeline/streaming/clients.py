@@ -10,6 +10,8 @@ TOPIC = "user_events"
 DEAD_LETTER_TOPIC = "user_events.dead-letters"
 GROUP = "c360-user-events"
 """The consumer group whose offsets the job commits with its checkpoints."""
+TOPICS_OF_SOURCES = "c360.topics-of-sources"
+"""Parameter of the job that says which topics it reads beside that of events."""
 JOB = "c360-user-events"
 """What the job is called on its cluster."""
 

@@ -6,18 +6,29 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import requests
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from c360_pipeline.connections import open_bucket
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import Settings
-from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, JOB, TOPIC, flink_address, kafka_options
+from c360_pipeline.streaming.clients import (
+    DEAD_LETTER_TOPIC,
+    GROUP,
+    JOB,
+    TOPIC,
+    TOPICS_OF_SOURCES,
+    flink_address,
+    kafka_options,
+)
+from c360_pipeline.streaming.topic import partitions_of
+from c360_pipeline.streaming.topic_sources import topics_of_sources
 
 PARTITIONS = 4
 ALIVE = ("INITIALIZING", "CREATED", "RUNNING", "RESTARTING", "FAILING", "RECONCILING")
@@ -25,7 +36,7 @@ STATE_PREFIX = "flink/"
 SECONDS = 10.0
 STOP_SECONDS = 180.0
 ENTRY = Path(__file__).with_name("entry.py")
-COUNTERS = ("events", "dead_letters", "late", "written", "refused", "batches", "retries")
+COUNTERS = ("events", "dead_letters", "late", "left_out", "waiting", "written", "refused", "batches", "retries")
 """Of the operators in `job`."""
 DEDUPLICATE = "Deduplicate"
 """Flink's operator that lets the first event of a name pass; a number in brackets follows in its metrics."""
@@ -51,7 +62,7 @@ class StreamStatus:
     Attributes:
         job_id: of the job that runs; None where none does.
         state: Flink's, such as RUNNING; `stopped` without a job.
-        lag: messages of each partition that the last checkpoint has not taken in.
+        lag: messages of each partition, as topic/partition, that the last checkpoint has not taken in.
         checkpoint_age_seconds: since the newest checkpoint was complete; None before the first.
         counts: by operator and counter, since the job was started.
         batch_ms: by sink: milliseconds of its newest batch, of the slowest writer.
@@ -60,7 +71,7 @@ class StreamStatus:
 
     job_id: str | None
     state: str
-    lag: dict[int, int]
+    lag: dict[str, int]
     checkpoint_age_seconds: float | None
     counts: dict[str, int]
     batch_ms: dict[str, int]
@@ -78,7 +89,7 @@ class StreamStatus:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return vars(self) | {"lag": {str(k): v for k, v in self.lag.items()}}
+        return dict(vars(self))
 
 
 class StreamCluster:
@@ -91,6 +102,20 @@ class StreamCluster:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._rest = flink_address(settings)
+
+    @cached_property
+    def topics(self) -> tuple[str, ...]:
+        """The topic of events, and those of sources.
+
+        Raises:
+            UnavailableError: the control database does not answer.
+        """
+        return (TOPIC, *topics_of_sources(self._settings))
+
+    def _topics_of(self, job_id: str) -> tuple[str, ...]:
+        """The topics of sources that a job reads."""
+        parameters = self._get(f"/jobs/{job_id}/config")["execution-config"]["user-config"]
+        return tuple(topic for topic in parameters.get(TOPICS_OF_SOURCES, "").split(",") if topic)
 
     def make_topics(self) -> None:
         """Make the topics that are missing; in a broker of one node each has one copy.
@@ -124,7 +149,7 @@ class StreamCluster:
         connector: Path,
         report: Callable[[str], None],
     ) -> str:
-        """Start the job where the last one ended; does nothing where it runs.
+        """Start the job where the last one ended; one that runs goes on, unless sources name other topics by now.
 
         Args:
             flink: the distribution, whose command line hands the job over.
@@ -140,7 +165,10 @@ class StreamCluster:
             UnavailableError: Flink does not take it; the message holds the end of what it said.
         """
         if (running := self.job_id()) is not None:
-            return running
+            if self._topics_of(running) == self.topics[1:]:
+                return running
+            report("stopping it with a savepoint: sources name other topics now")
+            self.stop()
         self.make_topics()
         state = self.newest_state()
         report(f"from {state}" if state else "from the offsets that were committed, else from the first message")
@@ -242,26 +270,30 @@ class StreamCluster:
                 found[operator.split(".")[0].partition("[")[0], name] = metric
         return found
 
-    def lag(self) -> dict[int, int]:
-        """Messages of each partition behind which the committed offsets are."""
-        return {p: end - (done if done >= 0 else begin) for p, (begin, end, done) in self.offsets().items()}
+    def lag(self) -> dict[str, int]:
+        """Messages of each partition, as topic/partition, behind which the committed offsets are."""
+        return {
+            f"{topic}/{partition}": end - (done if done >= 0 else begin)
+            for (topic, partition), (begin, end, done) in self.offsets().items()
+        }
 
-    def offsets(self) -> dict[int, tuple[int, int, int]]:
-        """By partition: its first offset, the one after its last, and the committed one (negative for none).
+    def offsets(self) -> dict[tuple[str, int], tuple[int, int, int]]:
+        """By topic and partition: its first offset, the one after its last, and the committed one (negative for none).
 
         Raises:
             UnavailableError: Kafka does not answer.
         """
         consumer = Consumer({**kafka_options(self._settings), "group.id": GROUP, "enable.auto.commit": False})
         try:
-            known = consumer.list_topics(TOPIC, timeout=SECONDS).topics[TOPIC].partitions
-            places = [TopicPartition(TOPIC, p) for p in known]
+            places = partitions_of(consumer, self.topics)
             found = COORDINATED(consumer.committed, places, timeout=SECONDS)
-            committed = {c.partition: c.offset for c in found}
+            committed = {(c.topic, c.partition): c.offset for c in found}
             return {
-                p.partition: (*consumer.get_watermark_offsets(p, timeout=SECONDS), committed[p.partition])
+                (p.topic, p.partition): (
+                    *consumer.get_watermark_offsets(p, timeout=SECONDS), committed[p.topic, p.partition]
+                )
                 for p in places
-            }
+            }  # fmt: skip
         except KafkaException as error:
             raise self._silent(error) from error
         finally:

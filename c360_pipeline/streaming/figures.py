@@ -11,10 +11,8 @@ def stream_figures(status: StreamStatus) -> list[Figure]:
     figures = [
         Figure("stream_running", "Whether the job runs.", float(status.state == "RUNNING"), {}),
         *(
-            Figure(
-                "stream_lag_messages", "Messages that no checkpoint has taken in.", lag, {"partition": str(partition)}
-            )
-            for partition, lag in status.lag.items()
+            Figure("stream_lag_messages", "Messages that no checkpoint has taken in.", lag, _labels(place))
+            for place, lag in status.lag.items()
         ),
     ]
     if status.checkpoint_age_seconds is not None:
@@ -31,6 +29,11 @@ def stream_figures(status: StreamStatus) -> list[Figure]:
         said = "What operators did since the job began."
         figures.append(Figure("stream_operator_events", said, count, {"operator": operator, "outcome": outcome}))
     return figures
+
+
+def _labels(place: str) -> dict[str, str]:
+    topic, _, partition = place.rpartition("/")
+    return {"topic": topic, "partition": partition}
 
 
 def lag_figures(lags: Mapping[str, float]) -> list[Figure]:

@@ -7,7 +7,8 @@ found again in a savepoint; what it decides is in `operators`.
 import base64
 import json
 import logging
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,9 +26,18 @@ from pyflink.table import Schema, StreamTableEnvironment
 
 from c360_pipeline.connections import open_landing
 from c360_pipeline.core.contract.events import EPOCH, Event, epoch_micros
+from c360_pipeline.core.sources.source import Source
 from c360_pipeline.settings import Settings, load_settings
+from c360_pipeline.stages.sources.topics import FOLDER as TOPIC_EVENTS
 from c360_pipeline.stores.s3.landing import EVENTS_PREFIX
-from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, GROUP, JOB, TOPIC, java_kafka_options
+from c360_pipeline.streaming.clients import (
+    DEAD_LETTER_TOPIC,
+    GROUP,
+    JOB,
+    TOPIC,
+    TOPICS_OF_SOURCES,
+    java_kafka_options,
+)
 from c360_pipeline.streaming.operators import (
     BYTES,
     DeadLetter,
@@ -35,30 +45,38 @@ from c360_pipeline.streaming.operators import (
     decode,
     encode,
     messages_of,
+    records_in,
     refused_line,
     seen_name,
     shard_of,
     validate,
 )
 from c360_pipeline.streaming.sinks import STORES, RetryingSink, refusal
+from c360_pipeline.streaming.topic_sources import TopicSources, sources_of_topics, topics_of_sources
 
 SEEN_FOR = "6 h"
 """For how long the id of an event is known; the archive knows it for good."""
 MESSAGES = """
-    SELECT `partition`, CAST(`offset` AS STRING) AS place, DECODE(line, 'ISO-8859-1') AS line,
+    SELECT topic, CONCAT_WS(' ', topic, CAST(`partition` AS STRING)) AS place, CAST(`offset` AS STRING) AS number,
+        DECODE(line, 'ISO-8859-1') AS line,
         CASE WHEN headers['c360-replay'] IS NULL THEN '' ELSE 'replay' END AS replay
     FROM user_events WHERE line IS NOT NULL
 """
-# As `operators.LINE_BREAKS`: a space would make good JSON of a line break within a text, which is a dead letter here.
-LINES = "SELECT TRANSLATE(line, CHR(13) || CHR(10), CHR(9) || CHR(9)) FROM messages"
+# As `LINE_BREAKS` of topics: a space would make good JSON of a line break within a text, which is a dead letter here.
+LINES = "SELECT TRANSLATE(line, CHR(13) || CHR(10), CHR(9) || CHR(9)) FROM messages WHERE topic = 'user_events'"
+LINES_OF_SOURCES = """
+    INSERT INTO topic_files
+    SELECT TRANSLATE(REGEXP_REPLACE(line, '[\\r\\n]+$', ''), CHR(13) || CHR(10), CHR(9) || CHR(9)), topic,
+        CAST(CURRENT_DATE AS STRING)
+    FROM messages WHERE topic <> 'user_events'
+"""
 # What goes to Python goes in blocks: one by one, a row costs several times there what is done with it.
 TO_VALIDATE = """
-    SELECT `partition`, ARRAY_JOIN(
-        ARRAY_AGG(CONCAT_WS(' ', CAST(`partition` AS STRING), place, replay, CAST(CHAR_LENGTH(line) AS STRING), line)),
-        ''
+    SELECT place, ARRAY_JOIN(
+        ARRAY_AGG(CONCAT_WS(' ', place, number, replay, CAST(CHAR_LENGTH(line) AS STRING), line)), ''
     )
     FROM TABLE(TUMBLE(TABLE messages, DESCRIPTOR(seen_at), INTERVAL '0.1' SECOND))
-    GROUP BY `partition`, window_start, window_end
+    GROUP BY place, window_start, window_end
 """
 # The ids that were seen are kept by Flink's own operator for it: a look-up of state from Python crosses processes.
 VALIDATED = """
@@ -81,6 +99,8 @@ TO_WRITE = """
 """
 EVENT_END, PART_END = "\x1e", "\x1f"
 """What separates events, and their parts: JSON has neither as it is."""
+JUDGED = ("events", "dead_letters", "late", "left_out", "waiting")
+"""What records are counted as: left out by the mapping of their source, or waiting in a file for a paused one."""
 DEAD = OutputTag("dead", Types.STRING())
 FILE_BYTES, FILE_MS, IDLE_MS = 64 * 1024 * 1024, 60_000, 15_000
 """A landed file ends when it is so large, so old, or when nothing came for so long."""
@@ -101,17 +121,22 @@ class Validator(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no t
     def open(self, context: RuntimeContext) -> None:
         """Bind the state."""
         self._clock = context.get_state(ValueStateDescriptor("clock", Types.LONG()))
-        self._shards = load_settings().stream_shards
+        log_to_flink()
+        settings = load_settings()
+        self._shards = settings.stream_shards
+        self._sources = TopicSources(lambda: sources_of_topics(settings))
         metrics = context.get_metrics_group()
-        self._count = {name: metrics.counter(name) for name in ("events", "dead_letters", "late")}
+        self._count = {name: metrics.counter(name) for name in JUDGED}
 
     def process_element(self, block: str, context: Any) -> Iterator[Any]:
         """Some messages of a partition, in its order."""
         known = self._clock.value()
         clock = None if known is None else EPOCH + timedelta(microseconds=known)
-        for message, is_replay in messages_of(block):
-            found, clock = validate(message, clock, datetime.now(UTC), is_replay=is_replay)
-            if isinstance(found, DeadLetter):
+        for message, source, is_replay in self._records(block):
+            found, clock = validate(message, clock, datetime.now(UTC), is_replay=is_replay, source=source)
+            if found is None:
+                self._count["left_out"].inc()
+            elif isinstance(found, DeadLetter):
                 self._count["late" if found.error_class == "late" else "dead_letters"].inc()
                 yield DEAD, found.as_json()
             else:
@@ -120,6 +145,16 @@ class Validator(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no t
                 yield PART_END.join((name, shard_of(found, self._shards), encode(found)))
         if clock is not None:
             self._clock.update(epoch_micros(clock))
+
+    def _records(self, block: str) -> Iterator[tuple[Message, Source | None, bool]]:
+        """The messages of a block; of a source's topic their records. Those of one that is paused wait in a file."""
+        for message, is_replay in messages_of(block):
+            if message.topic == TOPIC:
+                yield message, None, is_replay
+            elif (source := self._sources.of(message.topic)) is None:
+                self._count["waiting"].inc()
+            else:
+                yield from ((record, source, is_replay) for record in records_in(message, source))
 
 
 class WriteBatch(KeyedProcessFunction):  # type: ignore[misc]
@@ -179,32 +214,37 @@ class KeepDeadLetter(MapFunction):  # type: ignore[misc]
         return text
 
 
-def build(environment: StreamExecutionEnvironment, settings: Settings, sinks: Iterable[str]) -> None:
+def build(
+    environment: StreamExecutionEnvironment, settings: Settings, sinks: Iterable[str], topics: Iterable[str]
+) -> None:
     """Wire the job.
 
     Args:
         environment: of Flink.
         settings: addresses and logins.
         sinks: names of those to write to, of `neo4j`, `cassandra` and `s3`.
+        topics: of sources; one that is not there is read as soon as it is.
     """
     tables = StreamTableEnvironment.create(environment)
     tables.get_config().set("table.exec.state.ttl", SEEN_FOR)
+    tables.get_config().set("table.local-time-zone", "UTC")
+    # By pattern, and not by name: a topic that is missing stops nobody then.
+    pattern = "|".join(re.escape(topic) for topic in (TOPIC, *topics))
     options = {
-        "connector": "kafka", "topic": TOPIC, "format": "raw", "scan.startup.mode": "group-offsets",
+        "connector": "kafka", "topic-pattern": pattern, "format": "raw", "scan.startup.mode": "group-offsets",
         "properties.group.id": GROUP, "properties.auto.offset.reset": "earliest",
         "scan.topic-partition-discovery.interval": "30 s",
         **{f"properties.{name}": value for name, value in java_kafka_options(settings).items()},
     }  # fmt: skip
-    said = ", ".join(f"'{name}' = '{_sql_text(value)}'" for name, value in options.items())
     tables.execute_sql(
-        "CREATE TEMPORARY TABLE user_events (line BYTES, `partition` INT METADATA VIRTUAL, "
-        "`offset` BIGINT METADATA VIRTUAL, headers MAP<STRING, BYTES> METADATA VIRTUAL) "
-        f"WITH ({said})"
+        "CREATE TEMPORARY TABLE user_events (line BYTES, topic STRING METADATA VIRTUAL, `partition` INT METADATA "
+        "VIRTUAL, `offset` BIGINT METADATA VIRTUAL, headers MAP<STRING, BYTES> METADATA VIRTUAL) "
+        f"WITH ({_sql_options(options)})"
     )
     # A stream, from which both queries go on: of a table each would read the topic for itself.
     timed_view(tables, "messages", tables.to_data_stream(tables.sql_query(MESSAGES)))
-    validated = keyed(tables, TO_VALIDATE, Types.INT()).process(Validator(), output_type=Types.STRING())
-    validated = validated.name("validate").uid("judge")
+    validated = keyed(tables, TO_VALIDATE, Types.STRING()).process(Validator(), output_type=Types.STRING())
+    validated = validated.name("validate").uid("validate")
     dead = validated.get_side_output(DEAD)
     timed_view(tables, "validated", validated)
     tables.create_temporary_view("entries", tables.sql_query(VALIDATED))
@@ -215,6 +255,7 @@ def build(environment: StreamExecutionEnvironment, settings: Settings, sinks: It
             text = get_gateway().jvm.org.apache.flink.table.api.DataTypes.STRING()
             lines = DataStream(tables._j_tenv.toDataStream(tables.sql_query(LINES)._j_table, text))
             lines.sink_to(landed_files(settings)).name("landed files").uid("landed-files")
+            write_topic_files(tables, settings)
         else:
             refused = batches.process(WriteBatch(name), output_type=Types.STRING()).name(name).uid(f"to-{name}")
             dead = dead.union(refused)
@@ -254,6 +295,24 @@ def landed_files(settings: Settings) -> FileSink:
     )
 
 
+def write_topic_files(tables: StreamTableEnvironment, settings: Settings) -> None:
+    """Write the messages of sources' topics into files by topic and day, each there once and whole."""
+    options = {
+        "connector": "filesystem", "path": f"s3://{settings.bucket}/{TOPIC_EVENTS}", "format": "raw",
+        "raw.charset": BYTES, "sink.rolling-policy.file-size": f"{FILE_BYTES} b",
+        "sink.rolling-policy.rollover-interval": f"{FILE_MS} ms",
+        "sink.rolling-policy.inactivity-interval": f"{IDLE_MS} ms",
+        "sink.rolling-policy.check-interval": f"{IDLE_MS} ms",
+    }  # fmt: skip
+    tables.execute_sql(
+        "CREATE TEMPORARY TABLE topic_files (line STRING, topic STRING, `date` STRING) "
+        f"PARTITIONED BY (topic, `date`) WITH ({_sql_options(options)})"
+    )
+    together = tables.create_statement_set()
+    together.add_insert_sql(LINES_OF_SOURCES)
+    together.attach_as_datastream()
+
+
 def dead_letter_topic(settings: Settings) -> KafkaSink:
     """The topic of dead letters; one may be there twice, with one id."""
     builder = KafkaSink.builder()
@@ -274,12 +333,17 @@ def dead_letter_topic(settings: Settings) -> KafkaSink:
     )
 
 
-def _sql_text(value: str) -> str:
-    return value.replace("'", "''")
+def _sql_options(options: Mapping[str, str]) -> str:
+    said = ((name, value.replace("'", "''")) for name, value in options.items())
+    return ", ".join(f"'{name}' = '{value}'" for name, value in said)
 
 
 def main(arguments: list[str]) -> None:
     """Hand the job over: `job.py SINK …`."""
     environment = StreamExecutionEnvironment.get_execution_environment()
-    build(environment, load_settings(), arguments)
+    settings = load_settings()
+    topics = topics_of_sources(settings)
+    # Shown with the job: by this it is known whether it reads what sources name now.
+    environment.get_config().set_global_job_parameters({TOPICS_OF_SOURCES: ",".join(topics)})
+    build(environment, settings, arguments, topics)
     environment.execute(JOB)

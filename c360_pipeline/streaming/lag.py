@@ -12,6 +12,7 @@ from c360_pipeline.settings import Settings
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.streaming.cluster import StreamCluster
 from c360_pipeline.streaming.topic import TopicReader
+from c360_pipeline.streaming.topic_sources import sources_of_topics
 
 NEWEST = 500
 """Messages of each partition that are looked for."""
@@ -57,7 +58,8 @@ def tenant_lag(settings: Settings) -> dict[str, float]:
         UnavailableError: Kafka or the control database does not answer.
     """
     now = datetime.now(UTC)
-    sent = TopicReader(settings).newest(NEWEST, now)
+    sources, _ = sources_of_topics(settings)
+    sent = TopicReader(settings, sources).newest(NEWEST, now)
     awaited, _ = split_suppressed(sent.filter(~pl.col("is_late")), open_control(settings).privacy.suppressed_users())
     with open_graph(settings) as graph:
         return {

@@ -15,25 +15,27 @@ from typing import NamedTuple
 
 import polars as pl
 
-from c360_pipeline.core.contract.events import EPOCH, Event, Rejected, epoch_micros, parse_event
+from c360_pipeline.core.contract.events import EPOCH, Event, Rejected, epoch_micros, load_object, parse_event
 from c360_pipeline.core.contract.layout import INSTANTS
 from c360_pipeline.core.landing.decode import decode as decode_lines
+from c360_pipeline.core.landing.decode import decode_records
 from c360_pipeline.core.landing.lines import Delivery, LineBlock
+from c360_pipeline.core.sources.decode import event_from
+from c360_pipeline.core.sources.mapping import Skipped
+from c360_pipeline.core.sources.source import Source
+from c360_pipeline.stages.sources.topics import LINE_BREAKS, records_of
+from c360_pipeline.streaming.clients import TOPIC
 
 LATENESS = timedelta(minutes=2)
 """How far an event may lie behind the newest of its partition. Source: "Real-Time User Event Streaming System"."""
 LATE = "late"
 REPLAY_HEADER = "c360-replay"
 """Of messages that come from the archive."""
-LINE_BREAKS = bytes.maketrans(b"\r\n", b"\t\t")
-"""Makes a line of a message: between the parts of a JSON document a tab says the same; within a text both are wrong."""
-
-
 IN_A_LIST = ("event_id", "tenant_id", "user_id", "session_id", "ts", "action", "item_id", "attrs", "content_hash")
 """What release 0.1.0 wrote between two operators, by position."""
 BYTES = "ISO-8859-1"
 """A text of this encoding has one character for each byte: how bytes go through what knows texts only."""
-HEADER_CHARACTERS = 64
+HEADER_CHARACTERS = 320
 """What stands before a message in a block is shorter."""
 
 
@@ -43,20 +45,23 @@ class Message(NamedTuple):
     value: bytes
     partition: int
     offset: int
+    topic: str = TOPIC
 
 
 def messages_of(block: str) -> Iterator[tuple[Message, bool]]:
     """The messages of a block, and whether each comes from the archive.
 
     Args:
-        block: of each message partition, offset, whether it is a replay, how long it is, and its bytes as `BYTES`.
+        block: of each message topic, partition, offset, whether it is a replay, how long it is, and its bytes as
+            `BYTES`.
     """
     end = 0
     while end < len(block):
-        partition, offset, replay, length, _ = block[end : end + HEADER_CHARACTERS].split(" ", 4)
-        start = end + len(partition) + len(offset) + len(replay) + len(length) + 4
+        header = block[end : end + HEADER_CHARACTERS].split(" ", 5)[:5]
+        topic, partition, offset, replay, length = header
+        start = end + sum(map(len, header)) + len(header)
         end = start + int(length)
-        yield Message(block[start:end].encode(BYTES), int(partition), int(offset)), bool(replay)
+        yield Message(block[start:end].encode(BYTES), int(partition), int(offset), topic), bool(replay)
 
 
 @dataclass(frozen=True)
@@ -84,28 +89,44 @@ class DeadLetter:
         """As the topic of dead letters has it; the bytes in base64."""
         return json.dumps({
             "dead_letter_id": self.letter_id, "error_class": self.error_class, "reason": self.reason,
-            "partition": self.message.partition, "offset": self.message.offset,
+            "topic": self.message.topic, "partition": self.message.partition, "offset": self.message.offset,
             "value": base64.b64encode(self.message.value).decode(),
         })  # fmt: skip
 
 
+def records_in(message: Message, source: Source) -> list[Message]:
+    """The records of a message of a source's topic, each with its place; landing finds the same in its file."""
+    return [message._replace(value=record) for record in records_of(message.value, source.framing)]
+
+
 def validate(
-    message: Message, clock: datetime | None, now: datetime, *, is_replay: bool = False
-) -> tuple[Event | DeadLetter, datetime | None]:
+    message: Message,
+    clock: datetime | None,
+    now: datetime,
+    *,
+    is_replay: bool = False,
+    source: Source | None = None,
+) -> tuple[Event | DeadLetter | None, datetime | None]:
     """Decide what becomes of a message.
 
     Args:
-        message: as it came.
+        message: as it came; of a source's topic, one of its records.
         clock: of its partition; None before the first event.
         now: the moment of the decision.
         is_replay: whether it comes from the archive: never late, whatever its age.
+        source: whose topic it is of; None of the product's own, whose messages are events as the contract has them.
 
     Returns:
-        The event or a dead letter, and the clock after it. A clock does not pass `now`: a device whose calendar runs
-        ahead makes nobody else late.
+        The event, a dead letter, or None where the source's mapping leaves it out; and the clock after it. A clock does
+        not pass `now`: a device whose calendar runs ahead makes nobody else late.
     """
     try:
-        event = parse_event(message.value, now)
+        if source is None:
+            event = parse_event(message.value, now)
+        else:
+            event = event_from(load_object(message.value), source.mapping, now)
+    except Skipped:
+        return None, clock
     except Rejected as rejected:
         return DeadLetter(message, rejected.error_class, rejected.reason), clock
     if is_replay:
@@ -119,9 +140,28 @@ def validate(
     return event, moved
 
 
+class Judged(NamedTuple):
+    """What became of many messages of one partition.
+
+    Attributes:
+        events: those that are events, late or not: `number` (index of the message), the columns of `EVENTS` and
+            `is_late`, in order.
+        dead_letters: how many records are none.
+        clock: of the partition after them.
+    """
+
+    events: pl.DataFrame
+    dead_letters: int
+    clock: datetime | None
+
+
 def validate_all(
-    values: Sequence[bytes], is_replay: Sequence[bool], clock: datetime | None, now: datetime
-) -> tuple[pl.DataFrame, datetime | None]:
+    values: Sequence[bytes],
+    is_replay: Sequence[bool],
+    clock: datetime | None,
+    now: datetime,
+    source: Source | None = None,
+) -> Judged:
     """Decide what becomes of many messages of one partition at once, as `validate` does of each.
 
     Args:
@@ -129,14 +169,19 @@ def validate_all(
         is_replay: of each whether it comes from the archive.
         clock: of the partition before them; None before the first event.
         now: the moment of the decision.
-
-    Returns:
-        Those that are events, late or not: `number` (index of the message), the columns of `EVENTS` and `is_late`, in
-        order; and the clock after them.
+        source: whose topic they are of; None for the product's own.
     """
-    lines = b"".join(value.translate(LINE_BREAKS) + b"\n" for value in values)
-    events = decode_lines(LineBlock(Delivery("", ""), 0, 0, lines), now).events.rename({"source_line": "number"})
-    rows = events.sort("number")
+    if source is None:
+        lines = [value.translate(LINE_BREAKS) for value in values]
+        numbers = pl.Series(range(len(values)), dtype=pl.Int64)
+    else:
+        found = [(n, line) for n, value in enumerate(values) for line in records_of(value, source.framing)]
+        lines = [line for _, line in found]
+        numbers = pl.Series([number for number, _ in found], dtype=pl.Int64)
+    block = LineBlock(Delivery("", ""), 0, 0, b"".join(line + b"\n" for line in lines))
+    decoded = decode_lines(block, now) if source is None else decode_records(block, now, source)
+    events = decoded.events.sort("source_line")
+    rows = events.with_columns(numbers.gather(events["source_line"]).alias("number")).drop("source_line")
     replayed = pl.Series("is_replay", is_replay, dtype=pl.Boolean)[rows["number"]]
     # A late event lies behind the clock, and so never is the newest.
     moves = rows.select(pl.when(~replayed).then(pl.min_horizontal("ts", pl.lit(now)))).to_series()
@@ -144,7 +189,9 @@ def validate_all(
     before = pl.select(pl.max_horizontal(newest.shift(1), pl.lit(clock, pl.Datetime("us", "UTC")))).to_series()
     is_late = (~replayed & (before - rows["ts"] > LATENESS)).fill_null(value=False)
     times = [time for time in (clock, newest.max()) if isinstance(time, datetime)]
-    return rows.with_columns(is_late.alias("is_late")), max(times, default=None)
+    # An empty message of the product's own topic is a dead letter, and as a line a blank one.
+    dead = len(values) - rows.height if source is None else decoded.rejected.height
+    return Judged(rows.with_columns(is_late.alias("is_late")), dead, max(times, default=None))
 
 
 def seen_name(event: Event) -> str:

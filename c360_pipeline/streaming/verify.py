@@ -9,6 +9,7 @@ from c360_pipeline.settings import Settings
 from c360_pipeline.streaming.agreement import Agreement, Stores
 from c360_pipeline.streaming.clients import open_user_events
 from c360_pipeline.streaming.topic import TopicReader
+from c360_pipeline.streaming.topic_sources import sources_of_topics
 
 
 def compared(settings: Settings, hours: float | None, landing: timedelta, *, repair: bool = False) -> Agreement:
@@ -27,10 +28,12 @@ def compared(settings: Settings, hours: float | None, landing: timedelta, *, rep
         UnavailableError: a server does not answer.
     """
     at = datetime.now(UTC)
-    reading = TopicReader(settings).sent(None if hours is None else at - timedelta(hours=hours), at)
+    sources, _ = sources_of_topics(settings)
+    reading = TopicReader(settings, sources).sent(None if hours is None else at - timedelta(hours=hours), at)
     with (
         open_graph(settings) as graph, open_user_events(settings) as table,
         TemporaryDirectory(prefix="c360-verify-") as folder,
     ):  # fmt: skip
-        stores = Stores(open_lake(settings), graph, table, open_control(settings).privacy.suppressed_users())
+        suppressed = open_control(settings).privacy.suppressed_users()
+        stores = Stores(open_lake(settings), graph, table, suppressed, sources)
         return stores.compare(reading, at, landing, Path(folder), repair=repair)

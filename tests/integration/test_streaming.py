@@ -33,6 +33,8 @@ from c360_pipeline.cli import app
 from c360_pipeline.cli.stream import SINK_NAMES, sample_lines, start_job
 from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake, open_landing
 from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.landing.accounting import OUTCOMES
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.pause import paused
@@ -65,6 +67,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("streaming") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("C360_HOME", str(folder))
+        patch.setenv("C360_SOURCE_TOPICS", "web.*")
         with stack.attached(folder, lambda _: None, ports=dict.fromkeys([*PREFERRED_PORTS, *STREAMING_PORTS], 0)):
             yield folder
 
@@ -346,6 +349,104 @@ def test_a_known_stream_is_read_back_from_all_sinks_by_clients_of_their_own(home
     assert of_place(agreed, "graph") == of_place(agreed, "cassandra") == EQUAL
     as_lines = sorted(one.line.translate(bytes.maketrans(b"\r\n", b"\t\t")) for one in sent)
     assert sorted(line for line in landed_lines(settings) if line in set(as_lines)) == as_lines
+
+
+def segment(number: int, at: datetime, **more: Any) -> bytes:
+    """A record as Segment writes it."""
+    record = {
+        "messageId": f"m{number}", "type": "track", "event": "Product Viewed", "anonymousId": "browser",
+        "userId": "seven", "timestamp": at.isoformat(), "properties": {"product_id": f"p{number}"},
+    }  # fmt: skip
+    return json.dumps(record | more, indent=1).encode()
+
+
+@pytest.mark.timeout(600)
+def test_messages_of_a_topic_of_a_source_are_in_the_graph_at_once_and_land_by_the_same_mapping(home: Path) -> None:
+    """Segment in JSON and in batches, and rows of values; the first message of each file looks like another file."""
+    settings = load_settings(home)
+    now = datetime.now(UTC).replace(microsecond=0)
+    columns = home.parent / "rows.json"
+    columns.write_text(json.dumps({
+        "tenant": {"const": "rows"}, "id": {"path": "id"}, "time": {"path": "at", "as": "rfc3339"},
+        "user": {"path": "user"}, "action": {"path": "what"},
+    }))  # fmt: skip
+    for arguments in (
+        ["web-clicks", "--topic", "web.clicks", "--preset", "segment", "--tenant", "shop"],
+        ["web-batches", "--topic", "web.batches", "--preset", "segment", "--tenant", "shop", "--records", "batch[]"],
+        ["web-rows", "--topic", "web.rows", "--mapping", str(columns), "--framing", "csv",
+         "--columns", "id,at,user,what"],
+    ):  # fmt: skip
+        added = CliRunner().invoke(app, ["sources", "add", *arguments])
+        assert added.exit_code == 0, added.output
+    refused = CliRunner().invoke(app, ["sources", "add", "a", "--topic", "payroll", "--preset", "segment"])
+    assert (refused.exit_code, type(refused.exception).__name__) == (1, "ConfigError")
+    assert "C360_SOURCE_TOPICS" in str(refused.exception)
+    # Nobody has made the topics: they are read as soon as they are there.
+    started = start_job(home, settings, SINK_NAMES, lambda _: None)
+    assert start_job(home, settings, SINK_NAMES, lambda _: None).job_id == started.job_id
+    sent = {
+        "web.clicks": [
+            b"\x1f\x8b no gzip", *(segment(n, now) for n in range(3)), b"PAR1", segment(2, now),
+            segment(3, now, userId="seven\nlines"), segment(4, now - timedelta(seconds=130)), segment(5, now, type="alias"),
+            segment(6, now, timestamp="soon"),
+        ],
+        "web.batches": [
+            json.dumps({"batch": [json.loads(segment(n, now)) for n in (10, 11)], "sentAt": "x"}).encode(), b"[",
+        ],
+        "web.rows": [
+            b'"a quote that is never closed', f"r1,{now.isoformat()},seven,view\n".encode(), b"r2,too few",
+            f'r3,{now.isoformat()},"of, two words",buy'.encode(),
+        ],
+    }  # fmt: skip
+    producer = Producer(kafka_options(settings))
+    for topic, values in sent.items():
+        for value in values:
+            producer.produce(topic, value=value, key=b"one", partition=0)
+    assert producer.flush(30) == 0
+    at_once = {("shop", f"m{n}") for n in (0, 1, 2, 3, 10, 11)} | {("rows", "r1"), ("rows", "r3")}
+
+    def in_graph() -> set[tuple[str, str]]:
+        with open_graph(settings) as graph:
+            rows = graph.query(EVENTS_OF, tenants=["shop", "rows"])
+        return {(row["tenant"], row["id"]) for row in rows}
+
+    wait_until(lambda: in_graph() >= at_once, 120)
+    assert in_graph() == at_once
+    bucket = open_bucket(settings)
+
+    def lines_of(topic: str) -> list[bytes]:
+        return [
+            line
+            for one in bucket.objects(f"topic-events/topic={topic}/")
+            for line in bucket.read(one.path).splitlines()
+        ]
+
+    for topic, values in sent.items():
+        wait_until(lambda topic=topic, values=values: len(lines_of(topic)) >= len(values), 120)
+        assert len(lines_of(topic)) == len(values)
+    assert StreamCluster(settings).topics == ("user_events", "web.batches", "web.clicks", "web.rows")
+    counts = StreamCluster(settings).status().counts
+    assert (counts["validate.left_out"], counts["validate.late"]) == (1, 1)
+    agreed = compared(settings, None, timedelta(hours=1))
+    assert of_place(agreed, "graph") == of_place(agreed, "cassandra") == EQUAL
+    # What lands is the same: nothing is new in the graph but the event that was late.
+    assert materialise(home, EVERYTHING, None, lambda _: None).succeeded
+    listed = json.loads(CliRunner().invoke(app, ["sources", "list", "--json"]).stdout)
+    found = {row["name"]: {name: row["accounting"][name] for name in OUTCOMES} for row in listed}
+    nothing = dict.fromkeys(OUTCOMES, 0)
+    assert found == {
+        "web-clicks": nothing | {"landed": 5, "duplicates": 1, "dead": 3, "skipped": 1},
+        "web-batches": nothing | {"landed": 2, "dead": 1},
+        "web-rows": nothing | {"landed": 2, "dead": 2},
+    }
+    assert in_graph() == at_once | {("shop", "m4")}
+    assert compared(settings, None, NO_WAIT).is_equal
+
+
+EVENTS_OF = Statement("""
+    UNWIND $tenants AS tenant
+    MATCH (e:Event {tenant_id: tenant}) RETURN tenant, e.id AS id
+""")
 
 
 def as_kept(event: dict[str, Any]) -> tuple[Any, ...]:

@@ -47,8 +47,11 @@ def test_messages_validated_together_are_validated_as_one_by_one(
             one_by_one.append((number, event, isinstance(found, DeadLetter)))
     together = []
     for start, part in ((0, given_messages[:cut]), (cut, given_messages[cut:])):
-        rows, clock = validate_all([value for value, _ in part], [is_replay for _, is_replay in part], clock, NOW)
-        together += [(start + row["number"], as_event(row), row["is_late"]) for row in rows.iter_rows(named=True)]
+        judged = validate_all([value for value, _ in part], [is_replay for _, is_replay in part], clock, NOW)
+        rows = judged.events.iter_rows(named=True)
+        together += [(start + row["number"], as_event(row), row["is_late"]) for row in rows]
+        assert judged.dead_letters == len(part) - judged.events.height
+        clock = judged.clock
     assert together == one_by_one
     assert clock == last
 
@@ -61,10 +64,12 @@ def as_event(row: dict[str, object]) -> Event:
 @given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 2**63), st.booleans(), st.binary())))
 def test_messages_are_read_out_of_a_block_byte_by_byte(sent: list[tuple[int, int, bool, bytes]]) -> None:
     block = "".join(
-        f"{partition} {offset} {'replay' if is_replay else ''} {len(value)} {value.decode(BYTES)}"
+        f"web.clicks-1 {partition} {offset} {'replay' if is_replay else ''} {len(value)} {value.decode(BYTES)}"
         for partition, offset, is_replay, value in sent
     )
-    wanted = [(Message(value, partition, offset), is_replay) for partition, offset, is_replay, value in sent]
+    wanted = [
+        (Message(value, partition, offset, "web.clicks-1"), is_replay) for partition, offset, is_replay, value in sent
+    ]
     assert list(messages_of(block)) == wanted
 
 

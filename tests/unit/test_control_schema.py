@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (15, "2651c664625fbffc")
+NOTED = (16, "1b7f6b929bd67073")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

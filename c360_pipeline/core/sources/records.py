@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,11 +48,13 @@ class Framing:
         records: path to records within one value, `batch[]` or `resourceLogs[resource].scopeLogs[].logRecords[]`, where
             the names in brackets are members of an element that each of its records gets along; of the value itself
             before the path, `[sentAt].batch[]`. None where each value is one record.
+        is_of_messages: whether each line is a message of its own: how a file begins says nothing of its other lines.
     """
 
     kind: str = LINES
     columns: tuple[str, ...] | None = None
     records: str | None = None
+    is_of_messages: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in FRAMINGS:
@@ -62,6 +64,11 @@ class Framing:
         if self.columns is not None and len(set(self.columns)) != len(self.columns):
             raise ConfigError("columns: a name occurs twice.")
         _steps(self.records)
+        if self.is_of_messages and self.kind != LINES and (self.kind not in (TSV, CSV) or self.columns is None):
+            raise ConfigError(
+                f"framing {self.kind}: a message of a topic is a JSON value (lines), or a row of tsv or csv with its "
+                "`columns` said."
+            )
 
 
 class _Step(NamedTuple):
@@ -124,6 +131,36 @@ def table_lines(file: IO[bytes], framing: Framing, name: str) -> Iterator[bytes]
         said = str(error).splitlines() or [type(error).__name__]
         raise ContractError(f"{name} is damaged, or no {framing.kind}: {said[0][:200]}.") from None
     yield b"".join(out)
+
+
+def message_lines(pieces: Iterable[bytes], framing: Framing) -> Iterator[bytes]:
+    """Messages, a line each, as JSON lines of their records; what one of them is, no other is judged by.
+
+    A line that is none of the framing stays as it is: it becomes a dead letter of its own.
+
+    Args:
+        pieces: the lines.
+        framing: whose `is_of_messages` holds.
+    """
+    lines = pieces if framing.kind == LINES else _rows_of_messages(pieces, framing)
+    return iter(within(lines, framing) if framing.records else lines)
+
+
+def _rows_of_messages(pieces: Iterable[bytes], framing: Framing) -> Iterator[bytes]:
+    carried = b""
+    for piece in pieces:
+        *whole, carried = (carried + piece).split(b"\n")
+        yield b"".join(_row_of_message(line, framing) for line in whole)
+    yield _row_of_message(carried, framing)
+
+
+def _row_of_message(line: bytes, framing: Framing) -> bytes:
+    if not line.strip():
+        return b""
+    try:
+        return b"".join(table_lines(cast("IO[bytes]", io.BufferedReader(io.BytesIO(line))), framing, "the message"))
+    except ContractError:
+        return json_row(line.decode("utf-8", "backslashreplace"))
 
 
 def within(lines: Iterable[bytes], framing: Framing) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ class Source:
         framing: of their records.
         mapping: of each record; its version is the active one.
         login: for its bucket; None for the product's own.
+        topic: of Kafka, whose messages are its records; None where these are files or rows.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Source:
     framing: Framing
     mapping: SourceMapping
     login: BucketLogin | None = None
+    topic: str | None = None
 
     @cached_property
     def program(self) -> RecordProgram | None:
@@ -49,7 +51,15 @@ class Sources:
     def __iter__(self) -> Iterator[Source]:
         return iter(self.all)
 
+    def of_topic(self, topic: str) -> Source | None:
+        """The source whose records are the messages of a topic."""
+        return next((source for source in self.all if source.topic == topic), None)
+
     def of(self, uri: str) -> Source | None:
         """The source that a file is of by its address; of several the one whose location says most of it."""
         fitting = [source for source in self.all if source.location.match(uri)]
         return max(fitting, key=lambda source: (len(source.location.prefix), source.name), default=None)
+
+
+NO_SOURCES = Sources()
+"""Where all events are as the contract has them."""

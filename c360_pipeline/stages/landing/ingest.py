@@ -40,12 +40,11 @@ from c360_pipeline.core.landing.lines import (
     line_in,
 )
 from c360_pipeline.core.landing.overwrites import OverwriteRules
-from c360_pipeline.core.sources.source import Source, Sources
+from c360_pipeline.core.sources.source import NO_SOURCES, Source, Sources
 from c360_pipeline.errors import ConflictError, ContractError, UnreadableError
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.landing import (
     EVENTS_PREFIX,
-    NO_SOURCES,
     EventFile,
     EventsArea,
     Landing,

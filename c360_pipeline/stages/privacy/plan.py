@@ -36,6 +36,7 @@ from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_
 from c360_pipeline.stages.projection.silos import label_tables
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.sources.tables import FOLDER as TABLE_EVENTS
+from c360_pipeline.stages.sources.topics import FOLDER as TOPIC_EVENTS
 from c360_pipeline.stores.s3.landing import dead_letter_key
 
 REASON = "erased"
@@ -279,9 +280,9 @@ class Planner:
         return b"".join(self._stores.bucket.pieces(key)) if self._stores.bucket.has(key) else b""
 
     def _row_lines(self, terms: SearchTerms) -> dict[str, tuple[str, list[int]]]:
-        """Rows of tables that were written as files of sources and hold a value of theirs, as `_lines` has them."""
+        """Records in files of sources that the product wrote and hold a value of theirs, as `_lines` has them."""
         landing, found = self._stores.landing, dict[str, tuple[str, list[int]]]()
-        for file in landing.files_under(TABLE_EVENTS):
+        for file in [*landing.files_under(TABLE_EVENTS), *landing.files_under(TOPIC_EVENTS)]:
             lines = landing.read(file).split(b"\n")
             numbers = [number for number, line in enumerate(lines, 1) if terms.count(line)]
             if numbers:

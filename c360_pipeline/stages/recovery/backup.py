@@ -23,6 +23,7 @@ from c360_pipeline.errors import C360Error, ConfigError, InvariantError
 from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, graph_digest, lake_digest
 from c360_pipeline.stages.recovery.cypher_script import SCRIPTS_PREFIX
 from c360_pipeline.stages.sources.tables import FOLDER as TABLE_EVENTS
+from c360_pipeline.stages.sources.topics import FOLDER as TOPIC_EVENTS
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.s3.bucket import Bucket, Copied, file_sha256
@@ -30,7 +31,7 @@ from c360_pipeline.stores.s3.bucket import Bucket, Copied, file_sha256
 Observe = Callable[[str], None]
 FORMAT = 1
 LAKE = "lake/"
-AREAS = ("landing/", "dead-letters/", SCRIPTS_PREFIX, TABLE_EVENTS)
+AREAS = ("landing/", "dead-letters/", SCRIPTS_PREFIX, TABLE_EVENTS, TOPIC_EVENTS)
 """Beside the lake; what lies there is never changed."""
 ACCOUNTING = (LANDING_FILES.name, DEAD_LETTERS.name, DEAD_LETTER_LINES.name)
 MANIFEST, OBJECTS, CONTROL, FILES = "backup.json", "objects.parquet", "control.dump", "objects"

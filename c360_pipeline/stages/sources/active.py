@@ -4,9 +4,10 @@ from c360_pipeline.core.sources.location import Location
 from c360_pipeline.core.sources.records import Framing
 from c360_pipeline.core.sources.source import Source, Sources
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.settings import bucket_login, load_settings, require_allowed_location
+from c360_pipeline.settings import bucket_login, load_settings, require_allowed_location, require_allowed_topic
 from c360_pipeline.stages.sources.presets import compiled
 from c360_pipeline.stages.sources.tables import location_of
+from c360_pipeline.stages.sources.topics import location_of_topic
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.event_sources import SourceRow
 
@@ -17,7 +18,8 @@ def framing_of(row: SourceRow) -> Framing:
     Raises:
         ConfigError: the row says what no file is.
     """
-    return Framing(row.framing, tuple(row.columns) if row.columns else None, row.records)
+    columns = tuple(row.columns) if row.columns else None
+    return Framing(row.framing, columns, row.records, is_of_messages=row.from_topic is not None)
 
 
 def source_of(control: ControlDb, row: SourceRow, version: int) -> Source:
@@ -29,15 +31,26 @@ def source_of(control: ControlDb, row: SourceRow, version: int) -> Source:
     try:
         document = control.sources.mapping(row, version).document
         location = Location(row.location)
-        settings = load_settings()
-        if row.from_table is None or row.location != location_of(settings.bucket, row.name):
-            require_allowed_location(location.beginning, settings)
         framing = framing_of(row)
+        _require_allowed_place(row, location)
         mapping = compiled(document, row.name, version, tenant_is_given=location.says_tenant)
         login = bucket_login(row.login_ref, location.bucket) if row.login_ref else None
-        return Source(row.name, location, framing, mapping, login)
+        return Source(row.name, location, framing, mapping, login, row.from_topic)
     except ConfigError as error:
         raise ConfigError(f"source {row.name} v{version}: {error}") from None
+
+
+def _require_allowed_place(row: SourceRow, location: Location) -> None:
+    """Whether the row may have its records read from where it says: rows and messages lie in a folder of their own."""
+    settings = load_settings()
+    own = set[str]()
+    if row.from_table is not None:
+        own.add(location_of(settings.bucket, row.name))
+    if row.from_topic is not None:
+        require_allowed_topic(row.from_topic)
+        own.add(location_of_topic(settings.bucket, row.from_topic))
+    if row.location not in own:
+        require_allowed_location(location.beginning, settings)
 
 
 def active_sources(control: ControlDb) -> tuple[Sources, dict[str, str]]:

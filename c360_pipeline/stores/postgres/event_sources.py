@@ -16,7 +16,7 @@ FRESH_WITHIN_DAYS = 1
 """Days that a source may be silent, unless its row says otherwise: a whole day without a file is worth a look."""
 READ_SOURCES = """
     SELECT s.source_id, s.name, s.location, s.framing, s.columns, s.records, s.active_version, s.is_active,
-        s.from_table, s.login_ref, s.fresh_within_days,
+        s.from_table, s.from_topic, s.login_ref, s.fresh_within_days,
         (SELECT max(version) FROM event_mappings m WHERE m.source_id = s.source_id) AS newest_version
     FROM event_sources s ORDER BY s.name
 """
@@ -29,10 +29,10 @@ READ_MAPPINGS = """
     WHERE source_id = %(source_id)s ORDER BY version
 """
 ADD_SOURCE = """
-    INSERT INTO event_sources (name, location, framing, columns, records, from_table, login_ref,
+    INSERT INTO event_sources (name, location, framing, columns, records, from_table, from_topic, login_ref,
         fresh_within_days)
     VALUES (%(name)s, %(location)s, %(framing)s, %(columns)s, %(records)s, %(from_table)s,
-        %(login_ref)s, %(fresh_within_days)s)
+        %(from_topic)s, %(login_ref)s, %(fresh_within_days)s)
     ON CONFLICT (name) DO NOTHING RETURNING source_id
 """
 # A source has one writer of mappings at a time; the same document again is the version that it is.
@@ -65,6 +65,7 @@ class SourceRow:
         active_version: of the mapping that new files are read by; None before the first.
         is_active: whether its files land.
         from_table: database.schema.table whose rows are its records; None where these are files of a producer.
+        from_topic: topic of Kafka whose messages are its records; None where these are files or rows.
         login_ref: of the login for its bucket; None for the product's own.
         fresh_within_days: days that it may be silent; None where it may be so for ever.
         newest_version: of its mappings; None where there is none.
@@ -79,6 +80,7 @@ class SourceRow:
     active_version: int | None
     is_active: bool
     from_table: str | None
+    from_topic: str | None
     login_ref: str | None
     fresh_within_days: int | None
     newest_version: int | None
@@ -161,13 +163,15 @@ class EventSources:
         records: str | None,
         from_table: str | None = None,
         *,
+        from_topic: str | None = None,
         login_ref: str | None = None,
         fresh_within_days: int | None = FRESH_WITHIN_DAYS,
     ) -> bool:
         """Make a source, not active; False where there is one of that name."""
         values = {
             "name": name, "location": location, "framing": framing, "columns": columns, "records": records,
-            "from_table": from_table, "login_ref": login_ref, "fresh_within_days": fresh_within_days,
+            "from_table": from_table, "from_topic": from_topic, "login_ref": login_ref,
+            "fresh_within_days": fresh_within_days,
         }  # fmt: skip
         with self._sessions.session() as connection:
             return connection.execute(ADD_SOURCE, values).fetchone() is not None

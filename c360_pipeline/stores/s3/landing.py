@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
-NO_SOURCES = Sources()
 EVENTS_PREFIX = "landing/events/"
 CATALOG_PREFIX = "landing/catalog/"
 DEAD_LETTERS_PREFIX = "dead-letters/"
@@ -41,6 +40,8 @@ BLANKED_FROM = "blanked-from"
 REQUESTS_AT_ONCE = 16
 SERVER_ERRORS = 500
 """From this status on it is the server that fails, not the request."""
+_OF_THE_STREAM = re.compile(r"/stream-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-[0-9]+\.jsonl$")
+"""Files that the real-time path wrote: of each line a message, whatever the first one looks like."""
 _EVENT_FILE = r"\.(jsonl|ndjson|json)(\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip))?|\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip)"
 _DATED = re.compile(
     rf"landing/events/(?:date=|dt=)?(\d{{4}}-\d\d-\d\d|\d{{4}}/\d\d/\d\d)/(?:[^/]+/)*[^/]+(?:{_EVENT_FILE})",
@@ -310,7 +311,7 @@ class Landing:
                 raise UnreadableError(f"{file.uri} can't be read: its server does not answer ({error}).") from None
             raise UnavailableError(f"S3 at {self._endpoint} does not answer ({error}).") from None
         try:
-            framing = source.framing if source else Framing()
+            framing = source.framing if source else Framing(is_of_messages=bool(_OF_THE_STREAM.search(file.key)))
             yield from record_pieces(cast("io.IOBase", body), framing, size, file.uri)
         except BotoCoreError as error:
             failed = UnreadableError if is_foreign else UnavailableError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import IO, cast
 
 from c360_pipeline.core.landing.framing import as_utf8, json_lines
-from c360_pipeline.core.sources.records import AVRO, OF_JSON, PARQUET, Framing, table_lines, within
+from c360_pipeline.core.sources.records import AVRO, OF_JSON, PARQUET, Framing, message_lines, table_lines, within
 from c360_pipeline.stores.s3.packed import files_in, unpacked
 
 SPOOL_BYTES = 64 * 1024 * 1024
@@ -19,6 +19,9 @@ def record_pieces(raw: io.IOBase, framing: Framing, size: int, name: str) -> Ite
     Raises:
         ContractError: it is damaged, or no such file; after the records before.
     """
+    if framing.is_of_messages:
+        yield from message_lines(iter(lambda: raw.read(size), b""), framing)
+        return
     if framing.kind in OF_JSON:
         lines = json_lines(unpacked(raw, size, name), name)
         yield from within(lines, framing) if framing.records else lines
