@@ -222,6 +222,42 @@ def test_a_repetition_under_a_better_mapping_is_no_conflict(
     assert (found["lines"], found["landed"], found["duplicates"], found["dead"]) == (24, 11, 13, 0)
 
 
+def test_a_record_that_comes_again_is_a_repetition_within_an_hour_or_to_the_letter(
+    own: World, put: Callable[..., str], tmp_path: Path
+) -> None:
+    """As the mapping says: collectors set times right when they try again; some producers take an id anew."""
+
+    def record(number: str, at: str, **more: str) -> bytes:
+        fields = {
+            "messageId": number, "type": "track", "event": "Product Viewed", "userId": "ann", "timestamp": at, **more
+        }  # fmt: skip
+        return json.dumps(fields).encode() + b"\n"
+
+    first = [record("a", "2026-11-20T10:00:00Z"), record("b", "2026-11-20T10:00:00Z")]
+    later = [
+        record("a", "2026-11-20T11:00:00Z", sentAt="2026-11-20T11:00:02Z"), record("b", "2026-11-20T11:00:00.001Z")
+    ]  # fmt: skip
+    put("a.jsonl", b"".join(first))
+    own.add("shop", "segment")
+    own.land_all()
+    put("b.jsonl", b"".join(later))
+    own.land_all()
+    found = own.accounting()
+    assert (found["landed"], found["duplicates"], found["dead"]) == (2, 1, 1)
+    (letter,) = own.lake.read(DEAD_LETTERS).iter_rows(named=True)
+    assert letter["error_class"] == "duplicate_id_conflict"
+    assert "'b' is taken by another event, line 2 of" in letter["reason"]
+    # What is volatile is no difference; everything else is one, where the mapping says that.
+    own.add_mapping("shop", {**ANOTHER, "on_repeat": "conflict", "volatile": ["sentAt"]}, tmp_path)
+    own.control.sources.apply("shop", 2)
+    third = [record("c", "2026-11-20T10:00:00Z", sentAt="1"), record("c", "2026-11-20T10:00:00Z", sentAt="2"),
+             record("c", "2026-11-20T10:00:01Z")]  # fmt: skip
+    put("c.jsonl", b"".join(third))
+    own.land_all()
+    found = own.accounting()
+    assert (found["landed"], found["duplicates"], found["dead"]) == (3, 2, 2)
+
+
 @pytest.mark.parametrize("between", ["another version", "paused", "away"])
 def test_a_file_that_was_read_in_part_is_read_to_its_end_whatever_came_between(
     own: World, put: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str

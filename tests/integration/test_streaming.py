@@ -25,6 +25,7 @@ from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import Cluster
 from cassandra.io.asyncioreactor import AsyncioConnection
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from dagster_processes import wait_until
 from typer.testing import CliRunner
 
@@ -387,7 +388,8 @@ def test_messages_of_a_topic_of_a_source_are_in_the_graph_at_once_and_land_by_th
     sent = {
         "web.clicks": [
             b"\x1f\x8b no gzip", *(segment(n, now) for n in range(3)), b"PAR1", segment(2, now),
-            segment(3, now, userId="seven\nlines"), segment(4, now - timedelta(seconds=130)), segment(5, now, type="alias"),
+            segment(3, now, userId="seven\nlines"), segment(4, now - timedelta(seconds=130)),
+            segment(5, now, type="alias"),
             segment(6, now, timestamp="soon"),
         ],
         "web.batches": [
@@ -398,6 +400,9 @@ def test_messages_of_a_topic_of_a_source_are_in_the_graph_at_once_and_land_by_th
             f'r3,{now.isoformat()},"of, two words",buy'.encode(),
         ],
     }  # fmt: skip
+    client = AdminClient(kafka_options(settings))
+    for one in client.create_topics([NewTopic(topic, num_partitions=1) for topic in sent]).values():
+        one.result(30)
     producer = Producer(kafka_options(settings))
     for topic, values in sent.items():
         for value in values:
@@ -415,11 +420,8 @@ def test_messages_of_a_topic_of_a_source_are_in_the_graph_at_once_and_land_by_th
     bucket = open_bucket(settings)
 
     def lines_of(topic: str) -> list[bytes]:
-        return [
-            line
-            for one in bucket.objects(f"topic-events/topic={topic}/")
-            for line in bucket.read(one.path).splitlines()
-        ]
+        files = bucket.objects(f"topic-events/topic={topic}/")
+        return [line for one in files for line in bucket.read(one.path).splitlines()]
 
     for topic, values in sent.items():
         wait_until(lambda topic=topic, values=values: len(lines_of(topic)) >= len(values), 120)

@@ -336,7 +336,7 @@ def together(faults: list[Rejected]) -> Rejected:
     return Rejected(faults[0].error_class, "; ".join(fault.reason for fault in faults))
 
 
-def event_of(values: Mapping[str, Any]) -> Event:
+def event_of(values: Mapping[str, Any], content: str | None = None) -> Event:
     """The event of values that met the contract.
 
     An event that a source's mapping made is told from another by its id, who acted and what was done: a retry of a
@@ -344,9 +344,10 @@ def event_of(values: Mapping[str, Any]) -> Event:
 
     Args:
         values: by column, as `checked` gives them.
+        content: hash of what tells it from another under its id, where its mapping says more than that.
     """
     is_mapped = bool(values["source"] and values["mapping_version"] is not None and values["event_id"])
-    content_hash = _hash([values[name] for name in OF_A_RECORD]) if is_mapped else canonical_hash(values)
+    content_hash = content or (_hash([values[name] for name in OF_A_RECORD]) if is_mapped else canonical_hash(values))
     given = {name: value for name, value in values.items() if name != "event_id"}
     return Event(**given, event_id=values.get("event_id") or content_hash, content_hash=content_hash)
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import polars as pl
@@ -12,8 +13,10 @@ from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.contract.identifiers import normal_form
 from c360_pipeline.core.landing.lines import DELIVERY, PLACE, Delivery, count_by_delivery
 
-ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", "source", "mapping_version", *PLACE]
+ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", "ts", "source", "mapping_version", *PLACE]
 """Columns of archive rows that decide about an event with their id."""
+REPEATED_WITHIN = timedelta(hours=1)
+"""A record of a source may come again with another time, as collectors set it right; one of later took the id anew."""
 NEW, HELD, DUPLICATE, CONFLICT = range(4)
 _TAKERS_OF_NONE = pl.DataFrame(schema={"taken_by_uri": pl.String, "taken_by_line": pl.Int64})
 
@@ -112,7 +115,7 @@ def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:
 
 def _classified(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
     """Verdicts on events, and who took the ids of conflicts; in the order of the events."""
-    key, facts = list(EVENTS.key), ["content_hash", "source", "mapping_version", *PLACE]
+    key, facts = list(EVENTS.key), ["content_hash", "ts", "source", "mapping_version", *PLACE]
     first = events.unique(subset=key, keep="first", maintain_order=True).join(archived, on=key, how="anti")
     winners = pl.concat(
         [
@@ -126,7 +129,10 @@ def _classified(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
     is_mapped_otherwise = (pl.col("source") == pl.col("source_winner")) & (
         pl.col("mapping_version") != pl.col("mapping_version_winner")
     )
-    is_same = (pl.col("content_hash") == pl.col("content_hash_winner")) | is_mapped_otherwise.fill_null(value=False)
+    is_of_then = pl.col("source").is_null() | ((pl.col("ts") - pl.col("ts_winner")).abs() <= REPEATED_WITHIN)
+    is_same = (
+        (pl.col("content_hash") == pl.col("content_hash_winner")) & (is_of_then | is_winner)
+    ) | is_mapped_otherwise.fill_null(value=False)
     verdict = (
         pl.when(~is_same)
         .then(CONFLICT)

@@ -41,7 +41,7 @@ def event_from(
         rejected = together(ordered)
         rejected.tenant_id, rejected.user_id = _readable(values, "tenant_id"), _readable(values, "user_id")
         raise rejected
-    return event_of(values)
+    return event_of(values, mapped.content)
 
 
 def _named(fault: Rejected, name: str, fields: Mapping[str, Any], mapping: SourceMapping) -> Rejected:

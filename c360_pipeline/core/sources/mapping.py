@@ -44,7 +44,8 @@ CONSENT_WORDS = {
     **dict.fromkeys(("false", "no", "denied", "0", "n", "opt_out", "opted_out", "unsubscribed"), DENIED),
 }
 TARGETS = {
-    "extends", "tenant", "user", "anonymous", "session", "time", "received", "action", "id", "volatile",
+    "extends", "tenant", "user", "anonymous", "session", "time", "received", "action", "id", "on_repeat",
+    "volatile",
     "items", "keys", "same_as", "traits", "group", "consent", "require", "attrs", "attrs_rest", "too_long",
     "skip", "only",
 }  # fmt: skip
@@ -73,10 +74,12 @@ class Mapped:
     Attributes:
         fields: of the event, by their names in the contract.
         faults: what is wrong with it beside what the contract will say, by the name of the field.
+        content: hash of what tells it from another under its id; None where visitor and action do.
     """
 
     fields: dict[str, Any]
     faults: dict[str, Rejected]
+    content: str | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ class SourceMapping:
             (path, self._read.steps(path, place.at("attrs_rest")))
             for path in _names(document.get("attrs_rest"), place.at("attrs_rest"))
         ]
+        self._is_repeat_checked = _one_of(document, "on_repeat", ("first", "conflict"), place) == "conflict"
         self.too_long = _one_of(document, "too_long", ("cut", "dead"), place)
         self._skip = _skips(document.get("skip"), place.at("skip"), self._read)
         only = document.get("only")
@@ -234,7 +238,8 @@ class SourceMapping:
             fields["items"] = items
         self._take_id(record, fields, faults)
         fields["mappingSource"], fields["mappingVersion"] = self.source, self.version
-        return Mapped(fields, faults)
+        content = hashlib.sha256(self._kept_of(record)).hexdigest() if self._is_repeat_checked else None
+        return Mapped(fields, faults, content)
 
     def _refuse_skipped(self, record: Any) -> None:
         if self._only is not None and not self._only(record):
@@ -387,10 +392,14 @@ class SourceMapping:
 
     def _hash_of(self, record: dict[str, Any]) -> str:
         """An id of what was sent, and not of what it is mapped to: a better mapping alters the event and adds none."""
+        return hashlib.sha256(self.source.encode() + b"\n" + self._kept_of(record)).hexdigest()
+
+    def _kept_of(self, record: dict[str, Any]) -> bytes:
+        """The record as it was sent, less what is volatile."""
         kept = record
         for steps in self._volatile:
             kept = _without(kept, steps)
-        return hashlib.sha256(f"{self.source}\n{canonical_json(kept)}".encode("utf-8", "surrogatepass")).hexdigest()
+        return canonical_json(kept).encode("utf-8", "surrogatepass")
 
 
 def _without(value: Any, steps: tuple[str | int, ...]) -> Any:

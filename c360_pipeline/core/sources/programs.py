@@ -127,6 +127,8 @@ class _Compiler:
             NoTable: there are none for something that the mapping says.
         """
         said = self._document
+        if said.get("on_repeat") == "conflict":
+            raise NoTable
         code = _Code(self, self._record)
         if said.get("only") is not None:
             code.add(kernel.SKIP_UNLESS, self.condition(said["only"], self._record))

@@ -17,6 +17,7 @@ from c360_pipeline.core.contract.events import Rejected, load_object
 from c360_pipeline.core.sources.records import Framing
 from c360_pipeline.errors import ConfigError, ContractError
 from c360_pipeline.stages.sources.reading import record_lines
+from c360_pipeline.stages.sources.topics import records_of
 
 
 def read(tmp_path: Path, content: bytes, framing: Framing) -> list[bytes]:
@@ -148,3 +149,25 @@ def test_lines_of_a_table_may_end_with_carriage_returns(tmp_path: Path) -> None:
         assert read(tmp_path, end.join(row.replace(b"\t", b",") for row in rows), Framing("csv")) == wanted
     # Within lines that end otherwise it is a part of a value.
     assert read(tmp_path, b"id\tx\n1\ta\rb\n", Framing("tsv")) == [b'{"id":"1","x":"a\\rb"}']
+
+
+@pytest.mark.parametrize("first", [b"\x1f\x8b", b"PK\x03\x04", b"PAR1", b"[{}]", b"\xff\xfe{\0}\0", b"[", b'"'])
+@pytest.mark.parametrize("kind", ["lines", "tsv", "csv"])
+def test_a_message_takes_no_other_along_whatever_it_looks_like(tmp_path: Path, first: bytes, kind: str) -> None:
+    """The real-time path writes what came, a line each: how a file begins says nothing of its other lines."""
+    framing = Framing(kind, None if kind == "lines" else ("a", "b"), is_of_messages=True)
+    row = {"lines": b'{"a": "1", "b": "2"}', "tsv": b"1\t2", "csv": b"1,2"}[kind]
+    found = read(tmp_path, b"\n".join([first, row, first, row]) + b"\n", framing)
+    assert [json.loads(found[1]), json.loads(found[3])] == [{"a": "1", "b": "2"}] * 2
+    assert len(found) == 4
+    for broken in (found[0], found[2]):
+        with pytest.raises(Rejected):
+            load_object(broken)
+    # A message that is looked at by itself has the same records.
+    assert [line for message in (first, row + b"\r\n") for line in records_of(message, framing)] == found[:2]
+
+
+@pytest.mark.parametrize("framing", [("parquet", None), ("tsv", None), ("array", None)])
+def test_what_no_message_can_be_is_refused(framing: tuple[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="a message of a topic is a JSON value"):
+        Framing(*framing, is_of_messages=True)
