@@ -222,6 +222,28 @@ def test_a_repetition_under_a_better_mapping_is_no_conflict(
     assert (found["lines"], found["landed"], found["duplicates"], found["dead"]) == (24, 11, 13, 0)
 
 
+def test_files_with_messages_of_a_topic_land_as_files_of_its_source(
+    own: World, put: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("C360_SOURCE_TOPICS", "web.clicks")
+    run("sources", "add", "clicks", "--topic", "web.clicks", "--preset", "segment", "--tenant", "acme")
+    lines = (FILES / "segment.jsonl").read_bytes()
+    put("part-02b02578-0781-46cd-bf9a-a6aec8a3c4b1-1-1", b"\x1f\x8b\n" + lines, "topic-events/topic=web.clicks/date=2026-11-20/")
+    put("part-2-0", lines, "topic-events/topic=web.click/date=2026-11-20/")
+    assert own.land_all() == {}
+    found = own.accounting()
+    assert (found["lines"], found["landed"], found["duplicates"], found["dead"]) == (13, 11, 1, 1)
+    with pytest.raises(ConfigError, match="its records from web"):
+        run("sources", "put", "clicks", str(FILES / "segment.jsonl"))
+    with pytest.raises(ConfigError, match="one of --location, --table and --topic"):
+        run("sources", "add", "a", "--topic", "b", "--location", own.location(), "--preset", "segment")
+    with pytest.raises(ConfigError, match="a topic of the product's own"):
+        run("sources", "add", "a", "--topic", "user_events", "--preset", "segment", "--tenant", "acme")
+    monkeypatch.setenv("C360_SOURCE_TOPICS", "web.")
+    (reason,) = own.land().values()
+    assert "C360_SOURCE_TOPICS" in reason
+
+
 def test_a_record_that_comes_again_is_a_repetition_within_an_hour_or_to_the_letter(
     own: World, put: Callable[..., str], tmp_path: Path
 ) -> None:
