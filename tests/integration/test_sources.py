@@ -228,7 +228,8 @@ def test_files_with_messages_of_a_topic_land_as_files_of_its_source(
     monkeypatch.setenv("C360_SOURCE_TOPICS", "web.clicks")
     run("sources", "add", "clicks", "--topic", "web.clicks", "--preset", "segment", "--tenant", "acme")
     lines = (FILES / "segment.jsonl").read_bytes()
-    put("part-02b02578-0781-46cd-bf9a-a6aec8a3c4b1-1-1", b"\x1f\x8b\n" + lines, "topic-events/topic=web.clicks/date=2026-11-20/")
+    name = "part-02b02578-0781-46cd-bf9a-a6aec8a3c4b1-1-1"
+    put(name, b"\x1f\x8b\n" + lines, "topic-events/topic=web.clicks/date=2026-11-20/")
     put("part-2-0", lines, "topic-events/topic=web.click/date=2026-11-20/")
     assert own.land_all() == {}
     found = own.accounting()
