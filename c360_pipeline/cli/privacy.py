@@ -105,6 +105,7 @@ def erase(
         if with_journey:
             people += [Person(one.tenant_id, one.user_id) for one in others]
             others = erasure.companions(people)
+        shared = erasure.shared_visitors(people)
         if not dry_run:
             if mentions == Mentions.ASK and not erasure.is_under_way():
                 _require_no_mention(erasure.mentions(people))
@@ -118,6 +119,7 @@ def erase(
         _tell("Data of others names them", named)
     else:
         _show(issued, as_json=as_json)
+    _name_shared(shared)
     _offer(tenant, others)
     if not dry_run and not issued.is_clean:
         raise typer.Exit(1)
@@ -152,6 +154,9 @@ def _show(issued: "Certificate", *, as_json: bool) -> None:
         return
     out.print(_certificate_table(issued.stores))
     out.print(_verdict(issued), highlight=False, soft_wrap=True)
+    if issued.visitors:
+        said = "what they did before they were known is erased, too"
+        err.print(f"Visitors that were theirs alone: {issued.visitors:,}; {said}.", highlight=False, soft_wrap=True)
     _tell("Data of others names them, and stays", issued.mentions)
     if issued.redacted:
         err.print(f"Their name was taken out of {issued.redacted:,} events of others.", highlight=False)
@@ -164,6 +169,16 @@ def _tell(what: str, mentions: dict[str, int]) -> None:
 
 def _counted(mentions: dict[str, int]) -> str:
     return ", ".join(f"{count:,} rows of {table}" for table, count in mentions.items())
+
+
+def _name_shared(visitors: list[str]) -> None:
+    """Say which devices they share with others: what nobody known did there stays, but for visits of theirs alone."""
+    if visitors:
+        named = ", ".join(visitors[:SHOWN]) + (", …" if len(visitors) > SHOWN else "")
+        err.print(
+            f"Visitors that others were named with, too ({len(visitors):,}), whose other visits stay: {named}",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
 
 
 def _offer(tenant: str, others: "list[Companion]") -> None:

@@ -60,6 +60,24 @@ PLANTED = [
     {"eventId": "gift", "userId": "friend-of-planted", "attrs": {"giftTo": NAMED.user_id}},
     {"eventId": "thanks", "userId": "friend-of-friend", "attrs": {"note": f"thanks to <{NAMED.user_id}>, and Zoë"}},
 ]
+HERS = [
+    {"eventId": "login", "userId": NAMED.user_id, "anonymousId": "browser-of-planted", "sessionId": "at-login"},
+    {"eventId": "visit-1", "anonymousId": "browser-of-planted", "sessionId": "first-visit-of-planted"},
+    {"eventId": "visit-2", "anonymousId": "browser-of-planted"},
+    {"eventId": "at-table", "userId": NAMED.user_id, "anonymousId": "tablet-of-family", "sessionId": "morning"},
+    {"eventId": "before-login-at-table", "anonymousId": "tablet-of-family", "sessionId": "morning"},
+]
+"""Events of a person on devices, most of them before a login."""
+OF_THE_FAMILY = [
+    {
+        "eventId": "other-login",
+        "userId": "sister-of-planted",
+        "anonymousId": "tablet-of-family",
+        "sessionId": "evening",
+    },
+    {"eventId": "other-visit", "anonymousId": "tablet-of-family", "sessionId": "evening"},
+    {"eventId": "whose", "anonymousId": "tablet-of-family", "sessionId": "at-night"},
+]
 WITH_ACCOUNT = PEOPLE * 3 // 5
 
 
@@ -107,6 +125,7 @@ def world(home: Path, empty_graph: Callable[[], None], tmp_path_factory: pytest.
             landing.put_file(path, folder_for(path, date(2025, 11, 3)))
         shared = {"tenantId": "acme", "ts": "2025-11-01T10:00:00Z", "action": "view"}
         lines = [json.dumps({**shared, "sessionId": f"s-{line['eventId']}", **line}) for line in PLANTED]
+        lines += [json.dumps(shared | line) for line in (*HERS, *OF_THE_FAMILY)]
         landing.put_events("\n".join(lines).encode(), "planted.jsonl", date(2025, 11, 3))
         with open_graph(settings) as graph:
             made = World(home, settings, open_lake(settings), graph, written)
@@ -149,8 +168,14 @@ def known_of(world: World, people: list[Person]) -> set[str]:
 def erased(world: World) -> Erased:
     """After the erasure, which was broken off twice."""
     events = world.lake.read(EVENTS)
-    planted = pl.col("user_id").is_in([line["userId"] for line in PLANTED])
-    users = events.filter(~planted).select("tenant_id", "user_id").unique().sort(pl.all()).rows()
+    planted = pl.col("user_id").is_in([line["userId"] for line in (*PLANTED, *OF_THE_FAMILY) if "userId" in line])
+    users = (
+        events.filter(~planted, pl.col("user_id").is_not_null())
+        .select("tenant_id", "user_id")
+        .unique()
+        .sort(pl.all())
+        .rows()
+    )
     rng = random.Random(4)
     with_account = [u for u in users if "@" in u[1] or u[1].isdecimal()]
     chosen = rng.sample(with_account, WITH_ACCOUNT) + rng.sample(
@@ -158,8 +183,10 @@ def erased(world: World) -> Erased:
     )
     people = [*(Person(*one) for one in chosen), NAMED]
     theirs = pl.DataFrame([*chosen, (NAMED.tenant_id, NAMED.user_id)], schema=["tenant_id", "user_id"], orient="row")
-    others = events.join(theirs, on=["tenant_id", "user_id"], how="anti")
-    words, accounts = known_of(world, people), world.accounts()
+    before_login = pl.col("event_id").is_in([line["eventId"] for line in HERS])
+    others = events.join(theirs, on=["tenant_id", "user_id"], how="anti").filter(~before_login)
+    words = known_of(world, people) | {"browser-of-planted", "first-visit-of-planted"}
+    accounts = world.accounts()
     # What a reconciliation says of a person in passing.
     finding = {"run_id": "r", "tenant_id": chosen[0][0], "kind": "missing", "label": "User", "repaired": False,
                "key": f"{chosen[0][0]} {next(iter(words))}", "difference": ""}  # fmt: skip
@@ -173,6 +200,7 @@ def erased(world: World) -> Erased:
     erasure = Erasure(stores_of(world.settings), world.home / "erasure")
     assert erasure.companions([NAMED]) == [Companion("acme", VISITOR, 1)]
     assert erasure.mentions([NAMED]) == {"events": 2}
+    assert erasure.shared_visitors([NAMED]) == ["tablet-of-family"]
     for owner, step in ((Steps, "_follow"), (erasing, "certify"))[: often(1, 2)]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(owner, step, lambda *_: 1 / 0)
@@ -219,6 +247,7 @@ def test_the_certificate_says_what_was_searched_and_that_nothing_is_left(world: 
     assert said.removed["landing_lines"] >= said.removed["events"]
     assert said.removed["silo_rows"]["silos/profiles_db/accounts"] >= PEOPLE // 4
     assert len(said.people) == PEOPLE + 1
+    assert (said.visitors, said.shared_visitors) == (1, 1)
     assert (said.mentions, said.redacted, said.same_journeys > 0) == ({}, len(REDACTED), True)
     text = json.dumps(said.as_dict())
     assert not [word for word in erased.words if word in text]
@@ -351,3 +380,23 @@ def test_blanked_letters_keep_their_place_in_the_queue(world: World, erased: Era
         letters.filter(pl.col("resolution") == "erased")["raw"].null_count()
         == letters.filter(pl.col("resolution") == "erased").height
     )
+
+
+def test_what_the_person_did_before_login_is_kept_out_and_what_others_do_there_is_not(
+    world: World, erased: Erased
+) -> None:
+    """The same browser again, the same visit again, and somebody else who logs in there."""
+    again = {"tenantId": "acme", "ts": "2025-11-02T10:00:00Z", "action": "view"}
+    lines = [
+        {"eventId": "again", "anonymousId": " browser-of-planted"}, {"eventId": "again-2", "sessionId": "morning",
+                                                                      "anonymousId": "another-browser"},
+        {"eventId": "somebody", "userId": "somebody-else", "anonymousId": "browser-of-planted", "sessionId": "morning"},
+        {"eventId": "tablet", "anonymousId": "tablet-of-family"},
+    ]  # fmt: skip
+    content = "\n".join(json.dumps(again | line) for line in lines).encode()
+    open_landing(world.settings).put_events(content, "afterwards.jsonl", date(2025, 11, 4))
+    world.run()
+    landed = set(world.lake.read(EVENTS)["event_id"]) & {line["eventId"] for line in lines}
+    assert landed == {"somebody", "tablet"}
+    held = world.lake.read(LANDING_FILES).filter(pl.col("source_uri").str.ends_with("afterwards.jsonl"))
+    assert held.select("landed", "suppressed").rows() == [(2, 2)]

@@ -23,6 +23,19 @@ def user_hash(user: pl.Expr | None = None) -> pl.Expr:
     return digest
 
 
+def trace_hash(column: str, value: pl.Expr) -> pl.Expr:
+    """What stands on that list for a visitor or a visit that is somebody's alone; never what stands for a user.
+
+    Args:
+        column: `anonymous_id` or `session_id`.
+        value: the id in its normal form.
+    """
+    tenant = pl.col("tenant_id")
+    text = pl.concat_str(pl.lit(f"{column} "), tenant.str.len_bytes(), pl.lit(":"), tenant, value)
+    digest: pl.Expr = text.chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash
+    return digest
+
+
 def row_name_hash(table: str, rows: pl.DataFrame, key: Iterable[str]) -> pl.Series:
     """What stands for rows in the list of the suppressed: sha256 of the table's name and the key, tenant first."""
     columns = [_as_text(name, rows.schema[name]).fill_null("") for name in key]

@@ -7,7 +7,7 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 
-from c360_pipeline.core.arrays.row_hashes import identity_hash, user_hash
+from c360_pipeline.core.arrays.row_hashes import identity_hash, trace_hash, user_hash
 from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.contract.identifiers import normal_form
@@ -17,6 +17,8 @@ ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", "ts", "source", "mapp
 """Columns of archive rows that decide about an event with their id."""
 REPEATED_WITHIN = timedelta(hours=1)
 """A record of a source may come again with another time, as collectors set it right; one of later took the id anew."""
+TRACES = ("anonymous_id", "session_id")
+"""Columns whose ids stand on the list of the suppressed, too: a visitor or a visit that is somebody's alone."""
 NEW, HELD, DUPLICATE, CONFLICT = range(4)
 _TAKERS_OF_NONE = pl.DataFrame(schema={"taken_by_uri": pl.String, "taken_by_line": pl.Int64})
 
@@ -67,24 +69,35 @@ class Classified:
 
 
 def split_suppressed(rows: pl.DataFrame, suppressed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Part rows into those that may land and those of suppressed users.
+    """Part rows into those that may land and those of suppressed people.
 
     Args:
-        rows: with tenant_id and user_id, either of which may be null.
-        suppressed: tenant_id and user_hash, as `user_hash` makes it of the normal form; whoever has that form is meant,
-            however the id is spelled.
+        rows: with tenant_id and user_id, either of which may be null; where they have them, with anonymous_id and
+            session_id, by which rows of nobody known are told.
+        suppressed: tenant_id and user_hash, as `user_hash` and `trace_hash` make it of the normal form; whoever has
+            that form is meant, however the id is spelled.
     """
     if suppressed.is_empty():
         return rows, rows.clear()
-    key = ["tenant_id", "user_id"]
-    users = rows.select(key).unique()
+    is_silent = _is_suppressed(rows, "user_id", suppressed)
+    nobody_known = rows["user_id"].is_null()
+    for column in TRACES if nobody_known.any() else ():
+        if column in rows.columns:
+            is_silent |= nobody_known & _is_suppressed(rows, column, suppressed)
+    return rows.filter(~is_silent), rows.filter(is_silent)
+
+
+def _is_suppressed(rows: pl.DataFrame, column: str, suppressed: pl.DataFrame) -> pl.Series:
+    """Of each row, whether the list names its id in a column."""
+    key = ["tenant_id", column]
+    ids = rows.select(key).drop_nulls(column).unique()
+    form = normal_form(pl.col(column))
     # Entries of before there was a normal form are of the id as it was given.
-    spelled = [users.with_columns(user_hash=user_hash(form)) for form in (normal_form(pl.col("user_id")), None)]
-    found = pl.concat(spelled).join(suppressed, on=["tenant_id", "user_hash"], how="semi").select(key).unique()
-    return (
-        rows.join(found, on=key, how="anti", maintain_order="left"),
-        rows.join(found, on=key, how="semi", maintain_order="left"),
-    )
+    hashes = [user_hash(form), user_hash()] if column == "user_id" else [trace_hash(column, form)]
+    spelled = pl.concat([ids.with_columns(user_hash=one) for one in hashes])
+    found = spelled.join(suppressed, on=["tenant_id", "user_hash"], how="semi").select(key).unique()
+    marked = rows.select(key).join(found.with_columns(is_on=True), on=key, how="left", maintain_order="left")
+    return marked["is_on"].fill_null(value=False)
 
 
 def classify(events: pl.DataFrame, archived: pl.DataFrame) -> Classified:

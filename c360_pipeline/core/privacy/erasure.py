@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import polars as pl
 from ahocorasick_rs import BytesAhoCorasick
 
+from c360_pipeline.core.contract.identifiers import names_nobody, normal_form
+from c360_pipeline.core.landing.classify import TRACES
 from c360_pipeline.core.projection.graph import NodeKind
 from c360_pipeline.core.silos.control_rows import LINEAGE, RelationshipRow
 from c360_pipeline.core.silos.joins import Join, Term, labels_by_alias, parse_join
@@ -40,6 +42,102 @@ def users_frame(people: Iterable[Person]) -> pl.DataFrame:
     """tenant_id, user_id."""
     rows = [(one.tenant_id, one.user_id) for one in people]
     return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_id": pl.String}, orient="row")
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Visitors and visits that are people's alone: what they did before they were known.
+
+    Attributes:
+        anonymous_id: tenant_id and the id of each visitor.
+        session_id: the same of each visit.
+    """
+
+    anonymous_id: tuple[tuple[str, str], ...] = ()
+    session_id: tuple[tuple[str, str], ...] = ()
+
+    def frame(self, column: str) -> pl.DataFrame:
+        """tenant_id and the ids of a column."""
+        return pl.DataFrame(getattr(self, column), schema={"tenant_id": pl.String, column: pl.String}, orient="row")
+
+
+NO_TRACES = Traces()
+
+
+def theirs(rows: pl.LazyFrame, people: Iterable[Person], traces: Traces) -> pl.LazyFrame:
+    """Of events those that are people's: with their user, or of nobody known and one of their visitors or visits.
+
+    Args:
+        rows: with tenant_id, user_id, anonymous_id and session_id.
+        people: who.
+        traces: of theirs.
+    """
+    return _marked(rows, people, traces).filter("is_theirs").drop("is_theirs")
+
+
+def of_others(rows: pl.LazyFrame, people: Iterable[Person], traces: Traces) -> pl.LazyFrame:
+    """All that are not."""
+    return _marked(rows, people, traces).filter(~pl.col("is_theirs")).drop("is_theirs")
+
+
+def _marked(rows: pl.LazyFrame, people: Iterable[Person], traces: Traces) -> pl.LazyFrame:
+    marks = []
+    named = {"user_id": users_frame(people), **{name: traces.frame(name) for name in TRACES}}
+    for column, ids in named.items():
+        if ids.height:
+            mark = f"is_by_{column}"
+            rows = rows.join(
+                ids.unique().lazy().with_columns(pl.lit(value=True).alias(mark)), on=["tenant_id", column], how="left"
+            )
+            marks.append(pl.col(mark) if column == "user_id" else pl.col(mark) & pl.col("user_id").is_null())
+    said = pl.any_horizontal(pl.lit(value=False), *marks).fill_null(value=False)
+    return rows.with_columns(is_theirs=said).drop(pl.selectors.starts_with("is_by_"))
+
+
+def traces_of(
+    events: pl.LazyFrame, journeys: pl.LazyFrame, people: Iterable[Person]
+) -> tuple[Traces, list[tuple[str, str]]]:
+    """The visitors and visits that are people's alone, and the visitors that they share with others.
+
+    A visitor is theirs where every known user that it was named with is one of these people, or where it was named
+    with none and every known user of its journeys is. A visit is theirs where every known user in it is.
+
+    Args:
+        events: tenant_id, event_id, user_id, anonymous_id, session_id of all tenants or theirs.
+        journeys: tenant_id, event_id, journey_id.
+        people: who, in any spelling.
+
+    Returns:
+        What is theirs; and tenant_id, anonymous_id of each visitor that others were named with, too.
+    """
+    form = normal_form(pl.col("user_id"))
+    asked = users_frame(people).lazy().select("tenant_id", form=form).unique().with_columns(is_asked=True)
+    facts = events.with_columns(form=form).join(asked, on=["tenant_id", "form"], how="left")
+    known = pl.col("form").is_not_null()
+    ours = pl.col("is_asked").fill_null(value=False)
+    counts = {"asked": (known & ours).any(), "others": (known & ~ours).any()}
+
+    def by(column: str) -> pl.LazyFrame:
+        ids = facts.drop_nulls(column).filter(~names_nobody(normal_form(pl.col(column))))
+        return ids.group_by("tenant_id", column).agg(**counts)
+
+    visitors = by("anonymous_id").collect(engine="streaming")
+    sessions = by("session_id").filter(pl.col("asked") & ~pl.col("others")).collect(engine="streaming")
+    placed = facts.join(journeys, on=["tenant_id", "event_id"])
+    lone = placed.group_by("tenant_id", "journey_id").agg(**counts).filter(pl.col("asked") & ~pl.col("others"))
+    unnamed = visitors.filter(~pl.col("asked") & ~pl.col("others")).lazy()
+    # Every journey of a visitor has to be theirs, and one at least.
+    elsewhere = placed.join(lone, on=["tenant_id", "journey_id"], how="anti").select("tenant_id", "anonymous_id")
+    inside = placed.join(lone, on=["tenant_id", "journey_id"], how="semi").select("tenant_id", "anonymous_id")
+    by_journey = unnamed.join(inside, on=["tenant_id", "anonymous_id"], how="semi").join(
+        elsewhere, on=["tenant_id", "anonymous_id"], how="anti"
+    )
+    named = visitors.lazy().filter(pl.col("asked") & ~pl.col("others"))
+    key = ["tenant_id", "anonymous_id"]
+    own = pl.concat([named.select(key), by_journey.select(key)]).unique().sort(key).collect(engine="streaming")
+    shared = visitors.filter(pl.col("asked") & pl.col("others")).select(key).sort(key)
+    visits = sessions.select("tenant_id", "session_id").sort(pl.all())
+    return Traces(tuple(own.rows()), tuple(visits.rows())), shared.rows()
 
 
 def own_rows(

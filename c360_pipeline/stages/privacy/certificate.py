@@ -35,6 +35,8 @@ class Certificate:
         issued_at: ISO 8601, UTC.
         people: tenant_id and user_hash of each, as the list of the suppressed has them.
         values_searched: how many distinctive values were looked for, as words in all bytes.
+        visitors: how many visitors were theirs alone, and what they did before they were known is erased, too.
+        shared_visitors: how many they share with others: what nobody known did there stays, but for visits of theirs.
         removed: how many events, lines of landing files, dead letters, and rows of silos by table.
         stores: of each what was searched, and the hits before and after.
         graph_digest: of the graph afterwards.
@@ -51,6 +53,8 @@ class Certificate:
     certificate_id: str
     issued_at: str
     people: list[dict[str, str]]
+    visitors: int
+    shared_visitors: int
     values_searched: int
     removed: dict[str, Any]
     stores: list[dict[str, Any]]
@@ -85,10 +89,13 @@ def kinds_that_differ(found: Iterable[Mapping[str, Any]], tenants: Collection[st
 
 def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     """Search every store again, compare graph and archive, and say what was found."""
-    mentions = mentions_of(stores.lake, stores.control.read(), plan.persons, plan.ids)
+    mentions = mentions_of(stores.lake, stores.control.read(), plan.persons, plan.ids, traces=plan.traces)
     # Where no other names them, their ids are nowhere at all.
     searched = plan.values if mentions else [*plan.values, *plan.ids]
-    after = [found.as_dict() for found in search_everywhere(stores, SearchTerms(searched), plan.persons, observe)]
+    after = [
+        found.as_dict()
+        for found in search_everywhere(stores, SearchTerms(searched), plan.persons, plan.traces, observe)
+    ]
     earlier = {one["store"]: one for one in plan.before}
     compared = [
         {"store": one["store"], "what": one["what"], "searched": one["searched"], "bytes": one["bytes"],
@@ -109,6 +116,7 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     is_clean = findings == 0 and not any(one["hits_after"] for one in compared)
     notes = NOTES + (STREAM_NOTES if stores.open_user_events is not None else [])
     return Certificate(
-        str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(searched), removed, compared,
+        str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.traces.anonymous_id),
+        len(plan.shared), len(searched), removed, compared,
         graph_digest(results), findings, dict(differing), mentions, redacted, len(plan.companions), is_clean, notes,
     )  # fmt: skip

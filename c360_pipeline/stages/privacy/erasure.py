@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from c360_pipeline.core.privacy.erasure import Person, SearchTerms
+from c360_pipeline.core.privacy.erasure import Person, SearchTerms, Traces
 from c360_pipeline.stages.privacy.certificate import Certificate, certify
 from c360_pipeline.stages.privacy.mentions import Companion, Rows, companions, ids_of, mentions_of
 from c360_pipeline.stages.privacy.plan import Planner
@@ -61,14 +61,20 @@ class Erasure:
         """The other user ids in the journeys of people; changes nothing."""
         return companions(self._stores.lake, list(people))
 
+    def shared_visitors(self, people: Iterable[Person]) -> list[str]:
+        """Anonymous ids that people and others were named with; changes nothing."""
+        return [visitor for _, visitor in self._planner.traces_of(list(people))[1]]
+
     def mentions(self, people: Iterable[Person]) -> dict[str, int]:
         """How many events and rows of others name people, by table; changes nothing."""
         persons = list(people)
-        values, _, own = self._planner.known_of(persons)
-        return self._mentions(persons, values, own)
+        traces, _ = self._planner.traces_of(persons)
+        values, _, own = self._planner.known_of(persons, traces)
+        return self._mentions(persons, traces, values, own)
 
-    def _mentions(self, persons: list[Person], values: list[str], own: Rows) -> dict[str, int]:
-        return mentions_of(self._stores.lake, self._stores.control.read(), persons, ids_of(persons, values), own)
+    def _mentions(self, persons: list[Person], traces: Traces, values: list[str], own: Rows) -> dict[str, int]:
+        lake, control = self._stores.lake, self._stores.control.read()
+        return mentions_of(lake, control, persons, ids_of(persons, values), own, traces)
 
     def is_under_way(self) -> bool:
         """Whether one was broken off, which goes on as it was decided."""
@@ -77,6 +83,7 @@ class Erasure:
     def look(self, people: Iterable[Person]) -> tuple[list[Searched], dict[str, int]]:
         """What is there of people in each store, and what of others names them; changes nothing."""
         persons = list(people)
-        values, _, own = self._planner.known_of(persons)
-        found = search_everywhere(self._stores, SearchTerms(values), persons, self._observe)
-        return found, self._mentions(persons, values, own)
+        traces, _ = self._planner.traces_of(persons)
+        values, _, own = self._planner.known_of(persons, traces)
+        found = search_everywhere(self._stores, SearchTerms(values), persons, traces, self._observe)
+        return found, self._mentions(persons, traces, values, own)

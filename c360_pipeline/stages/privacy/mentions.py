@@ -11,7 +11,15 @@ from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS
 from c360_pipeline.core.contract.identifiers import normal_form
 from c360_pipeline.core.landing.lines import PLACE
-from c360_pipeline.core.privacy.erasure import Person, SearchTerms, is_distinctive, users_frame
+from c360_pipeline.core.privacy.erasure import (
+    NO_TRACES,
+    Person,
+    SearchTerms,
+    Traces,
+    is_distinctive,
+    of_others,
+    users_frame,
+)
 from c360_pipeline.core.silos.control_rows import LINEAGE, ControlRows
 from c360_pipeline.stages.projection.silos import label_tables
 from c360_pipeline.stores.delta.lake import Lake
@@ -61,7 +69,12 @@ def ids_of(persons: Sequence[Person], searched: Sequence[str]) -> list[str]:
 
 
 def mentions_of(
-    lake: Lake, control: ControlRows, persons: Sequence[Person], ids: Sequence[str], own: Rows = MappingProxyType({})
+    lake: Lake,
+    control: ControlRows,
+    persons: Sequence[Person],
+    ids: Sequence[str],
+    own: Rows = MappingProxyType({}),
+    traces: Traces = NO_TRACES,
 ) -> dict[str, int]:
     """How many events and rows of others name these people, by table.
 
@@ -71,6 +84,7 @@ def mentions_of(
         persons: who.
         ids: by which they are named.
         own: keys of rows of silos that are theirs, by table.
+        traces: of theirs.
     """
     if not ids:
         return {}
@@ -78,12 +92,12 @@ def mentions_of(
     counted = {}
     for table in tables:
         keys = pl.DataFrame(own.get(table.name, []), schema={name: table.empty().schema[name] for name in table.key})
-        found = naming(lake, table, persons, ids)
+        found = naming(lake, table, persons, ids, traces)
         counted[table.name] = sum(rows.join(keys, on=list(table.key), how="anti").height for rows in found)
     return {name: count for name, count in counted.items() if count}
 
 
-def redactable(lake: Lake, persons: Sequence[Person], ids: Sequence[str]) -> pl.DataFrame:
+def redactable(lake: Lake, persons: Sequence[Person], ids: Sequence[str], traces: Traces = NO_TRACES) -> pl.DataFrame:
     """Lines of landing files whose events are of others and name these people where a name can be taken out.
 
     Returns:
@@ -92,18 +106,22 @@ def redactable(lake: Lake, persons: Sequence[Person], ids: Sequence[str]) -> pl.
     found = [pl.DataFrame(schema={"source_uri": pl.String, "source_etag": pl.String, "source_line": pl.Int64})]
     if ids:
         terms = SearchTerms(ids)
-        for rows in naming(lake, EVENTS, persons, ids):
+        for rows in naming(lake, EVENTS, persons, ids, traces):
             fixed = pl.any_horizontal(terms.are_in(rows[name]) for name in IDENTITY)
             found.append(rows.filter(~fixed).select(PLACE).drop_nulls())
     return pl.concat(found)
 
 
-def naming(lake: Lake, table: Table, persons: Sequence[Person], ids: Sequence[str]) -> Iterator[pl.DataFrame]:
+def naming(
+    lake: Lake, table: Table, persons: Sequence[Person], ids: Sequence[str], traces: Traces
+) -> Iterator[pl.DataFrame]:
     """Rows of a table that are not of these people and name one of them, in batches."""
     terms, tenants = SearchTerms(ids), sorted({one.tenant_id for one in persons})
     for batch in lake.batches(table):
         rows = batch.filter(pl.col("tenant_id").is_in(tenants))
-        if "user_id" in rows.columns:
+        if table is EVENTS:
+            rows = of_others(rows.lazy(), persons, traces).collect()
+        elif "user_id" in rows.columns:
             rows = rows.join(users_frame(persons), on=["tenant_id", "user_id"], how="anti")
         columns = [_text(name, dtype) for name, dtype in rows.schema.items() if name not in (*LINEAGE, *PLACE)]
         texts = [column for column in columns if column is not None]

@@ -12,22 +12,28 @@ from c360_pipeline.core.catalog.tables import (
     CATALOG,
     DEAD_LETTER_LINES,
     DEAD_LETTERS,
+    EVENT_JOURNEY,
     EVENT_KEYS,
     EVENTS,
 )
 from c360_pipeline.core.contract.identifiers import normal_form, normal_text
 from c360_pipeline.core.contract.layout import PERSONAL_TEXTS
-from c360_pipeline.core.landing.classify import split_suppressed
+from c360_pipeline.core.landing.classify import TRACES, split_suppressed
 from c360_pipeline.core.landing.lines import PLACE
 from c360_pipeline.core.privacy.erasure import (
+    NO_TRACES,
     Person,
     SearchTerms,
+    Traces,
     is_distinctive,
+    of_others,
     own_rows,
     own_values,
-    users_frame,
+    theirs,
+    traces_of,
 )
 from c360_pipeline.core.silos.control_rows import LINEAGE
+from c360_pipeline.core.sources.source import Sources
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stages.privacy.mentions import companions, ids_of, redactable
@@ -35,6 +41,7 @@ from c360_pipeline.stages.privacy.search import texts_of
 from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
 from c360_pipeline.stages.projection.silos import label_tables
 from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.sources.active import active_sources
 from c360_pipeline.stages.sources.tables import FOLDER as TABLE_EVENTS
 from c360_pipeline.stages.sources.topics import FOLDER as TOPIC_EVENTS
 from c360_pipeline.stores.s3.landing import dead_letter_key
@@ -59,6 +66,8 @@ class Plan:
         before: what a search found before anything was done.
         companions: tenant_id, user_id, events of other ids in their journeys, which stay.
         redacted: etag and numbers of lines of others from which their name is taken out, by address.
+        traces: visitors and visits that are theirs alone.
+        shared: tenant_id, anonymous_id of visitors that they share with others.
     """
 
     asked: list[tuple[str, str]]
@@ -73,6 +82,8 @@ class Plan:
     before: list[dict[str, Any]]
     companions: list[tuple[str, str, int]] = field(default_factory=list)
     redacted: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
+    traces: Traces = NO_TRACES
+    shared: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def addresses(self) -> set[str]:
@@ -132,20 +143,22 @@ class Planner:
         people = self._spellings(wanted)
         persons = [Person(*one) for one in people]
         self._observe("finding out what is theirs")
-        values, events, rows = self.known_of(persons)
+        traces, shared = self.traces_of(persons)
+        self._stores.control.privacy.suppress_traces(hashed([], traces), REASON)
+        values, events, rows = self.known_of(persons, traces)
         terms = SearchTerms(values)
         letters = self._letters(terms, persons)
-        files = self._lines(letters, persons) | self._row_lines(terms)
+        files = self._lines(letters, persons, traces) | self._row_lines(terms)
         named = ids_of(persons, values)
-        found = search_everywhere(self._stores, SearchTerms([*values, *named]), persons, self._observe)
+        found = search_everywhere(self._stores, SearchTerms([*values, *named]), persons, traces, self._observe)
         places = [place for one in found if one.store == "lake" for place in one.places]
         tables = [name for name in self._stores.lake.table_names() if any(f"/{name}/" in f"/{p}" for p in places)]
         before = [one.as_dict() for one in found]
         others = [astuple(one) for one in companions(self._stores.lake, persons)]
-        redacted = self._redacted(persons, values) if redact else {}
+        redacted = self._redacted(persons, traces, values) if redact else {}
         plan = Plan(
             wanted, people, values, files, letters["dead_letter_id"].to_list(), events.rows(), rows, tables,
-            str(self._stores.lake.versions.version(EVENTS.name) or ""), before, others, redacted,
+            str(self._stores.lake.versions.version(EVENTS.name) or ""), before, others, redacted, traces, shared,
         )  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
@@ -164,14 +177,24 @@ class Planner:
         files, redacted = (
             {uri: (etag, lines) for uri, (etag, lines) in said.get(name, {}).items()} for name in ("files", "redacted")
         )
-        return Plan(**{**said, "asked": asked, "people": people, "files": files, "redacted": redacted})
+        traces = Traces(**{name: tuple(map(tuple, ids)) for name, ids in said.get("traces", {}).items()})
+        shared = [(tenant, visitor) for tenant, visitor in said.get("shared", [])]
+        decided = {"asked": asked, "people": people, "files": files, "redacted": redacted}
+        return Plan(**{**said, **decided, "traces": traces, "shared": shared})
 
-    def _redacted(self, persons: list[Person], values: list[str]) -> dict[str, tuple[str, list[int]]]:
+    def traces_of(self, persons: list[Person]) -> tuple[Traces, list[tuple[str, str]]]:
+        """The visitors and visits that are theirs alone; and the visitors that they share with others."""
+        lake, tenants = self._stores.lake, sorted({one.tenant_id for one in persons})
+        columns = ["tenant_id", "event_id", "user_id", *TRACES]
+        events = lake.scan(EVENTS).filter(pl.col("tenant_id").is_in(tenants)).select(columns)
+        return traces_of(events, lake.scan(EVENT_JOURNEY), persons)
+
+    def _redacted(self, persons: list[Person], traces: Traces, values: list[str]) -> dict[str, tuple[str, list[int]]]:
         """Lines of others that name these people, by address of the file, with its etag; of files that are there."""
         present = {(file.uri, file.etag) for file in self._stores.landing.event_files()}
         lines: dict[str, tuple[str, list[int]]] = {}
         for uri, etag, number in (
-            redactable(self._stores.lake, persons, ids_of(persons, values)).sort(PLACE).iter_rows()
+            redactable(self._stores.lake, persons, ids_of(persons, values), traces).sort(PLACE).iter_rows()
         ):
             if (uri, etag) in present:
                 lines.setdefault(uri, (etag, []))[1].append(number)
@@ -186,20 +209,21 @@ class Planner:
         found = same.select("tenant_id", "user_id").sort(pl.all()).collect(engine="streaming").rows()
         return [*wanted, *(one for one in found if one not in wanted)]
 
-    def known_of(self, persons: list[Person]) -> tuple[list[str], pl.DataFrame, dict[str, list[dict[str, Any]]]]:
+    def known_of(
+        self, persons: list[Person], traces: Traces = NO_TRACES
+    ) -> tuple[list[str], pl.DataFrame, dict[str, list[dict[str, Any]]]]:
         """Distinctive values of people, their events, and the keys of their rows of silos by lake table."""
         lake = self._stores.lake
-        users = users_frame(persons).lazy()
-        theirs = lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="semi").collect(engine="streaming")
-        values = {one.user_id for one in persons} | self._only_theirs(theirs)
-        events = theirs.select("tenant_id", "event_id")
+        held = theirs(lake.scan(EVENTS), persons, traces).collect(engine="streaming")
+        values = {one.user_id for one in persons} | self._only_theirs(held)
+        events = held.select("tenant_id", "event_id")
         keys = lake.scan(EVENT_KEYS)
         of_them = keys.join(events.lazy(), on=["tenant_id", "event_id"], how="semi").select("tenant_id", "key_hash")
         of_others = keys.join(events.lazy(), on=["tenant_id", "event_id"], how="anti").select("tenant_id", "key_hash")
         values |= set(of_them.join(of_others, on=["tenant_id", "key_hash"], how="anti").collect()["key_hash"])
         rows, texts = self._silo_rows(persons)
         found = sorted(value for value in values | texts if is_distinctive(value))
-        return sorted(set(found) - self._elsewhere(SearchTerms(found), users, rows)), events, rows
+        return sorted(set(found) - self._elsewhere(SearchTerms(found), persons, traces, rows)), events, rows
 
     def _only_theirs(self, theirs: pl.DataFrame) -> set[str]:
         """Ids of their events, values of personal fields, and what rules for keys take for an id on them."""
@@ -213,16 +237,18 @@ class Planner:
         columns = (theirs["event_id"], theirs["session_id"], *named, ids, traits)
         return {value for column in columns for value in column.drop_nulls()}
 
-    def _elsewhere(self, terms: SearchTerms, users: pl.LazyFrame, rows: dict[str, list[dict[str, Any]]]) -> set[str]:
+    def _elsewhere(
+        self, terms: SearchTerms, persons: list[Person], traces: Traces, rows: dict[str, list[dict[str, Any]]]
+    ) -> set[str]:
         """Values that the catalogue has, or events and rows of silos of others: a city is nobody's."""
         lake, control = self._stores.lake, self._stores.control.read()
-        others = [lake.scan(CATALOG), lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="anti")]
+        others = [lake.scan(CATALOG), of_others(lake.scan(EVENTS), persons, traces)]
         for tables in label_tables(lake, control).values():
             for table in tables.tables:
                 keys = pl.DataFrame(rows.get(table.name, []), schema={k: table.empty().schema[k] for k in table.key})
                 others.append(lake.scan(table).join(keys.lazy(), on=list(table.key), how="anti"))
         found: set[str] = set()
-        forms = _forms([Person(*row) for row in users.select("tenant_id", "user_id").collect().iter_rows()])
+        forms = _forms(persons)
         for letters in lake.batches(DEAD_LETTERS):
             raws = [raw.decode("utf-8", "replace") for raw in letters["raw"].drop_nulls() if _names_another(raw, forms)]
             found |= terms.found_in(pl.Series(raws, dtype=pl.String))
@@ -289,12 +315,15 @@ class Planner:
                 found[file.uri] = (file.etag, numbers)
         return found
 
-    def _lines(self, letters: pl.DataFrame, persons: list[Person]) -> dict[str, tuple[str, list[int]]]:
+    def _lines(self, letters: pl.DataFrame, persons: list[Person], traces: Traces) -> dict[str, tuple[str, list[int]]]:
         """Lines of landing files that are theirs, by address of the file, with its etag."""
         stores = self._stores
         # Of theirs alone: others on the list of the suppressed may come off it again.
-        ingest = Ingest(stores.landing, stores.lake, hashed(persons))
+        sources = self._own_sources()
+        ingest = Ingest(stores.landing, stores.lake, hashed(persons, traces), sources=sources)
         files = stores.landing.event_files()
+        for source in sources:
+            files += stores.landing.source_files(source)
         lines: dict[str, set[int]] = defaultdict(set)
         queued = stores.lake.scan(DEAD_LETTER_LINES).join(letters.lazy(), on="dead_letter_id", how="semi").collect()
         etags = {file.uri: file.etag for file in files}
@@ -307,6 +336,13 @@ class Planner:
                 for uri, number in silent.select("source_uri", "source_line").iter_rows():
                     lines[uri].add(number)
         return {uri: (etags[uri], sorted(numbers)) for uri, numbers in lines.items()}
+
+    def _own_sources(self) -> Sources:
+        """The sources whose files the product wrote itself: rows of tables, and messages of topics."""
+        active, _ = active_sources(self._stores.control)
+        bucket = self._stores.landing.bucket
+        own = (f"s3://{bucket}/{TABLE_EVENTS}", f"s3://{bucket}/{TOPIC_EVENTS}")
+        return Sources(tuple(one for one in active if one.login is None and one.location.text.startswith(own)))
 
 
 def _names_another(raw: bytes, forms: frozenset[tuple[str, str]]) -> bool:

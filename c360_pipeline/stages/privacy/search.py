@@ -1,7 +1,7 @@
 """Looks for values of people in everything that the pipeline stores: objects, tables, graph, databases, files."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -14,8 +14,9 @@ import psycopg
 import pyarrow.parquet as pq
 from psycopg import sql
 
+from c360_pipeline.core.landing.classify import TRACES
 from c360_pipeline.core.landing.framing import as_utf8
-from c360_pipeline.core.privacy.erasure import Person, SearchTerms, users_frame
+from c360_pipeline.core.privacy.erasure import NO_TRACES, Person, SearchTerms, Traces, theirs, users_frame
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import ContractError
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -91,9 +92,9 @@ def search_objects(
     return _gathered(store, "objects", paths, look)
 
 
-def search_lake(bucket: Bucket, terms: SearchTerms, people: Iterable[Person]) -> Searched:
+def search_lake(bucket: Bucket, terms: SearchTerms, people: Iterable[Person], traces: Traces) -> Searched:
     """All objects of the lake: of data files every column, of logs every byte; files of earlier versions too."""
-    users = users_frame(people)
+    persons = list(people)
 
     def look(path: str) -> tuple[str, int, int]:
         content = b"".join(bucket.pieces(path))
@@ -101,7 +102,7 @@ def search_lake(bucket: Bucket, terms: SearchTerms, people: Iterable[Person]) ->
             return path, len(content), terms.count(content)
         frames = map(pl.DataFrame, pq.ParquetFile(io.BytesIO(content)).iter_batches(BATCH_ROWS))
         tenant = _partition(path, "tenant_id")
-        return path, len(content), sum(_hits(frame, terms, users, tenant) for frame in frames)
+        return path, len(content), sum(_hits(frame, terms, persons, traces, tenant) for frame in frames)
 
     return _gathered("lake", "objects", [o.path for o in bucket.objects("lake/")], look)
 
@@ -122,12 +123,16 @@ def _partition(path: str, column: str) -> str | None:
     return named[0] if named else None
 
 
-def _hits(frame: pl.DataFrame, terms: SearchTerms, users: pl.DataFrame, tenant: str | None) -> int:
-    """Values in any column, and rows of these users, whose name may be too short to be looked for by itself."""
+def _hits(
+    frame: pl.DataFrame, terms: SearchTerms, persons: Sequence[Person], traces: Traces, tenant: str | None
+) -> int:
+    """Values in any column, and rows of these people, whose name may be too short to be looked for by itself."""
     hits = sum(terms.hits(texts_of(frame, name)) for name in frame.columns)
-    if "user_id" in frame.columns:
-        named = frame if "tenant_id" in frame.columns else frame.with_columns(tenant_id=pl.lit(tenant, pl.String))
-        hits += named.join(users, on=["tenant_id", "user_id"], how="semi").height
+    named = frame if "tenant_id" in frame.columns else frame.with_columns(tenant_id=pl.lit(tenant, pl.String))
+    if {"user_id", *TRACES} <= set(frame.columns):
+        hits += theirs(named.lazy(), persons, traces).select(pl.len()).collect().item()
+    elif "user_id" in frame.columns:
+        hits += named.join(users_frame(persons), on=["tenant_id", "user_id"], how="semi").height
     return hits
 
 
@@ -164,7 +169,7 @@ def search_graph(graph: Graph, terms: SearchTerms, people: Iterable[Person]) -> 
 
 def search_user_events(table: "UserEvents", terms: SearchTerms, people: Iterable[Person]) -> Searched:
     """All texts of all rows of Cassandra's table, and the rows of the people themselves."""
-    users = users_frame(people)
+    persons = list(people)
     number = hits = 0
     events = table.scan()
     while rows := list(islice(events, BATCH_ROWS)):
@@ -172,8 +177,8 @@ def search_user_events(table: "UserEvents", terms: SearchTerms, people: Iterable
                  for e in rows]  # fmt: skip
         frame = pl.DataFrame(texts, schema=dict.fromkeys(rows[0]._fields, pl.String))
         number += frame.height
-        hits += _hits(frame, terms, users, None)
-    hits += sum(len(table.days(tenant, user)) for tenant, user in users.select("tenant_id", "user_id").iter_rows())
+        hits += _hits(frame, terms, persons, NO_TRACES, None)
+    hits += sum(len(table.days(tenant, user)) for tenant, user in users_frame(persons).iter_rows())
     return Searched("cassandra", "rows", number, 0, {"user_events": hits} if hits else {})
 
 

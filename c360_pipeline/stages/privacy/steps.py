@@ -27,6 +27,7 @@ from c360_pipeline.core.landing.dead_letters import emptied
 from c360_pipeline.core.privacy.erasure import (
     SearchTerms,
     is_overwritable,
+    theirs,
     users_frame,
 )
 from c360_pipeline.core.privacy.retention import ACTION, expired
@@ -144,8 +145,7 @@ class Steps:
     def _erase_events(self, plan: Plan) -> None:
         """Events whose landing files are gone leave the archive too; the accounting counts them as suppressed."""
         self._observe("events")
-        users = users_frame(plan.persons).lazy()
-        left = self._stores.lake.scan(EVENTS).join(users, on=["tenant_id", "user_id"], how="semi")
+        left = theirs(self._stores.lake.scan(EVENTS), plan.persons, plan.traces)
         remove_events(self._stores.lake, left.collect(engine="streaming"))
 
     def _erase_rows(self, plan: Plan) -> None:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from c360_pipeline.core.arrays.row_hashes import user_hash
+from c360_pipeline.core.arrays.row_hashes import trace_hash, user_hash
 from c360_pipeline.core.contract.identifiers import normal_form
+from c360_pipeline.core.landing.classify import TRACES
 from c360_pipeline.core.privacy.erasure import (
+    NO_TRACES,
     Person,
     SearchTerms,
+    Traces,
     users_frame,
 )
 from c360_pipeline.errors import C360Error
@@ -75,19 +78,22 @@ class Stores:
     open_user_events: "Callable[[], UserEvents] | None" = None
 
 
-def search_everywhere(stores: Stores, terms: SearchTerms, persons: list[Person], observe: Observe) -> list[Searched]:
+def search_everywhere(
+    stores: Stores, terms: SearchTerms, persons: list[Person], traces: Traces, observe: Observe
+) -> list[Searched]:
     """Look for values of people in every store; changes nothing.
 
     Args:
         stores: where.
         terms: the values.
         persons: whose rows are looked for, too.
+        traces: of theirs, whose rows are looked for, too.
         observe: called with which store comes next.
     """
     searches: list[tuple[str, Callable[[], Searched]]] = [
         ("landing area", partial(search_objects, "landing area", stores.bucket, "landing/", terms)),
         ("dead letters", partial(search_objects, "dead letters", stores.bucket, "dead-letters/", terms)),
-        ("lake", partial(search_lake, stores.bucket, terms, persons)),
+        ("lake", partial(search_lake, stores.bucket, terms, persons, traces)),
         ("other objects", partial(search_objects, "other objects", stores.bucket, "", terms, AREAS)),
         *((n, partial(search_database, n, login, terms)) for n, login in stores.databases.items()),
         *((n, partial(search_folder, n, folder, terms)) for n, folder in stores.files.items()),
@@ -109,6 +115,10 @@ def search_everywhere(stores: Stores, terms: SearchTerms, persons: list[Person],
         return [*found, search_graph(graph, terms, persons)]
 
 
-def hashed(persons: Iterable[Person]) -> pl.DataFrame:
+def hashed(persons: Iterable[Person], traces: Traces = NO_TRACES) -> pl.DataFrame:
     """tenant_id and user_hash, as the list of the suppressed has them."""
-    return users_frame(persons).select("tenant_id", user_hash=user_hash(normal_form(pl.col("user_id"))))
+    users = users_frame(persons).select("tenant_id", user_hash=user_hash(normal_form(pl.col("user_id"))))
+    ids = [
+        traces.frame(name).select("tenant_id", user_hash=trace_hash(name, normal_form(pl.col(name)))) for name in TRACES
+    ]
+    return pl.concat([users, *ids])

@@ -7,7 +7,7 @@ import polars as pl
 import psycopg
 
 from c360_pipeline.core.contract.events import Event
-from c360_pipeline.core.landing.classify import split_suppressed
+from c360_pipeline.core.landing.classify import TRACES, split_suppressed
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
 
@@ -15,6 +15,13 @@ SUPPRESSION_SECONDS = 5.0
 """How old the list of suppressed people may be for what is shown."""
 STORED_SECONDS = 1.0
 """And for what is stored."""
+Who = tuple[str, str | None, str | None, str | None]
+"""Tenant, user, visitor and session of an event."""
+
+
+def who(event: Event) -> Who:
+    """By what an event is told to be of somebody who is suppressed."""
+    return event.tenant_id, event.user_id, event.anonymous_id, event.session_id
 
 
 class Suppression:
@@ -28,8 +35,8 @@ class Suppression:
         self._lists = lists
         self._read_at, self._users = float("-inf"), pl.DataFrame()
 
-    def hidden(self, events: Sequence[Event]) -> set[tuple[str, str]]:
-        """tenant_id and user_id of the suppressed people among those of events, somebody who is erased now included.
+    def hidden(self, events: Sequence[Event]) -> set[Who]:
+        """Of events, those `who` are suppressed, somebody who is erased now included.
 
         The list is at most `STORED_SECONDS` old, and read anew while somebody is being erased. Where the control
         database can't be reached, the last one counts.
@@ -47,9 +54,9 @@ class Suppression:
                 raise UnavailableError(f"Nobody can tell who asked to be forgotten: {error}") from error
         return self._found(events)
 
-    def _found(self, events: Sequence[Event]) -> set[tuple[str, str]]:
-        people = {(event.tenant_id, event.user_id) for event in events}
-        rows = pl.DataFrame(list(people), schema={"tenant_id": pl.String, "user_id": pl.String}, orient="row")
+    def _found(self, events: Sequence[Event]) -> set[Who]:
+        columns = ("tenant_id", "user_id", *TRACES)
+        rows = pl.DataFrame(list(set(map(who, events))), schema=dict.fromkeys(columns, pl.String), orient="row")
         return set(split_suppressed(rows, self._users)[1].iter_rows())
 
     def split(self, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
@@ -67,5 +74,5 @@ class Suppression:
         if time.monotonic() - self._read_at > SUPPRESSION_SECONDS:
             self._users, self._read_at = self._lists.suppressed_users(), time.monotonic()
         left_out = self._found(events)
-        kept = [event for event in events if (event.tenant_id, event.user_id) not in left_out]
-        return kept, [event for event in events if (event.tenant_id, event.user_id) in left_out]
+        kept = [event for event in events if who(event) not in left_out]
+        return kept, [event for event in events if who(event) in left_out]

@@ -21,7 +21,7 @@ from neo4j.exceptions import DriverError, Neo4jError
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.errors import C360Error, UnavailableError
-from c360_pipeline.stages.realtime.suppression import Suppression
+from c360_pipeline.stages.realtime.suppression import Suppression, who
 from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stores.neo4j.client import is_of_a_row
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -133,7 +133,7 @@ class TrackedEvents:
         now = datetime.now(UTC)
         try:
             hidden = self._never_stored.hidden([event for tracked in together for event in tracked.events])
-            left_out = [tuple((e.tenant_id, e.user_id) in hidden for e in tracked.events) for tracked in together]
+            left_out = [tuple(who(e) in hidden for e in tracked.events) for tracked in together]
             content = b"".join(
                 line + b"\n"
                 for tracked, out in zip(together, left_out, strict=True)
@@ -168,10 +168,10 @@ class TrackedEvents:
             for tracked in together:
                 tracked.shown.set_result(False)
             return
-        left_out = {(event.tenant_id, event.user_id) for event in hidden}
+        left_out = {who(event) for event in hidden}
         for tracked in together:
             stored = [e for e, out in zip(tracked.events, tracked.stored.result().suppressed, strict=True) if not out]
-            tracked.shown.set_result(all((event.tenant_id, event.user_id) not in left_out for event in stored))
+            tracked.shown.set_result(all(who(event) not in left_out for event in stored))
 
 
 def _tell(future: "Future[Any]", error: Exception) -> None:

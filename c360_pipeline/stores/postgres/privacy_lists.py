@@ -78,6 +78,17 @@ class PrivacyLists:
         """Put a user on the list, in every spelling of the id; False when they were on it."""
         return self._change_suppressed(SUPPRESS, tenant_id, normal_text(user_id), reason)
 
+    def suppress_traces(self, hashes: pl.DataFrame, reason: str) -> None:
+        """Put visitors and visits of somebody on the list.
+
+        Args:
+            hashes: tenant_id and user_hash, as `trace_hash` makes it.
+            reason: why.
+        """
+        with self._sessions.session() as connection, connection.transaction():
+            for tenant_id, user_hash_ in hashes.iter_rows():
+                connection.execute(SUPPRESS, {"tenant_id": tenant_id, "user_hash": user_hash_, "reason": reason})
+
     def unsuppress(self, tenant_id: str, user_id: str) -> bool:
         """Take a user off the list; False when they were not on it."""
         spellings = (normal_text(user_id), normalize("NFC", user_id))
