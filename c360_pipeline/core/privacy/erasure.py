@@ -100,7 +100,8 @@ def traces_of(
     """The visitors and visits that are people's alone, and the visitors that they share with others.
 
     A visitor is theirs where every known user that it was named with is one of these people, or where it was named
-    with none and every known user of its journeys is. A visit is theirs where every known user in it is.
+    with none and every known user of its journeys is. A visit is theirs where every known user in it is; a number, or a
+    few characters, may be a visit of many at a time.
 
     Args:
         events: tenant_id, event_id, user_id, anonymous_id, session_id of all tenants or theirs.
@@ -122,7 +123,9 @@ def traces_of(
         return ids.group_by("tenant_id", column).agg(**counts)
 
     visitors = by("anonymous_id").collect(engine="streaming")
-    sessions = by("session_id").filter(pl.col("asked") & ~pl.col("others")).collect(engine="streaming")
+    is_number = pl.col("session_id").str.contains(r"^\d*$")
+    is_one = (pl.col("session_id").str.len_chars() >= LEAST_CHARACTERS) & ~is_number
+    sessions = by("session_id").filter(pl.col("asked") & ~pl.col("others") & is_one).collect(engine="streaming")
     placed = facts.join(journeys, on=["tenant_id", "event_id"])
     lone = placed.group_by("tenant_id", "journey_id").agg(**counts).filter(pl.col("asked") & ~pl.col("others"))
     unnamed = visitors.filter(~pl.col("asked") & ~pl.col("others")).lazy()

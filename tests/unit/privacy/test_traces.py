@@ -32,11 +32,11 @@ def ids(traces: Traces, name: str) -> set[str]:
 
 def test_what_a_visitor_did_before_login_is_of_the_one_who_logged_in() -> None:
     rows = events(
-        ("before", None, "v", "s0"), ("login", " Ann@Example.test", "v", "s1"), ("after", None, "v", "s2"),
+        ("before", None, "v", "s0"), ("login", " Ann@Example.test", "v", "visit-1"), ("after", None, "v", "s2"),
         ("other", None, "w", "s3"), ("bo", "bo", "w", "s4"),
     )  # fmt: skip
     traces, shared = found(rows, [])
-    assert (ids(traces, "anonymous_id"), ids(traces, "session_id"), shared) == ({"v"}, {"s1"}, [])
+    assert (ids(traces, "anonymous_id"), ids(traces, "session_id"), shared) == ({"v"}, {"visit-1"}, [])
     people = [Person("acme", " Ann@Example.test")]
     mine, rest = (part(rows.lazy(), people, traces).collect() for part in (theirs, of_others))
     assert (set(mine["event_id"]), set(rest["event_id"])) == ({"before", "login", "after"}, {"other", "bo"})
@@ -75,6 +75,8 @@ def test_a_visitor_that_was_never_named_with_anybody_is_of_the_journey_that_has_
 def test_an_id_that_names_nobody_is_nobodys(junk: str) -> None:
     traces, _ = found(events(("login", ANN.user_id, junk, junk), ("x", None, junk, junk)), ["login x"])
     assert traces == Traces()
+    # A visit that is named after a second is one of all who came in it.
+    assert found(events(("login", ANN.user_id, None, "1762106890")), [])[0] == Traces()
 
 
 def test_who_is_erased_is_kept_out_as_a_visitor_too_unless_another_logs_in() -> None:
