@@ -25,7 +25,7 @@ from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
 from c360_pipeline.cli.journey import journey_app
 from c360_pipeline.cli.metrics import metrics
 from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, as_date, err, out, print_json
-from c360_pipeline.cli.privacy import erase, retain
+from c360_pipeline.cli.privacy import erase, export, retain
 from c360_pipeline.cli.projections import graph_projection_app
 from c360_pipeline.cli.query import query
 from c360_pipeline.cli.silos import clear_database, grants, plan
@@ -54,7 +54,7 @@ app.command()(grants)
 app.command()(clear_database)
 app.command()(query)
 app.command()(metrics)
-for command in (reconcile, rebuild, diff, digest, dump, load, backup, restore, erase, retain):
+for command in (reconcile, rebuild, diff, digest, dump, load, backup, restore, export, erase, retain):
     app.command()(command)
 
 CONNECTION_NAMES = ("NEO4J_", "ETL_DB_", "AWS_", "C360_", "KAFKA_", "CASSANDRA_", "FLINK_")

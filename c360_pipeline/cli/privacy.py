@@ -1,4 +1,4 @@
-"""`c360 erase` and `c360 retain`."""
+"""`c360 export`, `c360 erase` and `c360 retain`."""
 
 import json
 import shlex
@@ -60,6 +60,31 @@ def _opens_user_events(settings: Settings) -> Any:
     from c360_pipeline.streaming.clients import open_user_events
 
     return lambda: open_user_events(settings)
+
+
+def export(
+    tenant: Annotated[str, typer.Option(help="the tenant")],
+    user: Annotated[str, typer.Option(help="the user as events name them, in any spelling")],
+    out_folder: Annotated[Path | None, typer.Option("--out", help="folder for person.json and person.html")] = None,
+) -> None:
+    """Give a person all that is held of them, as JSON and as a page; changes nothing."""
+    from c360_pipeline.core.privacy.erasure import Person
+    from c360_pipeline.stages.privacy.export import export as gather
+
+    settings = load_settings()
+    with err.status("opening the stores") as shown:
+        found = gather(stores_of(settings), Person.named(tenant, user), lambda what: shown.update(what))
+    if found.is_empty:
+        raise ConfigError(f"Nothing is held of {user!r} of {tenant!r}. Is the tenant spelt right?")
+    folder = out_folder or Path(f"export-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    for path in found.write(folder):
+        err.print(str(path), highlight=False, soft_wrap=True)
+    rows = sum(len(rows) for rows in found.rows.values())
+    said = {"events": len(found.events), "rows of source databases": rows, "dead letters": len(found.dead_letters),
+            "visitors of theirs": len(found.visitors)}  # fmt: skip
+    err.print(", ".join(f"{count:,} {name}" for name, count in said.items() if count), highlight=False)
+    _name_shared(found.shared_visitors)
+    _tell("Data of others names them, and is not handed over", found.mentions)
 
 
 class Mentions(StrEnum):

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import random
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -38,6 +39,7 @@ from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stages.privacy import erasure as erasing
 from c360_pipeline.stages.privacy.certificate import Certificate
 from c360_pipeline.stages.privacy.erasure import Erasure
+from c360_pipeline.stages.privacy.export import export
 from c360_pipeline.stages.privacy.mentions import Companion
 from c360_pipeline.stages.privacy.steps import Steps
 from c360_pipeline.stages.projection.everything import stitch_all
@@ -231,6 +233,36 @@ def land_another(world: World) -> pl.DataFrame:
     assert (outcome.error, outcome.failed_checks) == (None, ["landing_files: every_file_was_read"])
     assert "call it again with the same people" in outcome.reasons[0]
     return world.lake.read(EVENTS).join(before, on=["tenant_id", "event_id"], how="anti")
+
+
+def test_an_export_has_all_of_a_person_and_nothing_of_others(world: World, tmp_path: Path) -> None:
+    """Before they are erased: what is handed over is what would be."""
+    asked = ["export", "--tenant", "acme", "--user", NAMED.user_id.upper(), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, (result.output, result.exception)
+    path = tmp_path / "out" / "person.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    said = json.loads(path.read_text())
+    assert {one["event_id"] for one in said["events"]} == {"own", *(line["eventId"] for line in HERS)}
+    assert said["visitors"] == ["browser-of-planted"]
+    assert said["shared_visitors"] == ["tablet-of-family"]
+    assert said["mentions"] == {"events": 2}
+    assert said["user_ids"] == [NAMED.user_id.upper(), NAMED.user_id]
+    page = (tmp_path / "out" / "person.html").read_text()
+    for word in ("first-visit-of-planted", "browser-of-planted", NAMED.user_id):
+        assert word in page
+        assert word in path.read_text()
+    for other in ("friend-of-planted", VISITOR, "sister-of-planted", "at-night", "evening"):
+        assert other not in path.read_text() + page
+    # Somebody with an account has the rows of it.
+    tenant, email = world.accounts().select("tenant_id", "email").row(3)
+    found = export(stores_of(world.settings), Person(tenant, email))
+    (account,) = found.rows["silos/profiles_db/accounts"]
+    assert account["email"] == email
+    emails = set(world.accounts()["email"]) - {email}
+    assert not [other for other in emails if is_word(other, found.as_json())]
+    nobody = CliRunner().invoke(app, ["export", "--tenant", "acme", "--user", "nobody-at-all"])
+    assert isinstance(nobody.exception, ConfigError)
 
 
 def test_the_certificate_says_what_was_searched_and_that_nothing_is_left(world: World, erased: Erased) -> None:

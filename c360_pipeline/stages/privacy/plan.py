@@ -140,7 +140,7 @@ class Planner:
             return plan
         for tenant, user in wanted:
             self._stores.control.privacy.suppress(tenant, user, REASON)
-        people = self._spellings(wanted)
+        people = self.spellings(wanted)
         persons = [Person(*one) for one in people]
         self._observe("finding out what is theirs")
         traces, shared = self.traces_of(persons)
@@ -200,7 +200,7 @@ class Planner:
                 lines.setdefault(uri, (etag, []))[1].append(number)
         return lines
 
-    def _spellings(self, wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    def spellings(self, wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """These people, and all ids of the archive with the same normal form."""
         form = normal_form(pl.col("user_id")).alias("form")
         asked = pl.DataFrame(wanted, schema={"tenant_id": pl.String, "user_id": pl.String}, orient="row")
@@ -300,6 +300,18 @@ class Planner:
             ]
             found.append(letters.filter(pl.Series(holds, dtype=pl.Boolean)).select("dead_letter_id"))
         return pl.concat(found)
+
+    def letters_with_bytes(self, terms: SearchTerms, persons: list[Person]) -> list[dict[str, Any]]:
+        """Letters that hold a value of theirs, or are of their events: when, why, and what was sent."""
+        ids = self._letters(terms, persons)
+        held = self._stores.lake.held(DEAD_LETTERS, ids, ["dead_letter_id", "first_seen_at", "reason", "raw"])
+        return [
+            {
+                "first_seen_at": row["first_seen_at"], "reason": row["reason"],
+                "sent": (row["raw"] or self._raw(row["dead_letter_id"])).decode("utf-8", "backslashreplace"),
+            }
+            for row in held.sort("first_seen_at", "dead_letter_id").iter_rows(named=True)
+        ]  # fmt: skip
 
     def _raw(self, letter_id: str) -> bytes:
         key = dead_letter_key(letter_id)
