@@ -248,7 +248,7 @@ def add(
     settings = load_settings()
     control = open_control(settings)
     place = _place_of(control, name, location, table, topic, login)
-    chosen = replace(chosen, is_of_messages=topic is not None)
+    chosen = replace(chosen, is_of_messages=bool(topic or table))
     location = place.text
     compiled(document, name, 1, tenant_is_given=place.says_tenant)
     others = [row.name for row in control.sources.rows() if row.location == location and row.name != name]
@@ -297,6 +297,8 @@ def _place_of(
     settings = load_settings()
     if sum(one is not None for one in (location, table, topic)) > 1:
         raise ConfigError("Say one of --location, --table and --topic: a source has its records from one place.")
+    if login is not None and location is None:
+        raise ConfigError("--login is for the bucket of --location.")
     if topic is not None:
         require_topic_of_producer(topic)
         require_allowed_topic(topic)

@@ -175,7 +175,7 @@ class StreamCluster:
         # A claimed state is deleted once the job has a newer one; -n: a sink that is left out leaves what it had.
         begin = ["-s", state, "-cm", "claim", "-n"] if state else []
         command = [str(flink / "bin" / "flink"), "run", "--detached", *begin, "--jarfile", str(connector),
-                   "-py", str(ENTRY), *sinks]  # fmt: skip
+                   "-py", str(ENTRY), *sinks, *(f"topic={topic}" for topic in self.topics[1:])]  # fmt: skip
         ended = subprocess.run(
             command, env={**os.environ, **variables}, capture_output=True, text=True, check=False, cwd="/"
         )

@@ -8,7 +8,7 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -52,7 +52,7 @@ from c360_pipeline.streaming.operators import (
     validate,
 )
 from c360_pipeline.streaming.sinks import STORES, RetryingSink, refusal
-from c360_pipeline.streaming.topic_sources import TopicSources, sources_of_topics, topics_of_sources
+from c360_pipeline.streaming.topic_sources import TopicSources, sources_of_topics
 
 SEEN_FOR = "6 h"
 """For how long the id of an event is known; the archive knows it for good."""
@@ -60,13 +60,13 @@ MESSAGES = """
     SELECT topic, CONCAT_WS(' ', topic, CAST(`partition` AS STRING)) AS place, CAST(`offset` AS STRING) AS number,
         DECODE(line, 'ISO-8859-1') AS line,
         CASE WHEN headers['c360-replay'] IS NULL THEN '' ELSE 'replay' END AS replay
-    FROM user_events WHERE line IS NOT NULL
+    FROM user_events WHERE line IS NOT NULL AND topic IN ({topics})
 """
 # As `LINE_BREAKS` of topics: a space would make good JSON of a line break within a text, which is a dead letter here.
 LINES = "SELECT TRANSLATE(line, CHR(13) || CHR(10), CHR(9) || CHR(9)) FROM messages WHERE topic = 'user_events'"
 LINES_OF_SOURCES = """
     INSERT INTO topic_files
-    SELECT TRANSLATE(REGEXP_REPLACE(line, '[\\r\\n]+$', ''), CHR(13) || CHR(10), CHR(9) || CHR(9)), topic,
+    SELECT TRANSLATE(TRIM(TRAILING CHR(13) || CHR(10) FROM line), CHR(13) || CHR(10), CHR(9) || CHR(9)), topic,
         CAST(CURRENT_DATE AS STRING)
     FROM messages WHERE topic <> 'user_events'
 """
@@ -116,7 +116,14 @@ def log_to_flink() -> None:
 
 
 class Validator(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no types
-    """Tells events from dead letters, partition by partition, with the partition's clock."""
+    """Tells events from dead letters, partition by partition, with the partition's clock.
+
+    Args:
+        topics: of sources, as they were allowed where the job was started: its workers have another environment.
+    """
+
+    def __init__(self, topics: tuple[str, ...]) -> None:
+        self._topics = topics
 
     def open(self, context: RuntimeContext) -> None:
         """Bind the state."""
@@ -124,7 +131,7 @@ class Validator(KeyedProcessFunction):  # type: ignore[misc]  # pyflink has no t
         log_to_flink()
         settings = load_settings()
         self._shards = settings.stream_shards
-        self._sources = TopicSources(lambda: sources_of_topics(settings))
+        self._sources = TopicSources(lambda: sources_of_topics(settings, self._topics))
         metrics = context.get_metrics_group()
         self._count = {name: metrics.counter(name) for name in JUDGED}
 
@@ -215,7 +222,7 @@ class KeepDeadLetter(MapFunction):  # type: ignore[misc]
 
 
 def build(
-    environment: StreamExecutionEnvironment, settings: Settings, sinks: Iterable[str], topics: Iterable[str]
+    environment: StreamExecutionEnvironment, settings: Settings, sinks: Iterable[str], topics: Sequence[str]
 ) -> None:
     """Wire the job.
 
@@ -233,6 +240,7 @@ def build(
     options = {
         "connector": "kafka", "topic-pattern": pattern, "format": "raw", "scan.startup.mode": "group-offsets",
         "properties.group.id": GROUP, "properties.auto.offset.reset": "earliest",
+        "properties.isolation.level": "read_committed",
         "scan.topic-partition-discovery.interval": "30 s",
         **{f"properties.{name}": value for name, value in java_kafka_options(settings).items()},
     }  # fmt: skip
@@ -242,8 +250,10 @@ def build(
         f"WITH ({_sql_options(options)})"
     )
     # A stream, from which both queries go on: of a table each would read the topic for itself.
-    timed_view(tables, "messages", tables.to_data_stream(tables.sql_query(MESSAGES)))
-    validated = keyed(tables, TO_VALIDATE, Types.STRING()).process(Validator(), output_type=Types.STRING())
+    # A savepoint may hold partitions of a topic that no source names any more.
+    named = ", ".join(f"'{_sql_text(topic)}'" for topic in (TOPIC, *topics))
+    timed_view(tables, "messages", tables.to_data_stream(tables.sql_query(MESSAGES.format(topics=named))))
+    validated = keyed(tables, TO_VALIDATE, Types.STRING()).process(Validator(tuple(topics)), output_type=Types.STRING())
     validated = validated.name("validate").uid("validate")
     dead = validated.get_side_output(DEAD)
     timed_view(tables, "validated", validated)
@@ -333,17 +343,19 @@ def dead_letter_topic(settings: Settings) -> KafkaSink:
     )
 
 
+def _sql_text(value: str) -> str:
+    return value.replace("'", "''")
+
+
 def _sql_options(options: Mapping[str, str]) -> str:
-    said = ((name, value.replace("'", "''")) for name, value in options.items())
-    return ", ".join(f"'{name}' = '{value}'" for name, value in said)
+    return ", ".join(f"'{name}' = '{_sql_text(value)}'" for name, value in options.items())
 
 
 def main(arguments: list[str]) -> None:
-    """Hand the job over: `job.py SINK …`."""
+    """Hand the job over: `job.py SINK … topic=NAME …`."""
     environment = StreamExecutionEnvironment.get_execution_environment()
-    settings = load_settings()
-    topics = topics_of_sources(settings)
+    topics = [one.removeprefix("topic=") for one in arguments if one.startswith("topic=")]
     # Shown with the job: by this it is known whether it reads what sources name now.
     environment.get_config().set_global_job_parameters({TOPICS_OF_SOURCES: ",".join(topics)})
-    build(environment, settings, arguments, topics)
+    build(environment, load_settings(), [one for one in arguments if not one.startswith("topic=")], topics)
     environment.execute(JOB)

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Delivered
 
 from c360_pipeline.core.contract.events import EPOCH
-from c360_pipeline.core.contract.frames import CONTENT, TEXT_COLUMNS, Types
+from c360_pipeline.core.contract.frames import CONTENT, EVENT_SCHEMA, TEXT_COLUMNS, Types
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.core.sources.source import NO_SOURCES, Source, Sources
 from c360_pipeline.errors import UnavailableError
@@ -24,9 +24,14 @@ AT_ONCE = 10_000
 WAIT_SECONDS = 0.5
 READER = "c360-verify"
 SENT: Types = {
-    **CONTENT, "is_late": pl.Boolean, "topic": pl.String, "partition": pl.Int64, "offset": pl.Int64,
+    **CONTENT,
+    **{name: EVENT_SCHEMA[name] for name in ("anonymous_id", "items")},
+    "is_late": pl.Boolean,
+    "topic": pl.String,
+    "partition": pl.Int64,
+    "offset": pl.Int64,
     "sent_at": pl.Datetime("us", "UTC"),
-}  # fmt: skip
+}
 
 
 Place = tuple[str, int]
@@ -148,7 +153,7 @@ def _sent(found: pl.DataFrame, place: Place, messages: list[Delivered]) -> pl.Da
     """`SENT` rows of the events among some messages."""
     millis = pl.Series([one.timestamp()[1] for one in messages], dtype=pl.Int64)[found["number"]]
     return found.select(
-        *TEXT_COLUMNS, "is_late",
+        *TEXT_COLUMNS, "anonymous_id", "items", "is_late",
         attributes_text(found["attrs"]).alias("attrs"),
         pl.Series("offset", [one.offset() for one in messages], dtype=pl.Int64)[found["number"]],
         micros=pl.col("ts").dt.epoch("us"), topic=pl.lit(place[0]), partition=pl.lit(place[1], pl.Int64),

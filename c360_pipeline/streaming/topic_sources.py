@@ -1,7 +1,7 @@
 """The sources whose records are messages of topics, as the control database has them now."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import psycopg
 import structlog
@@ -36,9 +36,14 @@ def _is_allowed(topic: str) -> bool:
     return True
 
 
-def sources_of_topics(settings: Settings) -> tuple[Sources, dict[str, str]]:
-    """The active sources, and by location what is wrong with those that can't be: their messages wait in files."""
-    return active_sources(open_control(settings))
+def sources_of_topics(settings: Settings, topics: Collection[str] | None = None) -> tuple[Sources, dict[str, str]]:
+    """The active sources, and by location what is wrong with those that can't be: their messages wait in files.
+
+    Args:
+        settings: of the control database.
+        topics: that the job was started with; as the operator's settings say now where it is None.
+    """
+    return active_sources(open_control(settings), topics)
 
 
 class TopicSources:

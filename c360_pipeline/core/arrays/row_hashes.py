@@ -23,15 +23,16 @@ def user_hash(user: pl.Expr | None = None) -> pl.Expr:
     return digest
 
 
-def trace_hash(column: str, value: pl.Expr) -> pl.Expr:
+def trace_hash(kind: str, *values: pl.Expr) -> pl.Expr:
     """What stands on that list for a visitor or a visit that is somebody's alone; never what stands for a user.
 
     Args:
-        column: `anonymous_id` or `session_id`.
-        value: the id in its normal form.
+        kind: `visitor`, `visit`, or `shared` for a visitor that was not.
+        values: ids in their normal form: the visitor's, of a visit that of its session before.
     """
     tenant = pl.col("tenant_id")
-    text = pl.concat_str(pl.lit(f"{column} "), tenant.str.len_bytes(), pl.lit(":"), tenant, value)
+    parts = [part for value in values for part in (value.str.len_bytes(), pl.lit(":"), value)]
+    text = pl.concat_str(pl.lit(f"{kind} "), tenant.str.len_bytes(), pl.lit(":"), tenant, *parts)
     digest: pl.Expr = text.chash.sha2_256()  # type: ignore[attr-defined]  # registered by polars_hash
     return digest
 

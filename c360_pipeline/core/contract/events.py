@@ -179,8 +179,11 @@ else:
 class Rejected(Exception):  # noqa: N818 - an outcome of a line, not a fault of the program
     """A line that can't become an event, with its class and a reason that its producer can act on.
 
-    `tenant_id` and `user_id` are those that the line names, where they can be read.
+    `tenant_id`, `user_id`, `anonymous_id` and `session_id` are those that the line names, where they can be read.
     """
+
+    anonymous_id: str | None = None
+    session_id: str | None = None
 
     def __init__(self, error_class: str, reason: str, tenant_id: str | None = None, user_id: str | None = None) -> None:
         # A reason quotes what it found, and that may hold halves of surrogate pairs, which no file can keep.
@@ -206,6 +209,7 @@ def parse_event(line: bytes, now: datetime) -> Event:
         return _build_event(fields, now)
     except Rejected as rejected:
         rejected.tenant_id, rejected.user_id = _readable(fields, "tenantId"), _readable(fields, "userId")
+        rejected.anonymous_id, rejected.session_id = _readable(fields, "anonymousId"), _readable(fields, "sessionId")
         raise
 
 

@@ -10,7 +10,7 @@ import polars as pl
 from c360_pipeline.core.arrays.row_hashes import identity_hash, trace_hash, user_hash
 from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.catalog.tables import EVENTS
-from c360_pipeline.core.contract.identifiers import normal_form
+from c360_pipeline.core.contract.identifiers import names_nobody, normal_form
 from c360_pipeline.core.landing.lines import DELIVERY, PLACE, Delivery, count_by_delivery
 
 ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", "ts", "source", "mapping_version", *PLACE]
@@ -18,7 +18,7 @@ ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", "ts", "source", "mapp
 REPEATED_WITHIN = timedelta(hours=1)
 """A record of a source may come again with another time, as collectors set it right; one of later took the id anew."""
 TRACES = ("anonymous_id", "session_id")
-"""Columns whose ids stand on the list of the suppressed, too: a visitor or a visit that is somebody's alone."""
+"""By which rows of nobody known are told: their visitor, and their visit."""
 NEW, HELD, DUPLICATE, CONFLICT = range(4)
 _TAKERS_OF_NONE = pl.DataFrame(schema={"taken_by_uri": pl.String, "taken_by_line": pl.Int64})
 
@@ -72,28 +72,33 @@ def split_suppressed(rows: pl.DataFrame, suppressed: pl.DataFrame) -> tuple[pl.D
     """Part rows into those that may land and those of suppressed people.
 
     Args:
-        rows: with tenant_id and user_id, either of which may be null; where they have them, with anonymous_id and
-            session_id, by which rows of nobody known are told.
+        rows: with tenant_id and user_id, either of which may be null, and with `TRACES`, by which rows of nobody known
+            are told.
         suppressed: tenant_id and user_hash, as `user_hash` and `trace_hash` make it of the normal form; whoever has
             that form is meant, however the id is spelled.
     """
     if suppressed.is_empty():
         return rows, rows.clear()
-    is_silent = _is_suppressed(rows, "user_id", suppressed)
-    nobody_known = rows["user_id"].is_null()
-    for column in TRACES if nobody_known.any() else ():
-        if column in rows.columns:
-            is_silent |= nobody_known & _is_suppressed(rows, column, suppressed)
+    form = {name: normal_form(pl.col(name)) for name in ("user_id", *TRACES)}
+    # Entries of before there was a normal form are of the id as it was given.
+    is_silent = _is_on(rows, ["user_id"], [user_hash(form["user_id"]), user_hash()], suppressed)
+    visitor, visit = ["anonymous_id"], ["session_id", "anonymous_id"]
+    is_traced = _is_on(rows, visitor, [trace_hash("visitor", form["anonymous_id"])], suppressed) | _is_on(
+        rows, visit, [trace_hash("visit", *(form[name] for name in visit))], suppressed
+    )
+    if is_traced.any():
+        # Somebody else who logged in on that device is known by name.
+        nobody = rows.select(pl.col("user_id").is_null() | names_nobody(form["user_id"])).to_series()
+        is_silent |= is_traced & nobody
     return rows.filter(~is_silent), rows.filter(is_silent)
 
 
-def _is_suppressed(rows: pl.DataFrame, column: str, suppressed: pl.DataFrame) -> pl.Series:
-    """Of each row, whether the list names its id in a column."""
-    key = ["tenant_id", column]
-    ids = rows.select(key).drop_nulls(column).unique()
-    form = normal_form(pl.col(column))
-    # Entries of before there was a normal form are of the id as it was given.
-    hashes = [user_hash(form), user_hash()] if column == "user_id" else [trace_hash(column, form)]
+def _is_on(rows: pl.DataFrame, columns: list[str], hashes: list[pl.Expr], suppressed: pl.DataFrame) -> pl.Series:
+    """Of each row, whether the list has one of the hashes of its ids."""
+    key = ["tenant_id", *columns]
+    ids = rows.select(key).drop_nulls(columns).unique()
+    if ids.is_empty():
+        return pl.Series([False]).new_from_index(0, rows.height)
     spelled = pl.concat([ids.with_columns(user_hash=one) for one in hashes])
     found = spelled.join(suppressed, on=["tenant_id", "user_hash"], how="semi").select(key).unique()
     marked = rows.select(key).join(found.with_columns(is_on=True), on=key, how="left", maintain_order="left")
@@ -143,9 +148,8 @@ def _classified(events: pl.DataFrame, archived: pl.DataFrame) -> pl.DataFrame:
         pl.col("mapping_version") != pl.col("mapping_version_winner")
     )
     is_of_then = pl.col("source").is_null() | ((pl.col("ts") - pl.col("ts_winner")).abs() <= REPEATED_WITHIN)
-    is_same = (
-        (pl.col("content_hash") == pl.col("content_hash_winner")) & (is_of_then | is_winner)
-    ) | is_mapped_otherwise.fill_null(value=False)
+    has_same_content = pl.col("content_hash") == pl.col("content_hash_winner")
+    is_same = (has_same_content | is_mapped_otherwise.fill_null(value=False)) & (is_of_then | is_winner)
     verdict = (
         pl.when(~is_same)
         .then(CONFLICT)

@@ -27,7 +27,8 @@ from c360_pipeline.core.sources.source import Source
 
 PADDING = re.compile(rb"^(?:\xef\xbb\xbf|\x00)+|[\x00\r]+$")
 """What stands before and behind lines where parts were put together, or blocks were filled up."""
-REJECTED_SCHEMA = DEAD_LETTERS.empty().with_columns(user_id=pl.lit(None, pl.String)).schema
+WHO = ("user_id", "anonymous_id", "session_id")
+REJECTED_SCHEMA = DEAD_LETTERS.empty().with_columns(pl.lit(None, pl.String).alias(name) for name in WHO).schema
 """Columns of rejected lines: those of `DEAD_LETTERS`, and who is named in the line, where that can be read."""
 
 
@@ -181,7 +182,8 @@ def rejected_frame(rejected: Iterable[tuple[Rejected, Line]], now: datetime) -> 
             "dead_letter_id": hashlib.sha256(line.raw).hexdigest(), **line.delivery._asdict(),
             "source_line": line.number, "byte_offset": line.offset, "raw": line.raw,
             "error_class": reason.error_class, "reason": str(reason), "tenant_id": reason.tenant_id,
-            "user_id": reason.user_id, "first_seen_at": now, "status": "open", "resolved_at": None, "resolution": None,
+            "user_id": reason.user_id, "anonymous_id": reason.anonymous_id, "session_id": reason.session_id,
+            "first_seen_at": now, "status": "open", "resolved_at": None, "resolution": None,
         }
         for reason, line in rejected
     ]  # fmt: skip

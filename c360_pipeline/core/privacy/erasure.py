@@ -10,12 +10,13 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 from ahocorasick_rs import BytesAhoCorasick
 
+from c360_pipeline.core.arrays.row_hashes import trace_hash
 from c360_pipeline.core.contract.identifiers import names_nobody, normal_form
-from c360_pipeline.core.landing.classify import TRACES
 from c360_pipeline.core.projection.graph import NodeKind
 from c360_pipeline.core.silos.control_rows import LINEAGE, RelationshipRow
 from c360_pipeline.core.silos.joins import Join, Term, labels_by_alias, parse_join
@@ -44,24 +45,34 @@ def users_frame(people: Iterable[Person]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_id": pl.String}, orient="row")
 
 
+VISIT = ("session_id", "anonymous_id")
+"""A visit is told from others by its session and its visitor."""
+
+
 @dataclass(frozen=True)
 class Traces:
     """Visitors and visits that are people's alone: what they did before they were known.
 
     Attributes:
-        anonymous_id: tenant_id and the id of each visitor.
-        session_id: the same of each visit.
+        visitors: tenant_id, anonymous_id, in every spelling that the archive has.
+        visits: tenant_id, session_id, anonymous_id of visits on devices that are not theirs alone; the same.
+        shared: tenant_id, anonymous_id of visitors that others were named with, too.
     """
 
-    anonymous_id: tuple[tuple[str, str], ...] = ()
-    session_id: tuple[tuple[str, str], ...] = ()
+    visitors: tuple[tuple[str, str], ...] = ()
+    visits: tuple[tuple[str, str, str], ...] = ()
+    shared: tuple[tuple[str, str], ...] = ()
 
-    def frame(self, column: str) -> pl.DataFrame:
-        """tenant_id and the ids of a column."""
-        return pl.DataFrame(getattr(self, column), schema={"tenant_id": pl.String, column: pl.String}, orient="row")
+    def frames(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """tenant_id, anonymous_id of visitors; tenant_id, session_id, anonymous_id of visits."""
+        return _ids(self.visitors, "anonymous_id"), _ids(self.visits, *VISIT)
 
 
 NO_TRACES = Traces()
+
+
+def _ids(rows: Iterable[tuple[str, ...]], *columns: str) -> pl.DataFrame:
+    return pl.DataFrame(list(rows), schema=dict.fromkeys(("tenant_id", *columns), pl.String), orient="row")
 
 
 def theirs(rows: pl.LazyFrame, people: Iterable[Person], traces: Traces) -> pl.LazyFrame:
@@ -81,66 +92,85 @@ def of_others(rows: pl.LazyFrame, people: Iterable[Person], traces: Traces) -> p
 
 
 def _marked(rows: pl.LazyFrame, people: Iterable[Person], traces: Traces) -> pl.LazyFrame:
+    visitors, visits = traces.frames()
+    nobody = pl.col("user_id").is_null() | names_nobody(normal_form(pl.col("user_id")))
     marks = []
-    named = {"user_id": users_frame(people), **{name: traces.frame(name) for name in TRACES}}
-    for column, ids in named.items():
+    for number, ids in enumerate((users_frame(people), visitors, visits)):
         if ids.height:
-            mark = f"is_by_{column}"
-            rows = rows.join(
-                ids.unique().lazy().with_columns(pl.lit(value=True).alias(mark)), on=["tenant_id", column], how="left"
-            )
-            marks.append(pl.col(mark) if column == "user_id" else pl.col(mark) & pl.col("user_id").is_null())
+            mark = f"is_by_{number}"
+            marked = ids.unique().lazy().with_columns(pl.lit(value=True).alias(mark))
+            rows = rows.join(marked, on=ids.columns, how="left")
+            marks.append(pl.col(mark) if number == 0 else pl.col(mark) & nobody)
     said = pl.any_horizontal(pl.lit(value=False), *marks).fill_null(value=False)
     return rows.with_columns(is_theirs=said).drop(pl.selectors.starts_with("is_by_"))
 
 
 def traces_of(
-    events: pl.LazyFrame, journeys: pl.LazyFrame, people: Iterable[Person]
-) -> tuple[Traces, list[tuple[str, str]]]:
+    events: pl.LazyFrame,
+    journeys: pl.LazyFrame,
+    people: Iterable[Person],
+    nobody: Iterable[str] = (),
+    once_shared: Iterable[str] = (),
+) -> Traces:
     """The visitors and visits that are people's alone, and the visitors that they share with others.
 
     A visitor is theirs where every known user that it was named with is one of these people, or where it was named
-    with none and every known user of its journeys is. A visit is theirs where every known user in it is; a number, or a
-    few characters, may be a visit of many at a time.
+    with none and every known user of its journeys is. A visit is theirs where every known user of its session is, and
+    its visitor was not named with others alone. Spellings of one normal form are one id.
 
     Args:
-        events: tenant_id, event_id, user_id, anonymous_id, session_id of all tenants or theirs.
+        events: tenant_id, event_id, user_id, anonymous_id, session_id of one tenant.
         journeys: tenant_id, event_id, journey_id.
         people: who, in any spelling.
-
-    Returns:
-        What is theirs; and tenant_id, anonymous_id of each visitor that others were named with, too.
+        nobody: words that name nobody, beside those that the project knows.
+        once_shared: `trace_hash` of visitors that were shared with somebody who was erased since: they stay so.
     """
-    form = normal_form(pl.col("user_id"))
-    asked = users_frame(people).lazy().select("tenant_id", form=form).unique().with_columns(is_asked=True)
-    facts = events.with_columns(form=form).join(asked, on=["tenant_id", "form"], how="left")
-    known = pl.col("form").is_not_null()
-    ours = pl.col("is_asked").fill_null(value=False)
-    counts = {"asked": (known & ours).any(), "others": (known & ~ours).any()}
-
-    def by(column: str) -> pl.LazyFrame:
-        ids = facts.drop_nulls(column).filter(~names_nobody(normal_form(pl.col(column))))
-        return ids.group_by("tenant_id", column).agg(**counts)
-
-    visitors = by("anonymous_id").collect(engine="streaming")
-    is_number = pl.col("session_id").str.contains(r"^\d*$")
-    is_one = (pl.col("session_id").str.len_chars() >= LEAST_CHARACTERS) & ~is_number
-    sessions = by("session_id").filter(pl.col("asked") & ~pl.col("others") & is_one).collect(engine="streaming")
-    placed = facts.join(journeys, on=["tenant_id", "event_id"])
-    lone = placed.group_by("tenant_id", "journey_id").agg(**counts).filter(pl.col("asked") & ~pl.col("others"))
-    unnamed = visitors.filter(~pl.col("asked") & ~pl.col("others")).lazy()
-    # Every journey of a visitor has to be theirs, and one at least.
-    elsewhere = placed.join(lone, on=["tenant_id", "journey_id"], how="anti").select("tenant_id", "anonymous_id")
-    inside = placed.join(lone, on=["tenant_id", "journey_id"], how="semi").select("tenant_id", "anonymous_id")
-    by_journey = unnamed.join(inside, on=["tenant_id", "anonymous_id"], how="semi").join(
-        elsewhere, on=["tenant_id", "anonymous_id"], how="anti"
+    names = ("user_id", *VISIT)
+    forms = {name: normal_form(pl.col(name)) for name in names}
+    words = list(nobody)
+    form_of = {
+        name: pl.when(~names_nobody(form, words)).then(form).alias(f"{name}_form") for name, form in forms.items()
+    }
+    asked = users_frame(people).lazy().select("tenant_id", user_id_form=forms["user_id"]).unique()
+    facts = events.with_columns(*form_of.values()).join(
+        asked.with_columns(is_asked=True), on=["tenant_id", "user_id_form"], how="left"
     )
-    named = visitors.lazy().filter(pl.col("asked") & ~pl.col("others"))
-    key = ["tenant_id", "anonymous_id"]
-    own = pl.concat([named.select(key), by_journey.select(key)]).unique().sort(key).collect(engine="streaming")
-    shared = visitors.filter(pl.col("asked") & pl.col("others")).select(key).sort(key)
-    visits = sessions.select("tenant_id", "session_id").sort(pl.all())
-    return Traces(tuple(own.rows()), tuple(visits.rows())), shared.rows()
+    known, ours = pl.col("user_id_form").is_not_null(), pl.col("is_asked").fill_null(value=False)
+    counts = {"asked": (known & ours).any(), "others": (known & ~ours).any()}
+    alone = pl.col("asked") & ~pl.col("others")
+    visitor, session = ["tenant_id", "anonymous_id_form"], ["tenant_id", "session_id_form"]
+    was_shared = trace_hash("shared", pl.col("anonymous_id_form")).is_in(list(once_shared))
+    visitors = (
+        facts.drop_nulls("anonymous_id_form")
+        .group_by(visitor)
+        .agg(**counts)
+        .with_columns(others=pl.col("others") | was_shared)
+        .collect(engine="streaming")
+    )
+    placed = facts.join(journeys, on=["tenant_id", "event_id"])
+    lone = placed.group_by("tenant_id", "journey_id").agg(**counts).filter(alone)
+    journey = ["tenant_id", "journey_id"]
+    inside, elsewhere = placed.join(lone, on=journey, how="semi"), placed.join(lone, on=journey, how="anti")
+    unnamed = visitors.lazy().filter(~pl.col("asked") & ~pl.col("others"))
+    # Every journey of such a visitor has to be theirs, and one at least.
+    by_journey = unnamed.join(inside, on=visitor, how="semi").join(elsewhere, on=visitor, how="anti")
+    own = pl.concat([visitors.lazy().filter(alone).select(visitor), by_journey.select(visitor)]).unique()
+    of_others_alone = visitors.lazy().filter(pl.col("others") & ~pl.col("asked"))
+    sessions = facts.drop_nulls("session_id_form").group_by(session).agg(**counts).filter(alone)
+    visits = (
+        facts.filter(~known)
+        .drop_nulls("anonymous_id_form")
+        .join(sessions, on=session, how="semi")
+        .join(of_others_alone, on=visitor, how="anti")
+        .join(own, on=visitor, how="anti")
+    )
+    spelled = facts.drop_nulls("anonymous_id_form").join(own, on=visitor, how="semi")
+    shared = facts.join(visitors.lazy().filter(pl.col("asked") & pl.col("others")), on=visitor, how="semi")
+
+    def rows(found: pl.LazyFrame, *columns: str) -> tuple[Any, ...]:
+        return tuple(found.select("tenant_id", *columns).unique().sort(pl.all()).collect(engine="streaming").rows())
+
+    return Traces(rows(spelled, "anonymous_id"), rows(visits, *VISIT), rows(shared, "anonymous_id"))
 
 
 def own_rows(

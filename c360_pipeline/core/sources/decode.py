@@ -40,6 +40,8 @@ def event_from(
         ordered = [faults[field.name] for field in FIELDS if field.name in faults]
         rejected = together(ordered)
         rejected.tenant_id, rejected.user_id = _readable(values, "tenant_id"), _readable(values, "user_id")
+        rejected.anonymous_id = _readable(values, "anonymous_id")
+        rejected.session_id = _readable(values, "session_id")
         raise rejected
     return event_of(values, mapped.content)
 

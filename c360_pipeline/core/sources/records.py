@@ -12,10 +12,11 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import count
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple, cast
 
@@ -33,6 +34,8 @@ OF_JSON = (LINES, CONCATENATED, ARRAY)
 ROWS_AT_ONCE = 5_000
 PEEKED_BYTES = 64 * 1024
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+MOST_BYTES_OF_A_VALUE = 256 * 1024 * 1024
+"""Of all records that lie within one value, with what each carries along."""
 LONGEST_CELL = 64 * 1024 * 1024
 """Characters of a cell: a longer one is a quotation mark that was never closed."""
 _PATH = re.compile(r"(?:\[[^.\[\]]+\]\.)?(?:[^.\[\]]+(?:\[[^.\[\]]*\])?\.)*[^.\[\]]+\[\]")
@@ -151,12 +154,13 @@ def _rows_of_messages(pieces: Iterable[bytes], framing: Framing) -> Iterator[byt
     for piece in pieces:
         *whole, carried = (carried + piece).split(b"\n")
         yield b"".join(_row_of_message(line, framing) for line in whole)
-    yield _row_of_message(carried, framing)
+    if carried:
+        yield _row_of_message(carried, framing)
 
 
 def _row_of_message(line: bytes, framing: Framing) -> bytes:
     if not line.strip():
-        return b""
+        return b"\n"  # the numbers of the others stay
     try:
         return b"".join(table_lines(cast("IO[bytes]", io.BufferedReader(io.BytesIO(line))), framing, "the message"))
     except ContractError:
@@ -179,26 +183,77 @@ def within(lines: Iterable[bytes], framing: Framing) -> Iterator[bytes]:
             content = carried + piece
             whole, newline, carried = content.rpartition(b"\n")
             if newline:
-                yield b"".join(b"".join(_inner(line, steps)) for line in whole.split(b"\n"))
+                yield b"".join(b"".join(_inner(line, steps, framing)) for line in whole.split(b"\n"))
     except ContractError:
-        yield b"".join(_inner(carried, steps))
+        yield b"".join(_inner(carried, steps, framing))
         raise
     if carried:
-        yield b"".join(_inner(carried, steps))
+        yield b"".join(_inner(carried, steps, framing))
 
 
-def _inner(line: bytes, steps: tuple[_Step, ...]) -> Iterator[bytes]:
+def without_records(line: bytes, framing: Framing, numbers: Set[int]) -> bytes:
+    """A message without some of its records, the places of the others as they were.
+
+    Args:
+        line: the message, without its end.
+        framing: whose `is_of_messages` holds.
+        numbers: of its records, from 1.
+    """
+    steps = _steps(framing.records)
+    try:
+        value = _value_of(line) if steps else None
+    except (ValueError, RecursionError):
+        value = None
+    if value is None or _records_in(value, steps) is None:
+        return b""
+    return _json(_emptied(value, steps, numbers, count(1))).encode("utf-8", "surrogatepass")
+
+
+def _emptied(value: Any, steps: Sequence[_Step], numbers: Set[int], counter: Iterator[int]) -> Any:
+    """The same with null in the place of records."""
+    if not steps:
+        return None if next(counter) in numbers else value
+    step, *rest = steps
+    held = inside(value)
+    found = held if not step.name else held.get(step.name) if isinstance(held, dict) else None
+    if found is None or (step.is_list and not isinstance(found, list)):
+        return value
+    left = (
+        [_emptied(one, rest, numbers, counter) for one in found]
+        if step.is_list
+        else _emptied(found, rest, numbers, counter)
+    )
+    return {**held, step.name: left} if step.name else left
+
+
+def _value_of(line: bytes) -> Any:
+    return json.loads(
+        line, parse_float=Number, parse_int=Number, parse_constant=refuse_constant, object_pairs_hook=unique_names
+    )  # fmt: skip
+
+
+def _inner(line: bytes, steps: tuple[_Step, ...], framing: Framing) -> Iterator[bytes]:
     if not line.strip():
+        # Of messages the numbers stay: one may have been made blank.
+        yield from [b"\n"] if framing.is_of_messages else []
         return
     try:
-        value = json.loads(
-            line, parse_float=Number, parse_int=Number, parse_constant=refuse_constant, object_pairs_hook=unique_names
-        )  # fmt: skip
-        found = _records_in(value, steps)
-        rows = None if found is None else [json_row(record) for record in found]
+        found = _records_in(_value_of(line), steps)
+        rows = None if found is None else _rows_of(found, framing)
     except (ValueError, RecursionError):
         rows = None
     yield from [line + b"\n"] if rows is None else rows
+
+
+def _rows_of(records: Sequence[Any], framing: Framing) -> list[bytes] | None:
+    """Records as lines; None where what is carried along makes more of them than anybody can mean."""
+    rows, size = list[bytes](), 0
+    for record in records:
+        rows.append(b"\n" if record is None and framing.is_of_messages else json_row(record))
+        size += len(rows[-1])
+        if size > MOST_BYTES_OF_A_VALUE:
+            return None
+    return rows
 
 
 def _records_in(value: Any, steps: Sequence[_Step], carried: Mapping[str, Any] = NOTHING) -> list[Any] | None:

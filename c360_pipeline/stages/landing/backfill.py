@@ -134,13 +134,12 @@ def land(
     again = backfill(ingest, [*interrupted, *newer], report)
     first = [f for f in new if f not in newer] if newer else new
     accounts = [*again, *ingest.land(first, report)]
-    # The files of a source are its producer's: they are read where they lie, and stay as they are.
     lines = {
         a.delivery: ingest.suppressed_lines[a.delivery]
         for a in accounts
-        if a.delivery in ingest.suppressed_lines and a.source is None
+        if a.delivery in ingest.suppressed_lines and ingest.may_change(a)
     }
-    etags = blank_deliveries(ingest.landing, ingest.lake, lines, ingest.unreadable)
+    etags = blank_deliveries(ingest.landing, ingest.lake, lines, ingest.sources, ingest.unreadable)
     accounts = [replace(a, etag=etags.get(a.delivery, a.etag)) for a in accounts]
     return [*accounts, *ingest.account_for_lost(found)]
 

@@ -14,19 +14,27 @@ import polars as pl
 
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.lines import Delivery
+from c360_pipeline.core.sources.records import Framing, message_lines, without_records
+from c360_pipeline.core.sources.source import Sources
 from c360_pipeline.errors import ConflictError, ContractError, UnreadableError
 from c360_pipeline.stages.landing.ingest import PIECE_BYTES
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.bucket import GZIP_MAGIC
-from c360_pipeline.stores.s3.landing import BLANKED_FROM, EventFile, Landing, LandingFile
+from c360_pipeline.stores.s3.landing import BLANKED_FROM, EventFile, Landing, LandingFile, is_of_messages
 from c360_pipeline.stores.s3.packed import reader
 
 LINE_BYTES = 1024 * 1024
+LINES = Framing()
 Redact = Callable[[bytes], bytes]
 
 
 def blank_lines(
-    landing: Landing, file: LandingFile, numbers: Set[int], redacted: Set[int] = frozenset(), redact: Redact = bytes
+    landing: Landing,
+    file: LandingFile,
+    numbers: Set[int],
+    redacted: Set[int] = frozenset(),
+    redact: Redact = bytes,
+    framing: Framing = LINES,
 ) -> str:
     """Write a file again without some of its lines, as landing reads it: packed by gzip where it was.
 
@@ -36,6 +44,7 @@ def blank_lines(
         numbers: of lines that become blank, from 1.
         redacted: of lines of which only a part goes.
         redact: makes of such a line what stays of it, without touching its end.
+        framing: of a file of messages, by whose records lines are counted.
 
     Returns:
         Its new etag.
@@ -51,7 +60,9 @@ def blank_lines(
         target = Path(folder) / "blanked"
         with target.open("wb") as out:
             lines = reader(landing.pieces(file, PIECE_BYTES))
-            if landing.first_bytes(file).startswith(GZIP_MAGIC):
+            if framing.is_of_messages:
+                _write_without(lines, out, numbers, framing)
+            elif landing.first_bytes(file).startswith(GZIP_MAGIC) and not is_of_messages(file.key):
                 with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed:
                     _write_blanked(lines, packed, numbers, redacted, redact)  # type: ignore[arg-type]  # they read as files do
             else:
@@ -98,7 +109,7 @@ def settle_blanked(landing: Landing, lake: Lake, files: Sequence[EventFile]) -> 
 
 
 def blank_deliveries(
-    landing: Landing, lake: Lake, lines: Mapping[Delivery, set[int]], failed: dict[str, str]
+    landing: Landing, lake: Lake, lines: Mapping[Delivery, set[int]], sources: Sources, failed: dict[str, str]
 ) -> dict[Delivery, str]:
     """Make lines of deliveries that landed blank, and close their accounts.
 
@@ -106,6 +117,7 @@ def blank_deliveries(
         landing: where they are.
         lake: whose tables follow.
         lines: their numbers, by delivery.
+        sources: whose files these may be.
         failed: gets, by address, why a file could not be changed.
 
     Returns:
@@ -116,7 +128,8 @@ def blank_deliveries(
         try:
             file = landing.named(delivery.source_uri)
             if file.etag == delivery.source_etag:
-                done[delivery] = blank_lines(landing, file, numbers)
+                source = sources.of(delivery.source_uri)
+                done[delivery] = blank_lines(landing, file, numbers, framing=source.framing if source else LINES)
         except (FileNotFoundError, ConflictError):
             continue  # its producer removed it, or sent another, which lands by itself
         except (UnreadableError, ContractError) as error:
@@ -141,6 +154,17 @@ def _write_blanked(lines: IO[bytes], out: IO[bytes], numbers: Set[int], redacted
             out.write(redact(part) if number in redacted else part)
         elif part.endswith(b"\n"):
             out.write(b"\n")
+
+
+def _write_without(lines: IO[bytes], out: IO[bytes], numbers: Set[int], framing: Framing) -> None:
+    """Copy messages, of those with records of these numbers, from 1, what is left of them."""
+    first = 1
+    while line := lines.readline():
+        held = b"".join(message_lines([line.removesuffix(b"\n") + b"\n"], framing)).count(b"\n")
+        gone = {number - first + 1 for number in numbers if first <= number < first + held}
+        end = b"\n" if line.endswith(b"\n") else b""
+        out.write(without_records(line.removesuffix(b"\n"), framing, gone) + end if gone else line)
+        first += held
 
 
 def _parts(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:

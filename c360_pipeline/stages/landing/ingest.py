@@ -143,9 +143,13 @@ class Ingest:
 
     def closed(self, accounts: list[FileAccount]) -> pl.DataFrame:
         """Rows of the accounting; of files that are to be changed yet, open ones."""
-        # The files of a source are its producer's, and are not changed.
-        own = {account.delivery for account in accounts if account.source is None}
+        own = {account.delivery for account in accounts if self.may_change(account)}
         return closed_accounts(accounts, datetime.now(UTC), own & self.suppressed_lines.keys() if self.blanks else ())
+
+    def may_change(self, account: FileAccount) -> bool:
+        """Whether a file is the product's own: those of a source are its producer's, unless the product wrote them."""
+        source = self.sources.of(account.source_uri) if account.source is not None else None
+        return account.source is None or (source is not None and source.framing.is_of_messages)
 
     def replaces(self, file: EventFile) -> bool:
         """Whether a newer version of the file stands in for the earlier one."""

@@ -116,7 +116,7 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     is_clean = findings == 0 and not any(one["hits_after"] for one in compared)
     notes = NOTES + (STREAM_NOTES if stores.open_user_events is not None else [])
     return Certificate(
-        str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.traces.anonymous_id),
-        len(plan.shared), len(searched), removed, compared,
+        str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.traces.visitors),
+        len(plan.traces.shared), len(searched), removed, compared,
         graph_digest(results), findings, dict(differing), mentions, redacted, len(plan.companions), is_clean, notes,
     )  # fmt: skip

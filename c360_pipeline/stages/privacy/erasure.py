@@ -63,12 +63,12 @@ class Erasure:
 
     def shared_visitors(self, people: Iterable[Person]) -> list[str]:
         """Anonymous ids that people and others were named with; changes nothing."""
-        return [visitor for _, visitor in self._planner.traces_of(list(people))[1]]
+        return [visitor for _, visitor in self._planner.traces_of(list(people)).shared]
 
     def mentions(self, people: Iterable[Person]) -> dict[str, int]:
         """How many events and rows of others name people, by table; changes nothing."""
         persons = list(people)
-        traces, _ = self._planner.traces_of(persons)
+        traces = self._planner.traces_of(persons)
         values, _, own = self._planner.known_of(persons, traces)
         return self._mentions(persons, traces, values, own)
 
@@ -83,7 +83,7 @@ class Erasure:
     def look(self, people: Iterable[Person]) -> tuple[list[Searched], dict[str, int]]:
         """What is there of people in each store, and what of others names them; changes nothing."""
         persons = list(people)
-        traces, _ = self._planner.traces_of(persons)
+        traces = self._planner.traces_of(persons)
         values, _, own = self._planner.known_of(persons, traces)
         found = search_everywhere(self._stores, SearchTerms(values), persons, traces, self._observe)
         return found, self._mentions(persons, traces, values, own)

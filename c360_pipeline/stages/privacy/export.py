@@ -5,21 +5,24 @@ of others. Files of the landing area are not handed over: their lines are the ev
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from c360_pipeline.core.catalog.feature_tables import FEATURES
+from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, FEATURES
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS, JOURNEYS
 from c360_pipeline.core.privacy.erasure import Person, SearchTerms, theirs, users_frame
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.silos.control_rows import LINEAGE
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.privacy.mentions import ids_of, mentions_of
 from c360_pipeline.stages.privacy.plan import Planner
 from c360_pipeline.stages.privacy.stores import Observe, Stores
@@ -92,17 +95,22 @@ class Export:
         return environment.get_template("export.html").render(export=self, parts=shown)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write both into a folder that only its owner may read; returns the files."""
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(FOLDER_MODE)
-        files = []
-        for name, content in (("person.json", self.as_json()), ("person.html", self.as_page())):
-            path = folder / name
-            path.touch(FILE_MODE)
-            path.chmod(FILE_MODE)
-            path.write_text(content, encoding="utf-8")
-            files.append(path)
-        return files
+        """Write both so that only their owner may read them; returns the files.
+
+        Raises:
+            ConfigError: they are there already, or can't be written.
+        """
+        files = {folder / "person.json": self.as_json(), folder / "person.html": self.as_page()}
+        try:
+            folder.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+            for path, content in files.items():
+                with open(path, "x", encoding="utf-8", opener=partial(os.open, mode=FILE_MODE)) as file:
+                    file.write(content)
+        except FileExistsError as error:
+            raise ConfigError(f"{error.filename} is there already: say another folder by --out.") from None
+        except OSError as error:
+            raise ConfigError(f"{folder} can't be written ({error.strerror}): say another folder by --out.") from None
+        return list(files)
 
 
 def export(stores: Stores, person: Person, observe: Observe = lambda what: None) -> Export:
@@ -120,21 +128,16 @@ def export(stores: Stores, person: Person, observe: Observe = lambda what: None)
     planner, lake = Planner(stores, Path(), observe), stores.lake
     persons = [Person(*one) for one in planner.spellings([(person.tenant_id, person.user_id)])]
     observe("finding out what is theirs")
-    traces, shared = planner.traces_of(persons)
+    traces = planner.traces_of(persons)
     values, _, keys = planner.known_of(persons, traces)
     events = theirs(lake.scan(EVENTS), persons, traces).collect(engine="streaming").sort("ts", "event_id")
     placed = lake.scan(EVENT_JOURNEY).join(events.lazy().select(EVENTS.key), on=list(EVENTS.key), how="semi")
     counted = placed.group_by("tenant_id", "journey_id").len("their_events")
     seen = lake.scan(JOURNEYS).select("tenant_id", "journey_id", "created_at")
     journeys = counted.join(seen, on=["tenant_id", "journey_id"]).sort("journey_id").collect(engine="streaming")
-    users = users_frame(persons).lazy()
-    features = {
-        table.name: lake.scan(table).join(users, on=["tenant_id", "user_id"], how="semi").collect()
-        for table in FEATURES
-        if "user_id" in table.columns
-    }
+    features = _features(stores, persons, SearchTerms(values))
     observe("dead letters")
-    letters = planner.letters_with_bytes(SearchTerms(values), persons)
+    letters, others = planner.letters_with_bytes(SearchTerms(values), persons, traces)
     observe("graph")
     with stores.open_graph() as graph:
         links = [
@@ -144,13 +147,31 @@ def export(stores: Stores, person: Person, observe: Observe = lambda what: None)
         ]
     return Export(
         person.tenant_id, [one.user_id for one in persons], datetime.now(UTC).isoformat(timespec="seconds"),
-        [visitor for _, visitor in traces.anonymous_id], [visitor for _, visitor in shared],
+        [visitor for _, visitor in traces.visitors], [visitor for _, visitor in traces.shared],
         _rows(events.drop(FACTS_OF_LANDING)), _rows(journeys),
         {name: _rows_of(stores, name, of_table) for name, of_table in keys.items()},
         {name: _rows(rows) for name, rows in features.items() if rows.height}, links, letters,
         _real_time(stores, persons),
-        mentions_of(lake, stores.control.read(), persons, ids_of(persons, values), keys, traces),
+        mentions_of(lake, stores.control.read(), persons, ids_of(persons, values), keys, traces)
+        | ({"dead_letters": others} if others else {}),
     )  # fmt: skip
+
+
+def _features(stores: Stores, persons: Sequence[Person], terms: SearchTerms) -> dict[str, pl.DataFrame]:
+    """Rows of features that are theirs: by their user, and of accounts those that hold a value of theirs alone."""
+    found = {}
+    for table in FEATURES:
+        rows = stores.lake.scan(table)
+        if "user_id" in table.columns:
+            found[table.name] = rows.join(
+                users_frame(persons).lazy(), on=["tenant_id", "user_id"], how="semi"
+            ).collect()
+        elif table is ACCOUNT_VALUES:
+            held = rows.filter(pl.col("tenant_id").is_in({one.tenant_id for one in persons})).collect()
+            texts = [name for name, dtype in held.schema.items() if dtype == pl.String]
+            hits = held.select(pl.any_horizontal(terms.are_in(held[name]) for name in texts)).to_series()
+            found[table.name] = held.filter(hits)
+    return found
 
 
 def _rows_of(stores: Stores, name: str, keys: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,18 +35,19 @@ from c360_pipeline.core.privacy.erasure import (
     traces_of,
 )
 from c360_pipeline.core.silos.control_rows import LINEAGE
-from c360_pipeline.core.sources.source import Sources
+from c360_pipeline.core.sources.records import message_lines
+from c360_pipeline.core.sources.source import Source, Sources
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest
 from c360_pipeline.stages.privacy.mentions import companions, ids_of, redactable
 from c360_pipeline.stages.privacy.search import texts_of
-from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
+from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere, shared_hashes
 from c360_pipeline.stages.projection.silos import label_tables
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.sources.active import active_sources
+from c360_pipeline.stages.sources.active import source_of
 from c360_pipeline.stages.sources.tables import FOLDER as TABLE_EVENTS
 from c360_pipeline.stages.sources.topics import FOLDER as TOPIC_EVENTS
-from c360_pipeline.stores.s3.landing import dead_letter_key
+from c360_pipeline.stores.s3.landing import EventFile, LandingFile, dead_letter_key
 
 REASON = "erased"
 
@@ -66,8 +69,7 @@ class Plan:
         before: what a search found before anything was done.
         companions: tenant_id, user_id, events of other ids in their journeys, which stay.
         redacted: etag and numbers of lines of others from which their name is taken out, by address.
-        traces: visitors and visits that are theirs alone.
-        shared: tenant_id, anonymous_id of visitors that they share with others.
+        traces: visitors and visits that are theirs alone, and those that they share with others.
     """
 
     asked: list[tuple[str, str]]
@@ -83,7 +85,6 @@ class Plan:
     companions: list[tuple[str, str, int]] = field(default_factory=list)
     redacted: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
     traces: Traces = NO_TRACES
-    shared: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def addresses(self) -> set[str]:
@@ -143,12 +144,12 @@ class Planner:
         people = self.spellings(wanted)
         persons = [Person(*one) for one in people]
         self._observe("finding out what is theirs")
-        traces, shared = self.traces_of(persons)
-        self._stores.control.privacy.suppress_traces(hashed([], traces), REASON)
+        traces = self.traces_of(persons)
+        self._stores.control.privacy.suppress_traces(pl.concat([hashed([], traces), shared_hashes(traces)]), REASON)
         values, events, rows = self.known_of(persons, traces)
         terms = SearchTerms(values)
-        letters = self._letters(terms, persons)
-        files = self._lines(letters, persons, traces) | self._row_lines(terms)
+        letters = self._letters(terms, persons, traces)
+        files = self._lines(letters, persons, traces, terms)
         named = ids_of(persons, values)
         found = search_everywhere(self._stores, SearchTerms([*values, *named]), persons, traces, self._observe)
         places = [place for one in found if one.store == "lake" for place in one.places]
@@ -158,7 +159,7 @@ class Planner:
         redacted = self._redacted(persons, traces, values) if redact else {}
         plan = Plan(
             wanted, people, values, files, letters["dead_letter_id"].to_list(), events.rows(), rows, tables,
-            str(self._stores.lake.versions.version(EVENTS.name) or ""), before, others, redacted, traces, shared,
+            str(self._stores.lake.versions.version(EVENTS.name) or ""), before, others, redacted, traces,
         )  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
@@ -178,16 +179,21 @@ class Planner:
             {uri: (etag, lines) for uri, (etag, lines) in said.get(name, {}).items()} for name in ("files", "redacted")
         )
         traces = Traces(**{name: tuple(map(tuple, ids)) for name, ids in said.get("traces", {}).items()})
-        shared = [(tenant, visitor) for tenant, visitor in said.get("shared", [])]
-        decided = {"asked": asked, "people": people, "files": files, "redacted": redacted}
-        return Plan(**{**said, **decided, "traces": traces, "shared": shared})
+        decided = {"asked": asked, "people": people, "files": files, "redacted": redacted, "traces": traces}
+        return Plan(**{**said, **decided})
 
-    def traces_of(self, persons: list[Person]) -> tuple[Traces, list[tuple[str, str]]]:
+    def traces_of(self, persons: list[Person]) -> Traces:
         """The visitors and visits that are theirs alone; and the visitors that they share with others."""
-        lake, tenants = self._stores.lake, sorted({one.tenant_id for one in persons})
-        columns = ["tenant_id", "event_id", "user_id", *TRACES]
-        events = lake.scan(EVENTS).filter(pl.col("tenant_id").is_in(tenants)).select(columns)
-        return traces_of(events, lake.scan(EVENT_JOURNEY), persons)
+        lake, control = self._stores.lake, self._stores.control
+        policy, journeys = control.key_rules.policy(), lake.scan(EVENT_JOURNEY)
+        once_shared = control.privacy.suppressed_users()["user_hash"].to_list()
+        found = []
+        for tenant in sorted({one.tenant_id for one in persons}):
+            events = lake.scan(EVENTS).filter(tenant_id=tenant).select("tenant_id", "event_id", "user_id", *TRACES)
+            of_tenant = [one for one in persons if one.tenant_id == tenant]
+            found.append(traces_of(events, journeys, of_tenant, policy.nobody_of(tenant), once_shared))
+        parts = ([row for one in found for row in getattr(one, name)] for name in ("visitors", "visits", "shared"))
+        return Traces(*(tuple(rows) for rows in parts))
 
     def _redacted(self, persons: list[Person], traces: Traces, values: list[str]) -> dict[str, tuple[str, list[int]]]:
         """Lines of others that name these people, by address of the file, with its etag; of files that are there."""
@@ -282,10 +288,13 @@ class Planner:
                     texts |= set(own_values(mine, held.join(mine.select(table.key), on=list(table.key), how="anti")))
         return rows, texts
 
-    def _letters(self, terms: SearchTerms, persons: list[Person]) -> pl.DataFrame:
+    def _letters(self, terms: SearchTerms, persons: list[Person], traces: Traces) -> pl.DataFrame:
         """dead_letter_id of letters that hold a value of theirs, or are of their events."""
         tenants, forms = [one.tenant_id for one in persons], _forms(persons)
-        names = [json.dumps({"userId": one.user_id}).strip("{}").encode() for one in persons]
+        ids = [{"userId": one.user_id} for one in persons] + [
+            {"anonymousId": visitor} for _, visitor in traces.visitors
+        ]
+        names = [json.dumps(one).strip("{}").encode() for one in ids]
         users = [*names, *(name.replace(b": ", b":", 1) for name in names)]
         found = [pl.DataFrame(schema={"dead_letter_id": pl.String})]
         for letters in self._stores.lake.batches(DEAD_LETTERS):
@@ -301,71 +310,109 @@ class Planner:
             found.append(letters.filter(pl.Series(holds, dtype=pl.Boolean)).select("dead_letter_id"))
         return pl.concat(found)
 
-    def letters_with_bytes(self, terms: SearchTerms, persons: list[Person]) -> list[dict[str, Any]]:
-        """Letters that hold a value of theirs, or are of their events: when, why, and what was sent."""
-        ids = self._letters(terms, persons)
+    def letters_with_bytes(
+        self, terms: SearchTerms, persons: list[Person], traces: Traces
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Letters that say by themselves that they are theirs: when, why, and what was sent.
+
+        Returns:
+            These; and how many more hold a value of theirs, and may be of others.
+        """
+        ids = self._letters(terms, persons, traces)
         held = self._stores.lake.held(DEAD_LETTERS, ids, ["dead_letter_id", "first_seen_at", "reason", "raw"])
-        return [
-            {
-                "first_seen_at": row["first_seen_at"], "reason": row["reason"],
-                "sent": (row["raw"] or self._raw(row["dead_letter_id"])).decode("utf-8", "backslashreplace"),
-            }
-            for row in held.sort("first_seen_at", "dead_letter_id").iter_rows(named=True)
-        ]  # fmt: skip
+        forms, found, visitors = _forms(persons), [], set(traces.visitors)
+        for row in held.sort("first_seen_at", "dead_letter_id").iter_rows(named=True):
+            raw = row["raw"] or self._raw(row["dead_letter_id"])
+            said = _said(raw)
+            is_hers = (said.get("tenantId"), normal_text(str(said.get("userId", "")))) in forms
+            if is_hers or ("userId" not in said and (said.get("tenantId"), said.get("anonymousId")) in visitors):
+                sent = raw.decode("utf-8", "backslashreplace")
+                found.append({"first_seen_at": row["first_seen_at"], "reason": row["reason"], "sent": sent})
+        return found, held.height - len(found)
 
     def _raw(self, letter_id: str) -> bytes:
         key = dead_letter_key(letter_id)
         return b"".join(self._stores.bucket.pieces(key)) if self._stores.bucket.has(key) else b""
 
-    def _row_lines(self, terms: SearchTerms) -> dict[str, tuple[str, list[int]]]:
-        """Records in files of sources that the product wrote and hold a value of theirs, as `_lines` has them."""
-        landing, found = self._stores.landing, dict[str, tuple[str, list[int]]]()
-        for file in [*landing.files_under(TABLE_EVENTS), *landing.files_under(TOPIC_EVENTS)]:
-            lines = landing.read(file).split(b"\n")
-            numbers = [number for number, line in enumerate(lines, 1) if terms.count(line)]
-            if numbers:
-                found[file.uri] = (file.etag, numbers)
-        return found
+    def _lines(
+        self, letters: pl.DataFrame, persons: list[Person], traces: Traces, terms: SearchTerms
+    ) -> dict[str, tuple[str, list[int]]]:
+        """Lines of the product's own files that are theirs, by address of the file, with its etag.
 
-    def _lines(self, letters: pl.DataFrame, persons: list[Person], traces: Traces) -> dict[str, tuple[str, list[int]]]:
-        """Lines of landing files that are theirs, by address of the file, with its etag."""
+        A line counts as landing counts it: in files of messages, it is a record.
+        """
         stores = self._stores
         # Of theirs alone: others on the list of the suppressed may come off it again.
-        sources = self._own_sources()
+        sources = own_sources(stores)
         ingest = Ingest(stores.landing, stores.lake, hashed(persons, traces), sources=sources)
+        written = [*stores.landing.files_under(TABLE_EVENTS), *stores.landing.files_under(TOPIC_EVENTS)]
         files = stores.landing.event_files()
         for source in sources:
             files += stores.landing.source_files(source)
         lines: dict[str, set[int]] = defaultdict(set)
         queued = stores.lake.scan(DEAD_LETTER_LINES).join(letters.lazy(), on="dead_letter_id", how="semi").collect()
-        etags = {file.uri: file.etag for file in files}
+        etags = {file.uri: file.etag for file in (*written, *files)}
         for uri, etag, number in queued.select("source_uri", "source_etag", "source_line").iter_rows():
             if etags.get(uri) == etag:
                 lines[uri].add(number)
-        for batch in ingest.batches(files):
-            for rows in (batch.decoded.events, batch.rejected):
-                _, silent = split_suppressed(rows, ingest.suppressed)
-                for uri, number in silent.select("source_uri", "source_line").iter_rows():
-                    lines[uri].add(number)
+        for uri, number in [*self._events_of(ingest, files), *self._records_with(terms, written, sources)]:
+            lines[uri].add(number)
         return {uri: (etags[uri], sorted(numbers)) for uri, numbers in lines.items()}
 
-    def _own_sources(self) -> Sources:
-        """The sources whose files the product wrote itself: rows of tables, and messages of topics."""
-        active, _ = active_sources(self._stores.control)
-        bucket = self._stores.landing.bucket
-        own = (f"s3://{bucket}/{TABLE_EVENTS}", f"s3://{bucket}/{TOPIC_EVENTS}")
-        return Sources(tuple(one for one in active if one.login is None and one.location.text.startswith(own)))
+    @staticmethod
+    def _events_of(ingest: Ingest, files: list[EventFile]) -> Iterator[tuple[str, int]]:
+        """Address and number of each line of files that is of somebody on the list."""
+        for batch in ingest.batches(files):
+            for rows in (batch.decoded.events, batch.rejected):
+                yield from split_suppressed(rows, ingest.suppressed)[1].select("source_uri", "source_line").iter_rows()
+
+    def _records_with(
+        self, terms: SearchTerms, files: list[LandingFile], sources: Sources
+    ) -> Iterator[tuple[str, int]]:
+        """The same of records with a value of theirs: also of what no source reads, and of what is no event."""
+        for file in files:
+            for number, record in enumerate(self._records_of(file, sources.of(file.uri)), 1):
+                if terms.count(record):
+                    yield file.uri, number
+
+    def _records_of(self, file: LandingFile, source: Source | None) -> Iterator[bytes]:
+        pieces = self._stores.landing.pieces(file, PIECE_BYTES)
+        records = pieces if source is None else message_lines(pieces, source.framing)
+        carried = b""
+        for piece in records:
+            *whole, carried = (carried + piece).split(b"\n")
+            yield from whole
+        if carried:
+            yield carried
+
+
+def own_sources(stores: Stores) -> Sources:
+    """The sources whose files the product wrote itself, rows of tables and messages of topics, active or not."""
+    control, found = stores.control, []
+    for row in control.sources.rows():
+        version = row.active_version or row.newest_version
+        if (row.from_table or row.from_topic) and version is not None:
+            # One that is wrong has no records: its files are looked at line by line.
+            with suppress(ConfigError):
+                found.append(source_of(control, row, version, [row.from_topic or ""]))
+    return Sources(tuple(found))
 
 
 def _names_another(raw: bytes, forms: frozenset[tuple[str, str]]) -> bool:
     """Whether a rejected line says by itself that it is of another user."""
-    try:
-        said = json.loads(raw)
-    except ValueError:
-        return False
-    if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in ("tenantId", "userId")):
+    said = _said(raw)
+    if not all(isinstance(said.get(name), str) for name in ("tenantId", "userId")):
         return False
     return (said["tenantId"], normal_text(said["userId"])) not in forms
+
+
+def _said(raw: bytes) -> dict[str, Any]:
+    """What a rejected line says, where it can be read."""
+    try:
+        said = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _forms(persons: list[Person]) -> frozenset[tuple[str, str]]:

@@ -21,6 +21,7 @@ from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import ContractError
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.s3.bucket import Bucket
+from c360_pipeline.stores.s3.landing import is_of_messages
 from c360_pipeline.stores.s3.packed import reader, unpacked
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def search_objects(
 
     def look(path: str) -> tuple[str, int, int]:
         try:
+            if is_of_messages(path):
+                return path, *_count(bucket.pieces(path), terms)
             return path, *_count_unpacked(bucket.pieces(path), path, terms)
         except FileNotFoundError:
             return path, 0, 0  # gone since it was listed, as checkpoints of the stream are

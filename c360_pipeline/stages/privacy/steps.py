@@ -34,10 +34,10 @@ from c360_pipeline.core.privacy.retention import ACTION, expired
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.errors import ContractError
 from c360_pipeline.stages.landing.backfill import backfill
-from c360_pipeline.stages.landing.blanking import blank_lines, rename_deliveries
+from c360_pipeline.stages.landing.blanking import LINES, blank_lines, rename_deliveries
 from c360_pipeline.stages.landing.event_removal import remove_events
 from c360_pipeline.stages.landing.ingest import Ingest
-from c360_pipeline.stages.privacy.plan import REASON, Plan
+from c360_pipeline.stages.privacy.plan import REASON, Plan, own_sources
 from c360_pipeline.stages.privacy.search import (
     overwrite,
     overwrite_rows,
@@ -102,6 +102,7 @@ class Steps:
         terms = SearchTerms(one.user_id for one in plan.persons)
         renamed: dict[tuple[str, str], str] = {}
         nothing: tuple[str, list[int]] = ("", [])
+        sources = own_sources(stores)
         for uri in sorted(plan.addresses):
             (of_files, numbers), (of_redacted, redacted) = plan.files.get(uri, nothing), plan.redacted.get(uri, nothing)
             etag = of_files or of_redacted
@@ -113,9 +114,11 @@ class Steps:
                 renamed[uri, etag] = file.etag
                 continue
             try:
+                source = sources.of(uri)
                 renamed[uri, etag] = blank_lines(
-                    stores.landing, file, set(numbers), set(redacted), lambda line: terms.replaced(line, REDACTED)
-                )
+                    stores.landing, file, set(numbers), set(redacted), lambda line: terms.replaced(line, REDACTED),
+                    source.framing if source else LINES,
+                )  # fmt: skip
             except ContractError as error:
                 raise ErasureError(
                     f"{error} What is behind the damage can't be searched: remove {uri} from the landing area, "

@@ -10,7 +10,6 @@ import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import trace_hash, user_hash
 from c360_pipeline.core.contract.identifiers import normal_form
-from c360_pipeline.core.landing.classify import TRACES
 from c360_pipeline.core.privacy.erasure import (
     NO_TRACES,
     Person,
@@ -118,7 +117,14 @@ def search_everywhere(
 def hashed(persons: Iterable[Person], traces: Traces = NO_TRACES) -> pl.DataFrame:
     """tenant_id and user_hash, as the list of the suppressed has them."""
     users = users_frame(persons).select("tenant_id", user_hash=user_hash(normal_form(pl.col("user_id"))))
-    ids = [
-        traces.frame(name).select("tenant_id", user_hash=trace_hash(name, normal_form(pl.col(name)))) for name in TRACES
-    ]
-    return pl.concat([users, *ids])
+    visitors, visits = traces.frames()
+    visitor, session = (normal_form(pl.col(name)) for name in ("anonymous_id", "session_id"))
+    own = visitors.select("tenant_id", user_hash=trace_hash("visitor", visitor))
+    inside = visits.select("tenant_id", user_hash=trace_hash("visit", session, visitor))
+    return pl.concat([users, own, inside]).unique(maintain_order=True)
+
+
+def shared_hashes(traces: Traces) -> pl.DataFrame:
+    """tenant_id and user_hash of visitors that are not theirs alone: nobody's alone from now on."""
+    shared = Traces(traces.shared).frames()[0]
+    return shared.select("tenant_id", user_hash=trace_hash("shared", normal_form(pl.col("anonymous_id")))).unique()

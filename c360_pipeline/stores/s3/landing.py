@@ -40,8 +40,9 @@ BLANKED_FROM = "blanked-from"
 REQUESTS_AT_ONCE = 16
 SERVER_ERRORS = 500
 """From this status on it is the server that fails, not the request."""
-_OF_THE_STREAM = re.compile(r"/stream-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-[0-9]+\.jsonl$")
-"""Files that the real-time path wrote: of each line a message, whatever the first one looks like."""
+_OF_MESSAGES = re.compile(
+    r"(?:table-events|topic-events)/.*|.*/stream-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-[0-9]+\.jsonl"
+)
 _EVENT_FILE = r"\.(jsonl|ndjson|json)(\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip))?|\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip)"
 _DATED = re.compile(
     rf"landing/events/(?:date=|dt=)?(\d{{4}}-\d\d-\d\d|\d{{4}}/\d\d/\d\d)/(?:[^/]+/)*[^/]+(?:{_EVENT_FILE})",
@@ -51,6 +52,11 @@ _UNFINISHED = re.compile(r"(^|/)[._][^/]*|\.(inprogress|tmp|part|crc)(\.[^/]*)?$
 """What engines leave while they write, and beside what they wrote; moving it may break their recovery."""
 _IN_A_FOLDER = re.compile(r".*\.(jsonl|ndjson)(\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip))?|.*\.csv", re.IGNORECASE)
 _LANDABLE = re.compile(rf".*(?:{_EVENT_FILE}|\.csv)", re.IGNORECASE)
+
+
+def is_of_messages(key: str) -> bool:
+    """Whether an object is a file that the product itself wrote, of each line a message, whatever the first is like."""
+    return _OF_MESSAGES.fullmatch(key) is not None
 
 
 def is_landable(path: Path, *, is_named: bool) -> bool:
@@ -311,7 +317,7 @@ class Landing:
                 raise UnreadableError(f"{file.uri} can't be read: its server does not answer ({error}).") from None
             raise UnavailableError(f"S3 at {self._endpoint} does not answer ({error}).") from None
         try:
-            framing = source.framing if source else Framing(is_of_messages=bool(_OF_THE_STREAM.search(file.key)))
+            framing = source.framing if source else Framing(is_of_messages=is_of_messages(file.key))
             yield from record_pieces(cast("io.IOBase", body), framing, size, file.uri)
         except BotoCoreError as error:
             failed = UnreadableError if is_foreign else UnavailableError

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from c360_pipeline.core.contract.events import Rejected, load_object
-from c360_pipeline.core.sources.records import Framing
+from c360_pipeline.core.sources import records
+from c360_pipeline.core.sources.records import Framing, message_lines
 from c360_pipeline.errors import ConfigError, ContractError
+from c360_pipeline.stages.landing.blanking import _write_without
 from c360_pipeline.stages.sources.reading import record_lines
 from c360_pipeline.stages.sources.topics import records_of
 
@@ -171,3 +173,43 @@ def test_a_message_takes_no_other_along_whatever_it_looks_like(tmp_path: Path, f
 def test_what_no_message_can_be_is_refused(framing: tuple[str, Any]) -> None:
     with pytest.raises(ConfigError, match="a message of a topic is a JSON value"):
         Framing(*framing, is_of_messages=True)
+
+
+ROWS = Framing("csv", ("a", "b"), is_of_messages=True)
+BATCHES = Framing(records="[at].batch[]", is_of_messages=True)
+
+
+@pytest.mark.parametrize(
+    ("framing", "lines", "gone", "left"),
+    [
+        (Framing(is_of_messages=True), [b'{"a":1}', b"", b'{"a":2}'], {3}, [b'{"a":1}', b"", b""]),
+        (ROWS, [b"1,2", b'"x', b"", b"3,4"], {2}, [b"1,2", b"", b"", b"3,4"]),
+        (BATCHES,
+         [b'{"batch":[{"a":1.50},{"a":2}],"at":7}', b'{"batch":[{"a":3}]}', b"no JSON", b'{"batch":[{"a":4}]}'],
+         {2, 3, 4}, [b'{"batch":[{"a":1.50},null],"at":7}', b'{"batch":[null]}', b"", b'{"batch":[{"a":4}]}']),
+    ],
+)  # fmt: skip
+def test_records_go_from_messages_and_the_numbers_of_the_others_stay(
+    framing: Framing, lines: list[bytes], gone: set[int], left: list[bytes]
+) -> None:
+    def numbered(content: bytes) -> dict[int, bytes]:
+        records = b"".join(message_lines([content], framing)).split(b"\n")
+        return {number: record for number, record in enumerate(records, 1) if record}
+
+    content, out = b"\n".join(lines) + b"\n", io.BytesIO()
+    _write_without(io.BytesIO(content), out, gone, framing)
+    assert out.getvalue() == b"\n".join(left) + b"\n"
+    before, after = numbered(content), numbered(out.getvalue())
+    assert after == {number: record for number, record in before.items() if number not in gone}
+    again = io.BytesIO()
+    _write_without(io.BytesIO(out.getvalue()), again, {max(after)}, framing)
+    assert numbered(again.getvalue()) == {n: record for n, record in after.items() if n != max(after)}
+
+
+def test_a_message_that_would_become_more_than_anybody_means_is_one_dead_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(records, "MOST_BYTES_OF_A_VALUE", 1_000)
+    line = json.dumps({"at": "x" * 100, "batch": [{}] * 10}).encode()
+    assert list(records_of(line, BATCHES)) == [line]
+    assert len(list(records_of(json.dumps({"at": "x", "batch": [{}] * 10}).encode(), BATCHES))) == 10
