@@ -567,7 +567,7 @@ def test_a_backfill_of_days_on_which_nothing_came_of_a_source_fails_and_says_so(
 
 def test_a_source_that_falls_silent_is_told_and_one_that_is_loaded_once_is_not() -> None:
     def row(name: str, days: int | None) -> SourceRow:
-        return SourceRow(1, name, f"s3://b/{name}/*", "lines", None, None, 1, True, None, None, days, 1)
+        return SourceRow(1, name, f"s3://b/{name}/*", "lines", None, None, 1, True, None, None, None, days, 1)
 
     today, sources = date(2026, 11, 29), [row("daily", 1), row("weekly", 7), row("once", None), row("new", 1)]
     newest = dict.fromkeys(("daily", "weekly", "once"), today - timedelta(days=2))
