@@ -38,9 +38,15 @@ def test_a_normal_form_keeps_what_may_mean_something(value: str, form: str) -> N
     assert normal_text(form) == form
 
 
+def of_users(*users: str) -> pl.DataFrame:
+    nothing = pl.lit(None, pl.String)
+    rows = pl.DataFrame({"tenant_id": ["acme"] * len(users), "user_id": list(users)})
+    return rows.with_columns(anonymous_id=nothing, session_id=nothing)
+
+
 def test_a_suppressed_person_does_not_come_back_in_another_spelling() -> None:
     users = [*users_of("ids-spellings.jsonl"), "somebody@else.test"]
-    rows = pl.DataFrame({"tenant_id": ["acme"] * len(users), "user_id": users})
+    rows = of_users(*users)
     listed = rows.head(1).select("tenant_id", user_hash=user_hash(normal_form(pl.col("user_id"))))
     kept, silent = split_suppressed(rows, listed)
     assert silent.height == 6
@@ -48,7 +54,7 @@ def test_a_suppressed_person_does_not_come_back_in_another_spelling() -> None:
 
 
 def test_an_entry_of_before_there_was_a_normal_form_still_counts() -> None:
-    rows = pl.DataFrame({"tenant_id": ["acme"], "user_id": ["Ana@Example.test"]})
+    rows = of_users("Ana@Example.test")
     listed = rows.select("tenant_id", user_hash=user_hash())
     assert split_suppressed(rows, listed)[0].is_empty()
 
