@@ -340,8 +340,7 @@ def require_allowed_location(location: str, settings: "Settings") -> None:
         ConfigError: it may not.
     """
     bucket, _, key = location.removeprefix("s3://").partition("/")
-    named = merged_environment(c360_home()).get("C360_SOURCE_LOCATIONS", "")
-    allowed = [one.strip() for one in named.split(",") if one.strip()]
+    allowed = _named_by("C360_SOURCE_LOCATIONS")
     if bucket == settings.bucket:
         if any(key.startswith(folder) or folder.startswith(key) for folder in OWN_FOLDERS):
             raise ConfigError(f"{location} is a folder of the product's own: put files of sources beside it.")
@@ -353,18 +352,29 @@ def require_allowed_location(location: str, settings: "Settings") -> None:
         )
 
 
-def require_allowed_topic(topic: str) -> None:
+def _named_by(variable: str) -> list[str]:
+    """What a variable names, with commas between."""
+    named = merged_environment(c360_home()).get(variable, "")
+    return [one.strip() for one in named.split(",") if one.strip()]
+
+
+def is_allowed_topic(topic: str) -> bool:
     """Whether a control row may have messages of a topic read.
 
     The login of the real-time path may read more than the author of a control row: topics are open where
     `C360_SOURCE_TOPICS` names them, with commas between them; one that ends with `*` is the beginning of names.
+    """
+    allowed = _named_by("C360_SOURCE_TOPICS")
+    return any(topic.startswith(one[:-1]) if one.endswith("*") else topic == one for one in allowed)
+
+
+def require_allowed_topic(topic: str) -> None:
+    """Go on only where `is_allowed_topic` says so.
 
     Raises:
-        ConfigError: it may not.
+        ConfigError: it does not.
     """
-    named = merged_environment(c360_home()).get("C360_SOURCE_TOPICS", "")
-    allowed = [one.strip() for one in named.split(",") if one.strip()]
-    if not any(topic.startswith(one[:-1]) if one.endswith("*") else topic == one for one in allowed):
+    if not is_allowed_topic(topic):
         raise ConfigError(
             f"the topic {topic} is not named by C360_SOURCE_TOPICS, which says what sources may be read from Kafka: "
             "whoever operates the product adds it there."

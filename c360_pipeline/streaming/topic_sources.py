@@ -9,8 +9,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from c360_pipeline.connections import open_control
 from c360_pipeline.core.sources.source import Source, Sources
-from c360_pipeline.errors import ConfigError, UnavailableError
-from c360_pipeline.settings import Settings, require_allowed_topic
+from c360_pipeline.errors import UnavailableError
+from c360_pipeline.settings import Settings, is_allowed_topic
 from c360_pipeline.stages.sources.active import active_sources
 
 REMEMBERED_SECONDS = 5.0
@@ -25,15 +25,7 @@ def topics_of_sources(settings: Settings) -> tuple[str, ...]:
     Messages of one that is paused are kept in files, and land when it is active again.
     """
     named = [row.from_topic for row in open_control(settings).sources.rows() if row.from_topic is not None]
-    return tuple(sorted(topic for topic in named if _is_allowed(topic)))
-
-
-def _is_allowed(topic: str) -> bool:
-    try:
-        require_allowed_topic(topic)
-    except ConfigError:
-        return False
-    return True
+    return tuple(sorted(topic for topic in named if is_allowed_topic(topic)))
 
 
 def sources_of_topics(settings: Settings, topics: Collection[str] | None = None) -> tuple[Sources, dict[str, str]]:

@@ -19,6 +19,11 @@ REPEATED_WITHIN = timedelta(hours=1)
 """A record of a source may come again with another time, as collectors set it right; one of later took the id anew."""
 TRACES = ("anonymous_id", "session_id")
 """By which rows of nobody known are told: their visitor, and their visit."""
+TRACE_HASHES = {
+    ids: trace_hash(kind, *(normal_form(pl.col(name)) for name in ids))
+    for kind, ids in (("visitor", ("anonymous_id",)), ("visit", ("session_id", "anonymous_id")))
+}
+"""By the columns of a trace, what stands for it on the list of the suppressed."""
 NEW, HELD, DUPLICATE, CONFLICT = range(4)
 _TAKERS_OF_NONE = pl.DataFrame(schema={"taken_by_uri": pl.String, "taken_by_line": pl.Int64})
 
@@ -79,16 +84,14 @@ def split_suppressed(rows: pl.DataFrame, suppressed: pl.DataFrame) -> tuple[pl.D
     """
     if suppressed.is_empty():
         return rows, rows.clear()
-    form = {name: normal_form(pl.col(name)) for name in ("user_id", *TRACES)}
+    user = normal_form(pl.col("user_id"))
     # Entries of before there was a normal form are of the id as it was given.
-    is_silent = _is_on(rows, ["user_id"], [user_hash(form["user_id"]), user_hash()], suppressed)
-    visitor, visit = ["anonymous_id"], ["session_id", "anonymous_id"]
-    is_traced = _is_on(rows, visitor, [trace_hash("visitor", form["anonymous_id"])], suppressed) | _is_on(
-        rows, visit, [trace_hash("visit", *(form[name] for name in visit))], suppressed
-    )
+    is_silent = _is_on(rows, ["user_id"], [user_hash(user), user_hash()], suppressed)
+    is_visitor, is_visit = (_is_on(rows, list(ids), [of], suppressed) for ids, of in TRACE_HASHES.items())
+    is_traced = is_visitor | is_visit
     if is_traced.any():
         # Somebody else who logged in on that device is known by name.
-        nobody = rows.select(pl.col("user_id").is_null() | names_nobody(form["user_id"])).to_series()
+        nobody = rows.select(pl.col("user_id").is_null() | names_nobody(user)).to_series()
         is_silent |= is_traced & nobody
     return rows.filter(~is_silent), rows.filter(is_silent)
 

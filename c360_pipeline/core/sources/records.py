@@ -145,17 +145,23 @@ def message_lines(pieces: Iterable[bytes], framing: Framing) -> Iterator[bytes]:
         pieces: the lines.
         framing: whose `is_of_messages` holds.
     """
-    lines = pieces if framing.kind == LINES else _rows_of_messages(pieces, framing)
+    lines = pieces if framing.kind == LINES else _line_by_line(pieces, lambda line: _row_of_message(line, framing))
     return iter(within(lines, framing) if framing.records else lines)
 
 
-def _rows_of_messages(pieces: Iterable[bytes], framing: Framing) -> Iterator[bytes]:
+def _line_by_line(pieces: Iterable[bytes], made_of: Callable[[bytes], bytes]) -> Iterator[bytes]:
+    """What is made of each line of pieces; before a piece that is damaged, of what there is of its line, too."""
     carried = b""
-    for piece in pieces:
-        *whole, carried = (carried + piece).split(b"\n")
-        yield b"".join(_row_of_message(line, framing) for line in whole)
+    try:
+        for piece in pieces:
+            whole, newline, carried = (carried + piece).rpartition(b"\n")
+            if newline:
+                yield b"".join(map(made_of, whole.split(b"\n")))
+    except ContractError:
+        yield made_of(carried)
+        raise
     if carried:
-        yield _row_of_message(carried, framing)
+        yield made_of(carried)
 
 
 def _row_of_message(line: bytes, framing: Framing) -> bytes:
@@ -177,18 +183,7 @@ def within(lines: Iterable[bytes], framing: Framing) -> Iterator[bytes]:
         framing: with `records`.
     """
     steps = _steps(framing.records)
-    carried = b""
-    try:
-        for piece in lines:
-            content = carried + piece
-            whole, newline, carried = content.rpartition(b"\n")
-            if newline:
-                yield b"".join(b"".join(_inner(line, steps, framing)) for line in whole.split(b"\n"))
-    except ContractError:
-        yield b"".join(_inner(carried, steps, framing))
-        raise
-    if carried:
-        yield b"".join(_inner(carried, steps, framing))
+    return _line_by_line(lines, lambda line: b"".join(_inner(line, steps, framing)))
 
 
 def without_records(line: bytes, framing: Framing, numbers: Set[int]) -> bytes:

@@ -15,7 +15,7 @@ import polars as pl
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.landing.lines import Delivery
 from c360_pipeline.core.sources.records import Framing, message_lines, without_records
-from c360_pipeline.core.sources.source import Sources
+from c360_pipeline.core.sources.source import Source, Sources
 from c360_pipeline.errors import ConflictError, ContractError, UnreadableError
 from c360_pipeline.stages.landing.ingest import PIECE_BYTES
 from c360_pipeline.stores.delta.lake import Lake
@@ -24,7 +24,6 @@ from c360_pipeline.stores.s3.landing import BLANKED_FROM, EventFile, Landing, La
 from c360_pipeline.stores.s3.packed import reader
 
 LINE_BYTES = 1024 * 1024
-LINES = Framing()
 Redact = Callable[[bytes], bytes]
 
 
@@ -34,7 +33,7 @@ def blank_lines(
     numbers: Set[int],
     redacted: Set[int] = frozenset(),
     redact: Redact = bytes,
-    framing: Framing = LINES,
+    source: Source | None = None,
 ) -> str:
     """Write a file again without some of its lines, as landing reads it: packed by gzip where it was.
 
@@ -44,7 +43,7 @@ def blank_lines(
         numbers: of lines that become blank, from 1.
         redacted: of lines of which only a part goes.
         redact: makes of such a line what stays of it, without touching its end.
-        framing: of a file of messages, by whose records lines are counted.
+        source: that the file is of: in files of messages, lines are counted by its records.
 
     Returns:
         Its new etag.
@@ -60,8 +59,8 @@ def blank_lines(
         target = Path(folder) / "blanked"
         with target.open("wb") as out:
             lines = reader(landing.pieces(file, PIECE_BYTES))
-            if framing.is_of_messages:
-                _write_without(lines, out, numbers, framing)
+            if source is not None and source.framing.is_of_messages:
+                _write_without(lines, out, numbers, source.framing)
             elif landing.first_bytes(file).startswith(GZIP_MAGIC) and not is_of_messages(file.key):
                 with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed:
                     _write_blanked(lines, packed, numbers, redacted, redact)  # type: ignore[arg-type]  # they read as files do
@@ -128,8 +127,7 @@ def blank_deliveries(
         try:
             file = landing.named(delivery.source_uri)
             if file.etag == delivery.source_etag:
-                source = sources.of(delivery.source_uri)
-                done[delivery] = blank_lines(landing, file, numbers, framing=source.framing if source else LINES)
+                done[delivery] = blank_lines(landing, file, numbers, source=sources.of(delivery.source_uri))
         except (FileNotFoundError, ConflictError):
             continue  # its producer removed it, or sent another, which lands by itself
         except (UnreadableError, ContractError) as error:
@@ -161,7 +159,7 @@ def _write_without(lines: IO[bytes], out: IO[bytes], numbers: Set[int], framing:
     first = 1
     while line := lines.readline():
         held = b"".join(message_lines([line.removesuffix(b"\n") + b"\n"], framing)).count(b"\n")
-        gone = {number - first + 1 for number in numbers if first <= number < first + held}
+        gone = {number for number in range(1, held + 1) if first + number - 1 in numbers}
         end = b"\n" if line.endswith(b"\n") else b""
         out.write(without_records(line.removesuffix(b"\n"), framing, gone) + end if gone else line)
         first += held

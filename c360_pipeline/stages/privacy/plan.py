@@ -36,7 +36,7 @@ from c360_pipeline.core.privacy.erasure import (
 )
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.core.sources.records import message_lines
-from c360_pipeline.core.sources.source import Source, Sources
+from c360_pipeline.core.sources.source import Sources
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest
 from c360_pipeline.stages.privacy.mentions import companions, ids_of, redactable
@@ -48,6 +48,7 @@ from c360_pipeline.stages.sources.active import source_of
 from c360_pipeline.stages.sources.tables import FOLDER as TABLE_EVENTS
 from c360_pipeline.stages.sources.topics import FOLDER as TOPIC_EVENTS
 from c360_pipeline.stores.s3.landing import EventFile, LandingFile, dead_letter_key
+from c360_pipeline.stores.s3.packed import reader
 
 REASON = "erased"
 
@@ -371,19 +372,11 @@ class Planner:
     ) -> Iterator[tuple[str, int]]:
         """The same of records with a value of theirs: also of what no source reads, and of what is no event."""
         for file in files:
-            for number, record in enumerate(self._records_of(file, sources.of(file.uri)), 1):
+            pieces, source = self._stores.landing.pieces(file, PIECE_BYTES), sources.of(file.uri)
+            records = reader(iter(pieces if source is None else message_lines(pieces, source.framing)))
+            for number, record in enumerate(iter(records.readline, b""), 1):
                 if terms.count(record):
                     yield file.uri, number
-
-    def _records_of(self, file: LandingFile, source: Source | None) -> Iterator[bytes]:
-        pieces = self._stores.landing.pieces(file, PIECE_BYTES)
-        records = pieces if source is None else message_lines(pieces, source.framing)
-        carried = b""
-        for piece in records:
-            *whole, carried = (carried + piece).split(b"\n")
-            yield from whole
-        if carried:
-            yield carried
 
 
 def own_sources(stores: Stores) -> Sources:

@@ -34,7 +34,7 @@ from c360_pipeline.core.privacy.retention import ACTION, expired
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.errors import ContractError
 from c360_pipeline.stages.landing.backfill import backfill
-from c360_pipeline.stages.landing.blanking import LINES, blank_lines, rename_deliveries
+from c360_pipeline.stages.landing.blanking import blank_lines, rename_deliveries
 from c360_pipeline.stages.landing.event_removal import remove_events
 from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stages.privacy.plan import REASON, Plan, own_sources
@@ -114,10 +114,9 @@ class Steps:
                 renamed[uri, etag] = file.etag
                 continue
             try:
-                source = sources.of(uri)
                 renamed[uri, etag] = blank_lines(
                     stores.landing, file, set(numbers), set(redacted), lambda line: terms.replaced(line, REDACTED),
-                    source.framing if source else LINES,
+                    sources.of(uri),
                 )  # fmt: skip
             except ContractError as error:
                 raise ErasureError(

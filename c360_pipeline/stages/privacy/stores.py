@@ -10,6 +10,7 @@ import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import trace_hash, user_hash
 from c360_pipeline.core.contract.identifiers import normal_form
+from c360_pipeline.core.landing.classify import TRACE_HASHES
 from c360_pipeline.core.privacy.erasure import (
     NO_TRACES,
     Person,
@@ -117,11 +118,10 @@ def search_everywhere(
 def hashed(persons: Iterable[Person], traces: Traces = NO_TRACES) -> pl.DataFrame:
     """tenant_id and user_hash, as the list of the suppressed has them."""
     users = users_frame(persons).select("tenant_id", user_hash=user_hash(normal_form(pl.col("user_id"))))
-    visitors, visits = traces.frames()
-    visitor, session = (normal_form(pl.col(name)) for name in ("anonymous_id", "session_id"))
-    own = visitors.select("tenant_id", user_hash=trace_hash("visitor", visitor))
-    inside = visits.select("tenant_id", user_hash=trace_hash("visit", session, visitor))
-    return pl.concat([users, own, inside]).unique(maintain_order=True)
+    own = [
+        ids.select("tenant_id", user_hash=of) for ids, of in zip(traces.frames(), TRACE_HASHES.values(), strict=True)
+    ]
+    return pl.concat([users, *own]).unique(maintain_order=True)
 
 
 def shared_hashes(traces: Traces) -> pl.DataFrame:
