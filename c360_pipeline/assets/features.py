@@ -43,7 +43,14 @@ from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.reads.accounts import newest_of, read_accounts, read_tickets
 from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
-from c360_pipeline.stages.projection.events import EVENT_PROJECTION, PRODUCT_PROJECTION, ProductGraph, events_in
+from c360_pipeline.stages.projection.events import (
+    EVENT_PROJECTION,
+    PRODUCT_PROJECTION,
+    ProductGraph,
+    decisions_before,
+    events_in,
+)
+from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.neo4j.projections import OWN_PREFIX
@@ -117,9 +124,9 @@ def scope_of(context: dg.AssetExecutionContext, lake: Lake) -> Scope:
     return Scope(lake.count_by(EVENTS, "tenant_id")["tenant_id"].to_list() if named is None else named, named)
 
 
-def events_of(lake: Lake, tenants: Sequence[str], *columns: str, version: int | None = None) -> pl.LazyFrame:
-    """Columns of the archive of some tenants, at a version or now."""
-    return lake.scan(EVENTS, version).filter(pl.col("tenant_id").is_in(list(tenants))).select(*columns)
+def events_of(lake: Lake, tenants: Sequence[str], *columns: str, at: EventsAt | None = None) -> pl.LazyFrame:
+    """Columns of the archive of some tenants, at a moment or now; `user_id` is whom an event counts for."""
+    return (at or EventsAt(lake)).of_tenants(tenants, columns)
 
 
 def steps_of(lake: Lake, tenant: str) -> pl.DataFrame:
@@ -157,21 +164,23 @@ def of_each_tenant(
     return kept(context, lake, table, [part for tenant in scope.tenants for part in compute(tenant)], scope)
 
 
-def version_in(neo4j: Graph, lake: Lake, projection: str) -> int | None:
-    """The version of the archived events that a projection has brought to the graph; None for the newest.
+def events_in_graph(neo4j: Graph, lake: Lake, projection: str) -> EventsAt:
+    """The archived events as a projection has brought them to the graph; the newest where that is not known.
 
     What is made of it has its users and products in the graph, whatever lands meanwhile; events that were tracked and
     have not landed are not in it.
     """
     known = events_in(neo4j, lake, projection)
-    return known.number if known else None
+    decisions = decisions_before(lake, neo4j.checkpoints.of(EVENT_PROJECTION))
+    return EventsAt(lake, known.number, decisions) if known else EventsAt(lake)
 
 
-def weights_of(lake: Lake, tenant: str, version: int | None) -> pl.DataFrame:
-    """How users and products of a tenant are linked, at a version of the archive."""
-    events = events_of(lake, [tenant], *INTERACTING, version=version)
+def weights_of(lake: Lake, tenant: str, at: EventsAt) -> pl.DataFrame:
+    """How customers and products of a tenant are linked, at a moment of the archive."""
+    events = events_of(lake, [tenant], *INTERACTING, at=at)
     found = events.filter(pl.col("action").is_in(["view", "purchase"])).collect(engine="streaming")
-    return features.interaction_weights(model.views(found), model.purchases(found))
+    counted = found.rename({"user_id": model.CUSTOMER_ID})
+    return features.interaction_weights(model.views(counted), model.purchases(counted))
 
 
 @dg.multi_asset(
@@ -195,9 +204,9 @@ def communities(
     scope, modularity, parts = scope_of(context, tables), dict[str, float](), list[pl.DataFrame]()
     active = [USER_COMMUNITIES.empty().select("tenant_id", "user_id")]
     with graph.open() as neo4j:
-        version = version_in(neo4j, tables, EVENT_PROJECTION)
+        at = events_in_graph(neo4j, tables, EVENT_PROJECTION)
         for number, tenant in enumerate(scope.tenants):
-            weights = weights_of(tables, tenant, version)
+            weights = weights_of(tables, tenant, at)
             if weights.height:
                 active.append(weights.select("tenant_id", "user_id").unique())
                 members, edges = features.number_members(weights)
@@ -240,12 +249,12 @@ def product_similarities(
     tables, algorithms = lake.open(), gds.open()
     scope = scope_of(context, tables)
     with graph.open() as neo4j:
-        version = version_in(neo4j, tables, PRODUCT_PROJECTION)
-        views = events_of(tables, scope.tenants, *INTERACTING, "session_id", version=version)
+        at = events_in_graph(neo4j, tables, PRODUCT_PROJECTION)
+        views = events_of(tables, scope.tenants, *INTERACTING, "session_id", at=at)
         viewed = each_item(views.filter(pl.col("action") == "view").drop_nulls("session_id"))
         parts = [similar_products.similar_by_sessions(viewed)]
         for number, tenant in enumerate(scope.tenants):
-            weights = weights_of(tables, tenant, version)
+            weights = weights_of(tables, tenant, at)
             if weights.height:
                 members, edges = similar_products.customers_of_products(weights)
                 name = f"{OWN_PREFIX}similarities_{context.run.run_id}_{number}"
@@ -292,15 +301,15 @@ def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) ->
     """Score for every user what customers with the same purchases bought besides."""
     tables = lake.open()
     # What is bought meanwhile is left to the next run, by the check, too.
-    archived = tables.versions.version(EVENTS.name)
-    version = archived.number if archived else None
+    pinned = EventsAt.now(tables)
 
     def purchases_of(tenant: str) -> pl.LazyFrame:
-        bought = events_of(tables, [tenant], *INTERACTING, version=version)
+        bought = events_of(tables, [tenant], *INTERACTING, at=pinned)
         return bought.filter(pl.col("action") == "purchase")
 
     def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
-        purchases = model.purchases(purchases_of(tenant).collect(engine="streaming"))
+        bought = purchases_of(tenant).rename({"user_id": model.CUSTOMER_ID})
+        purchases = model.purchases(bought.collect(engine="streaming"))
         return candidates(tenant, purchases.select("count", user_id="from_id", product_id="to_id"))
 
     scope = scope_of(context, tables)

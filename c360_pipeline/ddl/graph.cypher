@@ -1,5 +1,6 @@
 // Constraints and indexes of the graph. Statements end with a semicolon; the script can be applied again.
 CREATE CONSTRAINT user_key IF NOT EXISTS FOR (n:User) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
+CREATE CONSTRAINT visitor_key IF NOT EXISTS FOR (n:Visitor) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
 CREATE CONSTRAINT session_key IF NOT EXISTS FOR (n:Session) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
 CREATE CONSTRAINT action_key IF NOT EXISTS FOR (n:Action) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
 CREATE CONSTRAINT event_key IF NOT EXISTS FOR (n:Event) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
@@ -13,6 +14,7 @@ CREATE INDEX user_community IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.commun
 CREATE INDEX user_last_seen IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.last_seen);
 CREATE INDEX account_email IF NOT EXISTS FOR (n:Account) ON (n.tenant_id, n.email);
 CREATE INDEX event_id IF NOT EXISTS FOR (n:Event) ON (n.id);
+CREATE INDEX event_visitor IF NOT EXISTS FOR (n:Action) ON (n.tenant_id, n.anonymous_id);
 CREATE INDEX event_waiting IF NOT EXISTS FOR (n:Event) ON (n.status);
 CREATE INDEX viewed_last_interaction IF NOT EXISTS FOR ()-[r:VIEWED]-() ON (r.last_interaction);
 CREATE INDEX purchased_last_interaction IF NOT EXISTS FOR ()-[r:PURCHASED]-() ON (r.last_interaction);

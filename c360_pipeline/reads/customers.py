@@ -78,8 +78,8 @@ READ_EVENTS_OF_USERS = Statement(
     """
     UNWIND $user_ids AS user_id
     MATCH (:User {tenant_id: $tenant_id, id: user_id})-[:HAS_SESSION]->(s:Session {tenant_id: $tenant_id})
-        -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id, user_id: user_id})
-    WHERE e.ts < $before AND NOT e.id IN $known
+        -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id})
+    WHERE coalesce(e.customer_id, e.user_id) = user_id AND e.ts < $before AND NOT e.id IN $known
     WITH e, s ORDER BY e.ts DESC, e.id DESC LIMIT $limit
     """
     + _EVENT_ENTRY

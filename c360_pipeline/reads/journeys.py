@@ -54,7 +54,8 @@ READ_EXPLANATION = Statement("""
 """)
 READ_FIRST_EVENT = Statement("""
     MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:HAS_SESSION]->(:Session {tenant_id: $tenant_id})
-        -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id, user_id: $user_id})
+        -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id})
+    WHERE coalesce(e.customer_id, e.user_id) = $user_id
     RETURN e.id AS event_id ORDER BY e.ts, e.id LIMIT 1
 """)
 READ_ACCOUNT = Statement("""

@@ -311,6 +311,54 @@ JOURNEY_LOG = Table(
     retention=timedelta(days=30),
 )
 
+VISITOR_DECISIONS = Table(
+    "visitor_decisions",
+    ("tenant_id", "kind", "anonymous_id"),
+    (
+        TENANT_ID,
+        Column("kind", TEXT, "split: what the visitor did before logins counts for nobody; session_gap: see minutes"),
+        Column("anonymous_id", TEXT, "visitor that is split; empty for a gap", origin=of_events("anonymous_id")),
+        Column("minutes", INT, "without an event that end a session which no producer named"),
+        Column("reason", TEXT, "why, in the words of who decided"),
+        Column("decided_at", UTC_MICROS, "when it was decided (UTC)"),
+    ),
+    "What people decided about visitors: which are split, and which gap ends a session.",
+    retention=timedelta(days=30),
+)
+
+VISITOR_USER = Table(
+    "visitor_user",
+    ("tenant_id", "anonymous_id"),
+    (
+        TENANT_ID,
+        Column("anonymous_id", TEXT, "visitor", origin=of_events("anonymous_id")),
+        Column("user_id", TEXT, "the one known user of the visitor", origin=of_events("user_id")),
+    ),
+    "The user of each visitor who was seen with exactly one: what the visitor did before a login counts for that user.",
+)
+
+SESSIONS = Table(
+    "sessions",
+    ("tenant_id", "session_id"),
+    (
+        TENANT_ID,
+        Column("session_id", TEXT, "the producer's, or `gap:` and the id of the first event where it names none"),
+        Column("anonymous_id", TEXT, "the only visitor of the session", origin=of_events("anonymous_id")),
+        Column("user_id", TEXT, "the only user whom its events count for", origin=of_events("user_id")),
+        FIRST_EVENT_TS,
+        LAST_EVENT_TS,
+        Column("event_count", INT, "events of the session", origin=of_events("event_id")),
+        Column("seconds", REAL, "from the first event to the last"),
+        Column("entry_action", TEXT, "what the first event did", origin=of_events("action")),
+        Column("entry_path", TEXT, "page of the first event: its attribute `path`", origin=of_events("attrs")),
+        Column("exit_action", TEXT, "what the last event did", origin=of_events("action")),
+        Column("exit_path", TEXT, "page of the last event: its attribute `path`", origin=of_events("attrs")),
+        Column("source", TEXT, "source of the first event", origin=of_events("source")),
+        Column("campaign", TEXT, "campaign of the first event: its attribute `campaign`", origin=of_events("attrs")),
+    ),
+    "Sessions: how long, how many events, where they began and ended, and which campaign brought the visitor.",
+)
+
 RECONCILIATIONS = Table(
     "reconciliations",
     ("run_id", "tenant_id", "day", "entity"),
@@ -350,7 +398,7 @@ TABLES = {
     for table in (
         EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS,
         JOURNEY_KEYS, JOURNEY_ALIASES, JOURNEY_MERGES, JOURNEY_SPLITS, JOURNEY_CONFLICTS, QUARANTINED_KEYS, JOURNEY_LOG,
-        RECONCILIATIONS, RECONCILIATION_FINDINGS, *FEATURES,
+        VISITOR_DECISIONS, VISITOR_USER, SESSIONS, RECONCILIATIONS, RECONCILIATION_FINDINGS, *FEATURES,
     )
 }  # fmt: skip
 

@@ -104,8 +104,13 @@ def parts_of(name: str) -> tuple[str, str, str]:
     return found[1], found[2], found[3]
 
 
-USER = NodeKind("User", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
-SESSION = NodeKind("Session", ("id",), {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}, day="first_seen")
+SEEN = {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}
+USER = NodeKind("User", ("id",), SEEN, day="first_seen")
+VISITOR = NodeKind("Visitor", ("id",), {**SEEN, "users": WHOLE, "is_split": pl.Boolean()}, day="first_seen")
+"""A browser or device, as producers know it before a login; `users` are those that it was named with."""
+SESSION = NodeKind("Session", ("id",), SEEN, day="first_seen")
+CUSTOMER_ID = "customer_id"
+"""Of an event without a user, the user whom it counts for; of another it is null."""
 _PROPERTY_TYPES: Mapping[FieldType, pl.DataType] = {
     FieldType.TEXT: TEXT, FieldType.INSTANT: INSTANT, FieldType.ATTRIBUTES: TEXT
 }  # fmt: skip
@@ -115,11 +120,13 @@ WRITTEN_AT = "written_at"
 ACTION = NodeKind(
     "Action",
     ("id",),
-    {"id": TEXT} | {name: _PROPERTY_TYPES[field_of(column).type] for column, name in GRAPH_PROPERTIES.items()},
+    {"id": TEXT}
+    | {name: _PROPERTY_TYPES[field_of(column).type] for column, name in GRAPH_PROPERTIES.items()}
+    | {CUSTOMER_ID: TEXT},
     ("Event",),
     "ts",
     (f":{UNLANDED}", f".{WRITTEN_AT}"),
-    tuple(name for column, name in GRAPH_PROPERTIES.items() if field_of(column).since > 1),
+    (*(name for column, name in GRAPH_PROPERTIES.items() if field_of(column).since > 1), CUSTOMER_ID),
 )
 PRODUCT = NodeKind("Product", ("id",), {"id": TEXT, "name": TEXT, "category": TEXT, "price": REAL})
 CATEGORY = NodeKind("Category", ("name",), {"name": TEXT})
@@ -133,6 +140,10 @@ JOURNEY = NodeKind(
 INTERACTION = {"count": WHOLE, "first_interaction": INSTANT, "last_interaction": INSTANT}
 
 HAS_SESSION = RelationshipKind("HAS_SESSION", USER, SESSION, day="to")
+VISITOR_SESSION = RelationshipKind("HAS_SESSION", VISITOR, SESSION, day="to")
+IS_USER = RelationshipKind("IS_USER", VISITOR, USER, day="from")
+"""To the one known user of a visitor; what the visitor did before a login counts for that user."""
+OF_VISITORS = (VISITOR, VISITOR_SESSION, IS_USER)
 HAS_ACTION = RelationshipKind("HAS_ACTION", SESSION, ACTION, day="to")
 PIECES = {"quantity": REAL, "price": REAL, "currency": TEXT}
 """Of a product that an event is about: how many, the price of one, its currency; null where the event does not say."""
@@ -174,7 +185,17 @@ def _seen(events: pl.DataFrame, column: str) -> pl.DataFrame:
 
 def users(events: pl.DataFrame) -> pl.DataFrame:
     """`USER` rows."""
-    return _seen(events, "user_id")
+    return _seen(events, CUSTOMER_ID)
+
+
+def visitors(events: pl.DataFrame) -> pl.DataFrame:
+    """`VISITOR` rows."""
+    of_visitor = ("visitor_users", "is_split")
+    facts = (
+        events.drop_nulls("visitor_id").select("tenant_id", *of_visitor, id="visitor_id").unique(["tenant_id", "id"])
+    )
+    facts = facts.rename({"visitor_users": "users"})
+    return _seen(events, "visitor_id").join(facts, on=["tenant_id", "id"])
 
 
 def sessions(events: pl.DataFrame) -> pl.DataFrame:
@@ -188,7 +209,8 @@ def actions(events: pl.DataFrame) -> pl.DataFrame:
         name: attributes_text(events[column]) if field_of(column).type is FieldType.ATTRIBUTES else events[column]
         for column, name in GRAPH_PROPERTIES.items()
     }
-    return events.select("tenant_id", id="event_id").with_columns(**texts)
+    counts_for = pl.when(pl.col("user_id").ne_missing(pl.col(CUSTOMER_ID))).then(CUSTOMER_ID).alias(CUSTOMER_ID)
+    return events.select("tenant_id", counts_for, id="event_id").with_columns(**texts)
 
 
 def attributes_text(attrs: pl.Series) -> pl.Series:
@@ -214,7 +236,17 @@ def _json_text(name: str) -> pl.Expr:
 
 def user_sessions(events: pl.DataFrame) -> pl.DataFrame:
     """`HAS_SESSION` rows."""
-    return events.select("tenant_id", from_id="user_id", to_id="session_id").drop_nulls().unique()
+    return events.select("tenant_id", from_id=CUSTOMER_ID, to_id="session_id").drop_nulls().unique()
+
+
+def visitor_sessions(events: pl.DataFrame) -> pl.DataFrame:
+    """`VISITOR_SESSION` rows."""
+    return events.select("tenant_id", from_id="visitor_id", to_id="session_id").drop_nulls().unique()
+
+
+def visitor_users(events: pl.DataFrame) -> pl.DataFrame:
+    """`IS_USER` rows."""
+    return events.select("tenant_id", from_id="visitor_id", to_id="visitor_user").drop_nulls().unique()
 
 
 def session_actions(events: pl.DataFrame) -> pl.DataFrame:
@@ -232,14 +264,14 @@ def interactions(events: pl.DataFrame, action: str, *further: pl.Expr) -> pl.Dat
     """`VIEWED` or `PURCHASED` rows: recomputed from the events, so that a replay can't count twice.
 
     Args:
-        events: with user_id, item_id, items, ts and action. Those of nobody known count for nobody.
+        events: with customer_id, item_id, items, ts and action. Those that count for nobody are left out.
         action: that counts.
         further: what else is said of a user and a product.
     """
-    counted = events.lazy().filter((pl.col("action") == action) & pl.col("user_id").is_not_null())
+    counted = events.lazy().filter((pl.col("action") == action) & pl.col(CUSTOMER_ID).is_not_null())
     return (
         each_item(counted)
-        .group_by("tenant_id", from_id=pl.col("user_id"), to_id=pl.col("item_id"))
+        .group_by("tenant_id", from_id=pl.col(CUSTOMER_ID), to_id=pl.col("item_id"))
         .agg(
             *further,
             count=pl.len().cast(pl.Int64),
@@ -267,7 +299,7 @@ class Projection:
     Attributes:
         kind: what is made.
         scope: event columns that decide a row: all events that agree on them are needed to make it.
-        build: events, complete for their scopes, to rows of the kind.
+        build: events, complete for their scopes and as `visitors.counting.counted` gives them, to rows of the kind.
     """
 
     kind: Kind
@@ -276,14 +308,17 @@ class Projection:
 
 
 EVENT_PROJECTIONS = (
-    Projection(USER, ("tenant_id", "user_id"), users),
+    Projection(USER, ("tenant_id", CUSTOMER_ID), users),
+    Projection(VISITOR, ("tenant_id", "visitor_id"), visitors),
     Projection(SESSION, ("tenant_id", "session_id"), sessions),
     Projection(ACTION, ("tenant_id", "event_id"), actions),
-    Projection(HAS_SESSION, ("tenant_id", "user_id", "session_id"), user_sessions),
+    Projection(HAS_SESSION, ("tenant_id", CUSTOMER_ID, "session_id"), user_sessions),
+    Projection(VISITOR_SESSION, ("tenant_id", "visitor_id", "session_id"), visitor_sessions),
+    Projection(IS_USER, ("tenant_id", "visitor_id"), visitor_users),
     Projection(HAS_ACTION, ("tenant_id", "event_id"), session_actions),
     Projection(ON_PRODUCT, ("tenant_id", "event_id"), action_products),
-    Projection(VIEWED, ("tenant_id", "user_id"), views),
-    Projection(PURCHASED, ("tenant_id", "user_id"), purchases),
+    Projection(VIEWED, ("tenant_id", CUSTOMER_ID), views),
+    Projection(PURCHASED, ("tenant_id", CUSTOMER_ID), purchases),
 )
 """In the order of writing: nodes before the relationships between them."""
 
@@ -396,11 +431,16 @@ def similar_products(similarities: pl.DataFrame, products: pl.DataFrame, kind: s
     return rows.select("tenant_id", "from_id", "to_id", *SIMILARITY)
 
 
-def unlanded_keys(events: pl.DataFrame) -> dict[Kind, pl.DataFrame]:
+UNLANDED_COLUMNS = ("tenant_id", "event_id", "user_id", "session_id", "item_id", "visitor_id")
+
+
+def unlanded_keys(events: pl.DataFrame, visitors: pl.DataFrame) -> dict[Kind, tuple[pl.DataFrame, ...]]:
     """Keys of the rows that events may touch which only the graph has yet, by kind.
 
     Args:
-        events: tenant_id, event_id, user_id, session_id, item_id.
+        events: `UNLANDED_COLUMNS`.
+        visitors: tenant_id, event_id, user_id of the other events of their visitors: one that logs in makes them count
+            for somebody, and a second one for somebody else.
     """
     of = events.select
     items = events.drop_nulls("item_id").select("tenant_id", "user_id", "event_id", "item_id")
@@ -418,4 +458,15 @@ def unlanded_keys(events: pl.DataFrame) -> dict[Kind, pl.DataFrame]:
         VIEWED: interacted,
         PURCHASED: interacted,
     }
-    return {kind: frame.unique() for kind, frame in keys.items()}
+    of_visitors = events.drop_nulls("visitor_id")
+    people = pl.concat([visitors, of_visitors.select(visitors.columns)]).select("tenant_id", id="user_id").drop_nulls()
+    moved: dict[Kind, pl.DataFrame] = {
+        USER: people,
+        USER_COMMUNITY: people,
+        VISITOR: of_visitors.select("tenant_id", id="visitor_id"),
+        ACTION: visitors.select("tenant_id", id="event_id"),
+        VISITOR_SESSION: of_visitors.select("tenant_id", from_id="visitor_id", to_id="session_id").drop_nulls(),
+        IS_USER: of_visitors.select("tenant_id", from_id="visitor_id"),
+        **{kind: people.rename({"id": "from_id"}) for kind in (HAS_SESSION, VIEWED, PURCHASED)},
+    }
+    return {kind: tuple(part[kind].unique() for part in (keys, moved) if kind in part) for kind in {**keys, **moved}}

@@ -8,13 +8,16 @@ import polars as pl
 
 from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
-from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS
+from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_TOGETHER
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
+from c360_pipeline.core.visitors.counting import SESSION_GAP, SPLIT
 from c360_pipeline.stages.projection.refused import RefusedRows
+from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.delta.versions import BEFORE_ALL
 from c360_pipeline.stores.neo4j.graph import Graph
 
 PROJECTED = COLUMNS
@@ -24,6 +27,8 @@ ABOUT = ("item_id", "items")
 SLICE_ROWS = 250_000
 """Events that are in memory at once when a graph is made from all of them."""
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
+COUNTING, COUNTED_BY = "counting", Version("counting", 1)
+"""Checkpoint of the rules by which events were counted for customers; a graph of an earlier release has none."""
 SIMILARITIES = ((model.SIMILAR_TO, SAME_CUSTOMERS), (model.ALSO_VIEWED, VIEWED_TOGETHER))
 """Kinds of relationships between products, with their name in the lake."""
 
@@ -46,23 +51,35 @@ class EventGraph:
         refused = RefusedRows(lake, graph.refusals)
         done = graph.checkpoints.of(EVENT_PROJECTION)
         since = lake.versions.still_there(EVENTS, done.get(EVENTS.name))
+        decided, decisions = lake.versions.changes(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
+        if since is not None and done.get(COUNTING) != COUNTED_BY and self._counts_otherwise(since):
+            since = None
         if since is None:
             version = lake.versions.version(EVENTS.name)
-            changed_rows = self._project_all(version) if version else {}
+            at = EventsAt(lake, number_of(version), number_of(decisions))
+            changed_rows = self._project_all(at) if version else {}
         else:
-            changed_rows, version = self._project_changes(since)
+            before = EventsAt(lake, since.number, decisions_before(lake, done))
+            changed_rows, version = self._project_changes(since, before, decided, decisions)
         # Communities that an interrupted run has kept in the lake and not written here.
         late, late_version = lake.versions.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
         graph.writer.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
         refused.publish()
         graph.checkpoints.save(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
+        note_counting(graph, decisions)
         graph.checkpoints.save(EVENT_PROJECTION, EVENTS.name, version)
         return changed_rows
 
-    def _project_all(self, version: Version) -> dict[str, int]:
+    def _counts_otherwise(self, since: Version) -> bool:
+        """Whether an earlier release has projected events that count for others now, or are in sessions by gaps."""
+        odd = pl.col("anonymous_id").is_not_null() | pl.col("session_id").is_null()
+        found = self._lake.scan(EVENTS, since.number).select("anonymous_id", "session_id").filter(odd).head(1)
+        return not found.collect().is_empty()
+
+    def _project_all(self, at: EventsAt) -> dict[str, int]:
         """Write every row of every kind, a slice of the archive at a time."""
         lake, graph = self._lake, self._graph
-        events, assigned = lake.scan(EVENTS, version.number).select(PROJECTED), lake.scan(EVENT_JOURNEY)
+        events, assigned = at.counted(at.scan(PROJECTED)), lake.scan(EVENT_JOURNEY)
         slices = -(-lake.count(EVENTS) // SLICE_ROWS)
         changed_rows: dict[str, int] = {}
         for projection in model.EVENT_PROJECTIONS:
@@ -74,23 +91,25 @@ class EventGraph:
         for part in range(slices):
             mine, theirs = (_slice(frame.select(EVENTS.key), EVENTS.key, slices, part) for frame in (events, assigned))
             graph.writer.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
-        self._write_communities(events)
+        self._write_communities(at.scan(PROJECTED))
         return changed_rows
 
-    def _project_changes(self, since: Version) -> tuple[dict[str, int], Version | None]:
+    def _project_changes(
+        self, since: Version, before: EventsAt, decided: Changes, decisions: Version | None
+    ) -> tuple[dict[str, int], Version | None]:
         lake, graph = self._lake, self._graph
         changed, version = lake.versions.changes(EVENTS, since, PROJECTED)
         changed_rows = {}
-        if changed.count:
-            touched = touched_events(lake, changed, since)
-            now, before = (events_around(lake, touched, at) for at in (None, since))
+        if changed.count or decided.count:
+            now = EventsAt(lake, number_of(version), number_of(decisions))
+            around = events_around(changed, decided, before, now)
             for projection in model.EVENT_PROJECTIONS:
-                changes = project_touched(projection, touched, now, before)
+                changes = project_touched(projection, around)
                 graph.writer.apply(projection.kind, changes)
                 changed_rows[projection.kind.name] = changes.count
+            self._write_communities(around.touched.lazy())
         if changed.upserted.height:
             graph.writer.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
-            self._write_communities(changed.upserted.lazy())
         return changed_rows, version
 
     def _write_communities(self, events: pl.LazyFrame) -> None:
@@ -98,6 +117,22 @@ class EventGraph:
         users = events.select("tenant_id", "user_id").drop_nulls().unique()
         communities = self._lake.scan(USER_COMMUNITIES).join(users, on=["tenant_id", "user_id"], how="semi")
         self._graph.writer.update(model.USER_COMMUNITY, model.user_communities(communities.collect(engine="streaming")))
+
+
+def number_of(version: Version | None) -> int:
+    """The number of a version; that of none where there is no table."""
+    return version.number if version else BEFORE_ALL
+
+
+def decisions_before(lake: Lake, done: Mapping[str, Version]) -> int:
+    """The number of the version of what people decided that a graph with these checkpoints was made by."""
+    return number_of(lake.versions.still_there(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name)))
+
+
+def note_counting(graph: Graph, decisions: Version | None) -> None:
+    """Note in a graph by which rules its events were counted."""
+    graph.checkpoints.save(EVENT_PROJECTION, VISITOR_DECISIONS.name, decisions)
+    graph.checkpoints.save(EVENT_PROJECTION, COUNTING, COUNTED_BY)
 
 
 def _slice(frame: pl.LazyFrame, columns: Sequence[str], slices: int, part: int) -> pl.LazyFrame:
@@ -236,37 +271,91 @@ def graph_lag(lake: Lake, graph: Graph) -> list[Lag]:
     return [Lag(tenant, at, shown.get(tenant)) for tenant, at in newest.items()]
 
 
-def touched_events(lake: Lake, changed: Changes, since: Version) -> pl.DataFrame:
-    """The changed events as they are now and as they were: both decide which rows of the graph may differ."""
-    key = list(EVENTS.key)
-    keys = pl.concat([changed.upserted.select(key), changed.deleted]).lazy()
-    then = lake.scan(EVENTS, since.number).select(PROJECTED).join(keys, on=key, how="semi")
-    return pl.concat([changed.upserted, then.collect()])
+@dataclass(frozen=True)
+class Around:
+    """Events around a change, as `core.visitors.counting.counted` gives them.
+
+    Attributes:
+        touched: those that changed, and those that count for others or are in other sessions because of it; as they
+            were and as they are.
+        before: all that rows of the graph are made of which the touched ones may alter, as they were.
+        now: the same as they are.
+    """
+
+    touched: pl.DataFrame
+    before: pl.DataFrame
+    now: pl.DataFrame
 
 
-def events_around(lake: Lake, touched: pl.DataFrame, version: Version | None) -> pl.DataFrame:
-    """All events, at a version, of the users and of the sessions of some events: every scope of these is among them."""
+def events_around(changed: Changes, decided: Changes, before: EventsAt, now: EventsAt) -> Around:
+    """The events of everybody whose rows in the graph may differ.
+
+    These are the users and sessions of what changed, all users whom its visitors were named with, and all visitors that
+    these users were named with: so that each visitor and each user who counts is whole.
+
+    Args:
+        changed: rows of events.
+        decided: rows of `VISITOR_DECISIONS`.
+        before: the events as they were.
+        now: the events as they are.
+    """
+    sides, key = (before, now), list(EVENTS.key)
+    keys = pl.concat([changed.upserted.select(key), changed.deleted])
+    decisions = pl.concat([decided.upserted.select(VISITOR_DECISIONS.key), decided.deleted])
+    as_they_were = before.scan(PROJECTED).join(keys.lazy(), on=key, how="semi").collect(engine="streaming")
+    raw = pl.concat([as_they_were, changed.upserted, *(_decided(side, decisions) for side in sides)])
+    names = {name: _names(raw, name) for name in ("user_id", "session_id", "anonymous_id")}
     # An event of nobody known in no session is around by itself.
-    alone = touched.filter(pl.col("user_id").is_null() & pl.col("session_id").is_null())
-    names = ("user_id", "session_id", *(["event_id"] if alone.height else []))
-    events = lake.scan(EVENTS, version.number if version else None).select(PROJECTED)
-    for name in names:
-        of_name = (alone if name == "event_id" else touched).lazy().select("tenant_id", name).drop_nulls().unique()
-        mark = of_name.with_columns(pl.lit(value=True).alias(f"of_{name}"))
+    names["event_id"] = _names(raw.filter(pl.all_horizontal(pl.col(list(names)).is_null())), "event_id")
+    visitors = names["anonymous_id"]
+    if visitors.height:
+        met = [_of(side.scan(PROJECTED), {"anonymous_id": visitors}) for side in sides]
+        names["user_id"] = pl.concat([names["user_id"], *(_names(rows, "user_id") for rows in met)]).unique()
+    found = [_of(side.scan(PROJECTED), names) for side in sides]
+    theirs = [rows.join(names["user_id"], on=["tenant_id", "user_id"], how="semi") for rows in found]
+    more = _names(pl.concat(theirs), "anonymous_id").join(visitors, on=["tenant_id", "anonymous_id"], how="anti")
+    if more.height:
+        others = [_of(side.scan(PROJECTED), {"anonymous_id": more}) for side in sides]
+        found = [pl.concat([rows, new]).unique(key) for rows, new in zip(found, others, strict=True)]
+    was, is_now = (side.counted(rows.lazy()).collect() for side, rows in zip(sides, found, strict=True))
+    said = [*key, "session_id", "customer_id", "visitor_user"]
+    otherwise = difference(was.select(said), is_now.select(said), key, is_all=False).updated.select(key)
+    touched = pl.concat([keys, raw.select(key), otherwise]).unique()
+    return Around(pl.concat([rows.join(touched, on=key, how="semi") for rows in (was, is_now)]), was, is_now)
+
+
+def _names(rows: pl.DataFrame, column: str) -> pl.DataFrame:
+    return rows.select("tenant_id", column).drop_nulls().unique()
+
+
+def _of(events: pl.LazyFrame, names: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Events that have one of the names."""
+    for name, frame in names.items():
+        mark = frame.lazy().with_columns(pl.lit(value=True).alias(f"of_{name}"))
         events = events.join(mark, on=["tenant_id", name], how="left")
     is_around = pl.any_horizontal(f"of_{name}" for name in names)
     return events.filter(is_around).select(PROJECTED).collect(engine="streaming")
 
 
+def _decided(side: EventsAt, decisions: pl.DataFrame) -> pl.DataFrame:
+    """The events that decisions are about, as they are on one side."""
+    if decisions.is_empty():
+        return side.scan(PROJECTED).head(0).collect()
+    events = side.scan(PROJECTED)
+    split = decisions.filter(pl.col("kind") == SPLIT).select("tenant_id", "anonymous_id")
+    gaps = decisions.filter(pl.col("kind") == SESSION_GAP).select("tenant_id").unique()
+    in_no_session = events.filter(pl.col("session_id").is_null()).join(gaps.lazy(), on="tenant_id", how="semi")
+    of_split = events.join(split.lazy(), on=["tenant_id", "anonymous_id"], how="semi")
+    return pl.concat([of_split, in_no_session]).collect(engine="streaming")
+
+
 def rows_of_scopes(projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Rows of a kind of the scopes that some events lie in; `events` as `events_around` these."""
+    """Rows of a kind of the scopes that some events lie in."""
     scope = list(projection.scope)
     return projection.build(events.join(touched.select(scope).unique(), on=scope, how="semi"))
 
 
-def project_touched(
-    projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame, before: pl.DataFrame
-) -> Changes:
+def project_touched(projection: model.Projection, around: Around) -> Changes:
     """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
-    now, earlier = (rows_of_scopes(projection, touched, snapshot) for snapshot in (events, before))
+    earlier, now = (rows_of_scopes(projection, around.touched, events) for events in (around.before, around.now))
     return difference(earlier, now, tuple(projection.kind.key_columns))

@@ -9,9 +9,10 @@ from datetime import timedelta
 import polars as pl
 
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES
-from c360_pipeline.core.projection.graph import PIECES, attributes_text
+from c360_pipeline.core.projection.graph import PIECES, UNLANDED_COLUMNS, attributes_text
 from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.stages.realtime.logins import COUNTED_ACTIONS, count_statement, settle, visitor_ids
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.neo4j.writer import batches, to_rows
 
@@ -23,19 +24,6 @@ LONGEST_UNLANDED = timedelta(days=1)
 SENT = tuple(dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "action", *GRAPH_PROPERTIES)))
 """Columns of an event that a statement gets."""
 _PROPERTIES = ", ".join(f"a.{name} = row.{column}" for column, name in GRAPH_PROPERTIES.items())
-
-
-def _counted(action: str, relationship: str) -> str:
-    """The part of a statement that counts an action of one user on one product."""
-    return f"""
-    CALL (u, p, item, row) {{
-        WITH u, p, item, row WHERE row.action = '{action}' AND u IS NOT NULL
-        MERGE (u)-[r:{relationship}]->(p)
-            ON CREATE SET r.count = 1, r.first_interaction = row.ts, r.last_interaction = row.ts
-            ON MATCH SET r.count = r.count + 1,
-                r.first_interaction = CASE WHEN row.ts < r.first_interaction THEN row.ts ELSE r.first_interaction END,
-                r.last_interaction = CASE WHEN row.ts > r.last_interaction THEN row.ts ELSE r.last_interaction END
-    }}"""
 
 
 # What an event adds is added in the transaction that makes its node, so that an event counts once however often it is
@@ -65,28 +53,46 @@ WRITE = Statement(
             ON MATCH SET s.first_seen = CASE WHEN row.ts < s.first_seen THEN row.ts ELSE s.first_seen END,
                          s.last_seen = CASE WHEN row.ts > s.last_seen THEN row.ts ELSE s.last_seen END
         CREATE (s)-[:HAS_ACTION]->(a)
-        WITH s, u WHERE u IS NOT NULL
+        RETURN collect(s)[0] AS s
+    }}
+    CALL (u, s) {{
+        WITH u, s WHERE u IS NOT NULL AND s IS NOT NULL
         MERGE (u)-[:HAS_SESSION]->(s)
+    }}
+    CALL (row, s) {{
+        WITH row, s WHERE row.visitor_id IS NOT NULL
+        MERGE (v:Visitor {{tenant_id: $tenant_id, id: row.visitor_id}})
+            ON CREATE SET v.first_seen = row.ts, v.last_seen = row.ts, v.users = 0, v.is_split = false
+            ON MATCH SET v.first_seen = CASE WHEN row.ts < v.first_seen THEN row.ts ELSE v.first_seen END,
+                         v.last_seen = CASE WHEN row.ts > v.last_seen THEN row.ts ELSE v.last_seen END
+        WITH v, s WHERE s IS NOT NULL
+        MERGE (v)-[:HAS_SESSION]->(s)
     }}
     UNWIND row.about AS item
     MERGE (p:Product {{tenant_id: $tenant_id, id: item.id}})
     CREATE (a)-[:ON_PRODUCT {{quantity: item.quantity, price: item.price, currency: item.currency}}]->(p)
-    WITH u, p, item, row"""
-    + _counted("view", "VIEWED")
-    + _counted("purchase", "PURCHASED")
+    WITH u, p, row"""
+    + "".join(count_statement(*pair) for pair in COUNTED_ACTIONS.items())
 )
 READ_UNLANDED = Statement("""
     MATCH (a:Unlanded) WHERE a.written_at > datetime() - duration({seconds: $longest})
     OPTIONAL MATCH (s:Session {tenant_id: a.tenant_id})-[:HAS_ACTION]->(a)
     OPTIONAL MATCH (a)-[:ON_PRODUCT]->(p:Product {tenant_id: a.tenant_id})
-    RETURN a.tenant_id AS tenant_id, a.id AS event_id, a.user_id AS user_id, s.id AS session_id, p.id AS item_id
+    RETURN a.tenant_id AS tenant_id, a.id AS event_id, coalesce(a.customer_id, a.user_id) AS user_id,
+           s.id AS session_id, p.id AS item_id, a.anonymous_id AS visitor_id
+""")
+READ_OF_VISITORS = Statement("""
+    UNWIND $visitors AS visitor_id
+    MATCH (a:Action {tenant_id: $tenant_id, anonymous_id: visitor_id})
+    UNWIND [a.user_id, a.customer_id] AS user_id
+    RETURN DISTINCT a.id AS event_id, user_id
 """)
 READ_OVERDUE = Statement("""
     MATCH (a:Unlanded) WHERE a.written_at < datetime() - duration({seconds: $longest})
     RETURN a.tenant_id AS tenant_id, count(a) AS events, toString(min(a.written_at)) AS since
     ORDER BY tenant_id
 """)
-SCHEMA = dict.fromkeys(("tenant_id", "event_id", "user_id", "session_id", "item_id"), pl.String)
+SCHEMA = dict.fromkeys(UNLANDED_COLUMNS, pl.String)
 
 
 def write_unlanded(graph: Graph, events: pl.DataFrame) -> None:
@@ -105,9 +111,10 @@ def write_unlanded(graph: Graph, events: pl.DataFrame) -> None:
     rows = rows.join(_about(first), on=["tenant_id", "event_id"], how="left").with_columns(
         pl.col("about").fill_null([])
     )
-    rows = rows.sort("tenant_id", "event_id")
+    rows = rows.with_columns(visitor_ids(rows).alias("visitor_id")).sort("tenant_id", "event_id")
     for tenant_id, batch in batches(rows):
         graph.run(WRITE, tenant_id=tenant_id, rows=to_rows(batch))
+        settle(graph, tenant_id, batch)
 
 
 def _about(events: pl.DataFrame) -> pl.DataFrame:
@@ -118,9 +125,20 @@ def _about(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def unlanded_events(graph: Graph) -> pl.DataFrame:
-    """Events of all tenants that are not in the archive yet: tenant_id, event_id, user_id, session_id, item_id."""
+    """Events of all tenants that are not in the archive yet: `UNLANDED_COLUMNS`."""
     rows = graph.run(READ_UNLANDED, longest=int(LONGEST_UNLANDED.total_seconds()))
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def events_of_visitors(graph: Graph, unlanded: pl.DataFrame) -> pl.DataFrame:
+    """tenant_id, event_id, user_id of all events of the visitors of some events, once for each user they count for."""
+    found = [pl.DataFrame(schema=dict.fromkeys(("tenant_id", "event_id", "user_id"), pl.String))]
+    visitors = unlanded.drop_nulls("visitor_id").group_by("tenant_id").agg(pl.col("visitor_id").unique())
+    for tenant_id, ids in visitors.sort("tenant_id").iter_rows():
+        rows = graph.run(READ_OF_VISITORS, tenant_id=tenant_id, visitors=sorted(ids))
+        schema = {"event_id": pl.String, "user_id": pl.String}
+        found.append(pl.DataFrame(rows, schema=schema).select(pl.lit(tenant_id).alias("tenant_id"), pl.all()))
+    return pl.concat(found)
 
 
 def overdue_events(graph: Graph) -> pl.DataFrame:

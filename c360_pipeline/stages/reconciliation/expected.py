@@ -25,6 +25,7 @@ from c360_pipeline.core.catalog.tables import (
     JOURNEY_KEYS,
     JOURNEY_LOG,
     JOURNEYS,
+    VISITOR_DECISIONS,
 )
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind
@@ -38,8 +39,8 @@ from c360_pipeline.stages.projection.events import (
     SIMILARITIES,
     events_around,
     items_of,
+    number_of,
     rows_of_scopes,
-    touched_events,
 )
 from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
 from c360_pipeline.stages.projection.silos import (
@@ -53,7 +54,9 @@ from c360_pipeline.stages.projection.silos import (
     silo_node_frames,
 )
 from c360_pipeline.stages.stitching.tables import JourneyTables, News
+from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.delta.versions import BEFORE_ALL
 from c360_pipeline.stores.neo4j.graph import Graph
 
 
@@ -134,6 +137,7 @@ class PinnedVersions:
         commits: Mapping[str, int],
     ) -> "PinnedVersions":
         projected = ((EVENT_PROJECTION, EVENTS), (EVENT_PROJECTION, USER_COMMUNITIES),
+                     (EVENT_PROJECTION, VISITOR_DECISIONS),
                      (PRODUCT_PROJECTION, EVENTS), (PRODUCT_PROJECTION, CATALOG),
                      (PRODUCT_PROJECTION, PRODUCT_SIMILARITIES))  # fmt: skip
         own = {table.name: version(table.name, table.retention) for _, table in projected}
@@ -163,7 +167,7 @@ class PinnedVersions:
 
 def _known(graph: Graph, lake: Lake, projection: str) -> Iterator[tuple[Table, Version]]:
     done = graph.checkpoints.of(projection)
-    for table in (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES):
+    for table in (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, VISITOR_DECISIONS):
         if (version := lake.versions.still_there(table, done.get(table.name))) is not None:
             yield table, version
 
@@ -181,11 +185,15 @@ class InFlight:
 
     keys: Mapping[Kind, tuple[pl.DataFrame, ...]]
 
-    def and_of(self, events: pl.DataFrame) -> "InFlight":
-        """These, and what events touch that are in the graph before they are in the archive."""
-        ahead = model.unlanded_keys(events)
-        kinds = [*self.keys, *(kind for kind in ahead if kind not in self.keys)]
-        return InFlight({kind: (*self.keys.get(kind, ()), *([ahead[kind]] if kind in ahead else [])) for kind in kinds})
+    def and_of(self, events: pl.DataFrame, visitors: pl.DataFrame) -> "InFlight":
+        """These, and what events touch that are in the graph before they are in the archive.
+
+        Args:
+            events: as `core.projection.graph.unlanded_keys` takes them.
+            visitors: the same.
+        """
+        ahead = model.unlanded_keys(events, visitors)
+        return InFlight({kind: (*self.keys.get(kind, ()), *ahead.get(kind, ())) for kind in {**self.keys, **ahead}})
 
     @property
     def tenants(self) -> set[str]:
@@ -268,6 +276,10 @@ class Archive:
         version = self._pinned.version(EVENT_PROJECTION, EVENTS)
         return self._lake.count(EVENTS, version.number if version else None)
 
+    def counted_events(self) -> pl.DataFrame:
+        """These events with whom they count for, as `core.visitors.counting.counted` gives them."""
+        return self._events
+
     def event_keys(self) -> pl.DataFrame:
         """tenant_id, id of these events."""
         return self._scan(EVENTS).select("tenant_id", id="event_id").collect(engine="streaming")
@@ -327,7 +339,15 @@ class Archive:
 
     @cached_property
     def _events(self) -> pl.DataFrame:
-        return self._scan(EVENTS).select(PROJECTED).collect()
+        at = self._events_at()
+        return at.counted(at.scan(PROJECTED)).collect(engine="streaming")
+
+    def _events_at(self) -> EventsAt:
+        """The events that the graph has been brought to, counted by the decisions of then."""
+        versions = [self._pinned.version(EVENT_PROJECTION, table) for table in (EVENTS, VISITOR_DECISIONS)]
+        events, decisions = (version.number if version else None for version in versions)
+        # Where the events are pinned and decisions are not, there were none then.
+        return EventsAt(self._lake, events, BEFORE_ALL if decisions is None and events is not None else decisions)
 
     def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         """Every kind with all its rows and `DAY`; nodes come before relationships, which a repair can stand on them."""
@@ -390,8 +410,9 @@ class Archive:
 
     def newer(self) -> InFlight:
         """What was committed since the snapshot that this archive is read at, as of now."""
-        names = [table.name for table in (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, JOURNEY_LOG)]
-        now = tuple(str(self._lake.versions.version(name)) for name in [*names, *sorted(self._pinned.silos)])
+        tables = (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, VISITOR_DECISIONS, JOURNEY_LOG)
+        names = [*(table.name for table in tables), *sorted(self._pinned.silos)]
+        now = tuple(str(self._lake.versions.version(name)) for name in names)
         if self._newer is not None and self._newer[0] == now:
             return self._newer[1]
         parts = [
@@ -407,16 +428,21 @@ class Archive:
 
     def _newer_events(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         since = self._pinned.version(EVENT_PROJECTION, EVENTS)
-        changed, _ = self._lake.versions.changes(EVENTS, since, PROJECTED) if since else (None, None)
-        if since is None or changed is None or not changed.count:
+        if since is None:
             return
-        touched = touched_events(self._lake, changed, since)
-        snapshots = [events_around(self._lake, touched, at) for at in (since, None)]
+        pinned = self._pinned.version(EVENT_PROJECTION, VISITOR_DECISIONS)
+        changed, version = self._lake.versions.changes(EVENTS, since, PROJECTED)
+        decided, decisions = self._lake.versions.changes(VISITOR_DECISIONS, pinned)
+        if not changed.count and not decided.count:
+            return
+        now = EventsAt(self._lake, number_of(version), number_of(decisions))
+        around = events_around(changed, decided, self._events_at(), now)
         for projection in model.EVENT_PROJECTIONS:
-            rows = [rows_of_scopes(projection, touched, events) for events in snapshots]
+            rows = [rows_of_scopes(projection, around.touched, events) for events in (around.before, around.now)]
             yield projection.kind, pl.concat(rows).select(projection.kind.key_columns).unique()
+        touched = around.touched
         yield model.EVENT_STATUS, touched.select("tenant_id", id="event_id").unique()
-        yield model.USER_COMMUNITY, touched.select("tenant_id", id="user_id").drop_nulls().unique()
+        yield model.USER_COMMUNITY, touched.select("tenant_id", id="customer_id").drop_nulls().unique()
         # An event that comes makes the product that it is about.
         yield model.PRODUCT, items_of(touched.lazy()).select("tenant_id", id="item_id").unique().collect()
 

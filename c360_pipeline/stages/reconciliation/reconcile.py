@@ -12,7 +12,7 @@ import polars as pl
 from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILIATIONS, TABLES
 from c360_pipeline.core.projection import graph as model
-from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind, RelationshipKind
+from c360_pipeline.core.projection.graph import DAY, OF_VISITORS, Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.projection.refused import REFUSED, row_keys, stands_on
 from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
 from c360_pipeline.core.reconciliation.compare import (
@@ -28,7 +28,7 @@ from c360_pipeline.core.reconciliation.compare import (
 )
 from c360_pipeline.errors import RemovalLimitError
 from c360_pipeline.stages.projection.refused import RefusedRows
-from c360_pipeline.stages.realtime.unlanded_events import unlanded_events
+from c360_pipeline.stages.realtime.unlanded_events import events_of_visitors, unlanded_events
 from c360_pipeline.stages.reconciliation.expected import Archive, InFlight, PinnedVersions
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.audit import Orphan
@@ -44,7 +44,12 @@ BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date",
                "split_at", "found_at", "quarantined_at", "split_id", "contract_version")  # fmt: skip
 """Columns that say when, whence and why a row came, not what it says: two runs differ in them and are equal."""
 
-NOT_IN_DIGEST = ("reconciliations", "reconciliation_findings", "landing_files", "journey_log")
+NOT_IN_DIGEST = (
+    "reconciliations", "reconciliation_findings", "landing_files", "journey_log", "visitor_user", "sessions"
+)  # fmt: skip
+"""Tables that tell of runs, and those that follow from `events`."""
+LATER = ("lake visitor_decisions", *(kind.name for kind in OF_VISITORS))
+"""What a later release added: where it holds nothing, digests are what they were without it."""
 REFUSED_TEXT = f"refused by the graph, see `c360 dead-letters list --reason {REFUSED}`"
 NO_TENANT = ""
 """Whose what is that bears no tenant that the archive knows."""
@@ -225,7 +230,7 @@ def in_flight(archive: Archive, graph: Graph) -> InFlight:
     An event that lands in between has lost its mark before it is committed here: so the marks are read first.
     """
     unlanded = unlanded_events(graph)
-    return archive.newer().and_of(unlanded)
+    return archive.newer().and_of(unlanded, events_of_visitors(graph, unlanded))
 
 
 def unmatched(archive: Archive, graph: Graph, kind: NodeKind, keys: pl.DataFrame) -> pl.DataFrame:
@@ -376,7 +381,7 @@ def digests(lake: Lake, results: list[Reconciled]) -> dict[str, str]:
     Columns that only say when a row came are left out, so that two runs over the same input are equal.
     """
     result = {f"lake {name}": lake_digest(lake, name) for name in TABLES if name not in NOT_IN_DIGEST}
-    return result | _graph_digests(results)
+    return _without_empty_later(result) | _graph_digests(results)
 
 
 def lake_digest(lake: Lake, name: str, version: int | None = None) -> str:
@@ -391,7 +396,12 @@ def lake_digest(lake: Lake, name: str, version: int | None = None) -> str:
 
 
 def _graph_digests(results: Iterable[Reconciled]) -> dict[str, str]:
-    return {f"graph {r.tenant_id} {entity_name(r.kind)}": r.comparison.found_digest for r in results}
+    found = {f"graph {r.tenant_id} {entity_name(r.kind)}": (r.kind.name, r.comparison.found_digest) for r in results}
+    return {name: digest for name, (kind, digest) in found.items() if digest != NO_ROWS or kind not in LATER}
+
+
+def _without_empty_later(found: dict[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in found.items() if digest != NO_ROWS or name not in LATER}
 
 
 def digests_by_day(results: Iterable[Reconciled]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import polars as pl
 
-from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.cypher_literals import row_literals
 from c360_pipeline.core.projection.graph import Kind, NodeKind, RelationshipKind
@@ -81,10 +80,9 @@ def _users(archive: Archive, relationships: Iterable[tuple[Kind, pl.DataFrame]])
         if end is model.USER
     ]
     wanted = pl.concat([pl.DataFrame(schema={"tenant_id": pl.String, "id": pl.String}), *ends]).unique().lazy()
-    events = archive.lake.scan(EVENTS).select("tenant_id", "user_id", "ts")
-    return model.users(
-        events.join(wanted, left_on=["tenant_id", "user_id"], right_on=["tenant_id", "id"], how="semi").collect()
-    )
+    events = archive.counted_events().select("tenant_id", model.CUSTOMER_ID, "ts").lazy()
+    of_wanted = events.join(wanted, left_on=["tenant_id", model.CUSTOMER_ID], right_on=["tenant_id", "id"], how="semi")
+    return model.users(of_wanted.collect())
 
 
 def _rows(kind: Kind, frame: pl.DataFrame) -> Iterator[tuple[str, int]]:

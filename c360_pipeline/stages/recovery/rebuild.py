@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 
 from c360_pipeline.core.catalog.changes import Version
-from c360_pipeline.core.catalog.tables import JOURNEY_LOG
+from c360_pipeline.core.catalog.tables import JOURNEY_LOG, VISITOR_DECISIONS
 from c360_pipeline.core.silos.control_rows import ControlRows
+from c360_pipeline.stages.projection.events import EVENT_PROJECTION, note_counting
 from c360_pipeline.stages.projection.everything import project_all
 from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
 from c360_pipeline.stages.projection.silos import SiloGraph
@@ -58,6 +59,7 @@ def note_made(archive: Archive, graph: Graph) -> None:
     silos.note_projected()
     for (projection, source), version in archive.pinned.versions.items():
         graph.checkpoints.save(projection, source, version)
+    note_counting(graph, archive.pinned.version(EVENT_PROJECTION, VISITOR_DECISIONS))
     log_id = str(archive.lake.commits.snapshot(JOURNEY_LOG).metadata().id)
     for tenant, number in (archive.pinned.commits or {}).items():
         graph.checkpoints.save(JOURNEY_PROJECTION, tenant, Version(log_id, number))

@@ -89,10 +89,28 @@ class Client:
             attempts += 1
             return transaction.run(statement, parameters).data()
 
-        with (
-            self.statistics.measured(statement, lambda: attempts),
-            self._driver.session(database=self._database) as session,
-        ):
+        with self.statistics.measured(statement, lambda: attempts):
+            return self._writing(work)
+
+    def write_together(self, work: Callable[[Read], T]) -> T:
+        """Run several statements that read and write in one transaction.
+
+        Args:
+            work: given what runs a statement; begun again on a transient error, and where a commit got no reply, so
+                that it must have the same result when it is carried out twice.
+        """
+
+        def transact(transaction: neo4j.ManagedTransaction) -> T:
+            def run(statement: Statement, **parameters: Any) -> list[dict[str, Any]]:
+                with self.statistics.measured(statement, lambda: 1):
+                    return transaction.run(statement, parameters).data()
+
+            return work(run)
+
+        return self._writing(transact)
+
+    def _writing(self, work: Callable[[neo4j.ManagedTransaction], T]) -> T:
+        with self._driver.session(database=self._database) as session:
             for attempt in range(COMMITS_WITHOUT_REPLY):
                 try:
                     return session.execute_write(work)

@@ -58,6 +58,10 @@ class Graph:
         """
         return self._client.run(statement, **parameters)
 
+    def write_together(self, work: Callable[[Read], T]) -> T:
+        """Run several statements that read and write in one transaction: see `Client.write_together`."""
+        return self._client.write_together(work)
+
     def query(self, statement: Statement, **parameters: Any) -> list[dict[str, Any]]:
         """Run one reading statement; returns its records as plain values, times and dates as ISO 8601 text."""
         return self._client.query(statement, **parameters)

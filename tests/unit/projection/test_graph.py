@@ -2,16 +2,21 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
+from c360_pipeline.core.catalog.tables import CATALOG, EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.visitors.counting import counted
 
 START = datetime(2025, 11, 1, tzinfo=UTC)
 
 
+def as_counted(rows: pl.DataFrame) -> pl.DataFrame:
+    return counted(rows.lazy(), VISITOR_DECISIONS.empty().lazy()).collect()
+
+
 def events(*rows: tuple[str, str, str | None, int]) -> pl.DataFrame:
     """Rows of (event_id, action, item_id, minute) of one user and session."""
-    return pl.DataFrame(
+    frame = pl.DataFrame(
         [
             {
                 "event_id": event_id, "tenant_id": "acme", "user_id": "u", "session_id": "s", "action": action,
@@ -21,6 +26,7 @@ def events(*rows: tuple[str, str, str | None, int]) -> pl.DataFrame:
         ],
         schema={column: EVENTS.empty().schema[column] for column in COLUMNS},
     )  # fmt: skip
+    return as_counted(frame)
 
 
 def test_every_projection_makes_the_columns_of_its_kind() -> None:
@@ -45,7 +51,8 @@ def order(event_id: str, *items: dict[str, object], **fields: object) -> pl.Data
     row = {
         "event_id": event_id, "tenant_id": "acme", "user_id": "u", "action": "purchase", "ts": START, "items": items
     }  # fmt: skip
-    return pl.DataFrame([row | fields], schema={column: EVENTS.empty().schema[column] for column in COLUMNS})
+    columns = {column: EVENTS.empty().schema[column] for column in COLUMNS}
+    return as_counted(pl.DataFrame([row | fields], schema=columns))
 
 
 def test_an_order_is_about_each_of_its_items_once() -> None:
@@ -80,8 +87,9 @@ def test_a_visitor_whom_nobody_knows_is_no_user_and_counts_for_none() -> None:
     )
     made = {projection.kind.name: projection.build(frame).height for projection in model.EVENT_PROJECTIONS}
     assert made == {
-        "User": 0, "Session": 1, "Action": 2, "(User)-[:HAS_SESSION]->(Session)": 0,
-        "(Session)-[:HAS_ACTION]->(Action)": 1, "(Action)-[:ON_PRODUCT]->(Product)": 2,
+        "User": 0, "Visitor": 1, "Session": 2, "Action": 2, "(User)-[:HAS_SESSION]->(Session)": 0,
+        "(Visitor)-[:HAS_SESSION]->(Session)": 2, "(Visitor)-[:IS_USER]->(User)": 0,
+        "(Session)-[:HAS_ACTION]->(Action)": 2, "(Action)-[:ON_PRODUCT]->(Product)": 2,
         "(User)-[:VIEWED]->(Product)": 0, "(User)-[:PURCHASED]->(Product)": 0,
     }  # fmt: skip
     assert model.actions(frame)["anonymous_id"].to_list() == ["browser", "browser"]

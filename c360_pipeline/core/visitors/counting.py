@@ -1,0 +1,119 @@
+"""Whom an event counts for, and the session of one that names none: functions of the archive and of decisions alone.
+
+An event with a user counts for that user. One of a visitor whom nobody is known to be yet counts for the visitor's only
+known user, whenever that user logged in. On a device of several users it counts for the one who logged in next in the
+same session, and for nobody where nobody did (docs/adr/0059).
+
+Sources: docs/visitors.md; Snowplow and Segment for sessions by a gap of 30 minutes.
+"""
+
+import polars as pl
+
+from c360_pipeline.core.contract.identifiers import names_nobody, normal_form
+
+SPLIT, SESSION_GAP = "split", "session_gap"
+"""Decisions: what a visitor did before logins counts for nobody; minutes without an event that end a session."""
+GAP_MINUTES = 30
+BY_GAP = "gap:"
+"""What the id of a session begins with that no producer named; the id of its first event follows."""
+NEEDED = ("tenant_id", "event_id", "user_id", "session_id", "anonymous_id", "ts")
+"""Columns of events that decide whom they count for."""
+ADDED = ("customer_id", "visitor_id", "visitor_user", "visitor_users", "is_split")
+VISITOR = ["tenant_id", "anonymous_id"]
+EVENT = ["tenant_id", "event_id"]
+
+
+def counted(events: pl.LazyFrame, decisions: pl.LazyFrame) -> pl.LazyFrame:
+    """Events with whom they count for.
+
+    Args:
+        events: with `NEEDED`; all events of each visitor, and of each user without a visitor, whose rows are used.
+        decisions: tenant_id, kind, anonymous_id, minutes, as `VISITOR_DECISIONS` has them.
+
+    Returns:
+        All columns, `session_id` with the sessions that gaps make where it was null, and: customer_id (user for whom
+        the event counts, null for nobody), visitor_id (the anonymous id where it names somebody), visitor_user (the one
+        known user of the visitor), visitor_users (how many it has), is_split (whether a decision says that what the
+        visitor did before logins counts for nobody).
+    """
+    of_visitors = events.filter(pl.col("anonymous_id").is_not_null())
+    visitors = of_visitors.select(VISITOR).unique()
+    visitors = visitors.filter(~_names_nobody("anonymous_id")).with_columns(visitor_id="anonymous_id")
+    known = _known_users(of_visitors)
+    split = decisions.filter(pl.col("kind") == SPLIT).select(*VISITOR, is_split=True).unique()
+    users = known.group_by(VISITOR).agg(
+        visitor_users=pl.col("form").n_unique().cast(pl.Int64),
+        visitor_user=pl.col("user_id").sort_by("first_ts", "first_event_id", "user_id").first(),
+    )
+    facts = visitors.join(users, on=VISITOR, how="left").join(split, on=VISITOR, how="left")
+    is_whole = ~pl.col("is_split")
+    facts = facts.with_columns(pl.col("visitor_users").fill_null(0), pl.col("is_split").fill_null(value=False))
+    facts = facts.with_columns(
+        visitor_user=pl.when(is_whole & (pl.col("visitor_users") == 1)).then("visitor_user"),
+        is_shared=is_whole & (pl.col("visitor_users") > 1),
+    )
+    placed = (
+        events.join(facts, on=VISITOR, how="left")
+        .join(known.select(*VISITOR, "user_id", is_known=True), on=[*VISITOR, "user_id"], how="left")
+        .with_columns(pl.col("is_known", "is_shared").fill_null(value=False))
+    )
+    placed = placed.join(_sessions_by_gap(placed, decisions), on=EVENT, how="left").with_columns(
+        session_id=pl.coalesce("session_id", "session_by_gap")
+    )
+    placed = placed.join(_next_logins(placed), on=EVENT, how="left")
+    customer = pl.coalesce(pl.when("is_known").then("user_id"), "visitor_user", "next_user", "user_id")
+    return placed.with_columns(
+        customer_id=pl.when(pl.col("visitor_id").is_null()).then("user_id").otherwise(customer)
+    ).drop("is_known", "is_shared", "session_by_gap", "next_user")
+
+
+def _names_nobody(column: str) -> pl.Expr:
+    return names_nobody(normal_form(pl.col(column)))
+
+
+def _known_users(of_visitors: pl.LazyFrame) -> pl.LazyFrame:
+    """tenant_id, anonymous_id, user_id, form, first_ts, first_event_id of the users that visitors were named with."""
+    named = (
+        of_visitors.drop_nulls("user_id")
+        .group_by(*VISITOR, "user_id")
+        .agg(first_ts=pl.col("ts").min(), first_event_id=pl.col("event_id").sort_by("ts", "event_id").first())
+        .with_columns(form=normal_form(pl.col("user_id")))
+    )
+    return named.filter(~names_nobody(pl.col("form")))
+
+
+def _sessions_by_gap(placed: pl.LazyFrame, decisions: pl.LazyFrame) -> pl.LazyFrame:
+    """tenant_id, event_id and the session of events that name none: by visitor, else by user, never by journey."""
+    owner = ["tenant_id", "is_visitor", "owner"]
+    without = placed.filter(pl.col("session_id").is_null()).select(
+        *EVENT, "ts", is_visitor=pl.col("visitor_id").is_not_null(), owner=pl.coalesce("visitor_id", "user_id")
+    )
+    somebody = without.select(owner).drop_nulls().unique().filter(pl.col("is_visitor") | ~_names_nobody("owner"))
+    gaps = (
+        decisions.filter(pl.col("kind") == SESSION_GAP)
+        .group_by("tenant_id")
+        .agg(gap=pl.duration(minutes=pl.col("minutes").first()))
+    )
+    ordered = (
+        without.join(somebody, on=owner, how="semi")
+        .join(gaps, on="tenant_id", how="left")
+        .with_columns(pl.col("gap").fill_null(pl.duration(minutes=GAP_MINUTES)))
+        .sort(*owner, "ts", "event_id")
+    )
+    is_first = (pl.col("ts").diff().over(owner) > pl.col("gap")).fill_null(value=True)
+    begun = ordered.with_columns(begun=pl.when(is_first).then("event_id"))
+    return begun.select(
+        *EVENT, session_by_gap=pl.concat_str(pl.lit(BY_GAP), pl.col("begun").forward_fill().over(owner))
+    )
+
+
+def _next_logins(placed: pl.LazyFrame) -> pl.LazyFrame:
+    """tenant_id, event_id, next_user of events of shared visitors: who logged in next in the same session."""
+    session = [*VISITOR, "session_id"]
+    ordered = placed.filter("is_shared").drop_nulls("session_id").sort(*session, "ts", "event_id")
+    login = pl.when("is_known").then("user_id")
+    return (
+        ordered.select(*EVENT, next_user=login.backward_fill().over(session), was_known="is_known")
+        .filter(~pl.col("was_known"))
+        .drop("was_known")
+    )

@@ -1,0 +1,46 @@
+"""The archived events with whom they count for, at a version of the archive and of what people decided."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
+from c360_pipeline.core.visitors.counting import NEEDED, counted
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.delta.versions import BEFORE_ALL
+
+
+@dataclass(frozen=True)
+class EventsAt:
+    """Events of a moment, as they counted then.
+
+    Attributes:
+        lake: holds them.
+        events: number of the version of the events; None for the newest.
+        decisions: number of the version of `VISITOR_DECISIONS`; None for the newest, `BEFORE_ALL` for none.
+    """
+
+    lake: Lake
+    events: int | None = None
+    decisions: int | None = None
+
+    @classmethod
+    def now(cls, lake: Lake) -> "EventsAt":
+        """As they are now: what comes meanwhile is not in it."""
+        versions = [lake.versions.version(table.name) for table in (EVENTS, VISITOR_DECISIONS)]
+        return cls(lake, *(version.number if version else BEFORE_ALL for version in versions))
+
+    def scan(self, columns: Sequence[str]) -> pl.LazyFrame:
+        """Columns of the events as they are in the archive."""
+        return self.lake.scan(EVENTS, self.events).select(columns)
+
+    def counted(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Some of these events as `core.visitors.counting.counted` gives them; all of each visitor among them."""
+        return counted(rows, self.lake.scan(VISITOR_DECISIONS, self.decisions))
+
+    def of_tenants(self, tenants: Sequence[str], columns: Sequence[str]) -> pl.LazyFrame:
+        """Columns of the events of tenants: `user_id` is whom an event counts for, `session_id` may be made by gaps."""
+        needed = list(dict.fromkeys([*NEEDED, *columns]))
+        rows = self.lake.scan(EVENTS, self.events).filter(pl.col("tenant_id").is_in(list(tenants))).select(needed)
+        return self.counted(rows).with_columns(user_id="customer_id").select(columns)
