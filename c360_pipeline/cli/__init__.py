@@ -32,6 +32,7 @@ from c360_pipeline.cli.silos import clear_database, grants, plan
 from c360_pipeline.cli.sources import sources_app
 from c360_pipeline.cli.stream import stream_app
 from c360_pipeline.cli.suppress import suppress_app
+from c360_pipeline.cli.visitor import visitor_app
 from c360_pipeline.errors import C360Error, ConfigError, ConflictError, UnavailableError, named
 from c360_pipeline.logs import configure_logging, slow_statements_told
 from c360_pipeline.settings import c360_home, load_settings, logs_are_json, merged_environment, project_path
@@ -40,6 +41,7 @@ app = typer.Typer(
     help="One graph per customer, provably equal to its archive.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.add_typer(journey_app, name="journey")
+app.add_typer(visitor_app, name="visitor")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(suppress_app, name="suppress")
 app.add_typer(keys_app, name="api-keys")

@@ -14,8 +14,9 @@ from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.visitors.counting import GAP_MINUTES, SESSION_GAP, SPLIT, counted
-from c360_pipeline.stages.projection.events import PROJECTED, events_around, project_touched
-from c360_pipeline.stages.visitors.counted import EventsAt
+from c360_pipeline.stages.projection.events import project_touched
+from c360_pipeline.stages.visitors.around import events_around
+from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)

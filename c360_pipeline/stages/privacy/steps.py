@@ -22,6 +22,9 @@ from c360_pipeline.core.catalog.tables import (
     JOURNEY_LOG,
     LANDING_FILES,
     RECONCILIATION_FINDINGS,
+    SESSIONS,
+    VISITOR_DECISIONS,
+    VISITOR_USER,
 )
 from c360_pipeline.core.landing.dead_letters import emptied
 from c360_pipeline.core.privacy.erasure import (
@@ -52,11 +55,12 @@ from c360_pipeline.stages.recovery.cypher_script import SCRIPTS_PREFIX
 from c360_pipeline.stages.stitching.catch_up import Stitching
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.tables import PUBLISHED
+from c360_pipeline.stages.visitors.tables import VisitorTables
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.landing import EventFile, dead_letter_key
 
 TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, RECONCILIATION_FINDINGS, JOURNEY_LOG,
-           *FEATURES, *PUBLISHED)  # fmt: skip
+           VISITOR_DECISIONS, VISITOR_USER, SESSIONS, *FEATURES, *PUBLISHED)  # fmt: skip
 """Tables that an erasure writes, beside those of silos."""
 REDACTED = b"x"
 """Stands for each byte of a name that is taken out of a line of somebody else."""
@@ -147,8 +151,13 @@ class Steps:
     def _erase_events(self, plan: Plan) -> None:
         """Events whose landing files are gone leave the archive too; the accounting counts them as suppressed."""
         self._observe("events")
-        left = theirs(self._stores.lake.scan(EVENTS), plan.persons, plan.traces)
-        remove_events(self._stores.lake, left.collect(engine="streaming"))
+        lake = self._stores.lake
+        left = theirs(lake.scan(EVENTS), plan.persons, plan.traces)
+        remove_events(lake, left.collect(engine="streaming"))
+        visitors = plan.traces.frames()[0].lazy()
+        decided = lake.scan(VISITOR_DECISIONS).join(visitors, on=["tenant_id", "anonymous_id"], how="semi")
+        gone = decided.select(VISITOR_DECISIONS.key).collect()
+        lake.commits.merge(VISITOR_DECISIONS, VISITOR_DECISIONS.empty(), gone)
 
     def _erase_rows(self, plan: Plan) -> None:
         """Rows of silos leave their snapshots, and are not read again."""
@@ -195,6 +204,7 @@ class Steps:
         self._observe("journeys")
         stores = self._stores
         stitch_all(stores.lake, stores.control.key_rules.policy())
+        VisitorTables(stores.lake).publish_all()
         with stores.open_graph() as graph:
             project_all(stores.lake, stores.control.read(), graph, self._observe, force=True)
         events = pl.DataFrame(plan.events, schema={"tenant_id": pl.String, "event_id": pl.String}, orient="row")

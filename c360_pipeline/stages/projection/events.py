@@ -9,19 +9,16 @@ import polars as pl
 from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
 from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS, VISITOR_DECISIONS
-from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_TOGETHER
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
-from c360_pipeline.core.visitors.counting import SESSION_GAP, SPLIT
 from c360_pipeline.stages.projection.refused import RefusedRows
-from c360_pipeline.stages.visitors.counted import EventsAt
+from c360_pipeline.stages.visitors.around import Around, events_around
+from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.delta.versions import BEFORE_ALL
 from c360_pipeline.stores.neo4j.graph import Graph
 
-PROJECTED = COLUMNS
-"""Columns of events that the graph is made of."""
 ABOUT = ("item_id", "items")
 """Columns that say which products an event is about."""
 SLICE_ROWS = 250_000
@@ -269,84 +266,6 @@ def graph_lag(lake: Lake, graph: Graph) -> list[Lag]:
     since = events_in(graph, lake, EVENT_PROJECTION)
     shown = lake.newest(EVENTS, "landed_at", "tenant_id", since.number) if since else {}
     return [Lag(tenant, at, shown.get(tenant)) for tenant, at in newest.items()]
-
-
-@dataclass(frozen=True)
-class Around:
-    """Events around a change, as `core.visitors.counting.counted` gives them.
-
-    Attributes:
-        touched: those that changed, and those that count for others or are in other sessions because of it; as they
-            were and as they are.
-        before: all that rows of the graph are made of which the touched ones may alter, as they were.
-        now: the same as they are.
-    """
-
-    touched: pl.DataFrame
-    before: pl.DataFrame
-    now: pl.DataFrame
-
-
-def events_around(changed: Changes, decided: Changes, before: EventsAt, now: EventsAt) -> Around:
-    """The events of everybody whose rows in the graph may differ.
-
-    These are the users and sessions of what changed, all users whom its visitors were named with, and all visitors that
-    these users were named with: so that each visitor and each user who counts is whole.
-
-    Args:
-        changed: rows of events.
-        decided: rows of `VISITOR_DECISIONS`.
-        before: the events as they were.
-        now: the events as they are.
-    """
-    sides, key = (before, now), list(EVENTS.key)
-    keys = pl.concat([changed.upserted.select(key), changed.deleted])
-    decisions = pl.concat([decided.upserted.select(VISITOR_DECISIONS.key), decided.deleted])
-    as_they_were = before.scan(PROJECTED).join(keys.lazy(), on=key, how="semi").collect(engine="streaming")
-    raw = pl.concat([as_they_were, changed.upserted, *(_decided(side, decisions) for side in sides)])
-    names = {name: _names(raw, name) for name in ("user_id", "session_id", "anonymous_id")}
-    # An event of nobody known in no session is around by itself.
-    names["event_id"] = _names(raw.filter(pl.all_horizontal(pl.col(list(names)).is_null())), "event_id")
-    visitors = names["anonymous_id"]
-    if visitors.height:
-        met = [_of(side.scan(PROJECTED), {"anonymous_id": visitors}) for side in sides]
-        names["user_id"] = pl.concat([names["user_id"], *(_names(rows, "user_id") for rows in met)]).unique()
-    found = [_of(side.scan(PROJECTED), names) for side in sides]
-    theirs = [rows.join(names["user_id"], on=["tenant_id", "user_id"], how="semi") for rows in found]
-    more = _names(pl.concat(theirs), "anonymous_id").join(visitors, on=["tenant_id", "anonymous_id"], how="anti")
-    if more.height:
-        others = [_of(side.scan(PROJECTED), {"anonymous_id": more}) for side in sides]
-        found = [pl.concat([rows, new]).unique(key) for rows, new in zip(found, others, strict=True)]
-    was, is_now = (side.counted(rows.lazy()).collect() for side, rows in zip(sides, found, strict=True))
-    said = [*key, "session_id", "customer_id", "visitor_user"]
-    otherwise = difference(was.select(said), is_now.select(said), key, is_all=False).updated.select(key)
-    touched = pl.concat([keys, raw.select(key), otherwise]).unique()
-    return Around(pl.concat([rows.join(touched, on=key, how="semi") for rows in (was, is_now)]), was, is_now)
-
-
-def _names(rows: pl.DataFrame, column: str) -> pl.DataFrame:
-    return rows.select("tenant_id", column).drop_nulls().unique()
-
-
-def _of(events: pl.LazyFrame, names: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Events that have one of the names."""
-    for name, frame in names.items():
-        mark = frame.lazy().with_columns(pl.lit(value=True).alias(f"of_{name}"))
-        events = events.join(mark, on=["tenant_id", name], how="left")
-    is_around = pl.any_horizontal(f"of_{name}" for name in names)
-    return events.filter(is_around).select(PROJECTED).collect(engine="streaming")
-
-
-def _decided(side: EventsAt, decisions: pl.DataFrame) -> pl.DataFrame:
-    """The events that decisions are about, as they are on one side."""
-    if decisions.is_empty():
-        return side.scan(PROJECTED).head(0).collect()
-    events = side.scan(PROJECTED)
-    split = decisions.filter(pl.col("kind") == SPLIT).select("tenant_id", "anonymous_id")
-    gaps = decisions.filter(pl.col("kind") == SESSION_GAP).select("tenant_id").unique()
-    in_no_session = events.filter(pl.col("session_id").is_null()).join(gaps.lazy(), on="tenant_id", how="semi")
-    of_split = events.join(split.lazy(), on=["tenant_id", "anonymous_id"], how="semi")
-    return pl.concat([of_split, in_no_session]).collect(engine="streaming")
 
 
 def rows_of_scopes(projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:

@@ -10,6 +10,7 @@ from c360_pipeline.stages.projection.silos import SiloGraph
 from c360_pipeline.stages.stitching.catch_up import Stitching
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.tables import JourneyTables
+from c360_pipeline.stages.visitors.tables import VisitorTables
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -47,3 +48,9 @@ def stitch_all(lake: Lake, policy: KeyPolicy) -> None:
     """Bring journeys and their tables up to the archive."""
     Stitching(lake, Journeys(lake), policy).catch_up()
     JourneyTables(lake).publish_all()
+
+
+def bring_up_visitors(lake: Lake, graph: Graph) -> dict[str, int]:
+    """Bring tables and graph up to what was decided about visitors; returns how many rows changed, by table or kind."""
+    changed = VisitorTables(lake).publish_all()
+    return changed | EventGraph(lake, graph).project()

@@ -35,9 +35,7 @@ from c360_pipeline.core.stitching import log as log
 from c360_pipeline.stages.projection.events import (
     EVENT_PROJECTION,
     PRODUCT_PROJECTION,
-    PROJECTED,
     SIMILARITIES,
-    events_around,
     items_of,
     number_of,
     rows_of_scopes,
@@ -54,7 +52,8 @@ from c360_pipeline.stages.projection.silos import (
     silo_node_frames,
 )
 from c360_pipeline.stages.stitching.tables import JourneyTables, News
-from c360_pipeline.stages.visitors.counted import EventsAt
+from c360_pipeline.stages.visitors.around import events_around
+from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.delta.versions import BEFORE_ALL
 from c360_pipeline.stores.neo4j.graph import Graph

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
+from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.visitors.counting import NEEDED, counted
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.delta.versions import BEFORE_ALL
+
+PROJECTED = COLUMNS
+"""Columns of events that graph and tables are made of."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""Visitors and sessions: whom what was done before a login counts for, and how long a visit was."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+import polars as pl
+
+from c360_pipeline.assets.specs import asset_check, lineage, rows, table_spec
+from c360_pipeline.core.catalog.tables import SESSIONS, VISITOR_USER
+from c360_pipeline.core.visitors.counting import NEEDED
+from c360_pipeline.resources import LakeResource
+from c360_pipeline.stages.visitors.tables import VisitorTables
+
+GROUP = "visitors"
+
+
+@dg.multi_asset(
+    specs=[table_spec(table.name, table, GROUP, deps=["landed_events"]) for table in (VISITOR_USER, SESSIONS)],
+    can_subset=False,
+)
+def visitor_tables(context: dg.AssetExecutionContext, lake: LakeResource) -> Iterator[dg.MaterializeResult[None]]:
+    """Bring the tables of visitors and sessions up to the archive, by difference."""
+    tables = lake.open()
+    changed = VisitorTables(tables).publish_all()
+    for table in (VISITOR_USER, SESSIONS):
+        context.log.info("%s: %s rows changed", table.name, f"{changed[table.name]:,}")
+        said = rows(tables.count(table), changed_rows=changed[table.name], **lineage(table))
+        yield dg.MaterializeResult(asset_key=table.name, metadata=said)
+
+
+@asset_check(
+    asset=SESSIONS.name,
+    description="Sessions hold each event that is in one once, at the version that they are made of.",
+)
+def sessions_count_their_events(lake: LakeResource) -> dg.AssetCheckResult:
+    """Count the events of the archive that are in a session."""
+    tables = lake.open()
+    version, at = VisitorTables(tables).made_of(SESSIONS)
+    in_one = at.counted(at.scan(NEEDED)).select(pl.col("session_id").count()).collect(engine="streaming").item()
+    counted = tables.scan(SESSIONS, version).select(pl.col("event_count").sum()).collect().item()
+    return dg.AssetCheckResult(passed=in_one == counted, metadata={"events": in_one, "counted": counted})
+
+
+@asset_check(
+    asset=VISITOR_USER.name, description="Each visitor with one known user has a row, at the version it is made of."
+)
+def every_known_visitor_has_a_row(lake: LakeResource) -> dg.AssetCheckResult:
+    """Count the visitors of the archive that are known."""
+    tables = lake.open()
+    version, at = VisitorTables(tables).made_of(VISITOR_USER)
+    known = at.counted(at.scan(NEEDED)).select("tenant_id", "visitor_id", "visitor_user").drop_nulls().unique()
+    visitors = known.select(pl.len()).collect(engine="streaming").item()
+    held = tables.scan(VISITOR_USER, version).select(pl.len()).collect().item()
+    return dg.AssetCheckResult(passed=visitors == held, metadata={"visitors": visitors, "rows": held})

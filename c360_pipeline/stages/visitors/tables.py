@@ -1,0 +1,118 @@
+"""The tables of visitors and sessions, brought up to the archive by difference.
+
+Each commit of a table carries the versions of the events and the decisions that it was made of. A worker that comes
+second fails and looks again, so that a table never goes back.
+"""
+
+from collections.abc import Callable, Mapping
+
+import polars as pl
+from deltalake import DeltaTable
+
+from c360_pipeline.core.catalog.changes import Changes, Version, difference
+from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, VISITOR_DECISIONS, VISITOR_USER
+from c360_pipeline.core.visitors import tables as rows_of
+from c360_pipeline.core.visitors.counting import BY_GAP
+from c360_pipeline.stages.visitors.around import Around, events_around
+from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.delta.versions import BEFORE_ALL
+
+MADE_OF = (EVENTS, VISITOR_DECISIONS)
+Builder = Callable[[pl.DataFrame], pl.DataFrame]
+BUILDERS: dict[Table, Builder] = {VISITOR_USER: rows_of.visitor_users, SESSIONS: rows_of.sessions}
+
+
+class VisitorTables:
+    """The tables that people and other assets read.
+
+    Args:
+        lake: holds events, decisions and these tables.
+    """
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+
+    def publish_all(self) -> dict[str, int]:
+        """Bring the tables up to the archive as it is now; returns how many rows changed, by table.
+
+        Raises:
+            ConflictError: other workers were faster 20 times in a row.
+        """
+        return {table.name: self._publish(table).count for table in BUILDERS}
+
+    def made_of(self, table: Table) -> tuple[int, EventsAt]:
+        """The number of a table's version, and the events that it was made of."""
+        snapshot = self._lake.commits.snapshot(table)
+        return snapshot.version(), _at(self._lake, _taken_up(snapshot, self._versions()))
+
+    def _versions(self) -> dict[str, Version]:
+        found = {table.name: self._lake.versions.version(table.name) for table in MADE_OF}
+        return {name: version for name, version in found.items() if version is not None}
+
+    def _publish(self, table: Table) -> Changes:
+        def attempt() -> Changes:
+            snapshot = self._lake.commits.snapshot(table)
+            now = self._versions()
+            done = _taken_up(snapshot, now)
+            if done == now:
+                return Changes(table.empty(), table.empty(), table.empty().select(table.key))
+            changes = self._changes(table, done, now)
+            # Zero says that nothing was taken up yet.
+            numbers = {_number(name, version): version.number + 1 for name, version in now.items()}
+            self._lake.commits.apply(table, snapshot, changes, numbers)
+            return changes
+
+        return self._lake.commits.retried(table.name, attempt)
+
+    def _changes(self, table: Table, done: Mapping[str, Version], now: Mapping[str, Version]) -> Changes:
+        lake, at = self._lake, _at(self._lake, now)
+        since = lake.versions.still_there(EVENTS, done.get(EVENTS.name))
+        if since is None:
+            whole = BUILDERS[table](at.counted(at.scan(PROJECTED)).collect(engine="streaming"))
+            return difference(lake.read(table), whole, table.key)
+        changed, _ = lake.versions.changes(EVENTS, since, PROJECTED)
+        decided, _ = lake.versions.changes(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
+        around = events_around(changed, decided, _at(lake, done), at)
+        return self._differing(table, around, at)
+
+    def _differing(self, table: Table, around: Around, at: EventsAt) -> Changes:
+        """What differs in the rows that touched events lie in."""
+        name = "visitor_id" if table is VISITOR_USER else "session_id"
+        scope = around.touched.select("tenant_id", name).drop_nulls().unique()
+        events = around.now if table is VISITOR_USER else _whole_sessions(around.now, scope, at)
+        made = BUILDERS[table](events.join(scope, on=["tenant_id", name], how="semi"))
+        keys = scope.select("tenant_id", pl.col(name).alias(table.key[1])).lazy()
+        held = self._lake.scan(table).join(keys, on=list(table.key), how="semi").collect(engine="streaming")
+        return difference(held, made, table.key)
+
+
+def _whole_sessions(now: pl.DataFrame, sessions: pl.DataFrame, at: EventsAt) -> pl.DataFrame:
+    """All events of some sessions, counted: those that producers named may hold events of further visitors."""
+    by_gap = pl.col("session_id").str.starts_with(BY_GAP)
+    named = sessions.filter(~by_gap)
+    events = at.scan(PROJECTED)
+    beside = events.join(named.lazy(), on=["tenant_id", "session_id"], how="semi").collect(engine="streaming")
+    visitors = beside.select("tenant_id", "anonymous_id").drop_nulls().unique()
+    known = now.select("tenant_id", anonymous_id="visitor_id").drop_nulls().unique()
+    further = visitors.join(known, on=["tenant_id", "anonymous_id"], how="anti").lazy()
+    theirs = events.join(further, on=["tenant_id", "anonymous_id"], how="semi").collect(engine="streaming")
+    as_archived = now.with_columns(session_id=pl.when(~by_gap).then("session_id")).select(PROJECTED)
+    whole = pl.concat([as_archived, beside, theirs]).unique(list(EVENTS.key))
+    return at.counted(whole.lazy()).collect()
+
+
+def _at(lake: Lake, versions: Mapping[str, Version]) -> EventsAt:
+    numbers = [versions[table.name].number if table.name in versions else BEFORE_ALL for table in MADE_OF]
+    return EventsAt(lake, *numbers)
+
+
+def _number(name: str, version: Version) -> str:
+    return f"made_of:{name}:{version.table_id}"
+
+
+def _taken_up(snapshot: DeltaTable, now: Mapping[str, Version]) -> dict[str, Version]:
+    """The versions that a table was made of, of tables that are still the same."""
+    numbers = {name: snapshot.transaction_version(_number(name, version)) for name, version in now.items()}
+    return {name: Version(now[name].table_id, number - 1) for name, number in numbers.items() if number}

@@ -1,0 +1,210 @@
+"""Visitors in the graph: a login moves what came before, in batches and within a second; moves can be undone."""
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+from typing import Any
+
+import polars as pl
+import pytest
+from event_world import World
+
+from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, VISITOR_USER
+from c360_pipeline.core.contract.events import Event
+from c360_pipeline.core.contract.frames import event_frame
+from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
+from c360_pipeline.stages.projection.everything import bring_up_visitors
+from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
+from c360_pipeline.stages.visitors.decisions import Decisions
+from c360_pipeline.stages.visitors.tables import VisitorTables
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.graph import Graph
+
+START = datetime(2026, 3, 2, 9, tzinfo=UTC)
+VIEWS = Statement("""
+    MATCH (u:User {tenant_id: 'acme'})-[r:VIEWED]->(p:Product) RETURN u.id AS user, p.id AS product, r.count AS number
+""")
+MOMENTS = Statement("""
+    MATCH (u:User {tenant_id: 'acme'})-[r:VIEWED]->(p:Product)
+    RETURN u.id + ' ' + p.id AS pair, r.first_interaction AS first, r.last_interaction AS last
+""")
+KNOWN = Statement("MATCH (v:Visitor {tenant_id: 'acme'})-[:IS_USER]->(u:User) RETURN v.id AS visitor, u.id AS user")
+SESSION_USERS = Statement("""
+    MATCH (u:User {tenant_id: 'acme'})-[:HAS_SESSION]->(s:Session) RETURN u.id AS user, s.id AS session
+""")
+
+
+def event(number: int, user: str | None, visitor: str | None, session: str | None = "s", **fields: Any) -> Event:
+    values = dict.fromkeys(Event._fields)
+    given = {
+        "tenant_id": "acme", "event_id": f"e{number}", "user_id": user, "anonymous_id": visitor, "session_id": session,
+        "ts": START + timedelta(minutes=number), "action": "view", "item_id": "lamp", "attrs": {}, "content_hash": "",
+    }  # fmt: skip
+    return Event(**{**values, **given, **fields})  # type: ignore[arg-type]
+
+
+def archived(lake: Lake, events: Iterable[Event]) -> None:
+    """Put events into the archive."""
+    frame = event_frame(events)
+    kinds = EVENTS.empty().schema
+    texts = [name for name in frame.columns if frame.schema[name] != kinds[name]]
+    whole = frame.with_columns(
+        *(pl.col(name).cast(kinds[name]) for name in texts),
+        *(pl.lit(None, kinds[name]).alias(name) for name in kinds if name not in frame.columns),
+    ).with_columns(event_date=pl.col("ts").dt.date(), landed_at=pl.lit(START).cast(kinds["landed_at"]))
+    lake.commits.insert_new(EVENTS, whole.select(list(kinds)))
+
+
+def views(graph: Graph) -> dict[tuple[str, str], int]:
+    return {(row["user"], row["product"]): row["number"] for row in graph.query(VIEWS)}
+
+
+class Shop(World):
+    """The visitors of one shop; what is there is what a test puts there."""
+
+    def project(self) -> None:
+        ProductGraph(self.lake, self.graph).project()
+        EventGraph(self.lake, self.graph).project()
+        VisitorTables(self.lake).publish_all()
+
+    def known(self) -> dict[str, str]:
+        return dict(self.lake.read(VISITOR_USER).select("anonymous_id", "user_id").iter_rows())
+
+    def known_in_graph(self) -> dict[str, str]:
+        return {row["visitor"]: row["user"] for row in self.graph.query(KNOWN)}
+
+
+@pytest.fixture
+def shop(lake: Lake, graph: Graph) -> Shop:
+    return Shop(lake, graph)
+
+
+def as_batches(shop: Shop, events: list[Event]) -> None:
+    """One event after the other lands and is projected."""
+    for one in events:
+        archived(shop.lake, [one])
+        shop.project()
+
+
+def at_once(shop: Shop, events: list[Event]) -> None:
+    """Each event is written as it comes, then all land."""
+    for one in events:
+        write_unlanded(shop.graph, event_frame([one]))
+        write_unlanded(shop.graph, event_frame([one]))  # delivered twice
+
+
+STORY = [
+    event(0, None, "phone", "s"), event(1, None, "phone", "s", item_id="vase"), event(2, "ana", "phone", "s"),
+    event(3, None, "phone", "s"), event(5, None, "tablet", "t"), event(6, "bo", "tablet", "t"),
+    event(7, None, "tablet", "u"), event(8, "cy", "tablet", "u"), event(9, None, "tablet", "u"),
+]  # fmt: skip
+"""Ana alone on her phone; Bo and Cy on one tablet, where the last visit is nobody's."""
+
+
+@pytest.mark.parametrize("come", [as_batches, at_once])
+@pytest.mark.parametrize("order", [STORY, STORY[::-1], [STORY[n] for n in (7, 2, 8, 0, 5, 3, 1, 6, 4)]])
+def test_what_was_done_before_a_login_counts_for_who_logged_in(
+    shop: Shop, come: Callable[[Shop, list[Event]], None], order: list[Event]
+) -> None:
+    come(shop, order)
+    counted = {("ana", "lamp"): 3, ("ana", "vase"): 1, ("bo", "lamp"): 2, ("cy", "lamp"): 2}
+    assert views(shop.graph) == counted
+    assert shop.known_in_graph() == {"phone": "ana"}
+    assert shop.findings() == set()
+    moments = shop.graph.query(MOMENTS)
+    archived(shop.lake, order)
+    shop.project()
+    assert views(shop.graph) == counted
+    assert sorted(map(repr, shop.graph.query(MOMENTS))) == sorted(map(repr, moments))
+    assert shop.known() == shop.known_in_graph() == {"phone": "ana"}
+    assert shop.findings() == set()
+
+
+def test_a_second_login_takes_back_what_the_first_one_moved(shop: Shop, graph: Graph) -> None:
+    first = [event(0, None, "phone", "s"), event(1, None, "phone", "t"), event(2, "ana", "phone", "t")]
+    archived(shop.lake, first)
+    shop.project()
+    assert views(graph) == {("ana", "lamp"): 3}
+    write_unlanded(graph, event_frame([event(3, "bo", "phone", "u")]))
+    assert views(graph) == {("ana", "lamp"): 2, ("bo", "lamp"): 1}  # the visit of session s is nobody's now
+    assert {(row["user"], row["session"]) for row in graph.query(SESSION_USERS)} == {("ana", "t"), ("bo", "u")}
+    assert shop.findings() == set()
+    archived(shop.lake, [event(3, "bo", "phone", "u")])
+    shop.project()
+    assert shop.findings() == set()
+    assert shop.known() == shop.known_in_graph() == {}
+    # It never was: with it, everything goes back.
+    shop.lake.commits.merge(EVENTS, EVENTS.empty(), pl.DataFrame({"tenant_id": ["acme"], "event_id": ["e3"]}))
+    shop.project()
+    assert views(graph) == {("ana", "lamp"): 3}
+    assert shop.findings() == set()
+
+
+def test_logins_in_any_order_before_they_land_leave_no_trace_of_the_order(shop: Shop, graph: Graph) -> None:
+    pre = [event(0, None, "phone", "s"), event(4, "ana", None, "x")]
+    for orders in permutations([event(1, "bo", "phone", "s"), event(2, "ana", "phone", "s"), event(3, None, "phone")]):
+        graph.writer.clear()
+        archived(shop.lake, pre)
+        shop.project()
+        for one in orders:
+            write_unlanded(graph, event_frame([one]))
+        assert shop.findings() == set()
+        archived(shop.lake, orders)
+        shop.project()
+        assert views(graph) == {("ana", "lamp"): 2, ("bo", "lamp"): 2}
+        assert shop.findings() == set(), [one.event_id for one in orders]
+        keys = shop.lake.read(EVENTS).select(EVENTS.key)
+        shop.lake.commits.merge(EVENTS, EVENTS.empty(), keys)
+
+
+def test_a_visitor_is_split_and_the_split_is_undone(shop: Shop, graph: Graph) -> None:
+    archived(shop.lake, STORY[:4])
+    shop.project()
+    before, digests = views(graph), shop.digests()
+    decisions = Decisions(shop.lake)
+    found = decisions.visitor("phone", None)
+    assert (found.tenant_id, found.users, found.anonymous_events, found.user_id) == ("acme", {"ana": 1}, 3, "ana")
+    decisions.split(found, "sold", undo=False)
+    assert shop.findings() == set()  # the decision is on its way
+    bring_up_visitors(shop.lake, graph)
+    assert views(graph) == {("ana", "lamp"): 1}
+    assert shop.known() == shop.known_in_graph() == {}
+    assert shop.findings() == set()
+    assert decisions.visitor("phone", "acme").is_split
+    write_unlanded(graph, event_frame([event(4, None, "phone")]))
+    assert views(graph) == {("ana", "lamp"): 1}
+    archived(shop.lake, [event(4, None, "phone")])
+    shop.project()
+    assert shop.findings() == set()
+    shop.lake.commits.merge(EVENTS, EVENTS.empty(), pl.DataFrame({"tenant_id": ["acme"], "event_id": ["e4"]}))
+    decisions.split(found, "", undo=True)
+    bring_up_visitors(shop.lake, graph)
+    assert views(graph) == before
+    assert shop.digests() == digests
+
+
+def test_sessions_are_made_by_gaps_and_follow_late_events(shop: Shop, graph: Graph) -> None:
+    of_gaps = [event(0, None, "phone", None), event(50, None, "phone", None), event(55, "ana", "phone", None)]
+    archived(shop.lake, of_gaps)
+    shop.project()
+    assert shop.findings() == set()
+
+    def sessions() -> list[tuple[str, int, float, str | None]]:
+        table = shop.lake.read(SESSIONS).sort("first_event_ts")
+        return table.select("session_id", "event_count", "seconds", "user_id").rows()
+
+    assert sessions() == [("gap:e0", 1, 0.0, "ana"), ("gap:e50", 2, 300.0, "ana")]
+    archived(shop.lake, [event(25, None, "phone", None)])  # late: it joins them
+    shop.project()
+    assert sessions() == [("gap:e0", 4, 3300.0, "ana")]
+    assert shop.findings() == set()
+    Decisions(shop.lake).set_gap("acme", 20, "short visits")
+    bring_up_visitors(shop.lake, graph)
+    assert [row[0] for row in sessions()] == ["gap:e0", "gap:e25", "gap:e50"]
+    assert shop.findings() == set()
+    whole = VisitorTables(shop.lake)
+    shop.lake.commits.overwrite(SESSIONS, iter([SESSIONS.empty()]))
+    whole.publish_all()
+    shop.project()
+    assert shop.findings() == set()
