@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings
 from c360_pipeline.spark.session import S3Login, SparkOptions, end_session, spark_session
 from c360_pipeline.spark.stitching import FirstStitching, stitch_first
+from c360_pipeline.stages.stitching.catch_up import noted
 from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.delta.versions import BEFORE_ALL
 
 EVENTS_PER_GROUP = 1_000_000
 """Events that one task folds at once, about."""
@@ -37,6 +40,8 @@ def stitch_all_first(
     version = lake.versions.version(EVENTS.name)
     if version is None:
         return
+    decisions = lake.versions.version(VISITOR_DECISIONS.name)
+    at = EventsAt(lake, version.number, decisions.number if decisions else BEFORE_ALL)
     login = S3Login(
         settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_region, settings.aws_endpoint_url
     )
@@ -46,10 +51,10 @@ def stitch_all_first(
             if journeys.log.state(tenant).seq:
                 continue
             groups = max(count // EVENTS_PER_GROUP, spark.sparkContext.defaultParallelism)
-            rows = stitch_first(
-                spark, lake, journeys, FirstStitching(tenant, policy, datetime.now(UTC), groups), version
-            )
+            those_apart = at.apart(at.visitors_of(tenant))
+            first = FirstStitching(tenant, policy, datetime.now(UTC), groups, those_apart)
+            rows = stitch_first(spark, lake, journeys, first, version)
             report(f"{tenant}: {count:,} events stitched on {settings.spark_master}, {rows:,} rows of the log")
     finally:
         end_session(spark)
-    journeys.log.note(EVERY_TENANT, {"source": str(version)})
+    journeys.log.note(EVERY_TENANT, noted(version, decisions))

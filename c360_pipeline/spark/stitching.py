@@ -9,7 +9,7 @@ Source: the hand-off to Spark in docs/adr/0026.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import uuid4
 
@@ -27,6 +27,7 @@ from c360_pipeline.core.stitching.batch import MAX_KEYS_PER_EVENT, Known, prepar
 from c360_pipeline.core.stitching.keys import WEAK, KeyPolicy, extract_keys
 from c360_pipeline.core.stitching.log import COMMIT, QUARANTINE, Gone, log_rows, remark_rows
 from c360_pipeline.core.stitching.stitch import stitch
+from c360_pipeline.core.visitors.counting import APART, keyed
 from c360_pipeline.spark.components import connected_components
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
@@ -51,12 +52,14 @@ class FirstStitching:
         policy: what keys may do.
         now: the time of the commit, UTC.
         partitions: into how many groups of whole journeys the events are cut; each must fit into a task's memory.
+        apart: the tenant's events of visitors that are no tie, as `core.visitors.counting.apart` gives them.
     """
 
     tenant_id: str
     policy: KeyPolicy
     now: datetime
     partitions: int
+    apart: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=APART))
 
     def rows(self, events: DataFrame) -> DataFrame:
         """The rows of the log.
@@ -125,7 +128,7 @@ class FirstStitching:
         blocked = {(kind, int(key)) for tenant, kind, key in self.policy.blocked if tenant == self.tenant_id}
         for batch in batches:
             events = pl.DataFrame(pa.Table.from_batches([batch])).with_columns(tenant_id=pl.lit(self.tenant_id))
-            keys = extract_keys(events, self.policy.rules, self.policy.nobody)
+            keys = extract_keys(keyed(events, self.apart), self.policy.rules, self.policy.nobody)
             rows = events.select("event_id", "ts").with_row_index("row").join(keys, on="row", how="left")
             held = pl.len().over("row") <= MAX_KEYS_PER_EVENT
             is_blocked = pl.Series([pair in blocked for pair in rows.select("key_type", "key_hash").iter_rows()])
@@ -173,7 +176,7 @@ def stitch_first(
         ConflictError: the tenant was stitched meanwhile; the files that were written are left for the table's care.
     """
     archive = spark.read.option("basePath", lake.uri(EVENTS.name)).parquet(*lake.versions.file_uris(EVENTS, version))
-    columns = ["event_id", "ts", "user_id", "session_id", "item_id", "action", "attrs"]
+    columns = ["event_id", "ts", "user_id", "session_id", "anonymous_id", "item_id", "action", "attrs"]
     events = archive.filter(sf.col("tenant_id") == first.tenant_id).select(columns)
     folder = f"spark-{uuid4().hex}"
     first.rows(events).write.mode("error").parquet(f"{lake.uri(JOURNEY_LOG.name)}/{folder}")

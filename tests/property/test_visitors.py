@@ -11,15 +11,20 @@ from hypothesis import strategies as st
 from repetition import often
 
 from c360_pipeline.core.catalog.changes import difference
-from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
+from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule
 from c360_pipeline.core.visitors.counting import GAP_MINUTES, SESSION_GAP, SPLIT, counted
 from c360_pipeline.stages.projection.events import project_touched
+from c360_pipeline.stages.projection.everything import stitch_all
 from c360_pipeline.stages.visitors.around import events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
+POLICY = KeyPolicy(
+    (KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId"), KeyRule("*", "visitor", "anonymousId"))
+)
 USERS = (None, None, "ana", "Ana@x.test", "ana@X.test", "bo", "guest")
 ANA = {"Ana@x.test": "ana@x.test", "ana@X.test": "ana@x.test"}
 """The normal form where it is another text."""
@@ -141,3 +146,68 @@ def test_what_is_written_by_difference_is_what_all_events_say(
                 kind = projection.kind
                 wanted = projection.build(whole).select(list(kind.schema))
                 assert not difference(graph[kind], wanted, kind.key_columns).count, kind.name
+
+
+def partition(lake: Lake) -> set[frozenset[str]]:
+    """Ids of the events of each journey."""
+    groups = lake.read(EVENT_JOURNEY).group_by("journey_id").agg("event_id")["event_id"].to_list()
+    return {frozenset(names) for names in groups}
+
+
+@settings(max_examples=often(6, 300), deadline=None)
+@given(st.lists(STEP, min_size=1, max_size=4))
+def test_journeys_of_visitors_are_those_of_a_stitching_of_everything(
+    steps: list[tuple[list[dict[str, Any]], set[int], set[str], int | None]],
+) -> None:
+    """After landings, removals and decisions in turn, journeys are what one stitching of all events makes."""
+    with tempfile.TemporaryDirectory() as folder:
+        lake = Lake(f"{folder}/lake", {}, Path(folder) / "cache")
+        lake.commits.append(VISITOR_DECISIONS, VISITOR_DECISIONS.empty())
+        count = 0
+        for came, gone, splits, gap in steps:
+            new = [{**event, "event_id": f"e{count + n:02}"} for n, event in enumerate(came)]
+            leaving = pl.DataFrame({"tenant_id": "t", "event_id": [f"e{n:02}" for n in gone if n < count]},
+                                   schema={"tenant_id": pl.String, "event_id": pl.String})  # fmt: skip
+            count += len(came)
+            lake.commits.merge(EVENTS, rows(new), leaving)
+            lake.commits.replace(VISITOR_DECISIONS, decisions(splits, gap))
+            stitch_all(lake, POLICY)
+        other = Lake(f"{folder}/other", {}, Path(folder) / "other-cache")
+        other.commits.append(EVENTS, lake.read(EVENTS))
+        other.commits.append(VISITOR_DECISIONS, lake.read(VISITOR_DECISIONS))
+        stitch_all(other, POLICY)
+        assert partition(lake) == partition(other)
+
+
+FAMILY = [
+    {"event_id": f"e{n:02}", "minute": n, "user_id": user, "session_id": session, "anonymous_id": "tablet",
+     "action": "view", "item_id": None}
+    for n, (user, session) in enumerate([
+        (None, "s"), ("ana", "s"), (None, "s"), (None, "t"), ("bo", "t"), ("cy", "t"), (None, "u"), ("ana", "u"),
+    ])
+]  # fmt: skip
+
+
+def test_a_family_of_three_on_one_tablet_stays_three_and_an_earlier_id_comes_back() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        lake = Lake(f"{folder}/lake", {}, Path(folder) / "cache")
+
+        def land(*numbers: int) -> None:
+            lake.commits.merge(EVENTS, rows([FAMILY[n] for n in numbers]))
+            stitch_all(lake, POLICY)
+
+        def ids() -> dict[str, str]:
+            return dict(lake.read(EVENT_JOURNEY).select("event_id", "journey_id").iter_rows())
+
+        land(0, 1, 2, 3)  # all of Ana's: the only user of the tablet
+        alone = ids()
+        assert len(set(alone.values())) == 1
+        land(4, 5, 6, 7)
+        assert partition(lake) == {
+            frozenset({"e00", "e01", "e06", "e07"}), frozenset({"e03", "e04"}), frozenset({"e05"}), frozenset({"e02"})
+        }  # fmt: skip
+        assert ids()["e00"] == alone["e00"]
+        gone = pl.DataFrame({"tenant_id": "t", "event_id": [f"e{n:02}" for n in (4, 5, 6, 7)]})
+        lake.commits.merge(EVENTS, EVENTS.empty(), gone)
+        stitch_all(lake, POLICY)
+        assert ids() == alone

@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (16, "1b7f6b929bd67073")
+NOTED = (17, "27a5380815e55f9e")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

@@ -67,6 +67,46 @@ def counted(events: pl.LazyFrame, decisions: pl.LazyFrame) -> pl.LazyFrame:
     ).drop("is_known", "is_shared", "session_by_gap", "next_user")
 
 
+APART = {"tenant_id": pl.String, "event_id": pl.String, "user_key": pl.String, "session_key": pl.String}
+
+
+def apart(events: pl.LazyFrame) -> pl.LazyFrame:
+    """Events of visitors that are no tie between events: shared ones and split ones.
+
+    What a visitor did belongs to one customer only where the visitor has one known user, or none. Where it has several,
+    or is split, its id links nothing, and its sessions are divided between those whom their events count for.
+
+    Args:
+        events: as `counted` gives them.
+
+    Returns:
+        `APART`: the user whom an event counts for, null for nobody, and what stands for its session.
+    """
+    parts = ("session_id", "visitor_id", "customer_id")
+    divided = pl.concat_str([pl.col(name).fill_null("") for name in parts], separator="\x1f")
+    named = pl.col("session_id").is_not_null() & ~pl.col("session_id").str.starts_with(BY_GAP)
+    return events.filter(pl.col("is_split") | (pl.col("visitor_users") > 1)).select(
+        *EVENT, user_key="customer_id", session_key=pl.when(named).then(divided)
+    )
+
+
+def keyed(events: pl.DataFrame, those_apart: pl.DataFrame) -> pl.DataFrame:
+    """Events with the values that stitching makes keys of: those of visitors that are no tie have others.
+
+    Args:
+        events: rows of the archive.
+        those_apart: `APART` rows, of these events at least.
+    """
+    if those_apart.is_empty():
+        return events
+    found = events.join(those_apart.with_columns(is_apart=True), on=EVENT, how="left", maintain_order="left")
+    return found.with_columns(
+        user_id=pl.when("is_apart").then("user_key").otherwise("user_id"),
+        session_id=pl.when("is_apart").then("session_key").otherwise("session_id"),
+        anonymous_id=pl.when(pl.col("is_apart").is_null()).then("anonymous_id"),
+    ).drop("is_apart", "user_key", "session_key")
+
+
 def _names_nobody(column: str) -> pl.Expr:
     return names_nobody(normal_form(pl.col(column)))
 

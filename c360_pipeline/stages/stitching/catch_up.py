@@ -2,22 +2,28 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import polars as pl
 
 from c360_pipeline.core.arrays.batches import gathered
-from c360_pipeline.core.catalog.changes import Version
-from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.core.catalog.changes import Version, difference
+from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
 from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy
+from c360_pipeline.core.visitors.counting import VISITOR, keyed
 from c360_pipeline.errors import RemovalLimitError
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.report import BatchReport, Rebase
+from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.delta.versions import BEFORE_ALL
 
 BATCH_EVENTS = 500_000
 """Events of one commit."""
-SOURCE_COLUMNS = ["tenant_id", "event_id", "ts", "user_id", "session_id", "item_id", "action", "attrs", "content_hash"]
+SOURCE_COLUMNS = [
+    "tenant_id", "event_id", "ts", "user_id", "session_id", "anonymous_id", "item_id", "action", "attrs", "content_hash"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,32 +73,64 @@ class Stitching:
             ConflictError: other workers were faster 20 times in a row.
         """
         report = self._apply_rules(force=force)
-        source = self._source()
-        now = self._lake.versions.version(EVENTS.name)
-        if now is None or source == now:
+        source, decided = self._source(), self._decided()
+        now, decisions = (self._lake.versions.version(table.name) for table in (EVENTS, VISITOR_DECISIONS))
+        if now is None or (source == now and decided == decisions):
             return report
         since = self._lake.versions.still_there(EVENTS, source)
         changed, gone, upto = self._lake.versions.changed_since(EVENTS, since, ["content_hash"])
         if since is None and source is not None:
             gone = self._gone_from_archive()
+        at = EventsAt(self._lake, *(version.number if version else BEFORE_ALL for version in (upto, decisions)))
+        those_apart, otherwise = self._apart(since, decided, at)
         done, total = 0, self._lake.count(EVENTS)
-        for batch in gathered(changed, BATCH_EVENTS):
-            part = self._journeys.add(batch.select(SOURCE_COLUMNS), self._policy)
+        came = (rows.select(SOURCE_COLUMNS) for rows in changed)
+        for batch in gathered(chain([otherwise], came), BATCH_EVENTS):
+            rows = keyed(batch.unique(list(EVENTS.key), maintain_order=True), those_apart)
+            part = self._journeys.add(rows, self._policy)
             report, done = report + part, done + batch.height
             observe(Progress(done, total, part))
         if gone.height:
             part = self._journeys.add(self._no_events(), self._policy, gone)
             report = report + part
-        self._journeys.log.note(EVERY_TENANT, {"source": str(upto)})
+        self._journeys.log.note(EVERY_TENANT, noted(upto, decisions))
         return report
+
+    def _apart(self, since: Version | None, decided: Version | None, at: EventsAt) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Events of visitors that are no tie; and the events whose keys are others because of what changed.
+
+        A login makes a shared visitor of one that had another user: then its events of the past are read again.
+        """
+        nothing = self._no_events()
+        if since is None:
+            return at.apart(), nothing
+        lake, was = self._lake, self._lake.versions.still_there(VISITOR_DECISIONS, decided)
+        before = EventsAt(lake, since.number, was.number if was else BEFORE_ALL)
+        changed, _ = lake.versions.changes(EVENTS, since, [*EVENTS.key, "anonymous_id"])
+        decisions, _ = lake.versions.changes(VISITOR_DECISIONS, was)
+        earlier = before.scan([*EVENTS.key, "anonymous_id"]).join(changed.deleted.lazy(), on=EVENTS.key, how="semi")
+        touched = [changed.upserted, earlier.collect(engine="streaming"), decisions.upserted, decisions.deleted]
+        visitors = pl.concat([rows.select(VISITOR) for rows in touched]).drop_nulls().unique()
+        if visitors.is_empty():
+            return at.apart(visitors), nothing
+        then, now = before.apart(visitors), at.apart(visitors)
+        differing = difference(then, now, EVENTS.key)
+        keys = pl.concat([differing.upserted.select(EVENTS.key), differing.deleted]).lazy()
+        return now, at.scan(SOURCE_COLUMNS).join(keys, on=EVENTS.key, how="semi").collect(engine="streaming")
 
     def carry(self, versions: Mapping[str, Version]) -> None:
         """Say that an archive whose events are the same under another version is stitched up to that."""
-        if (source := self._source()) and (now := versions.get(str(source))):
-            self._journeys.log.note(EVERY_TENANT, {"source": str(now)})
+        said = dict(self._journeys.log.state(EVERY_TENANT).detail)
+        carried = {name: str(versions.get(version, version)) for name, version in said.items()}
+        if carried != said:
+            self._journeys.log.note(EVERY_TENANT, carried)
 
     def _source(self) -> Version | None:
         return stitched_version(self._journeys)
+
+    def _decided(self) -> Version | None:
+        said = self._journeys.log.state(EVERY_TENANT).detail.get("decisions")
+        return Version.parse(said) if said else None
 
     def _gone_from_archive(self) -> pl.DataFrame:
         key = list(EVENTS.key)
@@ -134,8 +172,15 @@ class Stitching:
 
     def plan(self, tenant: str) -> Rebase:
         """What today's rules make of all events of a tenant, against what is: nothing is changed."""
-        events = self._lake.scan(EVENTS).filter(pl.col("tenant_id") == tenant).select(SOURCE_COLUMNS)
-        return self._journeys.rebase(tenant, events.collect(engine="streaming"), self._policy)
+        at = EventsAt.now(self._lake)
+        rows = at.scan(SOURCE_COLUMNS).filter(pl.col("tenant_id") == tenant).collect(engine="streaming")
+        visitors = rows.select(VISITOR).drop_nulls().unique()
+        return self._journeys.rebase(tenant, keyed(rows, at.apart(visitors)), self._policy)
+
+
+def noted(events: Version | None, decisions: Version | None) -> dict[str, str]:
+    """What the log says of how far it is."""
+    return {"source": str(events)} | ({"decisions": str(decisions)} if decisions else {})
 
 
 def unstitched_events(lake: Lake) -> pl.DataFrame:

@@ -7,7 +7,7 @@ import polars as pl
 
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.contract.layout import COLUMNS
-from c360_pipeline.core.visitors.counting import NEEDED, counted
+from c360_pipeline.core.visitors.counting import NEEDED, VISITOR, apart, counted
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.delta.versions import BEFORE_ALL
 
@@ -48,3 +48,19 @@ class EventsAt:
         needed = list(dict.fromkeys([*NEEDED, *columns]))
         rows = self.lake.scan(EVENTS, self.events).filter(pl.col("tenant_id").is_in(list(tenants))).select(needed)
         return self.counted(rows).with_columns(user_id="customer_id").select(columns)
+
+    def apart(self, visitors: pl.DataFrame | None = None) -> pl.DataFrame:
+        """Events of visitors that are no tie, as `core.visitors.counting.apart` gives them.
+
+        Args:
+            visitors: tenant_id, anonymous_id of those that are asked for; all where nothing is said.
+        """
+        events = self.scan(NEEDED).filter(pl.col("anonymous_id").is_not_null())
+        if visitors is not None:
+            events = events.join(visitors.lazy(), on=VISITOR, how="semi")
+        return apart(self.counted(events)).collect(engine="streaming")
+
+    def visitors_of(self, tenant: str) -> pl.DataFrame:
+        """tenant_id, anonymous_id of the visitors of a tenant."""
+        events = self.scan(VISITOR).filter(pl.col("tenant_id") == tenant)
+        return events.drop_nulls().unique().collect(engine="streaming")
