@@ -7,12 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
+from c360_pipeline.core.catalog.tables import VISITOR_DECISIONS
 from c360_pipeline.core.contract.events import Event, load_object
+from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.core.sources.decode import event_from
 from c360_pipeline.core.sources.mapping import Skipped
 from c360_pipeline.core.sources.records import Framing
+from c360_pipeline.core.visitors.counting import counted
 from c360_pipeline.stages.sources.presets import compiled, presets
 from c360_pipeline.stages.sources.reading import record_lines
 
@@ -68,6 +72,15 @@ def test_every_source_tells_the_same_story(file: str, preset: str, records: int,
     assert all(event.anonymous_id for event in events)
     sessions = {event.session_id for event in events if event.session_id}
     assert len(sessions) == (0 if preset == "segment@1" else 3)
+    customers = counted(event_frame(events).unique("event_id").lazy(), VISITOR_DECISIONS.empty().lazy()).collect()
+    theirs = customers.filter(customer_id="u-1001")
+    # One customer with the four visits before the login, the order and two sessions (three by gaps of half an hour,
+    # for the first visit was 45 minutes before the next), and one visitor of nobody.
+    assert theirs.filter(pl.col("user_id").is_null()).height == 4
+    assert theirs.filter(action="purchase").height == 1
+    assert theirs["session_id"].n_unique() == (3 if preset == "segment@1" else 2)
+    assert customers["customer_id"].null_count() == 1
+    assert (theirs["visitor_id"].n_unique(), customers["visitor_id"].n_unique()) == (1, 2)
 
 
 def example(name: str) -> dict[str, Any]:
