@@ -55,7 +55,7 @@ def split(
         decisions = Decisions(lake)
         found = decisions.visitor(anonymous_id, tenant)
         decisions.split(found, reason, undo=undo)
-        changed = bring_up_visitors(lake, graph)
+        changed = bring_up_visitors(lake, graph, control.key_rules.policy())
     _tell(changed, as_json=as_json)
 
 
@@ -75,7 +75,7 @@ def gap(
     control, lake = open_control(settings), open_lake(settings)
     with control.locks.exclusive_run(), open_graph(settings) as graph:
         Decisions(lake).set_gap(tenant, minutes, reason)
-        changed = bring_up_visitors(lake, graph)
+        changed = bring_up_visitors(lake, graph, control.key_rules.policy())
     _tell(changed, as_json=as_json)
 
 

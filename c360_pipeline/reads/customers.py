@@ -59,7 +59,7 @@ READ_USERS_OF_JOURNEYS = Statement("""
 """)
 _EVENT_ENTRY = f"""
     RETURN e.id AS id, e.ts.epochMillis * 1000 + e.ts.microsecond % 1000 AS at, e.type AS action,
-           e.user_id AS user_id, s.id AS session_id, e:Unlanded AS is_unlanded,
+           e.user_id AS user_id, e.customer_id AS customer_id, s.id AS session_id, e:Unlanded AS is_unlanded,
            {PRODUCTS_OF_EVENT} AS products
     ORDER BY at DESC, id DESC
 """
@@ -104,6 +104,14 @@ READ_TICKETS = Statement("""
     ORDER BY at DESC, id DESC
     LIMIT $limit
 """)
+READ_VISITORS = Statement("""
+    UNWIND $user_ids AS user_id
+    MATCH (v:Visitor {tenant_id: $tenant_id})-[:IS_USER]->(:User {tenant_id: $tenant_id, id: user_id})
+    RETURN v.id AS anonymous_id, user_id, v.first_seen AS first_seen, v.last_seen AS last_seen,
+           COUNT { (v)-[:HAS_SESSION]->() } AS sessions
+    ORDER BY last_seen DESC, anonymous_id
+    LIMIT $limit
+""")
 READ_IDENTIFIERS = Statement("""
     UNWIND $journey_ids AS journey_id
     MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})<-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id})
@@ -123,6 +131,7 @@ class Customer:
         users: user_id, first_seen, last_seen, community; those whose events the journeys hold.
         journeys: journey_id, event_count, first_event, last_event.
         account: what query `customer_story` says, and the value and the risk of the account; None without one.
+        visitors: anonymous_id, user_id, first_seen, last_seen, sessions: browsers and devices that count for them.
         identifiers: key, key_type, journey_id, events: why these users are one customer.
         timeline: newest first: kind (event, play, ticket), at, id, title, detail, and of tickets what came before.
         is_more: whether there are earlier entries: those before the `at` of the last.
@@ -133,6 +142,7 @@ class Customer:
     users: list[dict[str, Any]]
     journeys: list[dict[str, Any]]
     account: dict[str, Any] | None
+    visitors: list[dict[str, Any]]
     identifiers: list[dict[str, Any]]
     timeline: list[dict[str, Any]] = field(default_factory=list)
     is_more: bool = False
@@ -205,6 +215,7 @@ class _Reading:
             users=self._read(READ_USERS, user_ids=sorted(users)),
             journeys=who.journeys,
             account=self._account(who.account) if who.account else None,
+            visitors=self._read(READ_VISITORS, user_ids=sorted(users), limit=limit),
             identifiers=self._read(READ_IDENTIFIERS, journey_ids=who.journey_ids, limit=limit),
             timeline=timeline, is_more=is_more,
         )  # fmt: skip
@@ -300,7 +311,8 @@ def _event_entry(row: dict[str, Any]) -> dict[str, Any]:
     products = row["products"]
     named = ", ".join(product["name"] for product in products[:SHOWN_PRODUCTS])
     more = f" and {len(products) - SHOWN_PRODUCTS} more" if len(products) > SHOWN_PRODUCTS else ""
-    who = f"user {row['user_id']}" if row["user_id"] else "before a login"
+    before = f"before a login of {row['customer_id']}" if row["customer_id"] else "nobody known"
+    who = f"user {row['user_id']}" if row["user_id"] and not row["customer_id"] else before
     where = f", session {row['session_id']}" if row["session_id"] else ""
     ahead = ", not landed yet" if row["is_unlanded"] else ""
     return {

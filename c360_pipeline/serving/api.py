@@ -119,8 +119,8 @@ class Api:
     async def track(self, tenant_id: str, interactions: list[models.Interaction]) -> models.Tracked:
         """Store what users did, and forget what was recommended to them."""
         done = await self.ask(self.backend.track, tenant_id, interactions)
-        for interaction in interactions:
-            self.cache.drop(tenant_id, interaction.user_id, is_shown=done.is_shown)
+        for user_id in {interaction.user_id for interaction in interactions} - {None}:
+            self.cache.drop(tenant_id, str(user_id), is_shown=done.is_shown)
         graph: Any = "suppressed" if done.uri is None else "updated" if done.is_shown else "pending"
         self.metrics.tracked.labels(graph).inc(len(done.event_ids))
         return models.Tracked(event_ids=done.event_ids, stored=done.uri, graph=graph, suppressed=done.suppressed)

@@ -153,14 +153,22 @@ def _line(tenant_id: str, interaction: Interaction, now: datetime) -> bytes:
     fields = {
         "tenantId": tenant_id,
         "userId": interaction.user_id,
-        "sessionId": interaction.session_id or f"track {interaction.user_id} {interaction.ts or now:%Y-%m-%d}"[:1_024],
+        "sessionId": _session(interaction, interaction.ts or now),
         "ts": (interaction.ts or now).isoformat(),
         "action": ACTIONS[interaction.interaction_type],
         "itemId": interaction.product_id,
         "eventId": interaction.event_id or f"track-{uuid.uuid4()}",
         "attrs": interaction.attrs,
+        "anonymousId": interaction.anonymous_id,
     }
-    return json.dumps(fields).encode()
+    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
+
+
+def _session(interaction: Interaction, at: datetime) -> str | None:
+    """Of a visitor who names none, gaps make sessions; of a user without a visitor, a day is one."""
+    if interaction.session_id is not None or interaction.anonymous_id is not None:
+        return interaction.session_id
+    return f"track {interaction.user_id} {at:%Y-%m-%d}"[:1_024]
 
 
 def _refuse_two_of_one_id(events: Sequence[Event]) -> None:

@@ -61,13 +61,22 @@ class Interaction(BaseModel):
     With an `event_id` and the `ts` of its own an event can be sent again: it counts once.
     """
 
-    user_id: Text
+    user_id: Text | None = Field(None, description="who acted; none before a login")
+    anonymous_id: Text | None = Field(None, description="browser or device; it or `user_id` is needed")
     product_id: Text
     interaction_type: Annotated[Literal["VIEWED", "PURCHASED"], BeforeValidator(_upper)]
-    session_id: Text | None = Field(None, description="of the shop; one a day and user where it is left out")
+    session_id: Text | None = Field(
+        None, description="of the shop; where it is left out, one a day and user, or by gaps where there is a visitor"
+    )
     event_id: Text | None = Field(None, description="made here where it is left out; needs `ts`")
     ts: datetime | None = Field(None, description="with an offset; now where it is left out")
     attrs: dict[Text, str] = Field({}, max_length=64)
+
+    @model_validator(mode="after")
+    def _is_somebodys(self) -> Self:
+        if self.user_id is None and self.anonymous_id is None:
+            raise ValueError("user_id or anonymous_id is needed: who acted")
+        return self
 
     @model_validator(mode="after")
     def _is_the_same_when_sent_again(self) -> Self:

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from event_world import World
+from event_world import POLICY, World
 
 from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, VISITOR_USER
 from c360_pipeline.core.contract.events import Event
@@ -168,7 +168,7 @@ def test_a_visitor_is_split_and_the_split_is_undone(shop: Shop, graph: Graph) ->
     assert (found.tenant_id, found.users, found.anonymous_events, found.user_id) == ("acme", {"ana": 1}, 3, "ana")
     decisions.split(found, "sold", undo=False)
     assert shop.findings() == set()  # the decision is on its way
-    bring_up_visitors(shop.lake, graph)
+    bring_up_visitors(shop.lake, graph, POLICY)
     assert views(graph) == {("ana", "lamp"): 1}
     assert shop.known() == shop.known_in_graph() == {}
     assert shop.findings() == set()
@@ -180,7 +180,7 @@ def test_a_visitor_is_split_and_the_split_is_undone(shop: Shop, graph: Graph) ->
     assert shop.findings() == set()
     shop.lake.commits.merge(EVENTS, EVENTS.empty(), pl.DataFrame({"tenant_id": ["acme"], "event_id": ["e4"]}))
     decisions.split(found, "", undo=True)
-    bring_up_visitors(shop.lake, graph)
+    bring_up_visitors(shop.lake, graph, POLICY)
     assert views(graph) == before
     assert graph_digest(reconcile(shop.archive, graph)) == digest
 
@@ -201,7 +201,7 @@ def test_sessions_are_made_by_gaps_and_follow_late_events(shop: Shop, graph: Gra
     assert sessions() == [("gap:e0", 4, 3300.0, "ana")]
     assert shop.findings() == set()
     Decisions(shop.lake).set_gap("acme", 20, "short visits")
-    bring_up_visitors(shop.lake, graph)
+    bring_up_visitors(shop.lake, graph, POLICY)
     assert [row[0] for row in sessions()] == ["gap:e0", "gap:e25", "gap:e50"]
     assert shop.findings() == set()
     whole = VisitorTables(shop.lake)

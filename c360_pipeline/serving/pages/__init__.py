@@ -31,6 +31,8 @@ from c360_pipeline.serving.security import (
     session_of,
 )
 from c360_pipeline.stages.projection.corrections import block_key
+from c360_pipeline.stages.projection.everything import bring_up_visitors
+from c360_pipeline.stages.visitors.decisions import Decisions
 from c360_pipeline.stores.neo4j.driver_values import instant
 from c360_pipeline.stores.postgres.api_keys import ApiKey
 
@@ -105,6 +107,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/queries", pages.queries, methods=["GET"])
     router.add_api_route("/queries/{name}", pages.query, methods=["GET"])
     router.add_api_route("/journeys/unmerge", pages.unmerge, methods=["POST"])
+    router.add_api_route("/visitors/split", pages.split, methods=["POST"])
     app.include_router(router)
     app.state.problem_page = pages.problem
     app.mount("/static", StaticFiles(packages=[(__name__, "static")]), name="static")
@@ -288,6 +291,21 @@ class Pages:
         asked, customer_id = sent.get("key", [""])[0], sent.get("customer", [""])[0]
         await self._api.ask(self._unmerge, key.tenant_id, asked)
         return Response(headers={"HX-Redirect": f"/app/customers/{_as_part(customer_id)}"})
+
+    async def split(self, request: Request, key: Admin) -> Response:
+        """Let what a visitor did before logins count for nobody; `c360 visitor split … --undo` brings it back."""
+        refuse_other_sites(request)
+        sent = parse_qs((await request.body()).decode("utf-8", "replace"))
+        visitor, customer_id = sent.get("visitor", [""])[0], sent.get("customer", [""])[0]
+        await self._api.ask(self._split, key.tenant_id, visitor)
+        return Response(headers={"HX-Redirect": f"/app/customers/{_as_part(customer_id)}"})
+
+    def _split(self, tenant_id: str, anonymous_id: str) -> None:
+        backend = self._api.backend
+        with backend.control.locks.command_run():
+            decisions = Decisions(backend.lake)
+            decisions.split(decisions.visitor(anonymous_id, tenant_id), "split on the page", undo=False)
+            bring_up_visitors(backend.lake, backend.graph, backend.control.key_rules.policy())
 
     def _unmerge(self, tenant_id: str, asked: str) -> None:
         backend = self._api.backend

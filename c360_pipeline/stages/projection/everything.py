@@ -50,7 +50,13 @@ def stitch_all(lake: Lake, policy: KeyPolicy) -> None:
     JourneyTables(lake).publish_all()
 
 
-def bring_up_visitors(lake: Lake, graph: Graph) -> dict[str, int]:
-    """Bring tables and graph up to what was decided about visitors; returns how many rows changed, by table or kind."""
+def bring_up_visitors(lake: Lake, graph: Graph, policy: KeyPolicy) -> dict[str, int]:
+    """Bring tables, journeys and graph up to what was decided about visitors.
+
+    Returns:
+        How many rows changed, by table or kind.
+    """
     changed = VisitorTables(lake).publish_all()
-    return changed | EventGraph(lake, graph).project()
+    stitch_all(lake, policy)
+    changed |= EventGraph(lake, graph).project()
+    return changed | JourneyGraph(lake, graph).project()
