@@ -1,6 +1,7 @@
 """Features: what the graph and its archive say of users, products, paths and accounts, kept in the lake, per tenant."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import dagster as dg
@@ -39,10 +40,11 @@ from c360_pipeline.core.features import paths, similar_products
 from c360_pipeline.core.features.account_values import account_values as values_of_accounts
 from c360_pipeline.core.features.recommend import SIMILAR_USER_WEIGHT, candidates
 from c360_pipeline.core.features.trends import score, trending
+from c360_pipeline.core.privacy.purposes import Purpose, purposes_of
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.reads.accounts import newest_of, read_accounts, read_tickets
-from c360_pipeline.resources import GdsResource, GraphResource, LakeResource
+from c360_pipeline.resources import ControlResource, GdsResource, GraphResource, LakeResource
 from c360_pipeline.stages.projection.events import (
     EVENT_PROJECTION,
     PRODUCT_PROJECTION,
@@ -124,14 +126,32 @@ def scope_of(context: dg.AssetExecutionContext, lake: Lake) -> Scope:
     return Scope(lake.count_by(EVENTS, "tenant_id")["tenant_id"].to_list() if named is None else named, named)
 
 
-def events_of(lake: Lake, tenants: Sequence[str], *columns: str, at: EventsAt | None = None) -> pl.LazyFrame:
-    """Columns of the archive of some tenants, at a moment or now; `user_id` is whom an event counts for."""
-    return (at or EventsAt(lake)).of_tenants(tenants, columns)
+@dataclass(frozen=True)
+class FeatureEvents:
+    """The events that a feature may use.
 
+    Attributes:
+        at: which moment of the archive.
+        feature: the table, or `recommendations`.
+        purposes: rows of `feature_purposes`.
+    """
 
-def steps_of(lake: Lake, tenant: str) -> pl.DataFrame:
-    """`PATH_COLUMNS` of the events of a tenant that are in a session."""
-    return events_of(lake, [tenant], *PATH_COLUMNS).drop_nulls("session_id").collect()
+    at: EventsAt
+    feature: str
+    purposes: Sequence[Purpose]
+
+    @classmethod
+    def of_table(cls, control: ControlResource, at: EventsAt, table: Table) -> "FeatureEvents":
+        """Those that a table of features may use."""
+        return cls(at, name_of(table), control.open().privacy.purposes())
+
+    def of(self, tenants: Sequence[str], *columns: str) -> pl.LazyFrame:
+        """Columns of the events of tenants; `user_id` is the customer; who refused a purpose is left out."""
+        return self.at.of_tenants(tenants, columns, purposes_of(self.purposes, self.feature, tenants))
+
+    def steps(self, tenant: str) -> pl.DataFrame:
+        """`PATH_COLUMNS` of the events of a tenant that are in a session."""
+        return self.of([tenant], *PATH_COLUMNS).drop_nulls("session_id").collect()
 
 
 def publish(
@@ -175,9 +195,9 @@ def events_in_graph(neo4j: Graph, lake: Lake, projection: str) -> EventsAt:
     return EventsAt(lake, known.number, decisions) if known else EventsAt(lake)
 
 
-def weights_of(lake: Lake, tenant: str, at: EventsAt) -> pl.DataFrame:
-    """How customers and products of a tenant are linked, at a moment of the archive."""
-    events = events_of(lake, [tenant], *INTERACTING, at=at)
+def weights_of(used: FeatureEvents, tenant: str) -> pl.DataFrame:
+    """How customers and products of a tenant are linked."""
+    events = used.of([tenant], *INTERACTING)
     found = events.filter(pl.col("action").is_in(["view", "purchase"])).collect(engine="streaming")
     counted = found.rename({"user_id": model.CUSTOMER_ID})
     return features.interaction_weights(model.views(counted), model.purchases(counted))
@@ -197,7 +217,11 @@ def weights_of(lake: Lake, tenant: str, at: EventsAt) -> pl.DataFrame:
     pool=NEO4J_WRITES,
 )
 def communities(
-    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, gds: GdsResource
+    context: dg.AssetExecutionContext,
+    control: ControlResource,
+    lake: LakeResource,
+    graph: GraphResource,
+    gds: GdsResource,
 ) -> Results:
     """Run Louvain per tenant, keep and write what changed; then rate the last week's sessions by their community."""
     tables, algorithms = lake.open(), gds.open()
@@ -205,8 +229,9 @@ def communities(
     active = [USER_COMMUNITIES.empty().select("tenant_id", "user_id")]
     with graph.open() as neo4j:
         at = events_in_graph(neo4j, tables, EVENT_PROJECTION)
+        used = FeatureEvents.of_table(control, at, USER_COMMUNITIES)
         for number, tenant in enumerate(scope.tenants):
-            weights = weights_of(tables, tenant, at)
+            weights = weights_of(used, tenant)
             if weights.height:
                 active.append(weights.select("tenant_id", "user_id").unique())
                 members, edges = features.number_members(weights)
@@ -216,6 +241,7 @@ def communities(
                 modularity[tenant] = round(features.modularity(edges, labels), 4)
         found, changes = publish(context, tables, USER_COMMUNITIES, parts, scope)
         neo4j.writer.update(model.USER_COMMUNITY, model.user_communities(found))
+        neo4j.writer.update(model.USER_COMMUNITY, model.users_without_community(changes.deleted))
         # Who became active since the weights were read is left to the next run.
         without = [neo4j.counts.active_users_without_community(tenant) for tenant in scope.tenants]
         left_out = pl.concat(active).join(pl.concat([active[0], *without]), on=["tenant_id", "user_id"], how="semi")
@@ -237,24 +263,30 @@ def communities(
         passed=left_out.is_empty(),
         metadata={"left_out": left_out.height},
     )
-    odd = [paths.path_anomalies(steps_of(tables, tenant).drop_nulls("user_id"), found) for tenant in scope.tenants]
+    walked = FeatureEvents.of_table(control, EventsAt(tables), PATH_ANOMALIES)
+    odd = [paths.path_anomalies(walked.steps(tenant).drop_nulls("user_id"), found) for tenant in scope.tenants]
     yield kept(context, tables, PATH_ANOMALIES, odd, scope)
 
 
 @feature(PRODUCT_SIMILARITIES, kinds={"neo4j"}, pool=NEO4J_WRITES)
 def product_similarities(
-    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, gds: GdsResource
+    context: dg.AssetExecutionContext,
+    control: ControlResource,
+    lake: LakeResource,
+    graph: GraphResource,
+    gds: GdsResource,
 ) -> dg.MaterializeResult[None]:
     """Products with the same customers by GDS, products of the same sessions from the archive; both become edges."""
     tables, algorithms = lake.open(), gds.open()
     scope = scope_of(context, tables)
     with graph.open() as neo4j:
         at = events_in_graph(neo4j, tables, PRODUCT_PROJECTION)
-        views = events_of(tables, scope.tenants, *INTERACTING, "session_id", at=at)
+        used = FeatureEvents.of_table(control, at, PRODUCT_SIMILARITIES)
+        views = used.of(scope.tenants, *INTERACTING, "session_id")
         viewed = each_item(views.filter(pl.col("action") == "view").drop_nulls("session_id"))
         parts = [similar_products.similar_by_sessions(viewed)]
         for number, tenant in enumerate(scope.tenants):
-            weights = weights_of(tables, tenant, at)
+            weights = weights_of(used, tenant)
             if weights.height:
                 members, edges = similar_products.customers_of_products(weights)
                 name = f"{OWN_PREFIX}similarities_{context.run.run_id}_{number}"
@@ -297,14 +329,14 @@ def projections_are_dropped(gds: GdsResource) -> dg.AssetCheckResult:
         "candidates_are_new_to_their_users": "Scores are ten for each similar user and their strength; none is bought."
     },
 )
-def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) -> Results:
+def product_candidates(context: dg.AssetExecutionContext, control: ControlResource, lake: LakeResource) -> Results:
     """Score for every user what customers with the same purchases bought besides."""
     tables = lake.open()
     # What is bought meanwhile is left to the next run, by the check, too.
-    pinned = EventsAt.now(tables)
+    used = FeatureEvents.of_table(control, EventsAt.now(tables), PRODUCT_CANDIDATES)
 
     def purchases_of(tenant: str) -> pl.LazyFrame:
-        bought = events_of(tables, [tenant], *INTERACTING, at=pinned)
+        bought = used.of([tenant], *INTERACTING)
         return bought.filter(pl.col("action") == "purchase")
 
     def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
@@ -330,11 +362,13 @@ def product_candidates(context: dg.AssetExecutionContext, lake: LakeResource) ->
 
 
 @feature(TRENDING_PRODUCTS)
-def trending_products(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[None]:
+def trending_products(
+    context: dg.AssetExecutionContext, control: ControlResource, lake: LakeResource
+) -> dg.MaterializeResult[None]:
     """Rank products by the people who viewed and bought them in the last day, week and month."""
     tables = lake.open()
     scope = scope_of(context, tables)
-    events = events_of(tables, scope.tenants, *INTERACTING)
+    events = FeatureEvents.of_table(control, EventsAt(tables), TRENDING_PRODUCTS).of(scope.tenants, *INTERACTING)
     return kept(context, tables, TRENDING_PRODUCTS, [trending(events, tables.read(CATALOG))], scope)
 
 
@@ -367,13 +401,14 @@ class FunnelConfig(dg.Config):
 
 @feature(DROP_OFFS)
 def drop_offs(
-    context: dg.AssetExecutionContext, config: FunnelConfig, lake: LakeResource
+    context: dg.AssetExecutionContext, config: FunnelConfig, control: ControlResource, lake: LakeResource
 ) -> dg.MaterializeResult[None]:
     """Count the sessions that reach each step of the funnel, this week and the four weeks before."""
     tables = lake.open()
+    used = FeatureEvents.of_table(control, EventsAt(tables), DROP_OFFS)
 
     def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
-        events = steps_of(tables, tenant)
+        events = used.steps(tenant)
         yield paths.drop_offs(events, config.steps, config.name)
 
     return of_each_tenant(context, tables, DROP_OFFS, of_tenant)
@@ -388,14 +423,15 @@ def funnels_narrow(lake: LakeResource) -> dg.AssetCheckResult:
 
 @feature(SUPPORT_INSIGHTS, kinds={"neo4j"})
 def support_insights(
-    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource
+    context: dg.AssetExecutionContext, control: ControlResource, lake: LakeResource, graph: GraphResource
 ) -> dg.MaterializeResult[None]:
     """Compare what users did in the 30 minutes before a ticket or a call for support with other sessions."""
     tables = lake.open()
+    used = FeatureEvents.of_table(control, EventsAt(tables), SUPPORT_INSIGHTS)
     with graph.open() as neo4j:
 
         def of_tenant(tenant: str) -> Iterable[pl.DataFrame]:
-            events = steps_of(tables, tenant)
+            events = used.steps(tenant)
             yield paths.support_insights(events, paths.calls_for_support(events, read_tickets(neo4j.run, tenant)))
 
         return of_each_tenant(context, tables, SUPPORT_INSIGHTS, of_tenant)

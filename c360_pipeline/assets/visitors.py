@@ -9,20 +9,20 @@ from c360_pipeline.assets.specs import asset_check, lineage, rows, table_spec
 from c360_pipeline.core.catalog.tables import SESSIONS, VISITOR_USER
 from c360_pipeline.core.visitors.counting import NEEDED
 from c360_pipeline.resources import LakeResource
-from c360_pipeline.stages.visitors.tables import VisitorTables
+from c360_pipeline.stages.visitors.tables import BUILDERS, VisitorTables
 
 GROUP = "visitors"
 
 
 @dg.multi_asset(
-    specs=[table_spec(table.name, table, GROUP, deps=["landed_events"]) for table in (VISITOR_USER, SESSIONS)],
+    specs=[table_spec(table.name, table, GROUP, deps=["landed_events"]) for table in BUILDERS],
     can_subset=False,
 )
 def visitor_tables(context: dg.AssetExecutionContext, lake: LakeResource) -> Iterator[dg.MaterializeResult[None]]:
-    """Bring the tables of visitors and sessions up to the archive, by difference."""
+    """Bring the tables of visitors, sessions, traits and consents up to the archive, by difference."""
     tables = lake.open()
     changed = VisitorTables(tables).publish_all()
-    for table in (VISITOR_USER, SESSIONS):
+    for table in BUILDERS:
         context.log.info("%s: %s rows changed", table.name, f"{changed[table.name]:,}")
         said = rows(tables.count(table), changed_rows=changed[table.name], **lineage(table))
         yield dg.MaterializeResult(asset_key=table.name, metadata=said)

@@ -366,6 +366,17 @@ ON CONFLICT DO NOTHING;
 INSERT INTO journey_limits (tenant_id, soft_max_keys)
 SELECT '*', 1000 WHERE NOT EXISTS (SELECT FROM control_schema) ON CONFLICT DO NOTHING;
 
+CREATE TABLE IF NOT EXISTS feature_purposes (
+    tenant_id text NOT NULL DEFAULT '*',
+    feature   text NOT NULL DEFAULT '*' CHECK (feature ~ '^(\*|[a-z_]+)$'),
+    purpose   text NOT NULL CHECK (purpose <> ''),
+    PRIMARY KEY (tenant_id, feature, purpose)
+);
+COMMENT ON TABLE feature_purposes IS
+    'Purposes that people must not have refused for a feature to use their events: advertising for recommendations. Tenant * speaks for all.';
+COMMENT ON COLUMN feature_purposes.feature IS
+    'Table of features such as user_communities, recommendations for the API, or * for all.';
+
 CREATE TABLE IF NOT EXISTS api_keys (
     key_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant_id  text NOT NULL CHECK (tenant_id <> ''),

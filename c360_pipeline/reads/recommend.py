@@ -1,8 +1,9 @@
 """Candidates for recommendations, similar and trending products, as the graph holds them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from c360_pipeline.core.features.recommend import (
@@ -15,6 +16,7 @@ from c360_pipeline.core.features.recommend import (
 )
 from c360_pipeline.core.features.trends import BUYER_WEIGHT, SCORE_IN_CYPHER
 from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.core.visitors.said import refusal
 from c360_pipeline.stores.neo4j.driver_values import Read, instant
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -24,7 +26,8 @@ READ_SIMILAR_USERS = Statement("""
     MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED]->(own:Product {tenant_id: $tenant_id})
     WITH u, collect(own) AS owned
     UNWIND owned AS shared
-    MATCH (shared)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id}) WHERE similar <> u
+    MATCH (shared)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
+    WHERE similar <> u AND NONE(refusal IN $refusals WHERE coalesce(similar.consents, '') CONTAINS refusal)
     WITH u, owned, similar, count(shared) AS shared_products
     MATCH (similar)-[bought:PURCHASED]->(product:Product {tenant_id: $tenant_id})
     WHERE NOT product IN owned AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
@@ -35,6 +38,7 @@ READ_SIMILAR_USERS = Statement("""
         MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
             -[:PURCHASED]->(shared:Product {tenant_id: $tenant_id})
         WHERE similar <> u AND shared IN owned
+          AND NONE(refusal IN $refusals WHERE coalesce(similar.consents, '') CONTAINS refusal)
         WITH u, similar, count(shared) AS shared_products
         ORDER BY shared_products DESC, similar.id
         RETURN collect(similar.id)[..$shown_users] AS first_users, max(similar.community = u.community) AS in_community
@@ -43,6 +47,7 @@ READ_SIMILAR_USERS = Statement("""
         MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
             -[:PURCHASED]->(shared:Product {tenant_id: $tenant_id})
         WHERE similar <> u AND shared IN owned
+          AND NONE(refusal IN $refusals WHERE coalesce(similar.consents, '') CONTAINS refusal)
         WITH shared, count(similar) AS users
         ORDER BY users DESC, shared.id
         RETURN collect(coalesce(shared.name, shared.id)) AS because
@@ -69,11 +74,16 @@ READ_COMMUNITY = Statement("""
     MATCH (other:User {tenant_id: $tenant_id, community: u.community})
         -[:PURCHASED]->(product:Product {tenant_id: $tenant_id})
     WHERE other <> u AND NOT EXISTS { (u)-[:PURCHASED]->(product) }
+      AND NONE(refusal IN $refusals WHERE coalesce(other.consents, '') CONTAINS refusal)
       AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
     RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
            count(other) AS evidence
     ORDER BY evidence DESC, product_id
     LIMIT $top_k
+""")
+READ_REFUSED = Statement("""
+    MATCH (u:User {tenant_id: $tenant_id, id: $user_id})
+    WHERE ANY(refusal IN $refusals WHERE u.consents CONTAINS refusal) RETURN u.id AS user_id
 """)
 READ_OWNED = Statement("""
     MATCH (:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED]->(p:Product {tenant_id: $tenant_id})
@@ -87,10 +97,12 @@ READ_TRENDING = Statement(f"""
     CALL () {{
         MATCH (v:User {{tenant_id: $tenant_id}})-[r:VIEWED]->(p:Product {{tenant_id: $tenant_id}})
         WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
+          AND NONE(refusal IN $refusals WHERE coalesce(v.consents, '') CONTAINS refusal)
         RETURN v, p, 1 AS viewed, 0 AS bought
         UNION ALL
         MATCH (v:User {{tenant_id: $tenant_id}})-[r:PURCHASED]->(p:Product {{tenant_id: $tenant_id}})
         WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
+          AND NONE(refusal IN $refusals WHERE coalesce(v.consents, '') CONTAINS refusal)
         RETURN v, p, 0 AS viewed, 1 AS bought
     }}
     WITH p, sum(viewed) AS viewers, sum(bought) AS buyers, count(DISTINCT v) AS people
@@ -133,17 +145,26 @@ class Recommender:
     Args:
         graph: where from.
         tenant_id: whose.
+        purposes: says what nobody may have refused whose doings are used. Who refused one gets what is popular.
     """
 
-    def __init__(self, graph: Graph, tenant_id: str) -> None:
+    def __init__(self, graph: Graph, tenant_id: str, purposes: Callable[[], Iterable[str]] = tuple) -> None:
         self._graph = graph
         self._tenant_id = tenant_id
+        self._purposes = purposes
+
+    @cached_property
+    def _refusals(self) -> list[str]:
+        return [refusal(purpose) for purpose in self._purposes()]
 
     def recommend(self, wanted: RecommendationRequest) -> list[Recommendation]:
         """The best products for a user; further sources are asked only where similar users are too few."""
         return rank(self._graph.read_together(lambda read: self._found(read, wanted)), wanted.top_k)
 
     def _found(self, read: Read, wanted: RecommendationRequest) -> list[Candidate]:
+        who = {"tenant_id": self._tenant_id, "user_id": wanted.user_id}
+        if self._refusals and read(READ_REFUSED, **who, refusals=self._refusals):
+            return self._popular(read, wanted)
         found = self._candidates(read, READ_SIMILAR_USERS, Source.SIMILAR_USERS, wanted)
         for source in (Source.VIEWED_TOGETHER, Source.COMMUNITY, Source.TRENDING):
             if len(found) >= wanted.top_k:
@@ -164,12 +185,19 @@ class Recommender:
             case _:
                 return self._trending_candidates(read, narrowed)
 
+    def _popular(self, read: Read, wanted: RecommendationRequest) -> list[Candidate]:
+        """What is trending, for somebody whose doings are not to be looked at."""
+        _, rows = self._trending(read, TREND_OF_CANDIDATES, wanted.category, wanted.top_k + len(wanted.exclude))
+        found = [_candidate(Source.TRENDING, {**row, "evidence": row["people"]}) for row in rows]
+        return [candidate for candidate in found if candidate.product_id not in wanted.exclude][: wanted.top_k]
+
     def _candidates(
         self, read: Read, statement: Statement, source: Source, wanted: RecommendationRequest
     ) -> list[Candidate]:
         rows = read(
             statement, tenant_id=self._tenant_id, user_id=wanted.user_id, top_k=wanted.top_k, category=wanted.category,
             exclude=list(wanted.exclude), similar_user_weight=SIMILAR_USER_WEIGHT, shown_users=SHOWN_USERS,
+            refusals=self._refusals,
         )  # fmt: skip
         return [_candidate(source, row) for row in rows]
 
@@ -202,7 +230,7 @@ class Recommender:
         newest = instant(rows[0]["newest"])
         products = read(
             READ_TRENDING, tenant_id=self._tenant_id, since=newest - window, category=category, top_k=limit,
-            buyer_weight=BUYER_WEIGHT,
+            buyer_weight=BUYER_WEIGHT, refusals=self._refusals,
         )  # fmt: skip
         return newest, products
 

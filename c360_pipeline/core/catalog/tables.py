@@ -359,6 +359,37 @@ SESSIONS = Table(
     "Sessions: how long, how many events, where they began and ended, and which campaign brought the visitor.",
 )
 
+USER_TRAITS = Table(
+    "user_traits",
+    ("tenant_id", "user_id", "name", "event_id"),
+    (
+        TENANT_ID,
+        Column("user_id", TEXT, "customer whom it describes", origin=of_events("user_id", "anonymous_id")),
+        Column("name", TEXT, "of the trait, as the source has it", origin=of_events("traits")),
+        Column("value", TEXT, "what it was from then on", origin=of_events("traits")),
+        Column("set_at", UTC_MICROS, "time of the event that said so (UTC)", origin=of_events("ts")),
+        Column("until", UTC_MICROS, "when another value took its place (UTC); null for the newest"),
+        EVENT_ID,
+        Column("is_personal", BOOL, "whether its name says that it describes a person, such as an address"),
+    ),
+    "Traits of customers and their history: what a producer said of each, and from when to when it held.",
+)
+
+USER_CONSENTS = Table(
+    "user_consents",
+    ("tenant_id", "user_id", "purpose", "event_id"),
+    (
+        TENANT_ID,
+        Column("user_id", TEXT, "customer who agreed, or did not", origin=of_events("user_id", "anonymous_id")),
+        Column("purpose", TEXT, "such as analytics or advertising", origin=of_events("consent")),
+        Column("state", TEXT, "granted or denied", origin=of_events("consent")),
+        Column("set_at", UTC_MICROS, "time of the event that said so (UTC)", origin=of_events("ts")),
+        Column("until", UTC_MICROS, "when it was said otherwise (UTC); null for the newest"),
+        EVENT_ID,
+    ),
+    "What customers agreed to, by purpose, and its history.",
+)
+
 RECONCILIATIONS = Table(
     "reconciliations",
     ("run_id", "tenant_id", "day", "entity"),
@@ -398,7 +429,8 @@ TABLES = {
     for table in (
         EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS,
         JOURNEY_KEYS, JOURNEY_ALIASES, JOURNEY_MERGES, JOURNEY_SPLITS, JOURNEY_CONFLICTS, QUARANTINED_KEYS, JOURNEY_LOG,
-        VISITOR_DECISIONS, VISITOR_USER, SESSIONS, RECONCILIATIONS, RECONCILIATION_FINDINGS, *FEATURES,
+        VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, RECONCILIATIONS,
+        RECONCILIATION_FINDINGS, *FEATURES,
     )
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from c360_pipeline.core.contract.fields import FieldType
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES, field_of
 from c360_pipeline.core.projection.items import each_item, quantity, revenue
 from c360_pipeline.core.stitching.stitch import LINKED
+from c360_pipeline.core.visitors.said import ENTRIES, newest
 
 TEXT = pl.String()
 WHOLE = pl.Int64()
@@ -105,7 +106,9 @@ def parts_of(name: str) -> tuple[str, str, str]:
 
 
 SEEN = {"id": TEXT, "first_seen": INSTANT, "last_seen": INSTANT}
-USER = NodeKind("User", ("id",), SEEN, day="first_seen")
+SAID = {"traits": TEXT, "consents": TEXT, "said_at": INSTANT}
+"""What events said of a user last, as JSON text with sorted names, and when; null where nothing was said."""
+USER = NodeKind("User", ("id",), {**SEEN, **SAID}, day="first_seen", later=tuple(SAID))
 VISITOR = NodeKind("Visitor", ("id",), {**SEEN, "users": WHOLE, "is_split": pl.Boolean()}, day="first_seen")
 """A browser or device, as producers know it before a login; `users` are those that it was named with."""
 SESSION = NodeKind("Session", ("id",), SEEN, day="first_seen")
@@ -185,7 +188,15 @@ def _seen(events: pl.DataFrame, column: str) -> pl.DataFrame:
 
 def users(events: pl.DataFrame) -> pl.DataFrame:
     """`USER` rows."""
-    return _seen(events, CUSTOMER_ID)
+    rows = _seen(events, CUSTOMER_ID)
+    key = ["tenant_id", "id"]
+    for name, column in (("traits", "traits"), ("consents", "consent")):
+        said = newest(events, column).rename({CUSTOMER_ID: "id"})
+        texts = said.select(*key, attributes_text(said["said"]).alias(name))
+        rows = rows.join(texts, on=key, how="left")
+    says = pl.any_horizontal(pl.col(name).cast(ENTRIES).list.len() > 0 for name in ("traits", "consent"))
+    moments = events.filter(says).group_by("tenant_id", id=pl.col(CUSTOMER_ID)).agg(said_at=pl.col("ts").max())
+    return rows.join(moments, on=key, how="left")
 
 
 def visitors(events: pl.DataFrame) -> pl.DataFrame:
@@ -412,6 +423,15 @@ def with_days(kind: Kind, rows: pl.DataFrame, days: Mapping[str, pl.DataFrame]) 
 def user_communities(communities: pl.DataFrame) -> pl.DataFrame:
     """`USER_COMMUNITY` rows."""
     return communities.select("tenant_id", "community", id="user_id")
+
+
+def users_without_community(gone: pl.DataFrame) -> pl.DataFrame:
+    """`USER_COMMUNITY` rows that take the community away.
+
+    Args:
+        gone: tenant_id, user_id.
+    """
+    return gone.select("tenant_id", pl.lit(None, WHOLE).alias("community"), id="user_id")
 
 
 def similar_products(similarities: pl.DataFrame, products: pl.DataFrame, kind: str) -> pl.DataFrame:

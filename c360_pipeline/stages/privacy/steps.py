@@ -23,6 +23,8 @@ from c360_pipeline.core.catalog.tables import (
     LANDING_FILES,
     RECONCILIATION_FINDINGS,
     SESSIONS,
+    USER_CONSENTS,
+    USER_TRAITS,
     VISITOR_DECISIONS,
     VISITOR_USER,
 )
@@ -60,7 +62,7 @@ from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.landing import EventFile, dead_letter_key
 
 TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, RECONCILIATION_FINDINGS, JOURNEY_LOG,
-           VISITOR_DECISIONS, VISITOR_USER, SESSIONS, *FEATURES, *PUBLISHED)  # fmt: skip
+           VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, *FEATURES, *PUBLISHED)  # fmt: skip
 """Tables that an erasure writes, beside those of silos."""
 REDACTED = b"x"
 """Stands for each byte of a name that is taken out of a line of somebody else."""

@@ -61,6 +61,7 @@ class EventGraph:
         # Communities that an interrupted run has kept in the lake and not written here.
         late, late_version = lake.versions.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
         graph.writer.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
+        graph.writer.update(model.USER_COMMUNITY, model.users_without_community(late.deleted))
         refused.publish()
         graph.checkpoints.save(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
         note_counting(graph, decisions)

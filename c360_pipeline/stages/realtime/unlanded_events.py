@@ -13,6 +13,7 @@ from c360_pipeline.core.projection.graph import PIECES, UNLANDED_COLUMNS, attrib
 from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.stages.realtime.logins import COUNTED_ACTIONS, count_statement, settle, visitor_ids
+from c360_pipeline.stages.realtime.said import tell
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.neo4j.writer import batches, to_rows
 
@@ -112,9 +113,12 @@ def write_unlanded(graph: Graph, events: pl.DataFrame) -> None:
         pl.col("about").fill_null([])
     )
     rows = rows.with_columns(visitor_ids(rows).alias("visitor_id")).sort("tenant_id", "event_id")
+    said = first.select("tenant_id", "event_id", "traits", "consent")
     for tenant_id, batch in batches(rows):
         graph.run(WRITE, tenant_id=tenant_id, rows=to_rows(batch))
         settle(graph, tenant_id, batch)
+        of_batch = batch.join(said.filter(tenant_id=tenant_id), on="event_id", how="left")
+        tell(graph, tenant_id, of_batch)
 
 
 def _about(events: pl.DataFrame) -> pl.DataFrame:

@@ -45,7 +45,8 @@ BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date",
 """Columns that say when, whence and why a row came, not what it says: two runs differ in them and are equal."""
 
 NOT_IN_DIGEST = (
-    "reconciliations", "reconciliation_findings", "landing_files", "journey_log", "visitor_user", "sessions"
+    "reconciliations", "reconciliation_findings", "landing_files", "journey_log",
+    "visitor_user", "sessions", "user_traits", "user_consents"
 )  # fmt: skip
 """Tables that tell of runs, and those that follow from `events`."""
 LATER = ("lake visitor_decisions", *(kind.name for kind in OF_VISITORS))

@@ -80,7 +80,9 @@ def _users(archive: Archive, relationships: Iterable[tuple[Kind, pl.DataFrame]])
         if end is model.USER
     ]
     wanted = pl.concat([pl.DataFrame(schema={"tenant_id": pl.String, "id": pl.String}), *ends]).unique().lazy()
-    events = archive.counted_events().select("tenant_id", model.CUSTOMER_ID, "ts").lazy()
+    events = (
+        archive.counted_events().select("tenant_id", "event_id", model.CUSTOMER_ID, "ts", "traits", "consent").lazy()
+    )
     of_wanted = events.join(wanted, left_on=["tenant_id", model.CUSTOMER_ID], right_on=["tenant_id", "id"], how="semi")
     return model.users(of_wanted.collect())
 

@@ -8,6 +8,7 @@ import polars as pl
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.visitors.counting import NEEDED, VISITOR, apart, counted
+from c360_pipeline.core.visitors.said import refusing
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.delta.versions import BEFORE_ALL
 
@@ -43,11 +44,19 @@ class EventsAt:
         """Some of these events as `core.visitors.counting.counted` gives them; all of each visitor among them."""
         return counted(rows, self.lake.scan(VISITOR_DECISIONS, self.decisions))
 
-    def of_tenants(self, tenants: Sequence[str], columns: Sequence[str]) -> pl.LazyFrame:
-        """Columns of the events of tenants: `user_id` is whom an event counts for, `session_id` may be made by gaps."""
-        needed = list(dict.fromkeys([*NEEDED, *columns]))
-        rows = self.lake.scan(EVENTS, self.events).filter(pl.col("tenant_id").is_in(list(tenants))).select(needed)
-        return self.counted(rows).with_columns(user_id="customer_id").select(columns)
+    def of_tenants(self, tenants: Sequence[str], columns: Sequence[str], purposes: pl.DataFrame) -> pl.LazyFrame:
+        """Columns of the events of tenants: `user_id` is whom an event counts for, `session_id` may be made by gaps.
+
+        Args:
+            tenants: whose events.
+            columns: which.
+            purposes: tenant_id, purpose. What customers did who refused one is left out.
+        """
+        needed = list(dict.fromkeys([*NEEDED, *columns, *(["consent"] if purposes.height else [])]))
+        rows = self.counted(self.scan(needed).filter(pl.col("tenant_id").is_in(list(tenants))))
+        if purposes.height:
+            rows = rows.join(refusing(rows, purposes), on=["tenant_id", "customer_id"], how="anti")
+        return rows.with_columns(user_id="customer_id").select(columns)
 
     def apart(self, visitors: pl.DataFrame | None = None) -> pl.DataFrame:
         """Events of visitors that are no tie, as `core.visitors.counting.apart` gives them.

@@ -11,9 +11,17 @@ from deltalake import DeltaTable
 
 from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.table import Table
-from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, VISITOR_DECISIONS, VISITOR_USER
+from c360_pipeline.core.catalog.tables import (
+    EVENTS,
+    SESSIONS,
+    USER_CONSENTS,
+    USER_TRAITS,
+    VISITOR_DECISIONS,
+    VISITOR_USER,
+)
 from c360_pipeline.core.visitors import tables as rows_of
 from c360_pipeline.core.visitors.counting import BY_GAP
+from c360_pipeline.core.visitors.said import user_consents, user_traits
 from c360_pipeline.stages.visitors.around import Around, events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
@@ -21,7 +29,13 @@ from c360_pipeline.stores.delta.versions import BEFORE_ALL
 
 MADE_OF = (EVENTS, VISITOR_DECISIONS)
 Builder = Callable[[pl.DataFrame], pl.DataFrame]
-BUILDERS: dict[Table, Builder] = {VISITOR_USER: rows_of.visitor_users, SESSIONS: rows_of.sessions}
+BUILDERS: dict[Table, tuple[str, Builder]] = {
+    VISITOR_USER: ("visitor_id", rows_of.visitor_users),
+    SESSIONS: ("session_id", rows_of.sessions),
+    USER_TRAITS: ("customer_id", user_traits),
+    USER_CONSENTS: ("customer_id", user_consents),
+}
+"""Of each table the column of counted events that decides a row, and what makes its rows."""
 
 
 class VisitorTables:
@@ -70,7 +84,8 @@ class VisitorTables:
         lake, at = self._lake, _at(self._lake, now)
         since = lake.versions.still_there(EVENTS, done.get(EVENTS.name))
         if since is None:
-            whole = BUILDERS[table](at.counted(at.scan(PROJECTED)).collect(engine="streaming"))
+            _, build = BUILDERS[table]
+            whole = build(at.counted(at.scan(PROJECTED)).collect(engine="streaming"))
             return difference(lake.read(table), whole, table.key)
         changed, _ = lake.versions.changes(EVENTS, since, PROJECTED)
         decided, _ = lake.versions.changes(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
@@ -79,12 +94,12 @@ class VisitorTables:
 
     def _differing(self, table: Table, around: Around, at: EventsAt) -> Changes:
         """What differs in the rows that touched events lie in."""
-        name = "visitor_id" if table is VISITOR_USER else "session_id"
+        name, build = BUILDERS[table]
         scope = around.touched.select("tenant_id", name).drop_nulls().unique()
-        events = around.now if table is VISITOR_USER else _whole_sessions(around.now, scope, at)
-        made = BUILDERS[table](events.join(scope, on=["tenant_id", name], how="semi"))
+        events = _whole_sessions(around.now, scope, at) if table is SESSIONS else around.now
+        made = build(events.join(scope, on=["tenant_id", name], how="semi"))
         keys = scope.select("tenant_id", pl.col(name).alias(table.key[1])).lazy()
-        held = self._lake.scan(table).join(keys, on=list(table.key), how="semi").collect(engine="streaming")
+        held = self._lake.scan(table).join(keys, on=list(table.key[:2]), how="semi").collect(engine="streaming")
         return difference(held, made, table.key)
 
 

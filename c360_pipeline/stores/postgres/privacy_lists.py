@@ -10,6 +10,7 @@ import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import user_hash
 from c360_pipeline.core.contract.identifiers import normal_text
+from c360_pipeline.core.privacy.purposes import Purpose
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stores.postgres.sessions import Sessions, StandingSession
 
@@ -25,6 +26,7 @@ SUPPRESS_ROWS = """
     ON CONFLICT DO NOTHING
 """
 READ_RETENTION = "SELECT tenant_id, label, action, days FROM retention_rules ORDER BY tenant_id, label, action"
+READ_PURPOSES = "SELECT tenant_id, feature, purpose FROM feature_purposes ORDER BY tenant_id, feature, purpose"
 READ_ERASURE = "SELECT started_at, files FROM erasures_under_way"
 READ_ERASURE_AT_WORK = """
     SELECT e.started_at FROM erasures_under_way e WHERE EXISTS (
@@ -73,6 +75,11 @@ class PrivacyLists:
         with self._sessions.session() as connection:
             rows = [(r["tenant_id"], r["user_hash"]) for r in connection.execute(READ_SUPPRESSED)]
         return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_hash": pl.String}, orient="row")
+
+    def purposes(self) -> tuple[Purpose, ...]:
+        """What people must not have refused for features to use what they did."""
+        with self._sessions.session() as connection:
+            return tuple(Purpose(**row) for row in connection.execute(READ_PURPOSES))
 
     def suppress(self, tenant_id: str, user_id: str, reason: str) -> bool:
         """Put a user on the list, in every spelling of the id; False when they were on it."""

@@ -1,0 +1,100 @@
+"""What events say of a customer from then on: traits, and consents to purposes."""
+
+import json
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import USER_CONSENTS, USER_TRAITS
+
+GRANTED, DENIED = "granted", "denied"
+ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+PERSONAL = (
+    "email", "e-mail", "mail", "phone", "mobile", "name", "firstname", "lastname", "fullname", "displayname",
+    "username", "login", "address", "street", "city", "zip", "postalcode", "birthday", "birthdate", "dateofbirth",
+    "age", "gender", "avatar", "title", "ssn", "passport", "iban", "ip",
+)  # fmt: skip
+"""Last parts of the names of traits that describe a person, without what is neither letter nor digit."""
+
+
+def user_traits(events: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `USER_TRAITS`: each change of a trait of a customer.
+
+    Args:
+        events: all of each customer, as `counting.counted` gives them.
+    """
+    word = pl.col("name").str.split(".").list.last().str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}-]", "")
+    rows = _changes(events, "traits", pl.col("value"))
+    named = rows.with_columns(is_personal=word.is_in([*PERSONAL]))
+    return named.select(list(USER_TRAITS.columns))
+
+
+def user_consents(events: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `USER_CONSENTS`: each change of what a customer agreed to. What is not granted is denied."""
+    rows = _changes(events, "consent", _state(pl.col("value")))
+    return rows.rename({"name": "purpose", "value": "state"}).select(list(USER_CONSENTS.columns))
+
+
+def newest(events: pl.DataFrame, column: str) -> pl.DataFrame:
+    """tenant_id, customer_id, and the newest value of each name that a column of maps has for the customer.
+
+    Args:
+        events: all of each customer, as `counting.counted` gives them.
+        column: `traits`, or `consent`, whose values are states then.
+
+    Returns:
+        tenant_id, customer_id, said (map of texts); customers of whom nothing is said are left out.
+    """
+    value = _state(pl.col("value")) if column == "consent" else pl.col("value")
+    said = _said(events.lazy(), column, value).collect()
+    last = said.group_by("tenant_id", "customer_id", "name", maintain_order=True).agg(pl.col("value").last())
+    entry = pl.struct(pl.col("name").alias("key"), "value")
+    found = last.group_by("tenant_id", "customer_id", maintain_order=True).agg(said=entry)
+    return found.with_columns(pl.col("said").cast(pl.Map(pl.String, pl.String)))
+
+
+def refusing(events: pl.LazyFrame, purposes: pl.DataFrame) -> pl.LazyFrame:
+    """tenant_id, customer_id of customers whose newest word on a purpose is no.
+
+    Args:
+        events: all of each customer, as `counting.counted` gives them.
+        purposes: tenant_id, purpose; those that are asked for.
+    """
+    asked = purposes.lazy().rename({"purpose": "name"})
+    said = _said(events, "consent", _state(pl.col("value"))).join(asked, on=["tenant_id", "name"], how="semi")
+    last = said.group_by("tenant_id", "customer_id", "name").agg(
+        pl.col("value").sort_by("ts", "event_id").last()
+    )  # fmt: skip
+    return last.filter(pl.col("value") == DENIED).select("tenant_id", "customer_id").unique()
+
+
+def state_of(word: str) -> str:
+    """The state of one word."""
+    return GRANTED if word.lower() == GRANTED else DENIED
+
+
+def refusal(purpose: str) -> str:
+    """What the property `consents` of users who refused a purpose holds."""
+    return f'{json.dumps(purpose, ensure_ascii=False)}: "{DENIED}"'
+
+
+def _state(value: pl.Expr) -> pl.Expr:
+    return pl.when(value.str.to_lowercase() == GRANTED).then(pl.lit(GRANTED)).otherwise(pl.lit(DENIED))
+
+
+def _said(events: pl.LazyFrame, column: str, value: pl.Expr) -> pl.LazyFrame:
+    """tenant_id, customer_id, ts, event_id, name, value: one row per event and name, by time."""
+    entries = pl.col(column).cast(ENTRIES)
+    rows = events.filter(pl.col("customer_id").is_not_null() & (entries.list.len() > 0)).select(
+        "tenant_id", "customer_id", "ts", "event_id", entry=entries
+    )
+    each = rows.explode("entry").with_columns(
+        name=pl.col("entry").struct.field("key"), value=pl.col("entry").struct.field("value")
+    )
+    return each.drop("entry").with_columns(value.alias("value")).sort("ts", "event_id", "name")
+
+
+def _changes(events: pl.DataFrame, column: str, value: pl.Expr) -> pl.DataFrame:
+    of = ["tenant_id", "customer_id", "name"]
+    said = _said(events.lazy(), column, value).collect()
+    kept = said.filter(pl.col("value").ne_missing(pl.col("value").shift(1).over(of)))
+    return kept.with_columns(set_at="ts", until=pl.col("ts").shift(-1).over(of)).rename({"customer_id": "user_id"})
