@@ -47,6 +47,7 @@ class VisitorTables:
 
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
+        self._around: tuple[object, Around] | None = None
 
     def publish_all(self) -> dict[str, int]:
         """Bring the tables up to the archive as it is now; returns how many rows changed, by table.
@@ -87,10 +88,12 @@ class VisitorTables:
             _, build = BUILDERS[table]
             whole = build(at.counted(at.scan(PROJECTED)).collect(engine="streaming"))
             return difference(lake.read(table), whole, table.key)
-        changed, _ = lake.versions.changes(EVENTS, since, PROJECTED)
-        decided, _ = lake.versions.changes(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
-        around = events_around(changed, decided, _at(lake, done), at)
-        return self._differing(table, around, at)
+        # Tables are as far as each other most of the time: what is around the change is read once for all.
+        if self._around is None or self._around[0] != (done, now):
+            changed, _ = lake.versions.changes(EVENTS, since, PROJECTED)
+            decided, _ = lake.versions.changes(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
+            self._around = (done, now), events_around(changed, decided, _at(lake, done), at)
+        return self._differing(table, self._around[1], at)
 
     def _differing(self, table: Table, around: Around, at: EventsAt) -> Changes:
         """What differs in the rows that touched events lie in."""
