@@ -190,7 +190,14 @@ def _chain_tree(chain: list[dict[str, Any]]) -> Tree:
 def _link(node: dict[str, Any]) -> Text:
     if "key" in node:
         return Text(f"shares the {node['key_type']} {node['key']}", style="dim")
-    return Text(f"{node['event_id']}  {_at(node['ts'])}  {node['action']} by {node['user_id']}")
+    return Text(f"{node['event_id']}  {_at(node['ts'])}  {node['action']} {_who(node)}")
+
+
+def _who(node: dict[str, Any]) -> str:
+    """Who acted, or whom it counts for and why."""
+    if node["customer_id"] == node["user_id"]:
+        return f"by {node['user_id']}" if node["user_id"] else "by a visitor who did not log in"
+    return f"before a login of {node['customer_id']}"
 
 
 def _at(ts: Any) -> str:

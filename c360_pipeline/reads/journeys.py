@@ -49,7 +49,8 @@ READ_EXPLANATION = Statement("""
         WITH a, b WHERE a <> b MATCH path = shortestPath((a)-[:HAS_KEY*]-(b)) RETURN nodes(path) AS chain
         UNION WITH a, b WHERE a = b RETURN [a] AS chain
     }
-    RETURN [n IN chain | CASE WHEN n:Event THEN {event_id: n.id, ts: n.ts, action: n.type, user_id: n.user_id}
+    RETURN [n IN chain | CASE WHEN n:Event THEN {event_id: n.id, ts: n.ts, action: n.type, user_id: n.user_id,
+        customer_id: coalesce(n.customer_id, n.user_id)}
         ELSE {key: n.id, key_type: n.key_type} END] AS chain
 """)
 READ_FIRST_EVENT = Statement("""

@@ -91,7 +91,7 @@ def plainly(events: list[dict[str, Any]], splits: set[str], gap: int | None) -> 
             later = [o for o in logins if (o["minute"], o["event_id"]) > (e["minute"], name)
                      and session[o["event_id"]] == session[name]]  # fmt: skip
             if len(people) == 1:
-                customer = logins[0]["user_id"]
+                customer = min(logins, key=lambda o: (o["minute"], o["user_id"]))["user_id"]
             elif len(people) > 1 and later:
                 customer = later[0]["user_id"]
         found[name] = (customer, session[name])

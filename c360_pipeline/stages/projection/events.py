@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 
@@ -75,20 +77,25 @@ class EventGraph:
         return not found.collect().is_empty()
 
     def _project_all(self, at: EventsAt) -> dict[str, int]:
-        """Write every row of every kind, a slice of the archive at a time."""
+        """Write every row of every kind, a slice of the archive at a time; what is counted is on disk meanwhile."""
         lake, graph = self._lake, self._graph
-        events, assigned = at.counted(at.scan(PROJECTED)), lake.scan(EVENT_JOURNEY)
         slices = -(-lake.count(EVENTS) // SLICE_ROWS)
         changed_rows: dict[str, int] = {}
-        for projection in model.EVENT_PROJECTIONS:
-            kind = projection.kind
+        lake.cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="counted-", dir=lake.cache) as folder:
+            file = Path(folder) / "events.parquet"
+            at.counted(at.scan(PROJECTED)).sink_parquet(file, compression="lz4")
+            events = pl.scan_parquet(file)
+            for projection in model.EVENT_PROJECTIONS:
+                kind = projection.kind
+                for part in range(slices):
+                    rows = projection.build(_slice(events, projection.scope, slices, part).collect(engine="streaming"))
+                    graph.writer.apply(kind, Changes.of(rows, rows.clear().select(kind.key_columns)))
+                    changed_rows[kind.name] = changed_rows.get(kind.name, 0) + rows.height
+            assigned, key = lake.scan(EVENT_JOURNEY), EVENTS.key
             for part in range(slices):
-                rows = projection.build(_slice(events, projection.scope, slices, part).collect(engine="streaming"))
-                graph.writer.apply(kind, Changes.of(rows, rows.clear().select(kind.key_columns)))
-                changed_rows[kind.name] = changed_rows.get(kind.name, 0) + rows.height
-        for part in range(slices):
-            mine, theirs = (_slice(frame.select(EVENTS.key), EVENTS.key, slices, part) for frame in (events, assigned))
-            graph.writer.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
+                mine, theirs = (_slice(frame.select(key), key, slices, part) for frame in (events, assigned))
+                graph.writer.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
         self._write_communities(at.scan(PROJECTED))
         return changed_rows
 
