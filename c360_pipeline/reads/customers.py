@@ -53,7 +53,11 @@ READ_USERS_OF_JOURNEYS = Statement("""
     UNWIND $journey_ids AS journey_id
     MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})
         <-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id, key_type: 'user'})
-    CALL (c) { MATCH (c)<-[:HAS_KEY]-(e:Event {tenant_id: $tenant_id}) RETURN e.user_id AS user_id LIMIT 1 }
+    CALL (c) {
+        MATCH (c)<-[:HAS_KEY]-(e:Event {tenant_id: $tenant_id})
+        WITH e LIMIT 20
+        RETURN DISTINCT coalesce(e.customer_id, e.user_id) AS user_id
+    }
     WITH user_id WHERE user_id IS NOT NULL
     RETURN DISTINCT user_id
 """)

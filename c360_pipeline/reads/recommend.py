@@ -157,13 +157,19 @@ class Recommender:
     def _refusals(self) -> list[str]:
         return [refusal(purpose) for purpose in self._purposes()]
 
+    @property
+    def needs_consent(self) -> bool:
+        """Whether there is a purpose that people may refuse."""
+        return bool(self._refusals)
+
     def recommend(self, wanted: RecommendationRequest) -> list[Recommendation]:
         """The best products for a user; further sources are asked only where similar users are too few."""
-        return rank(self._graph.read_together(lambda read: self._found(read, wanted)), wanted.top_k)
+        refusals = self._refusals  # asked for before a transaction of the graph is begun
+        return rank(self._graph.read_together(lambda read: self._found(read, wanted, refusals)), wanted.top_k)
 
-    def _found(self, read: Read, wanted: RecommendationRequest) -> list[Candidate]:
+    def _found(self, read: Read, wanted: RecommendationRequest, refusals: list[str]) -> list[Candidate]:
         who = {"tenant_id": self._tenant_id, "user_id": wanted.user_id}
-        if self._refusals and read(READ_REFUSED, **who, refusals=self._refusals):
+        if refusals and read(READ_REFUSED, **who, refusals=refusals):
             return self._popular(read, wanted)
         found = self._candidates(read, READ_SIMILAR_USERS, Source.SIMILAR_USERS, wanted)
         for source in (Source.VIEWED_TOGETHER, Source.COMMUNITY, Source.TRENDING):

@@ -111,9 +111,12 @@ class Api:
         self.metrics.cached.labels("cache" if known else "graph").inc()
         if known is not None:
             return known
-        found = await self.ask(self.backend.recommender(tenant_id).recommend, wanted)
+        recommender = self.backend.recommender(tenant_id)
+        found = await self.ask(recommender.recommend, wanted)
         made = models.Recommendations(recommendations=found).model_dump_json().encode()
-        self.cache.put(tenant_id, wanted, made, generation)
+        # Where consent is needed, a refusal of anybody may change what is right for everybody.
+        if not recommender.needs_consent:
+            self.cache.put(tenant_id, wanted, made, generation)
         return made
 
     async def track(self, tenant_id: str, interactions: list[models.Interaction]) -> models.Tracked:

@@ -104,10 +104,10 @@ class Backend:
             if time.monotonic() - self._purposes_at > PURPOSES_SECONDS:
                 try:
                     self._purposes_kept = self.control.privacy.purposes()
-                    self._purposes_at = time.monotonic()
                 except (UnavailableError, psycopg.Error) as error:
                     if self._purposes_kept is None:
                         raise UnavailableError(f"Nobody can tell what people must agree to: {error}") from error
+                self._purposes_at = time.monotonic()
             return purposes_of(self._purposes_kept or (), RECOMMENDATIONS, [tenant_id])["purpose"]
 
     def customers(self, tenant_id: str) -> Customers:

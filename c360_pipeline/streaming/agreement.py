@@ -25,6 +25,7 @@ from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashes, sum_of_digests
 from c360_pipeline.core.sources.source import NO_SOURCES, Sources
+from c360_pipeline.core.visitors.counting import BY_GAP
 from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stores.cassandra.user_events import RENAMED, UserEvent, UserEvents, user_event
 from c360_pipeline.stores.delta.lake import Lake
@@ -43,8 +44,9 @@ CONFLICT = "duplicate_id_conflict"
 COUNTED = ("messages", "dead_letters", "late", "duplicates", "events", "suppressed", "conflicts")
 DIFFERING = {"tenant_id": pl.String, "event_id": pl.String, "is_late": pl.Boolean}
 _IN_THE_GRAPH = {
-    "tenant_id": "e.tenant_id", "event_id": "e.id", "session_id": "s.id", "item_id": "p.id",
+    "tenant_id": "e.tenant_id", "event_id": "e.id", "item_id": "p.id",
     "micros": "e.ts.epochMillis * 1000 + e.ts.microsecond % 1000",
+    "session_id": f"CASE WHEN NOT s.id STARTS WITH '{BY_GAP}' THEN s.id END",
 }  # fmt: skip
 """Where the graph has what is no property of an event's own node, or has it in another form."""
 _RETURNED = ", ".join(

@@ -25,7 +25,7 @@ WAIT_SECONDS = 0.5
 READER = "c360-verify"
 SENT: Types = {
     **CONTENT,
-    **{name: EVENT_SCHEMA[name] for name in ("anonymous_id", "items")},
+    **{name: EVENT_SCHEMA[name] for name in ("anonymous_id", "items", "traits", "consent")},
     "is_late": pl.Boolean,
     "topic": pl.String,
     "partition": pl.Int64,
@@ -155,6 +155,7 @@ def _sent(found: pl.DataFrame, place: Place, messages: list[Delivered]) -> pl.Da
     return found.select(
         *TEXT_COLUMNS, "anonymous_id", "items", "is_late",
         attributes_text(found["attrs"]).alias("attrs"),
+        *(pl.col(name).cast(EVENT_SCHEMA[name]) for name in ("traits", "consent")),
         pl.Series("offset", [one.offset() for one in messages], dtype=pl.Int64)[found["number"]],
         micros=pl.col("ts").dt.epoch("us"), topic=pl.lit(place[0]), partition=pl.lit(place[1], pl.Int64),
         sent_at=millis.cast(pl.Datetime("ms", "UTC")).cast(pl.Datetime("us", "UTC")),

@@ -278,3 +278,43 @@ def test_who_refuses_a_purpose_is_left_out_at_once(shop: Shop, graph: Graph) -> 
     assert used.of_tenants(["acme"], ["user_id"], purposes).collect().height == 6
     later = EventsAt.now(shop.lake).of_tenants(["acme"], ["user_id"], purposes).collect()
     assert set(later["user_id"]) == {"ana", "bo"}
+
+
+@pytest.mark.parametrize(
+    ("landed", "written", "with_them"),
+    [
+        # A view without a session counted for Ana until Bo logged in on the same phone.
+        ([event(0, "ana", "phone", None)], [event(5, None, "phone", None, item_id="vase"),
+                                            event(6, "bo", "phone", None)], []),
+        # A file lands with them that says that the phone is shared.
+        ([event(0, "ana", "phone", "s")], [event(5, None, "phone", "t", item_id="vase")], [event(1, "bo", "phone", "u")]),
+        ([], [event(5, None, "phone", "t", item_id="vase"), event(6, "ana", "phone", "u")],
+         [event(1, "bo", "phone", "v")]),
+        # What a word that names nobody did.
+        ([event(0, "guest", None, None)], [event(5, "guest", "phone", None), event(6, "ana", "phone", None)], []),
+        # A consent of somebody who then is nobody known.
+        ([event(0, "ana", "phone", "s", consent={"ads": "denied"})],
+         [event(5, None, "phone", "t", consent={"ads": "granted"}), event(6, "bo", "phone", "u")], []),
+    ],
+)  # fmt: skip
+def test_what_a_login_moved_before_it_landed_leaves_nothing_that_the_archive_does_not_say(
+    shop: Shop, graph: Graph, landed: list[Event], written: list[Event], with_them: list[Event]
+) -> None:
+    archived(shop.lake, landed)
+    shop.project()
+    for one in written:
+        write_unlanded(graph, event_frame([one]))
+    assert shop.findings() == set()
+    archived(shop.lake, [*written, *with_them])
+    shop.project()
+    assert shop.findings() == set()
+
+
+def test_a_refusal_that_has_not_landed_outlives_a_run(shop: Shop, graph: Graph) -> None:
+    archived(shop.lake, [event(0, "ana", None, "s")])
+    shop.project()
+    write_unlanded(graph, event_frame([event(5, "ana", None, "s", consent={"ads": "denied"})]))
+    archived(shop.lake, [event(1, "ana", None, "s")])
+    shop.project()
+    assert graph.query(SAID) == [{"traits": None, "consents": '{"ads": "denied"}'}]
+    assert shop.findings() == set()

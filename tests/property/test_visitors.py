@@ -84,7 +84,7 @@ def plainly(events: list[dict[str, Any]], splits: set[str], gap: int | None) -> 
     found = {}
     for e in ordered:
         name, visitor = e["event_id"], visitor_of[e["event_id"]]
-        customer = e["user_id"]
+        customer = e["user_id"] if user_of[name] or not visitor else None
         if visitor and user_of[name] is None and visitor not in splits:
             logins = [o for o in ordered if visitor_of[o["event_id"]] == visitor and user_of[o["event_id"]]]
             people = {ANA.get(o["user_id"], o["user_id"]) for o in logins}

@@ -119,7 +119,8 @@ _PROPERTY_TYPES: Mapping[FieldType, pl.DataType] = {
 }  # fmt: skip
 UNLANDED = "Unlanded"
 """Label of events that are in the graph before they are in the archive, written at `WRITTEN_AT` (docs/adr/0035)."""
-WRITTEN_AT = "written_at"
+WRITTEN_AT, SAID_BY = "written_at", "said"
+"""Of an event that has not landed: when it was written, and its traits and consents as JSON text."""
 ACTION = NodeKind(
     "Action",
     ("id",),
@@ -128,7 +129,7 @@ ACTION = NodeKind(
     | {CUSTOMER_ID: TEXT},
     ("Event",),
     "ts",
-    (f":{UNLANDED}", f".{WRITTEN_AT}"),
+    (f":{UNLANDED}", f".{WRITTEN_AT}", f".{SAID_BY}"),
     (*(name for column, name in GRAPH_PROPERTIES.items() if field_of(column).since > 1), CUSTOMER_ID),
 )
 PRODUCT = NodeKind("Product", ("id",), {"id": TEXT, "name": TEXT, "category": TEXT, "price": REAL})

@@ -61,8 +61,8 @@ def counted(events: pl.LazyFrame, decisions: pl.LazyFrame) -> pl.LazyFrame:
     placed = placed.join(_sessions_by_gap(placed, decisions), on=EVENT, how="left").with_columns(
         session_id=pl.coalesce("session_id", "session_by_gap")
     )
-    placed = placed.join(_next_logins(placed), on=EVENT, how="left")
-    customer = pl.coalesce(pl.when("is_known").then("user_id"), "visitor_user", "next_user", "user_id")
+    placed = placed.join(next_logins(placed), on=EVENT, how="left")
+    customer = pl.coalesce(pl.when("is_known").then("user_id"), "visitor_user", "next_user")
     return placed.with_columns(
         customer_id=pl.when(pl.col("visitor_id").is_null()).then("user_id").otherwise(customer)
     ).drop("is_known", "is_shared", "session_by_gap", "next_user")
@@ -152,8 +152,13 @@ def _sessions_by_gap(placed: pl.LazyFrame, decisions: pl.LazyFrame) -> pl.LazyFr
     )
 
 
-def _next_logins(placed: pl.LazyFrame) -> pl.LazyFrame:
-    """tenant_id, event_id, next_user of events of shared visitors: who logged in next in the same session."""
+def next_logins(placed: pl.LazyFrame) -> pl.LazyFrame:
+    """tenant_id, event_id, next_user of events of shared visitors: who logged in next in the same session.
+
+    Args:
+        placed: events with `NEEDED`, is_shared (whether several users are known of the visitor) and is_known (whether
+            the event's user is somebody); all of each session.
+    """
     session = [*VISITOR, "session_id"]
     ordered = placed.filter("is_shared").drop_nulls("session_id").sort(*session, "ts", "event_id")
     login = pl.when("is_known").then("user_id")

@@ -31,7 +31,6 @@ from c360_pipeline.serving.security import (
     session_of,
 )
 from c360_pipeline.stages.projection.corrections import block_key
-from c360_pipeline.stages.projection.everything import bring_up_visitors
 from c360_pipeline.stages.visitors.decisions import Decisions
 from c360_pipeline.stores.neo4j.driver_values import instant
 from c360_pipeline.stores.postgres.api_keys import ApiKey
@@ -293,7 +292,7 @@ class Pages:
         return Response(headers={"HX-Redirect": f"/app/customers/{_as_part(customer_id)}"})
 
     async def split(self, request: Request, key: Admin) -> Response:
-        """Let what a visitor did before logins count for nobody; `c360 visitor split … --undo` brings it back."""
+        """Let what a visitor did before logins count for nobody, from the next run on."""
         refuse_other_sites(request)
         sent = parse_qs((await request.body()).decode("utf-8", "replace"))
         visitor, customer_id = sent.get("visitor", [""])[0], sent.get("customer", [""])[0]
@@ -301,11 +300,11 @@ class Pages:
         return Response(headers={"HX-Redirect": f"/app/customers/{_as_part(customer_id)}"})
 
     def _split(self, tenant_id: str, anonymous_id: str) -> None:
+        """Note the decision; the next run brings graph and journeys up, for a page must not write beside a run."""
         backend = self._api.backend
         with backend.control.locks.command_run():
             decisions = Decisions(backend.lake)
             decisions.split(decisions.visitor(anonymous_id, tenant_id), "split on the page", undo=False)
-            bring_up_visitors(backend.lake, backend.graph, backend.control.key_rules.policy())
 
     def _unmerge(self, tenant_id: str, asked: str) -> None:
         backend = self._api.backend

@@ -15,6 +15,8 @@ from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.stages.projection.refused import RefusedRows
+from c360_pipeline.stages.realtime.said import tell_again
+from c360_pipeline.stages.realtime.unlanded_events import customers_of_visitors, events_of_visitors, unlanded_events
 from c360_pipeline.stages.visitors.around import Around, events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
@@ -28,6 +30,16 @@ SLICE_ROWS = 250_000
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
 COUNTING, COUNTED_BY = "counting", Version("counting", 1)
 """Checkpoint of the rules by which events were counted for customers; a graph of an earlier release has none."""
+MENDED = {
+    projection: column
+    for projection in model.EVENT_PROJECTIONS
+    for kinds, column in (
+        ((model.USER, model.HAS_SESSION, model.VIEWED, model.PURCHASED), model.CUSTOMER_ID),
+        ((model.VISITOR, model.VISITOR_SESSION, model.IS_USER, model.ACTION), "visitor_id"),
+    )
+    if projection.kind in kinds
+}
+"""What a login before its landing may have written, and by which column of events it is found."""
 SIMILARITIES = ((model.SIMILAR_TO, SAME_CUSTOMERS), (model.ALSO_VIEWED, VIEWED_TOGETHER))
 """Kinds of relationships between products, with their name in the lake."""
 
@@ -64,6 +76,7 @@ class EventGraph:
         late, late_version = lake.versions.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
         graph.writer.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
         graph.writer.update(model.USER_COMMUNITY, model.users_without_community(late.deleted))
+        tell_again(graph)
         refused.publish()
         graph.checkpoints.save(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
         note_counting(graph, decisions)
@@ -107,15 +120,47 @@ class EventGraph:
         changed_rows = {}
         if changed.count or decided.count:
             now = EventsAt(lake, number_of(version), number_of(decisions))
-            around = events_around(changed, decided, before, now)
+            around = events_around(changed, decided, before, now, lambda of: customers_of_visitors(graph, of))
             for projection in model.EVENT_PROJECTIONS:
                 changes = project_touched(projection, around)
                 graph.writer.apply(projection.kind, changes)
                 changed_rows[projection.kind.name] = changes.count
+            self._mend(around)
             self._write_communities(around.touched.lazy())
         if changed.upserted.height:
             graph.writer.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
         return changed_rows, version
+
+    def _mend(self, around: Around) -> None:
+        """Let the graph hold of visitors that changed, and of their customers, what the archive says.
+
+        Before events landed, a login may have moved to somebody what the archive gives to another: neither is a
+        difference between what the archive said and says.
+        """
+        graph = self._graph
+        if around.visitors.is_empty():
+            return
+        read: list[tuple[model.Projection, pl.DataFrame, pl.DataFrame]] = []
+        for projection, column in MENDED.items():
+            names = around.users if column == model.CUSTOMER_ID else around.visitors
+            names = names.rename({names.columns[1]: column})
+            events = around.now.join(names, on=["tenant_id", column], how="semi")
+            wanted = projection.build(events)
+            if projection.kind is model.ACTION:
+                names = events.select("tenant_id", "event_id")
+            parts = [
+                graph.audit.named_rows(projection.kind, str(tenant), ids[ids.columns[1]].to_list())
+                for (tenant,), ids in names.partition_by("tenant_id", as_dict=True).items()
+            ]
+            read.append((projection, pl.concat([wanted.select(list(projection.kind.schema)).clear(), *parts]), wanted))
+        # Asked for when all was read: what came meanwhile is not among it.
+        unlanded = unlanded_events(graph)
+        ahead = model.unlanded_keys(unlanded, events_of_visitors(graph, unlanded))
+        for projection, found, wanted in read:
+            held, asked = found, wanted.select(found.columns)
+            for keys in ahead.get(projection.kind, ()):
+                held, asked = (rows.join(keys, on=keys.columns, how="anti") for rows in (held, asked))
+            graph.writer.apply(projection.kind, difference(held, asked, tuple(projection.kind.key_columns)))
 
     def _write_communities(self, events: pl.LazyFrame) -> None:
         """The property that a later stage owns, for users that were rebuilt."""

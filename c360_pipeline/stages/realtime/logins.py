@@ -13,7 +13,7 @@ import polars as pl
 from c360_pipeline.core.catalog.tables import VISITOR_DECISIONS
 from c360_pipeline.core.contract.identifiers import names_nobody, normal_form
 from c360_pipeline.core.projection.statement import Statement
-from c360_pipeline.core.visitors.counting import BY_GAP, NEEDED, VISITOR, counted
+from c360_pipeline.core.visitors.counting import BY_GAP, NEEDED, VISITOR, counted, next_logins
 from c360_pipeline.stores.neo4j.driver_values import Read
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -54,6 +54,14 @@ READ_VISITORS = Statement(f"""
     UNWIND $visitors AS visitor_id
     CALL (visitor_id) {{
         MATCH (a:Action {{tenant_id: $tenant_id, anonymous_id: visitor_id}}) RETURN a LIMIT $most
+    }} {_READ}
+""")
+READ_SESSIONS = Statement(f"""
+    UNWIND $rows AS row
+    CALL (row) {{
+        MATCH (:Session {{tenant_id: $tenant_id, id: row.session_id}})
+            -[:HAS_ACTION]->(a:Action {{tenant_id: $tenant_id, anonymous_id: row.anonymous_id}})
+        RETURN a LIMIT $most
     }} {_READ}
 """)
 SET_CUSTOMERS = Statement("""
@@ -142,38 +150,51 @@ def visitor_ids(events: pl.DataFrame) -> pl.Series:
     return events.select(pl.when(named).then("anonymous_id")).to_series()
 
 
-def settle(graph: Graph, tenant_id: str, events: pl.DataFrame) -> None:
+def are_of_nobody(events: pl.DataFrame) -> pl.Series:
+    """Whether the user of each event is none, or a word that names nobody."""
+    return events.select(pl.col("user_id").is_null() | names_nobody(normal_form(pl.col("user_id")))).to_series()
+
+
+def settle(graph: Graph, tenant_id: str, events: pl.DataFrame) -> list[str]:
     """Make the events of visitors count for whom they should, after some of theirs were written.
 
     Args:
         graph: holds them.
         tenant_id: whose.
-        events: that were written: event_id, user_id, anonymous_id, visitor_id, ts.
+        events: that were written: event_id, user_id, visitor_id, session_id.
+
+    Returns:
+        Ids of events that count for somebody else than before.
     """
     written = events.drop_nulls("visitor_id")
-    if written.height:
-        graph.write_together(lambda run: _settle(run, tenant_id, written))
+    return graph.write_together(lambda run: _settle(run, tenant_id, written)) if written.height else []
 
 
-def _settle(run: Read, tenant_id: str, written: pl.DataFrame) -> None:
+def _settle(run: Read, tenant_id: str, written: pl.DataFrame) -> list[str]:
     ids = sorted(written["visitor_id"].unique())
     held = pl.DataFrame(run(HOLD, tenant_id=tenant_id, visitors=ids), schema=_HELD)
-    held = held.filter(~pl.col("is_split").fill_null(value=False)).join(
+    whole = held.filter(~pl.col("is_split").fill_null(value=False)).join(
         _named(written), on="anonymous_id", how="left"
     )  # fmt: skip
-    others = pl.col("named").list.set_difference(pl.concat_list("visitor_user")).list.len().fill_null(0) > 0
-    is_open = others | ((pl.col("users").fill_null(0) > 0) & pl.col("visitor_user").is_null())
-    whole = held.filter(is_open)["anonymous_id"].to_list()
-    known = held.filter(~is_open).drop_nulls("visitor_user").select("anonymous_id", "visitor_user")
-    _move(run, tenant_id, _of_known(run, tenant_id, written, known))
-    _move(run, tenant_id, _of_open(run, tenant_id, whole))
+    form = whole["visitor_user"].to_frame().select(normal_form(pl.col("visitor_user"))).to_series()
+    others = pl.col("named").list.set_difference(pl.concat_list(form)).list.len().fill_null(0) > 0
+    is_shared = pl.col("visitor_user").is_null() & (pl.col("users").fill_null(0) > 1)
+    is_open = ~is_shared & (others | (pl.col("visitor_user").is_null() & (pl.col("users").fill_null(0) > 0)))
+    known = whole.filter(~is_open & ~is_shared).drop_nulls("visitor_user").select("anonymous_id", "visitor_user")
+    parts = (
+        _of_known(run, tenant_id, written, known),
+        _of_shared(run, tenant_id, written, whole.filter(is_shared)["anonymous_id"].to_list()),
+        _of_open(run, tenant_id, whole.filter(is_open)["anonymous_id"].to_list()),
+    )
+    return [event_id for part in parts for event_id in _move(run, tenant_id, part)]
 
 
 def _named(written: pl.DataFrame) -> pl.DataFrame:
-    """anonymous_id and the users that it was named with just now."""
-    form = normal_form(pl.col("user_id"))
-    users = written.drop_nulls("user_id").filter(~names_nobody(form))
-    return users.group_by(anonymous_id="visitor_id").agg(named=pl.col("user_id").unique())
+    """anonymous_id and the normal forms of users that it was named with just now."""
+    users = written.filter(~are_of_nobody(written)).select(
+        anonymous_id="visitor_id", form=normal_form(pl.col("user_id"))
+    )  # fmt: skip
+    return users.group_by("anonymous_id").agg(named=pl.col("form").unique())
 
 
 def _of_known(run: Read, tenant_id: str, written: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
@@ -182,9 +203,21 @@ def _of_known(run: Read, tenant_id: str, written: pl.DataFrame, known: pl.DataFr
     if not new:
         return pl.DataFrame(schema={**_EVENT, "becomes": pl.String})
     rows = pl.DataFrame(run(READ_EVENTS, tenant_id=tenant_id, ids=new), schema=_EVENT)
-    is_nobody = pl.col("user_id").is_null() | names_nobody(normal_form(pl.col("user_id")))
-    theirs = rows.filter(is_nobody).join(known, on="anonymous_id")
+    theirs = rows.filter(are_of_nobody(rows)).join(known, on="anonymous_id")
     return theirs.rename({"visitor_user": "becomes"}).select(*_EVENT, "becomes")
+
+
+def _of_shared(run: Read, tenant_id: str, written: pl.DataFrame, visitors: list[str]) -> pl.DataFrame:
+    """Moves in the sessions of the events that came, of visitors whom several users are known to share."""
+    new = written.filter(pl.col("visitor_id").is_in(visitors)).drop_nulls("session_id")
+    nothing = pl.DataFrame(schema={**_EVENT, "becomes": pl.String})
+    if new.is_empty():
+        return nothing
+    asked = new.select("session_id", anonymous_id="visitor_id").unique().sort(pl.all()).to_dicts()
+    rows = pl.DataFrame(run(READ_SESSIONS, tenant_id=tenant_id, rows=asked, most=MOST_EVENTS), schema=_EVENT)
+    placed = _as_events(rows, tenant_id).with_columns(is_shared=pl.lit(value=True), is_known=~are_of_nobody(rows))
+    found = next_logins(placed.lazy()).collect().rename({"next_user": "becomes"})
+    return rows.join(found.select("event_id", "becomes"), on="event_id").select(*_EVENT, "becomes")
 
 
 def _of_open(run: Read, tenant_id: str, visitors: Iterable[str]) -> pl.DataFrame:
@@ -198,11 +231,7 @@ def _of_open(run: Read, tenant_id: str, visitors: Iterable[str]) -> pl.DataFrame
     rows = rows.filter(pl.len().over("anonymous_id") <= MOST_EVENTS)
     if rows.is_empty():
         return nothing
-    by_gap = pl.col("session_id").str.starts_with(BY_GAP)
-    events = rows.with_columns(
-        tenant_id=pl.lit(tenant_id), ts=pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"),
-        session_id=pl.when(~by_gap).then("session_id"),
-    )  # fmt: skip
+    events = _as_events(rows, tenant_id)
     now = counted(events.select(NEEDED).lazy(), VISITOR_DECISIONS.empty().lazy()).collect()
     state = now.unique(VISITOR).select("anonymous_id", "visitor_user", users="visitor_users")
     run(SET_VISITORS, tenant_id=tenant_id, rows=state.to_dicts())
@@ -212,14 +241,24 @@ def _of_open(run: Read, tenant_id: str, visitors: Iterable[str]) -> pl.DataFrame
     return rows.join(said, on="event_id").select(*_EVENT, "becomes")
 
 
-def _move(run: Read, tenant_id: str, events: pl.DataFrame) -> None:
+def _as_events(rows: pl.DataFrame, tenant_id: str) -> pl.DataFrame:
+    """Rows as the archive has them; sessions by gaps are none that a producer named."""
+    by_gap = pl.col("session_id").str.starts_with(BY_GAP)
+    return rows.with_columns(
+        tenant_id=pl.lit(tenant_id), ts=pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"),
+        session_id=pl.when(~by_gap).then("session_id"),
+    )  # fmt: skip
+
+
+def _move(run: Read, tenant_id: str, events: pl.DataFrame) -> list[str]:
     """Let events count for others than before; those that count for the same already are left alone."""
-    counts_for = pl.coalesce("was", "user_id")
+    known = events.select(pl.when(~are_of_nobody(events)).then("user_id").alias("known")).to_series()
+    counts_for = pl.coalesce("was", known)
     moved = events.with_columns(counted_for=counts_for).filter(
         pl.col("counted_for").ne_missing(pl.col("becomes"))
     )  # fmt: skip
     if moved.is_empty():
-        return
+        return []
     rows = moved.with_columns(
         customer_id=pl.when(pl.col("becomes").ne_missing(pl.col("user_id"))).then("becomes"),
         seconds=pl.col("ts").floordiv(1_000_000), nanoseconds=pl.col("ts") % 1_000_000 * 1_000,
@@ -235,6 +274,7 @@ def _move(run: Read, tenant_id: str, events: pl.DataFrame) -> None:
         run(RECOUNT, tenant_id=tenant_id, rows=_dicts(pairs.rename({"products": "product_id"})))
         run(SEE_AGAIN, tenant_id=tenant_id, user_ids=sorted(lost["left"].unique()))
         run(LOSE_SESSIONS, tenant_id=tenant_id, rows=_dicts(sessions))
+    return rows["event_id"].to_list()
 
 
 def _dicts(rows: pl.DataFrame) -> list[dict[str, Any]]:

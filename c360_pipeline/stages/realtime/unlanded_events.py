@@ -12,8 +12,8 @@ from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES
 from c360_pipeline.core.projection.graph import PIECES, UNLANDED_COLUMNS, attributes_text
 from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.core.projection.statement import Statement
-from c360_pipeline.stages.realtime.logins import COUNTED_ACTIONS, count_statement, settle, visitor_ids
-from c360_pipeline.stages.realtime.said import tell
+from c360_pipeline.stages.realtime.logins import COUNTED_ACTIONS, are_of_nobody, count_statement, settle, visitor_ids
+from c360_pipeline.stages.realtime.said import tell, words_of
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.neo4j.writer import batches, to_rows
 
@@ -35,13 +35,14 @@ WRITE = Statement(
     UNWIND $rows AS sent
     WITH sent {{.*, ts: datetime({{epochSeconds: sent.seconds, nanosecond: sent.nanoseconds}})}} AS row
     MERGE (a:Action {{tenant_id: $tenant_id, id: row.event_id}})
-        ON CREATE SET a:Event:Unlanded, {_PROPERTIES}, a.status = 'NEW', a.written_at = datetime(), a.is_new = true
+        ON CREATE SET a:Event:Unlanded, {_PROPERTIES}, a.status = 'NEW', a.written_at = datetime(), a.said = row.said,
+            a.is_new = true
     WITH a, row WHERE a.is_new
     REMOVE a.is_new
     WITH a, row
     CALL (row) {{
-        WITH row WHERE row.user_id IS NOT NULL
-        MERGE (u:User {{tenant_id: $tenant_id, id: row.user_id}})
+        WITH row WHERE row.acting_id IS NOT NULL
+        MERGE (u:User {{tenant_id: $tenant_id, id: row.acting_id}})
             ON CREATE SET u.first_seen = row.ts, u.last_seen = row.ts
             ON MATCH SET u.first_seen = CASE WHEN row.ts < u.first_seen THEN row.ts ELSE u.first_seen END,
                          u.last_seen = CASE WHEN row.ts > u.last_seen THEN row.ts ELSE u.last_seen END
@@ -88,6 +89,17 @@ READ_OF_VISITORS = Statement("""
     UNWIND [a.user_id, a.customer_id] AS user_id
     RETURN DISTINCT a.id AS event_id, user_id
 """)
+READ_CUSTOMERS = Statement("""
+    UNWIND $visitors AS visitor_id
+    CALL (visitor_id) {
+        MATCH (a:Action {tenant_id: $tenant_id, anonymous_id: visitor_id})
+        UNWIND [a.user_id, a.customer_id] AS user_id RETURN user_id
+        UNION
+        MATCH (:Visitor {tenant_id: $tenant_id, id: visitor_id})-[:IS_USER]->(u:User {tenant_id: $tenant_id})
+        RETURN u.id AS user_id
+    }
+    RETURN DISTINCT user_id
+""")
 READ_OVERDUE = Statement("""
     MATCH (a:Unlanded) WHERE a.written_at < datetime() - duration({seconds: $longest})
     RETURN a.tenant_id AS tenant_id, count(a) AS events, toString(min(a.written_at)) AS since
@@ -112,13 +124,17 @@ def write_unlanded(graph: Graph, events: pl.DataFrame) -> None:
     rows = rows.join(_about(first), on=["tenant_id", "event_id"], how="left").with_columns(
         pl.col("about").fill_null([])
     )
-    rows = rows.with_columns(visitor_ids(rows).alias("visitor_id")).sort("tenant_id", "event_id")
-    said = first.select("tenant_id", "event_id", "traits", "consent")
+    # A word that names nobody is no user where there is a visitor: whom the event counts for is settled then.
+    is_of_visitor = pl.col("visitor_id").is_not_null() & pl.col("is_nobody")
+    rows = rows.with_columns(
+        visitor_ids(rows).alias("visitor_id"), are_of_nobody(rows).alias("is_nobody")
+    ).with_columns(acting_id=pl.when(~is_of_visitor).then("user_id"))
+    said = first.select("tenant_id", "event_id", words_of(first))
+    rows = rows.join(said, on=["tenant_id", "event_id"], how="left").sort("tenant_id", "event_id")
     for tenant_id, batch in batches(rows):
-        graph.run(WRITE, tenant_id=tenant_id, rows=to_rows(batch))
-        settle(graph, tenant_id, batch)
-        of_batch = batch.join(said.filter(tenant_id=tenant_id), on="event_id", how="left")
-        tell(graph, tenant_id, of_batch)
+        graph.run(WRITE, tenant_id=tenant_id, rows=to_rows(batch.drop("is_nobody")))
+        moved = settle(graph, tenant_id, batch)
+        tell(graph, tenant_id, sorted({*moved, *batch.drop_nulls("said")["event_id"]}))
 
 
 def _about(events: pl.DataFrame) -> pl.DataFrame:
@@ -131,7 +147,24 @@ def _about(events: pl.DataFrame) -> pl.DataFrame:
 def unlanded_events(graph: Graph) -> pl.DataFrame:
     """Events of all tenants that are not in the archive yet: `UNLANDED_COLUMNS`."""
     rows = graph.run(READ_UNLANDED, longest=int(LONGEST_UNLANDED.total_seconds()))
-    return pl.DataFrame(rows, schema=SCHEMA)
+    found = pl.DataFrame(rows, schema=SCHEMA)
+    named = visitor_ids(found.rename({"visitor_id": "anonymous_id"}))
+    return found.with_columns(named.alias("visitor_id"))
+
+
+def customers_of_visitors(graph: Graph, visitors: pl.DataFrame) -> pl.DataFrame:
+    """tenant_id, user_id of all whom a graph lets events of some visitors count for.
+
+    Args:
+        graph: which may be ahead of the archive.
+        visitors: tenant_id, anonymous_id.
+    """
+    found = [pl.DataFrame(schema=dict.fromkeys(("tenant_id", "user_id"), pl.String))]
+    for (tenant_id,), rows in visitors.partition_by("tenant_id", as_dict=True).items():
+        said = graph.run(READ_CUSTOMERS, tenant_id=tenant_id, visitors=sorted(rows["anonymous_id"]))
+        ids = pl.DataFrame(said, schema={"user_id": pl.String}).drop_nulls()
+        found.append(ids.select(pl.lit(str(tenant_id)).alias("tenant_id"), "user_id"))
+    return pl.concat(found).unique()
 
 
 def events_of_visitors(graph: Graph, unlanded: pl.DataFrame) -> pl.DataFrame:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 
 import polars as pl
@@ -51,6 +51,7 @@ from c360_pipeline.stages.projection.silos import (
     label_tables,
     silo_node_frames,
 )
+from c360_pipeline.stages.realtime.unlanded_events import customers_of_visitors
 from c360_pipeline.stages.stitching.tables import JourneyTables, News
 from c360_pipeline.stages.visitors.around import events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
@@ -407,15 +408,19 @@ class Archive:
             log.event_keys_now(news.rows), keys,
         )  # fmt: skip
 
-    def newer(self) -> InFlight:
-        """What was committed since the snapshot that this archive is read at, as of now."""
+    def newer(self, graph: Graph) -> InFlight:
+        """What was committed since the snapshot that this archive is read at, as of now.
+
+        Args:
+            graph: may let events of visitors count for further users, until it is brought up.
+        """
         tables = (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, VISITOR_DECISIONS, JOURNEY_LOG)
         names = [*(table.name for table in tables), *sorted(self._pinned.silos)]
         now = tuple(str(self._lake.versions.version(name)) for name in names)
         if self._newer is not None and self._newer[0] == now:
             return self._newer[1]
         parts = [
-            self._newer_events(), self._newer_products(), self._newer_communities(), self._newer_similarities(),
+            self._newer_events(graph), self._newer_products(), self._newer_communities(), self._newer_similarities(),
             self._newer_journeys(), self._newer_silo_rows(), self._newer_mapped(),
         ]  # fmt: skip
         keys: dict[Kind, tuple[pl.DataFrame, ...]] = {}
@@ -425,7 +430,7 @@ class Archive:
         self._newer = (now, found)
         return found
 
-    def _newer_events(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+    def _newer_events(self, graph: Graph) -> Iterator[tuple[Kind, pl.DataFrame]]:
         since = self._pinned.version(EVENT_PROJECTION, EVENTS)
         if since is None:
             return
@@ -435,10 +440,16 @@ class Archive:
         if not changed.count and not decided.count:
             return
         now = EventsAt(self._lake, number_of(version), number_of(decisions))
-        around = events_around(changed, decided, self._events_at(), now)
+        further = partial(customers_of_visitors, graph)
+        around = events_around(changed, decided, self._events_at(), now, further)
         for projection in model.EVENT_PROJECTIONS:
             rows = [rows_of_scopes(projection, around.touched, events) for events in (around.before, around.now)]
             yield projection.kind, pl.concat(rows).select(projection.kind.key_columns).unique()
+        if around.visitors.height:
+            people = around.users.rename({"user_id": "id"})
+            yield model.USER, people
+            for kind in (model.HAS_SESSION, model.VIEWED, model.PURCHASED):
+                yield kind, people.rename({"id": "from_id"})
         touched = around.touched
         yield model.EVENT_STATUS, touched.select("tenant_id", id="event_id").unique()
         yield model.USER_COMMUNITY, touched.select("tenant_id", id="customer_id").drop_nulls().unique()

@@ -231,7 +231,7 @@ def in_flight(archive: Archive, graph: Graph) -> InFlight:
     An event that lands in between has lost its mark before it is committed here: so the marks are read first.
     """
     unlanded = unlanded_events(graph)
-    return archive.newer().and_of(unlanded, events_of_visitors(graph, unlanded))
+    return archive.newer(graph).and_of(unlanded, events_of_visitors(graph, unlanded))
 
 
 def unmatched(archive: Archive, graph: Graph, kind: NodeKind, keys: pl.DataFrame) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """What a change of the archive, or a decision, may alter: the events around it, as they were and as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -20,14 +20,29 @@ class Around:
             were and as they are.
         before: all that rows of the graph are made of which the touched ones may alter, as they were.
         now: the same as they are.
+        visitors: tenant_id, anonymous_id of those whose events changed.
+        users: tenant_id, user_id; all events that count for these, before and now, are among them.
     """
 
     touched: pl.DataFrame
     before: pl.DataFrame
     now: pl.DataFrame
+    visitors: pl.DataFrame
+    users: pl.DataFrame
 
 
-def events_around(changed: Changes, decided: Changes, before: EventsAt, now: EventsAt) -> Around:
+def nobody_else(visitors: pl.DataFrame) -> pl.DataFrame:
+    """No further users."""
+    return visitors.select("tenant_id", user_id="anonymous_id").clear()
+
+
+def events_around(
+    changed: Changes,
+    decided: Changes,
+    before: EventsAt,
+    now: EventsAt,
+    further: Callable[[pl.DataFrame], pl.DataFrame] = nobody_else,
+) -> Around:
     """The events of everybody whose rows in the graph may differ.
 
     These are the users and sessions of what changed, all users whom its visitors were named with, and all visitors that
@@ -38,6 +53,7 @@ def events_around(changed: Changes, decided: Changes, before: EventsAt, now: Eve
         decided: rows of `VISITOR_DECISIONS`.
         before: the events as they were.
         now: the events as they are.
+        further: of visitors (tenant_id, anonymous_id) further users (tenant_id, user_id) whose events are around.
     """
     sides, key = (before, now), list(EVENTS.key)
     keys = pl.concat([changed.upserted.select(key), changed.deleted])
@@ -50,7 +66,8 @@ def events_around(changed: Changes, decided: Changes, before: EventsAt, now: Eve
     visitors = names["anonymous_id"]
     if visitors.height:
         met = [_of(side.scan(PROJECTED), {"anonymous_id": visitors}) for side in sides]
-        names["user_id"] = pl.concat([names["user_id"], *(_names(rows, "user_id") for rows in met)]).unique()
+        named = [names["user_id"], *(_names(rows, "user_id") for rows in met), further(visitors)]
+        names["user_id"] = pl.concat(named).unique()
     found = [_of(side.scan(PROJECTED), names) for side in sides]
     theirs = [rows.join(names["user_id"], on=["tenant_id", "user_id"], how="semi") for rows in found]
     more = _names(pl.concat(theirs), "anonymous_id").join(visitors, on=["tenant_id", "anonymous_id"], how="anti")
@@ -61,7 +78,8 @@ def events_around(changed: Changes, decided: Changes, before: EventsAt, now: Eve
     said = [*key, "session_id", "customer_id", "visitor_user"]
     otherwise = difference(was.select(said), is_now.select(said), key, is_all=False).updated.select(key)
     touched = pl.concat([keys, raw.select(key), otherwise]).unique()
-    return Around(pl.concat([rows.join(touched, on=key, how="semi") for rows in (was, is_now)]), was, is_now)
+    of_touched = pl.concat([rows.join(touched, on=key, how="semi") for rows in (was, is_now)])
+    return Around(of_touched, was, is_now, visitors, names["user_id"])
 
 
 def _names(rows: pl.DataFrame, column: str) -> pl.DataFrame:

@@ -132,6 +132,7 @@ class Pages(Enum):
     FROM = "those whose source, or node, has a first key column from $from on"
     BETWEEN = "from $from on and before $to"
     OTHERS = "those whose first key column has a value of another type"
+    NAMED = "those whose first key column is one of $named"
 
 
 def paged_by(kind: Kind) -> tuple[str, pl.DataType]:
@@ -173,6 +174,8 @@ def _page(variable: str, node: NodeKind, pages: Pages) -> str:
             return f"{first} >= $from{rest}"
         case Pages.BETWEEN:
             return f"{first} >= $from AND {first} < $to{rest}"
+        case Pages.NAMED:
+            return f"{first} IN $named{rest}"
         case Pages.OTHERS:
             return f"{first} IS NOT NULL{rest} AND NOT {first} IS :: {_CYPHER_TYPES[type(dtype)]} NOT NULL"
 
