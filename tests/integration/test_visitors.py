@@ -287,7 +287,8 @@ def test_who_refuses_a_purpose_is_left_out_at_once(shop: Shop, graph: Graph) -> 
         ([event(0, "ana", "phone", None)], [event(5, None, "phone", None, item_id="vase"),
                                             event(6, "bo", "phone", None)], []),
         # A file lands with them that says that the phone is shared.
-        ([event(0, "ana", "phone", "s")], [event(5, None, "phone", "t", item_id="vase")], [event(1, "bo", "phone", "u")]),
+        ([event(0, "ana", "phone", "s")], [event(5, None, "phone", "t", item_id="vase")],
+         [event(1, "bo", "phone", "u")]),
         ([], [event(5, None, "phone", "t", item_id="vase"), event(6, "ana", "phone", "u")],
          [event(1, "bo", "phone", "v")]),
         # What a word that names nobody did.
