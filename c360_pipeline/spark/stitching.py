@@ -175,7 +175,9 @@ def stitch_first(
     Raises:
         ConflictError: the tenant was stitched meanwhile; the files that were written are left for the table's care.
     """
-    archive = spark.read.option("basePath", lake.uri(EVENTS.name)).parquet(*lake.versions.file_uris(EVENTS, version))
+    # Files of earlier releases lack columns that came since.
+    reader = spark.read.option("basePath", lake.uri(EVENTS.name)).option("mergeSchema", "true")
+    archive = reader.parquet(*lake.versions.file_uris(EVENTS, version))
     columns = ["event_id", "ts", "user_id", "session_id", "anonymous_id", "item_id", "action", "attrs"]
     events = archive.filter(sf.col("tenant_id") == first.tenant_id).select(columns)
     folder = f"spark-{uuid4().hex}"

@@ -52,7 +52,7 @@ def rows(events: list[dict[str, Any]]) -> pl.DataFrame:
         {
             **{name: event.get(name) for name in NAMES},
             "tenant_id": "t", "event_id": event["event_id"], "ts": NOW + timedelta(minutes=event["minute"]),
-            "event_date": NOW.date(), "landed_at": NOW,
+            "event_date": NOW.date(), "landed_at": NOW, "content_hash": repr(sorted(event.items(), key=str)),
         }
         for event in events
     ]  # fmt: skip
@@ -111,29 +111,48 @@ def test_whom_events_count_for_is_what_a_plain_reading_says(
     assert said == plainly(named, splits, gap)
 
 
-STEP = st.tuples(st.lists(EVENT, max_size=5), st.sets(st.integers(0, 20), max_size=3), SPLITS, GAPS)
+ALTERED = st.dictionaries(st.integers(0, 12), EVENT, max_size=2)
+STEP = st.tuples(st.lists(EVENT, max_size=5), ALTERED, st.sets(st.integers(0, 20), max_size=3), SPLITS, GAPS)
+Step = tuple[list[dict[str, Any]], dict[int, dict[str, Any]], set[int], set[str], int | None]
+"""Events that come, events that come again otherwise, events that go, visitors that are split, and a gap."""
+
+
+class Archive:
+    """An archive to which steps happen."""
+
+    def __init__(self, folder: str) -> None:
+        self.lake = Lake(f"{folder}/lake", {}, Path(folder) / "cache")
+        self.lake.commits.append(EVENTS, EVENTS.empty())
+        self.lake.commits.append(VISITOR_DECISIONS, VISITOR_DECISIONS.empty())
+        self._there: set[str] = set()
+        self._count = 0
+
+    def take(self, step: Step) -> None:
+        """Commit a step."""
+        came, altered, gone, splits, gap = step
+        new = [{**event, "event_id": f"e{self._count + n:02}"} for n, event in enumerate(came)]
+        again = [{**event, "event_id": f"e{n:02}"} for n, event in altered.items() if f"e{n:02}" in self._there]
+        self._count += len(came)
+        leaving = [f"e{n:02}" for n in gone if n not in altered and f"e{n:02}" in self._there]
+        self._there = (self._there | {event["event_id"] for event in new}) - set(leaving)
+        keys = pl.DataFrame({"tenant_id": ["t"] * len(leaving), "event_id": leaving},
+                            schema={"tenant_id": pl.String, "event_id": pl.String})  # fmt: skip
+        self.lake.commits.merge(EVENTS, rows([*new, *again]), keys)
+        self.lake.commits.replace(VISITOR_DECISIONS, decisions(splits, gap))
 
 
 @settings(max_examples=often(8, 300), deadline=None)
 @given(st.lists(STEP, min_size=1, max_size=5))
-def test_what_is_written_by_difference_is_what_all_events_say(
-    steps: list[tuple[list[dict[str, Any]], set[int], set[str], int | None]],
-) -> None:
-    """Landings, removals and decisions one after the other; a graph of frames takes up each difference."""
+def test_what_is_written_by_difference_is_what_all_events_say(steps: list[Step]) -> None:
+    """Landings, corrections, removals and decisions one after the other; a graph of frames takes up each difference."""
     with tempfile.TemporaryDirectory() as folder:
-        lake = Lake(f"{folder}/lake", {}, Path(folder) / "cache")
-        lake.commits.append(EVENTS, EVENTS.empty())
-        lake.commits.append(VISITOR_DECISIONS, VISITOR_DECISIONS.empty())
+        archive = Archive(folder)
+        lake = archive.lake
         graph = {p.kind: pl.DataFrame(schema=p.kind.schema) for p in model.EVENT_PROJECTIONS}
-        at, count = EventsAt.now(lake), 0
+        at = EventsAt.now(lake)
         since = [lake.versions.version(table.name) for table in (EVENTS, VISITOR_DECISIONS)]
-        for came, gone, splits, gap in steps:
-            new = [{**event, "event_id": f"e{count + n:02}"} for n, event in enumerate(came)]
-            count += len(came)
-            leaving = pl.DataFrame({"tenant_id": "t", "event_id": [f"e{n:02}" for n in gone if n < count - len(came)]},
-                                   schema={"tenant_id": pl.String, "event_id": pl.String})  # fmt: skip
-            lake.commits.merge(EVENTS, rows(new), leaving)
-            lake.commits.replace(VISITOR_DECISIONS, decisions(splits, gap))
+        for step in steps:
+            archive.take(step)
             changed, events_version = lake.versions.changes(EVENTS, since[0], PROJECTED)
             decided, decisions_version = lake.versions.changes(VISITOR_DECISIONS, since[1])
             now = EventsAt.now(lake)
@@ -163,27 +182,18 @@ def partition(lake: Lake) -> set[frozenset[str]]:
 
 @settings(max_examples=often(6, 300), deadline=None)
 @given(st.lists(STEP, min_size=1, max_size=4))
-def test_journeys_of_visitors_are_those_of_a_stitching_of_everything(
-    steps: list[tuple[list[dict[str, Any]], set[int], set[str], int | None]],
-) -> None:
-    """After landings, removals and decisions in turn, journeys are what one stitching of all events makes."""
+def test_journeys_of_visitors_are_those_of_a_stitching_of_everything(steps: list[Step]) -> None:
+    """After landings, corrections, removals and decisions in turn, journeys are what one stitching of all makes."""
     with tempfile.TemporaryDirectory() as folder:
-        lake = Lake(f"{folder}/lake", {}, Path(folder) / "cache")
-        lake.commits.append(VISITOR_DECISIONS, VISITOR_DECISIONS.empty())
-        count = 0
-        for came, gone, splits, gap in steps:
-            new = [{**event, "event_id": f"e{count + n:02}"} for n, event in enumerate(came)]
-            leaving = pl.DataFrame({"tenant_id": "t", "event_id": [f"e{n:02}" for n in gone if n < count]},
-                                   schema={"tenant_id": pl.String, "event_id": pl.String})  # fmt: skip
-            count += len(came)
-            lake.commits.merge(EVENTS, rows(new), leaving)
-            lake.commits.replace(VISITOR_DECISIONS, decisions(splits, gap))
-            stitch_all(lake, POLICY)
+        archive = Archive(folder)
+        for step in steps:
+            archive.take(step)
+            stitch_all(archive.lake, POLICY)
         other = Lake(f"{folder}/other", {}, Path(folder) / "other-cache")
-        other.commits.append(EVENTS, lake.read(EVENTS))
-        other.commits.append(VISITOR_DECISIONS, lake.read(VISITOR_DECISIONS))
+        for table in (EVENTS, VISITOR_DECISIONS):
+            other.commits.append(table, archive.lake.read(table))
         stitch_all(other, POLICY)
-        assert partition(lake) == partition(other)
+        assert partition(archive.lake) == partition(other)
 
 
 FAMILY = [

@@ -323,7 +323,8 @@ VISITOR_DECISIONS = Table(
         Column("decided_at", UTC_MICROS, "when it was decided (UTC)"),
     ),
     "What people decided about visitors: which are split, and which gap ends a session.",
-    retention=timedelta(days=30),
+    # An undo is told from the version that the decision was taken up at, however long ago that was.
+    retention=timedelta(days=36_500),
 )
 
 VISITOR_USER = Table(

@@ -18,7 +18,7 @@ BY_GAP = "gap:"
 """What the id of a session begins with that no producer named; the id of its first event follows."""
 NEEDED = ("tenant_id", "event_id", "user_id", "session_id", "anonymous_id", "ts")
 """Columns of events that decide whom they count for."""
-ADDED = ("customer_id", "visitor_id", "visitor_user", "visitor_users", "is_split")
+ADDED = ("customer_id", "visitor_id", "visitor_user", "visitor_users", "is_split", "is_by_gap")
 VISITOR = ["tenant_id", "anonymous_id"]
 EVENT = ["tenant_id", "event_id"]
 
@@ -34,11 +34,11 @@ def counted(events: pl.LazyFrame, decisions: pl.LazyFrame) -> pl.LazyFrame:
         All columns, `session_id` with the sessions that gaps make where it was null, and: customer_id (user for whom
         the event counts, null for nobody), visitor_id (the anonymous id where it names somebody), visitor_user (the one
         known user of the visitor), visitor_users (how many it has), is_split (whether a decision says that what the
-        visitor did before logins counts for nobody).
+        visitor did before logins counts for nobody), is_by_gap (whether no producer named the session).
     """
     of_visitors = events.filter(pl.col("anonymous_id").is_not_null())
     visitors = of_visitors.select(VISITOR).unique()
-    visitors = _of_somebody(visitors, "anonymous_id").with_columns(visitor_id="anonymous_id")
+    visitors = of_somebody(visitors, "anonymous_id").with_columns(visitor_id="anonymous_id")
     known = _known_users(of_visitors)
     split = decisions.filter(pl.col("kind") == SPLIT).select(*VISITOR, is_split=True).unique()
     # Sorted before they are grouped: sorting within groups takes a hundred times as long.
@@ -64,8 +64,18 @@ def counted(events: pl.LazyFrame, decisions: pl.LazyFrame) -> pl.LazyFrame:
     placed = placed.join(next_logins(placed), on=EVENT, how="left")
     customer = pl.coalesce(pl.when("is_known").then("user_id"), "visitor_user", "next_user")
     return placed.with_columns(
-        customer_id=pl.when(pl.col("visitor_id").is_null()).then("user_id").otherwise(customer)
+        customer_id=pl.when(pl.col("visitor_id").is_null()).then("user_id").otherwise(customer),
+        is_by_gap=pl.col("session_by_gap").is_not_null(),
     ).drop("is_known", "is_shared", "session_by_gap", "next_user")
+
+
+def uncounted(events: pl.LazyFrame) -> pl.LazyFrame:
+    """Events with the same columns as `counted` gives, by the rules of releases that knew no visitors."""
+    nothing = pl.lit(None, pl.String)
+    return events.with_columns(
+        visitor_id=nothing, visitor_user=nothing, visitor_users=pl.lit(None, pl.Int64),
+        is_split=pl.lit(None, pl.Boolean), customer_id="user_id", is_by_gap=pl.lit(value=False),
+    )  # fmt: skip
 
 
 APART = {"tenant_id": pl.String, "event_id": pl.String, "user_key": pl.String, "session_key": pl.String}
@@ -85,7 +95,7 @@ def apart(events: pl.LazyFrame) -> pl.LazyFrame:
     """
     parts = ("session_id", "visitor_id", "customer_id")
     divided = pl.concat_str([pl.col(name).fill_null("") for name in parts], separator="\x1f")
-    named = pl.col("session_id").is_not_null() & ~pl.col("session_id").str.starts_with(BY_GAP)
+    named = pl.col("session_id").is_not_null() & ~pl.col("is_by_gap")
     return events.filter(pl.col("is_split") | (pl.col("visitor_users") > 1)).select(
         *EVENT, user_key="customer_id", session_key=pl.when(named).then(divided)
     )
@@ -108,7 +118,7 @@ def keyed(events: pl.DataFrame, those_apart: pl.DataFrame) -> pl.DataFrame:
     ).drop("is_apart", "user_key", "session_key")
 
 
-def _of_somebody(rows: pl.LazyFrame, column: str) -> pl.LazyFrame:
+def of_somebody(rows: pl.LazyFrame, column: str) -> pl.LazyFrame:
     """Rows whose value names somebody."""
     # In a column, and not in the filter: there, the normal form would be made anew for each of its twenty mentions.
     marked = rows.with_columns(form=normal_form(pl.col(column))).with_columns(is_nobody=names_nobody(pl.col("form")))
@@ -133,7 +143,7 @@ def _sessions_by_gap(placed: pl.LazyFrame, decisions: pl.LazyFrame) -> pl.LazyFr
     without = placed.filter(pl.col("session_id").is_null()).select(
         *EVENT, "ts", is_visitor=pl.col("visitor_id").is_not_null(), owner=pl.coalesce("visitor_id", "user_id")
     )
-    somebody = _of_somebody(without.select(owner).drop_nulls().unique(), "owner")
+    somebody = of_somebody(without.select(owner).drop_nulls().unique(), "owner")
     gaps = (
         decisions.filter(pl.col("kind") == SESSION_GAP)
         .group_by("tenant_id")

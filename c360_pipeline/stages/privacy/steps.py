@@ -221,6 +221,10 @@ class Steps:
         self._observe("traces")
         for table in (RECONCILIATION_FINDINGS, ACCOUNT_VALUES):
             _remove_rows_with(stores.lake, table, terms)
+        # A decision about a shared device stays; why it was made is told without names.
+        decisions = stores.lake.read(VISITOR_DECISIONS)
+        named = decisions.filter(terms.are_in(decisions["reason"]))
+        stores.lake.commits.merge(VISITOR_DECISIONS, named.with_columns(reason=pl.lit("")))
         # Scripts that rebuild the silos' graph hold its rows; the next run writes one of what is left.
         stores.bucket.delete(search_objects("scripts", stores.bucket, SCRIPTS_PREFIX, terms).places)
         # Only where something is told of what happened, and only what can't be a word of that.

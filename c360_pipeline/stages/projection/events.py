@@ -14,6 +14,7 @@ from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS, VI
 from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_TOGETHER
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
+from c360_pipeline.core.visitors.counting import uncounted
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.said import tell_again
 from c360_pipeline.stages.realtime.unlanded_events import customers_of_visitors, events_of_visitors, unlanded_events
@@ -63,12 +64,12 @@ class EventGraph:
         done = graph.checkpoints.of(EVENT_PROJECTION)
         since = lake.versions.still_there(EVENTS, done.get(EVENTS.name))
         decided, decisions = lake.versions.changes(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
-        if since is not None and done.get(COUNTING) != COUNTED_BY and self._counts_otherwise(since):
-            since = None
-        if since is None:
+        is_old = since is not None and done.get(COUNTING) != COUNTED_BY and self._counts_otherwise(since)
+        is_lost = VISITOR_DECISIONS.name in done and decisions_before(lake, done) == BEFORE_ALL
+        if since is None or is_old or is_lost:
             version = lake.versions.version(EVENTS.name)
             at = EventsAt(lake, number_of(version), number_of(decisions))
-            changed_rows = self._project_all(at) if version else {}
+            changed_rows = self._project_all(at, since if is_old else None) if version else {}
         else:
             before = EventsAt(lake, since.number, decisions_before(lake, done))
             changed_rows, version = self._project_changes(since, before, decided, decisions)
@@ -89,8 +90,13 @@ class EventGraph:
         found = self._lake.scan(EVENTS, since.number).select("anonymous_id", "session_id").filter(odd).head(1)
         return not found.collect().is_empty()
 
-    def _project_all(self, at: EventsAt) -> dict[str, int]:
-        """Write every row of every kind, a slice of the archive at a time; what is counted is on disk meanwhile."""
+    def _project_all(self, at: EventsAt, by_old_rules: Version | None = None) -> dict[str, int]:
+        """Write every row of every kind, a slice of the archive at a time; what is counted is on disk meanwhile.
+
+        Args:
+            at: which moment.
+            by_old_rules: what an earlier release has written without counting, which is removed where it is no more.
+        """
         lake, graph = self._lake, self._graph
         slices = -(-lake.count(EVENTS) // SLICE_ROWS)
         changed_rows: dict[str, int] = {}
@@ -99,15 +105,22 @@ class EventGraph:
             file = Path(folder) / "events.parquet"
             at.counted(at.scan(PROJECTED)).sink_parquet(file, compression="lz4")
             events = pl.scan_parquet(file)
+            old = (
+                uncounted(lake.scan(EVENTS, by_old_rules.number).select(PROJECTED)) if by_old_rules else events.clear()
+            )
             for projection in model.EVENT_PROJECTIONS:
-                kind = projection.kind
+                kind, key = projection.kind, projection.kind.key_columns
                 for part in range(slices):
-                    rows = projection.build(_slice(events, projection.scope, slices, part).collect(engine="streaming"))
-                    graph.writer.apply(kind, Changes.of(rows, rows.clear().select(kind.key_columns)))
+                    was, rows = (
+                        projection.build(_slice(frame, projection.scope, slices, part).collect(engine="streaming"))
+                        for frame in (old, events)
+                    )
+                    gone = was.select(key).join(rows.select(key), on=key, how="anti")
+                    graph.writer.apply(kind, Changes.of(rows, gone))
                     changed_rows[kind.name] = changed_rows.get(kind.name, 0) + rows.height
-            assigned, key = lake.scan(EVENT_JOURNEY), EVENTS.key
+            assigned, own = lake.scan(EVENT_JOURNEY), EVENTS.key
             for part in range(slices):
-                mine, theirs = (_slice(frame.select(key), key, slices, part) for frame in (events, assigned))
+                mine, theirs = (_slice(frame.select(own), own, slices, part) for frame in (events, assigned))
                 graph.writer.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
         self._write_communities(at.scan(PROJECTED))
         return changed_rows

@@ -56,7 +56,9 @@ def bring_up_visitors(lake: Lake, graph: Graph, policy: KeyPolicy) -> dict[str, 
     Returns:
         How many rows changed, by table or kind.
     """
+    graph.schema.apply()
     changed = VisitorTables(lake).publish_all()
     stitch_all(lake, policy)
+    ProductGraph(lake, graph).project()
     changed |= EventGraph(lake, graph).project()
     return changed | JourneyGraph(lake, graph).project()

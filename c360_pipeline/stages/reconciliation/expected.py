@@ -450,6 +450,14 @@ class Archive:
             yield model.USER, people
             for kind in (model.HAS_SESSION, model.VIEWED, model.PURCHASED):
                 yield kind, people.rename({"id": "from_id"})
+            visitors = around.visitors.rename({"anonymous_id": "id"})
+            yield model.VISITOR, visitors
+            for kind in (model.VISITOR_SESSION, model.IS_USER):
+                yield kind, visitors.rename({"id": "from_id"})
+            theirs = around.now.join(
+                visitors, left_on=["tenant_id", "visitor_id"], right_on=visitors.columns, how="semi"
+            )
+            yield model.ACTION, theirs.select("tenant_id", id="event_id")
         touched = around.touched
         yield model.EVENT_STATUS, touched.select("tenant_id", id="event_id").unique()
         yield model.USER_COMMUNITY, touched.select("tenant_id", id="customer_id").drop_nulls().unique()

@@ -11,7 +11,7 @@ from c360_pipeline.core.catalog.changes import Version, difference
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
 from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy
-from c360_pipeline.core.visitors.counting import VISITOR, keyed
+from c360_pipeline.core.visitors.counting import NEEDED, SESSION_GAP, VISITOR, keyed, of_somebody
 from c360_pipeline.errors import RemovalLimitError
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.report import BatchReport, Rebase
@@ -19,6 +19,8 @@ from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.delta.versions import BEFORE_ALL
 
+COUNTED_BY = "1"
+"""Version of the rules of visitors; a log that was stitched without them says nothing of it."""
 BATCH_EVENTS = 500_000
 """Events of one commit."""
 SOURCE_COLUMNS = [
@@ -75,7 +77,7 @@ class Stitching:
         report = self._apply_rules(force=force)
         source, decided = self._source(), self._decided()
         now, decisions = (self._lake.versions.version(table.name) for table in (EVENTS, VISITOR_DECISIONS))
-        if now is None or (source == now and decided == decisions):
+        if now is None or (source == now and decided == decisions and self._is_counted()):
             return report
         since = self._lake.versions.still_there(EVENTS, source)
         changed, gone, upto = self._lake.versions.changed_since(EVENTS, since, ["content_hash"])
@@ -105,23 +107,44 @@ class Stitching:
         if since is None:
             return at.apart(), nothing
         lake, was = self._lake, self._lake.versions.still_there(VISITOR_DECISIONS, decided)
+        if not self._is_counted() or (decided is not None and was is None):
+            # Stitched by an earlier release, or by decisions that nobody knows any more: all of these are read again.
+            now = at.apart()
+            return now, self._events_of(at, now.select(EVENTS.key))
         before = EventsAt(lake, since.number, was.number if was else BEFORE_ALL)
-        changed, _ = lake.versions.changes(EVENTS, since, [*EVENTS.key, "anonymous_id"])
-        decisions, _ = lake.versions.changes(VISITOR_DECISIONS, was)
-        earlier = before.scan([*EVENTS.key, "anonymous_id"]).join(changed.deleted.lazy(), on=EVENTS.key, how="semi")
-        touched = [changed.upserted, earlier.collect(engine="streaming"), decisions.upserted, decisions.deleted]
-        visitors = pl.concat([rows.select(VISITOR) for rows in touched]).drop_nulls().unique()
+        visitors = self._touched_visitors(since, was, before, at)
         if visitors.is_empty():
             return at.apart(visitors), nothing
         then, now = before.apart(visitors), at.apart(visitors)
         differing = difference(then, now, EVENTS.key)
-        keys = pl.concat([differing.upserted.select(EVENTS.key), differing.deleted]).lazy()
-        return now, at.scan(SOURCE_COLUMNS).join(keys, on=EVENTS.key, how="semi").collect(engine="streaming")
+        return now, self._events_of(at, pl.concat([differing.upserted.select(EVENTS.key), differing.deleted]))
+
+    def _touched_visitors(self, since: Version, was: Version | None, before: EventsAt, at: EventsAt) -> pl.DataFrame:
+        """tenant_id, anonymous_id of visitors whose events, or about whom decisions, changed."""
+        versions = self._lake.versions
+        changed, _ = versions.changes(EVENTS, since, [*EVENTS.key, "anonymous_id", "user_id", "session_id", "ts"])
+        keys = pl.concat([changed.upserted.select(EVENTS.key), changed.deleted]).lazy()
+        earlier = before.scan(NEEDED).join(keys, on=EVENTS.key, how="semi").collect(engine="streaming")
+        decided, _ = versions.changes(VISITOR_DECISIONS, was)
+        decisions = pl.concat([decided.upserted.select(VISITOR_DECISIONS.key), decided.deleted])
+        # Another gap puts other logins into a session: of all visitors of the tenant.
+        tenants = decisions.filter(pl.col("kind") == SESSION_GAP)["tenant_id"].unique().to_list()
+        of_gaps = [side.visitors_of(tenant) for side in (before, at) for tenant in tenants]
+        parts = [rows.select(VISITOR) for rows in (changed.upserted, earlier, decisions, *of_gaps)]
+        return of_somebody(pl.concat(parts).drop_nulls().unique().lazy(), "anonymous_id").collect()
+
+    def _events_of(self, at: EventsAt, keys: pl.DataFrame) -> pl.DataFrame:
+        return at.scan(SOURCE_COLUMNS).join(keys.lazy(), on=EVENTS.key, how="semi").collect(engine="streaming")
+
+    def _is_counted(self) -> bool:
+        """Whether the log was stitched by the rules of visitors; one that holds nothing yet will be."""
+        said = self._journeys.log.state(EVERY_TENANT).detail
+        return not said or said.get("counted_by") == COUNTED_BY
 
     def carry(self, versions: Mapping[str, Version]) -> None:
         """Say that an archive whose events are the same under another version is stitched up to that."""
         said = dict(self._journeys.log.state(EVERY_TENANT).detail)
-        carried = {name: str(versions.get(version, version)) for name, version in said.items()}
+        carried = {name: str(versions.get(value, value)) for name, value in said.items()}
         if carried != said:
             self._journeys.log.note(EVERY_TENANT, carried)
 
@@ -180,7 +203,7 @@ class Stitching:
 
 def noted(events: Version | None, decisions: Version | None) -> dict[str, str]:
     """What the log says of how far it is."""
-    return {"source": str(events)} | ({"decisions": str(decisions)} if decisions else {})
+    return {"source": str(events), "counted_by": COUNTED_BY} | ({"decisions": str(decisions)} if decisions else {})
 
 
 def unstitched_events(lake: Lake) -> pl.DataFrame:

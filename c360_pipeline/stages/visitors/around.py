@@ -7,7 +7,7 @@ import polars as pl
 
 from c360_pipeline.core.catalog.changes import Changes, difference
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
-from c360_pipeline.core.visitors.counting import SESSION_GAP, SPLIT
+from c360_pipeline.core.visitors.counting import SESSION_GAP, SPLIT, of_somebody
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 
 
@@ -61,16 +61,18 @@ def events_around(
     as_they_were = before.scan(PROJECTED).join(keys.lazy(), on=key, how="semi").collect(engine="streaming")
     raw = pl.concat([as_they_were, changed.upserted, *(_decided(side, decisions) for side in sides)])
     names = {name: _names(raw, name) for name in ("user_id", "session_id", "anonymous_id")}
-    # An event of nobody known in no session is around by itself.
-    names["event_id"] = _names(raw.filter(pl.all_horizontal(pl.col(list(names)).is_null())), "event_id")
-    visitors = names["anonymous_id"]
+    # Words that name nobody are in events of strangers: an event is around by itself.
+    names["event_id"] = keys
+    visitors = names["anonymous_id"] = _of_somebody(names["anonymous_id"])
     if visitors.height:
         met = [_of(side.scan(PROJECTED), {"anonymous_id": visitors}) for side in sides]
         named = [names["user_id"], *(_names(rows, "user_id") for rows in met), further(visitors)]
         names["user_id"] = pl.concat(named).unique()
     found = [_of(side.scan(PROJECTED), names) for side in sides]
-    theirs = [rows.join(names["user_id"], on=["tenant_id", "user_id"], how="semi") for rows in found]
-    more = _names(pl.concat(theirs), "anonymous_id").join(visitors, on=["tenant_id", "anonymous_id"], how="anti")
+    people = _of_somebody(names["user_id"])
+    theirs = [rows.join(people, on=["tenant_id", "user_id"], how="semi") for rows in found]
+    more = _of_somebody(_names(pl.concat(theirs), "anonymous_id"))
+    more = more.join(visitors, on=["tenant_id", "anonymous_id"], how="anti")
     if more.height:
         others = [_of(side.scan(PROJECTED), {"anonymous_id": more}) for side in sides]
         found = [pl.concat([rows, new]).unique(key) for rows, new in zip(found, others, strict=True)]
@@ -80,6 +82,10 @@ def events_around(
     touched = pl.concat([keys, raw.select(key), otherwise]).unique()
     of_touched = pl.concat([rows.join(touched, on=key, how="semi") for rows in (was, is_now)])
     return Around(of_touched, was, is_now, visitors, names["user_id"])
+
+
+def _of_somebody(names: pl.DataFrame) -> pl.DataFrame:
+    return of_somebody(names.lazy(), names.columns[1]).collect()
 
 
 def _names(rows: pl.DataFrame, column: str) -> pl.DataFrame:

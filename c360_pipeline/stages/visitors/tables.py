@@ -20,7 +20,6 @@ from c360_pipeline.core.catalog.tables import (
     VISITOR_USER,
 )
 from c360_pipeline.core.visitors import tables as rows_of
-from c360_pipeline.core.visitors.counting import BY_GAP
 from c360_pipeline.core.visitors.said import user_consents, user_traits
 from c360_pipeline.stages.visitors.around import Around, events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
@@ -83,8 +82,9 @@ class VisitorTables:
 
     def _changes(self, table: Table, done: Mapping[str, Version], now: Mapping[str, Version]) -> Changes:
         lake, at = self._lake, _at(self._lake, now)
-        since = lake.versions.still_there(EVENTS, done.get(EVENTS.name))
-        if since is None:
+        known = {table.name: lake.versions.still_there(table, done.get(table.name)) for table in MADE_OF}
+        since = known[EVENTS.name]
+        if since is None or (known[VISITOR_DECISIONS.name] is None and VISITOR_DECISIONS.name in done):
             _, build = BUILDERS[table]
             whole = build(at.counted(at.scan(PROJECTED)).collect(engine="streaming"))
             return difference(lake.read(table), whole, table.key)
@@ -108,15 +108,11 @@ class VisitorTables:
 
 def _whole_sessions(now: pl.DataFrame, sessions: pl.DataFrame, at: EventsAt) -> pl.DataFrame:
     """All events of some sessions, counted: those that producers named may hold events of further visitors."""
-    by_gap = pl.col("session_id").str.starts_with(BY_GAP)
-    named = sessions.filter(~by_gap)
     events = at.scan(PROJECTED)
-    beside = events.join(named.lazy(), on=["tenant_id", "session_id"], how="semi").collect(engine="streaming")
+    beside = events.join(sessions.lazy(), on=["tenant_id", "session_id"], how="semi").collect(engine="streaming")
     visitors = beside.select("tenant_id", "anonymous_id").drop_nulls().unique()
-    known = now.select("tenant_id", anonymous_id="visitor_id").drop_nulls().unique()
-    further = visitors.join(known, on=["tenant_id", "anonymous_id"], how="anti").lazy()
-    theirs = events.join(further, on=["tenant_id", "anonymous_id"], how="semi").collect(engine="streaming")
-    as_archived = now.with_columns(session_id=pl.when(~by_gap).then("session_id")).select(PROJECTED)
+    theirs = events.join(visitors.lazy(), on=["tenant_id", "anonymous_id"], how="semi").collect(engine="streaming")
+    as_archived = now.with_columns(session_id=pl.when(~pl.col("is_by_gap")).then("session_id")).select(PROJECTED)
     whole = pl.concat([as_archived, beside, theirs]).unique(list(EVENTS.key))
     return at.counted(whole.lazy()).collect()
 
