@@ -141,7 +141,7 @@ class Archive:
         self.lake.commits.replace(VISITOR_DECISIONS, decisions(splits, gap))
 
 
-@settings(max_examples=often(8, 300), deadline=None)
+@settings(max_examples=often(3, 300), deadline=None)
 @given(st.lists(STEP, min_size=1, max_size=5))
 def test_what_is_written_by_difference_is_what_all_events_say(steps: list[Step]) -> None:
     """Landings, corrections, removals and decisions one after the other; a graph of frames takes up each difference."""
@@ -180,7 +180,7 @@ def partition(lake: Lake) -> set[frozenset[str]]:
     return {frozenset(names) for names in groups}
 
 
-@settings(max_examples=often(6, 300), deadline=None)
+@settings(max_examples=often(3, 300), deadline=None)
 @given(st.lists(STEP, min_size=1, max_size=4))
 def test_journeys_of_visitors_are_those_of_a_stitching_of_everything(steps: list[Step]) -> None:
     """After landings, corrections, removals and decisions in turn, journeys are what one stitching of all makes."""
