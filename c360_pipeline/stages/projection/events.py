@@ -17,7 +17,12 @@ from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.core.visitors.counting import uncounted
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.said import tell_again
-from c360_pipeline.stages.realtime.unlanded_events import customers_of_visitors, events_of_visitors, unlanded_events
+from c360_pipeline.stages.realtime.unlanded_events import (
+    customers_of_visitors,
+    events_of_visitors,
+    unlanded_events,
+    visitors_ahead,
+)
 from c360_pipeline.stages.visitors.around import Around, events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
@@ -36,7 +41,7 @@ MENDED = {
     for projection in model.EVENT_PROJECTIONS
     for kinds, column in (
         ((model.USER, model.HAS_SESSION, model.VIEWED, model.PURCHASED), model.CUSTOMER_ID),
-        ((model.VISITOR, model.VISITOR_SESSION, model.IS_USER, model.ACTION), "visitor_id"),
+        ((model.VISITOR, model.VISITOR_SESSION, model.IS_USER), "visitor_id"),
     )
     if projection.kind in kinds
 }
@@ -133,41 +138,56 @@ class EventGraph:
         changed_rows = {}
         if changed.count or decided.count:
             now = EventsAt(lake, number_of(version), number_of(decisions))
-            around = events_around(changed, decided, before, now, lambda of: customers_of_visitors(graph, of))
+            ahead = visitors_ahead(graph)
+            around = events_around(
+                changed, decided, before, now, lambda visitors: customers_of_visitors(graph, _both(visitors, ahead))
+            )
+            mended = _both(around.visitors, ahead)
+            marked = around.now.join(mended, left_on=["tenant_id", "visitor_id"], right_on=mended.columns, how="semi")
             for projection in model.EVENT_PROJECTIONS:
                 changes = project_touched(projection, around)
+                if projection.kind is model.ACTION:
+                    actions = changes.upserted.join(_ids(marked), on=["tenant_id", "id"], how="semi")
+                    graph.writer.merge(model.MARKED_ACTION, actions)
+                    changes = Changes.of(changes.upserted.join(_ids(marked), on=["tenant_id", "id"], how="anti"),
+                                         changes.deleted)  # fmt: skip
                 graph.writer.apply(projection.kind, changes)
                 changed_rows[projection.kind.name] = changes.count
-            self._mend(around)
+            if mended.height:
+                # The marks of what landed go last: broken off before, all is done again.
+                self._mend(around, mended)
+                graph.writer.merge(model.ACTION, model.actions(marked))
             self._write_communities(around.touched.lazy())
         if changed.upserted.height:
             graph.writer.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
         return changed_rows, version
 
-    def _mend(self, around: Around) -> None:
-        """Let the graph hold of visitors that changed, and of their customers, what the archive says.
+    def _mend(self, around: Around, visitors: pl.DataFrame) -> None:
+        """Let the graph hold of some visitors, and of all whom they count for, what the archive says.
 
         Before events landed, a login may have moved to somebody what the archive gives to another: neither is a
         difference between what the archive said and says.
         """
         graph = self._graph
-        if around.visitors.is_empty():
-            return
+        of_visitors = [
+            rows.join(visitors, left_on=["tenant_id", "visitor_id"], right_on=visitors.columns, how="semi")
+            for rows in (around.before, around.now)
+        ]
+        customers = [rows.select("tenant_id", user_id="customer_id").drop_nulls() for rows in of_visitors]
+        users = pl.concat([customers_of_visitors(graph, visitors), *customers]).unique()
         read: list[tuple[model.Projection, pl.DataFrame, pl.DataFrame]] = []
         for projection, column in MENDED.items():
-            names = around.users if column == model.CUSTOMER_ID else around.visitors
+            names = users if column == model.CUSTOMER_ID else visitors
             names = names.rename({names.columns[1]: column})
             events = around.now.join(names, on=["tenant_id", column], how="semi")
             wanted = projection.build(events)
-            if projection.kind is model.ACTION:
-                names = events.select("tenant_id", "event_id")
             parts = [
                 graph.audit.named_rows(projection.kind, str(tenant), ids[ids.columns[1]].to_list())
                 for (tenant,), ids in names.partition_by("tenant_id", as_dict=True).items()
             ]
             read.append((projection, pl.concat([wanted.select(list(projection.kind.schema)).clear(), *parts]), wanted))
         # Asked for when all was read: what came meanwhile is not among it.
-        unlanded = unlanded_events(graph)
+        unlanded = unlanded_events(graph).join(around.now.select(EVENTS.key), on=EVENTS.key, how="anti")
         ahead = model.unlanded_keys(unlanded, events_of_visitors(graph, unlanded))
         for projection, found, wanted in read:
             held, asked = found, wanted.select(found.columns)
@@ -201,6 +221,14 @@ def note_counting(graph: Graph, decisions: Version | None) -> None:
 def _slice(frame: pl.LazyFrame, columns: Sequence[str], slices: int, part: int) -> pl.LazyFrame:
     """One of so many parts, in which all rows are that agree on some columns."""
     return frame.filter(pl.struct(columns).hash() % slices == part)
+
+
+def _both(visitors: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
+    return visitors.join(others, on=visitors.columns, how="semi")
+
+
+def _ids(events: pl.DataFrame) -> pl.DataFrame:
+    return events.select("tenant_id", id="event_id")
 
 
 class ProductGraph:

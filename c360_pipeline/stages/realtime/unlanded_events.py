@@ -89,6 +89,10 @@ READ_OF_VISITORS = Statement("""
     UNWIND [a.user_id, a.customer_id] AS user_id
     RETURN DISTINCT a.id AS event_id, user_id
 """)
+READ_VISITORS_AHEAD = Statement("""
+    MATCH (a:Unlanded) WHERE a.anonymous_id IS NOT NULL
+    RETURN DISTINCT a.tenant_id AS tenant_id, a.anonymous_id AS anonymous_id
+""")
 READ_CUSTOMERS = Statement("""
     UNWIND $visitors AS visitor_id
     CALL (visitor_id) {
@@ -150,6 +154,12 @@ def unlanded_events(graph: Graph) -> pl.DataFrame:
     found = pl.DataFrame(rows, schema=SCHEMA)
     named = visitor_ids(found.rename({"visitor_id": "anonymous_id"}))
     return found.with_columns(named.alias("visitor_id"))
+
+
+def visitors_ahead(graph: Graph) -> pl.DataFrame:
+    """tenant_id, anonymous_id of visitors with events that a graph shows before they are taken up from the archive."""
+    schema = {"tenant_id": pl.String, "anonymous_id": pl.String}
+    return pl.DataFrame(graph.run(READ_VISITORS_AHEAD), schema=schema)
 
 
 def customers_of_visitors(graph: Graph, visitors: pl.DataFrame) -> pl.DataFrame:

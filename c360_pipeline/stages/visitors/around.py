@@ -21,7 +21,8 @@ class Around:
         before: all that rows of the graph are made of which the touched ones may alter, as they were.
         now: the same as they are.
         visitors: tenant_id, anonymous_id of those whose events changed.
-        users: tenant_id, user_id; all events that count for these, before and now, are among them.
+        users: tenant_id, user_id of users that these were named with, and of further ones; all events that count for
+            them, before and now, are among these.
     """
 
     touched: pl.DataFrame
@@ -64,10 +65,11 @@ def events_around(
     # Words that name nobody are in events of strangers: an event is around by itself.
     names["event_id"] = keys
     visitors = names["anonymous_id"] = _of_somebody(names["anonymous_id"])
+    users = names["user_id"].clear()
     if visitors.height:
         met = [_of(side.scan(PROJECTED), {"anonymous_id": visitors}) for side in sides]
-        named = [names["user_id"], *(_names(rows, "user_id") for rows in met), further(visitors)]
-        names["user_id"] = pl.concat(named).unique()
+        users = pl.concat([*(_names(rows, "user_id") for rows in met), further(visitors)]).unique()
+        names["user_id"] = pl.concat([names["user_id"], users]).unique()
     found = [_of(side.scan(PROJECTED), names) for side in sides]
     people = _of_somebody(names["user_id"])
     theirs = [rows.join(people, on=["tenant_id", "user_id"], how="semi") for rows in found]
@@ -81,7 +83,7 @@ def events_around(
     otherwise = difference(was.select(said), is_now.select(said), key, is_all=False).updated.select(key)
     touched = pl.concat([keys, raw.select(key), otherwise]).unique()
     of_touched = pl.concat([rows.join(touched, on=key, how="semi") for rows in (was, is_now)])
-    return Around(of_touched, was, is_now, visitors, names["user_id"])
+    return Around(of_touched, was, is_now, visitors, users)
 
 
 def _of_somebody(names: pl.DataFrame) -> pl.DataFrame:
