@@ -110,9 +110,10 @@ class EventGraph:
             file = Path(folder) / "events.parquet"
             at.counted(at.scan(PROJECTED)).sink_parquet(file, compression="lz4")
             events = pl.scan_parquet(file)
-            old = (
-                uncounted(lake.scan(EVENTS, by_old_rules.number).select(PROJECTED)) if by_old_rules else events.clear()
-            )
+            old = uncounted(EventsAt(lake, number_of(by_old_rules)).scan(PROJECTED))
+            ahead = visitors_ahead(graph)
+            around = self._ahead(events, ahead)
+            marked = _of_visitors(around.now, ahead)
             for projection in model.EVENT_PROJECTIONS:
                 kind, key = projection.kind, projection.kind.key_columns
                 for part in range(slices):
@@ -121,14 +122,37 @@ class EventGraph:
                         for frame in (old, events)
                     )
                     gone = was.select(key).join(rows.select(key), on=key, how="anti")
-                    graph.writer.apply(kind, Changes.of(rows, gone))
+                    self._apply(kind, Changes.of(rows, gone), marked)
                     changed_rows[kind.name] = changed_rows.get(kind.name, 0) + rows.height
+            self._mend(around, ahead)
             assigned, own = lake.scan(EVENT_JOURNEY), EVENTS.key
             for part in range(slices):
                 mine, theirs = (_slice(frame.select(own), own, slices, part) for frame in (events, assigned))
                 graph.writer.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
         self._write_communities(at.scan(PROJECTED))
         return changed_rows
+
+    def _ahead(self, events: pl.LazyFrame, visitors: pl.DataFrame) -> Around:
+        """The events of some visitors, and of all whom the graph lets them count for; there was nothing before."""
+        theirs = events.join(
+            visitors.lazy().rename({"anonymous_id": "visitor_id"}), on=["tenant_id", "visitor_id"], how="semi"
+        )  # fmt: skip
+        customers = theirs.select("tenant_id", user_id="customer_id").drop_nulls().unique().collect(engine="streaming")
+        users = pl.concat([customers, customers_of_visitors(self._graph, visitors)]).unique()
+        named = users.lazy().rename({"user_id": "customer_id"})
+        of_users = events.join(named, on=["tenant_id", "customer_id"], how="semi")
+        now = pl.concat([theirs, of_users]).unique(list(EVENTS.key)).collect(engine="streaming")
+        return Around(now, now.clear(), now, visitors, users)
+
+    def _apply(self, kind: model.Kind, changes: Changes, marked: pl.DataFrame) -> None:
+        """Write a kind; of some events the mark of what has not landed stays until `_mend` is done."""
+        if kind is model.ACTION and marked.height:
+            ids = marked.select("tenant_id", id="event_id")
+            kept = changes.upserted.join(ids, on=["tenant_id", "id"], how="semi")
+            self._graph.writer.merge(model.MARKED_ACTION, kept)
+            others = changes.upserted.join(ids, on=["tenant_id", "id"], how="anti")
+            changes = Changes.of(others, changes.deleted)
+        self._graph.writer.apply(kind, changes)
 
     def _project_changes(
         self, since: Version, before: EventsAt, decided: Changes, decisions: Version | None
@@ -143,20 +167,12 @@ class EventGraph:
                 changed, decided, before, now, lambda visitors: customers_of_visitors(graph, _both(visitors, ahead))
             )
             mended = _both(around.visitors, ahead)
-            marked = around.now.join(mended, left_on=["tenant_id", "visitor_id"], right_on=mended.columns, how="semi")
+            marked = _of_visitors(around.now, mended)
             for projection in model.EVENT_PROJECTIONS:
                 changes = project_touched(projection, around)
-                if projection.kind is model.ACTION:
-                    actions = changes.upserted.join(_ids(marked), on=["tenant_id", "id"], how="semi")
-                    graph.writer.merge(model.MARKED_ACTION, actions)
-                    changes = Changes.of(changes.upserted.join(_ids(marked), on=["tenant_id", "id"], how="anti"),
-                                         changes.deleted)  # fmt: skip
-                graph.writer.apply(projection.kind, changes)
+                self._apply(projection.kind, changes, marked)
                 changed_rows[projection.kind.name] = changes.count
-            if mended.height:
-                # The marks of what landed go last: broken off before, all is done again.
-                self._mend(around, mended)
-                graph.writer.merge(model.ACTION, model.actions(marked))
+            self._mend(around, mended)
             self._write_communities(around.touched.lazy())
         if changed.upserted.height:
             graph.writer.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
@@ -169,10 +185,9 @@ class EventGraph:
         difference between what the archive said and says.
         """
         graph = self._graph
-        of_visitors = [
-            rows.join(visitors, left_on=["tenant_id", "visitor_id"], right_on=visitors.columns, how="semi")
-            for rows in (around.before, around.now)
-        ]
+        if visitors.is_empty():
+            return
+        of_visitors = [_of_visitors(rows, visitors) for rows in (around.before, around.now)]
         customers = [rows.select("tenant_id", user_id="customer_id").drop_nulls() for rows in of_visitors]
         users = pl.concat([customers_of_visitors(graph, visitors), *customers]).unique()
         read: list[tuple[model.Projection, pl.DataFrame, pl.DataFrame]] = []
@@ -194,6 +209,8 @@ class EventGraph:
             for keys in ahead.get(projection.kind, ()):
                 held, asked = (rows.join(keys, on=keys.columns, how="anti") for rows in (held, asked))
             graph.writer.apply(projection.kind, difference(held, asked, tuple(projection.kind.key_columns)))
+        # The marks of what landed go last: broken off before, all is done again.
+        graph.writer.merge(model.ACTION, model.actions(_of_visitors(around.now, visitors)))
 
     def _write_communities(self, events: pl.LazyFrame) -> None:
         """The property that a later stage owns, for users that were rebuilt."""
@@ -227,8 +244,10 @@ def _both(visitors: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
     return visitors.join(others, on=visitors.columns, how="semi")
 
 
-def _ids(events: pl.DataFrame) -> pl.DataFrame:
-    return events.select("tenant_id", id="event_id")
+def _of_visitors(events: pl.DataFrame, visitors: pl.DataFrame) -> pl.DataFrame:
+    return events.join(
+        visitors, left_on=["tenant_id", "visitor_id"], right_on=["tenant_id", "anonymous_id"], how="semi"
+    )  # fmt: skip
 
 
 class ProductGraph:
