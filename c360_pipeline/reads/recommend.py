@@ -27,7 +27,7 @@ READ_SIMILAR_USERS = Statement("""
     WITH u, collect(own) AS owned
     UNWIND owned AS shared
     MATCH (shared)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
-    WHERE similar <> u AND NONE(refusal IN $refusals WHERE coalesce(similar.consents, '') CONTAINS refusal)
+    WHERE similar <> u
     WITH u, owned, similar, count(shared) AS shared_products
     MATCH (similar)-[bought:PURCHASED]->(product:Product {tenant_id: $tenant_id})
     WHERE NOT product IN owned AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
@@ -38,7 +38,6 @@ READ_SIMILAR_USERS = Statement("""
         MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
             -[:PURCHASED]->(shared:Product {tenant_id: $tenant_id})
         WHERE similar <> u AND shared IN owned
-          AND NONE(refusal IN $refusals WHERE coalesce(similar.consents, '') CONTAINS refusal)
         WITH u, similar, count(shared) AS shared_products
         ORDER BY shared_products DESC, similar.id
         RETURN collect(similar.id)[..$shown_users] AS first_users, max(similar.community = u.community) AS in_community
@@ -47,7 +46,6 @@ READ_SIMILAR_USERS = Statement("""
         MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
             -[:PURCHASED]->(shared:Product {tenant_id: $tenant_id})
         WHERE similar <> u AND shared IN owned
-          AND NONE(refusal IN $refusals WHERE coalesce(similar.consents, '') CONTAINS refusal)
         WITH shared, count(similar) AS users
         ORDER BY users DESC, shared.id
         RETURN collect(coalesce(shared.name, shared.id)) AS because
@@ -74,7 +72,6 @@ READ_COMMUNITY = Statement("""
     MATCH (other:User {tenant_id: $tenant_id, community: u.community})
         -[:PURCHASED]->(product:Product {tenant_id: $tenant_id})
     WHERE other <> u AND NOT EXISTS { (u)-[:PURCHASED]->(product) }
-      AND NONE(refusal IN $refusals WHERE coalesce(other.consents, '') CONTAINS refusal)
       AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
     RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
            count(other) AS evidence
@@ -97,12 +94,10 @@ READ_TRENDING = Statement(f"""
     CALL () {{
         MATCH (v:User {{tenant_id: $tenant_id}})-[r:VIEWED]->(p:Product {{tenant_id: $tenant_id}})
         WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
-          AND NONE(refusal IN $refusals WHERE coalesce(v.consents, '') CONTAINS refusal)
         RETURN v, p, 1 AS viewed, 0 AS bought
         UNION ALL
         MATCH (v:User {{tenant_id: $tenant_id}})-[r:PURCHASED]->(p:Product {{tenant_id: $tenant_id}})
         WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
-          AND NONE(refusal IN $refusals WHERE coalesce(v.consents, '') CONTAINS refusal)
         RETURN v, p, 0 AS viewed, 1 AS bought
     }}
     WITH p, sum(viewed) AS viewers, sum(bought) AS buyers, count(DISTINCT v) AS people
@@ -120,6 +115,31 @@ READ_SIMILAR_PRODUCTS = Statement("""
     ORDER BY kind, rank
 """)
 READ_PRODUCT = Statement("MATCH (p:Product {tenant_id: $tenant_id, id: $product_id}) RETURN p.id AS product_id")
+
+
+def _of_those_who_agreed(statement: Statement, condition: str, *variables: str) -> Statement:
+    """A statement that uses nothing of users who refused a purpose; planning it takes longer than the plain one.
+
+    Args:
+        statement: the plain one.
+        condition: that each of its parts has which reads what others did.
+        variables: of these others, one for each part.
+    """
+    parts = statement.split(condition)
+    agreed = [f" NONE(refusal IN $refusals WHERE coalesce({v}.consents, '') CONTAINS refusal) AND" for v in variables]
+    if len(parts) != len(agreed) + 1:
+        raise ValueError(f"{len(parts) - 1} parts of the statement have {condition!r}, not {len(agreed)}")
+    made = parts[0]
+    for with_consent, part in zip(agreed, parts[1:], strict=True):
+        made += f"WHERE{with_consent}{condition.removeprefix('WHERE')}{part}"
+    return Statement(made)
+
+
+READ_SIMILAR_USERS_WHO_AGREED = _of_those_who_agreed(
+    READ_SIMILAR_USERS, "WHERE similar <> u", "similar", "similar", "similar"
+)
+READ_COMMUNITY_THAT_AGREED = _of_those_who_agreed(READ_COMMUNITY, "WHERE other <> u", "other")
+READ_TRENDING_OF_THOSE_WHO_AGREED = _of_those_who_agreed(READ_TRENDING, "WHERE r.last_interaction > $since", "v", "v")
 
 
 @dataclass(frozen=True)
@@ -171,7 +191,8 @@ class Recommender:
         who = {"tenant_id": self._tenant_id, "user_id": wanted.user_id}
         if refusals and read(READ_REFUSED, **who, refusals=refusals):
             return self._popular(read, wanted)
-        found = self._candidates(read, READ_SIMILAR_USERS, Source.SIMILAR_USERS, wanted)
+        similar = READ_SIMILAR_USERS_WHO_AGREED if refusals else READ_SIMILAR_USERS
+        found = self._candidates(read, similar, Source.SIMILAR_USERS, wanted)
         for source in (Source.VIEWED_TOGETHER, Source.COMMUNITY, Source.TRENDING):
             if len(found) >= wanted.top_k:
                 break
@@ -187,7 +208,8 @@ class Recommender:
             case Source.VIEWED_TOGETHER:
                 return self._candidates(read, READ_VIEWED_TOGETHER, source, narrowed)
             case Source.COMMUNITY:
-                return self._candidates(read, READ_COMMUNITY, source, narrowed)
+                statement = READ_COMMUNITY_THAT_AGREED if self._refusals else READ_COMMUNITY
+                return self._candidates(read, statement, source, narrowed)
             case _:
                 return self._trending_candidates(read, narrowed)
 
@@ -234,8 +256,9 @@ class Recommender:
         if not rows:
             return None, []
         newest = instant(rows[0]["newest"])
+        statement = READ_TRENDING_OF_THOSE_WHO_AGREED if self._refusals else READ_TRENDING
         products = read(
-            READ_TRENDING, tenant_id=self._tenant_id, since=newest - window, category=category, top_k=limit,
+            statement, tenant_id=self._tenant_id, since=newest - window, category=category, top_k=limit,
             buyer_weight=BUYER_WEIGHT, refusals=self._refusals,
         )  # fmt: skip
         return newest, products
