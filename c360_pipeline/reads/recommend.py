@@ -117,7 +117,7 @@ READ_SIMILAR_PRODUCTS = Statement("""
 READ_PRODUCT = Statement("MATCH (p:Product {tenant_id: $tenant_id, id: $product_id}) RETURN p.id AS product_id")
 
 
-def _of_those_who_agreed(statement: Statement, condition: str, *variables: str) -> Statement:
+def _of_those_who_agreed(statement: Statement, condition: str, *variables: str) -> str:
     """A statement that uses nothing of users who refused a purpose; planning it takes longer than the plain one.
 
     Args:
@@ -132,14 +132,16 @@ def _of_those_who_agreed(statement: Statement, condition: str, *variables: str) 
     made = parts[0]
     for with_consent, part in zip(agreed, parts[1:], strict=True):
         made += f"WHERE{with_consent}{condition.removeprefix('WHERE')}{part}"
-    return Statement(made)
+    return made
 
 
-READ_SIMILAR_USERS_WHO_AGREED = _of_those_who_agreed(
-    READ_SIMILAR_USERS, "WHERE similar <> u", "similar", "similar", "similar"
+READ_SIMILAR_USERS_WHO_AGREED = Statement(
+    _of_those_who_agreed(READ_SIMILAR_USERS, "WHERE similar <> u", "similar", "similar", "similar")
 )
-READ_COMMUNITY_THAT_AGREED = _of_those_who_agreed(READ_COMMUNITY, "WHERE other <> u", "other")
-READ_TRENDING_OF_THOSE_WHO_AGREED = _of_those_who_agreed(READ_TRENDING, "WHERE r.last_interaction > $since", "v", "v")
+READ_COMMUNITY_THAT_AGREED = Statement(_of_those_who_agreed(READ_COMMUNITY, "WHERE other <> u", "other"))
+READ_TRENDING_OF_THOSE_WHO_AGREED = Statement(
+    _of_those_who_agreed(READ_TRENDING, "WHERE r.last_interaction > $since", "v", "v")
+)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ AT = datetime(2025, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
 
 def users(*ids: str, tenant: str = "acme") -> pl.DataFrame:
-    return pl.DataFrame([(tenant, i, AT, AT) for i in ids], schema=model.USER.schema, orient="row")
+    nothing_said = dict.fromkeys(model.SAID)
+    rows = [{"tenant_id": tenant, "id": i, "first_seen": AT, "last_seen": AT, **nothing_said} for i in ids]
+    return pl.DataFrame(rows, schema=model.USER.schema)
 
 
 def sessions(*ids: str, tenant: str = "acme") -> pl.DataFrame:

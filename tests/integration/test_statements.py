@@ -47,6 +47,7 @@ OF_ALL_TENANTS = {
     },
     "about events that have not landed, of which there are few": {
         "stages.realtime.unlanded_events.READ_OVERDUE", "stages.realtime.unlanded_events.READ_UNLANDED",
+        "stages.realtime.unlanded_events.READ_VISITORS_AHEAD", "stages.realtime.said.READ_UNTOLD",
     },
 }  # fmt: skip
 """Statements without a tenant, by the reason."""
@@ -59,6 +60,7 @@ LOOKS_AT_ALL = {
     "stores.neo4j.checkpoints.FORGET_CHECKPOINT", "stores.neo4j.checkpoints.FORGET_CHECKPOINTS",
     "stores.neo4j.checkpoints.CARRY_CHECKPOINTS", "stores.neo4j.checkpoints.SAVE_CHECKPOINT",
     "stages.realtime.unlanded_events.READ_UNLANDED", "stages.realtime.unlanded_events.READ_OVERDUE",
+    "stages.realtime.unlanded_events.READ_VISITORS_AHEAD", "stages.realtime.said.READ_UNTOLD",
     "reads.accounts.READ_NEWEST", "reads.accounts.READ_ACCOUNTS", "reads.accounts.READ_TICKETS",
     "reads.customer_pages.COUNT_EVENTS",
 }  # fmt: skip
@@ -79,8 +81,20 @@ NODE = re.compile(r"\(\w*((?::\w+)+)\s*(\{[^}]*\})?[^()]*?\)")
 
 def values_of(statement: str) -> dict[str, object]:
     """Values for the parameters of a statement, of types that it could have."""
-    lists = ("rows", "exclude", "ids", "user_ids", "journey_ids", "keys", "names", "known")
-    numbers = ("top_k", "buyer_weight", "similar_user_weight", "shown_users", "longest", "batch_rows", "limit",
+    lists = (
+        "refusals",
+        "visitors",
+        "named",
+        "rows",
+        "exclude",
+        "ids",
+        "user_ids",
+        "journey_ids",
+        "keys",
+        "names",
+        "known",
+    )
+    numbers = ("most", "top_k", "buyer_weight", "similar_user_weight", "shown_users", "longest", "batch_rows", "limit",
                "min_products", "skip", "size", "length", "purchase_weight")  # fmt: skip
     names = re.findall(r"\$(\w+)", statement)
     values = {name: [] if name in lists else 1 if name in numbers else "x" for name in names}
