@@ -192,7 +192,7 @@ def events_in_graph(neo4j: Graph, lake: Lake, projection: str) -> EventsAt:
     """
     known = events_in(neo4j, lake, projection)
     decisions = decisions_before(lake, neo4j.checkpoints.of(EVENT_PROJECTION))
-    return EventsAt(lake, known.number, decisions) if known else EventsAt(lake)
+    return EventsAt.of(lake, known, decisions) if known else EventsAt(lake)
 
 
 def weights_of(used: FeatureEvents, tenant: str) -> pl.DataFrame:

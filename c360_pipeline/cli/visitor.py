@@ -1,11 +1,15 @@
 """`c360 visitor …`: whom a browser or device counts for, and how to part it from a customer."""
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    from c360_pipeline.stages.visitors.decisions import Decisions
 
 visitor_app = typer.Typer(help="Browsers and devices, and the customers they count for.", no_args_is_help=True)
 Tenant = Annotated[str | None, typer.Option(help="needed when tenants share the id")]
@@ -45,18 +49,11 @@ def split(
     as_json: AsJson = False,
 ) -> None:
     """Let what a visitor did before logins count for nobody; `--undo` brings it back."""
-    from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.stages.projection.everything import bring_up_visitors
-    from c360_pipeline.stages.visitors.decisions import Decisions
 
-    settings = load_settings()
-    control, lake = open_control(settings), open_lake(settings)
-    with control.locks.exclusive_run(), open_graph(settings) as graph:
-        decisions = Decisions(lake)
-        found = decisions.visitor(anonymous_id, tenant)
-        decisions.split(found, reason, undo=undo)
-        changed = bring_up_visitors(lake, graph, control.key_rules.policy())
-    _tell(changed, as_json=as_json)
+    def decide(decisions: "Decisions") -> None:
+        decisions.split(decisions.visitor(anonymous_id, tenant), reason, undo=undo)
+
+    _carry_out(decide, as_json=as_json)
 
 
 @visitor_app.command("gap")
@@ -67,6 +64,11 @@ def gap(
     as_json: AsJson = False,
 ) -> None:
     """Set how long a pause ends a session that no producer named; sessions of the past follow."""
+    _carry_out(lambda decisions: decisions.set_gap(tenant, minutes, reason), as_json=as_json)
+
+
+def _carry_out(decide: "Callable[[Decisions], None]", *, as_json: bool) -> None:
+    """Decide, and bring tables, journeys and graph up to it, while nobody else is at work."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.stages.projection.everything import bring_up_visitors
     from c360_pipeline.stages.visitors.decisions import Decisions
@@ -74,7 +76,7 @@ def gap(
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
     with control.locks.exclusive_run(), open_graph(settings) as graph:
-        Decisions(lake).set_gap(tenant, minutes, reason)
+        decide(Decisions(lake))
         changed = bring_up_visitors(lake, graph, control.key_rules.policy())
     _tell(changed, as_json=as_json)
 

@@ -13,7 +13,6 @@ from c360_pipeline.stages.stitching.catch_up import noted
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.delta.versions import BEFORE_ALL
 
 EVENTS_PER_GROUP = 1_000_000
 """Events that one task folds at once, about."""
@@ -41,7 +40,7 @@ def stitch_all_first(
     if version is None:
         return
     decisions = lake.versions.version(VISITOR_DECISIONS.name)
-    at = EventsAt(lake, version.number, decisions.number if decisions else BEFORE_ALL)
+    at = EventsAt.of(lake, version, decisions)
     login = S3Login(
         settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_region, settings.aws_endpoint_url
     )

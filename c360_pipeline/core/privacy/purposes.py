@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-EVERY = "*"
+from c360_pipeline.core.privacy.retention import EVERY
+
 RECOMMENDATIONS = "recommendations"
 """The feature that is made when it is asked for; others are tables."""
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from c360_pipeline.core.contract.fields import FieldType
+from c360_pipeline.core.contract.frames import ENTRIES
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES, field_of
 from c360_pipeline.core.projection.items import each_item, quantity, revenue
 from c360_pipeline.core.stitching.stitch import LINKED
-from c360_pipeline.core.visitors.said import ENTRIES, newest
+from c360_pipeline.core.visitors.said import newest
 
 TEXT = pl.String()
 WHOLE = pl.Int64()

@@ -18,7 +18,6 @@ BY_GAP = "gap:"
 """What the id of a session begins with that no producer named; the id of its first event follows."""
 NEEDED = ("tenant_id", "event_id", "user_id", "session_id", "anonymous_id", "ts")
 """Columns of events that decide whom they count for."""
-ADDED = ("customer_id", "visitor_id", "visitor_user", "visitor_users", "is_split", "is_by_gap")
 VISITOR = ["tenant_id", "anonymous_id"]
 EVENT = ["tenant_id", "event_id"]
 

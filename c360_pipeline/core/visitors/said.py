@@ -5,9 +5,9 @@ import json
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import USER_CONSENTS, USER_TRAITS
+from c360_pipeline.core.contract.frames import ENTRIES
+from c360_pipeline.core.sources.mapping import DENIED, GRANTED
 
-GRANTED, DENIED = "granted", "denied"
-ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
 PERSONAL = (
     "email", "e-mail", "mail", "phone", "mobile", "name", "firstname", "lastname", "fullname", "displayname",
     "username", "login", "address", "street", "city", "zip", "postalcode", "birthday", "birthdate", "dateofbirth",
@@ -45,8 +45,7 @@ def newest(events: pl.DataFrame, column: str) -> pl.DataFrame:
         tenant_id, customer_id, said (map of texts); customers of whom nothing is said are left out.
     """
     value = _state(pl.col("value")) if column == "consent" else pl.col("value")
-    said = _said(events.lazy(), column, value).collect()
-    last = said.group_by("tenant_id", "customer_id", "name", maintain_order=True).agg(pl.col("value").last())
+    last = _last(_said(events.lazy(), column, value)).collect()
     entry = pl.struct(pl.col("name").alias("key"), "value")
     found = last.group_by("tenant_id", "customer_id", maintain_order=True).agg(said=entry)
     return found.with_columns(pl.col("said").cast(pl.Map(pl.String, pl.String)))
@@ -61,10 +60,7 @@ def refusing(events: pl.LazyFrame, purposes: pl.DataFrame) -> pl.LazyFrame:
     """
     asked = purposes.lazy().rename({"purpose": "name"})
     said = _said(events, "consent", _state(pl.col("value"))).join(asked, on=["tenant_id", "name"], how="semi")
-    last = said.group_by("tenant_id", "customer_id", "name").agg(
-        pl.col("value").sort_by("ts", "event_id").last()
-    )  # fmt: skip
-    return last.filter(pl.col("value") == DENIED).select("tenant_id", "customer_id").unique()
+    return _last(said).filter(pl.col("value") == DENIED).select("tenant_id", "customer_id").unique()
 
 
 def state_of(word: str) -> str:
@@ -75,6 +71,11 @@ def state_of(word: str) -> str:
 def refusal(purpose: str) -> str:
     """What the property `consents` of users who refused a purpose holds."""
     return f'{json.dumps(purpose, ensure_ascii=False)}: "{DENIED}"'
+
+
+def _last(said: pl.LazyFrame) -> pl.LazyFrame:
+    """tenant_id, customer_id, name, value: of rows by time the newest of each name."""
+    return said.group_by("tenant_id", "customer_id", "name", maintain_order=True).agg(pl.col("value").last())
 
 
 def _state(value: pl.Expr) -> pl.Expr:

@@ -5,6 +5,7 @@ neighbourhood. Both stand beside this file, so that no page asks another server 
 """
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -285,18 +286,18 @@ class Pages:
 
     async def unmerge(self, request: Request, key: Admin) -> Response:
         """Take apart what a key has linked, for good: the key goes on the list of those that never link."""
-        refuse_other_sites(request)
-        sent = parse_qs((await request.body()).decode("utf-8", "replace"))
-        asked, customer_id = sent.get("key", [""])[0], sent.get("customer", [""])[0]
-        await self._api.ask(self._unmerge, key.tenant_id, asked)
-        return Response(headers={"HX-Redirect": f"/app/customers/{_as_part(customer_id)}"})
+        return await self._changed(request, key, "key", self._unmerge)
 
     async def split(self, request: Request, key: Admin) -> Response:
         """Let what a visitor did before logins count for nobody, from the next run on."""
+        return await self._changed(request, key, "visitor", self._split)
+
+    async def _changed(self, request: Request, key: ApiKey, field: str, change: Callable[[str, str], None]) -> Response:
+        """Carry out what a form of a customer's page asks for, and show the page again."""
         refuse_other_sites(request)
         sent = parse_qs((await request.body()).decode("utf-8", "replace"))
-        visitor, customer_id = sent.get("visitor", [""])[0], sent.get("customer", [""])[0]
-        await self._api.ask(self._split, key.tenant_id, visitor)
+        asked, customer_id = sent.get(field, [""])[0], sent.get("customer", [""])[0]
+        await self._api.ask(change, key.tenant_id, asked)
         return Response(headers={"HX-Redirect": f"/app/customers/{_as_part(customer_id)}"})
 
     def _split(self, tenant_id: str, anonymous_id: str) -> None:

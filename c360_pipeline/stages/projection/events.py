@@ -26,7 +26,6 @@ from c360_pipeline.stages.realtime.unlanded_events import (
 from c360_pipeline.stages.visitors.around import Around, events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.delta.versions import BEFORE_ALL
 from c360_pipeline.stores.neo4j.graph import Graph
 
 ABOUT = ("item_id", "items")
@@ -70,13 +69,13 @@ class EventGraph:
         since = lake.versions.still_there(EVENTS, done.get(EVENTS.name))
         decided, decisions = lake.versions.changes(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
         is_old = since is not None and done.get(COUNTING) != COUNTED_BY and self._counts_otherwise(since)
-        is_lost = VISITOR_DECISIONS.name in done and decisions_before(lake, done) == BEFORE_ALL
+        is_lost = VISITOR_DECISIONS.name in done and decisions_before(lake, done) is None
         if since is None or is_old or is_lost:
             version = lake.versions.version(EVENTS.name)
-            at = EventsAt(lake, number_of(version), number_of(decisions))
+            at = EventsAt.of(lake, version, decisions)
             changed_rows = self._project_all(at, since if is_old else None) if version else {}
         else:
-            before = EventsAt(lake, since.number, decisions_before(lake, done))
+            before = EventsAt.of(lake, since, decisions_before(lake, done))
             changed_rows, version = self._project_changes(since, before, decided, decisions)
         # Communities that an interrupted run has kept in the lake and not written here.
         late, late_version = lake.versions.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
@@ -110,7 +109,7 @@ class EventGraph:
             file = Path(folder) / "events.parquet"
             at.counted(at.scan(PROJECTED)).sink_parquet(file, compression="lz4")
             events = pl.scan_parquet(file)
-            old = uncounted(EventsAt(lake, number_of(by_old_rules)).scan(PROJECTED))
+            old = uncounted(EventsAt.of(lake, by_old_rules, None).scan(PROJECTED))
             ahead = visitors_ahead(graph)
             around = self._ahead(events, ahead)
             marked = _of_visitors(around.now, ahead)
@@ -161,7 +160,7 @@ class EventGraph:
         changed, version = lake.versions.changes(EVENTS, since, PROJECTED)
         changed_rows = {}
         if changed.count or decided.count:
-            now = EventsAt(lake, number_of(version), number_of(decisions))
+            now = EventsAt.of(lake, version, decisions)
             ahead = visitors_ahead(graph)
             around = events_around(
                 changed, decided, before, now, lambda visitors: customers_of_visitors(graph, _both(visitors, ahead))
@@ -219,14 +218,9 @@ class EventGraph:
         self._graph.writer.update(model.USER_COMMUNITY, model.user_communities(communities.collect(engine="streaming")))
 
 
-def number_of(version: Version | None) -> int:
-    """The number of a version; that of none where there is no table."""
-    return version.number if version else BEFORE_ALL
-
-
-def decisions_before(lake: Lake, done: Mapping[str, Version]) -> int:
-    """The number of the version of what people decided that a graph with these checkpoints was made by."""
-    return number_of(lake.versions.still_there(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name)))
+def decisions_before(lake: Lake, done: Mapping[str, Version]) -> Version | None:
+    """The version of what people decided that a graph with these checkpoints was made by; None for none."""
+    return lake.versions.still_there(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
 
 
 def note_counting(graph: Graph, decisions: Version | None) -> None:

@@ -136,6 +136,7 @@ _EVENT: dict[str, pl.DataType | type[pl.DataType]] = {
     "anonymous_id": pl.String, "event_id": pl.String, "user_id": pl.String, "was": pl.String, "session_id": pl.String,
     "ts": pl.Int64, "action": pl.String, "products": pl.List(pl.String),
 }  # fmt: skip
+_NO_MOVES = pl.DataFrame(schema={**_EVENT, "becomes": pl.String})
 _HELD: dict[str, pl.DataType | type[pl.DataType]] = {
     "anonymous_id": pl.String,
     "users": pl.Int64,
@@ -201,7 +202,7 @@ def _of_known(run: Read, tenant_id: str, written: pl.DataFrame, known: pl.DataFr
     """Moves of the events that came without a login, of visitors whose only user is known."""
     new = written.join(known, on="anonymous_id", how="semi")["event_id"].to_list()
     if not new:
-        return pl.DataFrame(schema={**_EVENT, "becomes": pl.String})
+        return _NO_MOVES
     rows = pl.DataFrame(run(READ_EVENTS, tenant_id=tenant_id, ids=new), schema=_EVENT)
     theirs = rows.filter(are_of_nobody(rows)).join(known, on="anonymous_id")
     return theirs.rename({"visitor_user": "becomes"}).select(*_EVENT, "becomes")
@@ -210,9 +211,8 @@ def _of_known(run: Read, tenant_id: str, written: pl.DataFrame, known: pl.DataFr
 def _of_shared(run: Read, tenant_id: str, written: pl.DataFrame, visitors: list[str]) -> pl.DataFrame:
     """Moves in the sessions of the events that came, of visitors whom several users are known to share."""
     new = written.filter(pl.col("visitor_id").is_in(visitors)).drop_nulls("session_id")
-    nothing = pl.DataFrame(schema={**_EVENT, "becomes": pl.String})
     if new.is_empty():
-        return nothing
+        return _NO_MOVES
     asked = new.select("session_id", anonymous_id="visitor_id").unique().sort(pl.all()).to_dicts()
     rows = pl.DataFrame(run(READ_SESSIONS, tenant_id=tenant_id, rows=asked, most=MOST_EVENTS), schema=_EVENT)
     placed = _as_events(rows, tenant_id).with_columns(is_shared=pl.lit(value=True), is_known=~are_of_nobody(rows))
@@ -222,15 +222,14 @@ def _of_shared(run: Read, tenant_id: str, written: pl.DataFrame, visitors: list[
 
 def _of_open(run: Read, tenant_id: str, visitors: Iterable[str]) -> pl.DataFrame:
     """Moves of all events of visitors whose users are others than before; says whom they are now, too."""
-    nothing = pl.DataFrame(schema={**_EVENT, "becomes": pl.String})
     asked = list(visitors)
     if not asked:
-        return nothing
+        return _NO_MOVES
     found = run(READ_VISITORS, tenant_id=tenant_id, visitors=asked, most=MOST_EVENTS + 1)
     rows = pl.DataFrame(found, schema=_EVENT)
     rows = rows.filter(pl.len().over("anonymous_id") <= MOST_EVENTS)
     if rows.is_empty():
-        return nothing
+        return _NO_MOVES
     events = _as_events(rows, tenant_id)
     now = counted(events.select(NEEDED).lazy(), VISITOR_DECISIONS.empty().lazy()).collect()
     state = now.unique(VISITOR).select("anonymous_id", "visitor_user", users="visitor_users")

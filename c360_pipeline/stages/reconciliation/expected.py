@@ -37,7 +37,6 @@ from c360_pipeline.stages.projection.events import (
     PRODUCT_PROJECTION,
     SIMILARITIES,
     items_of,
-    number_of,
     rows_of_scopes,
 )
 from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
@@ -56,7 +55,6 @@ from c360_pipeline.stages.stitching.tables import JourneyTables, News
 from c360_pipeline.stages.visitors.around import events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.delta.versions import BEFORE_ALL
 from c360_pipeline.stores.neo4j.graph import Graph
 
 
@@ -344,10 +342,10 @@ class Archive:
 
     def _events_at(self) -> EventsAt:
         """The events that the graph has been brought to, counted by the decisions of then."""
-        versions = [self._pinned.version(EVENT_PROJECTION, table) for table in (EVENTS, VISITOR_DECISIONS)]
-        events, decisions = (version.number if version else None for version in versions)
+        events = self._pinned.version(EVENT_PROJECTION, EVENTS)
         # Where the events are pinned and decisions are not, there were none then.
-        return EventsAt(self._lake, events, BEFORE_ALL if decisions is None and events is not None else decisions)
+        decisions = self._pinned.version(EVENT_PROJECTION, VISITOR_DECISIONS)
+        return EventsAt.of(self._lake, events, decisions) if events else EventsAt(self._lake)
 
     def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         """Every kind with all its rows and `DAY`; nodes come before relationships, which a repair can stand on them."""
@@ -439,7 +437,7 @@ class Archive:
         decided, decisions = self._lake.versions.changes(VISITOR_DECISIONS, pinned)
         if not changed.count and not decided.count:
             return
-        now = EventsAt(self._lake, number_of(version), number_of(decisions))
+        now = EventsAt.of(self._lake, version, decisions)
         further = partial(customers_of_visitors, graph)
         around = events_around(changed, decided, self._events_at(), now, further)
         for projection in model.EVENT_PROJECTIONS:

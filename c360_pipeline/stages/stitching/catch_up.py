@@ -17,7 +17,6 @@ from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.report import BatchReport, Rebase
 from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.delta.versions import BEFORE_ALL
 
 COUNTED_BY = "1"
 """Version of the rules of visitors; a log that was stitched without them says nothing of it."""
@@ -83,7 +82,7 @@ class Stitching:
         changed, gone, upto = self._lake.versions.changed_since(EVENTS, since, ["content_hash"])
         if since is None and source is not None:
             gone = self._gone_from_archive()
-        at = EventsAt(self._lake, *(version.number if version else BEFORE_ALL for version in (upto, decisions)))
+        at = EventsAt.of(self._lake, upto, decisions)
         those_apart, otherwise = self._apart(since, decided, at)
         done, total = 0, self._lake.count(EVENTS)
         came = (rows.select(SOURCE_COLUMNS) for rows in changed)
@@ -111,7 +110,7 @@ class Stitching:
             # Stitched by an earlier release, or by decisions that nobody knows any more: all of these are read again.
             now = at.apart()
             return now, self._events_of(at, now.select(EVENTS.key))
-        before = EventsAt(lake, since.number, was.number if was else BEFORE_ALL)
+        before = EventsAt.of(lake, since, was)
         visitors = self._touched_visitors(since, was, before, at)
         if visitors.is_empty():
             return at.apart(visitors), nothing

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.visitors.counting import NEEDED, VISITOR, apart, counted
@@ -33,8 +34,12 @@ class EventsAt:
     @classmethod
     def now(cls, lake: Lake) -> "EventsAt":
         """As they are now: what comes meanwhile is not in it."""
-        versions = [lake.versions.version(table.name) for table in (EVENTS, VISITOR_DECISIONS)]
-        return cls(lake, *(version.number if version else BEFORE_ALL for version in versions))
+        return cls.of(lake, *(lake.versions.version(table.name) for table in (EVENTS, VISITOR_DECISIONS)))
+
+    @classmethod
+    def of(cls, lake: Lake, events: Version | None, decisions: Version | None) -> "EventsAt":
+        """As they are at versions; None where there was no such table yet."""
+        return cls(lake, *(version.number if version else BEFORE_ALL for version in (events, decisions)))
 
     def scan(self, columns: Sequence[str]) -> pl.LazyFrame:
         """Columns of the events as they are in the archive."""

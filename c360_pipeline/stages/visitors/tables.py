@@ -24,7 +24,6 @@ from c360_pipeline.core.visitors.said import user_consents, user_traits
 from c360_pipeline.stages.visitors.around import Around, events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.delta.versions import BEFORE_ALL
 
 MADE_OF = (EVENTS, VISITOR_DECISIONS)
 Builder = Callable[[pl.DataFrame], pl.DataFrame]
@@ -118,8 +117,7 @@ def _whole_sessions(now: pl.DataFrame, sessions: pl.DataFrame, at: EventsAt) -> 
 
 
 def _at(lake: Lake, versions: Mapping[str, Version]) -> EventsAt:
-    numbers = [versions[table.name].number if table.name in versions else BEFORE_ALL for table in MADE_OF]
-    return EventsAt(lake, *numbers)
+    return EventsAt.of(lake, *(versions.get(table.name) for table in MADE_OF))
 
 
 def _number(name: str, version: Version) -> str:
