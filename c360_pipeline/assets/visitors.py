@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import dagster as dg
 import polars as pl
 
-from c360_pipeline.assets.specs import asset_check, lineage, rows, table_spec
-from c360_pipeline.core.catalog.tables import SESSIONS, VISITOR_USER
+from c360_pipeline.assets.specs import asset_check, lineage, preview, rows, table_spec
+from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.core.catalog.tables import SESSIONS, USER_CONSENTS, USER_TRAITS, VISITOR_USER
 from c360_pipeline.core.visitors.counting import NEEDED
+from c360_pipeline.core.visitors.said import broken_histories
 from c360_pipeline.resources import LakeResource
 from c360_pipeline.stages.visitors.tables import BUILDERS, VisitorTables
 
@@ -52,3 +54,22 @@ def every_known_visitor_has_a_row(lake: LakeResource) -> dg.AssetCheckResult:
     visitors = known.select(pl.len()).collect(engine="streaming").item()
     held = tables.scan(VISITOR_USER, version).select(pl.len()).collect().item()
     return dg.AssetCheckResult(passed=visitors == held, metadata={"visitors": visitors, "rows": held})
+
+
+@asset_check(asset=USER_TRAITS.name, description="The history of each trait is without gaps, up to one value of today.")
+def traits_have_one_value_at_a_time(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for traits whose values lie over each other, or leave a time out."""
+    return _one_value_at_a_time(lake, USER_TRAITS)
+
+
+@asset_check(asset=USER_CONSENTS.name, description="The history of each consent is without gaps, up to one of today.")
+def consents_have_one_state_at_a_time(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for consents whose states lie over each other, or leave a time out."""
+    return _one_value_at_a_time(lake, USER_CONSENTS)
+
+
+def _one_value_at_a_time(lake: LakeResource, table: Table) -> dg.AssetCheckResult:
+    broken = broken_histories(lake.open().scan(table), table.key[:3]).collect(engine="streaming")
+    return dg.AssetCheckResult(
+        passed=broken.is_empty(), metadata={"broken": broken.height, "first": preview(broken.drop("user_id"))}
+    )

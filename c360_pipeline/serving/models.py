@@ -55,11 +55,23 @@ def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
+SOMEBODY_AND_A_TIME: dict[str, Any] = {
+    "anyOf": [
+        {"required": ["user_id"], "properties": {"user_id": {"type": "string"}}},
+        {"required": ["anonymous_id"], "properties": {"anonymous_id": {"type": "string"}}},
+    ],
+    "dependentRequired": {"event_id": ["ts"]},
+}
+"""What the validators of an interaction ask for, as clients made from the OpenAPI document are told."""
+
+
 class Interaction(BaseModel):
     """What a user did with a product.
 
     With an `event_id` and the `ts` of its own an event can be sent again: it counts once.
     """
+
+    model_config = ConfigDict(json_schema_extra=SOMEBODY_AND_A_TIME)
 
     user_id: Text | None = Field(None, description="who acted; none before a login")
     anonymous_id: Text | None = Field(None, description="browser or device; it or `user_id` is needed")
@@ -90,6 +102,7 @@ class TrackRequest(Interaction):
 
     model_config = ConfigDict(
         json_schema_extra={
+            **SOMEBODY_AND_A_TIME,
             "examples": [
                 {
                     "tenant_id": "acme",
@@ -97,7 +110,7 @@ class TrackRequest(Interaction):
                     "product_id": "sku-0017",
                     "interaction_type": "VIEWED",
                 }
-            ]
+            ],
         }
     )
 

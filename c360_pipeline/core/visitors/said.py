@@ -1,6 +1,7 @@
 """What events say of a customer from then on: traits, and consents to purposes."""
 
 import json
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -61,6 +62,21 @@ def refusing(events: pl.LazyFrame, purposes: pl.DataFrame) -> pl.LazyFrame:
     asked = purposes.lazy().rename({"purpose": "name"})
     said = _said(events, "consent", _state(pl.col("value"))).join(asked, on=["tenant_id", "name"], how="semi")
     return _last(said).filter(pl.col("value") == DENIED).select("tenant_id", "customer_id").unique()
+
+
+def broken_histories(changes: pl.LazyFrame, of: Sequence[str]) -> pl.LazyFrame:
+    """What has not one value at a time: ends that are not where the next value begins, or no value of today.
+
+    Args:
+        changes: rows of `USER_TRAITS` or `USER_CONSENTS`.
+        of: the columns that name what has a history.
+
+    Returns:
+        the columns of `of`, wrong_ends (rows); none where all is right.
+    """
+    following = pl.col("set_at").shift(-1).over(of)
+    ends = changes.sort(*of, "set_at", "event_id").with_columns(is_wrong=pl.col("until").ne_missing(following))
+    return ends.group_by(of).agg(wrong_ends=pl.col("is_wrong").sum()).filter(pl.col("wrong_ends") > 0)
 
 
 def state_of(word: str) -> str:

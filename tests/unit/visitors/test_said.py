@@ -1,0 +1,33 @@
+"""What customers said of themselves, over time."""
+
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from c360_pipeline.core.catalog.tables import USER_TRAITS
+from c360_pipeline.core.visitors.said import broken_histories
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+OF = USER_TRAITS.key[:3]
+
+
+def history(*spans: tuple[int, int | None]) -> pl.LazyFrame:
+    """Rows of one trait, from and until so many minutes after noon."""
+    rows = [
+        {
+            "tenant_id": "t", "user_id": "ana", "name": "plan", "value": str(number), "event_id": str(number),
+            "set_at": NOON + timedelta(minutes=since),
+            "until": None if until is None else NOON + timedelta(minutes=until),
+        }
+        for number, (since, until) in enumerate(spans)
+    ]  # fmt: skip
+    return pl.DataFrame(rows, schema=USER_TRAITS.empty().schema).lazy()
+
+
+def test_a_history_without_gaps_is_not_broken() -> None:
+    assert broken_histories(history((0, 5), (5, 9), (9, None)), OF).collect().is_empty()
+
+
+def test_two_values_of_today_a_gap_and_no_value_of_today_are_broken() -> None:
+    for spans in ([(0, None), (5, None)], [(0, 4), (5, None)], [(0, 5), (5, 9)]):
+        assert broken_histories(history(*spans), OF).collect()["wrong_ends"].to_list() == [1], spans
