@@ -117,6 +117,7 @@ def lander(bucket: str, options: dict[str, str], source: Any) -> Callable[[], No
     import polars as pl
 
     from c360_pipeline.connections import open_landing
+    from c360_pipeline.core.landing.suppressed import Suppressed
     from c360_pipeline.core.sources.source import Sources
     from c360_pipeline.settings import load_settings
     from c360_pipeline.stages.landing.ingest import Ingest, waiting_files
@@ -124,7 +125,7 @@ def lander(bucket: str, options: dict[str, str], source: Any) -> Callable[[], No
 
     landing = open_landing(load_settings())
     lake = Lake(f"s3://{bucket}/{uuid4().hex}", options, Path(tempfile.mkdtemp()))
-    nobody = pl.DataFrame(schema={"tenant_id": pl.String, "user_hash": pl.String})
+    nobody = Suppressed()
     sources = Sources((source,)) if source else Sources()
     ingest = Ingest(landing, lake, nobody, sources=sources)
     files = landing.source_files(source) if source else landing.event_files()

@@ -7,16 +7,46 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import structlog
+from pydantic import SecretStr
+
 from c360_pipeline.core.silos.control_rows import SourceDatabase
-from c360_pipeline.settings import Settings, c360_home, postgres_login, source_secret, strictest_sslmode
+from c360_pipeline.settings import (
+    Settings,
+    c360_home,
+    identifier_keys_file,
+    identifier_keys_place,
+    identifier_secrets,
+    keep_identifier_secret,
+    postgres_login,
+    source_secret,
+    strictest_sslmode,
+)
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.identifier_keys import Secrets
 from c360_pipeline.stores.s3.bucket import Bucket
 from c360_pipeline.stores.s3.landing import Landing
 
 if TYPE_CHECKING:
     from c360_pipeline.stores.postgres.silo import Silo
+
+
+log = structlog.get_logger()
+
+
+def _made_identifier_secret(version: int) -> SecretStr:
+    """The secret of a version, made where it is missing: then a person should hear of it."""
+    is_known = version in identifier_secrets()
+    secret = keep_identifier_secret(version)
+    if not is_known:
+        advice = "keep a copy with your backups, and copy it to every machine of this installation"
+        log.warning("identifier_secret_made", version=version, file=str(identifier_keys_file()), advice=advice)
+    return secret
+
+
+IDENTIFIER_SECRETS = Secrets(identifier_secrets, _made_identifier_secret, identifier_keys_place)
 
 
 def s3_login(settings: Settings) -> dict[str, Any]:
@@ -67,7 +97,7 @@ def _bucket_made(settings: Settings) -> None:
 
 def open_control(settings: Settings) -> ControlDb:
     """The control database, its tables there."""
-    control = ControlDb(postgres_login(settings, settings.etl_db_name))
+    control = ControlDb(postgres_login(settings, settings.etl_db_name), IDENTIFIER_SECRETS)
     control.ensure()
     return control
 

@@ -5,6 +5,7 @@ of the working folder, and what `c360 up` wrote for the embedded services. Group
 password of an embedded server is not sent to a server that you named. Secrets of the sample silos come last.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from c360_pipeline.core.contract.identifier_keys import parsed_secrets
 from c360_pipeline.core.sources.login import BucketLogin
 from c360_pipeline.errors import ConfigError
 
@@ -394,6 +396,60 @@ def operator_secret(reference: str) -> SecretStr:
     if not found:
         raise ConfigError(f"Password reference {reference!r} leads nowhere: env:NAME or file:/path is right.")
     return SecretStr(found)
+
+
+IDENTIFIER_KEYS = "C360_IDENTIFIER_KEYS"
+
+
+def identifier_keys_file(home: Path | None = None) -> Path:
+    """Where the secrets lie that identifiers are hashed with: `C360_IDENTIFIER_KEYS_FILE`, or in the state folder."""
+    home = home or c360_home()
+    named = merged_environment(home).get(f"{IDENTIFIER_KEYS}_FILE")
+    return Path(named) if named else home / "identifier-keys"
+
+
+def identifier_keys_place() -> str:
+    """What the secrets that identifiers are hashed with are read from, in words."""
+    variable = f"the variable {IDENTIFIER_KEYS}"
+    return variable if IDENTIFIER_KEYS in merged_environment(c360_home()) else str(identifier_keys_file())
+
+
+def identifier_secrets() -> dict[int, SecretStr]:
+    """The secrets that identifiers are hashed with, by version, as they are now; none where nobody gave any.
+
+    Raises:
+        ConfigError: they are not written as they should be.
+    """
+    given = merged_environment(c360_home()).get(IDENTIFIER_KEYS)
+    if given:
+        return parsed_secrets(given, IDENTIFIER_KEYS)
+    path = identifier_keys_file()
+    return parsed_secrets(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+
+
+def keep_identifier_secret(version: int) -> SecretStr:
+    """The secret of a version, made where it is missing, and kept in the file.
+
+    Raises:
+        ConfigError: the secrets come from the environment, and this one is not among them.
+    """
+    known = identifier_secrets()
+    if version in known:
+        return known[version]
+    if IDENTIFIER_KEYS in merged_environment(c360_home()):
+        raise ConfigError(
+            f"{IDENTIFIER_KEYS} has no secret of version {version}: add {version}:SECRET to it, with a secret that "
+            "`c360 keys new` prints, wherever the product runs."
+        )
+    path = identifier_keys_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.with_name(f"{path.name}.lock")).open("w") as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        known = identifier_secrets()
+        known.setdefault(version, SecretStr(secrets.token_hex(32)))
+        lines = (f"{number}:{secret.get_secret_value()}\n" for number, secret in sorted(known.items()))
+        write_private(path, "".join(lines))
+    return known[version]
 
 
 def write_private(path: Path, text: str) -> None:

@@ -23,6 +23,7 @@ from c360_pipeline.cli.dead_letters import letters_app
 from c360_pipeline.cli.doctor import doctor
 from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
 from c360_pipeline.cli.journey import journey_app
+from c360_pipeline.cli.keys import identifier_keys_app
 from c360_pipeline.cli.metrics import metrics
 from c360_pipeline.cli.output import AsJson, RunProgress, ServiceProgress, as_date, err, out, print_json
 from c360_pipeline.cli.privacy import erase, export, retain
@@ -45,6 +46,7 @@ app.add_typer(visitor_app, name="visitor")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(suppress_app, name="suppress")
 app.add_typer(keys_app, name="api-keys")
+app.add_typer(identifier_keys_app, name="keys")
 app.add_typer(stream_app, name="stream")
 app.add_typer(cypher_script_app, name="cypher-script")
 app.add_typer(graph_projection_app, name="graph-projection")

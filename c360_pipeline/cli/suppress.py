@@ -42,7 +42,7 @@ def list_suppressed(as_json: AsJson = False) -> None:
     """List who is suppressed, by tenant and hash: the list names nobody."""
     from c360_pipeline.connections import open_control
 
-    rows = open_control(load_settings()).privacy.suppressed_users().to_dicts()
+    rows = open_control(load_settings()).privacy.suppressed_users().listed.to_dicts()
     if as_json:
         print_json(rows)
     else:

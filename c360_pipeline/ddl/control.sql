@@ -309,7 +309,7 @@ CREATE TABLE IF NOT EXISTS suppressed_users (
 );
 COMMENT ON TABLE suppressed_users IS 'Users whose events never land; kept by `c360 suppress`.';
 COMMENT ON COLUMN suppressed_users.user_hash IS
-    'sha256 of the tenant''s length in bytes, a colon, the tenant and the user: the list names nobody.';
+    'sha256 of the tenant''s length in bytes, a colon, the tenant and the user, covered by the secrets of identifier_keys: the list names nobody.';
 
 CREATE TABLE IF NOT EXISTS suppressed_rows (
     lake_table    text NOT NULL CHECK (lake_table <> ''),
@@ -318,7 +318,7 @@ CREATE TABLE IF NOT EXISTS suppressed_rows (
     PRIMARY KEY (lake_table, row_hash)
 );
 COMMENT ON TABLE suppressed_rows IS 'Rows of silos that are never read into the lake again; kept by `c360 erase`.';
-COMMENT ON COLUMN suppressed_rows.row_hash IS 'sha256 of the lake table''s name, the tenant and the key: the list names nobody.';
+COMMENT ON COLUMN suppressed_rows.row_hash IS 'sha256 of the lake table''s name, the tenant and the key, covered by the secrets of identifier_keys: the list names nobody.';
 
 CREATE TABLE IF NOT EXISTS erasures_under_way (
     only_one   boolean PRIMARY KEY DEFAULT true CHECK (only_one),
@@ -376,6 +376,23 @@ COMMENT ON TABLE feature_purposes IS
     'Purposes that people must not have refused for a feature to use their events: advertising for recommendations. Tenant * speaks for all.';
 COMMENT ON COLUMN feature_purposes.feature IS
     'Table of features such as user_communities, recommendations for the API, or * for all.';
+
+CREATE TABLE IF NOT EXISTS identifier_keys (
+    version        integer PRIMARY KEY CHECK (version > 0),
+    fingerprint    text CHECK (fingerprint ~ '^[0-9a-f]{16}$'),
+    covers_hashes  boolean NOT NULL DEFAULT false,
+    began_at       timestamptz NOT NULL DEFAULT now(),
+    took_effect_at timestamptz
+);
+COMMENT ON TABLE identifier_keys IS
+    'Versions of the secret that identifiers are hashed with, kept by `c360 keys`; the secrets themselves are elsewhere.';
+COMMENT ON COLUMN identifier_keys.fingerprint IS 'What tells secrets apart; null: who needs the first one says which it is.';
+COMMENT ON COLUMN identifier_keys.covers_hashes IS
+    'Of version 1: whether it covers the hashes of a database that began without a secret, rather than the values.';
+COMMENT ON COLUMN identifier_keys.took_effect_at IS 'From when on all hashes are of it; null: a rotation is under way.';
+-- Databases of before there were secrets have hashes without one, until `c360 keys rotate`.
+INSERT INTO identifier_keys (version, took_effect_at)
+SELECT 1, now() WHERE NOT EXISTS (SELECT FROM control_schema) ON CONFLICT DO NOTHING;
 
 CREATE TABLE IF NOT EXISTS api_keys (
     key_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
 from c360_pipeline.core.features.account_values import account_values
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.stitching.keys import value_hash
@@ -171,11 +172,13 @@ class Customers:
     Args:
         graph: where they are.
         tenant_id: whose.
+        identifiers: secrets that keys are hashed with.
     """
 
-    def __init__(self, graph: Graph, tenant_id: str) -> None:
+    def __init__(self, graph: Graph, tenant_id: str, identifiers: IdentifierKeys) -> None:
         self._graph = graph
         self._tenant_id = tenant_id
+        self._identifiers = identifiers
 
     def find(self, customer_id: str, limit: int = 100, before: datetime | None = None) -> Customer | None:
         """A customer by a user's id or an account's e-mail address; None when there is none.
@@ -198,15 +201,16 @@ class Customers:
         return self._together(lambda reading: reading.members(customer_id))
 
     def _together(self, work: "Callable[[_Reading], T]") -> T:
-        return self._graph.read_together(lambda read: work(_Reading(read, self._tenant_id)))
+        return self._graph.read_together(lambda read: work(_Reading(read, self._tenant_id, self._identifiers)))
 
 
 class _Reading:
     """What `Customers` reads in one transaction."""
 
-    def __init__(self, read: Read, tenant_id: str) -> None:
+    def __init__(self, read: Read, tenant_id: str, identifiers: IdentifierKeys) -> None:
         self._statement = read
         self._tenant_id = tenant_id
+        self._identifiers = identifiers
 
     def customer(self, customer_id: str, limit: int, before: datetime | None) -> Customer | None:
         who = self._who(customer_id)
@@ -261,7 +265,7 @@ class _Reading:
             asked *= 4
 
     def _journeys(self, users: list[str]) -> list[dict[str, Any]]:
-        hashes = [value_hash(self._tenant_id, "user", user) for user in users]
+        hashes = [value_hash(self._tenant_id, "user", user, self._identifiers) for user in users]
         return self._read(READ_JOURNEYS_OF_KEYS, keys=[f"user:{found}" for found in hashes if found])
 
     def _events(self, users: list[str], journey_ids: list[str], until: datetime, limit: int) -> list[dict[str, Any]]:

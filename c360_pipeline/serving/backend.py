@@ -6,15 +6,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import psycopg
 from neo4j.exceptions import DriverError, Neo4jError
 
 from c360_pipeline.core.contract.events import Event, Rejected, parse_event
-from c360_pipeline.core.privacy.purposes import RECOMMENDATIONS, Purpose, purposes_of
+from c360_pipeline.core.privacy.purposes import RECOMMENDATIONS, purposes_of
 from c360_pipeline.core.projection.statement import Statement
-from c360_pipeline.errors import C360Error, ContractError, UnavailableError
+from c360_pipeline.errors import C360Error, ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import find_query
 from c360_pipeline.reads.accounts import newest_of
 from c360_pipeline.reads.customers import Customers
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 ACTIONS = {"VIEWED": "view", "PURCHASED": "purchase"}
 STORE_SECONDS, SHOW_SECONDS = 10.0, 1.0
 """For how long a request waits for S3, which it needs, and then for the graph, which it does not."""
-PURPOSES_SECONDS = 5.0
-"""How old the purposes that features need may be."""
+KEPT_SECONDS = 5.0
+"""How old what the control database said may be."""
+T = TypeVar("T")
 SHORTEST_READY = Statement("RETURN 1 AS one")
 
 
@@ -55,6 +56,36 @@ class TrackOutcome(NamedTuple):
     uri: str | None
     is_shown: bool
     suppressed: int
+
+
+class Kept(Generic[T]):
+    """What the control database says, at most `KEPT_SECONDS` old; the last that is known where it does not answer.
+
+    Args:
+        read: asks it.
+        what: that is, for the error.
+    """
+
+    def __init__(self, read: Callable[[], T], what: str) -> None:
+        self._read, self._what = read, what
+        self._known: tuple[T, float] | None = None
+        self._lock = threading.Lock()
+
+    def value(self) -> T:
+        """What it says.
+
+        Raises:
+            UnavailableError: it has not answered yet.
+        """
+        with self._lock:
+            if self._known is None or time.monotonic() - self._known[1] > KEPT_SECONDS:
+                try:
+                    self._known = self._read(), time.monotonic()
+                except (UnavailableError, ConflictError, psycopg.Error) as error:
+                    if self._known is None:
+                        raise UnavailableError(f"Nobody can tell {self._what}: {error}") from error
+                    self._known = self._known[0], time.monotonic()
+            return self._known[0]
 
 
 class Backend:
@@ -83,8 +114,8 @@ class Backend:
         self.keys = ApiKeys(control.login)
         self._landing = landing
         self._tracked = TrackedEvents(landing, graph, control)
-        self._purposes_kept: tuple[Purpose, ...] | None = None
-        self._purposes_at, self._purposes_lock = float("-inf"), threading.Lock()
+        self._purposes = Kept(control.privacy.purposes, "what people must agree to")
+        self._identifiers = Kept(control.identifiers.current, "how identifiers are hashed")
 
     def close(self) -> None:
         """Write what was tracked and not stored yet."""
@@ -92,27 +123,15 @@ class Backend:
 
     def recommender(self, tenant_id: str) -> Recommender:
         """Recommendations of a tenant."""
-        return Recommender(self.graph, tenant_id, lambda: self._purposes(tenant_id))
 
-    def _purposes(self, tenant_id: str) -> Iterable[str]:
-        """What recommendations need of people, at most some seconds old; the last that is known where nobody answers.
+        def asked() -> Iterable[str]:
+            return purposes_of(self._purposes.value(), RECOMMENDATIONS, [tenant_id])["purpose"]
 
-        Raises:
-            UnavailableError: the control database has not answered yet.
-        """
-        with self._purposes_lock:
-            if time.monotonic() - self._purposes_at > PURPOSES_SECONDS:
-                try:
-                    self._purposes_kept = self.control.privacy.purposes()
-                except (UnavailableError, psycopg.Error) as error:
-                    if self._purposes_kept is None:
-                        raise UnavailableError(f"Nobody can tell what people must agree to: {error}") from error
-                self._purposes_at = time.monotonic()
-            return purposes_of(self._purposes_kept or (), RECOMMENDATIONS, [tenant_id])["purpose"]
+        return Recommender(self.graph, tenant_id, asked)
 
     def customers(self, tenant_id: str) -> Customers:
         """Customers of a tenant."""
-        return Customers(self.graph, tenant_id)
+        return Customers(self.graph, tenant_id, self._identifiers.value())
 
     def sources(self, tenant_id: str) -> list[dict[str, Any]]:
         """What event sources brought a tenant."""

@@ -29,6 +29,7 @@ from c360_pipeline.core.stitching.log import COMMIT, QUARANTINE, Gone, log_rows,
 from c360_pipeline.core.stitching.stitch import stitch
 from c360_pipeline.core.visitors.counting import APART, keyed
 from c360_pipeline.spark.components import connected_components
+from c360_pipeline.stages.stitching.commit import rules_of
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
 
@@ -101,7 +102,7 @@ class FirstStitching:
 
     def _commit(self) -> pl.DataFrame:
         """What the commit says, as `stages.stitching.journeys` words it."""
-        said = {"policy": self.policy.fingerprint(self.tenant_id), "blocked": self.policy.blocked_of(self.tenant_id)}
+        said = rules_of(self.tenant_id, self.policy)
         return remark_rows({self.tenant_id: FIRST}, {self.tenant_id: said}, self.now)
 
     def _crowded(self, facts: DataFrame) -> DataFrame:
@@ -128,7 +129,9 @@ class FirstStitching:
         blocked = {(kind, int(key)) for tenant, kind, key in self.policy.blocked if tenant == self.tenant_id}
         for batch in batches:
             events = pl.DataFrame(pa.Table.from_batches([batch])).with_columns(tenant_id=pl.lit(self.tenant_id))
-            keys = extract_keys(keyed(events, self.apart), self.policy.rules, self.policy.nobody)
+            keys = extract_keys(
+                keyed(events, self.apart), self.policy.rules, self.policy.nobody, self.policy.identifiers
+            )
             rows = events.select("event_id", "ts").with_row_index("row").join(keys, on="row", how="left")
             held = pl.len().over("row") <= MAX_KEYS_PER_EVENT
             is_blocked = pl.Series([pair in blocked for pair in rows.select("key_type", "key_hash").iter_rows()])

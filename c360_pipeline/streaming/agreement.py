@@ -21,6 +21,7 @@ from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES
 from c360_pipeline.core.landing.classify import split_suppressed
 from c360_pipeline.core.landing.decode import decode, decode_records
 from c360_pipeline.core.landing.lines import Delivery, LineBlock
+from c360_pipeline.core.landing.suppressed import Suppressed
 from c360_pipeline.core.projection.graph import attributes_text
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.reconciliation.compare import NO_ROWS, digest, row_hashes, sum_of_digests
@@ -189,12 +190,12 @@ class Stores:
         lake: the archive.
         graph: entered.
         table: of Cassandra, entered.
-        suppressed: tenant_id and user_hash of people who are not to be anywhere.
+        suppressed: people who are not to be anywhere.
         sources: by which records of their topics are read.
     """
 
     def __init__(
-        self, lake: Lake, graph: Graph, table: UserEvents, suppressed: pl.DataFrame, sources: Sources = NO_SOURCES
+        self, lake: Lake, graph: Graph, table: UserEvents, suppressed: Suppressed, sources: Sources = NO_SOURCES
     ) -> None:
         self._lake = lake
         self._graph = graph

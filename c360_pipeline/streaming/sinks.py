@@ -98,9 +98,10 @@ class RetryingSink:
 
     def _attempt(self, events: list[Event]) -> Refused:
         if self._suppression is None:
-            session = StandingSession(open_control(self._settings).login)
+            control = open_control(self._settings)
+            session = StandingSession(control.login)
             self._opened.callback(session.close)
-            self._suppression = Suppression(PrivacyLists(session))
+            self._suppression = Suppression(PrivacyLists(session, control.identifiers))
         if self._write is None:
             self._write = self._opened.enter_context(self._store.open_writer(self._settings))
         kept, _ = self._suppression.split(events)

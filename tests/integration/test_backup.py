@@ -103,7 +103,7 @@ def test_what_is_restored_into_empty_services_has_the_same_digests(
     lake = open_lake(empty)
     assert backups.lake_digests(lake, manifest.versions) == manifest.digests
     assert project(Archive(lake, control.read()), landed.graph) == manifest.graph_digest
-    assert control.privacy.suppressed_users().height == 1
+    assert control.privacy.suppressed_users().listed.height == 1
     backups.finish(bucket, lake, manifest)
     # The landing area is the same to the byte, and nothing of it lands twice.
     landing = open_landing(empty)
@@ -130,7 +130,7 @@ def test_a_restore_that_was_broken_off_goes_on(
         with pytest.raises(ZeroDivisionError):
             put_back(bucket, control, folder, manifest, TOOLS)
     put_back(bucket, control, folder, manifest, TOOLS)
-    assert control.privacy.suppressed_users().height == 1
+    assert control.privacy.suppressed_users().listed.height == 1
 
 
 @pytest.mark.parametrize("what", ["bucket", "control"])

@@ -11,7 +11,7 @@ import pytest
 
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_KEYS, JOURNEYS
 from c360_pipeline.core.projection import graph as model
-from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule, value_hash
+from c360_pipeline.core.stitching.keys import UNKEYED, KeyPolicy, KeyRule, value_hash
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.settings import Settings
@@ -171,7 +171,7 @@ def test_case_40_the_shortest_chain_between_two_events(world: World) -> None:
     world.project()
     chain = explanation(world.graph, "acme", "a", "c")
     assert chain is not None
-    keys = {kind: value_hash("acme", kind, value) for kind, value in (("cookie", "x"), ("device", "d"))}
+    keys = {kind: value_hash("acme", kind, value, UNKEYED) for kind, value in (("cookie", "x"), ("device", "d"))}
     assert [node.get("event_id") or node["key"] for node in chain] == [
         "a", f"cookie:{keys['cookie']}", "b", f"device:{keys['device']}", "c",
     ]  # fmt: skip
@@ -202,7 +202,7 @@ def test_unmerging_brings_old_ids_back_everywhere(
     before = world.lake.read(EVENT_JOURNEY).sort("event_id")["journey_id"].to_list()
     world.stitch(("c", 3, {"user": "1", "cookie": "x"}), ("d", 4, {"device": "2", "cookie": "x"}))
     world.project()
-    key = written.format(hash=value_hash("acme", "cookie", "x"))
+    key = written.format(hash=value_hash("acme", "cookie", "x", world.policy.identifiers))
     done = block_key(control, world.lake, world.graph, key, None, "shared", undo=False)
     assert done.splits.select("journey_id", "split_off", "event_count").rows() == [(before[0], before[1], 2)]
     world.assert_graph_is_what_the_tables_say()

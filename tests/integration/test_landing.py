@@ -19,6 +19,7 @@ from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, E
 from c360_pipeline.core.contract import events as contract
 from c360_pipeline.core.landing.accounting import QUEUE_COUNTED_BY, misaccounted, misaccounted_dead, unbalanced
 from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
+from c360_pipeline.core.landing.suppressed import Suppressed
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.landing import ingest as ingesting
 from c360_pipeline.stages.landing.backfill import land as land_files
@@ -31,7 +32,7 @@ from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing, dead_letter_
 DAY, NEXT_DAY = date(2025, 11, 2), date(2025, 11, 3)
 TODAY = f"{EVENTS_PREFIX}date={DAY}/"
 TOMORROW = f"{EVENTS_PREFIX}date={NEXT_DAY}/"
-NOBODY = pl.DataFrame(schema={"tenant_id": pl.String, "user_hash": pl.String})
+NOBODY = Suppressed()
 Put = Callable[..., str]
 
 
@@ -65,7 +66,7 @@ class World:
 
     def suppress(self, *users: str) -> None:
         listed = pl.DataFrame({"tenant_id": ["acme"] * len(users), "user_id": users})
-        self.suppressed = listed.select("tenant_id", user_hash=user_hash())
+        self.suppressed = Suppressed(listed.select("tenant_id", user_hash=user_hash()))
 
     @property
     def ingest(self) -> Ingest:

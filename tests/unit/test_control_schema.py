@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (17, "cea1346b5a95fcdd")
+NOTED = (18, "1906beb32c82dfba")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

@@ -12,6 +12,7 @@ from c360_pipeline.core.catalog.changes import difference
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.contract.identifiers import names_nobody, normal_form
 from c360_pipeline.core.landing.lines import DELIVERY, PLACE, Delivery, count_by_delivery
+from c360_pipeline.core.landing.suppressed import Suppressed
 
 ARCHIVED_FACTS = ["tenant_id", "event_id", "content_hash", "ts", "source", "mapping_version", *PLACE]
 """Columns of archive rows that decide about an event with their id."""
@@ -73,16 +74,15 @@ class Classified:
         return count_by_delivery(self.events.select(DELIVERY).filter(self.verdicts.is_in(verdicts)))
 
 
-def split_suppressed(rows: pl.DataFrame, suppressed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def split_suppressed(rows: pl.DataFrame, suppressed: Suppressed) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Part rows into those that may land and those of suppressed people.
 
     Args:
         rows: with tenant_id and user_id, either of which may be null, and with `TRACES`, by which rows of nobody known
             are told.
-        suppressed: tenant_id and user_hash, as `user_hash` and `trace_hash` make it of the normal form; whoever has
-            that form is meant, however the id is spelled.
+        suppressed: whoever has the normal form of an id on the list is meant, however the id is spelled.
     """
-    if suppressed.is_empty():
+    if suppressed.is_empty:
         return rows, rows.clear()
     user = normal_form(pl.col("user_id"))
     # Entries of before there was a normal form are of the id as it was given.
@@ -96,14 +96,14 @@ def split_suppressed(rows: pl.DataFrame, suppressed: pl.DataFrame) -> tuple[pl.D
     return rows.filter(~is_silent), rows.filter(is_silent)
 
 
-def _is_on(rows: pl.DataFrame, columns: list[str], hashes: list[pl.Expr], suppressed: pl.DataFrame) -> pl.Series:
+def _is_on(rows: pl.DataFrame, columns: list[str], hashes: list[pl.Expr], suppressed: Suppressed) -> pl.Series:
     """Of each row, whether the list has one of the hashes of its ids."""
     key = ["tenant_id", *columns]
     ids = rows.select(key).drop_nulls(columns).unique()
     if ids.is_empty():
         return pl.Series([False]).new_from_index(0, rows.height)
-    spelled = pl.concat([ids.with_columns(user_hash=one) for one in hashes])
-    found = spelled.join(suppressed, on=["tenant_id", "user_hash"], how="semi").select(key).unique()
+    spelled = pl.concat([ids.with_columns(user_hash=suppressed.covered(one)) for one in hashes])
+    found = spelled.join(suppressed.listed, on=["tenant_id", "user_hash"], how="semi").select(key).unique()
     marked = rows.select(key).join(found.with_columns(is_on=True), on=key, how="left", maintain_order="left")
     return marked["is_on"].fill_null(value=False)
 

@@ -17,6 +17,7 @@ from ahocorasick_rs import BytesAhoCorasick
 
 from c360_pipeline.core.arrays.row_hashes import trace_hash
 from c360_pipeline.core.contract.identifiers import names_nobody, normal_form
+from c360_pipeline.core.landing.suppressed import Suppressed
 from c360_pipeline.core.projection.graph import NodeKind
 from c360_pipeline.core.silos.control_rows import LINEAGE, RelationshipRow
 from c360_pipeline.core.silos.joins import Join, Term, labels_by_alias, parse_join
@@ -69,6 +70,7 @@ class Traces:
 
 
 NO_TRACES = Traces()
+NOBODY = Suppressed()
 
 
 def _ids(rows: Iterable[tuple[str, ...]], *columns: str) -> pl.DataFrame:
@@ -110,7 +112,7 @@ def traces_of(
     journeys: pl.LazyFrame,
     people: Iterable[Person],
     nobody: Iterable[str] = (),
-    once_shared: Iterable[str] = (),
+    listed: Suppressed = NOBODY,
 ) -> Traces:
     """The visitors and visits that are people's alone, and the visitors that they share with others.
 
@@ -123,7 +125,7 @@ def traces_of(
         journeys: tenant_id, event_id, journey_id.
         people: who, in any spelling.
         nobody: words that name nobody, beside those that the project knows.
-        once_shared: `trace_hash` of visitors that were shared with somebody who was erased since: they stay so.
+        listed: the suppressed; visitors that were shared with one of them stay shared.
     """
     names = ("user_id", *VISIT)
     forms = {name: normal_form(pl.col(name)) for name in names}
@@ -139,7 +141,8 @@ def traces_of(
     counts = {"asked": (known & ours).any(), "others": (known & ~ours).any()}
     alone = pl.col("asked") & ~pl.col("others")
     visitor, session = ["tenant_id", "anonymous_id_form"], ["tenant_id", "session_id_form"]
-    was_shared = trace_hash("shared", pl.col("anonymous_id_form")).is_in(list(once_shared))
+    as_shared = listed.covered(trace_hash("shared", pl.col("anonymous_id_form")))
+    was_shared = as_shared.is_in(listed.listed["user_hash"].implode())
     visitors = (
         facts.drop_nulls("anonymous_id_form")
         .group_by(visitor)

@@ -27,6 +27,7 @@ class Comparison:
         expected_digest: of the archive's rows.
         found_digest: of the graph's rows.
         findings: `FINDING_COLUMNS`.
+        content_digest: of the graph's rows without the hashes of identifiers, which other secrets make others.
     """
 
     buckets: pl.DataFrame
@@ -35,6 +36,7 @@ class Comparison:
     expected_digest: str
     found_digest: str
     findings: pl.DataFrame
+    content_digest: str
 
     @property
     def is_equal(self) -> bool:
@@ -145,6 +147,7 @@ def compare(
     key: list[str],
     sides: tuple[str, str] = SIDES,
     later: Collection[str] = (),
+    identifiers: Collection[str] = (),
 ) -> Comparison:
     """Compare archive and graph; only rows of days whose digests differ are looked at one by one.
 
@@ -154,6 +157,7 @@ def compare(
         key: columns that name a row.
         sides: what the differences call the two.
         later: as in `row_hashes`.
+        identifiers: columns that hold a key as `type:hash`.
     """
     columns = [c for c in found.columns if c != DAY]
     expected = expected.with_columns(pl.lit(None, pl.String).alias(c) for c in columns if c not in expected.columns)
@@ -164,9 +168,17 @@ def compare(
     if differing.height:
         ours, theirs = (side.join(differing, on=DAY, how="semi", nulls_equal=True) for side in (ours, theirs))
         findings = _findings(ours, theirs, key, columns, sides)
+    content = found_sums.total
+    if identifiers:
+        content = digest(row_hashes(found.select(columns).with_columns(map(_key_type, identifiers)), later))
     return Comparison(
-        buckets, expected_sums.rows, found_sums.rows, expected_sums.total, found_sums.total, findings
+        buckets, expected_sums.rows, found_sums.rows, expected_sums.total, found_sums.total, findings, content
     )  # fmt: skip
+
+
+def _key_type(column: str) -> pl.Expr:
+    """Of `type:hash` the type."""
+    return pl.col(column).str.replace(r":\d+$", "")
 
 
 def only_ghosts(keys: Sequence[str]) -> Comparison:
@@ -177,7 +189,7 @@ def only_ghosts(keys: Sequence[str]) -> Comparison:
     )
     found = digests_by_bucket(findings["day"], row_hashes(findings.select("key")))
     buckets = _side_by_side(found.buckets.clear(), found.buckets)
-    return Comparison(buckets, 0, found.rows, NO_ROWS, found.total, findings)
+    return Comparison(buckets, 0, found.rows, NO_ROWS, found.total, findings, found.total)
 
 
 def _hashed(rows: pl.DataFrame, columns: list[str], later: Collection[str]) -> tuple[pl.DataFrame, BucketDigests]:

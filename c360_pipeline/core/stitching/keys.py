@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import polars as pl
-import polars_hash  # noqa: F401 - registers the `nchash` expressions
 
-from c360_pipeline.core.arrays.row_hashes import hash128
 from c360_pipeline.core.contract.fields import FIELDS, FieldType
+from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
 from c360_pipeline.core.contract.identifiers import (
     DIGESTS_OF_NOBODY,
     FILLER,
@@ -28,6 +27,10 @@ LINK, WEAK, IGNORE = "link", "weak", "ignore"
 EVERY_TENANT = "*"
 CASE_FOLDED = ("email_hash",)
 """Key types whose values are hexadecimal digests: their case carries no meaning."""
+
+
+UNKEYED = IdentifierKeys()
+"""Hashes without a secret, as archives of before there were any have them."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,14 @@ class KeyPolicy:
         limits: of journeys.
         blocked: tenant, key type and hash of keys that never link, hash as decimal text.
         nobody: tenant (`*` for all) and further words that name nobody, as `word_of` makes them.
+        identifiers: secrets that keys are hashed with.
     """
 
     rules: tuple[KeyRule, ...]
     limits: tuple[JourneyLimit, ...] = (JourneyLimit(),)
     blocked: frozenset[tuple[str, str, str]] = field(default=frozenset())
     nobody: frozenset[tuple[str, str]] = field(default=frozenset())
+    identifiers: IdentifierKeys = field(default=UNKEYED)
 
     def rules_of(self, tenant_id: str) -> tuple[KeyRule, ...]:
         """The rules that hold for a tenant, the strongest first."""
@@ -150,7 +155,10 @@ KEY_COLUMNS = {"row": pl.UInt32, "key_type": pl.String, "key_hash": pl.UInt128}
 
 
 def extract_keys(
-    events: pl.DataFrame, rules: Sequence[KeyRule], nobody: Iterable[tuple[str, str]] = ()
+    events: pl.DataFrame,
+    rules: Sequence[KeyRule],
+    nobody: Iterable[tuple[str, str]] = (),
+    identifiers: IdentifierKeys = UNKEYED,
 ) -> pl.DataFrame:
     """The keys of each event that take part in stitching.
 
@@ -158,6 +166,7 @@ def extract_keys(
         events: rows with tenant_id, the source columns, attrs, and ts where a rule has a window.
         rules: rules of all tenants; `tenant_id` `*` speaks for every tenant that has no rule of its own for the type.
         nobody: tenant (`*` for all) and further words that name nobody.
+        identifiers: secrets that keys are hashed with.
 
     Returns:
         row (place of the event), key_type, key_hash: one row per event and key, without repetitions.
@@ -166,9 +175,10 @@ def extract_keys(
     words: dict[str, list[str]] = {}
     for tenant, word in sorted(nobody):
         words.setdefault(tenant, []).append(word)
-    parts = [_keys_of_rule(events, rule, rules, words) for rule in rules if rule.mode != IGNORE]
-    if not parts:
+    asked = [_keys_of_rule(events, rule, rules, words, identifiers) for rule in rules if rule.mode != IGNORE]
+    if not asked:
         return pl.DataFrame(schema=KEY_COLUMNS)
+    parts = pl.collect_all(asked)
     sources_of_type = [(rule.tenant_id, rule.key_type) for rule in rules]
     keys = pl.concat(parts)
     # An event has one value per source, so that repetitions need two sources of one type.
@@ -176,8 +186,12 @@ def extract_keys(
 
 
 def _keys_of_rule(
-    events: pl.DataFrame, rule: KeyRule, rules: Sequence[KeyRule], words: Mapping[str, list[str]]
-) -> pl.DataFrame:
+    events: pl.DataFrame,
+    rule: KeyRule,
+    rules: Sequence[KeyRule],
+    words: Mapping[str, list[str]],
+    identifiers: IdentifierKeys,
+) -> pl.LazyFrame:
     if rule.tenant_id == EVERY_TENANT:
         own = [r.tenant_id for r in rules if r.key_type == rule.key_type and r.tenant_id != EVERY_TENANT]
         scope = ~pl.col("tenant_id").is_in(own) if own else pl.lit(True)
@@ -192,8 +206,7 @@ def _keys_of_rule(
         .filter(scope)
         .select("tenant_id", "row", pl.lit(rule.key_type).alias("key_type"), value)
         .filter(pl.col("value").is_not_null())
-        .select("row", "key_type", key_hash().alias("key_hash"))
-        .collect()
+        .select("row", "key_type", key_hash(identifiers).alias("key_hash"))
     )
 
 
@@ -224,8 +237,8 @@ def normalised(value: pl.Expr, key_type: str, words: Mapping[str, list[str]] | N
     return pl.when(usable).then(text).otherwise(None).alias("value")
 
 
-def key_hash() -> pl.Expr:
-    """128 bits of xxh3 over the length-prefixed tenant, type and value.
+def key_hash(identifiers: IdentifierKeys) -> pl.Expr:
+    """128 bits over the length-prefixed tenant, type and value: an HMAC, or xxh3 without a secret.
 
     Length prefixes instead of a separator: a value that holds the separator can't collide with another.
     """
@@ -233,12 +246,12 @@ def key_hash() -> pl.Expr:
         pl.concat_str(pl.col(name).str.len_bytes().cast(pl.String), pl.lit(":"), pl.col(name))
         for name in ("tenant_id", "key_type", "value")
     ]
-    return hash128(pl.concat_str(parts))
+    return identifiers.hashed(pl.concat_str(parts))
 
 
-def value_hash(tenant_id: str, key_type: str, value: str) -> str | None:
+def value_hash(tenant_id: str, key_type: str, value: str, identifiers: IdentifierKeys) -> str | None:
     """The hash of one value as decimal text, as tables and the graph hold it; None for a value that makes no key."""
     row = pl.LazyFrame({"tenant_id": [tenant_id], "key_type": [key_type], "value": [value]})
     normal = row.with_columns(normalised(pl.col("value"), key_type)).drop_nulls("value")
-    found = normal.select(key_hash()).collect()
+    found = normal.select(key_hash(identifiers)).collect()
     return str(found.item()) if found.height else None

@@ -40,6 +40,7 @@ from c360_pipeline.core.landing.lines import (
     line_in,
 )
 from c360_pipeline.core.landing.overwrites import OverwriteRules
+from c360_pipeline.core.landing.suppressed import Suppressed
 from c360_pipeline.core.sources.source import NO_SOURCES, Source, Sources
 from c360_pipeline.errors import ConflictError, ContractError, UnreadableError
 from c360_pipeline.stores.delta.lake import Lake
@@ -115,7 +116,7 @@ class Ingest:
     Attributes:
         landing: where they are.
         lake: where they go.
-        suppressed: tenant_id and user_hash of the users whose events never land.
+        suppressed: whose events never land.
         overwrites: what it means that a file comes again under its name.
         force: a newer version may take most of the earlier one's events away.
         unreadable: by address, why a file could not be had; it has no account and is tried again with the next run.
@@ -126,7 +127,7 @@ class Ingest:
 
     landing: Landing
     lake: Lake
-    suppressed: pl.DataFrame
+    suppressed: Suppressed
     overwrites: OverwriteRules = field(default_factory=OverwriteRules)
     force: bool = False
     unreadable: dict[str, str] = field(default_factory=dict)

@@ -105,7 +105,7 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     ]  # fmt: skip
     with stores.open_graph() as graph:
         results = reconcile(Archive(stores.lake, stores.control.read()), graph)
-    users = hashed(plan.persons)
+    users = stores.control.privacy.covered(hashed(plan.persons))
     removed = {
         "events": len(plan.events), "landing_lines": sum(len(lines) for _, lines in plan.files.values()),
         "dead_letters": len(plan.letters), "silo_rows": {name: len(keys) for name, keys in plan.rows.items()},

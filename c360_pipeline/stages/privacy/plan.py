@@ -22,6 +22,7 @@ from c360_pipeline.core.contract.identifiers import normal_form, normal_text
 from c360_pipeline.core.contract.layout import PERSONAL_TEXTS
 from c360_pipeline.core.landing.classify import TRACES, split_suppressed
 from c360_pipeline.core.landing.lines import PLACE
+from c360_pipeline.core.landing.suppressed import Suppressed
 from c360_pipeline.core.privacy.erasure import (
     NO_TRACES,
     Person,
@@ -187,12 +188,12 @@ class Planner:
         """The visitors and visits that are theirs alone; and the visitors that they share with others."""
         lake, control = self._stores.lake, self._stores.control
         policy, journeys = control.key_rules.policy(), lake.scan(EVENT_JOURNEY)
-        once_shared = control.privacy.suppressed_users()["user_hash"].to_list()
+        listed = control.privacy.suppressed_users()
         found = []
         for tenant in sorted({one.tenant_id for one in persons}):
             events = lake.scan(EVENTS).filter(tenant_id=tenant).select("tenant_id", "event_id", "user_id", *TRACES)
             of_tenant = [one for one in persons if one.tenant_id == tenant]
-            found.append(traces_of(events, journeys, of_tenant, policy.nobody_of(tenant), once_shared))
+            found.append(traces_of(events, journeys, of_tenant, policy.nobody_of(tenant), listed))
         parts = ([row for one in found for row in getattr(one, name)] for name in ("visitors", "visits", "shared"))
         return Traces(*(tuple(rows) for rows in parts))
 
@@ -345,7 +346,7 @@ class Planner:
         stores = self._stores
         # Of theirs alone: others on the list of the suppressed may come off it again.
         sources = own_sources(stores)
-        ingest = Ingest(stores.landing, stores.lake, hashed(persons, traces), sources=sources)
+        ingest = Ingest(stores.landing, stores.lake, Suppressed(hashed(persons, traces)), sources=sources)
         written = [*stores.landing.files_under(TABLE_EVENTS), *stores.landing.files_under(TOPIC_EVENTS)]
         files = stores.landing.event_files()
         for source in sources:

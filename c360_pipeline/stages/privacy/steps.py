@@ -172,7 +172,7 @@ class Steps:
                 continue
             schema = {column: table.empty().schema[column] for column in key}
             gone = pl.DataFrame(keys).select(_as_type(column, dtype) for column, dtype in schema.items())
-            control.privacy.suppress_rows(name, row_name_hash(name, gone, key).to_list())
+            control.privacy.suppress_rows(name, row_name_hash(name, gone, key))
             lake.commits.merge(table, table.empty(), gone, on=key)
         self._erase_unlabelled(plan)
         users = users_frame(plan.persons).lazy()

@@ -116,7 +116,7 @@ def search_everywhere(
 
 
 def hashed(persons: Iterable[Person], traces: Traces = NO_TRACES) -> pl.DataFrame:
-    """tenant_id and user_hash, as the list of the suppressed has them."""
+    """tenant_id and user_hash, as the list of the suppressed has them, but for the secrets that cover them there."""
     users = users_frame(persons).select("tenant_id", user_hash=user_hash(normal_form(pl.col("user_id"))))
     own = [
         ids.select("tenant_id", user_hash=of) for ids, of in zip(traces.frames(), TRACE_HASHES.values(), strict=True)

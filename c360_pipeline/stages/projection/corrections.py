@@ -99,7 +99,7 @@ def _found_key(lake: Lake, policy: KeyPolicy, key: str, tenant: str | None) -> t
                 "as `c360 journey explain A B` shows it."
             )
         tenants = said.select("tenant_id").unique().collect(engine="streaming")["tenant_id"]
-        hashes = {t: value_hash(t, key_type, value) for t in tenants if tenant in (None, t)}
+        hashes = {t: value_hash(t, key_type, value, policy.identifiers) for t in tenants if tenant in (None, t)}
     else:
         key_type, _, digits = key.rpartition(":")
         hashes = dict.fromkeys([tenant] if tenant else said.select("tenant_id").unique().collect()["tenant_id"], digits)

@@ -8,6 +8,7 @@ import psycopg
 
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.landing.classify import TRACES, split_suppressed
+from c360_pipeline.core.landing.suppressed import Suppressed
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
 
@@ -33,7 +34,7 @@ class Suppression:
 
     def __init__(self, lists: PrivacyLists) -> None:
         self._lists = lists
-        self._read_at, self._users = float("-inf"), pl.DataFrame()
+        self._read_at, self._users = float("-inf"), Suppressed()
 
     def hidden(self, events: Sequence[Event]) -> set[Who]:
         """Of events, those `who` are suppressed, somebody who is erased now included.

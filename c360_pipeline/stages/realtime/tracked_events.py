@@ -80,7 +80,7 @@ class TrackedEvents:
         # Of one thread each; the writer asks with every object.
         self._suppression = Suppression(control.privacy)
         self._standing = StandingSession(control.login)
-        self._never_stored = Suppression(PrivacyLists(self._standing))
+        self._never_stored = Suppression(PrivacyLists(self._standing, control.identifiers))
         self._waiting: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
         self._stored: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
         self._threads = [

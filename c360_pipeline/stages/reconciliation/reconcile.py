@@ -52,6 +52,14 @@ NOT_IN_DIGEST = (
 LATER = ("lake visitor_decisions", *(kind.name for kind in OF_VISITORS))
 """What a later release added: where it holds nothing, digests are what they were without it."""
 REFUSED_TEXT = f"refused by the graph, see `c360 dead-letters list --reason {REFUSED}`"
+OF_KEYS: dict[Kind, tuple[str, ...]] = {
+    model.CORRELATION: ("id",),
+    model.HAS_KEY: ("to_id",),
+    model.PART_OF: ("from_id",),
+}
+"""Columns that hold a key as `type:hash`."""
+HASHES = ("key_hash", "cause")
+"""Columns of tables that hold hashes of identifiers, or name keys by them."""
 NO_TENANT = ""
 """Whose what is that bears no tenant that the archive knows."""
 
@@ -267,7 +275,7 @@ def _compared_rows(kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> Comp
     if kind in OWNED_PROPERTIES:
         # Nodes that are missing, or ghosts, are told by the kind that makes them.
         ours, theirs = _with_key_of(ours, theirs, kind), _with_key_of(theirs, ours, kind)
-    return compare(ours, theirs, kind.key_columns, later=kind.later)
+    return compare(ours, theirs, kind.key_columns, later=kind.later, identifiers=OF_KEYS.get(kind, ()))
 
 
 def _with_key_of(rows: pl.DataFrame, others: pl.DataFrame, kind: Kind) -> pl.DataFrame:
@@ -379,25 +387,37 @@ def finding_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:
 def digests(lake: Lake, results: list[Reconciled]) -> dict[str, str]:
     """The canonical digest of every table of the lake and, as reconciled, every kind of the graph, by name.
 
-    Columns that only say when a row came are left out, so that two runs over the same input are equal.
+    What only says when a row came is left out, and so are hashes of identifiers: two runs over the same input are
+    equal, and so are two installations with other secrets.
     """
-    result = {f"lake {name}": lake_digest(lake, name) for name in TABLES if name not in NOT_IN_DIGEST}
-    return _without_empty_later(result) | _graph_digests(results)
+    result = {f"lake {name}": lake_digest(lake, name, passed=HASHES) for name in TABLES if name not in NOT_IN_DIGEST}
+    return _without_empty_later(result) | _by_kind(results, lambda found: found.content_digest)
 
 
-def lake_digest(lake: Lake, name: str, version: int | None = None) -> str:
-    """The digest of a table at a version, without columns that only say when and whence a row came; read in batches."""
+def lake_digest(lake: Lake, name: str, version: int | None = None, passed: Sequence[str] = ()) -> str:
+    """The digest of a table at a version, without columns that only say when and whence a row came; read in batches.
+
+    Args:
+        lake: holds it.
+        name: of the table.
+        version: of the table; as it is now by default.
+        passed: further columns that are left out.
+    """
     table = TABLES.get(name) or lake.stored_table(name, ())
     if table is None:
         return NO_ROWS
     # Columns that a later release added are none of what the table held: its digest stays.
-    said = [name for name in lake.column_names(name, version) if name in table.columns and name not in BOOKKEEPING]
+    said = [
+        name
+        for name in lake.column_names(name, version)
+        if name in table.columns and name not in (*BOOKKEEPING, *passed)
+    ]
     parts = (digest(row_hashes(rows.select(said))) for rows in lake.batches(table, version))
     return sum_of_digests(parts)
 
 
-def _graph_digests(results: Iterable[Reconciled]) -> dict[str, str]:
-    found = {f"graph {r.tenant_id} {entity_name(r.kind)}": (r.kind.name, r.comparison.found_digest) for r in results}
+def _by_kind(results: Iterable[Reconciled], read: Callable[[Comparison], str]) -> dict[str, str]:
+    found = {f"graph {r.tenant_id} {entity_name(r.kind)}": (r.kind.name, read(r.comparison)) for r in results}
     return {name: digest for name, (kind, digest) in found.items() if digest != NO_ROWS or kind not in LATER}
 
 
@@ -418,8 +438,8 @@ def digests_by_day(results: Iterable[Reconciled]) -> list[dict[str, Any]]:
 
 
 def graph_digest(results: Iterable[Reconciled]) -> str:
-    """The digest of the graph alone, as reconciled."""
-    return combined_digest(_graph_digests(results))
+    """The digest of the graph alone, as reconciled, hashes of identifiers and all."""
+    return combined_digest(_by_kind(results, lambda found: found.found_digest))
 
 
 def _property_suffix(kind: Kind) -> str:

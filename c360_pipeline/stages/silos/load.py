@@ -17,9 +17,10 @@ from uuid import uuid4
 import numpy as np
 import polars as pl
 
-from c360_pipeline.core.arrays.row_hashes import identity_hash, row_name_hash
+from c360_pipeline.core.arrays.row_hashes import identity_hash
 from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.table import SILO_RETENTION, Table
+from c360_pipeline.core.landing.suppressed import SuppressedRows
 from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
 from c360_pipeline.core.silos.control_rows import FULL, INCREMENTAL, unusable_keys
 from c360_pipeline.core.silos.plan import Extract
@@ -119,10 +120,8 @@ class SiloLoader:
         position = snapshot.position(extract) if incremental else None
         since = self._since(extract, position) if position else None
         with TemporaryDirectory(prefix="c360-silo-") as folder:
-            suppressed = self._control.privacy.suppressed_rows().filter(pl.col("lake_table") == extract.lake_table)
-            load = _Load(
-                self._lake, extract, self._run_id, Path(folder), suppressed["row_hash"], force=self._force
-            )  # fmt: skip
+            suppressed = self._control.privacy.suppressed_rows().of(extract.lake_table)
+            load = _Load(self._lake, extract, self._run_id, Path(folder), suppressed, force=self._force)
             counts = load.changed(snapshot, since) if since else load.whole(snapshot)
         version = self._lake.versions.version(extract.lake_table)
         if position and version:
@@ -152,7 +151,7 @@ class _Load:
     """One load of one table."""
 
     def __init__(
-        self, lake: Lake, extract: Extract, run_id: str, folder: Path, suppressed: pl.Series, *, force: bool
+        self, lake: Lake, extract: Extract, run_id: str, folder: Path, suppressed: SuppressedRows, *, force: bool
     ) -> None:
         self._lake = lake
         self._force = force
@@ -309,16 +308,16 @@ class _Load:
     def _with_tenant(self, batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         for batch in batches:
             rows = batch.select(pl.lit(self._extract.tenant_id).alias("tenant_id"), pl.all())
-            yield rows.filter(~self._is_suppressed(rows)) if len(self._suppressed) else rows
+            yield rows if self._suppressed.is_empty else rows.filter(~self._is_suppressed(rows))
 
     def _is_suppressed(self, rows: pl.DataFrame) -> pl.Series:
         """Whether rows are of people who were erased."""
-        return row_name_hash(self._extract.lake_table, rows, self._key).is_in(self._suppressed.implode())
+        return self._suppressed.among(self._extract.lake_table, rows, self._key)
 
     def _source_count(self, snapshot: SiloSnapshot) -> int:
         """Rows that the source has for us."""
         count = snapshot.count(self._extract)
-        if not len(self._suppressed):
+        if self._suppressed.is_empty:
             return count
         return sum(batch.height for batch in self._with_tenant(snapshot.keys(self._extract)))
 

@@ -10,9 +10,9 @@ from c360_pipeline.core.arrays.batches import gathered
 from c360_pipeline.core.catalog.changes import Version, difference
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
-from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy
+from c360_pipeline.core.stitching.keys import EVERY_TENANT, UNKEYED, KeyPolicy
 from c360_pipeline.core.visitors.counting import NEEDED, SESSION_GAP, VISITOR, keyed, of_somebody
-from c360_pipeline.errors import RemovalLimitError
+from c360_pipeline.errors import ConfigError, RemovalLimitError
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.report import BatchReport, Rebase
 from c360_pipeline.stages.visitors.counted import EventsAt
@@ -167,6 +167,7 @@ class Stitching:
         for tenant, state in self._journeys.log.states().items():
             if tenant == EVERY_TENANT:
                 continue
+            self._require_same_secret(tenant, state.detail.get("identifiers", UNKEYED.name))
             if state.detail["policy"] != self._policy.fingerprint(tenant):
                 plan = self.plan(tenant)
                 self._check_removal_limit(tenant, plan.touched, plan.journeys, force=force)
@@ -174,6 +175,16 @@ class Stitching:
             else:
                 report = report + self._apply_blocked(tenant, set(state.detail["blocked"]), force=force)
         return report
+
+    def _require_same_secret(self, tenant: str, held: str) -> None:
+        """Keys of two secrets would never meet: each customer would be two."""
+        if held != (ours := self._policy.identifiers.name):
+            raise ConfigError(
+                f"The journeys of {tenant} are of version {held} of the secret that identifiers are hashed with, and "
+                f"the control database names {ours} (version:fingerprint): it is of another installation, or was "
+                "made anew. Restore it from its backup; its table identifier_keys says which secrets belong together "
+                "(docs/security.md)."
+            )
 
     def _apply_blocked(self, tenant: str, before: set[str], *, force: bool) -> BatchReport:
         """Find the journeys of keys again that were put on the list of the blocked, or taken off."""

@@ -32,6 +32,10 @@ ABSORBED_ROWS = 2_000_000
 """Rows of the log that are taken into the index at once."""
 
 
+ROTATED = "identifier_keys"
+"""The name of the number that says up to which version of the secret the keys of a table were rotated."""
+
+
 def log_number(tenant_id: str) -> str:
     """The name of the number that commits of a tenant count up in the log."""
     return f"stitch:{tenant_id}"
@@ -69,9 +73,11 @@ class JourneyLog:
         raise ConflictError(f"Other processes changed the index of journeys {MAX_ATTEMPTS} times in a row.")
 
     def _index_of(self, snapshot: DeltaTable) -> JourneyIndex:
-        table_id = str(snapshot.metadata().id)
-        if self._index is None or self._index[0] != table_id:
-            self._index = (table_id, JourneyIndex(self._lake.cache / "journeys" / table_id))
+        # A rotation of the secret that keys are hashed with leaves commits as they are numbered, and no key.
+        rotated = snapshot.transaction_version(ROTATED) or 0
+        name = f"{snapshot.metadata().id}-{rotated}" if rotated else str(snapshot.metadata().id)
+        if self._index is None or self._index[0] != name:
+            self._index = (name, JourneyIndex(self._lake.cache / "journeys" / name))
         return self._index[1]
 
     def _numbers(self, snapshot: DeltaTable, index: JourneyIndex) -> Iterator[tuple[str, int]]:
@@ -211,4 +217,8 @@ class JourneyLog:
 
 def rules_of(tenant_id: str, policy: KeyPolicy) -> dict[str, Any]:
     """What a commit says of the rules that it was decided by."""
-    return {"policy": policy.fingerprint(tenant_id), "blocked": policy.blocked_of(tenant_id)}
+    return {
+        "policy": policy.fingerprint(tenant_id),
+        "blocked": policy.blocked_of(tenant_id),
+        "identifiers": policy.identifiers.name,
+    }

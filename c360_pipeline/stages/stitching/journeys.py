@@ -70,7 +70,8 @@ class Journeys:
         Raises:
             ConflictError: other workers were faster 20 times in a row.
         """
-        return self.add_keyed(events, extract_keys(events, policy.rules, policy.nobody), policy, gone)
+        keys = extract_keys(events, policy.rules, policy.nobody, policy.identifiers)
+        return self.add_keyed(events, keys, policy, gone)
 
     def add_keyed(
         self,

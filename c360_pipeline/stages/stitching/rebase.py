@@ -44,7 +44,7 @@ def rebase(log: JourneyLog, tenant_id: str, events: pl.DataFrame, policy: KeyPol
     was = now.select(*EVENT_COLUMNS[:2], was="journey_id")
     batch = prepare(
         events.select(EVENT_COLUMNS).join(was, on=EVENT_COLUMNS[:2], how="left", maintain_order="left"),
-        extract_keys(events, policy.rules, policy.nobody), policy,
+        extract_keys(events, policy.rules, policy.nobody, policy.identifiers), policy,
     )  # fmt: skip
     living = living_journeys(rows, ended_journeys(rows, merged)).select("journey_id").collect()
     former = merged.drop_nulls("merged_into")

@@ -6,7 +6,7 @@ snapshot (see docs/adr/0006).
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Literal
 
@@ -221,16 +221,26 @@ class Commits:
             touched = pl.concat([changes.updated.select(table.key), changes.deleted.select(table.key)])
             held = self._storage.batches_of(table, rows_by_file(snapshot))
             kept = (batch.join(touched, on=list(table.key), how="anti") for batch in held)
-            schema = table.empty().to_arrow().schema
-            write_deltalake(
-                snapshot,
-                pa.RecordBatchReader.from_batches(schema, arrow_batches(chain(kept, [upserts]), schema)),
-                mode="overwrite",
-                schema_mode=fitting_mode(snapshot, table),
-                target_file_size=TARGET_FILE_BYTES,
-                writer_properties=writer_properties(table),
-                commit_properties=properties,
-            )
+            _overwrite(snapshot, table, chain(kept, [upserts]), properties)
+
+    def rewrite(self, table: Table, change: Callable[[pl.DataFrame], pl.DataFrame], numbers: Mapping[str, int]) -> None:
+        """Make each row of a table another, batch by batch, and set named numbers, in one commit.
+
+        Args:
+            table: which.
+            change: of a batch of rows; called again when another worker was faster, so it must be pure.
+            numbers: as `append_numbered` takes them.
+
+        Raises:
+            ConflictError: other workers were faster 20 times in a row.
+        """
+
+        def attempt() -> None:
+            snapshot = self._storage.snapshot(table)
+            held = self._storage.batches_of(table, rows_by_file(snapshot))
+            _overwrite(snapshot, table, map(change, held), next_transaction(snapshot, numbers=numbers))
+
+        self._storage.retried(table.name, attempt)
 
     def replace(self, table: Table, rows: pl.DataFrame, tenants: Collection[str] | None = None) -> Changes:
         """Make the table hold exactly these rows; commits nothing when it does already.
@@ -383,6 +393,21 @@ class Commits:
     def _has_rows(self, table: Table) -> bool:
         snapshot = self._storage.open_own(table.name)
         return snapshot is not None and bool(data_files(snapshot)["num_records"].sum())
+
+
+def _overwrite(
+    snapshot: DeltaTable, table: Table, batches: Iterable[pl.DataFrame], properties: CommitProperties
+) -> None:
+    schema = table.empty().to_arrow().schema
+    write_deltalake(
+        snapshot,
+        pa.RecordBatchReader.from_batches(schema, arrow_batches(batches, schema)),
+        mode="overwrite",
+        schema_mode=fitting_mode(snapshot, table),
+        target_file_size=TARGET_FILE_BYTES,
+        writer_properties=writer_properties(table),
+        commit_properties=properties,
+    )
 
 
 def _merge(

@@ -11,6 +11,7 @@ from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
 from c360_pipeline.core.silos.control_rows import ControlRows, IndexRow, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.stores.postgres.databases import ensure_database
 from c360_pipeline.stores.postgres.event_sources import EventSources
+from c360_pipeline.stores.postgres.identifier_keys import IdentifierVersions, Secrets
 from c360_pipeline.stores.postgres.key_rules import KeyRules
 from c360_pipeline.stores.postgres.locks import Locks
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
@@ -44,7 +45,7 @@ FIND_USE = """
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
 NOTE_SCHEMA_VERSION = "INSERT INTO control_schema (version) VALUES (%(version)s) ON CONFLICT DO NOTHING"
-SCHEMA_VERSION = 17
+SCHEMA_VERSION = 18
 """Of `ddl/control.sql`: raised with every change of it, so that databases that are there get the change, once."""
 
 
@@ -53,6 +54,7 @@ class ControlDb:
 
     Attributes:
         locks: who may have the stores.
+        identifiers: which secrets identifiers are hashed with.
         key_rules: which attributes of events are keys.
         sources: of events, and their mappings.
         privacy: who never lands.
@@ -60,14 +62,16 @@ class ControlDb:
 
     Args:
         login: host, port, dbname, user, password as psycopg takes them.
+        secrets: where the secrets are that identifiers are hashed with.
     """
 
-    def __init__(self, login: dict[str, Any]) -> None:
+    def __init__(self, login: dict[str, Any], secrets: Secrets) -> None:
         self._sessions = Sessions(login)
+        self.identifiers = IdentifierVersions(self._sessions, secrets)
         self.locks = Locks(self._sessions)
-        self.key_rules = KeyRules(self._sessions)
+        self.key_rules = KeyRules(self._sessions, self.identifiers)
         self.sources = EventSources(self._sessions)
-        self.privacy = PrivacyLists(self._sessions)
+        self.privacy = PrivacyLists(self._sessions, self.identifiers)
         self.runs = RunHistory(self._sessions)
 
     @property

@@ -4,6 +4,7 @@ import psycopg
 
 from c360_pipeline.core.contract.identifiers import word_of
 from c360_pipeline.core.stitching.keys import JourneyLimit, KeyPolicy, KeyRule
+from c360_pipeline.stores.postgres.identifier_keys import IdentifierVersions
 from c360_pipeline.stores.postgres.sessions import Sessions
 
 READ_KEY_RULES = """
@@ -27,13 +28,21 @@ class KeyRules:
 
     Args:
         sessions: of the control database.
+        identifiers: which secrets keys are hashed with.
     """
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, identifiers: IdentifierVersions) -> None:
         self._sessions = sessions
+        self._identifiers = identifiers
 
     def policy(self) -> KeyPolicy:
-        """Which attributes of events are keys, and what keys may do, as one consistent picture."""
+        """Which attributes of events are keys, and what keys may do, as one consistent picture.
+
+        Raises:
+            ConfigError: this machine does not have the secrets that keys are hashed with.
+            ConflictError: a rotation of these was broken off.
+        """
+        self._identifiers.current()  # who asks first says which secret it is: with a commit of its own
         with self._sessions.session() as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             return KeyPolicy(
@@ -43,6 +52,7 @@ class KeyRules:
                     (r["tenant_id"], r["key_type"], r["key_hash"]) for r in connection.execute(READ_BLOCKED)
                 ),
                 nobody=frozenset((r["tenant_id"], word_of(r["value"])) for r in connection.execute(READ_NOBODY)),
+                identifiers=self._identifiers.read(connection),
             )
 
     def block(self, tenant_id: str, key_type: str, key_hash: str, reason: str) -> bool:

@@ -1,18 +1,23 @@
 """Who never lands: suppressed users and rows, retention rules, and whether an erasure is under way."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
 from unicodedata import normalize
 
 import polars as pl
+from psycopg import sql
 
 from c360_pipeline.core.arrays.row_hashes import user_hash
+from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
 from c360_pipeline.core.contract.identifiers import normal_text
+from c360_pipeline.core.landing.suppressed import PEOPLE, ROWS, Suppressed, SuppressedRows
 from c360_pipeline.core.privacy.purposes import Purpose
 from c360_pipeline.errors import ConflictError
-from c360_pipeline.stores.postgres.sessions import Sessions, StandingSession
+from c360_pipeline.stores.postgres.identifier_keys import IdentifierVersions
+from c360_pipeline.stores.postgres.sessions import Connection, Sessions, StandingSession
 
 READ_SUPPRESSED = "SELECT tenant_id, user_hash FROM suppressed_users ORDER BY tenant_id, user_hash"
 SUPPRESS = """
@@ -65,16 +70,34 @@ class PrivacyLists:
 
     Args:
         sessions: of the control database.
+        identifiers: which secrets cover the hashes.
     """
 
-    def __init__(self, sessions: Sessions | StandingSession) -> None:
+    def __init__(self, sessions: Sessions | StandingSession, identifiers: IdentifierVersions) -> None:
         self._sessions = sessions
+        self._identifiers = identifiers
 
-    def suppressed_users(self) -> pl.DataFrame:
-        """The users whose events never land: tenant_id and user_hash, as `user_hash` makes it of the normal form."""
-        with self._sessions.session() as connection:
+    def suppressed_users(self) -> Suppressed:
+        """The users whose events never land.
+
+        Raises:
+            ConfigError: this machine does not have the secrets that cover the list.
+        """
+        with self._locked("suppressed_users") as (connection, identifiers):
             rows = [(r["tenant_id"], r["user_hash"]) for r in connection.execute(READ_SUPPRESSED)]
-        return pl.DataFrame(rows, schema={"tenant_id": pl.String, "user_hash": pl.String}, orient="row")
+        return Suppressed(pl.DataFrame(rows, schema=PEOPLE, orient="row"), identifiers)
+
+    def covered(self, hashes: pl.DataFrame) -> pl.DataFrame:
+        """Hashes of people as they stand on the list: tenant_id and user_hash, without secrets and then with them."""
+        with self._sessions.session() as connection:
+            return _covered(hashes, self._identifiers.in_effect(connection))
+
+    @contextmanager
+    def _locked(self, table: LiteralString) -> Iterator[tuple[Connection, IdentifierKeys]]:
+        """A transaction with a list whose hashes no rotation changes meanwhile, and the secrets that cover it."""
+        with self._sessions.session() as connection:
+            connection.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(table)))
+            yield connection, self._identifiers.in_effect(connection)
 
     def purposes(self) -> tuple[Purpose, ...]:
         """What people must not have refused for features to use what they did."""
@@ -89,11 +112,11 @@ class PrivacyLists:
         """Put visitors and visits of somebody on the list.
 
         Args:
-            hashes: tenant_id and user_hash, as `trace_hash` makes it.
+            hashes: tenant_id and user_hash, as `trace_hash` makes it, without secrets.
             reason: why.
         """
-        with self._sessions.session() as connection, connection.transaction():
-            for tenant_id, user_hash_ in hashes.iter_rows():
+        with self._locked("suppressed_users") as (connection, identifiers):
+            for tenant_id, user_hash_ in _covered(hashes, identifiers).iter_rows():
                 connection.execute(SUPPRESS, {"tenant_id": tenant_id, "user_hash": user_hash_, "reason": reason})
 
     def unsuppress(self, tenant_id: str, user_id: str) -> bool:
@@ -105,19 +128,32 @@ class PrivacyLists:
 
     def _change_suppressed(self, statement: LiteralString, tenant_id: str, user_id: str, reason: str) -> bool:
         user = pl.DataFrame({"tenant_id": [tenant_id], "user_id": [user_id]})
-        values = {**user.select("tenant_id", user_hash=user_hash()).row(0, named=True), "reason": reason}
-        with self._sessions.session() as connection:
-            return connection.execute(statement, values).rowcount > 0
+        hashes = user.select("tenant_id", user_hash=user_hash())
+        with self._locked("suppressed_users") as (connection, identifiers):
+            values = _covered(hashes, identifiers).row(0, named=True)
+            return connection.execute(statement, {**values, "reason": reason}).rowcount > 0
 
-    def suppressed_rows(self) -> pl.DataFrame:
-        """The rows of silos that are never read again: lake_table and row_hash, as `row_name_hash` makes it."""
-        with self._sessions.session() as connection:
+    def suppressed_rows(self) -> SuppressedRows:
+        """The rows of silos that are never read again.
+
+        Raises:
+            ConfigError: this machine does not have the secrets that cover the list.
+        """
+        with self._locked("suppressed_rows") as (connection, identifiers):
             rows = [(r["lake_table"], r["row_hash"]) for r in connection.execute(READ_SUPPRESSED_ROWS)]
-        return pl.DataFrame(rows, schema={"lake_table": pl.String, "row_hash": pl.String}, orient="row")
+        return SuppressedRows(pl.DataFrame(rows, schema=ROWS, orient="row"), identifiers)
 
-    def suppress_rows(self, lake_table: str, hashes: Sequence[str]) -> None:
-        """Put rows of a silo's table on that list; there is no way off it but by hand."""
-        self._sessions.execute(SUPPRESS_ROWS, lake_table=lake_table, hashes=list(hashes))
+    def suppress_rows(self, lake_table: str, hashes: pl.Series) -> None:
+        """Put rows of a silo's table on that list; there is no way off it but by hand.
+
+        Args:
+            lake_table: the table.
+            hashes: as `row_name_hash` makes them, without secrets.
+        """
+        with self._locked("suppressed_rows") as (connection, identifiers):
+            covered = hashes.to_frame("row_hash").select(identifiers.covered_digests(pl.col("row_hash"), 0))
+            values = {"lake_table": lake_table, "hashes": covered.to_series().to_list()}
+            connection.execute(SUPPRESS_ROWS, values)
 
     def retention_rules(self) -> pl.DataFrame:
         """tenant_id, label, action, days."""
@@ -165,3 +201,8 @@ class PrivacyLists:
                 "them back. If `c360 erase` was broken off, call it again with the same people."
             )
         return UnfinishedErasure(found["started_at"], frozenset(found["files"]))
+
+
+def _covered(hashes: pl.DataFrame, identifiers: IdentifierKeys) -> pl.DataFrame:
+    """tenant_id and user_hash as they stand on the list."""
+    return hashes.select("tenant_id", user_hash=identifiers.covered_digests(pl.col("user_hash"), 0))

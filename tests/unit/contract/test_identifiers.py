@@ -9,6 +9,7 @@ import pytest
 from c360_pipeline.core.arrays.row_hashes import user_hash
 from c360_pipeline.core.contract.identifiers import names_nobody, normal_form, normal_text, word_of
 from c360_pipeline.core.landing.classify import split_suppressed
+from c360_pipeline.core.landing.suppressed import Suppressed
 from c360_pipeline.core.stitching.keys import KeyRule, extract_keys
 
 CASES = Path(__file__).parents[2] / "fixtures" / "cases"
@@ -48,7 +49,7 @@ def test_a_suppressed_person_does_not_come_back_in_another_spelling() -> None:
     users = [*users_of("ids-spellings.jsonl"), "somebody@else.test"]
     rows = of_users(*users)
     listed = rows.head(1).select("tenant_id", user_hash=user_hash(normal_form(pl.col("user_id"))))
-    kept, silent = split_suppressed(rows, listed)
+    kept, silent = split_suppressed(rows, Suppressed(listed))
     assert silent.height == 6
     assert kept["user_id"].to_list() == [users[5], users[-1]]
 
@@ -56,7 +57,7 @@ def test_a_suppressed_person_does_not_come_back_in_another_spelling() -> None:
 def test_an_entry_of_before_there_was_a_normal_form_still_counts() -> None:
     rows = of_users("Ana@Example.test")
     listed = rows.select("tenant_id", user_hash=user_hash())
-    assert split_suppressed(rows, listed)[0].is_empty()
+    assert split_suppressed(rows, Suppressed(listed))[0].is_empty()
 
 
 NOBODY = [

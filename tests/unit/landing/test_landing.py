@@ -30,6 +30,7 @@ from c360_pipeline.core.landing.classify import (
 )
 from c360_pipeline.core.landing.decode import decode, rejected_conflicts
 from c360_pipeline.core.landing.lines import LONGEST_LINE_BYTES, Delivery, LineBlock, LongLine, line_blocks, line_in
+from c360_pipeline.core.landing.suppressed import Suppressed
 from c360_pipeline.errors import ContractError
 
 NOW = datetime(2025, 11, 3, tzinfo=UTC)
@@ -204,11 +205,11 @@ def test_a_hash_that_is_the_id_is_not_kept_twice() -> None:
 def test_suppressed_users_are_parted_from_the_others() -> None:
     read = decode(block(line(), line(userId="v"), line(tenantId="globex"), line(action=[]), b"{"), NOW)
     listed = pl.DataFrame({"tenant_id": ["acme"], "user_id": ["u"]}).select("tenant_id", user_hash=user_hash())
-    rest, silent = split_suppressed(read.events, listed)
+    rest, silent = split_suppressed(read.events, Suppressed(listed))
     assert (rest["source_line"].to_list(), silent["source_line"].to_list()) == ([2, 3], [1])
-    rest, silent = split_suppressed(read.rejected, listed)
+    rest, silent = split_suppressed(read.rejected, Suppressed(listed))
     assert (rest["source_line"].to_list(), silent["source_line"].to_list()) == ([5], [4])
-    rest, silent = split_suppressed(read.events, listed.clear())
+    rest, silent = split_suppressed(read.events, Suppressed())
     assert (rest.height, silent.height) == (3, 0)
 
 

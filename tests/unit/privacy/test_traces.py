@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from c360_pipeline.core.landing.classify import split_suppressed
+from c360_pipeline.core.landing.suppressed import Suppressed
 from c360_pipeline.core.privacy.erasure import Person, Traces, of_others, theirs, traces_of
 from c360_pipeline.stages.privacy.stores import hashed, shared_hashes
 
@@ -57,9 +58,9 @@ def test_of_a_shared_device_only_visits_with_nobody_else_are_theirs() -> None:
     assert hers(rows, traces) == {"a0", "a1", "both"}
     # When Ann is gone, the tablet is not Bo's alone.
     left = of_others(rows.lazy(), [ANN], traces)
-    listed = shared_hashes(traces)["user_hash"]
+    listed = Suppressed(shared_hashes(traces))
     of_bo = traces_of(left, pl.LazyFrame(schema=dict.fromkeys(("tenant_id", "event_id", "journey_id"), pl.String)),
-                      [Person("acme", "bo")], once_shared=listed)  # fmt: skip
+                      [Person("acme", "bo")], listed=listed)  # fmt: skip
     assert set(of_bo.shared) == set(shared)
     assert {visitor for _, visitor in of_bo.visitors} == {"of-bo", "y"}
 
@@ -93,7 +94,7 @@ def test_two_spellings_are_one_visitor() -> None:
 
 
 def test_who_is_erased_is_kept_out_as_a_visitor_too_unless_another_logs_in() -> None:
-    suppressed = hashed([ANN], Traces((("acme", "v"),), (("acme", "s", "tablet"),)))
+    suppressed = Suppressed(hashed([ANN], Traces((("acme", "v"),), (("acme", "s", "tablet"),))))
     rows = events(
         ("hers", "ANN@example.test", "w", "t"), ("anonymous", None, " v", "t"), ("visit", None, "tablet", "s"),
         ("guest", "guest", "v", None), ("another", "bo", "v", "s"), ("else", None, "w", "s"), ("v", "v", None, None),
@@ -102,4 +103,4 @@ def test_who_is_erased_is_kept_out_as_a_visitor_too_unless_another_logs_in() -> 
     kept, silent = split_suppressed(pl.concat([rows, events(("there", None, "v", "s"), tenant="other")]), suppressed)
     assert silent["event_id"].to_list() == ["hers", "anonymous", "visit", "guest"]
     assert kept["event_id"].to_list() == ["another", "else", "v", "tablet", "none", "there"]
-    assert split_suppressed(rows, suppressed.clear())[0].height == rows.height
+    assert split_suppressed(rows, Suppressed())[0].height == rows.height

@@ -39,7 +39,7 @@ from c360_pipeline.core.landing.decode import decode
 from c360_pipeline.core.landing.lines import Delivery, LineBlock
 from c360_pipeline.core.stitching.batch import Known, prepare
 from c360_pipeline.core.stitching.journey_ids import journey_id
-from c360_pipeline.core.stitching.keys import JourneyLimit, KeyPolicy, KeyRule, extract_keys, value_hash
+from c360_pipeline.core.stitching.keys import UNKEYED, JourneyLimit, KeyPolicy, KeyRule, extract_keys, value_hash
 from c360_pipeline.core.stitching.stitch import stitch
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.stitching.catch_up import Stitching, stitched_version
@@ -108,7 +108,7 @@ class Stitcher:
         return dict(rows.select("key_type", "status").iter_rows())
 
     def block(self, key_type: str, value: str, tenant: str = "acme", *, undo: bool = False) -> BatchReport:
-        key = (tenant, key_type, value_hash(tenant, key_type, value) or "")
+        key = (tenant, key_type, value_hash(tenant, key_type, value, UNKEYED) or "")
         blocked = self.policy.blocked - {key} if undo else self.policy.blocked | {key}
         self.policy = KeyPolicy(self.policy.rules, self.policy.limits, blocked)
         touched = self.journeys.with_keys(tenant, [f"{key_type}:{key[2]}"])
@@ -623,12 +623,12 @@ def test_case_49_of_a_person_that_is_gone_nothing_stays_tied(stitcher: Stitcher)
     assert stitcher.table(EVENT_KEYS)["event_id"].to_list() == ["c"]
     assert stitcher.table(JOURNEYS)["journey_id"].to_list() == [name_of("c")]
     gone = pl.DataFrame({"tenant_id": ["acme", "acme"], "event_id": ["a", "b"]})
-    hashes = {value_hash("acme", kind, value) for kind, value in (("user", "1"), ("device", "2"))}
+    hashes = {value_hash("acme", kind, value, UNKEYED) for kind, value in (("user", "1"), ("device", "2"))}
     assert stitcher.journeys.purge(gone) > 0
     left = stitcher.log()
     assert set(left["event_id"].drop_nulls()) == {"c"}
     assert set(left["founding_event_id"].drop_nulls()) == {"c", ""}
-    assert set(left["key_hash"].drop_nulls()) == hashes - {value_hash("acme", "user", "1")}
+    assert set(left["key_hash"].drop_nulls()) == hashes - {value_hash("acme", "user", "1", UNKEYED)}
     fresh = Stitcher(Path(stitcher.lake.uri("")).parent, "fresh")
     fresh.add(("d", 9, ["device:2"]))
     assert fresh.assigned() == {"c": name_of("c"), "d": name_of("c")}
