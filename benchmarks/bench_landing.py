@@ -190,7 +190,6 @@ def ours_rows_only() -> Callable[[], None]:
 def lander(*, keep_objects: bool) -> Callable[[], None]:
     """Land into a lake of its own."""
     import numpy as np
-    import polars as pl
 
     from c360_pipeline.core.contract.columns import parse_block
     from c360_pipeline.core.landing.suppressed import Suppressed
@@ -402,8 +401,6 @@ def land_file(bucket: str, options: dict[str, str], events: int, number: int) ->
 
 def land_seconds(lake: Any, landed: Any) -> float:
     """Seconds to land one file."""
-    import polars as pl
-
     from c360_pipeline.core.landing.suppressed import Suppressed
     from c360_pipeline.stages.landing.ingest import Ingest
 

@@ -114,8 +114,6 @@ def upload_records(landing: Any, count: int) -> dict[str, int]:
 
 def lander(bucket: str, options: dict[str, str], source: Any) -> Callable[[], None]:
     """Land into a lake of its own, and hold the accounting to what was sent."""
-    import polars as pl
-
     from c360_pipeline.connections import open_landing
     from c360_pipeline.core.landing.suppressed import Suppressed
     from c360_pipeline.core.sources.source import Sources

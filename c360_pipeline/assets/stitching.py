@@ -280,6 +280,15 @@ def commits_are_numbered(lake: LakeResource) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=wrong.is_empty(), metadata={"wrong": preview(wrong)})
 
 
+@asset_check(asset=journey_log, description="Keys are hashed with a secret, so that nobody finds values by trying.")
+def keys_have_a_secret(control: ControlResource) -> dg.AssetCheckResult:
+    """An archive of an earlier release has hashes without one, until it gets its first."""
+    version = control.open().identifiers.current().version
+    return dg.AssetCheckResult(
+        passed=version > 0, severity=dg.AssetCheckSeverity.WARN, metadata={"version_of_the_secret": version}
+    )
+
+
 @asset_check(asset=JOURNEY_SPLITS.name, description="What was split off is a journey, or went into one later.")
 def every_split_leads_to_a_journey(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for parts of journeys that are nowhere."""

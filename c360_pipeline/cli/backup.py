@@ -8,7 +8,7 @@ import typer
 from c360_pipeline.cli.embedded import postgres_tools, rebuild_graph
 from c360_pipeline.cli.output import AsJson, err, local_folder, out, print_json
 from c360_pipeline.errors import ConfigError, InvariantError
-from c360_pipeline.settings import c360_home, load_settings
+from c360_pipeline.settings import c360_home, identifier_keys_place, load_settings
 
 
 def backup(
@@ -80,6 +80,13 @@ def restore(
             f"The graph has the digest {after}, the backup says {manifest.graph_digest}."
         )
     backups.finish(bucket, lake, manifest)
+    missing = [one for one in control.identifiers.versions() if not one.is_held]
+    if missing:
+        named = ", ".join(f"{one.version} (fingerprint {one.fingerprint})" for one in missing)
+        err.print(
+            f"Identifiers are hashed with secrets that this machine does not have: version {named}. Put them into "
+            f"{identifier_keys_place()} before the next run.", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if as_json:
         print_json({"digest": manifest.digest, "graph_digest": after, "objects": manifest.objects})
     else:

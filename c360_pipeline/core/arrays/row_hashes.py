@@ -1,4 +1,4 @@
-"""Hashes that stand for rows: of a key, so that it is found fast, and of a user, so that a list names nobody."""
+"""Hashes that stand for rows: of a key, so that it is found fast, and of a user, for the list of the suppressed."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ WORD = 1 << 64
 
 
 def user_hash(user: pl.Expr | None = None) -> pl.Expr:
-    """What stands for a user in the list of the suppressed, so that it names nobody: sha256 of tenant and user.
+    """What stands for a user in the list of the suppressed, before secrets cover it: sha256 of tenant and user.
 
     Args:
         user: the user's id in its normal form; the column `user_id` as it is where it is not given.

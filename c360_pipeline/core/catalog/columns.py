@@ -58,8 +58,9 @@ KEY_COUNT = Column("key_count", INT, "correlation keys", origin=of_events("user_
 KEY_HASH = Column(
     "key_hash",
     TEXT,
-    "128 bits of xxh3 over tenant, type and normalised value, as decimal digits. The value is not kept, but the hash "
-    "has no secret: a value that can be guessed, such as a phone number, can be found by trying",
+    "128 bits of the HMAC-SHA-256 of tenant, type and normalised value, as decimal digits. Only who has the "
+    "installation's secret finds a value by trying; archives of earlier releases have xxh3, without one, until "
+    "`c360 keys rotate`",
     origin=of_events("user_id", "session_id", "attrs"),
 )
 KEY_TYPE = Column("key_type", TEXT, "such as user, device, cookie, order")
