@@ -3,6 +3,7 @@
 A customer is a user with all users that stitching put into the same journeys, and the account that they have.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -117,6 +118,14 @@ READ_VISITORS = Statement("""
     ORDER BY last_seen DESC, anonymous_id
     LIMIT $limit
 """)
+READ_GROUPS = Statement("""
+    UNWIND $user_ids AS user_id
+    MATCH (u:User {tenant_id: $tenant_id, id: user_id})-[m:MEMBER_OF]->(g:Group {tenant_id: $tenant_id})
+    WITH g, min(m.since) AS since
+    RETURN g.type AS type, g.id AS id, g.facts AS facts, since
+    ORDER BY type, id
+    LIMIT $limit
+""")
 READ_IDENTIFIERS = Statement("""
     UNWIND $journey_ids AS journey_id
     MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})<-[:PART_OF]-(c:Correlation {tenant_id: $tenant_id})
@@ -137,6 +146,7 @@ class Customer:
         journeys: journey_id, event_count, first_event, last_event.
         account: what query `customer_story` says, and the value and the risk of the account; None without one.
         visitors: anonymous_id, user_id, first_seen, last_seen, sessions: browsers and devices that count for them.
+        groups: type, id, facts, since: companies and teams that they belong to.
         identifiers: key, key_type, journey_id, events: why these users are one customer.
         timeline: newest first: kind (event, play, ticket), at, id, title, detail, and of tickets what came before.
         is_more: whether there are earlier entries: those before the `at` of the last.
@@ -148,6 +158,7 @@ class Customer:
     journeys: list[dict[str, Any]]
     account: dict[str, Any] | None
     visitors: list[dict[str, Any]]
+    groups: list[dict[str, Any]]
     identifiers: list[dict[str, Any]]
     timeline: list[dict[str, Any]] = field(default_factory=list)
     is_more: bool = False
@@ -224,6 +235,10 @@ class _Reading:
             journeys=who.journeys,
             account=self._account(who.account) if who.account else None,
             visitors=self._read(READ_VISITORS, user_ids=sorted(users), limit=limit),
+            groups=[
+                {**row, "facts": json.loads(row["facts"] or "{}")}
+                for row in self._read(READ_GROUPS, user_ids=sorted(users), limit=limit)
+            ],
             identifiers=self._read(READ_IDENTIFIERS, journey_ids=who.journey_ids, limit=limit),
             timeline=timeline, is_more=is_more,
         )  # fmt: skip

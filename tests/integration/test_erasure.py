@@ -1,7 +1,5 @@
 """Erasure: people leave every store, nobody else does, and what is left is right."""
 
-import gzip
-import io
 import json
 import random
 import stat
@@ -13,9 +11,8 @@ from typing import Any
 from uuid import uuid4
 
 import polars as pl
-import psycopg
 import pytest
-from psycopg import sql
+from raw_bytes import is_word, objects, places_of
 from repetition import often
 from typer.testing import CliRunner
 
@@ -281,63 +278,12 @@ def test_the_certificate_says_what_was_searched_and_that_nothing_is_left(world: 
     assert not (world.home / "erasure").exists()
 
 
-def objects(world: World) -> Iterator[tuple[str, str]]:
-    """Every object as text, packed or columnar or not, read by the disk under the gateway."""
-    root = world.home / "s3" / "data" / world.settings.bucket
-    for path in root.rglob("*"):
-        if not path.is_file():
-            continue
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        if path.suffix == ".parquet":
-            frame = pl.read_parquet(io.BytesIO(content))
-            yield str(path), str([list(map(str, column.to_list())) for column in frame])
-        yield str(path), content.decode("utf-8", "replace")
-
-
-def rows_of(login: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every row of a database as text."""
-    with psycopg.connect(**login) as connection:
-        names = connection.execute(
-            "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
-        ).fetchall()
-        for schema, name in names:
-            statement = sql.SQL("SELECT t::text FROM {} AS t").format(sql.Identifier(schema, name))
-            for (text,) in connection.execute(statement):
-                yield f"{schema}.{name}", text
-
-
 def test_no_byte_of_any_store_holds_a_word_of_theirs(world: World, erased: Erased) -> None:
     """Looked for by other means than the erasure's own search."""
     words = sorted(erased.words)
     assert len(words) > PEOPLE
-    found = [(place, word) for place, text in objects(world) for word in words if is_word(word, text)]
-    for database in (world.settings.etl_db_name, world.settings.dagster_db_name):
-        texts = rows_of(postgres_login(world.settings, database))
-        found += [(place, word) for place, text in texts for word in words if is_word(word, text)]
-    for folder in ("neo4j", "logs", "cache", "dagster"):
-        for path in (world.home / folder).rglob("*"):
-            if path.is_file():
-                text = path.read_bytes().decode("latin-1")
-                found += [(str(path), word) for word in words if is_word(word, text)]
-    for record in world.graph.query(
-        "MATCH (n) RETURN properties(n) AS p UNION ALL MATCH ()-[n]->() RETURN properties(n) AS p"
-    ):
-        found += [("graph", word) for word in words if is_word(word, str(record["p"]))]
+    found = places_of(words, world.home, world.settings, world.graph)
     assert found == []
-
-
-def is_word(word: str, text: str) -> bool:
-    """Whether a word stands in a text, not as a part of a longer one: some users' ids begin with others'."""
-    start = text.find(word)
-    while start >= 0:
-        before, after = text[start - 1 : start], text[start + len(word) : start + len(word) + 2]
-        longer = after[:1].isalnum() or (after[:1] in "-._@+" and after[1:].isalnum())
-        if not before.isalnum() and before != "-" and not longer:
-            return True
-        start = text.find(word, start + 1)
-    return False
 
 
 def test_everybody_else_is_what_they_were(world: World, erased: Erased) -> None:
@@ -359,7 +305,7 @@ def test_a_name_that_others_mention_is_taken_out_of_their_events(world: World, e
     left = {"gift": {"giftTo": hidden}, "thanks": {"note": f"thanks to <{hidden}>, and Zoë"}}
     asked = "MATCH (a:Action) WHERE a.id IN $ids RETURN a.id AS id, a.attrs AS said"
     assert {row["id"]: json.loads(row["said"]) for row in world.graph.run(asked, ids=list(REDACTED))} == left
-    lines = [json.loads(text) for path, text in objects(world) if path.endswith("planted.jsonl")
+    lines = [json.loads(text) for path, text in objects(world.home, world.settings) if path.endswith("planted.jsonl")
              for text in text.splitlines() if text]  # fmt: skip
     assert {line["eventId"]: line["attrs"] for line in lines if line["eventId"] in REDACTED} == left
 

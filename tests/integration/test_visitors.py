@@ -34,6 +34,11 @@ MOMENTS = Statement("""
     RETURN u.id + ' ' + p.id AS pair, r.first_interaction AS first, r.last_interaction AS last
 """)
 KNOWN = Statement("MATCH (v:Visitor {tenant_id: 'acme'})-[:IS_USER]->(u:User) RETURN v.id AS visitor, u.id AS user")
+MEMBERS = Statement("""
+    MATCH (u:User {tenant_id: 'acme'})-[m:MEMBER_OF]->(g:Group {tenant_id: 'acme'})
+    RETURN u.id AS user, g.type AS type, g.id AS id
+""")
+GROUPS = Statement("MATCH (g:Group {tenant_id: 'acme'}) RETURN g.id AS id, g.facts AS facts")
 SESSION_USERS = Statement("""
     MATCH (u:User {tenant_id: 'acme'})-[:HAS_SESSION]->(s:Session) RETURN u.id AS user, s.id AS session
 """)
@@ -164,6 +169,31 @@ def test_logins_in_any_order_before_they_land_leave_no_trace_of_the_order(shop: 
         assert shop.findings() == set(), [one.event_id for one in orders]
         keys = shop.lake.read(EVENTS).select(EVENTS.key)
         shop.lake.commits.merge(EVENTS, EVENTS.empty(), keys)
+
+
+def test_who_belongs_to_a_group_follows_whom_events_count_for(shop: Shop, graph: Graph) -> None:
+    def members() -> set[tuple[str, str, str]]:
+        return {(row["user"], row["type"], row["id"]) for row in graph.query(MEMBERS)}
+
+    said = {"group.id": "c-77", "group.type": "company", "group.name": "Example"}
+    before_login = event(0, None, "phone", "s", action="group", attrs=said)
+    renamed = event(9, "cy", "desk", "d", action="group", attrs={**said, "group.name": "Example GmbH"})
+    archived(shop.lake, [before_login, event(1, "ana", "phone", "s"), event(4, "ana", None, "t")])
+    shop.project()
+    assert members() == {("ana", "company", "c-77")}
+    archived(shop.lake, [renamed, event(2, "bo", "phone", "u")])
+    shop.project()
+    # Two people on one phone: what was done in a session counts for who logged in next there, which is Ana still.
+    assert members() == {("ana", "company", "c-77"), ("cy", "company", "c-77")}
+    assert {row["id"]: row["facts"] for row in graph.query(GROUPS)} == {"c-77": '{"name": "Example GmbH"}'}
+    assert shop.findings() == set()
+    for gone in (renamed, before_login):
+        keys = pl.DataFrame({"tenant_id": ["acme"], "event_id": [gone.event_id]})
+        shop.lake.commits.merge(EVENTS, EVENTS.empty(), keys)
+        shop.project()
+        assert shop.findings() == set()
+    assert members() == set()
+    assert graph.query(GROUPS) == []
 
 
 def test_a_visitor_is_split_and_the_split_is_undone(shop: Shop, graph: Graph) -> None:

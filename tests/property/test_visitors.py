@@ -38,10 +38,13 @@ EVENT = st.fixed_dictionaries(
         "action": st.sampled_from(["view", "purchase", "page"]),
         "item_id": st.sampled_from([None, "p", "q"]),
         "traits": st.sampled_from([None, None, {"plan": "pro"}, {"plan": "free", "email": "a@x.test"}]),
+        "attrs": st.sampled_from(
+            [None, None, {"group.id": "g"}, {"group.id": "g", "group.type": "team", "group.name": "G"}]
+        ),
         "consent": st.sampled_from([None, None, {"ads": "granted"}, {"ads": "denied", "mail": "granted"}]),
     }
 ).filter(lambda event: event["user_id"] or event["anonymous_id"])
-NAMES = ("user_id", "anonymous_id", "session_id", "action", "item_id", "traits", "consent")
+NAMES = ("user_id", "anonymous_id", "session_id", "action", "item_id", "traits", "consent", "attrs")
 SPLITS = st.sets(st.sampled_from(["a", "b"]))
 GAPS = st.sampled_from([None, 5, 60])
 

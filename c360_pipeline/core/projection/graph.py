@@ -16,6 +16,8 @@ from c360_pipeline.core.contract.frames import ENTRIES
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES, field_of
 from c360_pipeline.core.projection.items import each_item, quantity, revenue
 from c360_pipeline.core.stitching.stitch import LINKED
+from c360_pipeline.core.visitors.groups import GROUP as NAME_OF_GROUP
+from c360_pipeline.core.visitors.groups import facts_of_groups
 from c360_pipeline.core.visitors.said import newest
 
 TEXT = pl.String()
@@ -113,6 +115,8 @@ USER = NodeKind("User", ("id",), {**SEEN, **SAID}, day="first_seen", later=tuple
 VISITOR = NodeKind("Visitor", ("id",), {**SEEN, "users": WHOLE, "is_split": pl.Boolean()}, day="first_seen")
 """A browser or device, as producers know it before a login; `users` are those that it was named with."""
 SESSION = NodeKind("Session", ("id",), SEEN, day="first_seen")
+GROUP = NodeKind("Group", ("type", "id"), {"type": TEXT, **SEEN, "facts": TEXT}, day="first_seen")
+"""A company or a team that customers belong to; what was said of it last, as JSON text with sorted names."""
 CUSTOMER_ID = "customer_id"
 """Of an event without a user, the user whom it counts for; of another it is null."""
 _PROPERTY_TYPES: Mapping[FieldType, pl.DataType] = {
@@ -151,6 +155,7 @@ VISITOR_SESSION = RelationshipKind("HAS_SESSION", VISITOR, SESSION, day="to")
 IS_USER = RelationshipKind("IS_USER", VISITOR, USER, day="from")
 """To the one known user of a visitor; what the visitor did before a login counts for that user."""
 OF_VISITORS = (VISITOR, VISITOR_SESSION, IS_USER)
+MEMBER_OF = RelationshipKind("MEMBER_OF", USER, GROUP, {"since": INSTANT}, day="since")
 HAS_ACTION = RelationshipKind("HAS_ACTION", SESSION, ACTION, day="to")
 PIECES = {"quantity": REAL, "price": REAL, "currency": TEXT}
 """Of a product that an event is about: how many, the price of one, its currency; null where the event does not say."""
@@ -166,6 +171,8 @@ PURCHASED = RelationshipKind(
     ("quantity", "revenue"),
 )
 """How often a user bought a product; how many pieces, and for how much, where the events say it."""
+OF_CUSTOMERS = (HAS_SESSION, VIEWED, PURCHASED, MEMBER_OF)
+"""Relationships from a user that are made of all events which count for that user."""
 HAS_KEY = RelationshipKind("HAS_KEY", ACTION, CORRELATION, day="from")
 PART_OF = RelationshipKind("PART_OF", CORRELATION, JOURNEY, day="to")
 IN_JOURNEY = RelationshipKind("IN_JOURNEY", ACTION, JOURNEY, day="from")
@@ -216,6 +223,24 @@ def visitors(events: pl.DataFrame) -> pl.DataFrame:
 def sessions(events: pl.DataFrame) -> pl.DataFrame:
     """`SESSION` rows."""
     return _seen(events, "session_id")
+
+
+def groups(events: pl.DataFrame) -> pl.DataFrame:
+    """`GROUP` rows."""
+    seen = events.drop_nulls("group_id").group_by(NAME_OF_GROUP).agg(
+        first_seen=pl.col("ts").min(), last_seen=pl.col("ts").max()
+    )  # fmt: skip
+    said = facts_of_groups(events)
+    rows = seen.join(said.select(*NAME_OF_GROUP, facts=attributes_text(said["said"])), on=NAME_OF_GROUP, how="left")
+    return rows.rename({"group_type": "type", "group_id": "id"}).select(list(GROUP.schema))
+
+
+def group_members(events: pl.DataFrame) -> pl.DataFrame:
+    """`MEMBER_OF` rows."""
+    named = events.drop_nulls([CUSTOMER_ID, "group_id"])
+    return named.group_by(
+        "tenant_id", from_id=pl.col(CUSTOMER_ID), to_type=pl.col("group_type"), to_id=pl.col("group_id")
+    ).agg(since=pl.col("ts").min())  # fmt: skip
 
 
 def actions(events: pl.DataFrame) -> pl.DataFrame:
@@ -314,7 +339,7 @@ class Projection:
     Attributes:
         kind: what is made.
         scope: event columns that decide a row: all events that agree on them are needed to make it.
-        build: events, complete for their scopes and as `visitors.counting.counted` gives them, to rows of the kind.
+        build: events, complete for their scopes and as `EventsAt.counted` gives them, to rows of the kind.
     """
 
     kind: Kind
@@ -326,16 +351,25 @@ EVENT_PROJECTIONS = (
     Projection(USER, ("tenant_id", CUSTOMER_ID), users),
     Projection(VISITOR, ("tenant_id", "visitor_id"), visitors),
     Projection(SESSION, ("tenant_id", "session_id"), sessions),
+    Projection(GROUP, tuple(NAME_OF_GROUP), groups),
     Projection(ACTION, ("tenant_id", "event_id"), actions),
     Projection(HAS_SESSION, ("tenant_id", CUSTOMER_ID, "session_id"), user_sessions),
     Projection(VISITOR_SESSION, ("tenant_id", "visitor_id", "session_id"), visitor_sessions),
     Projection(IS_USER, ("tenant_id", "visitor_id"), visitor_users),
+    Projection(MEMBER_OF, ("tenant_id", CUSTOMER_ID), group_members),
     Projection(HAS_ACTION, ("tenant_id", "event_id"), session_actions),
     Projection(ON_PRODUCT, ("tenant_id", "event_id"), action_products),
     Projection(VIEWED, ("tenant_id", CUSTOMER_ID), views),
     Projection(PURCHASED, ("tenant_id", CUSTOMER_ID), purchases),
 )
 """In the order of writing: nodes before the relationships between them."""
+
+
+LABELS = {UNLANDED}.union(
+    *((kind.label, *kind.extra_labels) for kind in (PRODUCT, CATEGORY, CORRELATION, JOURNEY)),
+    *((p.kind.label, *p.kind.extra_labels) for p in EVENT_PROJECTIONS if isinstance(p.kind, NodeKind)),
+)
+"""Labels that are the product's own."""
 
 
 def products(events: pl.DataFrame, catalog: pl.DataFrame) -> pl.DataFrame:
@@ -491,6 +525,6 @@ def unlanded_keys(events: pl.DataFrame, visitors: pl.DataFrame) -> dict[Kind, tu
         ACTION: visitors.select("tenant_id", id="event_id"),
         VISITOR_SESSION: of_visitors.select("tenant_id", from_id="visitor_id", to_id="session_id").drop_nulls(),
         IS_USER: of_visitors.select("tenant_id", from_id="visitor_id"),
-        **{kind: people.rename({"id": "from_id"}) for kind in (HAS_SESSION, VIEWED, PURCHASED)},
+        **{kind: people.rename({"id": "from_id"}) for kind in OF_CUSTOMERS},
     }
     return {kind: tuple(part[kind].unique() for part in (keys, moved) if kind in part) for kind in {**keys, **moved}}

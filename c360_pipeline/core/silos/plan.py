@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from c360_pipeline.core.projection.graph import NodeKind
+from c360_pipeline.core.projection.graph import LABELS, NodeKind
 from c360_pipeline.core.silos.control_rows import (
     EVOLVE,
     FREEZE,
@@ -34,21 +34,7 @@ from c360_pipeline.core.silos.joins import JOINED_USER, join_problems
 from c360_pipeline.errors import ConfigError
 
 FOLDER = re.compile(r"(?!\.+$)[^/\\]+")
-RESERVED_LABELS = frozenset(
-    (
-        "User",
-        "Session",
-        "Action",
-        "Event",
-        "Product",
-        "Category",
-        "Correlation",
-        "Journey",
-        "ProjectionCheckpoint",
-        "Unlanded",
-        "C360Script",
-    )
-)
+RESERVED_LABELS = LABELS | {"ProjectionCheckpoint", "C360Script"}
 CURSOR_TYPES = ("int2", "int4", "int8", "timestamp", "timestamptz", "date")
 FROZEN = "new since the table was frozen"
 SYSTEM_SCHEMA = re.compile(r"pg_.*|information_schema", re.IGNORECASE)

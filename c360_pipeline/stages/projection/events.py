@@ -15,6 +15,7 @@ from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.core.visitors.counting import uncounted
+from c360_pipeline.core.visitors.groups import says_group, with_groups
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.said import tell_again
 from c360_pipeline.stages.realtime.unlanded_events import (
@@ -33,7 +34,7 @@ ABOUT = ("item_id", "items")
 SLICE_ROWS = 250_000
 """Events that are in memory at once when a graph is made from all of them."""
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
-COUNTING, COUNTED_BY = "counting", Version("counting", 1)
+COUNTING, COUNTED_BY = "counting", Version("counting", 2)
 """Checkpoint of the rules by which events were counted for customers; a graph of an earlier release has none."""
 MENDED = {
     projection: column
@@ -89,9 +90,9 @@ class EventGraph:
         return changed_rows
 
     def _counts_otherwise(self, since: Version) -> bool:
-        """Whether an earlier release has projected events that count for others now, or are in sessions by gaps."""
-        odd = pl.col("anonymous_id").is_not_null() | pl.col("session_id").is_null()
-        found = self._lake.scan(EVENTS, since.number).select("anonymous_id", "session_id").filter(odd).head(1)
+        """Whether an earlier release has projected events that count for others now, are in sessions or say groups."""
+        odd = pl.col("anonymous_id").is_not_null() | pl.col("session_id").is_null() | says_group()
+        found = self._lake.scan(EVENTS, since.number).select("anonymous_id", "session_id", "attrs").filter(odd).head(1)
         return not found.collect().is_empty()
 
     def _project_all(self, at: EventsAt, by_old_rules: Version | None = None) -> dict[str, int]:
@@ -109,7 +110,7 @@ class EventGraph:
             file = Path(folder) / "events.parquet"
             at.counted(at.scan(PROJECTED)).sink_parquet(file, compression="lz4")
             events = pl.scan_parquet(file)
-            old = uncounted(EventsAt.of(lake, by_old_rules, None).scan(PROJECTED))
+            old = with_groups(uncounted(EventsAt.of(lake, by_old_rules, None).scan(PROJECTED)))
             ahead = visitors_ahead(graph)
             around = self._ahead(events, ahead)
             marked = _of_visitors(around.now, ahead)

@@ -446,7 +446,7 @@ class Archive:
         if around.visitors.height:
             people = around.users.rename({"user_id": "id"})
             yield model.USER, people
-            for kind in (model.HAS_SESSION, model.VIEWED, model.PURCHASED):
+            for kind in model.OF_CUSTOMERS:
                 yield kind, people.rename({"id": "from_id"})
             visitors = around.visitors.rename({"anonymous_id": "id"})
             yield model.VISITOR, visitors

@@ -8,6 +8,7 @@ import polars as pl
 from c360_pipeline.core.catalog.changes import Changes, difference
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.visitors.counting import SESSION_GAP, SPLIT, of_somebody
+from c360_pipeline.core.visitors.groups import GROUP, says_group, with_groups
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 
 
@@ -78,6 +79,11 @@ def events_around(
     if more.height:
         others = [_of(side.scan(PROJECTED), {"anonymous_id": more}) for side in sides]
         found = [pl.concat([rows, new]).unique(key) for rows, new in zip(found, others, strict=True)]
+    groups = with_groups(raw.lazy()).select(GROUP).drop_nulls().unique().collect()
+    if groups.height:
+        found = [
+            pl.concat([rows, _of_groups(side, groups)]).unique(key) for side, rows in zip(sides, found, strict=True)
+        ]
     was, is_now = (side.counted(rows.lazy()).collect() for side, rows in zip(sides, found, strict=True))
     said = [*key, "session_id", "customer_id", "visitor_user"]
     otherwise = difference(was.select(said), is_now.select(said), key, is_all=False).updated.select(key)
@@ -101,6 +107,15 @@ def _of(events: pl.LazyFrame, names: Mapping[str, pl.DataFrame]) -> pl.DataFrame
         events = events.join(mark, on=["tenant_id", name], how="left")
     is_around = pl.any_horizontal(f"of_{name}" for name in names)
     return events.filter(is_around).select(PROJECTED).collect(engine="streaming")
+
+
+def _of_groups(side: EventsAt, groups: pl.DataFrame) -> pl.DataFrame:
+    """The events that say something of some groups; they need not be whole: no row but those of groups is made of them.
+
+    All events of the customers and visitors whose rows are made are around already.
+    """
+    said = with_groups(side.scan(PROJECTED).filter(says_group()))
+    return said.join(groups.lazy(), on=GROUP, how="semi").select(PROJECTED).collect(engine="streaming")
 
 
 def _decided(side: EventsAt, decisions: pl.DataFrame) -> pl.DataFrame:

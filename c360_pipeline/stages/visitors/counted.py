@@ -9,6 +9,7 @@ from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.visitors.counting import NEEDED, VISITOR, apart, counted
+from c360_pipeline.core.visitors.groups import with_groups
 from c360_pipeline.core.visitors.said import refusing
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.delta.versions import BEFORE_ALL
@@ -46,8 +47,12 @@ class EventsAt:
         return self.lake.scan(EVENTS, self.events).select(columns)
 
     def counted(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """Some of these events as `core.visitors.counting.counted` gives them; all of each visitor among them."""
-        return counted(rows, self.lake.scan(VISITOR_DECISIONS, self.decisions))
+        """Some of these events as `core.visitors.counting.counted` gives them; all of each visitor among them.
+
+        Where attributes are among their columns, with the groups of `core.visitors.groups.with_groups`.
+        """
+        whose = counted(rows, self.lake.scan(VISITOR_DECISIONS, self.decisions))
+        return with_groups(whose) if "attrs" in rows.collect_schema() else whose
 
     def of_tenants(self, tenants: Sequence[str], columns: Sequence[str], purposes: pl.DataFrame) -> pl.LazyFrame:
         """Columns of the events of tenants: `user_id` is whom an event counts for, `session_id` may be made by gaps.

@@ -6,12 +6,13 @@ from c360_pipeline.core.catalog.tables import CATALOG, EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.contract.layout import COLUMNS
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.visitors.counting import counted
+from c360_pipeline.core.visitors.groups import with_groups
 
 START = datetime(2025, 11, 1, tzinfo=UTC)
 
 
 def as_counted(rows: pl.DataFrame) -> pl.DataFrame:
-    return counted(rows.lazy(), VISITOR_DECISIONS.empty().lazy()).collect()
+    return with_groups(counted(rows.lazy(), VISITOR_DECISIONS.empty().lazy())).collect()
 
 
 def events(*rows: tuple[str, str, str | None, int]) -> pl.DataFrame:
@@ -89,10 +90,31 @@ def test_a_visitor_whom_nobody_knows_is_no_user_and_counts_for_none() -> None:
     assert made == {
         "User": 0, "Visitor": 1, "Session": 2, "Action": 2, "(User)-[:HAS_SESSION]->(Session)": 0,
         "(Visitor)-[:HAS_SESSION]->(Session)": 2, "(Visitor)-[:IS_USER]->(User)": 0,
+        "Group": 0, "(User)-[:MEMBER_OF]->(Group)": 0,
         "(Session)-[:HAS_ACTION]->(Action)": 2, "(Action)-[:ON_PRODUCT]->(Product)": 2,
         "(User)-[:VIEWED]->(Product)": 0, "(User)-[:PURCHASED]->(Product)": 0,
     }  # fmt: skip
     assert model.actions(frame)["anonymous_id"].to_list() == ["browser", "browser"]
+
+
+def test_members_of_a_group_are_those_whom_its_events_count_for() -> None:
+    said = {"group.id": "c-77", "group.type": "company", "group.name": "Example"}
+    frame = pl.concat(
+        [
+            order("a", attrs=said, action="group"),
+            order("b", attrs={"group.id": "c-77", "group.type": "company", "group.name": "Example GmbH"}, user_id="v",
+                  ts=START + timedelta(minutes=1)),
+            order("c", attrs={"group.id": "g"}, user_id=None, anonymous_id="browser"),
+            order("d", attrs={"group.id": "(not set)"}), order("e", attrs={"group.name": "nameless"}),
+        ]
+    )  # fmt: skip
+    assert model.groups(frame).sort("id").rows() == [
+        ("acme", "company", "c-77", START, START + timedelta(minutes=1), '{"name": "Example GmbH"}'),
+        ("acme", "", "g", START, START, None),
+    ]
+    assert model.group_members(frame).sort("from_id").rows() == [
+        ("acme", "u", "company", "c-77", START), ("acme", "v", "company", "c-77", START + timedelta(minutes=1)),
+    ]  # fmt: skip
 
 
 def test_attributes_are_text_with_sorted_names() -> None:

@@ -1,0 +1,53 @@
+"""Groups that customers belong to, such as a company or a team: said by events with attributes `group.…`.
+
+Sources: the calls `group` of Segment and `$groupidentify` of PostHog, which mappings make these attributes of.
+"""
+
+import polars as pl
+
+from c360_pipeline.core.contract.frames import ENTRIES
+from c360_pipeline.core.contract.identifiers import names_nobody, normal_form
+
+GROUP = ["tenant_id", "group_type", "group_id"]
+"""What names a group; its type is empty where the producer says none."""
+PREFIX = "group."
+ID, TYPE = f"{PREFIX}id", f"{PREFIX}type"
+
+
+def says_group() -> pl.Expr:
+    """Whether an event says something of a group."""
+    return pl.col("attrs").map.get(ID).is_not_null()
+
+
+def with_groups(events: pl.LazyFrame) -> pl.LazyFrame:
+    """Events with the group that each says something of: group_type and group_id, null where there is none."""
+    said = events.with_columns(group_id=pl.col("attrs").map.get(ID), group_type=pl.col("attrs").map.get(TYPE))
+    is_one = said.with_columns(is_one=~names_nobody(normal_form(pl.col("group_id"))))
+    named = pl.when("is_one")
+    return is_one.with_columns(
+        group_id=named.then("group_id"), group_type=named.then(pl.col("group_type").fill_null(""))
+    ).drop("is_one")
+
+
+def facts_of_groups(events: pl.DataFrame) -> pl.DataFrame:
+    """The newest of what events said of each group.
+
+    Args:
+        events: all of each group, as `with_groups` gives them.
+
+    Returns:
+        `GROUP`, said (map of texts); groups of which nothing is said are left out.
+    """
+    entries = events.lazy().drop_nulls("group_id").select(*GROUP, "ts", "event_id", entry=pl.col("attrs").cast(ENTRIES))
+    each = entries.explode("entry").with_columns(
+        name=pl.col("entry").struct.field("key"), value=pl.col("entry").struct.field("value")
+    )
+    facts = each.filter(pl.col("name").str.starts_with(PREFIX) & ~pl.col("name").is_in([ID, TYPE])).with_columns(
+        pl.col("name").str.strip_prefix(PREFIX)
+    )
+    newest = facts.sort("ts", "event_id", "name").group_by(*GROUP, "name", maintain_order=True).agg(
+        pl.col("value").last()
+    )  # fmt: skip
+    entry = pl.struct(pl.col("name").alias("key"), "value")
+    found = newest.group_by(GROUP, maintain_order=True).agg(said=entry).collect()
+    return found.with_columns(pl.col("said").cast(pl.Map(pl.String, pl.String)))
