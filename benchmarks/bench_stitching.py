@@ -154,14 +154,29 @@ def stitch_hashed(folder: Path) -> np.ndarray[Any, Any]:
 
 
 def stitch_text(folder: Path) -> np.ndarray[Any, Any]:
-    """The same with keys brought to their normal form and hashed in the run."""
+    """The same with keys brought to their normal form and hashed in the run, without a secret."""
+    from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
+
+    return _stitch_text(folder, IdentifierKeys())
+
+
+def stitch_keyed(folder: Path) -> np.ndarray[Any, Any]:
+    """The same under a secret, as installations do it."""
+    from pydantic import SecretStr
+
+    from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
+
+    return _stitch_text(folder, IdentifierKeys((SecretStr("ab" * 32),)))
+
+
+def _stitch_text(folder: Path, identifiers: Any) -> np.ndarray[Any, Any]:
     from c360_pipeline.core.stitching.batch import Known, prepare
     from c360_pipeline.core.stitching.keys import key_hash, normalised
     from c360_pipeline.core.stitching.stitch import stitch
 
     pairs = pl.read_parquet(folder / "pairs.parquet", columns=["event", "key_type", "value"])
     keys = pairs.with_columns(pl.lit("bench").alias("tenant_id"), normalised(pl.col("value"), "user")).select(
-        pl.col("event").cast(pl.UInt32).alias("row"), "key_type", key_hash().alias("key_hash")
+        pl.col("event").cast(pl.UInt32).alias("row"), "key_type", key_hash(identifiers).alias("key_hash")
     )
     batch = prepare(_events(folder), keys, policy())
     decided = stitch(batch, Known.nothing(batch), policy())
@@ -240,6 +255,7 @@ def _wrong(labels: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> int:
 
 OURS: dict[str, Callable[[Path], np.ndarray[Any, Any]]] = {
     "numba": label_numba, "scipy": label_scipy, "stitch": stitch_hashed, "stitch_text": stitch_text,
+    "stitch_keyed": stitch_keyed,
 }  # fmt: skip
 
 
@@ -280,7 +296,8 @@ def at_once(folder: Path, events: int, runs: int, peers: list[str]) -> None:
         ("numba", "ours: a label per event, keys hashed before"),
         ("scipy", "ours: the same by scipy"),
         ("stitch", "ours: journeys with ids, counts and keys"),
-        ("stitch_text", "ours: the same, keys hashed in the run"),
+        ("stitch_text", "ours: the same, keys hashed in the run, without a secret"),
+        ("stitch_keyed", "ours: the same, under a secret"),
     ):
         NOTE.print(title)
         results[title] = measured(Path(sys.executable), here, "--child", name, str(folder), runs=runs)
