@@ -65,7 +65,7 @@ class World:
         from c360_pipeline.stages.projection.journeys import JourneyGraph
 
         ProductGraph(self.lake, self.graph).project()
-        EventGraph(self.lake, self.graph).project()
+        EventGraph(self.lake, self.graph, ()).project()
         JourneyGraph(self.lake, self.graph).project()
 
 

@@ -74,7 +74,7 @@ class World:
     def project(self) -> None:
         """Bring the graph up."""
         ProductGraph(self.lake, self.graph).project()
-        EventGraph(self.lake, self.graph).project()
+        EventGraph(self.lake, self.graph, ()).project()
         bring_up(self.lake, self.graph)
 
     def findings(self, *, repair: bool = False, force: bool = False) -> set[Finding]:

@@ -116,11 +116,16 @@ def every_item_is_a_product(control: ControlResource, lake: LakeResource, graph:
     metadata={"dagster/column_schema": kind_schema(model.ACTION)},
 )
 def event_graph(
-    context: dg.AssetExecutionContext, lake: LakeResource, graph: GraphResource, metrics: MetricsResource
+    context: dg.AssetExecutionContext,
+    control: ControlResource,
+    lake: LakeResource,
+    graph: GraphResource,
+    metrics: MetricsResource,
 ) -> dg.MaterializeResult[None]:
     """Project the events that came, changed or went since this graph's checkpoint."""
+    properties = control.open().read().properties
     with graph.open() as neo4j:
-        changed = EventGraph(lake.open(), neo4j).project()
+        changed = EventGraph(lake.open(), neo4j, properties).project()
         counts = neo4j.counts.label_counts()
     metrics.open().write("event_graph", graph_figures("event_graph", neo4j.statistics, sum(changed.values())))
     context.log.info("projected: %s", ", ".join(f"{count:,} rows of {kind}" for kind, count in changed.items()))

@@ -77,7 +77,7 @@ def _carry_out(decide: "Callable[[Decisions], None]", *, as_json: bool) -> None:
     control, lake = open_control(settings), open_lake(settings)
     with control.locks.exclusive_run(), open_graph(settings) as graph:
         decide(Decisions(lake))
-        changed = bring_up_visitors(lake, graph, control.key_rules.policy())
+        changed = bring_up_visitors(lake, graph, control.key_rules.policy(), control.read())
     _tell(changed, as_json=as_json)
 
 

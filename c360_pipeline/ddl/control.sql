@@ -377,6 +377,19 @@ COMMENT ON TABLE feature_purposes IS
 COMMENT ON COLUMN feature_purposes.feature IS
     'Table of features such as user_communities, recommendations for the API, or * for all.';
 
+CREATE TABLE IF NOT EXISTS user_properties (
+    tenant_id text NOT NULL DEFAULT '*' CHECK (tenant_id <> ''),
+    property  text NOT NULL CHECK (property ~ '^[a-z][a-z0-9_]{0,62}$' AND property NOT IN
+        ('id', 'tenant_id', 'first_seen', 'last_seen', 'traits', 'consents', 'said_at', 'community')),
+    trait     text NOT NULL CHECK (trait <> ''),
+    type      text NOT NULL DEFAULT 'text' CHECK (type IN ('text', 'integer', 'number', 'boolean', 'instant')),
+    PRIMARY KEY (tenant_id, property)
+);
+COMMENT ON TABLE user_properties IS
+    'Traits whose newest value is a property of User in the graph. Tenant * speaks for all without a row of their own for the property.';
+COMMENT ON COLUMN user_properties.trait IS 'Its name, as table user_traits has it.';
+COMMENT ON COLUMN user_properties.type IS 'Of the property, the same for all tenants; a value that is none of it is left out.';
+
 CREATE TABLE IF NOT EXISTS identifier_keys (
     version        integer PRIMARY KEY CHECK (version > 0),
     fingerprint    text CHECK (fingerprint ~ '^[0-9a-f]{16}$'),

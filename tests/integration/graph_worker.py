@@ -17,5 +17,5 @@ settings = load_settings()
 lake = open_lake(settings)
 with open_graph(settings) as graph:
     ProductGraph(lake, graph).project()
-    EventGraph(lake, graph).project()
+    EventGraph(lake, graph, ()).project()
     bring_up(lake, graph)

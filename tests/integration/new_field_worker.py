@@ -73,7 +73,7 @@ def main(folder: Path) -> dict[str, Any]:
         read = "MATCH (a:Action {tenant_id: 'acme', user_id: 'u1'}) RETURN a.channel AS channel"
         found["unlanded in the graph"] = graph.query(read)
         ProductGraph(lake, graph).project()
-        EventGraph(lake, graph).project()
+        EventGraph(lake, graph, ()).project()
         found["in the graph"] = graph.query(read)
         archive = Archive(lake, ControlRows((), (), {}, {}, ()))
         found["reconciled"] = summarise(reconcile(archive, graph))["findings"]

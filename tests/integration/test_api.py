@@ -654,14 +654,14 @@ def test_graphs_of_features_are_the_archives(shop: World, graph: Graph, lake: La
         else:
             lake.commits.insert_new(EVENTS, rows)
         ProductGraph(lake, graph).project()
-        EventGraph(lake, graph).project()
+        EventGraph(lake, graph, ()).project()
         assert (graph.counts.type_counts()["ALSO_VIEWED"] == before) == (rows is not None)
         assert {found for found in shop.findings() if "ALSO_VIEWED" in found[1]} == set()
     shop.findings(repair=True)  # nobody stitched the events again
     lake.commits.replace(PRODUCT_SIMILARITIES, PRODUCT_SIMILARITIES.empty())
     assert shop.findings() == set()
     ProductGraph(lake, graph).project()
-    EventGraph(lake, graph).project()
+    EventGraph(lake, graph, ()).project()
     assert "ALSO_VIEWED" not in graph.counts.type_counts()
     assert shop.findings() == set()
 

@@ -86,7 +86,7 @@ def project(archive: Archive, graph: Graph) -> str:
     """The graph again; its digest."""
     graph.writer.clear()
     ProductGraph(archive.lake, graph).project()
-    EventGraph(archive.lake, graph).project()
+    EventGraph(archive.lake, graph, ()).project()
     bring_up(archive.lake, graph)
     results = reconcile(archive, graph)
     assert summarise(results)["findings"] == []

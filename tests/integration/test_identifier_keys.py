@@ -69,7 +69,7 @@ class Installation:
 
     def follow(self) -> None:
         Stitching(self.lake, Journeys(self.lake), self.control.key_rules.policy()).catch_up()
-        EventGraph(self.lake, self.graph).project()
+        EventGraph(self.lake, self.graph, ()).project()
         bring_up(self.lake, self.graph)
 
     def customers(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ from itertools import permutations
 from typing import Any
 
 import polars as pl
+import psycopg
 import pytest
 from event_world import POLICY, World
 from repetition import IS_SOAK, representatives
@@ -14,6 +15,7 @@ from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, USER_CONSENTS, U
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.core.projection.user_properties import UserProperty
 from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.projection.everything import bring_up_visitors
@@ -24,6 +26,7 @@ from c360_pipeline.stages.visitors.decisions import Decisions
 from c360_pipeline.stages.visitors.tables import VisitorTables
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
 
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 VIEWS = Statement("""
@@ -38,6 +41,8 @@ MEMBERS = Statement("""
     MATCH (u:User {tenant_id: 'acme'})-[m:MEMBER_OF]->(g:Group {tenant_id: 'acme'})
     RETURN u.id AS user, g.type AS type, g.id AS id
 """)
+PROPERTIES_OF_USERS = Statement("MATCH (u:User {tenant_id: 'acme'}) RETURN u.id AS id, properties(u) AS held")
+DAMAGE_A_PROPERTY = Statement("MATCH (u:User {tenant_id: 'acme', id: 'ana'}) SET u.age = 31")
 GROUPS = Statement("MATCH (g:Group {tenant_id: 'acme'}) RETURN g.id AS id, g.facts AS facts")
 SESSION_USERS = Statement("""
     MATCH (u:User {tenant_id: 'acme'})-[:HAS_SESSION]->(s:Session) RETURN u.id AS user, s.id AS session
@@ -72,9 +77,11 @@ def views(graph: Graph) -> dict[tuple[str, str], int]:
 class Shop(World):
     """The visitors of one shop; what is there is what a test puts there."""
 
+    properties: tuple[UserProperty, ...] = ()
+
     def project(self) -> None:
         ProductGraph(self.lake, self.graph).project()
-        EventGraph(self.lake, self.graph).project()
+        EventGraph(self.lake, self.graph, self.properties).project()
         VisitorTables(self.lake).publish_all()
 
     def known(self) -> dict[str, str]:
@@ -199,14 +206,14 @@ def test_who_belongs_to_a_group_follows_whom_events_count_for(shop: Shop, graph:
 def test_a_visitor_is_split_and_the_split_is_undone(shop: Shop, graph: Graph) -> None:
     archived(shop.lake, STORY[:4])
     shop.project()
-    bring_up_visitors(shop.lake, graph, POLICY)
+    bring_up_visitors(shop.lake, graph, POLICY, shop.archive.control)
     before, digest = views(graph), graph_digest(reconcile(shop.archive, graph))
     decisions = Decisions(shop.lake)
     found = decisions.visitor("phone", None)
     assert (found.tenant_id, found.users, found.anonymous_events, found.user_id) == ("acme", {"ana": 1}, 3, "ana")
     decisions.split(found, "sold", undo=False)
     assert shop.findings() == set()  # the decision is on its way
-    bring_up_visitors(shop.lake, graph, POLICY)
+    bring_up_visitors(shop.lake, graph, POLICY, shop.archive.control)
     assert views(graph) == {("ana", "lamp"): 1}
     assert shop.known() == shop.known_in_graph() == {}
     assert shop.findings() == set()
@@ -218,7 +225,7 @@ def test_a_visitor_is_split_and_the_split_is_undone(shop: Shop, graph: Graph) ->
     assert shop.findings() == set()
     shop.lake.commits.merge(EVENTS, EVENTS.empty(), pl.DataFrame({"tenant_id": ["acme"], "event_id": ["e4"]}))
     decisions.split(found, "", undo=True)
-    bring_up_visitors(shop.lake, graph, POLICY)
+    bring_up_visitors(shop.lake, graph, POLICY, shop.archive.control)
     assert views(graph) == before
     assert graph_digest(reconcile(shop.archive, graph)) == digest
 
@@ -239,7 +246,7 @@ def test_sessions_are_made_by_gaps_and_follow_late_events(shop: Shop, graph: Gra
     assert sessions() == [("gap:e0", 4, 3300.0, "ana")]
     assert shop.findings() == set()
     Decisions(shop.lake).set_gap("acme", 20, "short visits")
-    bring_up_visitors(shop.lake, graph, POLICY)
+    bring_up_visitors(shop.lake, graph, POLICY, shop.archive.control)
     assert [row[0] for row in sessions()] == ["gap:e0", "gap:e25", "gap:e50"]
     assert shop.findings() == set()
     whole = VisitorTables(shop.lake)
@@ -278,6 +285,47 @@ def test_what_is_said_of_a_user_shows_at_once_and_is_what_the_archive_says(shop:
     assert traits.select("name", "value", "is_personal").rows() == [
         ("email", "ana@x.test", True), ("plan", "none", False), ("plan", "free", False), ("plan", "pro", False)
     ]  # fmt: skip
+
+
+def test_traits_that_a_row_names_are_properties_of_users_with_types(
+    shop: Shop, graph: Graph, control: ControlDb
+) -> None:
+    def held() -> dict[str, dict[str, Any]]:
+        rows = graph.query(PROPERTIES_OF_USERS)
+        return {row["id"]: {name: row["held"][name] for name in ("plan", "age") if name in row["held"]} for row in rows}
+
+    visit = event(0, None, "phone", "s", traits={"plan": "free", "age": "30"})
+    archived(shop.lake, [visit, event(1, "cy", None, "t", traits={"plan": "pro"}), event(2, "ana", None, "a")])
+    shop.project()
+    assert held() == {"cy": {}, "ana": {}}
+    control.execute(
+        "INSERT INTO user_properties (property, trait, type) VALUES ('plan', 'plan', 'text'), ('age', 'age', 'integer')"
+    )
+    shop.properties = control.read().properties
+    shop.project()
+    assert held() == {"cy": {"plan": "pro"}, "ana": {}}
+    assert shop.findings() == set()
+    # A login makes what the visitor said the customer's; a second user takes it back; another value is newer.
+    archived(shop.lake, [event(3, "ana", "phone", "s")])
+    shop.project()
+    assert held()["ana"] == {"plan": "free", "age": 30}
+    archived(
+        shop.lake, [event(4, "bo", "phone", "u"), event(5, "cy", None, "t", traits={"plan": "team", "age": "old"})]
+    )
+    shop.project()
+    assert held() == {"ana": {"plan": "free", "age": 30}, "bo": {}, "cy": {"plan": "team"}}
+    assert shop.findings() == set()
+    graph.run(DAMAGE_A_PROPERTY)
+    assert {(entity, kind) for _, entity, kind, _ in shop.findings(repair=True)} == {("User.age", "altered")}
+    assert held()["ana"] == {"plan": "free", "age": 30}
+    # A row that goes takes the property along, and a rebuilt graph has the others.
+    control.execute("DELETE FROM user_properties WHERE property = 'plan'")
+    shop.properties = control.read().properties
+    shop.project()
+    assert held() == {"ana": {"age": 30}, "bo": {}, "cy": {}}
+    assert shop.findings() == set()
+    with pytest.raises(psycopg.errors.CheckViolation):
+        control.execute("INSERT INTO user_properties (property, trait) VALUES ('tenant_id', 'x')")
 
 
 def test_who_refuses_a_purpose_is_left_out_at_once(shop: Shop, graph: Graph) -> None:

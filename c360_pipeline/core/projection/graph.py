@@ -33,7 +33,8 @@ class NodeKind:
     `extra_labels` are set beside the label. Properties that are not named belong to another projection, which has
     a kind of its own for them; they are left alone. `day` names the instant by whose date a node is counted.
     `removed` are labels and properties that are taken away when a node is written. `later` are properties that a later
-    release added: the digest of rows without them is what it was.
+    release added: the digest of rows without them is what it was. `is_owned` says that it is one property of nodes that
+    another kind makes.
     """
 
     label: str
@@ -43,6 +44,7 @@ class NodeKind:
     day: str | None = None
     removed: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
+    is_owned: bool = False
 
     @property
     def name(self) -> str:
@@ -183,10 +185,20 @@ SIMILAR_TO = RelationshipKind("SIMILAR_TO", PRODUCT, PRODUCT, SIMILARITY)
 ALSO_VIEWED = RelationshipKind("ALSO_VIEWED", PRODUCT, PRODUCT, SIMILARITY)
 """To the products that were viewed in the same sessions, the most similar ten."""
 
-EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT})
+EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT}, is_owned=True)
 """The status of an event, a property that stitching owns: NEW until the event has a journey, then PROCESSED."""
-USER_COMMUNITY = NodeKind("User", ("id",), {"id": TEXT, "community": WHOLE})
+USER_COMMUNITY = NodeKind("User", ("id",), {"id": TEXT, "community": WHOLE}, is_owned=True)
 """The community of a user, a property that features own."""
+
+
+def is_owned(kind: Kind) -> bool:
+    """Whether a kind is one property of nodes that another kind makes."""
+    return isinstance(kind, NodeKind) and kind.is_owned
+
+
+def is_of_users(kind: Kind) -> bool:
+    """Whether a kind is one property of users: what is on its way to one of these is on its way to all."""
+    return is_owned(kind) and kind.name == USER.label
 
 
 def _seen(events: pl.DataFrame, column: str) -> pl.DataFrame:

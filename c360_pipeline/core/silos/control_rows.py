@@ -12,6 +12,7 @@ from functools import cached_property
 import polars as pl
 
 from c360_pipeline.core.projection.graph import NodeKind
+from c360_pipeline.core.projection.user_properties import UserProperty
 from c360_pipeline.errors import ContractError
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -87,6 +88,7 @@ class ControlRows:
         relationships: active ones.
         renamed: by table_id and the source's name, the lake's name of columns that are called otherwise there.
         indexes: of the graph, active ones.
+        properties: traits that are properties of users.
     """
 
     databases: tuple[SourceDatabase, ...]
@@ -96,6 +98,7 @@ class ControlRows:
     relationships: tuple["RelationshipRow", ...]
     renamed: Mapping[tuple[int, str], str] = field(default_factory=dict)
     indexes: tuple[IndexRow, ...] = ()
+    properties: tuple[UserProperty, ...] = ()
 
     def database_of(self, table: SourceTable) -> SourceDatabase:
         """The database that a table is in."""

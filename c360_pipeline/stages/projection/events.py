@@ -11,10 +11,19 @@ import polars as pl
 from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
 from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS, VISITOR_DECISIONS
+from c360_pipeline.core.contract.frames import ENTRIES
 from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_TOGETHER
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
-from c360_pipeline.core.visitors.counting import uncounted
+from c360_pipeline.core.projection.user_properties import (
+    UserProperty,
+    as_text,
+    from_text,
+    property_kinds,
+    property_of,
+    values,
+)
+from c360_pipeline.core.visitors.counting import NEEDED, uncounted
 from c360_pipeline.core.visitors.groups import says_group, with_groups
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.said import tell_again
@@ -36,6 +45,8 @@ SLICE_ROWS = 250_000
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
 COUNTING, COUNTED_BY = "counting", Version("counting", 2)
 """Checkpoint of the rules by which events were counted for customers; a graph of an earlier release has none."""
+PROPERTIES = "user_properties"
+"""Checkpoint of the traits that are properties, which says them."""
 MENDED = {
     projection: column
     for projection in model.EVENT_PROJECTIONS
@@ -56,11 +67,13 @@ class EventGraph:
     Args:
         lake: where they are.
         graph: where they go; it keeps how far it is.
+        properties: traits that are properties of users.
     """
 
-    def __init__(self, lake: Lake, graph: Graph) -> None:
+    def __init__(self, lake: Lake, graph: Graph, properties: Sequence[UserProperty]) -> None:
         self._lake = lake
         self._graph = graph
+        self._properties = tuple(sorted(properties))
 
     def project(self) -> dict[str, int]:
         """Project what came, changed or went since the graph's checkpoint; returns rows by kind."""
@@ -71,7 +84,8 @@ class EventGraph:
         decided, decisions = lake.versions.changes(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
         is_old = since is not None and done.get(COUNTING) != COUNTED_BY and self._counts_otherwise(since)
         is_lost = VISITOR_DECISIONS.name in done and decisions_before(lake, done) is None
-        if since is None or is_old or is_lost:
+        is_whole = since is None or is_old or is_lost
+        if since is None or is_whole:
             version = lake.versions.version(EVENTS.name)
             at = EventsAt.of(lake, version, decisions)
             changed_rows = self._project_all(at, since if is_old else None) if version else {}
@@ -82,10 +96,12 @@ class EventGraph:
         late, late_version = lake.versions.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
         graph.writer.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
         graph.writer.update(model.USER_COMMUNITY, model.users_without_community(late.deleted))
+        if version and (is_whole or properties_of(graph) != self._properties):
+            self._write_all_properties(EventsAt.of(lake, version, decisions))
         tell_again(graph)
         refused.publish()
         graph.checkpoints.save(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
-        note_counting(graph, decisions)
+        note_counting(graph, decisions, self._properties)
         graph.checkpoints.save(EVENT_PROJECTION, EVENTS.name, version)
         return changed_rows
 
@@ -174,6 +190,8 @@ class EventGraph:
                 changed_rows[projection.kind.name] = changes.count
             self._mend(around, mended)
             self._write_communities(around.touched.lazy())
+            touched = around.touched.select("tenant_id", model.CUSTOMER_ID).drop_nulls().unique()
+            self._write_properties(around.now.join(touched, on=touched.columns, how="semi"), self._properties)
         if changed.upserted.height:
             graph.writer.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
         return changed_rows, version
@@ -212,6 +230,24 @@ class EventGraph:
         # The marks of what landed go last: broken off before, all is done again.
         graph.writer.merge(model.ACTION, model.actions(_of_visitors(around.now, visitors)))
 
+    def _write_properties(self, events: pl.DataFrame, properties: Sequence[UserProperty]) -> None:
+        """The traits that are properties, of all customers of some events; all events of each are among these."""
+        if properties:
+            found = values(events, properties)
+            for kind in property_kinds(properties):
+                self._graph.writer.update(kind, found.select(list(kind.schema)))
+
+    def _write_all_properties(self, at: EventsAt) -> None:
+        """Write these properties for all users of whom something was said, and take away those that are none now."""
+        events = at.counted(at.scan([*NEEDED, "traits"])).filter(pl.col("traits").cast(ENTRIES).list.len() > 0)
+        said = events.select("tenant_id", "ts", "event_id", model.CUSTOMER_ID, "traits").collect(engine="streaming")
+        self._write_properties(said, self._properties)
+        kept = {one.property for one in self._properties}
+        users = said.select("tenant_id", id=model.CUSTOMER_ID).drop_nulls().unique()
+        for kind in property_kinds([one for one in properties_of(self._graph) if one.property not in kept]):
+            empty = pl.lit(None, kind.properties[property_of(kind)]).alias(property_of(kind))
+            self._graph.writer.update(kind, users.with_columns(empty))
+
     def _write_communities(self, events: pl.LazyFrame) -> None:
         """The property that a later stage owns, for users that were rebuilt."""
         users = events.select("tenant_id", "user_id").drop_nulls().unique()
@@ -224,8 +260,15 @@ def decisions_before(lake: Lake, done: Mapping[str, Version]) -> Version | None:
     return lake.versions.still_there(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
 
 
-def note_counting(graph: Graph, decisions: Version | None) -> None:
-    """Note in a graph by which rules its events were counted."""
+def properties_of(graph: Graph) -> tuple[UserProperty, ...]:
+    """The traits that are properties in a graph."""
+    noted = graph.checkpoints.of(EVENT_PROJECTION).get(PROPERTIES)
+    return from_text(noted.table_id) if noted else ()
+
+
+def note_counting(graph: Graph, decisions: Version | None, properties: Sequence[UserProperty]) -> None:
+    """Note in a graph by which rules its events were counted, and which traits are properties."""
+    graph.checkpoints.save(EVENT_PROJECTION, PROPERTIES, Version(as_text(properties), 1))
     graph.checkpoints.save(EVENT_PROJECTION, VISITOR_DECISIONS.name, decisions)
     graph.checkpoints.save(EVENT_PROJECTION, COUNTING, COUNTED_BY)
 

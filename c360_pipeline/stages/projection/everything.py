@@ -34,7 +34,7 @@ def project_all(
     silos = SiloGraph(lake, graph, control, force=force)
     steps: list[tuple[str, Callable[[], object]]] = [
         ("products", ProductGraph(lake, graph).project),
-        ("events", EventGraph(lake, graph).project),
+        ("events", EventGraph(lake, graph, control.properties).project),
         ("journeys", JourneyGraph(lake, graph).project),
         ("nodes of silos", silos.project_nodes),
         ("relationships of silos", silos.project_relationships),
@@ -50,7 +50,7 @@ def stitch_all(lake: Lake, policy: KeyPolicy) -> None:
     JourneyTables(lake).publish_all()
 
 
-def bring_up_visitors(lake: Lake, graph: Graph, policy: KeyPolicy) -> dict[str, int]:
+def bring_up_visitors(lake: Lake, graph: Graph, policy: KeyPolicy, control: ControlRows) -> dict[str, int]:
     """Bring tables, journeys and graph up to what was decided about visitors.
 
     Returns:
@@ -60,5 +60,5 @@ def bring_up_visitors(lake: Lake, graph: Graph, policy: KeyPolicy) -> dict[str, 
     changed = VisitorTables(lake).publish_all()
     stitch_all(lake, policy)
     ProductGraph(lake, graph).project()
-    changed |= EventGraph(lake, graph).project()
+    changed |= EventGraph(lake, graph, control.properties).project()
     return changed | JourneyGraph(lake, graph).project()

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import polars as pl
 
-from c360_pipeline.core.projection.graph import DAY
+from c360_pipeline.core.projection.graph import DAY, is_owned
 from c360_pipeline.core.reconciliation.compare import compare
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import OWNED_PROPERTIES, entity_name
+from c360_pipeline.stages.reconciliation.reconcile import entity_name
 
 CHANGES = {"missing": "went", "ghost": "came", "altered": "changed", "duplicate": "came"}
 SCHEMA = {"entity": pl.String, "change": pl.String, "key": pl.String, "difference": pl.String}
@@ -27,7 +27,7 @@ def difference(before: Archive, after: Archive, observe: Callable[[str], None] =
     parts = [pl.DataFrame(schema=SCHEMA)]
     for (kind, earlier), (_, later) in zip(before.expected(), after.expected(), strict=True):
         observe(entity_name(kind))
-        if kind in OWNED_PROPERTIES:
+        if is_owned(kind):
             key = kind.key_columns
             earlier, later = (a.join(b, on=key, how="semi") for a, b in ((earlier, later), (later, earlier)))
         columns = [*kind.schema, DAY]

@@ -29,6 +29,7 @@ from c360_pipeline.core.catalog.tables import (
 )
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind
+from c360_pipeline.core.projection.user_properties import UserProperty, property_kinds, values
 from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.core.silos.joins import JoinCount, join_count, join_labels, relationship_kind
 from c360_pipeline.core.stitching import log as log
@@ -37,6 +38,7 @@ from c360_pipeline.stages.projection.events import (
     PRODUCT_PROJECTION,
     SIMILARITIES,
     items_of,
+    properties_of,
     rows_of_scopes,
 )
 from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
@@ -75,12 +77,14 @@ class PinnedVersions:
         commits: of stitching by tenant, None for all that there are.
         silos: versions of tables of silos by name; of others the newest counts.
         mapped: by the name of a mapped relationship, the checkpoints that the graph has of it.
+        properties: traits that are properties of users; None for what control rows say.
     """
 
     versions: Mapping[tuple[str, str], Version] = field(default_factory=dict)
     commits: Mapping[str, int] | None = None
     silos: Mapping[str, Version] = field(default_factory=dict)
     mapped: Mapping[str, Mapping[str, Version]] = field(default_factory=dict)
+    properties: tuple[UserProperty, ...] | None = None
 
     @classmethod
     def of(cls, graph: Graph, lake: Lake) -> "PinnedVersions":
@@ -109,7 +113,7 @@ class PinnedVersions:
             and (table := lake.stored_table(name, ()))
             and lake.versions.still_there(table, version)
         }
-        return cls(versions, commits or None, silos, mapped)
+        return cls(versions, commits or None, silos, mapped, properties_of(graph))
 
     @classmethod
     def now(cls, lake: Lake, control: ControlRows) -> "PinnedVersions":
@@ -201,7 +205,9 @@ class InFlight:
 
     def left_out(self, kind: Kind, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows without those that later commits touch."""
-        for keys in self.keys.get(kind, ()):
+        # What is on its way to one property of users is on its way to all.
+        named = model.USER_COMMUNITY if model.is_of_users(kind) else kind
+        for keys in self.keys.get(named, ()):
             rows = rows.join(keys, on=keys.columns, how="anti")
         return rows
 
@@ -370,6 +376,16 @@ class Archive:
         yield model.JOURNEY, model.journeys(journeys.journeys)
         yield model.EVENT_STATUS, model.event_status(self._events, journeys.assigned)
         yield model.USER_COMMUNITY, self._communities(self._events)
+        if self.properties:
+            found = values(self._events, self.properties)
+            for kind in property_kinds(self.properties):
+                yield kind, found.select(list(kind.schema))
+
+    @property
+    def properties(self) -> tuple[UserProperty, ...]:
+        """The traits that are properties of users."""
+        pinned = self._pinned.properties
+        return tuple(sorted(self._control.properties)) if pinned is None else pinned
 
     @cached_property
     def _products(self) -> pl.DataFrame:

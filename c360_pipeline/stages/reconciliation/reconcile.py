@@ -36,8 +36,6 @@ from c360_pipeline.stores.neo4j.graph import Graph
 
 READERS = 2
 """Statements that read the graph at once."""
-OWNED_PROPERTIES = (model.EVENT_STATUS, model.USER_COMMUNITY)
-"""Kinds that are properties of nodes that another projection makes."""
 
 BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date", "first_seen_at", "merged_at",
                "extracted_at", "run_id", "reconciled_at", "reason", "committed_at",
@@ -148,7 +146,7 @@ def reconcile(
     for side in _sides(as_of, graph, observe):
         held[side.kind] += side.theirs.height
         tenants.add(side.tenant_id)
-        if side.kind in on_their_way:
+        if side.kind in on_their_way or (model.is_of_users(side.kind) and model.USER in on_their_way):
             side = replace(side, ours=side.theirs)
         found, step = _compared(as_of, graph, queue, side)
         results.append(Reconciled(side.tenant_id, side.kind, found))
@@ -272,7 +270,7 @@ def unmatched(archive: Archive, graph: Graph, kind: NodeKind, keys: pl.DataFrame
 
 
 def _compared_rows(kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> Comparison:
-    if kind in OWNED_PROPERTIES:
+    if model.is_owned(kind):
         # Nodes that are missing, or ghosts, are told by the kind that makes them.
         ours, theirs = _with_key_of(ours, theirs, kind), _with_key_of(theirs, ours, kind)
     return compare(ours, theirs, kind.key_columns, later=kind.later, identifiers=OF_KEYS.get(kind, ()))
@@ -312,7 +310,7 @@ def _repair_of(kind: Kind, tenant_id: str, ours: pl.DataFrame, theirs: pl.DataFr
 
 
 def _carry_out(graph: Graph, step: _Repair) -> None:
-    if step.kind in OWNED_PROPERTIES and isinstance(step.kind, NodeKind):
+    if isinstance(step.kind, NodeKind) and step.kind.is_owned:
         graph.writer.update(step.kind, step.upserts)
         return
     if isinstance(step.kind, NodeKind):
@@ -335,7 +333,7 @@ def _orphans(
     for kind, count in held.items():
         if isinstance(kind, RelationshipKind):
             of_type.setdefault(kind.type, []).append(kind)
-        elif kind not in OWNED_PROPERTIES and any(
+        elif not kind.is_owned and any(
             graph.counts.label_count(label) != count for label in (kind.label, *kind.extra_labels)
         ):
             odd_nodes.append(kind)
@@ -443,7 +441,7 @@ def graph_digest(results: Iterable[Reconciled]) -> str:
 
 
 def _property_suffix(kind: Kind) -> str:
-    return f".{list(kind.properties)[-1]}" if kind in OWNED_PROPERTIES else ""
+    return f".{list(kind.properties)[-1]}" if model.is_owned(kind) else ""
 
 
 def entity_name(kind: Kind) -> str:

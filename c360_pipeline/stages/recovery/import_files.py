@@ -18,7 +18,6 @@ from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stores.neo4j.refusals import Refusals
 
-OWNERS = {kind.name: kind for kind in (model.EVENT_STATUS, model.USER_COMMUNITY)}
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_ ]*")
 _INSTANT = "%Y-%m-%dT%H:%M:%S%.6fZ"
 _LOCAL_TIME = "%Y-%m-%dT%H:%M:%S%.6f"
@@ -112,7 +111,7 @@ class ImportWriter:
             if isinstance(kind, RelationshipKind):
                 self._write_nodes(nodes, owned)
                 self._write_relationships(kind, rows)
-            elif kind in OWNERS.values():
+            elif model.is_owned(kind):
                 owned.append((kind, rows))
             else:
                 nodes[kind.label] = (kind, rows)

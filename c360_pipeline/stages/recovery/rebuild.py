@@ -59,7 +59,7 @@ def note_made(archive: Archive, graph: Graph) -> None:
     silos.note_projected()
     for (projection, source), version in archive.pinned.versions.items():
         graph.checkpoints.save(projection, source, version)
-    note_counting(graph, archive.pinned.version(EVENT_PROJECTION, VISITOR_DECISIONS))
+    note_counting(graph, archive.pinned.version(EVENT_PROJECTION, VISITOR_DECISIONS), archive.properties)
     log_id = str(archive.lake.commits.snapshot(JOURNEY_LOG).metadata().id)
     for tenant, number in (archive.pinned.commits or {}).items():
         graph.checkpoints.save(JOURNEY_PROJECTION, tenant, Version(log_id, number))

@@ -8,6 +8,7 @@ import psycopg
 from psycopg import sql
 
 from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
+from c360_pipeline.core.projection.user_properties import UserProperty, require_one_type_each
 from c360_pipeline.core.silos.control_rows import ControlRows, IndexRow, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.stores.postgres.databases import ensure_database
 from c360_pipeline.stores.postgres.event_sources import EventSources
@@ -35,6 +36,7 @@ READ_RELATIONSHIPS = """
     FROM relationship_mappings WHERE is_active ORDER BY mapping_id
 """
 READ_INDEXES = "SELECT node_label AS label, properties FROM graph_indexes WHERE is_active ORDER BY index_id"
+READ_PROPERTIES = "SELECT tenant_id, property, trait, type FROM user_properties ORDER BY tenant_id, property"
 READ_OVERWRITE_RULES = "SELECT path_pattern, on_overwrite FROM overwrite_rules"
 READ_COLUMN_NAMES = "SELECT table_id, column_name, lake_name FROM column_names"
 FIND_SCHEMA = "SELECT to_regclass('control_schema') IS NOT NULL AS is_there"
@@ -45,7 +47,7 @@ FIND_USE = """
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
 NOTE_SCHEMA_VERSION = "INSERT INTO control_schema (version) VALUES (%(version)s) ON CONFLICT DO NOTHING"
-SCHEMA_VERSION = 18
+SCHEMA_VERSION = 19
 """Of `ddl/control.sql`: raised with every change of it, so that databases that are there get the change, once."""
 
 
@@ -114,10 +116,17 @@ class ControlDb:
             return OverwriteRules(tuple(OverwriteRule(**row) for row in connection.execute(READ_OVERWRITE_RULES)))
 
     def read(self) -> ControlRows:
-        """All active control rows, as one consistent picture."""
+        """All active control rows, as one consistent picture.
+
+        Raises:
+            ConfigError: rows contradict each other.
+        """
         with self._sessions.session() as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             names = {(r["table_id"], r["column_name"]): r["lake_name"] for r in connection.execute(READ_COLUMN_NAMES)}
+
+            properties = tuple(UserProperty(**row) for row in connection.execute(READ_PROPERTIES))
+            require_one_type_each(properties)
 
             def in_lake(table_id: int, column: str | None) -> str | None:
                 return names.get((table_id, column or ""), column)
@@ -144,6 +153,7 @@ class ControlDb:
                 indexes=tuple(
                     IndexRow(row["label"], tuple(row["properties"])) for row in connection.execute(READ_INDEXES)
                 ),
+                properties=properties,
             )
 
 
