@@ -8,7 +8,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from pydantic import SecretStr
 
 from c360_pipeline.core.silos.control_rows import SourceDatabase
 from c360_pipeline.settings import (
@@ -36,17 +35,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-def _made_identifier_secret(version: int) -> SecretStr:
-    """The secret of a version, made where it is missing: then a person should hear of it."""
-    is_known = version in identifier_secrets()
-    secret = keep_identifier_secret(version)
-    if not is_known:
-        advice = "keep a copy with your backups, and copy it to every machine of this installation"
-        log.warning("identifier_secret_made", version=version, file=str(identifier_keys_file()), advice=advice)
-    return secret
+def _tell_of_secret(version: int) -> None:
+    """A person should hear of a secret that was made."""
+    advice = "keep a copy with your backups, and copy it to every machine of this installation"
+    log.warning("identifier_secret_made", version=version, file=str(identifier_keys_file()), advice=advice)
 
 
-IDENTIFIER_SECRETS = Secrets(identifier_secrets, _made_identifier_secret, identifier_keys_place)
+IDENTIFIER_SECRETS = Secrets(identifier_secrets, keep_identifier_secret, identifier_keys_place, _tell_of_secret)
 
 
 def s3_login(settings: Settings) -> dict[str, Any]:

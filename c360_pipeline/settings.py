@@ -20,7 +20,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from c360_pipeline.core.contract.identifier_keys import parsed_secrets
+from c360_pipeline.core.contract.identifier_secrets import parsed_secrets
 from c360_pipeline.core.sources.login import BucketLogin
 from c360_pipeline.errors import ConfigError
 
@@ -405,7 +405,7 @@ def identifier_keys_file(home: Path | None = None) -> Path:
     """Where the secrets lie that identifiers are hashed with: `C360_IDENTIFIER_KEYS_FILE`, or in the state folder."""
     home = home or c360_home()
     named = merged_environment(home).get(f"{IDENTIFIER_KEYS}_FILE")
-    return Path(named) if named else home / "identifier-keys"
+    return home / named if named else home / "identifier-keys"  # an absolute one stays as it is
 
 
 def identifier_keys_place() -> str:
@@ -424,7 +424,13 @@ def identifier_secrets() -> dict[int, SecretStr]:
     if given:
         return parsed_secrets(given, IDENTIFIER_KEYS)
     path = identifier_keys_file()
-    return parsed_secrets(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    try:
+        return parsed_secrets(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} can't be read: {error.strerror if isinstance(error, OSError) else 'it is no text'}. Whoever runs "
+            "the product needs it, and nobody else (docs/security.md)."
+        ) from None
 
 
 def keep_identifier_secret(version: int) -> SecretStr:
@@ -457,7 +463,14 @@ def write_private(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     scratch.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def keep_source_secret(home: Path, name: str, host: str, port: int) -> SecretStr:

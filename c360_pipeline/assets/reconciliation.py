@@ -12,7 +12,7 @@ from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILI
 from c360_pipeline.errors import ConflictError, InvariantError
 from c360_pipeline.resources import ControlResource, ExclusiveLakeResource, GraphResource, LakeResource, StreamResource
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, entity_name, publish, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, publish, reconcile
 from c360_pipeline.stores.delta.lake import Lake
 
 GROUP = "reconcile"
@@ -47,6 +47,7 @@ def reconciliation_assets(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Compare both sides, keep the result of this run, and fail on drift."""
     tables, rules = lake.open(), control.open()
+    rules.identifiers.require_no_rotation()
     with graph.open() as neo4j:
         # This run is one of those at work.
         beside = rules.locks.runs_at_work() > 1
@@ -58,9 +59,9 @@ def reconciliation_assets(
         asset_key=RECONCILIATIONS.name,
         metadata=rows(buckets.height, both_sides=preview(by_kind, 200), days=differences_by_day(buckets)),
     )
-    yield dg.MaterializeResult(
-        asset_key=RECONCILIATION_FINDINGS.name, metadata=rows(findings.height, findings=preview(findings))
-    )
+    # What differs is what people said or did: it stays in the table.
+    shown = preview(findings.drop("difference"))
+    yield dg.MaterializeResult(asset_key=RECONCILIATION_FINDINGS.name, metadata=rows(findings.height, findings=shown))
     unnamed = named_kinds(result for result in differing if result.comparison.findings.is_empty())
     yield dg.AssetCheckResult(
         asset_key=RECONCILIATION_FINDINGS.name,
@@ -110,7 +111,7 @@ def stream_agrees(stream: StreamResource) -> dg.AssetCheckResult:
 
 def named_kinds(results: Iterable[Reconciled]) -> pl.DataFrame:
     """tenant_id, entity, and how many rows differ."""
-    found = [(r.tenant_id, entity_name(r.kind), r.comparison.findings.height) for r in results]
+    found = [(r.tenant_id, r.kind.name, r.comparison.findings.height) for r in results]
     return pl.DataFrame(found, schema={"tenant_id": pl.String, "entity": pl.String, "rows": pl.Int64}, orient="row")
 
 

@@ -35,6 +35,7 @@ def backup(
         else:
             settings = load_settings()
             control, lake = open_control(settings), open_lake(settings)
+            control.identifiers.require_no_rotation()
             with control.locks.exclusive_run():
                 with open_graph(settings) as graph:
                     results = reconcile(Archive(lake, control.read()), graph)
@@ -69,6 +70,7 @@ def restore(
                 raise ConfigError("The graph is not empty. A backup is restored into empty services only.")
         with control.locks.exclusive_run():
             backups.put_back(bucket, control, folder, manifest, tools, observe)
+            control.ensure()  # one of an earlier release lacks tables of this one
             results = rebuild_graph(settings, c360_home(), Archive(lake, control.read()), observe)
         observe("computing digests")
         found = backups.lake_digests(lake, manifest.versions)

@@ -26,6 +26,7 @@ def reconcile(
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
+    control.identifiers.require_no_rotation()
     archive = Archive(lake, control.read())
     # A run projects what the archive read here does not hold yet: a repair in between would take that for ghosts.
     with control.locks.exclusive_run(), open_graph(settings) as graph, err.status("comparing") as shown:
@@ -75,6 +76,7 @@ def rebuild(
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
+    control.identifiers.require_no_rotation()
     archive = Archive(lake, control.read())
     with control.locks.exclusive_run(), err.status("reading the graph") as shown:
         with open_graph(settings) as graph:

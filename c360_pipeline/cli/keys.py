@@ -30,7 +30,7 @@ def show(as_json: AsJson = False) -> None:
     table = Table("version", "fingerprint", "in effect since", f"in {identifier_keys_place()}")
     for one in versions:
         since = f"{one.took_effect_at:%Y-%m-%d %H:%M}" if one.took_effect_at else "rotation broken off"
-        held = "yes" if one.is_held else "MISSING"
+        held = "yes" if one.is_held else "MISSING" if one.fingerprint else "not made yet"
         table.add_row(str(one.version), one.fingerprint or "not used yet", since, held)
     out.print(table)
 
@@ -73,7 +73,10 @@ def rotate(as_json: AsJson = False) -> None:
         rows = ", ".join(f"{count:,} of {name}" for name, count in done.rows.items())
         out.print(f"Identifiers are hashed with version {done.version} of the secret.", highlight=False)
         out.print(f"Rows rewritten: {rows}; {done.nodes:,} nodes; {done.listed:,} entries of lists.", soft_wrap=True)
-        verdict = "the same as before" if is_same else f"OTHER than before ({before}), {len(found):,} findings"
+        compared = (
+            "the same as before" if before else "of a graph that equals its archive; what it was before is not known"
+        )
+        verdict = compared if is_same else f"OTHER than before ({before}), {len(found):,} findings"
         out.print(f"Digest {after}, {verdict}.", highlight=False, soft_wrap=True)
         err.print(
             f"Copy {identifier_keys_place()} to every machine of this installation, and to your backups. Versions of "

@@ -248,6 +248,7 @@ def retain(
 
     settings, now = load_settings(), datetime.now(UTC)
     control, lake = open_control(settings), open_lake(settings)
+    control.identifiers.require_no_rotation()
     with control.locks.exclusive_run(), err.status("looking for what has expired") as shown:
         if dry_run:
             found = find_expired(lake, control.privacy.retention_rules(), now)

@@ -76,8 +76,9 @@ def _carry_out(decide: "Callable[[Decisions], None]", *, as_json: bool) -> None:
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
     with control.locks.exclusive_run(), open_graph(settings) as graph:
+        policy = control.key_rules.policy()
         decide(Decisions(lake))
-        changed = bring_up_visitors(lake, graph, control.key_rules.policy(), control.read())
+        changed = bring_up_visitors(lake, graph, policy, control.read())
     _tell(changed, as_json=as_json)
 
 

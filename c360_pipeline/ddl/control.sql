@@ -380,7 +380,7 @@ COMMENT ON COLUMN feature_purposes.feature IS
 CREATE TABLE IF NOT EXISTS user_properties (
     tenant_id text NOT NULL DEFAULT '*' CHECK (tenant_id <> ''),
     property  text NOT NULL CHECK (property ~ '^[a-z][a-z0-9_]{0,62}$' AND property NOT IN
-        ('id', 'tenant_id', 'first_seen', 'last_seen', 'traits', 'consents', 'said_at', 'community')),
+        ('id', 'tenant_id', 'first_seen', 'last_seen', 'traits', 'consents', 'said_at', 'held', 'community')),
     trait     text NOT NULL CHECK (trait <> ''),
     type      text NOT NULL DEFAULT 'text' CHECK (type IN ('text', 'integer', 'number', 'boolean', 'instant')),
     PRIMARY KEY (tenant_id, property)
@@ -389,6 +389,18 @@ COMMENT ON TABLE user_properties IS
     'Traits whose newest value is a property of User in the graph. Tenant * speaks for all without a row of their own for the property.';
 COMMENT ON COLUMN user_properties.trait IS 'Its name, as table user_traits has it.';
 COMMENT ON COLUMN user_properties.type IS 'Of the property, the same for all tenants; a value that is none of it is left out.';
+CREATE OR REPLACE FUNCTION user_property_has_one_type() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    -- Two sessions that give one property two types at once: the second waits, and is refused.
+    PERFORM pg_advisory_xact_lock(hashtext('c360 user property ' || NEW.property));
+    IF EXISTS (SELECT FROM user_properties WHERE property = NEW.property AND type <> NEW.type AND tenant_id <> NEW.tenant_id) THEN
+        RAISE EXCEPTION 'The property % has another type for another tenant: let it have one, or call this one otherwise.', NEW.property
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER one_type_each BEFORE INSERT OR UPDATE ON user_properties
+    FOR EACH ROW EXECUTE FUNCTION user_property_has_one_type();
 
 CREATE TABLE IF NOT EXISTS identifier_keys (
     version        integer PRIMARY KEY CHECK (version > 0),

@@ -1,6 +1,7 @@
 // Constraints and indexes of the graph. Statements end with a semicolon; the script can be applied again.
 CREATE CONSTRAINT user_key IF NOT EXISTS FOR (n:User) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
 CREATE CONSTRAINT visitor_key IF NOT EXISTS FOR (n:Visitor) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
+CREATE CONSTRAINT group_key IF NOT EXISTS FOR (n:Group) REQUIRE (n.tenant_id, n.id, n.type) IS UNIQUE;
 CREATE CONSTRAINT session_key IF NOT EXISTS FOR (n:Session) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
 CREATE CONSTRAINT action_key IF NOT EXISTS FOR (n:Action) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
 CREATE CONSTRAINT event_key IF NOT EXISTS FOR (n:Event) REQUIRE (n.tenant_id, n.id) IS UNIQUE;

@@ -25,7 +25,8 @@ BELOW_EPHEMERAL = range(15_000, 32_000)
 
 
 SECRET_VARIABLE = re.compile(
-    r"^(NEO4J|ETL_DB|AWS|KAFKA|CASSANDRA)_|^C360_(SOURCE|NOTIFY)_|PASS|SECRET|TOKEN|CREDENTIAL|API_?KEY", re.IGNORECASE
+    r"^(NEO4J|ETL_DB|AWS|KAFKA|CASSANDRA)_|^C360_(SOURCE|NOTIFY|IDENTIFIER)_|PASS|SECRET|TOKEN|CREDENTIAL|API_?KEY",
+    re.IGNORECASE,
 )
 """Names of variables that servers have no business with."""
 WITH_PASSWORD = ("postgres", "s3", "neo4j", "kafka", "cassandra")

@@ -14,7 +14,7 @@ from neo4j.exceptions import DriverError, Neo4jError
 from c360_pipeline.core.contract.events import Event, Rejected, parse_event
 from c360_pipeline.core.privacy.purposes import RECOMMENDATIONS, purposes_of
 from c360_pipeline.core.projection.statement import Statement
-from c360_pipeline.errors import C360Error, ConflictError, ContractError, UnavailableError
+from c360_pipeline.errors import C360Error, ConfigError, ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import find_query
 from c360_pipeline.reads.accounts import newest_of
 from c360_pipeline.reads.customers import Customers
@@ -81,7 +81,7 @@ class Kept(Generic[T]):
             if self._known is None or time.monotonic() - self._known[1] > KEPT_SECONDS:
                 try:
                     self._known = self._read(), time.monotonic()
-                except (UnavailableError, ConflictError, psycopg.Error) as error:
+                except (UnavailableError, ConfigError, ConflictError, psycopg.Error) as error:
                     if self._known is None:
                         raise UnavailableError(f"Nobody can tell {self._what}: {error}") from error
                     self._known = self._known[0], time.monotonic()

@@ -12,9 +12,10 @@ from repetition import Trials, often, representatives
 
 from c360_pipeline.core.catalog.tables import EVENTS, RECONCILIATION_FINDINGS, RECONCILIATIONS
 from c360_pipeline.core.projection import graph as model
+from c360_pipeline.core.projection.graph import is_owned
 from c360_pipeline.core.projection.removal_limit import REMOVALS_FREE
 from c360_pipeline.errors import RemovalLimitError
-from c360_pipeline.stages.reconciliation.reconcile import OWNED_PROPERTIES, entity_name, publish, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import publish, reconcile, summarise
 
 
 class Damages:
@@ -29,12 +30,12 @@ class Damages:
             end = {"Action": "id"}.get(kind.name.split(".")[0])
             if isinstance(kind, model.RelationshipKind):
                 end = "from_id" if kind.source is model.ACTION else "to_id" if kind.target is model.ACTION else None
-            if end is None or kind in OWNED_PROPERTIES:
+            if end is None or is_owned(kind):
                 continue
             for row in frame.select(kind.key_columns).to_dicts():
                 key = " ".join(row[name] for name in kind.key_columns)
                 self.of_event.setdefault((row["tenant_id"], row[end]), []).append(
-                    (row["tenant_id"], entity_name(kind), "missing", key)
+                    (row["tenant_id"], kind.name, "missing", key)
                 )
         self.expected: set[Finding] = set()
 

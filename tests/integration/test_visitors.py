@@ -1,5 +1,6 @@
 """Visitors in the graph: a login moves what came before, in batches and within a second; moves can be undone."""
 
+import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
@@ -10,12 +11,15 @@ import psycopg
 import pytest
 from event_world import POLICY, World
 from repetition import IS_SOAK, representatives
+from typer.testing import CliRunner
 
+from c360_pipeline.cli import app
 from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, USER_CONSENTS, USER_TRAITS, VISITOR_USER
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.projection.user_properties import UserProperty
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.projection.everything import bring_up_visitors
@@ -230,6 +234,31 @@ def test_a_visitor_is_split_and_the_split_is_undone(shop: Shop, graph: Graph) ->
     assert graph_digest(reconcile(shop.archive, graph)) == digest
 
 
+def test_the_commands_say_part_and_undo(shop: Shop, graph: Graph, control: ControlDb) -> None:
+    def said(*arguments: str) -> Any:
+        result = CliRunner().invoke(app, ["visitor", *arguments, "--json"])
+        assert result.exit_code == 0, (result.output, result.exception)
+        return json.loads(result.stdout)
+
+    archived(shop.lake, [*STORY[:4], event(40, None, "phone", None), event(52, None, "phone", None)])
+    shop.project()
+    bring_up_visitors(shop.lake, graph, control.key_rules.policy(), shop.archive.control)
+    before = views(graph)
+    assert said("show", "phone")["user_id"] == "ana"
+    assert said("split", "phone", "--reason", "sold")["visitor_user"] == 1
+    assert views(graph) == {("ana", "lamp"): 1}
+    assert said("show", "phone")["is_split"]
+    assert said("split", "phone", "--undo")["visitor_user"] == 1
+    assert views(graph) == before
+    assert said("gap", "10", "--tenant", "acme")["sessions"] == 2
+    assert set(shop.lake.read(SESSIONS)["session_id"]) == {"s", "gap:e40", "gap:e52"}
+    assert said("gap", "--tenant", "acme")["sessions"] == 2
+    assert shop.findings() == set()
+    nobody = CliRunner().invoke(app, ["visitor", "split", "no-such-visitor"])
+    assert isinstance(nobody.exception, ConfigError)
+    assert "no-such-visitor" in str(nobody.exception)
+
+
 def test_sessions_are_made_by_gaps_and_follow_late_events(shop: Shop, graph: Graph) -> None:
     of_gaps = [event(0, None, "phone", None), event(50, None, "phone", None), event(55, "ana", "phone", None)]
     archived(shop.lake, of_gaps)
@@ -326,6 +355,8 @@ def test_traits_that_a_row_names_are_properties_of_users_with_types(
     assert shop.findings() == set()
     with pytest.raises(psycopg.errors.CheckViolation):
         control.execute("INSERT INTO user_properties (property, trait) VALUES ('tenant_id', 'x')")
+    with pytest.raises(psycopg.errors.CheckViolation, match="age has another type"):
+        control.execute("INSERT INTO user_properties (tenant_id, property, trait) VALUES ('globex', 'age', 'years')")
 
 
 def test_who_refuses_a_purpose_is_left_out_at_once(shop: Shop, graph: Graph) -> None:

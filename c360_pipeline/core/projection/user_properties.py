@@ -8,7 +8,6 @@ import polars as pl
 
 from c360_pipeline.core.projection.graph import CUSTOMER_ID, INSTANT, REAL, TEXT, WHOLE, NodeKind
 from c360_pipeline.core.visitors.said import newest
-from c360_pipeline.errors import ConfigError
 
 TYPES: dict[str, pl.DataType] = {
     "text": TEXT, "integer": WHOLE, "number": REAL, "boolean": pl.Boolean(), "instant": INSTANT
@@ -27,30 +26,13 @@ class UserProperty:
         tenant_id: whose; `*` speaks for every tenant that has no row of its own for the property.
         property: of users in the graph.
         trait: whose newest value it has.
-        type: one of `TYPES`; of one property the same for all tenants.
+        type: one of `TYPES`; of one property the same for all tenants, which the control database sees to.
     """
 
     tenant_id: str
     property: str
     trait: str
     type: str
-
-
-def require_one_type_each(properties: Iterable[UserProperty]) -> None:
-    """Go on only where rows of one property agree on its type.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    types: dict[str, set[str]] = {}
-    for one in properties:
-        types.setdefault(one.property, set()).add(one.type)
-    for name, several in sorted(types.items()):
-        if len(several) > 1:
-            raise ConfigError(
-                f"Rows of user_properties give the property {name!r} several types, {', '.join(sorted(several))}: "
-                "let them have one."
-            )
 
 
 def property_kinds(properties: Iterable[UserProperty]) -> tuple[NodeKind, ...]:
@@ -102,7 +84,8 @@ def typed(text: pl.Expr, kind: str) -> pl.Expr:
         return pl.when(small.is_in(TRUE)).then(True).when(small.is_in(FALSE)).then(False)
     if kind == "instant":
         day = bare.str.to_datetime("%Y-%m-%d", strict=False, time_unit="us", time_zone="UTC")
-        return pl.coalesce(bare.str.to_datetime("%+", strict=False, time_unit="us", time_zone="UTC"), day)
+        at = pl.coalesce(bare.str.to_datetime("%+", strict=False, time_unit="us", time_zone="UTC"), day)
+        return pl.when(at.dt.year().is_between(1, 9999)).then(at)
     number = bare.cast(pl.Float64, strict=False)
     number = pl.when(number.is_finite()).then(number)
     if kind == "number":

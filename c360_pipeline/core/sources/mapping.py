@@ -38,6 +38,8 @@ LEFT_OUT = "_left_out"
 """Attribute with the number of attributes or items that there was no room for."""
 KNOWN_PATHS = 100_000
 """Of paths it is remembered whether they are read; a producer with names of its own in each record has more."""
+GROUP_IS_NAMED_BY = ("id", "type")
+"""What names a group; a fact of it that is called so is `group.traits.id`."""
 GRANTED, DENIED = "granted", "denied"
 CONSENT_WORDS = {
     **dict.fromkeys(("true", "yes", "granted", "1", "y", "opt_in", "opted_in", "subscribed"), GRANTED),
@@ -347,7 +349,7 @@ class SourceMapping:
             attrs |= {f"group.{name}": value(record) for name, value in self._group.values.items()}
         rest = {name: value for name, value in self._unread(record) if name not in attrs}
         if self._group and self._group.applies(record):
-            rest |= {f"group.{name}": value for name, value in _facts_of(self._group, record)}
+            rest |= {f"group.{_apart(name)}": value for name, value in _facts_of(self._group, record)}
         kept = {name: text for name, value in attrs.items() if (text := _as_text(value)) is not None}
         room = max(MAX_ATTRS - len(kept) - 1, 0)
         further = [(name, text) for name, value in rest.items() if (text := _as_text(value)) is not None]
@@ -423,6 +425,11 @@ def _is_amount(text: str) -> bool:
 def _as_text(value: Any) -> str | None:
     """A value as an attribute: lists and objects as JSON."""
     return canonical_json(value) if type(value) in (list, dict) else text_of(value)
+
+
+def _apart(name: str) -> str:
+    """The name of a fact of a group, which may be called as what names the group is."""
+    return f"traits.{name}" if name in GROUP_IS_NAMED_BY else name
 
 
 def _facts_of(part: _Part, record: Any) -> list[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from c360_pipeline.core.contract.fields import ITEM_PARTS
 from c360_pipeline.core.contract.scan import Bytes, Integers, is_surely_composed
 from c360_pipeline.core.kernels import event_scan as kernel
 from c360_pipeline.core.kernels.event_scan import Program, Tree
-from c360_pipeline.core.sources.mapping import CONSENT_WORDS, GRANTED
+from c360_pipeline.core.sources.mapping import CONSENT_WORDS, GRANTED, GROUP_IS_NAMED_BY
 from c360_pipeline.core.sources.times import FORMATS
 from c360_pipeline.core.sources.values import Place, steps_of, text_of
 from c360_pipeline.errors import ConfigError
@@ -179,6 +179,7 @@ class _Compiler:
             time_format=_format(said["time"]),
             received_format=_format(said["received"]) if said.get("received") else -1,
             group_prefix=self.constant("group."),
+            group_named=np.array([self.constant(name) for name in GROUP_IS_NAMED_BY], np.int64),
         )
         tree = self._tree()
         texts = [text.encode() for text in self._constants]

@@ -31,7 +31,7 @@ def rotated_rows(rows: pl.DataFrame, keys: IdentifierKeys, since: int) -> pl.Dat
     """Rows of a table of journeys, brought to the newest version.
 
     Args:
-        rows: with any of key_hash, detail, cause.
+        rows: with any of key_hash, unique_keys, detail, cause.
         keys: the secrets, the newest included.
         since: the version that the rows are of.
     """
@@ -41,6 +41,10 @@ def rotated_rows(rows: pl.DataFrame, keys: IdentifierKeys, since: int) -> pl.Dat
         if name in rows.columns:
             new = rotated_names(rows[name].drop_nulls().unique(), keys, since)
             rows = rows.with_columns(pl.col(name).replace(new))
+    if "unique_keys" in rows.columns:
+        named = rows["unique_keys"].explode().drop_nulls().unique()
+        new = rotated_names(named, keys, since)
+        rows = rows.with_columns(pl.col("unique_keys").list.eval(pl.element().replace(new)))
     return _said_of_secrets(rows, keys) if "kind" in rows.columns else rows
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import (
     EVENT_KEYS,
@@ -19,13 +20,16 @@ from c360_pipeline.core.catalog.tables import (
     JOURNEY_LOG,
     JOURNEY_SPLITS,
     QUARANTINED_KEYS,
+    RECONCILIATION_FINDINGS,
 )
 from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
 from c360_pipeline.core.projection.graph import correlation_id
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.stitching.rotation import rotated_hashes, rotated_rows
 from c360_pipeline.stages.projection.corrections import bring_up
-from c360_pipeline.stages.stitching.commit import ROTATED
+from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
+from c360_pipeline.stages.reconciliation.reconcile import OF_KEYS
+from c360_pipeline.stages.stitching.commit import ROTATED, log_name
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
@@ -81,11 +85,26 @@ def rotate(control: ControlDb, lake: Lake, graph: Graph, observe: Callable[[str]
         if table is JOURNEY_KEYS and not _is_done(lake, table, keys):
             observe("graph")
             nodes = _rename_nodes(lake, graph, keys, since)
+            _carry_checkpoints(lake, graph)
         observe(table.name)
         rows[table.name] = _rewritten(lake, table, keys, since)
+    observe("findings")
+    # What was found once names nodes by their hashes of then.
+    lake.commits.rewrite(RECONCILIATION_FINDINGS, _without_hashes, {ROTATED: keys.version})
     observe("lists")
     listed = control.identifiers.end_rotation(rotation)
     return Rotated(keys.version, rows, nodes, listed)
+
+
+def _carry_checkpoints(lake: Lake, graph: Graph) -> None:
+    """The graph is as far as it was, in the log that has other hashes now; one that is older would tell."""
+    name = log_name(lake.commits.snapshot(JOURNEY_LOG))
+    for tenant, version in graph.checkpoints.of(JOURNEY_PROJECTION).items():
+        graph.checkpoints.save(JOURNEY_PROJECTION, tenant, Version(name, version.number))
+
+
+def _without_hashes(findings: pl.DataFrame) -> pl.DataFrame:
+    return findings.filter(~pl.col("label").is_in([kind.name for kind in OF_KEYS]))
 
 
 def _is_done(lake: Lake, table: Table, keys: IdentifierKeys) -> bool:

@@ -45,8 +45,8 @@ SLICE_ROWS = 250_000
 EVENT_PROJECTION, PRODUCT_PROJECTION = "event_graph", "product_graph"
 COUNTING, COUNTED_BY = "counting", Version("counting", 2)
 """Checkpoint of the rules by which events were counted for customers; a graph of an earlier release has none."""
-PROPERTIES = "user_properties"
-"""Checkpoint of the traits that are properties, which says them."""
+PROPERTIES, INTENDED = "user_properties", "user_properties_intended"
+"""Checkpoints of the traits that are properties, and of those that may be there already, which say them."""
 MENDED = {
     projection: column
     for projection in model.EVENT_PROJECTIONS
@@ -85,6 +85,10 @@ class EventGraph:
         is_old = since is not None and done.get(COUNTING) != COUNTED_BY and self._counts_otherwise(since)
         is_lost = VISITOR_DECISIONS.name in done and decisions_before(lake, done) is None
         is_whole = since is None or is_old or is_lost
+        known = intended_properties(graph)
+        if known != self._properties:
+            # Said before anything is written: a run that is killed leaves properties that the next one knows of.
+            graph.checkpoints.save(EVENT_PROJECTION, INTENDED, Version(as_text({*known, *self._properties}), 1))
         if since is None or is_whole:
             version = lake.versions.version(EVENTS.name)
             at = EventsAt.of(lake, version, decisions)
@@ -96,8 +100,8 @@ class EventGraph:
         late, late_version = lake.versions.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
         graph.writer.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
         graph.writer.update(model.USER_COMMUNITY, model.users_without_community(late.deleted))
-        if version and (is_whole or properties_of(graph) != self._properties):
-            self._write_all_properties(EventsAt.of(lake, version, decisions))
+        if version and (is_whole or known != self._properties):
+            self._write_all_properties(EventsAt.of(lake, version, decisions), known)
         tell_again(graph)
         refused.publish()
         graph.checkpoints.save(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
@@ -158,7 +162,7 @@ class EventGraph:
         named = users.lazy().rename({"user_id": "customer_id"})
         of_users = events.join(named, on=["tenant_id", "customer_id"], how="semi")
         now = pl.concat([theirs, of_users]).unique(list(EVENTS.key)).collect(engine="streaming")
-        return Around(now, now.clear(), now, visitors, users)
+        return Around(now, now.clear(), now, visitors, users, (now.clear(), now))
 
     def _apply(self, kind: model.Kind, changes: Changes, marked: pl.DataFrame) -> None:
         """Write a kind; of some events the mark of what has not landed stays until `_mend` is done."""
@@ -190,8 +194,7 @@ class EventGraph:
                 changed_rows[projection.kind.name] = changes.count
             self._mend(around, mended)
             self._write_communities(around.touched.lazy())
-            touched = around.touched.select("tenant_id", model.CUSTOMER_ID).drop_nulls().unique()
-            self._write_properties(around.now.join(touched, on=touched.columns, how="semi"), self._properties)
+            self._write_changed_properties(around)
         if changed.upserted.height:
             graph.writer.update(model.EVENT_STATUS, model.event_status(changed.upserted, lake.read(EVENT_JOURNEY)))
         return changed_rows, version
@@ -230,23 +233,46 @@ class EventGraph:
         # The marks of what landed go last: broken off before, all is done again.
         graph.writer.merge(model.ACTION, model.actions(_of_visitors(around.now, visitors)))
 
-    def _write_properties(self, events: pl.DataFrame, properties: Sequence[UserProperty]) -> None:
-        """The traits that are properties, of all customers of some events; all events of each are among these."""
-        if properties:
-            found = values(events, properties)
-            for kind in property_kinds(properties):
-                self._graph.writer.update(kind, found.select(list(kind.schema)))
+    def _write_changed_properties(self, around: Around) -> None:
+        """The traits that are properties, where they differ for customers of touched events."""
+        if not self._properties:
+            return
+        touched = around.touched.select("tenant_id", model.CUSTOMER_ID).drop_nulls().unique()
+        was, now = (
+            values(rows.join(touched, on=touched.columns, how="semi"), self._properties)
+            for rows in (around.before, around.now)
+        )
+        for kind in property_kinds(self._properties):
+            columns = list(kind.schema)
+            changes = difference(was.select(columns), now.select(columns), kind.key_columns)
+            new = changes.inserted.drop_nulls(property_of(kind))
+            self._graph.writer.update(kind, pl.concat([new, changes.updated]))
 
-    def _write_all_properties(self, at: EventsAt) -> None:
-        """Write these properties for all users of whom something was said, and take away those that are none now."""
-        events = at.counted(at.scan([*NEEDED, "traits"])).filter(pl.col("traits").cast(ENTRIES).list.len() > 0)
-        said = events.select("tenant_id", "ts", "event_id", model.CUSTOMER_ID, "traits").collect(engine="streaming")
-        self._write_properties(said, self._properties)
-        kept = {one.property for one in self._properties}
-        users = said.select("tenant_id", id=model.CUSTOMER_ID).drop_nulls().unique()
-        for kind in property_kinds([one for one in properties_of(self._graph) if one.property not in kept]):
-            empty = pl.lit(None, kind.properties[property_of(kind)]).alias(property_of(kind))
-            self._graph.writer.update(kind, users.with_columns(empty))
+    def _write_all_properties(self, at: EventsAt, known: Sequence[UserProperty]) -> None:
+        """Take away what is no property now, and write these for all users of whom something was said.
+
+        Args:
+            at: which moment.
+            known: properties that the graph may have.
+        """
+        lake, graph, kept = self._lake, self._graph, set(self._properties)
+        for kind in property_kinds([one for one in known if one not in kept]):
+            graph.writer.clear_property(kind)
+        if not self._properties:
+            return
+        lake.cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="said-", dir=lake.cache) as folder:
+            file = Path(folder) / "events.parquet"
+            said = at.counted(at.scan([*NEEDED, "traits"])).filter(pl.col("traits").cast(ENTRIES).list.len() > 0)
+            columns = ("tenant_id", "ts", "event_id", model.CUSTOMER_ID, "traits")
+            said.select(columns).sink_parquet(file, compression="lz4")
+            events = pl.scan_parquet(file)
+            slices = -(-int(events.select(pl.len()).collect().item()) // SLICE_ROWS)
+            for part in range(slices):
+                some = _slice(events, ("tenant_id", model.CUSTOMER_ID), slices, part).collect(engine="streaming")
+                found = values(some, self._properties)
+                for kind in property_kinds(self._properties):
+                    graph.writer.update(kind, found.select(list(kind.schema)))
 
     def _write_communities(self, events: pl.LazyFrame) -> None:
         """The property that a later stage owns, for users that were rebuilt."""
@@ -261,21 +287,33 @@ def decisions_before(lake: Lake, done: Mapping[str, Version]) -> Version | None:
 
 
 def properties_of(graph: Graph) -> tuple[UserProperty, ...]:
-    """The traits that are properties in a graph."""
-    noted = graph.checkpoints.of(EVENT_PROJECTION).get(PROPERTIES)
+    """The traits that are properties in a graph; none while others are being written."""
+    done = graph.checkpoints.of(EVENT_PROJECTION)
+    settled, intended = (_properties_in(done.get(name)) for name in (PROPERTIES, INTENDED))
+    return settled if settled == intended else ()
+
+
+def intended_properties(graph: Graph) -> tuple[UserProperty, ...]:
+    """Those that may be there, for a run that was killed has begun to write them."""
+    return _properties_in(graph.checkpoints.of(EVENT_PROJECTION).get(INTENDED))
+
+
+def _properties_in(noted: Version | None) -> tuple[UserProperty, ...]:
     return from_text(noted.table_id) if noted else ()
 
 
 def note_counting(graph: Graph, decisions: Version | None, properties: Sequence[UserProperty]) -> None:
     """Note in a graph by which rules its events were counted, and which traits are properties."""
-    graph.checkpoints.save(EVENT_PROJECTION, PROPERTIES, Version(as_text(properties), 1))
+    for name in (PROPERTIES, INTENDED):
+        graph.checkpoints.save(EVENT_PROJECTION, name, Version(as_text(properties), 1))
     graph.checkpoints.save(EVENT_PROJECTION, VISITOR_DECISIONS.name, decisions)
     graph.checkpoints.save(EVENT_PROJECTION, COUNTING, COUNTED_BY)
 
 
 def _slice(frame: pl.LazyFrame, columns: Sequence[str], slices: int, part: int) -> pl.LazyFrame:
-    """One of so many parts, in which all rows are that agree on some columns."""
-    return frame.filter(pl.struct(columns).hash() % slices == part)
+    """One of so many parts, in which all rows are that agree on some columns; those without the last are in none."""
+    named = frame.filter(pl.col(columns[-1]).is_not_null())
+    return named.filter(pl.struct(columns).hash() % slices == part)
 
 
 def _both(visitors: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
@@ -427,5 +465,6 @@ def rows_of_scopes(projection: model.Projection, touched: pl.DataFrame, events: 
 
 def project_touched(projection: model.Projection, around: Around) -> Changes:
     """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
-    earlier, now = (rows_of_scopes(projection, around.touched, events) for events in (around.before, around.now))
+    sides = around.of_groups if projection.kind is model.GROUP else (around.before, around.now)
+    earlier, now = (rows_of_scopes(projection, around.touched, events) for events in sides)
     return difference(earlier, now, tuple(projection.kind.key_columns))

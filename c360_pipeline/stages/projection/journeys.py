@@ -9,6 +9,7 @@ from c360_pipeline.core.catalog.tables import JOURNEY_LOG
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.stitching import log as log
 from c360_pipeline.stages.projection.refused import RefusedRows
+from c360_pipeline.stages.stitching.commit import log_name
 from c360_pipeline.stages.stitching.tables import JourneyTables, News
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -36,7 +37,7 @@ class JourneyGraph:
         It can be killed at any point and done again: every write has one result, and the graph says last how far it is.
         """
         tables = JourneyTables(self._lake)
-        log_id = str(self._lake.commits.snapshot(JOURNEY_LOG).metadata().id)
+        log_id = log_name(self._lake.commits.snapshot(JOURNEY_LOG))
         done = {
             source: version.number
             for source, version in self._graph.checkpoints.of(PROJECTION).items()

@@ -37,6 +37,7 @@ from c360_pipeline.core.silos.joins import (
     parse_join,
     relationship_kind,
 )
+from c360_pipeline.core.silos.plan import RESERVED_LABELS
 from c360_pipeline.errors import ConfigError, RemovalLimitError
 from c360_pipeline.stages.projection.events import EVENT_PROJECTION
 from c360_pipeline.stages.projection.refused import RefusedRows
@@ -70,7 +71,8 @@ def label_tables(lake: Lake, control: ControlRows) -> dict[str, LabelTables]:
     for source in control.tables:
         label = control.labels.get(source.table_id)
         table = stored_silo_table(lake, control, source)
-        if label and table:
+        # A label that was free in an earlier release is the product's now: nodes of both must not be under one.
+        if label and label not in RESERVED_LABELS and table:
             hidden = {name for table_id, name in control.excluded if table_id == source.table_id} - set(LINEAGE)
             # What was excluded since the table was read must not go on into the graph.
             table = replace(table, declared=tuple(column for column in table.declared if column.name not in hidden))

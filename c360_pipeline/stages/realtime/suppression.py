@@ -9,7 +9,7 @@ import psycopg
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.landing.classify import TRACES, split_suppressed
 from c360_pipeline.core.landing.suppressed import Suppressed
-from c360_pipeline.errors import ConflictError, UnavailableError
+from c360_pipeline.errors import ConfigError, ConflictError, UnavailableError
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
 
 SUPPRESSION_SECONDS = 5.0
@@ -53,6 +53,9 @@ class Suppression:
         except (UnavailableError, psycopg.Error) as error:
             if not is_known:
                 raise UnavailableError(f"Nobody can tell who asked to be forgotten: {error}") from error
+        except ConfigError as error:
+            # The list is of a secret that this machine lacks: whoever came on it since can't be told.
+            raise UnavailableError(f"Nobody can tell who asked to be forgotten: {error}") from error
         return self._found(events)
 
     def _found(self, events: Sequence[Event]) -> set[Who]:

@@ -7,7 +7,6 @@ import polars as pl
 from c360_pipeline.core.projection.graph import DAY, is_owned
 from c360_pipeline.core.reconciliation.compare import compare
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import entity_name
 
 CHANGES = {"missing": "went", "ghost": "came", "altered": "changed", "duplicate": "came"}
 SCHEMA = {"entity": pl.String, "change": pl.String, "key": pl.String, "difference": pl.String}
@@ -26,7 +25,7 @@ def difference(before: Archive, after: Archive, observe: Callable[[str], None] =
     """
     parts = [pl.DataFrame(schema=SCHEMA)]
     for (kind, earlier), (_, later) in zip(before.expected(), after.expected(), strict=True):
-        observe(entity_name(kind))
+        observe(kind.name)
         if is_owned(kind):
             key = kind.key_columns
             earlier, later = (a.join(b, on=key, how="semi") for a, b in ((earlier, later), (later, earlier)))
@@ -34,7 +33,7 @@ def difference(before: Archive, after: Archive, observe: Callable[[str], None] =
         found = compare(earlier.select(columns), later.select(columns), kind.key_columns, ("before", "after"))
         parts.append(
             found.findings.select(
-                entity=pl.lit(entity_name(kind)), change=pl.col("kind").replace(CHANGES),
+                entity=pl.lit(kind.name), change=pl.col("kind").replace(CHANGES),
                 key="key", difference="difference",
             )
         )  # fmt: skip

@@ -53,6 +53,7 @@ from c360_pipeline.stages.projection.silos import (
     silo_node_frames,
 )
 from c360_pipeline.stages.realtime.unlanded_events import customers_of_visitors
+from c360_pipeline.stages.stitching.commit import log_name
 from c360_pipeline.stages.stitching.tables import JourneyTables, News
 from c360_pipeline.stages.visitors.around import events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
@@ -99,7 +100,7 @@ class PinnedVersions:
             for projection in (EVENT_PROJECTION, PRODUCT_PROJECTION)
             for table, version in _known(graph, lake, projection)
         }
-        log_id = str(lake.commits.snapshot(JOURNEY_LOG).metadata().id)
+        log_id = log_name(lake.commits.snapshot(JOURNEY_LOG))
         commits = {
             tenant: version.number
             for tenant, version in graph.checkpoints.of(JOURNEY_PROJECTION).items()
@@ -248,7 +249,7 @@ class Archive:
         versions = sorted((*name, str(version)) for name, version in pinned.versions.items())
         silos = sorted((name, str(version)) for name, version in pinned.silos.items())
         said = (versions, sorted((pinned.commits or {}).items()), silos, sorted(control.labels.items()),
-                sorted(control.excluded), control.relationships)  # fmt: skip
+                sorted(control.excluded), control.relationships, self.properties)  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
     @property
@@ -457,7 +458,8 @@ class Archive:
         further = partial(customers_of_visitors, graph)
         around = events_around(changed, decided, self._events_at(), now, further)
         for projection in model.EVENT_PROJECTIONS:
-            rows = [rows_of_scopes(projection, around.touched, events) for events in (around.before, around.now)]
+            sides = around.of_groups if projection.kind is model.GROUP else (around.before, around.now)
+            rows = [rows_of_scopes(projection, around.touched, events) for events in sides]
             yield projection.kind, pl.concat(rows).select(projection.kind.key_columns).unique()
         if around.visitors.height:
             people = around.users.rename({"user_id": "id"})

@@ -27,6 +27,7 @@ from c360_pipeline.core.reconciliation.compare import (
     sum_of_digests,
 )
 from c360_pipeline.errors import RemovalLimitError
+from c360_pipeline.stages.projection.events import properties_of
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.unlanded_events import events_of_visitors, unlanded_events
 from c360_pipeline.stages.reconciliation.expected import Archive, InFlight, PinnedVersions
@@ -146,7 +147,7 @@ def reconcile(
     for side in _sides(as_of, graph, observe):
         held[side.kind] += side.theirs.height
         tenants.add(side.tenant_id)
-        if side.kind in on_their_way or (model.is_of_users(side.kind) and model.USER in on_their_way):
+        if side.kind in on_their_way or _is_on_its_way(side.kind, on_their_way, snapshot, graph):
             side = replace(side, ours=side.theirs)
         found, step = _compared(as_of, graph, queue, side)
         results.append(Reconciled(side.tenant_id, side.kind, found))
@@ -165,6 +166,13 @@ def reconcile(
         queue.resolve(step.kind, step.upserts, "written by a repair")
     queue.publish()
     return [_as_repaired(result, graph) for result in results]
+
+
+def _is_on_its_way(kind: Kind, kinds: frozenset[Kind], snapshot: PinnedVersions, graph: Graph) -> bool:
+    """Whether a property of users is being written for the first time, or made another: asked when it was read."""
+    if not model.is_of_users(kind) or kind is model.USER_COMMUNITY:
+        return False
+    return model.USER in kinds or properties_of(graph) != snapshot.properties
 
 
 def _as_repaired(result: Reconciled, graph: Graph) -> Reconciled:
@@ -199,7 +207,7 @@ def _sides(archive: Archive, graph: Graph, observe: Callable[[str, str], None]) 
 
     def next_sides() -> _Sides:
         kind, tenant, ours, theirs = ahead.popleft()
-        observe(entity_name(kind), tenant)
+        observe(kind.name, tenant)
         return _Sides(kind, tenant, ours, theirs.result())
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -283,8 +291,8 @@ def _with_key_of(rows: pl.DataFrame, others: pl.DataFrame, kind: Kind) -> pl.Dat
 def _check_removal_limit(results: Iterable[Reconciled]) -> None:
     expected, differing = Counter[str](), Counter[str]()
     for result in results:
-        expected[entity_name(result.kind)] += result.comparison.expected_count
-        differing[entity_name(result.kind)] += result.comparison.findings.height
+        expected[result.kind.name] += result.comparison.expected_count
+        differing[result.kind.name] += result.comparison.findings.height
     stopped = [name for name, count in differing.items() if is_beyond_removal_limit(count, expected[name])]
     if stopped:
         raise RemovalLimitError(
@@ -362,7 +370,7 @@ def bucket_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:
     now = datetime.now(UTC)
     parts = [
         r.comparison.buckets.with_columns(
-            run_id=pl.lit(run_id), tenant_id=pl.lit(r.tenant_id), entity=pl.lit(entity_name(r.kind)),
+            run_id=pl.lit(run_id), tenant_id=pl.lit(r.tenant_id), entity=pl.lit(r.kind.name),
             reconciled_at=pl.lit(now).cast(RECONCILIATIONS.empty().schema["reconciled_at"]),
         ).select(list(RECONCILIATIONS.columns))
         for r in results
@@ -374,7 +382,7 @@ def finding_rows(results: Iterable[Reconciled], run_id: str) -> pl.DataFrame:
     """Rows of `RECONCILIATION_FINDINGS`."""
     parts = [
         r.findings().with_columns(
-            run_id=pl.lit(run_id), tenant_id=pl.lit(r.tenant_id), label=pl.lit(entity_name(r.kind)),
+            run_id=pl.lit(run_id), tenant_id=pl.lit(r.tenant_id), label=pl.lit(r.kind.name),
         ).select(list(RECONCILIATION_FINDINGS.columns))
         for r in results
         if r.comparison.findings.height
@@ -415,7 +423,7 @@ def lake_digest(lake: Lake, name: str, version: int | None = None, passed: Seque
 
 
 def _by_kind(results: Iterable[Reconciled], read: Callable[[Comparison], str]) -> dict[str, str]:
-    found = {f"graph {r.tenant_id} {entity_name(r.kind)}": (r.kind.name, read(r.comparison)) for r in results}
+    found = {f"graph {r.tenant_id} {r.kind.name}": (r.kind.name, read(r.comparison)) for r in results}
     return {name: digest for name, (kind, digest) in found.items() if digest != NO_ROWS or kind not in LATER}
 
 
@@ -427,7 +435,7 @@ def digests_by_day(results: Iterable[Reconciled]) -> list[dict[str, Any]]:
     """tenant_id, entity, day, and the digests of archive and graph, for every day that has rows."""
     return [
         {
-            "tenant_id": r.tenant_id, "entity": entity_name(r.kind), **_as_text({"day": row["day"]}),
+            "tenant_id": r.tenant_id, "entity": r.kind.name, **_as_text({"day": row["day"]}),
             "archive": row["expected_digest"], "graph": row["found_digest"],
         }
         for r in results
@@ -440,19 +448,10 @@ def graph_digest(results: Iterable[Reconciled]) -> str:
     return combined_digest(_by_kind(results, lambda found: found.found_digest))
 
 
-def _property_suffix(kind: Kind) -> str:
-    return f".{list(kind.properties)[-1]}" if model.is_owned(kind) else ""
-
-
-def entity_name(kind: Kind) -> str:
-    """How reconciliations call a kind."""
-    return kind.name + _property_suffix(kind)
-
-
 def summarise(results: list[Reconciled]) -> dict[str, Any]:
     """Plain values for people and JSON: rows compared, and every finding with its tenant and kind."""
     findings = [
-        {"tenant_id": r.tenant_id, "entity": entity_name(r.kind), **_as_text(finding)}
+        {"tenant_id": r.tenant_id, "entity": r.kind.name, **_as_text(finding)}
         for r in results
         for finding in r.findings().iter_rows(named=True)
     ]

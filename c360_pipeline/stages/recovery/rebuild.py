@@ -11,6 +11,7 @@ from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJE
 from c360_pipeline.stages.projection.silos import SiloGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.recovery.import_files import Completion
+from c360_pipeline.stages.stitching.commit import log_name
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.cypher import complete_statement
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -60,6 +61,6 @@ def note_made(archive: Archive, graph: Graph) -> None:
     for (projection, source), version in archive.pinned.versions.items():
         graph.checkpoints.save(projection, source, version)
     note_counting(graph, archive.pinned.version(EVENT_PROJECTION, VISITOR_DECISIONS), archive.properties)
-    log_id = str(archive.lake.commits.snapshot(JOURNEY_LOG).metadata().id)
+    log_id = log_name(archive.lake.commits.snapshot(JOURNEY_LOG))
     for tenant, number in (archive.pinned.commits or {}).items():
         graph.checkpoints.save(JOURNEY_PROJECTION, tenant, Version(log_id, number))

@@ -204,7 +204,12 @@ class Stitching:
             )
 
     def plan(self, tenant: str) -> Rebase:
-        """What today's rules make of all events of a tenant, against what is: nothing is changed."""
+        """What today's rules make of all events of a tenant, against what is: nothing is changed.
+
+        Raises:
+            ConfigError: keys would be hashed with another secret than those that are there.
+        """
+        self._require_same_secret(tenant, self._journeys.log.state(tenant).detail.get("identifiers", UNKEYED.name))
         at = EventsAt.now(self._lake)
         rows = at.scan(SOURCE_COLUMNS).filter(pl.col("tenant_id") == tenant).collect(engine="streaming")
         visitors = rows.select(VISITOR).drop_nulls().unique()

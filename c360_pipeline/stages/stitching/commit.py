@@ -4,6 +4,7 @@ A commit is decided on a snapshot of the log and carries, for each tenant that i
 whoever comes second fails, looks again and finds the work done (docs/adr/0024).
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from c360_pipeline.core.catalog.tables import JOURNEY_LOG
-from c360_pipeline.core.stitching.keys import KeyPolicy
+from c360_pipeline.core.stitching.keys import EVERY_TENANT, UNKEYED, KeyPolicy
 from c360_pipeline.core.stitching.log import (
     COMMIT,
     log_rows,
@@ -39,6 +40,15 @@ ROTATED = "identifier_keys"
 def log_number(tenant_id: str) -> str:
     """The name of the number that commits of a tenant count up in the log."""
     return f"stitch:{tenant_id}"
+
+
+def log_name(snapshot: DeltaTable) -> str:
+    """What a log is called by what is made of it: a rotation leaves commits as they are numbered, and no key."""
+    return _log_name(snapshot, snapshot.transaction_version(ROTATED) or 0)
+
+
+def _log_name(snapshot: DeltaTable, rotated: int) -> str:
+    return f"{snapshot.metadata().id}-{rotated}" if rotated else str(snapshot.metadata().id)
 
 
 class JourneyLog:
@@ -73,11 +83,11 @@ class JourneyLog:
         raise ConflictError(f"Other processes changed the index of journeys {MAX_ATTEMPTS} times in a row.")
 
     def _index_of(self, snapshot: DeltaTable) -> JourneyIndex:
-        # A rotation of the secret that keys are hashed with leaves commits as they are numbered, and no key.
-        rotated = snapshot.transaction_version(ROTATED) or 0
-        name = f"{snapshot.metadata().id}-{rotated}" if rotated else str(snapshot.metadata().id)
+        name, folder = log_name(snapshot), self._lake.cache / "journeys"
         if self._index is None or self._index[0] != name:
-            self._index = (name, JourneyIndex(self._lake.cache / "journeys" / name))
+            self._index = (name, JourneyIndex(folder / name))
+            for number in range(snapshot.transaction_version(ROTATED) or 0):
+                shutil.rmtree(folder / _log_name(snapshot, number), ignore_errors=True)  # of an earlier secret
         return self._index[1]
 
     def _numbers(self, snapshot: DeltaTable, index: JourneyIndex) -> Iterator[tuple[str, int]]:
@@ -168,6 +178,13 @@ class JourneyLog:
         policy: KeyPolicy,
         details: Mapping[str, Any],
     ) -> None:
+        held = {
+            index.tenant(tenant).detail.get("identifiers", UNKEYED.name)
+            for tenant in index.seqs
+            if tenant != EVERY_TENANT
+        }
+        if held - {policy.identifiers.name}:
+            raise ConflictError("Identifiers got another secret since this run began: run it again.")
         frames = (change.stitched.events, change.stitched.journeys, change.gone.events, change.gone.journeys)
         tenants = sorted({tenant for frame in frames for tenant in frame["tenant_id"].unique()})
         seqs = {tenant: index.tenant(tenant).seq + 1 for tenant in tenants}

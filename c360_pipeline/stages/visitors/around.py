@@ -24,6 +24,8 @@ class Around:
         visitors: tenant_id, anonymous_id of those whose events changed.
         users: tenant_id, user_id of users that these were named with, and of further ones; all events that count for
             them, before and now, are among these.
+        of_groups: all events of groups of which the touched ones say something, before and now, with what rows of
+            groups are made of.
     """
 
     touched: pl.DataFrame
@@ -31,6 +33,7 @@ class Around:
     now: pl.DataFrame
     visitors: pl.DataFrame
     users: pl.DataFrame
+    of_groups: tuple[pl.DataFrame, pl.DataFrame]
 
 
 def nobody_else(visitors: pl.DataFrame) -> pl.DataFrame:
@@ -79,17 +82,14 @@ def events_around(
     if more.height:
         others = [_of(side.scan(PROJECTED), {"anonymous_id": more}) for side in sides]
         found = [pl.concat([rows, new]).unique(key) for rows, new in zip(found, others, strict=True)]
-    groups = with_groups(raw.lazy()).select(GROUP).drop_nulls().unique().collect()
-    if groups.height:
-        found = [
-            pl.concat([rows, _of_groups(side, groups)]).unique(key) for side, rows in zip(sides, found, strict=True)
-        ]
     was, is_now = (side.counted(rows.lazy()).collect() for side, rows in zip(sides, found, strict=True))
     said = [*key, "session_id", "customer_id", "visitor_user"]
     otherwise = difference(was.select(said), is_now.select(said), key, is_all=False).updated.select(key)
     touched = pl.concat([keys, raw.select(key), otherwise]).unique()
     of_touched = pl.concat([rows.join(touched, on=key, how="semi") for rows in (was, is_now)])
-    return Around(of_touched, was, is_now, visitors, users)
+    groups = of_touched.select(GROUP).drop_nulls().unique()
+    before_groups, now_groups = (_of_groups(side, groups) for side in sides)
+    return Around(of_touched, was, is_now, visitors, users, (before_groups, now_groups))
 
 
 def _of_somebody(names: pl.DataFrame) -> pl.DataFrame:
@@ -109,13 +109,15 @@ def _of(events: pl.LazyFrame, names: Mapping[str, pl.DataFrame]) -> pl.DataFrame
     return events.filter(is_around).select(PROJECTED).collect(engine="streaming")
 
 
-def _of_groups(side: EventsAt, groups: pl.DataFrame) -> pl.DataFrame:
-    """The events that say something of some groups; they need not be whole: no row but those of groups is made of them.
+OF_GROUPS = ("tenant_id", "event_id", "ts", "attrs")
 
-    All events of the customers and visitors whose rows are made are around already.
-    """
-    said = with_groups(side.scan(PROJECTED).filter(says_group()))
-    return said.join(groups.lazy(), on=GROUP, how="semi").select(PROJECTED).collect(engine="streaming")
+
+def _of_groups(events: EventsAt, groups: pl.DataFrame) -> pl.DataFrame:
+    """All events that say something of some groups: nothing is read where there are none."""
+    if groups.is_empty():
+        return with_groups(events.scan(OF_GROUPS).head(0)).collect()
+    said = with_groups(events.scan(OF_GROUPS).filter(says_group()))
+    return said.join(groups.lazy(), on=GROUP, how="semi").collect(engine="streaming")
 
 
 def _decided(side: EventsAt, decisions: pl.DataFrame) -> pl.DataFrame:

@@ -224,7 +224,7 @@ class Commits:
             _overwrite(snapshot, table, chain(kept, [upserts]), properties)
 
     def rewrite(self, table: Table, change: Callable[[pl.DataFrame], pl.DataFrame], numbers: Mapping[str, int]) -> None:
-        """Make each row of a table another, batch by batch, and set named numbers, in one commit.
+        """Make each row of a table another, batch by batch, and set named numbers, in one commit; once for a number.
 
         Args:
             table: which.
@@ -237,6 +237,8 @@ class Commits:
 
         def attempt() -> None:
             snapshot = self._storage.snapshot(table)
+            if all((snapshot.transaction_version(name) or 0) >= number for name, number in numbers.items()):
+                return  # by another worker, or by a try of this one whose answer was lost
             held = self._storage.batches_of(table, rows_by_file(snapshot))
             _overwrite(snapshot, table, map(change, held), next_transaction(snapshot, numbers=numbers))
 

@@ -91,6 +91,16 @@ def clear_statement(kind: NodeKind) -> Statement:
 
 
 @lru_cache
+def clear_property_statement(kind: NodeKind, name: str) -> Statement:
+    """Remove a property from all nodes of a label, of any tenant, some in a transaction."""
+    held = f"n.{quoted(name)}"
+    return Statement(
+        f"MATCH (n:{quoted(kind.label)}) WHERE {held} IS NOT NULL "
+        f"CALL (n) {{ REMOVE {held} }} IN TRANSACTIONS OF $batch_rows ROWS"
+    )
+
+
+@lru_cache
 def move_statement(kind: RelationshipKind) -> Statement:
     """Point the only relationship of this kind at another target, in one transaction for all rows of a batch."""
     return Statement(

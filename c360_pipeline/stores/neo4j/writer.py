@@ -117,6 +117,11 @@ class Writer:
             self._client.run(cypher.clear_statement(kind), nulls=dict.fromkeys(orphan))
         return orphan
 
+    def clear_property(self, kind: NodeKind) -> None:
+        """Take a property that a kind owns away from all nodes of its label, of any tenant."""
+        (name,) = (name for name in kind.properties if name not in kind.key)
+        self._client.run(cypher.clear_property_statement(kind, name), batch_rows=BATCH_ROWS)
+
     def delete(self, kind: Kind, keys: pl.DataFrame) -> None:
         """Remove rows of a kind by key; a node takes its relationships with it."""
         self._write(cypher.delete_statement(kind), kind, in_turn(keys), must_match=False)

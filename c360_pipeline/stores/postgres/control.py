@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
-from c360_pipeline.core.projection.user_properties import UserProperty, require_one_type_each
+from c360_pipeline.core.projection.user_properties import UserProperty
 from c360_pipeline.core.silos.control_rows import ControlRows, IndexRow, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.stores.postgres.databases import ensure_database
 from c360_pipeline.stores.postgres.event_sources import EventSources
@@ -116,17 +116,12 @@ class ControlDb:
             return OverwriteRules(tuple(OverwriteRule(**row) for row in connection.execute(READ_OVERWRITE_RULES)))
 
     def read(self) -> ControlRows:
-        """All active control rows, as one consistent picture.
-
-        Raises:
-            ConfigError: rows contradict each other.
-        """
+        """All active control rows, as one consistent picture."""
         with self._sessions.session() as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             names = {(r["table_id"], r["column_name"]): r["lake_name"] for r in connection.execute(READ_COLUMN_NAMES)}
 
             properties = tuple(UserProperty(**row) for row in connection.execute(READ_PROPERTIES))
-            require_one_type_each(properties)
 
             def in_lake(table_id: int, column: str | None) -> str | None:
                 return names.get((table_id, column or ""), column)

@@ -8,7 +8,8 @@ import polars as pl
 from psycopg import sql
 from pydantic import SecretStr
 
-from c360_pipeline.core.contract.identifier_keys import IdentifierKeys, chain, fingerprint
+from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
+from c360_pipeline.core.contract.identifier_secrets import chain, fingerprint
 from c360_pipeline.core.stitching.rotation import rotated_hashes
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stores.postgres.sessions import Connection, Sessions, StandingSession
@@ -24,9 +25,15 @@ BEGIN_ROTATION = """
     INSERT INTO identifier_keys (version, fingerprint, covers_hashes)
     VALUES (%(version)s, %(fingerprint)s, %(version)s = 1) ON CONFLICT DO NOTHING
 """
-END_ROTATION = "UPDATE identifier_keys SET took_effect_at = now() WHERE version = %(version)s"
+END_ROTATION = """
+    UPDATE identifier_keys SET took_effect_at = now() WHERE version = %(version)s AND took_effect_at IS NULL
+"""
 
 
+BROKEN_OFF = (
+    "Identifiers go from one secret to the next, and that was broken off: call `c360 keys rotate` again, which goes on "
+    "where it was."
+)
 Change = Callable[[pl.Expr, IdentifierKeys, int], pl.Expr]
 LISTS: tuple[tuple[str, str, Change], ...] = (
     ("blocked_keys", "key_hash", rotated_hashes),
@@ -44,11 +51,13 @@ class Secrets:
         read: the secrets by version, as they are now.
         make: makes the secret of a version where it is missing.
         place: names where they are, for people.
+        made: told of a version whose secret was made, and is the installation's.
     """
 
     read: Callable[[], Mapping[int, SecretStr]]
     make: Callable[[int], SecretStr]
     place: Callable[[], str]
+    made: Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -107,10 +116,7 @@ class IdentifierVersions:
         """The same, within a transaction."""
         rows = self._rows(connection)
         if rows and not rows[-1]["is_in_effect"]:
-            raise ConflictError(
-                f"Identifiers go from version {len(rows) - 1} to {len(rows)} of their secret, and that was broken "
-                "off: call `c360 keys rotate` again, which goes on where it was."
-            )
+            raise ConflictError(BROKEN_OFF)
         return self._keys(rows)
 
     def in_effect(self, connection: Connection) -> IdentifierKeys:
@@ -128,8 +134,12 @@ class IdentifierVersions:
             if rows and not rows[-1]["is_in_effect"]:
                 return Rotation(self._keys(rows[:-1]), self._keys(rows))
             version = len(rows) + 1
-            named = fingerprint(self._secrets.make(version))
-            connection.execute(BEGIN_ROTATION, {"version": version, "fingerprint": named})
+            is_new = version not in self._secrets.read()
+            self._secrets.make(version)
+            named = fingerprint(self._secrets.read()[version])
+            began = connection.execute(BEGIN_ROTATION, {"version": version, "fingerprint": named})
+            if is_new and began.rowcount:
+                self._secrets.made(version)
             return Rotation(self._keys(rows), self._keys(self._rows(connection)))
 
     def versions(self) -> list[VersionSeen]:
@@ -145,6 +155,15 @@ class IdentifierVersions:
             for row in rows
         ]  # fmt: skip
 
+    def require_no_rotation(self) -> None:
+        """Go on only where no rotation was broken off: then tables and graph are of two secrets.
+
+        Raises:
+            ConflictError: one was.
+        """
+        if self.is_rotating():
+            raise ConflictError(BROKEN_OFF)
+
     def is_rotating(self) -> bool:
         """Whether a rotation began and has not ended."""
         with self._sessions.session() as connection:
@@ -158,9 +177,10 @@ class IdentifierVersions:
             for table, *_ in LISTS:
                 # Who puts somebody on a list now waits, and then takes the next secret.
                 connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(sql.Identifier(table)))
-            counts = [self._rotate_list(connection, *one, keys, since) for one in LISTS]
-            connection.execute(END_ROTATION, {"version": keys.version})
-        return sum(counts)
+            # Whoever lost its session meanwhile may find it ended by another: lists must not be covered twice.
+            if not connection.execute(END_ROTATION, {"version": keys.version}).rowcount:
+                raise ConflictError("Another process has ended this rotation meanwhile: `c360 keys show` says how.")
+            return sum(self._rotate_list(connection, *one, keys, since) for one in LISTS)
 
     @staticmethod
     def _rotate_list(
@@ -183,8 +203,11 @@ class IdentifierVersions:
         rows = connection.execute(READ_VERSIONS).fetchall()
         if rows and rows[0]["fingerprint"] is None:
             # Of a new database: whoever asks first says which secret it is.
-            claimed = {"version": rows[0]["version"], "fingerprint": fingerprint(self._secrets.make(1))}
-            connection.execute(CLAIM, claimed)
+            is_new = 1 not in self._secrets.read()
+            self._secrets.make(1)
+            claimed = {"version": 1, "fingerprint": fingerprint(self._secrets.read()[1])}
+            if connection.execute(CLAIM, claimed).rowcount and is_new:
+                self._secrets.made(1)
             rows = connection.execute(READ_VERSIONS).fetchall()
         return rows
 

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from c360_pipeline.core.contract.identifier_keys import IdentifierKeys, chain, fingerprint, parsed_secrets
+from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
+from c360_pipeline.core.contract.identifier_secrets import chain, fingerprint, parsed_secrets
 from c360_pipeline.core.stitching.keys import UNKEYED, value_hash
 from c360_pipeline.core.stitching.rotation import rotated_names, rotated_rows
 from c360_pipeline.errors import ConfigError
@@ -41,9 +42,12 @@ def test_hashes_without_a_secret_are_covered_by_the_first_one() -> None:
 
 
 def test_a_rotation_leads_where_the_value_leads() -> None:
-    rows = pl.DataFrame({"key_hash": [str(hashed(ONE))], "cause": [f"user:{hashed(ONE)} was blocked"]})
+    named = f"user:{hashed(ONE)}"
+    rows = pl.DataFrame(
+        {"key_hash": [str(hashed(ONE))], "cause": [f"{named} was blocked"], "unique_keys": [[named, ""]]}
+    )
     new = rotated_rows(rows, TWO, 1)
-    assert new.row(0) == (str(hashed(TWO)), f"user:{hashed(TWO)} was blocked")
+    assert new.row(0) == (str(hashed(TWO)), f"user:{hashed(TWO)} was blocked", [f"user:{hashed(TWO)}", ""])
     assert rotated_names(["events changed", "order:12"], TWO, 1) == {}
 
 
@@ -62,13 +66,13 @@ def test_no_text_of_ours_shows_a_secret() -> None:
 
 
 def test_secrets_are_read_by_version() -> None:
-    text = f"2:{SECOND.get_secret_value()}\n 1:{FIRST.get_secret_value()},"
+    text = f"# of today\n2:{SECOND.get_secret_value()}\n 1:{FIRST.get_secret_value().upper()},  # the first"
     assert parsed_secrets(text, "x") == {1: FIRST, 2: SECOND}
     assert parsed_secrets("", "x") == {}
 
 
 @pytest.mark.parametrize(
-    "text", ["ab" * 32, f"0:{'ab' * 32}", f"x:{'ab' * 32}", f"1:{'AB' * 32}", "1:short", f"1:{'ab' * 32} 1:{'cd' * 32}"]
+    "text", ["ab" * 32, f"0:{'ab' * 32}", f"x:{'ab' * 32}", "1:short", f"1:{'ab' * 32} 1:{'cd' * 32}"]
 )
 def test_what_is_no_secret_is_named_by_its_place_alone(text: str) -> None:
     with pytest.raises(ConfigError, match="where they are") as caught:

@@ -108,7 +108,9 @@ def test_members_of_a_group_are_those_whom_its_events_count_for() -> None:
             order("d", attrs={"group.id": "(not set)"}), order("e", attrs={"group.name": "nameless"}),
         ]
     )  # fmt: skip
-    assert model.groups(frame).sort("id").rows() == [
+    assert model.groups(frame).sort("id").select(
+        "tenant_id", "type", "id", "first_seen", "last_seen", "facts"
+    ).rows() == [
         ("acme", "company", "c-77", START, START + timedelta(minutes=1), '{"name": "Example GmbH"}'),
         ("acme", "", "g", START, START, None),
     ]

@@ -12,11 +12,9 @@ from c360_pipeline.core.projection.user_properties import (
     as_text,
     from_text,
     property_kinds,
-    require_one_type_each,
     typed,
     values,
 )
-from c360_pipeline.errors import ConfigError
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 PLAN = UserProperty("*", "plan", "plan", "text")
@@ -36,7 +34,7 @@ OF_GLOBEX = UserProperty("globex", "age", "years", "integer")
         ("boolean", ["perhaps", "", "2", None], [None] * 4),
         ("instant", ["2026-03-02T13:00:00+01:00", "2026-03-02T12:00:00Z"], [NOON, NOON]),
         ("instant", ["2026-03-02"], [NOON.replace(hour=0)]),
-        ("instant", ["02.03.2026", "now", None], [None] * 3),
+        ("instant", ["02.03.2026", "now", "0000-01-01", "-2026-01-01", "+10000-01-01T00:00:00Z", None], [None] * 6),
     ],
 )  # fmt: skip
 def test_a_text_that_is_no_value_of_the_type_is_left_out(kind: str, texts: list[str], expected: list[Any]) -> None:
@@ -79,9 +77,3 @@ def test_the_newest_value_of_each_is_what_a_user_has_and_a_tenants_own_row_wins(
 def test_a_graph_says_which_it_has() -> None:
     assert from_text(as_text([PLAN, OF_GLOBEX])) == (PLAN, OF_GLOBEX)
     assert from_text(as_text([])) == ()
-
-
-def test_one_property_has_one_type() -> None:
-    require_one_type_each((AGE, OF_GLOBEX, PLAN))
-    with pytest.raises(ConfigError, match="'age' several types, integer, text"):
-        require_one_type_each((AGE, UserProperty("globex", "age", "years", "text")))
