@@ -41,7 +41,8 @@ LIST = 100_000
 PHONES = [f"+49151{number:08d}" for number in range(LIST)]
 """That somebody who has a dump tries; four of them are customers'."""
 RULE = """
-    INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute) VALUES ('*', 'phone', 'attrs.phone')
+    INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, is_unique)
+    VALUES ('*', 'phone', 'attrs.phone', false), ('*', 'crm', 'attrs.crm', true)
 """
 TABLES = (JOURNEY_LOG, EVENT_KEYS, JOURNEY_KEYS)
 
@@ -88,7 +89,9 @@ class Installation:
     def hashes(self) -> set[str]:
         """Of all keys, as they stand in tables, and in texts beside them."""
         found = {one for table in TABLES for one in self.lake.read(table)["key_hash"].drop_nulls()}
-        return found | {row["id"].partition(":")[2] for row in self.dump("Correlation")}
+        named = self.lake.read(JOURNEY_LOG)["unique_keys"].explode().drop_nulls()
+        named = [*named, *(row["id"] for row in self.dump("Correlation"))]
+        return found | {one.partition(":")[2] for one in named if one}
 
     def dump(self, label: str = "") -> list[dict[str, Any]]:
         """Everything that nodes hold, by a client of its own."""
@@ -103,7 +106,7 @@ def installation(settings: Settings, control: ControlDb, lake: Lake, graph: Grap
     control.execute(RULE)
     made = Installation(settings, control, lake, graph)
     made.bring(
-        ("ana", {"phone": PHONES[7]}), ("ana", {"phone": PHONES[8]}), ("bo", {"phone": PHONES[90_000]}),
+        ("ana", {"phone": PHONES[7], "crm": "c-1"}), ("ana", {"phone": PHONES[8]}), ("bo", {"phone": PHONES[90_000]}),
         ("cy", {"deviceId": "d"}), ("dee", {"deviceId": "d", "phone": PHONES[5]}),
     )  # fmt: skip
     return made
