@@ -35,11 +35,13 @@ def start(
 
 def start_job(home: Path, settings: Settings, sinks: Sequence[str], report: Callable[[str], None]) -> "StreamStatus":
     """Start the job on the cluster of the settings, and wait until it runs."""
-    from c360_pipeline.connections import open_graph
+    from c360_pipeline.connections import open_control, open_graph
     from c360_pipeline.devstack.distributions import flink_home, flink_jars
     from c360_pipeline.devstack.streaming_services import flink_variables
     from c360_pipeline.streaming.cluster import StreamCluster
 
+    # Where there is no secret of identifiers yet, one is made here, and not by a worker of the cluster.
+    open_control(settings).identifiers.current()
     with open_graph(settings) as graph:
         graph.schema.apply()
     cluster = StreamCluster(settings)
