@@ -67,6 +67,7 @@ def shop(world: World) -> World:
 def backend(graph: Graph, lake: Lake, landing: Landing, control: ControlDb, monkeypatch: pytest.MonkeyPatch) -> Backend:
     # What these tests look at is what the graph shows, on a machine however slow.
     monkeypatch.setattr("c360_pipeline.serving.backend.SHOW_SECONDS", 30.0)
+    control.execute("DELETE FROM identifier_keys")  # the world is stitched without a secret
     return Backend(graph, lake, landing, control)
 
 
