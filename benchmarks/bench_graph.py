@@ -110,10 +110,8 @@ def _rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
 
 def compare_writes(world: World) -> None:
     """Print rows per second of every kind: ours, bare, one by one."""
-    from c360_pipeline.core.projection.graph import is_owned
-
     expected = [(kind, frame.select(list(kind.schema))) for kind, frame in world.archive.expected()]
-    kinds = [(kind, frame) for kind, frame in expected if frame.height and not is_owned(kind)]
+    kinds = [(kind, frame) for kind, frame in expected if frame.height and not kind.is_owned]
     floor = Floor(world.graph)
     table = Table("writing", "rows", "ours, rows/s", "bare CREATE, rows/s", "of the floor", "row by row, rows/s")
     world.graph.writer.clear()

@@ -13,7 +13,6 @@ from c360_pipeline.core.silos.control_rows import SourceDatabase
 from c360_pipeline.settings import (
     Settings,
     c360_home,
-    identifier_keys_file,
     identifier_keys_place,
     identifier_secrets,
     keep_identifier_secret,
@@ -38,7 +37,7 @@ log = structlog.get_logger()
 def _tell_of_secret(version: int) -> None:
     """A person should hear of a secret that was made."""
     advice = "keep a copy with your backups, and copy it to every machine of this installation"
-    log.warning("identifier_secret_made", version=version, file=str(identifier_keys_file()), advice=advice)
+    log.warning("identifier_secret_made", version=version, place=identifier_keys_place(), advice=advice)
 
 
 IDENTIFIER_SECRETS = Secrets(identifier_secrets, keep_identifier_secret, identifier_keys_place, _tell_of_secret)

@@ -401,17 +401,18 @@ def operator_secret(reference: str) -> SecretStr:
 IDENTIFIER_KEYS = "C360_IDENTIFIER_KEYS"
 
 
-def identifier_keys_file(home: Path | None = None) -> Path:
-    """Where the secrets lie that identifiers are hashed with: `C360_IDENTIFIER_KEYS_FILE`, or in the state folder."""
-    home = home or c360_home()
-    named = merged_environment(home).get(f"{IDENTIFIER_KEYS}_FILE")
-    return home / named if named else home / "identifier-keys"  # an absolute one stays as it is
+def _identifier_keys() -> tuple[str | None, Path]:
+    """What `C360_IDENTIFIER_KEYS` says, and the file that is read where it says nothing."""
+    home = c360_home()
+    environment = merged_environment(home)
+    # A path that is absolute stays as it is.
+    return environment.get(IDENTIFIER_KEYS), home / environment.get(f"{IDENTIFIER_KEYS}_FILE", "identifier-keys")
 
 
 def identifier_keys_place() -> str:
     """What the secrets that identifiers are hashed with are read from, in words."""
-    variable = f"the variable {IDENTIFIER_KEYS}"
-    return variable if IDENTIFIER_KEYS in merged_environment(c360_home()) else str(identifier_keys_file())
+    given, path = _identifier_keys()
+    return f"the variable {IDENTIFIER_KEYS}" if given else str(path)
 
 
 def identifier_secrets() -> dict[int, SecretStr]:
@@ -420,10 +421,9 @@ def identifier_secrets() -> dict[int, SecretStr]:
     Raises:
         ConfigError: they are not written as they should be.
     """
-    given = merged_environment(c360_home()).get(IDENTIFIER_KEYS)
+    given, path = _identifier_keys()
     if given:
         return parsed_secrets(given, IDENTIFIER_KEYS)
-    path = identifier_keys_file()
     try:
         return parsed_secrets(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
     except (OSError, UnicodeDecodeError) as error:
@@ -442,12 +442,12 @@ def keep_identifier_secret(version: int) -> SecretStr:
     known = identifier_secrets()
     if version in known:
         return known[version]
-    if IDENTIFIER_KEYS in merged_environment(c360_home()):
+    given, path = _identifier_keys()
+    if given:
         raise ConfigError(
             f"{IDENTIFIER_KEYS} has no secret of version {version}: add {version}:SECRET to it, with a secret that "
             "`c360 keys new` prints, wherever the product runs."
         )
-    path = identifier_keys_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.with_name(f"{path.name}.lock")).open("w") as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import polars as pl
 import pytest
+from own_stores import own_stores
 from raw_bytes import is_word, objects, places_of
 from repetition import often
 from typer.testing import CliRunner
@@ -32,7 +32,7 @@ from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.runs import materialise
-from c360_pipeline.settings import Settings, load_settings, postgres_login
+from c360_pipeline.settings import Settings, postgres_login
 from c360_pipeline.stages.privacy import erasure as erasing
 from c360_pipeline.stages.privacy.certificate import Certificate
 from c360_pipeline.stages.privacy.erasure import Erasure
@@ -107,11 +107,7 @@ class World:
 def world(home: Path, empty_graph: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     written = write_sample(REQUEST, tmp_path_factory.mktemp("sample"), lambda _: None)
     with pytest.MonkeyPatch.context() as patch:
-        name = uuid4().hex[:12]
-        for variable, value in (("C360_BUCKET", f"test-{name}"), ("ETL_DB_NAME", f"control_{name}"),
-                                ("C360_DAGSTER_DB", f"dagster_{name}")):  # fmt: skip
-            patch.setenv(variable, value)
-        settings = load_settings(home)
+        settings = own_stores(patch, home)
         empty_graph()
         silo_samples.seed(postgres_login(settings, settings.etl_db_name), open_control(settings), "sample", lambda _: 0)
         landing = open_landing(settings)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import polars as pl
 import pytest
+from own_stores import own_stores
 from raw_bytes import is_word, places_of
 
 from c360_pipeline.cli.privacy import stores_of
@@ -19,7 +19,7 @@ from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS
 from c360_pipeline.core.contract.identifiers import normal_text
 from c360_pipeline.core.privacy.erasure import Person
 from c360_pipeline.runs import materialise
-from c360_pipeline.settings import Settings, load_settings
+from c360_pipeline.settings import Settings
 from c360_pipeline.stages.privacy.erasure import Erasure
 from c360_pipeline.stages.privacy.export import export
 from c360_pipeline.stages.projection.everything import stitch_all
@@ -126,11 +126,7 @@ def left(home: Path, empty_graph: Callable[[], None]) -> Iterator[Left]:
     for act, arguments in order:
         act(*arguments)
     with pytest.MonkeyPatch.context() as patch:
-        name = uuid4().hex[:12]
-        for variable, value in (("C360_BUCKET", f"test-{name}"), ("ETL_DB_NAME", f"control_{name}"),
-                                ("C360_DAGSTER_DB", f"dagster_{name}")):  # fmt: skip
-            patch.setenv(variable, value)
-        settings = load_settings(home)
+        settings = own_stores(patch, home)
         empty_graph()
         landing = open_landing(settings)
         random.Random(9).shuffle(people.lines)

@@ -24,7 +24,7 @@ from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.core.stitching.keys import UNKEYED, key_hash, value_hash
 from c360_pipeline.errors import ConfigError, ConflictError
 from c360_pipeline.reads.customers import Customers
-from c360_pipeline.settings import Settings, identifier_keys_file, identifier_secrets
+from c360_pipeline.settings import Settings, identifier_keys_place, identifier_secrets
 from c360_pipeline.stages.privacy import rotation
 from c360_pipeline.stages.projection.corrections import block_key, bring_up
 from c360_pipeline.stages.projection.events import EventGraph
@@ -129,7 +129,7 @@ def test_who_has_a_dump_finds_no_phone_by_trying_without_the_secret(installation
     assert not [phone for phone in PHONES if phone in text]
     assert not tried(UNKEYED) & installation.hashes()
     assert identifier_secrets()[1].get_secret_value() not in json.dumps(installation.dump(), default=str)
-    assert identifier_keys_file().stat().st_mode & 0o777 == 0o600
+    assert Path(identifier_keys_place()).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_new_secret_changes_hashes_and_nothing_else(installation: Installation) -> None:

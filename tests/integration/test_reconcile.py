@@ -12,7 +12,6 @@ from repetition import Trials, often, representatives
 
 from c360_pipeline.core.catalog.tables import EVENTS, RECONCILIATION_FINDINGS, RECONCILIATIONS
 from c360_pipeline.core.projection import graph as model
-from c360_pipeline.core.projection.graph import is_owned
 from c360_pipeline.core.projection.removal_limit import REMOVALS_FREE
 from c360_pipeline.errors import RemovalLimitError
 from c360_pipeline.stages.reconciliation.reconcile import publish, reconcile, summarise
@@ -30,7 +29,7 @@ class Damages:
             end = {"Action": "id"}.get(kind.name.split(".")[0])
             if isinstance(kind, model.RelationshipKind):
                 end = "from_id" if kind.source is model.ACTION else "to_id" if kind.target is model.ACTION else None
-            if end is None or is_owned(kind):
+            if end is None or kind.is_owned:
                 continue
             for row in frame.select(kind.key_columns).to_dicts():
                 key = " ".join(row[name] for name in kind.key_columns)

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pydantic import SecretStr
 
@@ -39,13 +39,15 @@ def parsed_secrets(text: str, where: str) -> dict[int, SecretStr]:
     return found
 
 
-def chain(known: Mapping[int, SecretStr], fingerprints: Mapping[int, str], where: str) -> tuple[SecretStr, ...]:
+def chain(
+    known: Mapping[int, SecretStr], fingerprints: Mapping[int, str], where: Callable[[], str]
+) -> tuple[SecretStr, ...]:
     """The secrets of all versions, each known to be the right one.
 
     Args:
         known: by version, those that this machine has.
         fingerprints: by version, of those that hashes were made with.
-        where: they come from, for the error.
+        where: names where they come from, for the error.
 
     Raises:
         ConfigError: one is missing, or is another.
@@ -57,6 +59,6 @@ def chain(known: Mapping[int, SecretStr], fingerprints: Mapping[int, str], where
         named = ", ".join(f"{version} (fingerprint {fingerprints[version]})" for version in sorted(wrong))
         raise ConfigError(
             f"Identifiers are hashed with secrets that this machine does not have: version {named}. Copy them from "
-            f"where the product ran before, or from the backup, to {where} (docs/security.md)."
+            f"where the product ran before, or from the backup, to {where()} (docs/security.md)."
         )
     return tuple(known[version] for version in sorted(fingerprints))

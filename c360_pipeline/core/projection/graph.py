@@ -8,6 +8,7 @@ Guide" (VIEWED, PURCHASED, Category), "Apache AGE Journey Stitching" (Event, Cor
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import polars as pl
 
@@ -49,7 +50,13 @@ class NodeKind:
     @property
     def name(self) -> str:
         """How findings, refusals and metadata call it: by its property where it is one of nodes of another kind."""
-        return f"{self.label}.{list(self.properties)[-1]}" if self.is_owned else self.label
+        return f"{self.label}.{self.owned_property}" if self.is_owned else self.label
+
+    @property
+    def owned_property(self) -> str:
+        """The one property that is not of the key, of a kind that is one."""
+        (name,) = (name for name in self.properties if name not in self.key)
+        return name
 
     @property
     def key_columns(self) -> list[str]:
@@ -76,6 +83,7 @@ class RelationshipKind:
     properties: Mapping[str, pl.DataType] = field(default_factory=dict, hash=False)
     day: str | None = None
     later: tuple[str, ...] = ()
+    is_owned: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -189,11 +197,6 @@ EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT}, is_owne
 """The status of an event, a property that stitching owns: NEW until the event has a journey, then PROCESSED."""
 USER_COMMUNITY = NodeKind("User", ("id",), {"id": TEXT, "community": WHOLE}, is_owned=True)
 """The community of a user, a property that features own."""
-
-
-def is_owned(kind: Kind) -> bool:
-    """Whether a kind is one property of nodes that another kind makes."""
-    return isinstance(kind, NodeKind) and kind.is_owned
 
 
 def is_of_users(kind: Kind) -> bool:

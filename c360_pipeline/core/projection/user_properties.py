@@ -43,11 +43,6 @@ def property_kinds(properties: Iterable[UserProperty]) -> tuple[NodeKind, ...]:
     )
 
 
-def property_of(kind: NodeKind) -> str:
-    """The property of such a kind."""
-    return list(kind.properties)[-1]
-
-
 def values(events: pl.DataFrame, properties: Sequence[UserProperty]) -> pl.DataFrame:
     """The properties of the customers that some events count for.
 
@@ -61,7 +56,8 @@ def values(events: pl.DataFrame, properties: Sequence[UserProperty]) -> pl.DataF
     customers = events.select("tenant_id", CUSTOMER_ID).drop_nulls().unique()
     said = newest(events, "traits")
     rows = customers.join(said, on=["tenant_id", CUSTOMER_ID], how="left")
-    columns = {property_of(kind): _value(property_of(kind), properties) for kind in property_kinds(properties)}
+    names = [kind.owned_property for kind in property_kinds(properties)]
+    columns = {name: _value(name, properties) for name in names}
     return rows.select("tenant_id", id=CUSTOMER_ID, **columns)
 
 

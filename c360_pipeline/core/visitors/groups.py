@@ -5,8 +5,8 @@ Sources: the calls `group` of Segment and `$groupidentify` of PostHog, which map
 
 import polars as pl
 
-from c360_pipeline.core.contract.frames import ENTRIES
 from c360_pipeline.core.contract.identifiers import names_nobody, normal_form
+from c360_pipeline.core.visitors.said import each_entry, newest_as_maps
 
 GROUP = ["tenant_id", "group_type", "group_id"]
 """What names a group; its type is empty where the producer says none."""
@@ -38,16 +38,6 @@ def facts_of_groups(events: pl.DataFrame) -> pl.DataFrame:
     Returns:
         `GROUP`, said (map of texts); groups of which nothing is said are left out.
     """
-    entries = events.lazy().drop_nulls("group_id").select(*GROUP, "ts", "event_id", entry=pl.col("attrs").cast(ENTRIES))
-    each = entries.explode("entry").with_columns(
-        name=pl.col("entry").struct.field("key"), value=pl.col("entry").struct.field("value")
-    )
-    facts = each.filter(pl.col("name").str.starts_with(PREFIX) & ~pl.col("name").is_in([ID, TYPE])).with_columns(
-        pl.col("name").str.strip_prefix(PREFIX)
-    )
-    newest = facts.sort("ts", "event_id", "name").group_by(*GROUP, "name", maintain_order=True).agg(
-        pl.col("value").last()
-    )  # fmt: skip
-    entry = pl.struct(pl.col("name").alias("key"), "value")
-    found = newest.group_by(GROUP, maintain_order=True).agg(said=entry).collect()
-    return found.with_columns(pl.col("said").cast(pl.Map(pl.String, pl.String)))
+    each = each_entry(events.lazy().drop_nulls("group_id"), "attrs", GROUP)
+    facts = each.filter(pl.col("name").str.starts_with(PREFIX) & ~pl.col("name").is_in([ID, TYPE]))
+    return newest_as_maps(facts.with_columns(pl.col("name").str.strip_prefix(PREFIX)), GROUP)

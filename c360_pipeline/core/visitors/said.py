@@ -9,6 +9,7 @@ from c360_pipeline.core.catalog.tables import USER_CONSENTS, USER_TRAITS
 from c360_pipeline.core.contract.frames import ENTRIES
 from c360_pipeline.core.sources.mapping import DENIED, GRANTED
 
+CUSTOMER = ["tenant_id", "customer_id"]
 PERSONAL = (
     "email", "e-mail", "mail", "phone", "mobile", "name", "firstname", "lastname", "fullname", "displayname",
     "username", "login", "address", "street", "city", "zip", "postalcode", "birthday", "birthdate", "dateofbirth",
@@ -46,10 +47,7 @@ def newest(events: pl.DataFrame, column: str) -> pl.DataFrame:
         tenant_id, customer_id, said (map of texts); customers of whom nothing is said are left out.
     """
     value = _state(pl.col("value")) if column == "consent" else pl.col("value")
-    last = _last(_said(events.lazy(), column, value)).collect()
-    entry = pl.struct(pl.col("name").alias("key"), "value")
-    found = last.group_by("tenant_id", "customer_id", maintain_order=True).agg(said=entry)
-    return found.with_columns(pl.col("said").cast(pl.Map(pl.String, pl.String)))
+    return newest_as_maps(_said(events.lazy(), column, value), CUSTOMER)
 
 
 def refusing(events: pl.LazyFrame, purposes: pl.DataFrame) -> pl.LazyFrame:
@@ -61,7 +59,7 @@ def refusing(events: pl.LazyFrame, purposes: pl.DataFrame) -> pl.LazyFrame:
     """
     asked = purposes.lazy().rename({"purpose": "name"})
     said = _said(events, "consent", _state(pl.col("value"))).join(asked, on=["tenant_id", "name"], how="semi")
-    return _last(said).filter(pl.col("value") == DENIED).select("tenant_id", "customer_id").unique()
+    return _last(said, CUSTOMER).filter(pl.col("value") == DENIED).select("tenant_id", "customer_id").unique()
 
 
 def broken_histories(changes: pl.LazyFrame, of: Sequence[str]) -> pl.LazyFrame:
@@ -89,9 +87,37 @@ def refusal(purpose: str) -> str:
     return f'{json.dumps(purpose, ensure_ascii=False)}: "{DENIED}"'
 
 
-def _last(said: pl.LazyFrame) -> pl.LazyFrame:
-    """tenant_id, customer_id, name, value: of rows by time the newest of each name."""
-    return said.group_by("tenant_id", "customer_id", "name", maintain_order=True).agg(pl.col("value").last())
+def each_entry(rows: pl.LazyFrame, column: str, of: Sequence[str]) -> pl.LazyFrame:
+    """The entries of maps, by time: the columns of `of`, ts, event_id, name, value; one row each.
+
+    Args:
+        rows: with ts and event_id.
+        column: the maps.
+        of: whose they are.
+    """
+    entries = pl.col(column).cast(ENTRIES)
+    held = rows.filter(entries.list.len() > 0).select(*of, "ts", "event_id", entry=entries)
+    each = held.explode("entry").with_columns(
+        name=pl.col("entry").struct.field("key"), value=pl.col("entry").struct.field("value")
+    )
+    return each.drop("entry").sort("ts", "event_id", "name")
+
+
+def newest_as_maps(said: pl.LazyFrame, of: Sequence[str]) -> pl.DataFrame:
+    """The columns of `of`, and the newest value of each name as `said` (map of texts).
+
+    Args:
+        said: rows of `each_entry`.
+        of: whose they are.
+    """
+    entry = pl.struct(pl.col("name").alias("key"), "value")
+    found = _last(said, of).group_by(of, maintain_order=True).agg(said=entry).collect()
+    return found.with_columns(pl.col("said").cast(pl.Map(pl.String, pl.String)))
+
+
+def _last(said: pl.LazyFrame, of: Sequence[str]) -> pl.LazyFrame:
+    """The columns of `of`, name, value: of rows by time the newest of each name."""
+    return said.group_by(*of, "name", maintain_order=True).agg(pl.col("value").last())
 
 
 def _state(value: pl.Expr) -> pl.Expr:
@@ -100,14 +126,7 @@ def _state(value: pl.Expr) -> pl.Expr:
 
 def _said(events: pl.LazyFrame, column: str, value: pl.Expr) -> pl.LazyFrame:
     """tenant_id, customer_id, ts, event_id, name, value: one row per event and name, by time."""
-    entries = pl.col(column).cast(ENTRIES)
-    rows = events.filter(pl.col("customer_id").is_not_null() & (entries.list.len() > 0)).select(
-        "tenant_id", "customer_id", "ts", "event_id", entry=entries
-    )
-    each = rows.explode("entry").with_columns(
-        name=pl.col("entry").struct.field("key"), value=pl.col("entry").struct.field("value")
-    )
-    return each.drop("entry").with_columns(value.alias("value")).sort("ts", "event_id", "name")
+    return each_entry(events.drop_nulls("customer_id"), column, CUSTOMER).with_columns(value.alias("value"))
 
 
 def _changes(events: pl.DataFrame, column: str, value: pl.Expr) -> pl.DataFrame:

@@ -1,6 +1,7 @@
 """Events and the catalogue in the graph: what changed since its checkpoints, from both sides of the change."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,6 @@ from c360_pipeline.core.projection.user_properties import (
     as_text,
     from_text,
     property_kinds,
-    property_of,
     values,
 )
 from c360_pipeline.core.visitors.counting import NEEDED, uncounted
@@ -89,6 +89,8 @@ class EventGraph:
         if known != self._properties:
             # Said before anything is written: a run that is killed leaves properties that the next one knows of.
             graph.checkpoints.save(EVENT_PROJECTION, INTENDED, Version(as_text({*known, *self._properties}), 1))
+            for kind in property_kinds({*known} - {*self._properties}):
+                graph.writer.clear_property(kind)
         if since is None or is_whole:
             version = lake.versions.version(EVENTS.name)
             at = EventsAt.of(lake, version, decisions)
@@ -100,8 +102,9 @@ class EventGraph:
         late, late_version = lake.versions.changes(USER_COMMUNITIES, done.get(USER_COMMUNITIES.name))
         graph.writer.update(model.USER_COMMUNITY, model.user_communities(late.upserted))
         graph.writer.update(model.USER_COMMUNITY, model.users_without_community(late.deleted))
-        if version and (is_whole or known != self._properties):
-            self._write_all_properties(EventsAt.of(lake, version, decisions), known)
+        if version and self._properties and known != self._properties and not is_whole:
+            with self._counted(EventsAt.of(lake, version, decisions), [*NEEDED, "traits"]) as events:
+                self._write_properties(events)
         tell_again(graph)
         refused.publish()
         graph.checkpoints.save(EVENT_PROJECTION, USER_COMMUNITIES.name, late_version)
@@ -125,14 +128,10 @@ class EventGraph:
         lake, graph = self._lake, self._graph
         slices = -(-lake.count(EVENTS) // SLICE_ROWS)
         changed_rows: dict[str, int] = {}
-        lake.cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="counted-", dir=lake.cache) as folder:
-            file = Path(folder) / "events.parquet"
-            at.counted(at.scan(PROJECTED)).sink_parquet(file, compression="lz4")
-            events = pl.scan_parquet(file)
+        with self._counted(at, PROJECTED) as events:
             old = with_groups(uncounted(EventsAt.of(lake, by_old_rules, None).scan(PROJECTED)))
             ahead = visitors_ahead(graph)
-            around = self._ahead(events, ahead)
+            around = self._ahead(at, events, ahead)
             marked = _of_visitors(around.now, ahead)
             for projection in model.EVENT_PROJECTIONS:
                 kind, key = projection.kind, projection.kind.key_columns
@@ -149,10 +148,12 @@ class EventGraph:
             for part in range(slices):
                 mine, theirs = (_slice(frame.select(own), own, slices, part) for frame in (events, assigned))
                 graph.writer.update(model.EVENT_STATUS, model.event_status(mine.collect(), theirs.collect()))
+            if self._properties:
+                self._write_properties(events)
         self._write_communities(at.scan(PROJECTED))
         return changed_rows
 
-    def _ahead(self, events: pl.LazyFrame, visitors: pl.DataFrame) -> Around:
+    def _ahead(self, at: EventsAt, events: pl.LazyFrame, visitors: pl.DataFrame) -> Around:
         """The events of some visitors, and of all whom the graph lets them count for; there was nothing before."""
         theirs = events.join(
             visitors.lazy().rename({"anonymous_id": "visitor_id"}), on=["tenant_id", "visitor_id"], how="semi"
@@ -162,7 +163,7 @@ class EventGraph:
         named = users.lazy().rename({"user_id": "customer_id"})
         of_users = events.join(named, on=["tenant_id", "customer_id"], how="semi")
         now = pl.concat([theirs, of_users]).unique(list(EVENTS.key)).collect(engine="streaming")
-        return Around(now, now.clear(), now, visitors, users, (now.clear(), now))
+        return Around(now, now.clear(), now, visitors, users, (at, at))
 
     def _apply(self, kind: model.Kind, changes: Changes, marked: pl.DataFrame) -> None:
         """Write a kind; of some events the mark of what has not landed stays until `_mend` is done."""
@@ -245,34 +246,27 @@ class EventGraph:
         for kind in property_kinds(self._properties):
             columns = list(kind.schema)
             changes = difference(was.select(columns), now.select(columns), kind.key_columns)
-            new = changes.inserted.drop_nulls(property_of(kind))
+            new = changes.inserted.drop_nulls(kind.owned_property)
             self._graph.writer.update(kind, pl.concat([new, changes.updated]))
 
-    def _write_all_properties(self, at: EventsAt, known: Sequence[UserProperty]) -> None:
-        """Take away what is no property now, and write these for all users of whom something was said.
+    def _write_properties(self, events: pl.LazyFrame) -> None:
+        """The traits that are properties, of all customers of whom something was said; of counted events on disk."""
+        said = events.filter(pl.col("traits").cast(ENTRIES).list.len() > 0)
+        slices = -(-int(said.select(pl.len()).collect().item()) // SLICE_ROWS)
+        for part in range(slices):
+            some = _slice(said, ("tenant_id", model.CUSTOMER_ID), slices, part).collect(engine="streaming")
+            found = values(some, self._properties)
+            for kind in property_kinds(self._properties):
+                self._graph.writer.update(kind, found.select(list(kind.schema)))
 
-        Args:
-            at: which moment.
-            known: properties that the graph may have.
-        """
-        lake, graph, kept = self._lake, self._graph, set(self._properties)
-        for kind in property_kinds([one for one in known if one not in kept]):
-            graph.writer.clear_property(kind)
-        if not self._properties:
-            return
-        lake.cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="said-", dir=lake.cache) as folder:
+    @contextmanager
+    def _counted(self, at: EventsAt, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
+        """Columns of all events, counted, on disk meanwhile."""
+        self._lake.cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="counted-", dir=self._lake.cache) as folder:
             file = Path(folder) / "events.parquet"
-            said = at.counted(at.scan([*NEEDED, "traits"])).filter(pl.col("traits").cast(ENTRIES).list.len() > 0)
-            columns = ("tenant_id", "ts", "event_id", model.CUSTOMER_ID, "traits")
-            said.select(columns).sink_parquet(file, compression="lz4")
-            events = pl.scan_parquet(file)
-            slices = -(-int(events.select(pl.len()).collect().item()) // SLICE_ROWS)
-            for part in range(slices):
-                some = _slice(events, ("tenant_id", model.CUSTOMER_ID), slices, part).collect(engine="streaming")
-                found = values(some, self._properties)
-                for kind in property_kinds(self._properties):
-                    graph.writer.update(kind, found.select(list(kind.schema)))
+            at.counted(at.scan(columns)).sink_parquet(file, compression="lz4")
+            yield pl.scan_parquet(file)
 
     def _write_communities(self, events: pl.LazyFrame) -> None:
         """The property that a later stage owns, for users that were rebuilt."""
@@ -457,14 +451,15 @@ def graph_lag(lake: Lake, graph: Graph) -> list[Lag]:
     return [Lag(tenant, at, shown.get(tenant)) for tenant, at in newest.items()]
 
 
-def rows_of_scopes(projection: model.Projection, touched: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Rows of a kind of the scopes that some events lie in."""
-    scope = list(projection.scope)
-    return projection.build(events.join(touched.select(scope).unique(), on=scope, how="semi"))
+def rows_around(projection: model.Projection, around: Around) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows of a kind of the scopes that touched events lie in, before and now."""
+    sides = around.of_groups if projection.kind is model.GROUP else (around.before, around.now)
+    scopes = around.touched.select(projection.scope).unique()
+    before, now = (projection.build(rows.join(scopes, on=projection.scope, how="semi")) for rows in sides)
+    return before, now
 
 
 def project_touched(projection: model.Projection, around: Around) -> Changes:
     """Rows of a kind that differ because of the touched events: those of the scopes that these lie in."""
-    sides = around.of_groups if projection.kind is model.GROUP else (around.before, around.now)
-    earlier, now = (rows_of_scopes(projection, around.touched, events) for events in sides)
+    earlier, now = rows_around(projection, around)
     return difference(earlier, now, tuple(projection.kind.key_columns))

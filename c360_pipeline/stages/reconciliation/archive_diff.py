@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import polars as pl
 
-from c360_pipeline.core.projection.graph import DAY, is_owned
+from c360_pipeline.core.projection.graph import DAY
 from c360_pipeline.core.reconciliation.compare import compare
 from c360_pipeline.stages.reconciliation.expected import Archive
 
@@ -26,7 +26,7 @@ def difference(before: Archive, after: Archive, observe: Callable[[str], None] =
     parts = [pl.DataFrame(schema=SCHEMA)]
     for (kind, earlier), (_, later) in zip(before.expected(), after.expected(), strict=True):
         observe(kind.name)
-        if is_owned(kind):
+        if kind.is_owned:
             key = kind.key_columns
             earlier, later = (a.join(b, on=key, how="semi") for a, b in ((earlier, later), (later, earlier)))
         columns = [*kind.schema, DAY]

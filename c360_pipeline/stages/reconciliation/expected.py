@@ -39,7 +39,7 @@ from c360_pipeline.stages.projection.events import (
     SIMILARITIES,
     items_of,
     properties_of,
-    rows_of_scopes,
+    rows_around,
 )
 from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
 from c360_pipeline.stages.projection.silos import (
@@ -458,8 +458,7 @@ class Archive:
         further = partial(customers_of_visitors, graph)
         around = events_around(changed, decided, self._events_at(), now, further)
         for projection in model.EVENT_PROJECTIONS:
-            sides = around.of_groups if projection.kind is model.GROUP else (around.before, around.now)
-            rows = [rows_of_scopes(projection, around.touched, events) for events in sides]
+            rows = rows_around(projection, around)
             yield projection.kind, pl.concat(rows).select(projection.kind.key_columns).unique()
         if around.visitors.height:
             people = around.users.rename({"user_id": "id"})

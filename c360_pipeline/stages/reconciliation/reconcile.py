@@ -278,7 +278,7 @@ def unmatched(archive: Archive, graph: Graph, kind: NodeKind, keys: pl.DataFrame
 
 
 def _compared_rows(kind: Kind, ours: pl.DataFrame, theirs: pl.DataFrame) -> Comparison:
-    if model.is_owned(kind):
+    if kind.is_owned:
         # Nodes that are missing, or ghosts, are told by the kind that makes them.
         ours, theirs = _with_key_of(ours, theirs, kind), _with_key_of(theirs, ours, kind)
     return compare(ours, theirs, kind.key_columns, later=kind.later, identifiers=OF_KEYS.get(kind, ()))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import polars as pl
 
-from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind, RelationshipKind
 from c360_pipeline.core.projection.refused import stands_on
 from c360_pipeline.stages.projection.refused import RefusedRows
@@ -111,7 +110,7 @@ class ImportWriter:
             if isinstance(kind, RelationshipKind):
                 self._write_nodes(nodes, owned)
                 self._write_relationships(kind, rows)
-            elif model.is_owned(kind):
+            elif kind.is_owned:
                 owned.append((kind, rows))
             else:
                 nodes[kind.label] = (kind, rows)

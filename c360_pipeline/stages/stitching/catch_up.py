@@ -10,7 +10,7 @@ from c360_pipeline.core.arrays.batches import gathered
 from c360_pipeline.core.catalog.changes import Version, difference
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.projection.removal_limit import REMOVAL_SHARE, is_beyond_removal_limit
-from c360_pipeline.core.stitching.keys import EVERY_TENANT, UNKEYED, KeyPolicy
+from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy
 from c360_pipeline.core.visitors.counting import NEEDED, SESSION_GAP, VISITOR, keyed, of_somebody
 from c360_pipeline.errors import ConfigError, RemovalLimitError
 from c360_pipeline.stages.stitching.journeys import Journeys
@@ -167,7 +167,7 @@ class Stitching:
         for tenant, state in self._journeys.log.states().items():
             if tenant == EVERY_TENANT:
                 continue
-            self._require_same_secret(tenant, state.detail.get("identifiers", UNKEYED.name))
+            self._require_same_secret(tenant, state.identifiers)
             if state.detail["policy"] != self._policy.fingerprint(tenant):
                 plan = self.plan(tenant)
                 self._check_removal_limit(tenant, plan.touched, plan.journeys, force=force)
@@ -209,7 +209,7 @@ class Stitching:
         Raises:
             ConfigError: keys would be hashed with another secret than those that are there.
         """
-        self._require_same_secret(tenant, self._journeys.log.state(tenant).detail.get("identifiers", UNKEYED.name))
+        self._require_same_secret(tenant, self._journeys.log.state(tenant).identifiers)
         at = EventsAt.now(self._lake)
         rows = at.scan(SOURCE_COLUMNS).filter(pl.col("tenant_id") == tenant).collect(engine="streaming")
         visitors = rows.select(VISITOR).drop_nulls().unique()

@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from c360_pipeline.core.catalog.tables import JOURNEY_LOG
-from c360_pipeline.core.stitching.keys import EVERY_TENANT, UNKEYED, KeyPolicy
+from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy
 from c360_pipeline.core.stitching.log import (
     COMMIT,
     log_rows,
@@ -178,11 +178,7 @@ class JourneyLog:
         policy: KeyPolicy,
         details: Mapping[str, Any],
     ) -> None:
-        held = {
-            index.tenant(tenant).detail.get("identifiers", UNKEYED.name)
-            for tenant in index.seqs
-            if tenant != EVERY_TENANT
-        }
+        held = {index.tenant(tenant).identifiers for tenant in index.seqs if tenant != EVERY_TENANT}
         if held - {policy.identifiers.name}:
             raise ConflictError("Identifiers got another secret since this run began: run it again.")
         frames = (change.stitched.events, change.stitched.journeys, change.gone.events, change.gone.journeys)

@@ -25,6 +25,7 @@ from c360_pipeline.core.arrays.row_hashes import words
 from c360_pipeline.core.kernels import journeys as kernel
 from c360_pipeline.core.stitching.batch import KNOWN_JOURNEY, Batch, Known, Stitched
 from c360_pipeline.core.stitching.journey_ids import id_words
+from c360_pipeline.core.stitching.keys import UNKEYED
 from c360_pipeline.core.stitching.log import ALIAS, COMMIT, EVENT, JOURNEY, KEY, REMOVED, Gone
 from c360_pipeline.core.stitching.stitch import LINKED
 from c360_pipeline.stages.stitching.index_rows import (
@@ -72,6 +73,11 @@ class TenantState:
 
     seq: int = 0
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identifiers(self) -> str:
+        """Of which secret its keys are, as `IdentifierKeys.name`; a log of an earlier release has none."""
+        return str(self.detail.get("identifiers", UNKEYED.name))
 
 
 Stamp = tuple[int, int, int]

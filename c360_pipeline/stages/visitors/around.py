@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import polars as pl
 
@@ -24,8 +25,7 @@ class Around:
         visitors: tenant_id, anonymous_id of those whose events changed.
         users: tenant_id, user_id of users that these were named with, and of further ones; all events that count for
             them, before and now, are among these.
-        of_groups: all events of groups of which the touched ones say something, before and now, with what rows of
-            groups are made of.
+        sides: the events as they were and as they are, to read further ones.
     """
 
     touched: pl.DataFrame
@@ -33,7 +33,14 @@ class Around:
     now: pl.DataFrame
     visitors: pl.DataFrame
     users: pl.DataFrame
-    of_groups: tuple[pl.DataFrame, pl.DataFrame]
+    sides: tuple[EventsAt, EventsAt]
+
+    @cached_property
+    def of_groups(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """All events of groups of which the touched ones say something, before and now: what rows of groups need."""
+        groups = self.touched.select(GROUP).drop_nulls().unique()
+        before, now = (_of_groups(side, groups) for side in self.sides)
+        return before, now
 
 
 def nobody_else(visitors: pl.DataFrame) -> pl.DataFrame:
@@ -87,9 +94,7 @@ def events_around(
     otherwise = difference(was.select(said), is_now.select(said), key, is_all=False).updated.select(key)
     touched = pl.concat([keys, raw.select(key), otherwise]).unique()
     of_touched = pl.concat([rows.join(touched, on=key, how="semi") for rows in (was, is_now)])
-    groups = of_touched.select(GROUP).drop_nulls().unique()
-    before_groups, now_groups = (_of_groups(side, groups) for side in sides)
-    return Around(of_touched, was, is_now, visitors, users, (before_groups, now_groups))
+    return Around(of_touched, was, is_now, visitors, users, sides)
 
 
 def _of_somebody(names: pl.DataFrame) -> pl.DataFrame:

@@ -91,9 +91,9 @@ def clear_statement(kind: NodeKind) -> Statement:
 
 
 @lru_cache
-def clear_property_statement(kind: NodeKind, name: str) -> Statement:
-    """Remove a property from all nodes of a label, of any tenant, some in a transaction."""
-    held = f"n.{quoted(name)}"
+def clear_property_statement(kind: NodeKind) -> Statement:
+    """Remove a property that a kind owns from all nodes of its label, of any tenant, some in a transaction."""
+    held = f"n.{quoted(kind.owned_property)}"
     return Statement(
         f"MATCH (n:{quoted(kind.label)}) WHERE {held} IS NOT NULL "
         f"CALL (n) {{ REMOVE {held} }} IN TRANSACTIONS OF $batch_rows ROWS"

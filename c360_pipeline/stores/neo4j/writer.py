@@ -119,8 +119,7 @@ class Writer:
 
     def clear_property(self, kind: NodeKind) -> None:
         """Take a property that a kind owns away from all nodes of its label, of any tenant."""
-        (name,) = (name for name in kind.properties if name not in kind.key)
-        self._client.run_in_batches(cypher.clear_property_statement(kind, name))
+        self._client.run_in_batches(cypher.clear_property_statement(kind))
 
     def delete(self, kind: Kind, keys: pl.DataFrame) -> None:
         """Remove rows of a kind by key; a node takes its relationships with it."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import LiteralString
 
 import polars as pl
 from psycopg import sql
@@ -134,12 +135,7 @@ class IdentifierVersions:
             if rows and not rows[-1]["is_in_effect"]:
                 return Rotation(self._keys(rows[:-1]), self._keys(rows))
             version = len(rows) + 1
-            is_new = version not in self._secrets.read()
-            self._secrets.make(version)
-            named = fingerprint(self._secrets.read()[version])
-            began = connection.execute(BEGIN_ROTATION, {"version": version, "fingerprint": named})
-            if is_new and began.rowcount:
-                self._secrets.made(version)
+            self._name(connection, BEGIN_ROTATION, version)
             return Rotation(self._keys(rows), self._keys(self._rows(connection)))
 
     def versions(self) -> list[VersionSeen]:
@@ -203,17 +199,22 @@ class IdentifierVersions:
         rows = connection.execute(READ_VERSIONS).fetchall()
         if rows and rows[0]["fingerprint"] is None:
             # Of a new database: whoever asks first says which secret it is.
-            is_new = 1 not in self._secrets.read()
-            self._secrets.make(1)
-            claimed = {"version": 1, "fingerprint": fingerprint(self._secrets.read()[1])}
-            if connection.execute(CLAIM, claimed).rowcount and is_new:
-                self._secrets.made(1)
+            self._name(connection, CLAIM, 1)
             rows = connection.execute(READ_VERSIONS).fetchall()
         return rows
+
+    def _name(self, connection: Connection, statement: LiteralString, version: int) -> None:
+        """Say which secret a version has, made where there is none; the first to say so decides."""
+        is_new = version not in self._secrets.read()
+        self._secrets.make(version)
+        # As it was read back: what is named here can be read again.
+        named = {"version": version, "fingerprint": fingerprint(self._secrets.read()[version])}
+        if connection.execute(statement, named).rowcount and is_new:
+            self._secrets.made(version)
 
     def _keys(self, rows: list[dict[str, object]]) -> IdentifierKeys:
         if not rows:
             return IdentifierKeys()
         named = {int(str(row["version"])): str(row["fingerprint"]) for row in rows}
-        secrets = chain(self._secrets.read(), named, self._secrets.place())
+        secrets = chain(self._secrets.read(), named, self._secrets.place)
         return IdentifierKeys(secrets, covers_hashes=bool(rows[0]["covers_hashes"]))

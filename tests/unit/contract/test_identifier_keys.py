@@ -83,7 +83,7 @@ def test_what_is_no_secret_is_named_by_its_place_alone(text: str) -> None:
 
 def test_a_secret_that_is_missing_or_another_is_said_by_version() -> None:
     named = {1: fingerprint(FIRST), 2: fingerprint(SECOND)}
-    assert chain({1: FIRST, 2: SECOND, 3: FIRST}, named, "the file") == (FIRST, SECOND)
+    assert chain({1: FIRST, 2: SECOND, 3: FIRST}, named, lambda: "the file") == (FIRST, SECOND)
     for known in ({1: FIRST}, {1: FIRST, 2: FIRST}):
         with pytest.raises(ConfigError, match=rf"version 2 \(fingerprint {fingerprint(SECOND)}\).*the file"):
-            chain(known, named, "the file")
+            chain(known, named, lambda: "the file")
