@@ -15,6 +15,8 @@ import pytest
 from dotenv import dotenv_values
 from event_world import World
 from repetition import IS_SOAK, SoakReport, _examples, trials
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
 from c360_pipeline.devstack import stack
@@ -63,6 +65,33 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("C360_TEST_ENV names one graph, which tests empty: run them in one process (-n 0).")
     if IS_SOAK and not hasattr(config, "workerinput"):
         config.pluginmanager.register(SoakReport(config.getoption("hypothesis_seed")), "soak-report")
+
+
+class GoesOnAfterACrash(LoadScopeScheduling):
+    """Tests of a module on one worker; where a worker dies, another one does what it had not done.
+
+    That of pytest-xdist 3.8 gives the other one modules without a test left, or a single last test, and both wait for
+    ever (its issues 1378 and 1327).
+    """
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Leave what is done with the worker that goes."""
+        held = self.assigned_work[node]
+        self.assigned_work[node] = {scope: tests for scope, tests in held.items() if not all(tests.values())}
+        return super().remove_node(node)
+
+    def _reschedule(self, node: WorkerController) -> None:
+        """A worker begins a test when it knows the next one, or that there is none."""
+        if node not in self.registered_collections:
+            return  # it has just begun
+        super()._reschedule(node)
+        while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+            super()._reschedule(node)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Modules are shared among workers where `--dist loadscope` says so."""
+    return GoesOnAfterACrash(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 def pytest_report_header(config: pytest.Config) -> str:
