@@ -74,7 +74,7 @@ demo: setup $(if $(filter movielens,$(DATA)),.venv/.movielens)  ## the whole way
 	$(BIN)/c360 demo --data $(DATA) $(if $(KEEP),--keep)
 
 test: setup .venv/.dev chromium  ## every test but those of the soak, in two processes
-	$(BIN)/pytest -rs -m "not soak" --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 soak: setup .venv/.dev chromium  ## what proves by repetition: kills, damages, chaos of the stream; prints its figures
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m "soak or property" --timeout 3600 --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
