@@ -1,11 +1,10 @@
 """The comparison of the stores with the topic, over the settings' servers."""
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from c360_pipeline.connections import open_control, open_graph, open_lake
 from c360_pipeline.settings import Settings
+from c360_pipeline.stores.local.scratch import scratch_folder
 from c360_pipeline.streaming.agreement import Agreement, Stores
 from c360_pipeline.streaming.clients import open_user_events
 from c360_pipeline.streaming.topic import TopicReader
@@ -32,8 +31,8 @@ def compared(settings: Settings, hours: float | None, landing: timedelta, *, rep
     reading = TopicReader(settings, sources).sent(None if hours is None else at - timedelta(hours=hours), at)
     with (
         open_graph(settings) as graph, open_user_events(settings) as table,
-        TemporaryDirectory(prefix="c360-verify-") as folder,
+        scratch_folder() as folder,
     ):  # fmt: skip
         suppressed = open_control(settings).privacy.suppressed_users()
         stores = Stores(open_lake(settings), graph, table, suppressed, sources)
-        return stores.compare(reading, at, landing, Path(folder), repair=repair)
+        return stores.compare(reading, at, landing, folder, repair=repair)

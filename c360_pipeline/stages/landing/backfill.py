@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import polars as pl
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
@@ -44,6 +43,7 @@ from c360_pipeline.core.landing.overwrites import why_not_believed
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stages.landing.blanking import blank_deliveries, settle_blanked
 from c360_pipeline.stages.landing.ingest import PIECE_BYTES, Ingest, count_lines, waiting_files
+from c360_pipeline.stores.local.scratch import scratch_folder
 from c360_pipeline.stores.local.spill import Spill
 from c360_pipeline.stores.s3.landing import EventFile
 
@@ -174,8 +174,8 @@ def backfill(ingest: Ingest, files: list[EventFile], report: Callable[[int], Non
         return []
     lake = ingest.lake
     _reopen(ingest, files)
-    with TemporaryDirectory(prefix="c360-backfill-") as folder:
-        read = _read(ingest, files, Path(folder), report)
+    with scratch_folder() as folder:
+        read = _read(ingest, files, folder, report)
         for attempt in Retrying(
             retry=retry_if_exception_type(ConflictError), stop=stop_after_attempt(ATTEMPTS), reraise=True
         ):

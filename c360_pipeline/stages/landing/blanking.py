@@ -6,8 +6,6 @@ was made; accounts, queue and archive follow it, now or, after a crash, before t
 
 import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO
 
 import polars as pl
@@ -19,6 +17,7 @@ from c360_pipeline.core.sources.source import Source, Sources
 from c360_pipeline.errors import ConflictError, ContractError, UnreadableError
 from c360_pipeline.stages.landing.ingest import PIECE_BYTES
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.scratch import scratch_folder
 from c360_pipeline.stores.s3.bucket import GZIP_MAGIC
 from c360_pipeline.stores.s3.landing import BLANKED_FROM, EventFile, Landing, LandingFile, is_of_messages
 from c360_pipeline.stores.s3.packed import reader
@@ -55,8 +54,8 @@ def blank_lines(
     """
     metadata = landing.metadata(file.key)
     sha256 = metadata.get("sha256") or landing.sha256_of(file.uri) or ""
-    with TemporaryDirectory(prefix="c360-blank-") as folder:
-        target = Path(folder) / "blanked"
+    with scratch_folder() as folder:
+        target = folder / "blanked"
         with target.open("wb") as out:
             lines = reader(landing.pieces(file, PIECE_BYTES))
             if source is not None and source.framing.is_of_messages:

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import polars as pl
 
@@ -36,6 +34,7 @@ from c360_pipeline.stages.realtime.unlanded_events import (
 from c360_pipeline.stages.visitors.around import Around, events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.scratch import scratch_folder
 from c360_pipeline.stores.neo4j.graph import Graph
 
 ABOUT = ("item_id", "items")
@@ -262,9 +261,8 @@ class EventGraph:
     @contextmanager
     def _counted(self, at: EventsAt, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
         """Columns of all events, counted, on disk meanwhile."""
-        self._lake.cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="counted-", dir=self._lake.cache) as folder:
-            file = Path(folder) / "events.parquet"
+        with scratch_folder(self._lake.cache) as folder:
+            file = folder / "events.parquet"
             at.counted(at.scan(columns)).sink_parquet(file, compression="lz4")
             yield pl.scan_parquet(file)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import numpy as np
@@ -27,6 +26,7 @@ from c360_pipeline.core.silos.plan import Extract
 from c360_pipeline.errors import ContractError, RemovalLimitError
 from c360_pipeline.stores.delta.commits import MERGED_BYTES
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.scratch import scratch_folder
 from c360_pipeline.stores.local.spill import Spill
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.run_log import ExtractionState, TableCounts
@@ -119,9 +119,9 @@ class SiloLoader:
         incremental = extract.table.snapshot_mode == INCREMENTAL
         position = snapshot.position(extract) if incremental else None
         since = self._since(extract, position) if position else None
-        with TemporaryDirectory(prefix="c360-silo-") as folder:
+        with scratch_folder() as folder:
             suppressed = self._control.privacy.suppressed_rows().of(extract.lake_table)
-            load = _Load(self._lake, extract, self._run_id, Path(folder), suppressed, force=self._force)
+            load = _Load(self._lake, extract, self._run_id, folder, suppressed, force=self._force)
             counts = load.changed(snapshot, since) if since else load.whole(snapshot)
         version = self._lake.versions.version(extract.lake_table)
         if position and version:
