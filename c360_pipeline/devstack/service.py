@@ -85,13 +85,17 @@ def without_secrets() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not SECRET_VARIABLE.search(name)}
 
 
+_by_chance: set[int] = set()
+"""Ports that this process got by chance."""
+
+
 def free_port(preferred: int) -> int:
     """`preferred` where nothing listens there, else one by chance. 0 is always one by chance.
 
     By chance is below what systems give to outgoing connections: between now and the server's start, one of these would
-    take it.
+    take it. Two servers that a process is about to start never get the same one.
     """
-    chosen = random.SystemRandom().sample(BELOW_EPHEMERAL, 100)
+    chosen = [port for port in random.SystemRandom().sample(BELOW_EPHEMERAL, 100) if port not in _by_chance]
     for port in (preferred, *chosen) if preferred else chosen:
         with socket.socket() as candidate:
             # As servers do: a port in TIME_WAIT is free to listen on.
@@ -100,7 +104,9 @@ def free_port(preferred: int) -> int:
                 candidate.bind((LOOPBACK, port))
             except OSError:
                 continue
-            return int(candidate.getsockname()[1])
+            if port != preferred:
+                _by_chance.add(port)
+            return port
     raise OSError("no TCP port is free on the loopback interface")
 
 
