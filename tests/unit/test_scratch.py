@@ -9,18 +9,20 @@ import pytest
 from c360_pipeline.stores.local.scratch import scratch_folder
 
 WORKER = """
-import sys, time
+import sys
 from pathlib import Path
 from c360_pipeline.stores.local.scratch import scratch_folder
 with scratch_folder(Path(sys.argv[1])) as folder:
     (folder / "rows").write_text("anna@example.org")
     print(folder, flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
 def _worker(parent: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(parent)], stdout=subprocess.PIPE, text=True)
+    """A process that has a folder until it is killed, or nobody holds its input any more."""
+    command = [sys.executable, "-c", WORKER, str(parent)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_nothing_is_left_afterwards_whether_it_went_well_or_not(tmp_path: Path) -> None:
