@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import dagster as dg
@@ -33,6 +31,7 @@ from c360_pipeline.stages.reconciliation.reconcile import unmatched
 from c360_pipeline.stages.recovery.cypher_script import SCRIPTS_PREFIX, write_script
 from c360_pipeline.stages.silos.run import SiloRun, readable_exclusions
 from c360_pipeline.stages.sources.tables import export_rows
+from c360_pipeline.stores.local.scratch import scratch_folder
 
 GROUP = "silos"
 LINEAGE_MEANING = {
@@ -326,8 +325,8 @@ def cypher_script(
     if expected > config.max_rows:
         why = f"{expected:,} rows of silos are more than max_rows, {config.max_rows:,}"
         return dg.MaterializeResult(metadata=rows(0, written=False, why=why))
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / f"silos-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.cypher"
+    with scratch_folder() as folder:
+        path = folder / f"silos-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.cypher"
         script = write_script(archive, path)
         if script.sha256 == last.get("sha256"):
             control_db.runs.note_script(last["script_id"], made_from)

@@ -1,7 +1,6 @@
 """`c360 cypher-script …`: the scripts that rebuild the silos' part of the graph in an empty database."""
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from c360_pipeline.cli.output import AsJson, err, local_folder, out, print_json
 from c360_pipeline.errors import ConfigError, InvariantError
 from c360_pipeline.settings import Settings, load_settings, operator_secret
+from c360_pipeline.stores.local.scratch import scratch_folder
 from c360_pipeline.stores.s3.bucket import file_sha256
 
 cypher_script_app = typer.Typer(help="Scripts that rebuild the silos' part of the graph.", no_args_is_help=True)
@@ -45,8 +45,8 @@ def get_script(
 ) -> None:
     """Write a script to a file or to standard output, once its sha256 was found to be the registered one."""
     settings = load_settings()
-    with tempfile.TemporaryDirectory() as scratch:
-        path = _fetched(settings, script_id, Path(scratch))
+    with scratch_folder() as scratch:
+        path = _fetched(settings, script_id, scratch)
         if out_ is None:
             with path.open("rb") as file:
                 while piece := file.read(1024 * 1024):
@@ -72,11 +72,11 @@ def run_script(
 
     settings = load_settings()
     with (
-        tempfile.TemporaryDirectory() as scratch,
+        scratch_folder() as scratch,
         Graph(uri, user, operator_secret(password_ref).get_secret_value(), database) as graph,
         err.status("fetching") as shown,
     ):
-        path = _fetched(settings, script_id, Path(scratch))
+        path = _fetched(settings, script_id, scratch)
         done = carry_out(path, file_sha256(path), graph, lambda number: shown.update(f"{number:,} statements"))
     err.print(f"{done:,} statements were run at {uri}.", highlight=False)
 

@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import polars as pl
 
@@ -18,6 +16,7 @@ from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.silos.control_rows import LINEAGE, ControlRows
 from c360_pipeline.core.sources.records import json_row
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.scratch import scratch_folder
 from c360_pipeline.stores.postgres.event_sources import SourceRow
 from c360_pipeline.stores.s3.landing import Landing
 
@@ -96,8 +95,8 @@ def _brought_to(landing: Landing, source: str, now: Version | None) -> Version |
 
 
 def _write(landing: Landing, source: str, rows: pl.DataFrame, version: Version, day: datetime) -> str:
-    with TemporaryDirectory(prefix="c360-rows-") as folder:
-        path = Path(folder) / f"{version.table_id}-{version.number:020}.jsonl"
+    with scratch_folder() as folder:
+        path = folder / f"{version.table_id}-{version.number:020}.jsonl"
         with path.open("wb") as file:
             file.writelines(_lines(rows))
         return landing.put_file(path, f"{FOLDER}{source}/date={day.date().isoformat()}/")
