@@ -73,24 +73,37 @@ def explain(
 def unmerge(
     key: Annotated[str, typer.Argument(help="type:hash, as the graph has it, or type=value")],
     tenant: Tenant = None,
+    other: Annotated[
+        str | None,
+        typer.Option("--from", help="another user: events do not make these two one any more"),
+    ] = None,
     reason: Annotated[str, typer.Option(help="kept with the control row")] = "unmerged",
     undo: Annotated[bool, typer.Option("--undo", help="let the key link again")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key link nothing any more, and take apart what it alone held together; old ids come back."""
+    """Make a key link nothing any more, and take apart what it alone held together; old ids come back.
+
+    With --from, two users whom an alias or merge call made one are two again.
+    """
     from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.stages.projection.corrections import block_key
+    from c360_pipeline.stages.projection.corrections import block_key, part_keys
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
     with control.locks.exclusive_run(), open_graph(settings) as graph:
-        found = block_key(control, lake, graph, key, tenant, reason, undo=undo)
+        if other is None:
+            found = block_key(control, lake, graph, key, tenant, reason, undo=undo)
+        else:
+            found = part_keys(control, lake, graph, key, other, tenant, reason, undo=undo)
     if as_json:
         print_json(found.as_dict())
     else:
         _print_changes(found.merges, found.splits)
+        does = f"links {'again' if undo else 'nothing any more'}"
+        if other is not None:
+            does = f"and {other} {'may be one person again' if undo else 'are two people'}"
         err.print(
-            f"{found.key} of {found.tenant_id} links {'again' if undo else 'nothing any more'}: "
+            f"{found.key} of {found.tenant_id} {does}: "
             f"{found.splits.height:,} split off, {found.merges.height:,} merged, {found.report.reread:,} reread.",
             highlight=False,
         )

@@ -181,7 +181,8 @@ COMMENT ON COLUMN correlation_key_rules.rule_id IS
     'Where keys of one event lead to journeys that may not meet, the event goes with the key of the first rule; unique ones come first.';
 COMMENT ON COLUMN correlation_key_rules.mode IS
     'link links events; weak attaches an event that nothing stronger links and never makes two journeys one; ignore makes no key.';
-COMMENT ON COLUMN correlation_key_rules.is_unique IS 'Two values of this type never share a journey.';
+COMMENT ON COLUMN correlation_key_rules.is_unique IS
+    'Two values of this type share a journey only where one event has both: an alias or merge call (attrs.same_as).';
 COMMENT ON COLUMN correlation_key_rules.max_partners IS
     'Other keys that one value may meet; one that meets more links nothing any more. Null for any number.';
 COMMENT ON COLUMN correlation_key_rules.window_seconds IS
@@ -207,6 +208,18 @@ CREATE TABLE IF NOT EXISTS blocked_keys (
 );
 
 COMMENT ON TABLE blocked_keys IS 'Keys that must never stitch, by hash: values that many customers share.';
+
+CREATE TABLE IF NOT EXISTS parted_keys (
+    tenant_id  text NOT NULL,
+    key_type   text NOT NULL,
+    key_hash   text NOT NULL,
+    other_hash text NOT NULL CHECK (other_hash <> key_hash),
+    reason     text NOT NULL DEFAULT '',
+    parted_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, key_type, key_hash, other_hash)
+);
+COMMENT ON TABLE parted_keys IS
+    'Two keys of a unique type that are not one person, whatever an event says (same_as), by hash; see c360 journey unmerge --from.';
 
 CREATE TABLE IF NOT EXISTS nobody_values (
     tenant_id text NOT NULL DEFAULT '*',
@@ -349,17 +362,17 @@ ON CONFLICT DO NOTHING;
 -- Users and addresses are of one person, who may have been here a thousand times; what is of a machine or an order and
 -- meets more than fifty others is a word that names nobody, or a device of many.
 -- Rules that somebody took away stay away: they are those of new databases alone.
-INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, max_partners)
+INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, is_unique, max_partners)
 SELECT * FROM (VALUES
-    ('*', 'user', 'userId', 'link', 1000),
-    ('*', 'session', 'sessionId', 'link', 50),
-    ('*', 'device', 'attrs.deviceId', 'link', 50),
-    ('*', 'cookie', 'attrs.cookieId', 'link', 50),
-    ('*', 'order', 'attrs.orderId', 'link', 50),
-    ('*', 'email_hash', 'attrs.emailHash', 'link', 1000),
-    ('*', 'ip', 'attrs.ip', 'ignore', 1000),
-    ('*', 'visitor', 'anonymousId', 'link', 1000),
-    ('*', 'user', 'attrs.same_as', 'link', 1000)
+    ('*', 'user', 'userId', 'link', true, 1000),
+    ('*', 'session', 'sessionId', 'link', false, 50),
+    ('*', 'device', 'attrs.deviceId', 'link', false, 50),
+    ('*', 'cookie', 'attrs.cookieId', 'link', false, 50),
+    ('*', 'order', 'attrs.orderId', 'link', false, 50),
+    ('*', 'email_hash', 'attrs.emailHash', 'link', false, 1000),
+    ('*', 'ip', 'attrs.ip', 'ignore', false, 1000),
+    ('*', 'visitor', 'anonymousId', 'link', false, 1000),
+    ('*', 'user', 'attrs.same_as', 'link', true, 1000)
 ) AS defaults WHERE NOT EXISTS (SELECT FROM control_schema)
 ON CONFLICT DO NOTHING;
 

@@ -38,7 +38,7 @@ LOG = (
     "tenant_id string, seq bigint, kind string, event_id string, ts timestamp, key_type string, key_hash string, "
     "status string, journey_id string, other_journey_id string, created_at timestamp, founding_event_id string, "
     "first_event_ts timestamp, last_event_ts timestamp, event_count bigint, key_count bigint, "
-    "unique_keys array<string>, partners bigint, detail string, committed_at timestamp"
+    "unique_keys array<string>, apart_from array<string>, partners bigint, detail string, committed_at timestamp"
 )
 FIRST = 1
 """The number of a tenant's first commit."""

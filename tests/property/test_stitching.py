@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -250,3 +251,67 @@ def test_guards_in_the_order_of_time_do_not_depend_on_the_split(
         assert all(len(values) <= 1 for values in users.values()), "two values of a unique type never share a journey"
         again = store.journeys.rebase("t", archive(events), policy)
         assert again.change is None, "all events under the same rules are what they are"
+
+
+PEOPLE = KeyPolicy(
+    (
+        KeyRule("*", "a", "attrs.a", is_unique=True, max_partners=None),
+        KeyRule("*", "a", "attrs.same_as", max_partners=None),
+        KeyRule("*", "b", "attrs.b", max_partners=None),
+        KeyRule("*", "c", "attrs.c", max_partners=None),
+    )
+)
+CROWDED = KeyPolicy(tuple(replace(rule, max_partners=3) if rule.key_type == "c" else rule for rule in PEOPLE.rules))
+OF_PEOPLE = st.lists(
+    st.dictionaries(
+        st.sampled_from(("a", "b", "c", "b", "same_as")), st.integers(1, 4).map(lambda n: f"v{n}"), max_size=3
+    ),
+    min_size=1, max_size=20,
+).map(lambda found: list(enumerate(found)))  # fmt: skip
+
+
+def people_of(events: list[Numbered], found: Journeyed) -> dict[str, set[str]]:
+    """The people of each journey, by the smallest name of those that are the same."""
+    persons: dict[str, str] = {}
+
+    def person(name: str) -> str:
+        while persons.get(name, name) != name:
+            name = persons[name]
+        return name
+
+    for _, keys in events:
+        if {"a", "same_as"} <= set(keys):
+            one, other = sorted((person(keys["a"]), person(keys["same_as"])))
+            persons[other] = one
+    held: dict[str, set[str]] = {}
+    for n, keys in events:
+        names = {person(keys[kind]) for kind in ("a", "same_as") if kind in keys}
+        held.setdefault(found[f"{n:03}"], set()).update(names)
+    return held
+
+
+@ON_DISK
+@given(OF_PEOPLE, CUTS, RANDOM, st.booleans())
+def test_people_stay_apart_alike_in_any_order_and_only_same_as_makes_two_one(
+    events: list[Numbered], cuts: list[int], rng: Random, is_crowded: bool
+) -> None:
+    # A quarantine is not lifted when events go: there none does.
+    policy, share = (CROWDED, 0.0) if is_crowded else (PEOPLE, 0.15)
+    shuffled = list(events)
+    rng.shuffle(shuffled)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder, policy)
+        there: dict[int, dict[str, str]] = {}
+        for batch in batches(shuffled, cuts):
+            gone = [n for n in there if rng.random() < share]
+            other = [(n, {"a": f"v{rng.randint(1, 4)}"}) for n in there if n not in gone and rng.random() < share]
+            there = {n: keys for n, keys in there.items() if n not in gone} | dict(other) | dict(batch)
+            store.add(batch + other, gone)
+            if rng.random() < 0.3:
+                store.forget_cache()
+        left = sorted(there.items())
+        assert all(len(people) <= 1 for people in people_of(left, store.now()).values())
+        again = store.journeys.rebase("t", archive(left), policy)
+        assert again.moved.is_empty()
+        assert again.keys.is_empty(), "each key of each event links, or is refused, as all events at once would have it"
+        assert not again.touched

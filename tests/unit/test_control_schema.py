@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (19, "9ce8e42dfdf5898d")
+NOTED = (20, "43e5ec51d3cd4ef1")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

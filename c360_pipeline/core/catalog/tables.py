@@ -304,6 +304,7 @@ JOURNEY_LOG = Table(
         Column("event_count", INT, "events", origin=of_events("event_id")),
         KEY_COUNT,
         Column("unique_keys", TEXT_LIST, "keys that may belong to one person only"),
+        Column("apart_from", TEXT_LIST, "journeys that unique keys keep apart from this one"),
         PARTNERS,
         Column("detail", TEXT, "what else the commit says, as JSON"),
         Column("committed_at", UTC_MICROS, "when the commit of stitching was written (UTC)"),

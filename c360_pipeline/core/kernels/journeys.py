@@ -74,7 +74,18 @@ def union_edges(left, right, size):
 
 @nb.njit(nogil=True, cache=True)
 def fold_events(
-    starts, key, weak, key_group, key_slot, group_journey, group_keys, group_unique, event_former, event_cap, journeys
+    starts,
+    key,
+    weak,
+    key_group,
+    key_slot,
+    same,
+    group_journey,
+    group_keys,
+    group_unique,
+    event_former,
+    event_cap,
+    journeys,
 ):
     """Assign events to groups, one after the other.
 
@@ -86,9 +97,10 @@ def fold_events(
         weak: whether it is weak there.
         key_group: group that holds each key, -1 for none; changed.
         key_slot: for each key the place of its type among the unique types, -1 for others.
+        same: for each key the one that stands for all that are of the same person.
         group_journey: number of the journey of each group that is there.
         group_keys: linking keys of each group, with room for one group per event; changed.
-        group_unique: key of each unique type of each group, -1 for none; changed.
+        group_unique: key of each unique type of each group, as `same` has it, -1 for none; changed.
         event_former: number of the journey without a group that each event once founded, -1 for none.
         event_cap: keys that a merge of two groups may make, -1 for any number.
         journeys: how many numbers of journeys there are; a lower number is an older journey.
@@ -131,14 +143,14 @@ def fold_events(
                 continue
             slot = key_slot[k]
             if holder < 0:
-                if slot >= 0 and group_unique[group, slot] >= 0:
+                if slot >= 0 and 0 <= group_unique[group, slot] != same[k]:
                     outcome[p] = REFUSED_UNIQUE
                     refuser[p] = group
                     continue
                 key_group[k] = group
                 group_keys[group] += 1
                 if slot >= 0:
-                    group_unique[group, slot] = k
+                    group_unique[group, slot] = same[k]
                 continue
             outcome[p] = _refusal(group, holder, has_events, group_keys, group_unique, event_cap[e])
             if outcome[p] != LINKED:
@@ -222,6 +234,27 @@ def _to_roots(parent, groups):
     for i in range(len(groups)):
         if groups[i] >= 0:
             groups[i] = find(parent, groups[i])
+
+
+@nb.njit(nogil=True, cache=True)
+def same_pairs(starts, key, slot):
+    """Each two keys of one unique type that an event has: it says that they are one person.
+
+    Args:
+        starts: place of each event's first key, and the number of places.
+        key: number of the key at each place.
+        slot: for each key the place of its type among the unique types, -1 for others.
+    """
+    left, right = [nb.int64(0) for _ in range(0)], [nb.int64(0) for _ in range(0)]
+    for e in range(len(starts) - 1):
+        for p in range(starts[e], starts[e + 1]):
+            if slot[key[p]] < 0:
+                continue
+            for q in range(p + 1, starts[e + 1]):
+                if slot[key[q]] == slot[key[p]]:
+                    left.append(key[p])
+                    right.append(key[q])
+    return np.array(left, np.int64), np.array(right, np.int64)
 
 
 @nb.njit(nogil=True, cache=True)

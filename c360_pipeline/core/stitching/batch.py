@@ -23,9 +23,10 @@ JOURNEY_STATE = pl.Schema(
         "event_count": pl.Int64(),
         "key_count": pl.Int64(),
         "unique_keys": pl.List(pl.String()),
+        "apart_from": pl.List(pl.String()),
     }
 )
-"""A journey: its name for life, and what it holds; unique keys as `type:hash`."""
+"""A journey: its name for life, and what it holds; unique keys as `type:hash`, and journeys that these keep apart."""
 
 MAX_KEYS_PER_EVENT = 64
 Ints = npt.NDArray[np.int64]
@@ -195,7 +196,7 @@ def quarantines(batch: Batch, known: Known, policy: KeyPolicy) -> tuple[Ints, Fl
     The count is that of all different keys that a key stood beside in any event, blocked ones aside, so that the order
     of events does not matter.
     """
-    is_aside = batch.keys["is_weak"].to_numpy() | _blocked(batch, policy)
+    is_aside = batch.keys["is_weak"].to_numpy() | blocked_keys(batch, policy)
     limit = batch.keys["max_partners"].to_numpy()
     partners = known.partners.copy()
     left, right, _ = batch.pairs if known.is_new_pair is not None else _pairs_near_limits(batch, limit)
@@ -225,7 +226,8 @@ def _pairs_near_limits(batch: Batch, limit: Ints) -> tuple[Ints, Ints, Words]:
     return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint64)
 
 
-def _blocked(batch: Batch, policy: KeyPolicy) -> Flags:
+def blocked_keys(batch: Batch, policy: KeyPolicy) -> Flags:
+    """For each key of a batch whether it is on the list of those that never link."""
     if not policy.blocked:
         return np.zeros(batch.keys.height, np.bool_)
     listed = pl.DataFrame(

@@ -79,6 +79,7 @@ class KeyPolicy:
         rules: in the order of their strength within unique and others: the first decides where an event goes.
         limits: of journeys.
         blocked: tenant, key type and hash of keys that never link, hash as decimal text.
+        parted: tenant, key type and hashes of two unique keys that are not one person, whatever events say.
         nobody: tenant (`*` for all) and further words that name nobody, as `word_of` makes them.
         identifiers: secrets that keys are hashed with.
     """
@@ -86,6 +87,7 @@ class KeyPolicy:
     rules: tuple[KeyRule, ...]
     limits: tuple[JourneyLimit, ...] = (JourneyLimit(),)
     blocked: frozenset[tuple[str, str, str]] = field(default=frozenset())
+    parted: frozenset[tuple[str, str, str, str]] = field(default=frozenset())
     nobody: frozenset[tuple[str, str]] = field(default=frozenset())
     identifiers: IdentifierKeys = field(default=UNKEYED)
 
@@ -120,8 +122,10 @@ class KeyPolicy:
         return sorted({word for tenant, word in self.nobody if tenant in (tenant_id, EVERY_TENANT)})
 
     def blocked_of(self, tenant_id: str) -> list[str]:
-        """The blocked keys of a tenant as `type:hash`, sorted."""
-        return sorted(f"{kind}:{key}" for tenant, kind, key in self.blocked if tenant == tenant_id)
+        """The blocked keys of a tenant as `type:hash`, and its parted ones as two of them with a blank; sorted."""
+        blocked = [f"{kind}:{key}" for tenant, kind, key in self.blocked if tenant == tenant_id]
+        parted = [" ".join(sorted((f"{k}:{one}", f"{k}:{two}"))) for t, k, one, two in self.parted if t == tenant_id]
+        return sorted([*blocked, *parted])
 
     def by_type(self, tenants: Iterable[str]) -> pl.DataFrame:
         """One row per tenant and key type that makes keys.

@@ -25,12 +25,13 @@ from c360_pipeline.core.stitching.batch import (
     Ints,
     Known,
     Stitched,
-    _blocked,
     _new_pairs,
+    blocked_keys,
     quarantines,
 )
 from c360_pipeline.core.stitching.journey_ids import journey_ids
 from c360_pipeline.core.stitching.keys import KeyPolicy
+from c360_pipeline.core.stitching.unique import UniqueKeys
 
 LINKED, WEAK, REFUSED_UNIQUE, REFUSED_SIZE, QUARANTINED, BLOCKED, EXCESS = (
     "linked", "weak", "refused_unique", "refused_size", "quarantined", "blocked", "excess",
@@ -58,7 +59,7 @@ def stitch(
         are_taken: of ids whether another journey has or had them; one that is founded gets an id of its own.
     """
     partners, is_quarantined = quarantine or quarantines(batch, known, policy)
-    is_blocked = _blocked(batch, policy)
+    is_blocked = blocked_keys(batch, policy)
     fold = _fold(batch, known, policy, is_quarantined | is_blocked)
     named = _named(batch, known, fold, are_taken)
     status = _statuses(batch, fold, is_quarantined, is_blocked)
@@ -110,8 +111,7 @@ class _Fold:
         met_event: of each journey the event where it met an older one, -1 for none.
         met_key: of each journey the key by which, -1 for none.
         group_keys: number of linking keys of each group.
-        group_unique: number of the key of each unique type of each group, -1 for none.
-        unique_names: `type:hash` of each key by number, with those that only journeys know; empty without unique types.
+        unique: keys that are of one person only.
     """
 
     open: Ints
@@ -126,8 +126,7 @@ class _Fold:
     met_event: Ints
     met_key: Ints
     group_keys: Ints
-    group_unique: Ints
-    unique_names: list[str]
+    unique: UniqueKeys
 
     @cached_property
     def roots(self) -> Ints:
@@ -151,16 +150,17 @@ def _fold(batch: Batch, known: Known, policy: KeyPolicy, is_out: Flags) -> _Fold
     key_group = np.where(is_out, -1, group_of[known.key_journey])
     room = np.zeros(events, np.int64)
     group_keys = np.concatenate([known.journeys["key_count"].to_numpy()[open_], room]).astype(np.int64)
-    group_unique, names = _unique_keys(batch, known, policy, open_)
+    unique = UniqueKeys.of(batch, known.journeys, is_out, policy)
+    group_unique = unique.of_groups(open_, len(group_keys), len(policy.unique_types))
     event_group, outcome, refuser, parent, oldest, founder, met_event, met_place = kernel.fold_events(
         starts, key, batch.keys["is_weak"].to_numpy()[key], key_group,
-        batch.keys["unique_slot"].to_numpy().astype(np.int64), open_, group_keys, group_unique,
+        unique.slot, unique.same, open_, group_keys, group_unique,
         _formers(batch, known), _caps(batch, policy), known.journeys.height,
     )  # fmt: skip
     met_key = np.where(met_place >= 0, key[met_place], -1) if len(key) else met_place
     return _Fold(
         open_, event_group, key_group, is_linked, outcome, refuser, parent, oldest, founder, met_event, met_key,
-        group_keys, group_unique, names,
+        group_keys, unique,
     )  # fmt: skip
 
 
@@ -196,30 +196,6 @@ def _formers(batch: Batch, known: Known) -> Ints:
     former = np.full(batch.events.height, known.journeys.height, np.int64)
     np.minimum.at(former, *_founders(batch, known))
     return np.where(former < known.journeys.height, former, -1)
-
-
-def _unique_keys(batch: Batch, known: Known, policy: KeyPolicy, open_: Ints) -> tuple[Ints, list[str]]:
-    """The key of each unique type of each group, with room for one group per event, and the names of keys by number."""
-    slots = {name: slot for slot, name in enumerate(policy.unique_types)}
-    held = np.full((len(open_) + batch.events.height, len(slots)), -1, np.int64)
-    if not slots:
-        return held, []
-    names: list[str] = batch.keys.select(key_name()).to_series().to_list()
-    number_of = {name: number for number, name in enumerate(names)}
-    for group, found in enumerate(known.journeys["unique_keys"].gather(open_).to_list()):
-        for name in found or ():
-            if name not in number_of:
-                number_of[name] = len(names)
-                names.append(name)
-            slot = slots.get(name.rpartition(":")[0])
-            if slot is not None:
-                held[group, slot] = number_of[name]
-    return held, names
-
-
-def key_name() -> pl.Expr:
-    """A key as `type:hash`."""
-    return pl.concat_str("key_type", pl.lit(":"), pl.col("key_hash").cast(pl.String))
 
 
 @dataclass(frozen=True)
@@ -312,23 +288,40 @@ def _states(batch: Batch, known: Known, fold: _Fold, named: _Named) -> pl.DataFr
     np.add.at(events, into, before["event_count"].to_numpy())
     np.minimum.at(first, into, before["first_event_ts"].dt.epoch("us").to_numpy())
     np.maximum.at(last, into, before["last_event_ts"].dt.epoch("us").to_numpy())
-    roots = fold.roots
+    # A journey that refused a tie without an event of the batch knows of it from now on.
+    roots = np.union1d(fold.roots, fold.refuser[fold.refuser >= 0])
     touched = named.of_group[roots]
     rows = named.journeys[touched].with_columns(
         first_event_ts=pl.Series(first[touched]).cast(_INSTANT), last_event_ts=pl.Series(last[touched]).cast(_INSTANT),
         event_count=pl.Series(events[touched], dtype=pl.Int64),
         key_count=pl.Series(fold.group_keys[roots], dtype=pl.Int64),
-        unique_keys=_names_of_unique(fold, roots),
+        unique_keys=fold.unique.names(batch, fold.key_group, fold.open, fold.parent, roots),
+        apart_from=_apart_from(batch, before, fold, named, roots),
     )  # fmt: skip
     return rows.select(list(JOURNEY_STATE))
 
 
-def _names_of_unique(fold: _Fold, roots: Ints) -> pl.Series:
-    kind = pl.List(pl.String)
-    if not fold.unique_names:
-        return pl.Series([[]], dtype=kind).new_from_index(0, len(roots))
-    rows = [[fold.unique_names[k] for k in keys if k >= 0] for keys in fold.group_unique[roots].tolist()]
-    return pl.Series(rows, dtype=kind)
+def _apart_from(batch: Batch, before: pl.DataFrame, fold: _Fold, named: _Named, roots: Ints) -> pl.Series:
+    """Of each root the ids of journeys that unique keys keep apart from it, sorted."""
+    ids, kind = named.journeys["journey_id"], pl.List(pl.String)
+    place = np.flatnonzero(fold.outcome == kernel.REFUSED_UNIQUE)
+    event = np.repeat(np.arange(batch.events.height), np.diff(batch.starts))[np.flatnonzero(fold.is_linked)[place]]
+    one, other = named.of_group[fold.event_group[event]], named.of_group[fold.refuser[place]]
+    refused = pl.DataFrame(
+        {
+            "journey_id": ids.gather(np.concatenate([one, other])),
+            "apart_from": ids.gather(np.concatenate([other, one])),
+        }
+    )
+    there = before.select(
+        pl.Series("journey_id", ids.gather(named.of_group[: len(fold.open)]), dtype=pl.String), "apart_from"
+    )
+    both = pl.concat([refused, there.explode("apart_from").drop_nulls()]).unique()
+    both = both.filter(pl.col("journey_id") != pl.col("apart_from"))
+    by_journey = both.group_by("journey_id").agg(pl.col("apart_from").sort())
+    asked = named.journeys[named.of_group[roots]].select("journey_id")
+    found = asked.join(by_journey, on="journey_id", how="left", maintain_order="left")["apart_from"]
+    return found.cast(kind).fill_null(pl.lit([], kind))
 
 
 def _final_numbers(batch: Batch, known: Known, fold: _Fold, named: _Named) -> Ints:

@@ -21,11 +21,11 @@ from c360_pipeline.stores.postgres.control import ControlDb
 
 @dataclass(frozen=True)
 class BlockedKey:
-    """What blocking a key, or letting it link again, did.
+    """What blocking a key, or letting it link again, did; or parting two.
 
     Attributes:
         tenant_id: whose key.
-        key: `type:hash`.
+        key: `type:hash`; of two that were parted the first.
         report: of the batch that found its journeys again.
         merges: tenant_id, survivor, loser.
         splits: tenant_id, journey_id, split_off, event_count.
@@ -68,10 +68,53 @@ def block_key(
         control.key_rules.unblock(owner, key_type, key_hash)
     else:
         control.key_rules.block(owner, key_type, key_hash, reason)
+    cause = f"{name} links again" if undo else f"{name} was blocked"
+    return _restitched(control, lake, graph, owner, [name], cause)
+
+
+def part_keys(
+    control: ControlDb, lake: Lake, graph: Graph, key: str, other: str, tenant: str | None, reason: str, *, undo: bool
+) -> BlockedKey:
+    """Note that two users are not one person, whatever events say; or let events say it again.
+
+    Args:
+        control: holds the list.
+        lake: holds the journeys.
+        graph: shows them.
+        key: `type:hash` or `type=value`, of a unique type.
+        other: the same, of the other user.
+        tenant: whose; None where only one has the key.
+        reason: kept with the control row.
+        undo: whether events may say again that they are one.
+
+    Raises:
+        ConfigError: there is no such key, several tenants have it, they are of two types, or their type is not unique.
+    """
+    policy = control.key_rules.policy()
+    owner, key_type, key_hash = _found_key(lake, policy, key, tenant)
+    _, other_type, other_hash = _found_key(lake, policy, other, owner)
+    if (key_type, key_hash) == (other_type, other_hash):
+        raise ConfigError(f"{key!r} and {other!r} are one key: name two.")
+    is_unique = any(rule.is_unique and rule.key_type == key_type for rule in policy.rules_of(owner))
+    if other_type != key_type or not is_unique:
+        raise ConfigError(
+            "Only two keys of one unique type are said to be one person (is_unique in correlation_key_rules): "
+            f"{key_type!r} and {other_type!r} are not. `c360 journey unmerge KEY` lets a key link nothing."
+        )
+    if undo:
+        control.key_rules.unpart(owner, key_type, key_hash, other_hash)
+    else:
+        control.key_rules.part(owner, key_type, key_hash, other_hash, reason)
+    names = [f"{key_type}:{key_hash}", f"{key_type}:{other_hash}"]
+    cause = f"{' and '.join(names)} {'may be one again' if undo else 'are two'}"
+    return _restitched(control, lake, graph, owner, names, cause)
+
+
+def _restitched(control: ControlDb, lake: Lake, graph: Graph, owner: str, names: list[str], cause: str) -> BlockedKey:
+    """Find the journeys of keys again, and bring tables and graph up to them."""
     journeys, policy = Journeys(lake), control.key_rules.policy()
     before = JourneyTables(lake).target()
-    cause = f"{name} links again" if undo else f"{name} was blocked"
-    report = journeys.restitch(journeys.with_keys(owner, [name]), policy, owner, cause)
+    report = journeys.restitch(journeys.with_keys(owner, names), policy, owner, cause)
     bring_up(lake, graph)
     found = JourneyTables(lake).between(before, {owner: journeys.log.state(owner).seq})
     rows = found.rows.collect(engine="streaming")
@@ -79,7 +122,7 @@ def block_key(
     splits = rows.filter(pl.col("kind") == SPLIT).select(
         "tenant_id", "journey_id", "event_count", split_off="other_journey_id"
     )
-    return BlockedKey(owner, name, report, merges, splits)
+    return BlockedKey(owner, names[0], report, merges, splits)
 
 
 def bring_up(lake: Lake, graph: Graph) -> None:

@@ -191,7 +191,7 @@ class Stitching:
         changed = before.symmetric_difference(self._policy.blocked_of(tenant))
         if not changed:
             return BatchReport()
-        touched = self._journeys.with_keys(tenant, sorted(changed))
+        touched = self._journeys.with_keys(tenant, sorted({name for names in changed for name in names.split(" ")}))
         self._check_removal_limit(tenant, touched.height, self._journeys.count(tenant), force=force)
         cause = f"blocked keys: {', '.join(sorted(changed))}"
         return self._journeys.restitch(touched, self._policy, tenant, cause)

@@ -24,7 +24,7 @@ import polars as pl
 from c360_pipeline.core.arrays.row_hashes import words
 from c360_pipeline.core.kernels import journeys as kernel
 from c360_pipeline.core.stitching.batch import KNOWN_JOURNEY, Batch, Known, Stitched
-from c360_pipeline.core.stitching.journey_ids import id_words
+from c360_pipeline.core.stitching.journey_ids import id_words, ids_of_words
 from c360_pipeline.core.stitching.keys import UNKEYED
 from c360_pipeline.core.stitching.log import ALIAS, COMMIT, EVENT, JOURNEY, KEY, REMOVED, Gone
 from c360_pipeline.core.stitching.stitch import LINKED
@@ -49,7 +49,7 @@ from c360_pipeline.stages.stitching.index_rows import (
 from c360_pipeline.stores.local.sorted_index import Ints, Rows, SortedRuns, StagedRun, Words
 
 KINDS = {"keys": KEYS, "events": EVENTS, "journeys": JOURNEYS, "aliases": ALIASES, "pairs": PAIRS}
-FORMAT = 2
+FORMAT = 3
 """Of the files; an index of another is rebuilt."""
 LIST, LOCK = "index.json", "lock"
 LOADS = 5
@@ -348,6 +348,26 @@ class JourneyIndex:
         """The states of the journeys that some ids lead to now, of those that have events."""
         high, low = self.current(*id_words(ids))
         return self.journeys(high, low).unique("journey_id").filter(pl.col("event_count") > 0)
+
+    def around(self, journeys: pl.DataFrame) -> pl.DataFrame:
+        """Journeys with all that unique keys keep apart from them, directly or over others.
+
+        Args:
+            journeys: `JOURNEY_STATE`, of journeys that live.
+
+        Returns:
+            The same columns; `apart_from` as the ids are now.
+        """
+        found, left = journeys, journeys
+        while True:
+            ids = left["apart_from"].explode().drop_nulls().unique()
+            left = self.living(ids).join(found, on="journey_id", how="anti") if len(ids) else left.clear()
+            if left.is_empty():
+                break
+            found = pl.concat([found, left.select(found.columns)])
+        said = found["apart_from"].explode().drop_nulls().unique()
+        now = dict(zip(said, ids_of_words(*self.current(*id_words(said))), strict=True))
+        return found.with_columns(pl.col("apart_from").list.eval(pl.element().replace(now)))
 
     def known(self, batch: Batch) -> Known:
         """What is known of the keys of a batch."""

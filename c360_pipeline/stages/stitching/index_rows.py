@@ -20,9 +20,10 @@ JOURNEYS = record(
     _IDENTITY, ["created_at", "first_event_ts", "last_event_ts", "event_count", "key_count", "tenant_characters",
                 "founder_characters"], texts=True,
 )  # fmt: skip
-"""The text is the tenant, the founding event and the unique keys, these with a blank between them."""
+"""The text is the tenant, the founding event, and, with a blank between them, unique keys, then journeys apart."""
 ALIASES = record([*_IDENTITY, *_JOURNEY])
 PAIRS = record(["low"])
+_THEN = "\x1f"
 _INSTANT = pl.Datetime("us", "UTC")
 
 
@@ -161,14 +162,15 @@ def event_fingerprints(ts: pl.Series, keys: pl.DataFrame) -> Words:
 def _rows_of_journeys(states: pl.DataFrame) -> Rows:
     """From `JOURNEY_STATE`."""
     high, low = id_words(states["journey_id"])
-    unique = pl.col("unique_keys").list.join(" ").fill_null("")
+    unique, apart = (pl.col(name).list.join(" ").fill_null("") for name in ("unique_keys", "apart_from"))
+    said = pl.when(apart == "").then(unique).otherwise(pl.concat_str(unique, pl.lit(_THEN), apart))
     founder = pl.col("founding_event_id").fill_null("")
     numbers = states.select(
         pl.col("created_at", "first_event_ts", "last_event_ts").dt.epoch("us").fill_null(0), "event_count",
         "key_count", tenant_characters=pl.col("tenant_id").str.len_chars(), founder_characters=founder.str.len_chars(),
     )  # fmt: skip
     columns = {name: numbers[name].to_numpy() for name in numbers.columns}
-    texts = states.select(pl.concat_str("tenant_id", founder, unique)).to_series()
+    texts = states.select(pl.concat_str("tenant_id", founder, said)).to_series()
     return Rows.of(JOURNEYS, {"high": high, "low": low, **columns}, texts)
 
 
@@ -180,11 +182,17 @@ def _states(rows: Rows) -> pl.DataFrame:
         [rows.text(), ids_of_words(rows["high"], rows["low"]), *(pl.Series(n, rows[n]) for n in [*instants, *numbers])]
     )
     text, tenant, founder = pl.col("text"), pl.col("tenant_characters"), pl.col("founder_characters")
-    unique = text.str.slice(tenant + founder)
+    said = text.str.slice(tenant + founder).str.split_exact(_THEN, 1)
+    listed = {
+        name: pl.when(part.fill_null("") == "").then(pl.lit([], pl.List(pl.String))).otherwise(part.str.split(" "))
+        for name, part in (
+            ("unique_keys", said.struct.field("field_0")), ("apart_from", said.struct.field("field_1"))
+        )
+    }  # fmt: skip
     return told.select(
         "journey_id", pl.col(instants).cast(_INSTANT), *numbers[:2],
         tenant_id=text.str.slice(0, tenant), founding_event_id=text.str.slice(tenant, founder),
-        unique_keys=pl.when(unique == "").then(pl.lit([], pl.List(pl.String))).otherwise(unique.str.split(" ")),
+        **listed,
     ).select(list(JOURNEY_STATE))  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import JOURNEY_LOG
-from c360_pipeline.core.stitching.batch import prepare, quarantines
+from c360_pipeline.core.stitching.batch import JOURNEY_STATE, Batch, Flags, Known, blocked_keys, prepare, quarantines
 from c360_pipeline.core.stitching.journey_ids import id_words
 from c360_pipeline.core.stitching.keys import KEY_COLUMNS, KeyPolicy, extract_keys
 from c360_pipeline.core.stitching.log import (
@@ -23,6 +23,7 @@ from c360_pipeline.core.stitching.log import (
     living_journeys,
 )
 from c360_pipeline.core.stitching.stitch import stitch
+from c360_pipeline.core.stitching.unique import contested
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stages.stitching import purge as purging
 from c360_pipeline.stages.stitching import rebase as rebasing
@@ -120,7 +121,7 @@ class Journeys:
 
         def decide(index: JourneyIndex) -> Change | None:
             nothing = pl.DataFrame(schema={"tenant_id": pl.String, "event_id": pl.String})
-            living = index.living(journeys["journey_id"])
+            living = index.around(index.living(journeys["journey_id"]))
             if living.is_empty():
                 return None
             events = JOURNEY_LOG.empty().select(EVENT_COLUMNS)
@@ -187,14 +188,32 @@ class Journeys:
         crossing = found.key_journey[is_quarantined & ~found.is_quarantined & (found.key_journey >= 0)]
         if len(crossing):
             apart.append(index.journeys(*id_words(found.journeys["journey_id"].gather(np.unique(crossing)))))
-        if apart:
-            split_up = pl.concat(apart).unique("journey_id")
-            cause = "events changed" if out.height else "quarantine"
+        anyway = pl.concat([JOURNEY_LOG.empty().select(list(JOURNEY_STATE)), *apart]).unique("journey_id")
+        split_up = self._taken_apart(index, batch, found, anyway, is_quarantined | blocked_keys(batch, policy), policy)
+        if split_up.height:
+            cause = "events changed" if out.height else "quarantine" if anyway.height else "unique key"
             change = self._restitching.restitched(index, rows, kept_keys, out, split_up, policy, cause)
         else:
             stitched = stitch(batch, found, policy, quarantine, index.are_taken)
             change = Change(stitched, Gone.nothing(), report_of(stitched, found), batch)
         return replace(change, report=replace(change.report, known=passed_over))
+
+    def _taken_apart(
+        self, index: JourneyIndex, batch: Batch, found: Known, anyway: pl.DataFrame, is_out: Flags, policy: KeyPolicy
+    ) -> pl.DataFrame:
+        """Journeys that are taken apart anyway, and those that `contested` says."""
+        if not policy.unique_types:
+            return anyway
+        states = list(JOURNEY_STATE)
+        touched = pl.concat([found.journeys.select(states), anyway.select(states)]).unique("journey_id")
+        around = index.around(touched)
+        if around.is_empty():
+            return anyway
+        is_open = ~pl.col("journey_id").is_in(anyway["journey_id"].implode())
+        around = around.with_columns(is_open=is_open)
+        ids = contested(batch, found, around, is_out, policy)
+        more = around.filter("is_open", pl.col("journey_id").is_in(ids.implode()))
+        return pl.concat([anyway.select(states), more.select(states)])
 
 
 def _renumbered(keys: pl.DataFrame, wanted: pl.Series) -> pl.DataFrame:

@@ -47,7 +47,7 @@ FIND_USE = """
         OR EXISTS (SELECT FROM etl_run_logs) OR EXISTS (SELECT FROM blocked_keys) AS is_used
 """
 NOTE_SCHEMA_VERSION = "INSERT INTO control_schema (version) VALUES (%(version)s) ON CONFLICT DO NOTHING"
-SCHEMA_VERSION = 19
+SCHEMA_VERSION = 20
 """Of `ddl/control.sql`: raised with every change of it, so that databases that are there get the change, once."""
 
 

@@ -38,6 +38,8 @@ BROKEN_OFF = (
 Change = Callable[[pl.Expr, IdentifierKeys, int], pl.Expr]
 LISTS: tuple[tuple[str, str, Change], ...] = (
     ("blocked_keys", "key_hash", rotated_hashes),
+    ("parted_keys", "key_hash", rotated_hashes),
+    ("parted_keys", "other_hash", rotated_hashes),
     ("suppressed_users", "user_hash", lambda hashes, keys, since: keys.covered_digests(hashes, since)),
     ("suppressed_rows", "row_hash", lambda hashes, keys, since: keys.covered_digests(hashes, since)),
 )

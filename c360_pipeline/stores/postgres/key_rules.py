@@ -13,6 +13,7 @@ READ_KEY_RULES = """
 """
 READ_LIMITS = "SELECT tenant_id, soft_max_keys, hard_max_keys FROM journey_limits ORDER BY tenant_id"
 READ_BLOCKED = "SELECT tenant_id, key_type, key_hash FROM blocked_keys"
+READ_PARTED = "SELECT tenant_id, key_type, key_hash, other_hash FROM parted_keys"
 READ_NOBODY = "SELECT tenant_id, value FROM nobody_values"
 BLOCK_KEY = """
     INSERT INTO blocked_keys (tenant_id, key_type, key_hash, reason)
@@ -21,10 +22,21 @@ BLOCK_KEY = """
 UNBLOCK_KEY = """
     DELETE FROM blocked_keys WHERE tenant_id = %(tenant_id)s AND key_type = %(key_type)s AND key_hash = %(key_hash)s
 """
+PART_KEYS = """
+    INSERT INTO parted_keys (tenant_id, key_type, key_hash, other_hash, reason)
+    SELECT %(tenant_id)s, %(key_type)s, %(key_hash)s, %(other_hash)s, %(reason)s WHERE NOT EXISTS (
+        SELECT FROM parted_keys WHERE tenant_id = %(tenant_id)s AND key_type = %(key_type)s
+        AND key_hash = %(other_hash)s AND other_hash = %(key_hash)s
+    ) ON CONFLICT DO NOTHING
+"""
+UNPART_KEYS = """
+    DELETE FROM parted_keys WHERE tenant_id = %(tenant_id)s AND key_type = %(key_type)s
+    AND (key_hash, other_hash) IN ((%(key_hash)s, %(other_hash)s), (%(other_hash)s, %(key_hash)s))
+"""
 
 
 class KeyRules:
-    """Rules for keys, limits of journeys, blocked keys.
+    """Rules for keys, limits of journeys, blocked and parted keys.
 
     Args:
         sessions: of the control database.
@@ -51,6 +63,10 @@ class KeyRules:
                 blocked=frozenset(
                     (r["tenant_id"], r["key_type"], r["key_hash"]) for r in connection.execute(READ_BLOCKED)
                 ),
+                parted=frozenset(
+                    (r["tenant_id"], r["key_type"], r["key_hash"], r["other_hash"])
+                    for r in connection.execute(READ_PARTED)
+                ),
                 nobody=frozenset((r["tenant_id"], word_of(r["value"])) for r in connection.execute(READ_NOBODY)),
                 identifiers=self._identifiers.read(connection),
             )
@@ -66,3 +82,15 @@ class KeyRules:
         values = {"tenant_id": tenant_id, "key_type": key_type, "key_hash": key_hash}
         with self._sessions.session() as connection:
             return connection.execute(UNBLOCK_KEY, values).rowcount > 0
+
+    def part(self, tenant_id: str, key_type: str, key_hash: str, other_hash: str, reason: str) -> bool:
+        """Note that two unique keys are not one person, whatever events say; False when it was noted."""
+        values = {"tenant_id": tenant_id, "key_type": key_type, "key_hash": key_hash, "other_hash": other_hash}
+        with self._sessions.session() as connection:
+            return connection.execute(PART_KEYS, {**values, "reason": reason}).rowcount > 0
+
+    def unpart(self, tenant_id: str, key_type: str, key_hash: str, other_hash: str) -> bool:
+        """Let events say again that two unique keys are one person; False when they could."""
+        values = {"tenant_id": tenant_id, "key_type": key_type, "key_hash": key_hash, "other_hash": other_hash}
+        with self._sessions.session() as connection:
+            return connection.execute(UNPART_KEYS, values).rowcount > 0

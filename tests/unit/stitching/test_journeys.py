@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from pathlib import Path
@@ -115,7 +116,15 @@ class Stitcher:
         return self.journeys.restitch(touched, self.policy, tenant, "test")
 
     def unique_user(self) -> None:
-        self.policy = KeyPolicy((KeyRule("*", "user", "attrs.user", is_unique=True), *RULES[1:]))
+        users = (KeyRule("*", "user", f"attrs.{name}", is_unique=True) for name in ("user", "same_as"))
+        self.policy = KeyPolicy((*users, *RULES[1:]))
+
+    def part(self, one: str, other: str, *, undo: bool = False) -> BatchReport:
+        pair = [value_hash("acme", "user", value, UNKEYED) or "" for value in (one, other)]
+        parted = frozenset() if undo else frozenset([("acme", "user", *pair)])
+        self.policy = replace(self.policy, parted=parted)
+        touched = self.journeys.with_keys("acme", [f"user:{key}" for key in pair])
+        return self.journeys.restitch(touched, self.policy, "acme", "test")
 
     def capped(self, kind: str, partners: int) -> None:
         rules = tuple(KeyRule("*", k, f"attrs.{k}", max_partners=partners if k == kind else None) for k in TYPES)
@@ -496,6 +505,52 @@ def test_case_37_a_third_event_does_not_tie_two_users(stitcher: Stitcher) -> Non
     stitcher.add(("c", 3, ["cookie:2", "device:1"]))
     assert stitcher.partition() == {frozenset("ac"), frozenset("b")}, "the device is the stronger key"
     assert stitcher.statuses("c") == {"device": "linked", "cookie": "refused_unique"}
+
+
+def test_only_same_as_makes_two_users_one(stitcher: Stitcher) -> None:
+    stitcher.unique_user()
+    stitcher.add(("a", 1, ["user:ann", "device:1"]), ("b", 2, ["user:anna", "device:1"]))
+    assert stitcher.partition() == apart("a", "b")
+    assert stitcher.statuses("b") == {"user": "linked", "device": "refused_unique"}
+    stitcher.add(("c", 3, ["user:anna", "same_as:ann"]))
+    assert stitcher.assigned() == dict.fromkeys("abc", name_of("a"))
+    assert stitcher.statuses("b") == {"user": "linked", "device": "linked"}, "what was refused is looked at again"
+    assert stitcher.table(JOURNEY_CONFLICTS).is_empty()
+    stitcher.add(("d", 4, ["user:bob", "same_as:bobby"]), ("e", 5, ["user:bobby"]), ("f", 6, ["user:ann", "device:2"]))
+    stitcher.add(("g", 7, ["user:bobby", "device:2"]))
+    assert stitcher.partition() == {frozenset("abcf"), frozenset("deg")}
+
+
+def test_users_that_are_parted_are_two_again_with_their_old_ids(stitcher: Stitcher) -> None:
+    stitcher.unique_user()
+    stitcher.add(("a", 1, ["user:ann", "device:1"]), ("b", 2, ["user:bob", "device:2"]))
+    stitcher.add(("c", 3, ["user:bob", "same_as:ann"]), ("d", 4, ["user:bob"]))
+    assert set(stitcher.assigned().values()) == {name_of("a")}
+    stitcher.part("ann", "bob")
+    parted = stitcher.assigned()
+    assert (parted["a"], parted["b"], parted["d"]) == (name_of("a"), name_of("b"), name_of("b"))
+    stitcher.add(("e", 5, ["user:ann", "same_as:bob"]), ("c", 3, ["user:bob", "same_as:ann"]))
+    assert {**parted, "e": stitcher.assigned()["e"]} == stitcher.assigned(), "nor does another event make them one"
+    stitcher.part("bob", "ann", undo=True)
+    assert set(stitcher.assigned().values()) == {name_of("a")}
+
+
+@pytest.mark.parametrize("are_late", [False, True])
+def test_who_comes_late_is_kept_apart_as_if_in_time(stitcher: Stitcher, tmp_path: Path, are_late: bool) -> None:
+    stitcher.unique_user()
+    events = [
+        ("a", 1, ["user:ann", "device:1"]), ("b", 2, ["user:bob", "device:1", "order:7"]),
+        ("c", 3, ["order:7", "cookie:9"]), ("d", 4, ["device:1", "cookie:9"]),
+    ]  # fmt: skip
+    for event in reversed(events) if are_late else events:
+        stitcher.add(event)
+        found, stitcher = stitcher, Stitcher(tmp_path, f"cache-{event[0]}")  # on another machine, from the log alone
+        stitcher.policy = found.policy
+    assert stitcher.partition() == {frozenset("ad"), frozenset("bc")}
+    assert stitcher.statuses("b") == {"user": "linked", "device": "refused_unique", "order": "linked"}
+    assert stitcher.statuses("d") == {"device": "linked", "cookie": "refused_unique"}
+    stitcher.add(gone=["a"])
+    assert stitcher.partition() == {frozenset("bcd")}, "who goes keeps nobody apart"
 
 
 def test_case_38_blocking_the_key_that_tied_brings_both_ids_back(stitcher: Stitcher) -> None:

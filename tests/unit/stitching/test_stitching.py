@@ -82,11 +82,12 @@ def test_the_compiled_fold_and_the_plain_one_agree() -> None:
     key = rng.integers(0, 120, 2 * events)
     key[1::2] = np.where(key[1::2] == key[::2], key[1::2] + 120, key[1::2])
     slot = np.where(np.arange(240) < 40, 0, -1)
+    same = np.where(np.arange(240) < 10, np.arange(240) // 2 * 2, np.arange(240))
 
     def arguments() -> tuple[object, ...]:
         return (
-            starts, key, key % 7 == 0, np.full(240, -1), slot, np.empty(0, np.int64), np.zeros(events, np.int64),
-            np.full((events, 1), -1), np.full(events, -1), np.full(events, 30), 0,
+            starts, key, key % 7 == 0, np.full(240, -1), slot, same, np.empty(0, np.int64),
+            np.zeros(events, np.int64), np.full((events, 1), -1), np.full(events, -1), np.full(events, 30), 0,
         )  # fmt: skip
 
     for compiled, plain in zip(kernel.fold_events(*arguments()), kernel.fold_events.py_func(*arguments()), strict=True):
