@@ -22,6 +22,9 @@ AT_ONCE = 8
 """Requests of one tenant that are worked on at once while no other asks for anything."""
 BESIDE_OTHERS = 3
 """The same beside others: they are soon next, and one that takes long does not stop the rest of its own."""
+REST, MOST_REST_SECONDS = 3.0, 0.2
+"""Beside others, a turn of a tenant that has more requests waiting rests so many times as long as it took before the
+next one has it: a flood leaves the event loop to whoever asks little, and a long query does not shut its tenant out."""
 ACTIVE_SECONDS = 1.0
 """For as long after a request a tenant counts as one that asks."""
 MOST_WAITING = 200
@@ -90,6 +93,7 @@ class Turns:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._active: TTLCache[str, None] = TTLCache(TENANTS, ACTIVE_SECONDS, clock)
         self._working: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
@@ -109,16 +113,27 @@ class Turns:
             await self._granted(tenant_id, waiting)
         else:
             self._working[tenant_id] += 1
+        began = self._clock()
         try:
             yield
         finally:
             self._active[tenant_id] = None
-            self._working[tenant_id] -= 1
-            self._grant(tenant_id)
+            if self._waiting.get(tenant_id) and self._are_several():
+                rest = min(REST * (self._clock() - began), MOST_REST_SECONDS)
+                asyncio.get_running_loop().call_later(rest, self._end, tenant_id)
+            else:
+                self._end(tenant_id)
+
+    def _end(self, tenant_id: str) -> None:
+        self._working[tenant_id] -= 1
+        self._grant(tenant_id)
+
+    def _are_several(self) -> bool:
+        self._active.expire()
+        return len(self._active) > 1
 
     def _most(self) -> int:
-        self._active.expire()
-        return AT_ONCE if len(self._active) <= 1 else BESIDE_OTHERS
+        return BESIDE_OTHERS if self._are_several() else AT_ONCE
 
     async def _granted(self, tenant_id: str, waiting: "deque[asyncio.Future[None]]") -> None:
         turn = asyncio.get_running_loop().create_future()

@@ -1,6 +1,7 @@
 """Tenants beside each other."""
 
 import asyncio
+import statistics
 import threading
 
 import pytest
@@ -162,6 +163,35 @@ def test_a_tenant_alone_has_more_turns_than_beside_others() -> None:
         await asyncio.gather(*second, return_exceptions=True)
         assert not tasks.working
         assert not tasks.turns._waiting
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_rests_beside_others_and_who_asks_one_after_the_other_does_not() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        turns, working, seen, left = Turns(loop.time), set[int](), list[int](), 20 * BESIDE_OTHERS
+
+        async def one_of_many(number: int) -> None:
+            nonlocal left
+            async with turns.turn("acme"):
+                working.add(number)
+                await asyncio.sleep(0.01)
+                working.remove(number)
+            left -= 1
+
+        async def one_after_the_other() -> None:
+            while left:
+                async with turns.turn("globex"):
+                    seen.append(len(working))
+                    await asyncio.sleep(0.001)
+                assert not turns._working["globex"], "its turn has ended with its request"
+
+        flood = [asyncio.create_task(one_of_many(number)) for number in range(left)]
+        await one_after_the_other()
+        await asyncio.gather(*flood)
+        assert statistics.mean(seen) < BESIDE_OTHERS / 2, "most of the time most of its turns rest"
+        assert not turns._waiting
 
     asyncio.run(scenario())
 
