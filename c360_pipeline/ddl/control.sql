@@ -172,6 +172,7 @@ CREATE TABLE IF NOT EXISTS correlation_key_rules (
     UNIQUE (tenant_id, key_type, source_attribute)
 );
 ALTER TABLE correlation_key_rules ADD COLUMN IF NOT EXISTS window_seconds integer CHECK (window_seconds > 0);
+ALTER TABLE correlation_key_rules ADD COLUMN IF NOT EXISTS pattern text CHECK (pattern <> '');
 ALTER TABLE correlation_key_rules ALTER COLUMN max_partners DROP NOT NULL;
 ALTER TABLE correlation_key_rules DROP CONSTRAINT IF EXISTS correlation_key_rules_source_attribute_check;
 ALTER TABLE correlation_key_rules ADD CONSTRAINT correlation_key_rules_source_attribute_check
@@ -185,6 +186,8 @@ COMMENT ON COLUMN correlation_key_rules.is_unique IS
     'Two values of this type share a journey only where one event has both: an alias or merge call (attrs.same_as).';
 COMMENT ON COLUMN correlation_key_rules.max_partners IS
     'Other keys that one value may meet; one that meets more links nothing any more. Null for any number.';
+COMMENT ON COLUMN correlation_key_rules.pattern IS
+    'Regular expression: the rule is for such values of its source alone, and other rules of the source leave them out. Null for all.';
 COMMENT ON COLUMN correlation_key_rules.window_seconds IS
     'A value links only events of the same window of time, counted from 1970; null for ever.';
 
@@ -362,17 +365,19 @@ ON CONFLICT DO NOTHING;
 -- Users and addresses are of one person, who may have been here a thousand times; what is of a machine or an order and
 -- meets more than fifty others is a word that names nobody, or a device of many.
 -- Rules that somebody took away stay away: they are those of new databases alone.
-INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, is_unique, max_partners)
+-- A producer of the first contract has to name a user: it makes one up for who has not logged in, and that is a visitor.
+INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, is_unique, max_partners, pattern)
 SELECT * FROM (VALUES
-    ('*', 'user', 'userId', 'link', true, 1000),
-    ('*', 'session', 'sessionId', 'link', false, 50),
-    ('*', 'device', 'attrs.deviceId', 'link', false, 50),
-    ('*', 'cookie', 'attrs.cookieId', 'link', false, 50),
-    ('*', 'order', 'attrs.orderId', 'link', false, 50),
-    ('*', 'email_hash', 'attrs.emailHash', 'link', false, 1000),
-    ('*', 'ip', 'attrs.ip', 'ignore', false, 1000),
-    ('*', 'visitor', 'anonymousId', 'link', false, 1000),
-    ('*', 'user', 'attrs.same_as', 'link', true, 1000)
+    ('*', 'user', 'userId', 'link', true, 1000, NULL),
+    ('*', 'session', 'sessionId', 'link', false, 50, NULL),
+    ('*', 'device', 'attrs.deviceId', 'link', false, 50, NULL),
+    ('*', 'cookie', 'attrs.cookieId', 'link', false, 50, NULL),
+    ('*', 'order', 'attrs.orderId', 'link', false, 50, NULL),
+    ('*', 'email_hash', 'attrs.emailHash', 'link', false, 1000, NULL),
+    ('*', 'ip', 'attrs.ip', 'ignore', false, 1000, NULL),
+    ('*', 'visitor', 'anonymousId', 'link', false, 1000, NULL),
+    ('*', 'user', 'attrs.same_as', 'link', true, 1000, NULL),
+    ('*', 'visitor', 'userId', 'link', false, 1000, '^(anon|anonymous|visitor|guest)[-_:.]')
 ) AS defaults WHERE NOT EXISTS (SELECT FROM control_schema)
 ON CONFLICT DO NOTHING;
 

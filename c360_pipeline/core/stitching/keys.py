@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import polars as pl
 
@@ -45,6 +46,7 @@ class KeyRule:
         is_unique: two values may never share a journey.
         max_partners: other keys that one value may meet before it is quarantined; None for any number.
         window_seconds: a value links only events of the same window of time; None for ever.
+        pattern: regular expression; such values of the source alone, which other rules of the source then leave out.
     """
 
     tenant_id: str
@@ -54,6 +56,12 @@ class KeyRule:
     is_unique: bool = False
     max_partners: int | None = 1000
     window_seconds: int | None = None
+    pattern: str | None = None
+
+    def as_said(self) -> dict[str, Any]:
+        """What is said of it, so that rules of earlier releases are what they were."""
+        said = asdict(self)
+        return said if self.pattern is not None else {name: value for name, value in said.items() if name != "pattern"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class KeyPolicy:
 
     def fingerprint(self, tenant_id: str) -> str:
         """sha256 of the rules and limits of a tenant, in hex; blocked keys have a fingerprint of their own."""
-        said = [*map(asdict, self.rules_of(tenant_id)), asdict(self.limit_of(tenant_id))]
+        said = [*(rule.as_said() for rule in self.rules_of(tenant_id)), asdict(self.limit_of(tenant_id))]
         known = [NORMAL_FORM, NOBODY, FILLER, DIGESTS_OF_NOBODY, self.nobody_of(tenant_id)]
         return hashlib.sha256(json.dumps([known, said], sort_keys=True).encode()).hexdigest()
 
@@ -196,22 +204,38 @@ def _keys_of_rule(
     words: Mapping[str, list[str]],
     identifiers: IdentifierKeys,
 ) -> pl.LazyFrame:
-    if rule.tenant_id == EVERY_TENANT:
-        own = [r.tenant_id for r in rules if r.key_type == rule.key_type and r.tenant_id != EVERY_TENANT]
-        scope = ~pl.col("tenant_id").is_in(own) if own else pl.lit(True)
-    else:
-        scope = pl.col("tenant_id") == rule.tenant_id
     value = normalised(source_value(rule.source), rule.key_type, words)
+    found = (
+        events.lazy()
+        .filter(_scope(rule, rules))
+        .select(
+            "tenant_id", "row", pl.lit(rule.key_type).alias("key_type"), value, *(["ts"] * bool(rule.window_seconds))
+        )
+        .filter(pl.col("value").is_not_null() & _is_meant(rule, rules))
+    )
     if rule.window_seconds:
         window = pl.col("ts").dt.epoch("us") // (rule.window_seconds * 1_000_000)
-        value = pl.concat_str(value, pl.lit("\x1f"), window.cast(pl.String)).alias("value")
-    return (
-        events.lazy()
-        .filter(scope)
-        .select("tenant_id", "row", pl.lit(rule.key_type).alias("key_type"), value)
-        .filter(pl.col("value").is_not_null())
-        .select("row", "key_type", key_hash(identifiers).alias("key_hash"))
-    )
+        found = found.with_columns(value=pl.concat_str("value", pl.lit("\x1f"), window.cast(pl.String)))
+    return found.select("row", "key_type", key_hash(identifiers).alias("key_hash"))
+
+
+def _scope(rule: KeyRule, rules: Sequence[KeyRule]) -> pl.Expr:
+    """Rows of tenants that a rule speaks for."""
+    if rule.tenant_id != EVERY_TENANT:
+        return pl.col("tenant_id") == rule.tenant_id
+    own = [r.tenant_id for r in rules if r.key_type == rule.key_type and r.tenant_id != EVERY_TENANT]
+    return ~pl.col("tenant_id").is_in(own) if own else pl.lit(True)
+
+
+def _is_meant(rule: KeyRule, rules: Sequence[KeyRule]) -> pl.Expr:
+    """Rows whose value is one for the rule: those of its pattern, or of no pattern of the same source."""
+    if rule.pattern is not None:
+        return pl.col("value").str.contains(rule.pattern)
+    meant = pl.lit(value=True)
+    for other in rules:
+        if other.source == rule.source and other.pattern is not None:
+            meant &= ~(_scope(other, rules) & pl.col("value").str.contains(other.pattern))
+    return meant
 
 
 def source_value(source: str) -> pl.Expr:

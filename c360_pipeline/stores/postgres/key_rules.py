@@ -1,14 +1,19 @@
 """Which attributes of events are keys, and which keys are blocked."""
 
+from typing import Any
+
+import polars as pl
 import psycopg
 
 from c360_pipeline.core.contract.identifiers import word_of
 from c360_pipeline.core.stitching.keys import JourneyLimit, KeyPolicy, KeyRule
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.postgres.identifier_keys import IdentifierVersions
 from c360_pipeline.stores.postgres.sessions import Sessions
 
 READ_KEY_RULES = """
-    SELECT tenant_id, key_type, source_attribute AS source, mode, is_unique, max_partners, window_seconds
+    SELECT tenant_id, key_type, source_attribute AS source, mode, is_unique, max_partners, window_seconds,
+        pattern
     FROM correlation_key_rules ORDER BY rule_id
 """
 READ_LIMITS = "SELECT tenant_id, soft_max_keys, hard_max_keys FROM journey_limits ORDER BY tenant_id"
@@ -35,6 +40,17 @@ UNPART_KEYS = """
 """
 
 
+def _rule(row: dict[str, Any]) -> KeyRule:
+    try:
+        pl.Series([""]).str.contains(row["pattern"] or "")
+    except pl.exceptions.ComputeError as error:
+        raise ConfigError(
+            f"correlation_key_rules: the pattern {row['pattern']!r} of {row['tenant_id']}, {row['key_type']}, "
+            f"{row['source']} is no regular expression (syntax of the Rust crate regex)."
+        ) from error
+    return KeyRule(**row)
+
+
 class KeyRules:
     """Rules for keys, limits of journeys, blocked and parted keys.
 
@@ -51,14 +67,14 @@ class KeyRules:
         """Which attributes of events are keys, and what keys may do, as one consistent picture.
 
         Raises:
-            ConfigError: this machine does not have the secrets that keys are hashed with.
+            ConfigError: this machine does not have the secrets that keys are hashed with; a pattern is none.
             ConflictError: a rotation of these was broken off.
         """
         self._identifiers.current()  # who asks first says which secret it is: with a commit of its own
         with self._sessions.session() as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             return KeyPolicy(
-                rules=tuple(KeyRule(**row) for row in connection.execute(READ_KEY_RULES)),
+                rules=tuple(_rule(row) for row in connection.execute(READ_KEY_RULES)),
                 limits=tuple(JourneyLimit(**row) for row in connection.execute(READ_LIMITS)),
                 blocked=frozenset(
                     (r["tenant_id"], r["key_type"], r["key_hash"]) for r in connection.execute(READ_BLOCKED)

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import polars as pl
 import pytest
 
@@ -85,3 +88,19 @@ def test_a_tenants_own_rule_replaces_the_general_one() -> None:
     rules = [*RULES, KeyRule("acme", "device", "attrs.deviceId", "ignore")]
     keys = keys_of(event("1", deviceId="d"), event("2", "globex", deviceId="d"), rules=rules)
     assert keys.filter(pl.col("key_type") == "device")["tenant_id"].to_list() == ["globex"]
+
+
+def test_a_pattern_takes_its_values_from_the_other_rules_of_the_source() -> None:
+    made_up = KeyRule("*", "visitor", "userId", pattern="^(anon|guest)[-_]")
+    rules = [*RULES, made_up, KeyRule("globex", "visitor", "sessionId")]
+    events = [event("1", user_id=" anon-7"), event("2", user_id="ana"), event("3", "globex", user_id="anon-7")]
+    keys = keys_of(*events, rules=rules)
+    assert sorted(keys.select("row", "key_type").rows()) == [(0, "visitor"), (1, "user"), (2, "user"), (2, "visitor")]
+    windowed = replace(made_up, window_seconds=60, pattern="^anon-7$")
+    at = [{**one, "ts": datetime(2026, 3, 2, tzinfo=UTC)} for one in events]
+    assert keys_of(*at, rules=[windowed])["row"].to_list() == [0, 2]
+
+
+def test_a_rule_without_a_pattern_is_what_it_was_to_earlier_releases() -> None:
+    assert "pattern" not in KeyRule("*", "user", "userId").as_said()
+    assert KeyRule("*", "user", "userId", pattern="^a").as_said()["pattern"] == "^a"
