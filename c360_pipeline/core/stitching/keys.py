@@ -187,31 +187,45 @@ def extract_keys(
     words: dict[str, list[str]] = {}
     for tenant, word in sorted(nobody):
         words.setdefault(tenant, []).append(word)
-    asked = [_keys_of_rule(events, rule, rules, words, identifiers) for rule in rules if rule.mode != IGNORE]
+    asked = [rule for rule in rules if rule.mode != IGNORE]
     if not asked:
         return pl.DataFrame(schema=KEY_COLUMNS)
-    parts = pl.collect_all(asked)
-    sources_of_type = [(rule.tenant_id, rule.key_type) for rule in rules]
-    keys = pl.concat(parts)
-    # An event has one value per source, so that repetitions need two sources of one type.
-    return keys if len(set(sources_of_type)) == len(sources_of_type) else keys.unique(maintain_order=True)
+    # Where several rules read one attribute, its normal form is made once.
+    forms = list(dict.fromkeys(_form_of(rule) for rule in asked))
+    made = pl.collect_all([_values(events, source, kind, words) for source, kind in forms])
+    values = dict(zip(forms, made, strict=True))
+    parts = pl.collect_all([_keys_of_rule(values[_form_of(rule)], rule, rules, identifiers) for rule in asked])
+    of_type: dict[str, list[pl.DataFrame]] = {}
+    for rule, part in zip(asked, parts, strict=True):
+        of_type.setdefault(rule.key_type, []).append(part)
+    return pl.concat([_of_one_type([part for part in some if part.height] or some[:1]) for some in of_type.values()])
+
+
+def _of_one_type(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """An event has one value per source: repetitions need two sources of one type."""
+    return parts[0] if len(parts) == 1 else pl.concat(parts).unique(maintain_order=True)
+
+
+def _form_of(rule: KeyRule) -> tuple[str, str]:
+    """The attribute that a rule reads, and the type whose normal form it has: one for all but a few."""
+    return rule.source, rule.key_type if rule.key_type in CASE_FOLDED else ""
+
+
+def _values(events: pl.DataFrame, source: str, kind: str, words: Mapping[str, list[str]]) -> pl.LazyFrame:
+    """tenant_id, row, value, and ts where there is one, of events that have a value which makes a key."""
+    times = ["ts"] if "ts" in events.columns else []
+    return (
+        events.lazy()
+        .select("tenant_id", "row", *times, normalised(source_value(source), kind, words))
+        .filter(pl.col("value").is_not_null())
+    )
 
 
 def _keys_of_rule(
-    events: pl.DataFrame,
-    rule: KeyRule,
-    rules: Sequence[KeyRule],
-    words: Mapping[str, list[str]],
-    identifiers: IdentifierKeys,
+    values: pl.DataFrame, rule: KeyRule, rules: Sequence[KeyRule], identifiers: IdentifierKeys
 ) -> pl.LazyFrame:
-    value = normalised(source_value(rule.source), rule.key_type, words)
     found = (
-        events.lazy()
-        .filter(_scope(rule, rules))
-        .select(
-            "tenant_id", "row", pl.lit(rule.key_type).alias("key_type"), value, *(["ts"] * bool(rule.window_seconds))
-        )
-        .filter(pl.col("value").is_not_null() & _is_meant(rule, rules))
+        values.lazy().filter(_scope(rule, rules) & _is_meant(rule, rules)).with_columns(key_type=pl.lit(rule.key_type))
     )
     if rule.window_seconds:
         window = pl.col("ts").dt.epoch("us") // (rule.window_seconds * 1_000_000)

@@ -53,8 +53,8 @@ class UniqueKeys:
             return cls(slot, np.arange(size), pl.DataFrame(schema=HELD))
         held = _held(batch, journeys, policy)
         total = size + held.filter(pl.col("number") >= size)["number"].n_unique()
-        is_open = journeys["is_open"].gather(held["journey"])
-        ordered = held.filter(is_open).sort("journey", "slot", "number")
+        holds_several = journeys.select(pl.col("is_open") & (pl.col("unique_keys").list.len() > 1)).to_series()
+        ordered = held.filter(holds_several.gather(held["journey"])).sort("journey", "slot", "number")
         beside = ordered.select(
             "number", after=pl.col("number").shift(-1).over("journey", "slot", order_by="number")
         ).drop_nulls()
@@ -134,7 +134,14 @@ def _held(batch: Batch, journeys: pl.DataFrame, policy: KeyPolicy) -> pl.DataFra
     return rows.join(numbers, on="key_hash").select(pl.col(name).cast(kind) for name, kind in HELD.items())
 
 
-def contested(batch: Batch, known: Known, around: pl.DataFrame, is_out: Flags, policy: KeyPolicy) -> pl.Series:
+def contested(
+    batch: Batch,
+    known: Known,
+    around: pl.DataFrame,
+    is_out: Flags,
+    policy: KeyPolicy,
+    conflicts: pl.DataFrame | None,
+) -> pl.Series:
     """Journeys that are to be read again in the order of time, because a unique key keeps some of them apart.
 
     Those that a batch brings together, directly or over others, when two people are among them and an event of the
@@ -143,19 +150,49 @@ def contested(batch: Batch, known: Known, around: pl.DataFrame, is_out: Flags, p
     Args:
         batch: what comes.
         known: about its keys.
-        around: `JOURNEY_STATE` of the known journeys, of those that are taken apart, and of all that these are kept
-            apart from; and is_open, false where a journey is taken apart anyway.
+        around: `JOURNEY_STATE` of the known journeys, these first and in their order, of those that are taken apart,
+            and of all that these are kept apart from; and is_open, false where a journey is taken apart anyway.
         is_out: for each key of the batch whether it links nothing.
         policy: what keys may do.
+        conflicts: ties that unique keys refuse where the batch is folded into what is there; None where that can't be.
 
     Returns:
         Ids of journeys.
     """
-    unique = UniqueKeys.of(batch, around, is_out, policy)
-    size, journeys = batch.keys.height, around.select("journey_id", "is_open", "last_event_ts")
+    size, slot = batch.keys.height, batch.keys["unique_slot"].to_numpy().astype(np.int64)
     component, is_linked = _components(batch, known, around, is_out)
-    keys = np.flatnonzero((unique.slot >= 0) & ~is_out)
-    held = unique.held
+    of_journey = component[size:]
+    is_apart = around["apart_from"].list.len().fill_null(0).to_numpy() > 0
+    if conflicts is None:
+        several = _with_several_people(batch, around, is_out, policy, component)
+    else:
+        refused = batch.keys.with_row_index("number").join(conflicts, on=["key_type", "key_hash"], how="semi")
+        several = component[refused["number"].to_numpy()]
+    said, _ = _said_to_be_one(batch, slot, is_out, policy)
+    event = np.repeat(np.arange(batch.events.height), np.diff(batch.starts))[is_linked]
+    disputed = pl.DataFrame({"component": np.union1d(several, of_journey[is_apart])})
+    first = pl.DataFrame({"component": component[batch.key[is_linked]], "event": event})
+    first = first.join(disputed, on="component", how="semi").group_by("component").agg(pl.col("event").min())
+    again = (
+        around.select("journey_id", "is_open", "last_event_ts", component=pl.Series(of_journey))
+        .join(disputed, on="component", how="semi")
+        .group_by("component")
+        .agg(pl.col("last_event_ts").max(), pl.col("journey_id"), is_dirty=~pl.col("is_open").all())
+        # Events are in the order of time.
+        .join(first.select("component", ts=batch.events["ts"].gather(first["event"])), on="component", how="left")
+        .join(
+            pl.DataFrame({"component": np.unique(component[said])}).with_columns(says_same=True),
+            on="component", how="left",
+        )
+        .filter(pl.col("is_dirty") | (pl.col("ts") <= pl.col("last_event_ts")) | pl.col("says_same"))
+    )  # fmt: skip
+    return again["journey_id"].explode()
+
+
+def _with_several_people(batch: Batch, around: pl.DataFrame, is_out: Flags, policy: KeyPolicy, component: Ints) -> Ints:
+    """Components with two values of a unique type that are not the same person."""
+    unique, size = UniqueKeys.of(batch, around, is_out, policy), batch.keys.height
+    keys, held = np.flatnonzero((unique.slot >= 0) & ~is_out), unique.held
     people = pl.DataFrame(
         {
             "component": np.concatenate([component[keys], component[size + held["journey"].to_numpy()]]),
@@ -163,28 +200,8 @@ def contested(batch: Batch, known: Known, around: pl.DataFrame, is_out: Flags, p
             "person": unique.same[np.concatenate([keys, held["number"].to_numpy()])],
         }
     )
-    several = people.group_by("component", "slot").agg(pl.col("person").n_unique()).filter(pl.col("person") > 1)
-    of_journey = component[size:]
-    is_apart = around["apart_from"].list.len().fill_null(0).to_numpy() > 0
-    disputed = np.union1d(several["component"].to_numpy(), of_journey[is_apart])
-    said, _ = _said_to_be_one(batch, unique.slot, is_out, policy)
-    event = np.repeat(np.arange(batch.events.height), np.diff(batch.starts))[is_linked]
-    first = (
-        pl.DataFrame({"component": component[batch.key[is_linked]], "ts": batch.events["ts"].gather(event)})
-        .group_by("component")
-        .agg(pl.col("ts").min())
-    )
-    again = (
-        journeys.with_columns(pl.Series("component", of_journey))
-        .join(pl.DataFrame({"component": disputed}), on="component", how="semi")
-        .group_by("component")
-        .agg(pl.col("last_event_ts").max(), pl.col("journey_id"), is_dirty=~pl.col("is_open").all())
-        .join(first, on="component", how="left")
-        .join(pl.DataFrame({"component": np.unique(component[said])}).with_columns(says_same=True), on="component",
-              how="left")
-        .filter(pl.col("is_dirty") | (pl.col("ts") <= pl.col("last_event_ts")) | pl.col("says_same"))
-    )  # fmt: skip
-    return again["journey_id"].explode()
+    counts = people.group_by("component", "slot").agg(pl.col("person").n_unique())
+    return counts.filter(pl.col("person") > 1)["component"].to_numpy()
 
 
 def _components(batch: Batch, known: Known, around: pl.DataFrame, is_out: Flags) -> tuple[Ints, Flags]:
@@ -197,14 +214,12 @@ def _components(batch: Batch, known: Known, around: pl.DataFrame, is_out: Flags)
     event = np.repeat(np.arange(batch.events.height), np.diff(batch.starts))[is_linked]
     key = batch.key[is_linked]
     is_next = event[1:] == event[:-1]
-    place = dict(zip(around["journey_id"], range(size, size + around.height), strict=True))
-    of_known = np.array([*(place[name] for name in known.journeys["journey_id"]), -1], np.int64)
-    holder = np.where(is_out, -1, of_known[known.key_journey])
-    is_held = holder >= 0
-    apart = around.select(pl.int_range(size, size + pl.len()).alias("number"), "apart_from").explode("apart_from")
-    apart = apart.drop_nulls().select("number", other=pl.col("apart_from").replace_strict(place, default=None))
-    apart = apart.drop_nulls()
+    is_held = ~is_out & (known.key_journey >= 0)
+    place = around.select("journey_id", number=pl.int_range(size, size + pl.len()))
+    apart = around.select("apart_from", number=pl.int_range(size, size + pl.len()))
+    apart = apart.filter(pl.col("apart_from").list.len() > 0).explode("apart_from")
+    apart = apart.join(place, left_on="apart_from", right_on="journey_id", suffix="_of_other")
     left = (key[:-1][is_next], np.flatnonzero(is_held), apart["number"].to_numpy())
-    right = (key[1:][is_next], holder[is_held], apart["other"].to_numpy())
+    right = (key[1:][is_next], size + known.key_journey[is_held], apart["number_of_other"].to_numpy())
     edges = (np.concatenate(side).astype(np.int64) for side in (left, right))
     return kernel.union_edges(*edges, size + around.height), is_linked

@@ -11,7 +11,15 @@ import numpy as np
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import JOURNEY_LOG
-from c360_pipeline.core.stitching.batch import JOURNEY_STATE, Batch, Flags, Known, blocked_keys, prepare, quarantines
+from c360_pipeline.core.stitching.batch import (
+    JOURNEY_STATE,
+    Batch,
+    Flags,
+    Known,
+    blocked_keys,
+    prepare,
+    quarantines,
+)
 from c360_pipeline.core.stitching.journey_ids import id_words
 from c360_pipeline.core.stitching.keys import KEY_COLUMNS, KeyPolicy, extract_keys
 from c360_pipeline.core.stitching.log import (
@@ -22,7 +30,7 @@ from c360_pipeline.core.stitching.log import (
     last_event_rows,
     living_journeys,
 )
-from c360_pipeline.core.stitching.stitch import stitch
+from c360_pipeline.core.stitching.stitch import REFUSED_UNIQUE, stitch
 from c360_pipeline.core.stitching.unique import contested
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stages.stitching import purge as purging
@@ -189,31 +197,40 @@ class Journeys:
         if len(crossing):
             apart.append(index.journeys(*id_words(found.journeys["journey_id"].gather(np.unique(crossing)))))
         anyway = pl.concat([JOURNEY_LOG.empty().select(list(JOURNEY_STATE)), *apart]).unique("journey_id")
-        split_up = self._taken_apart(index, batch, found, anyway, is_quarantined | blocked_keys(batch, policy), policy)
-        if split_up.height:
+        stitched = None if anyway.height else stitch(batch, found, policy, quarantine, index.are_taken)
+        conflicts = stitched.conflicts.filter(pl.col("reason") == REFUSED_UNIQUE) if stitched else None
+        is_out = is_quarantined | blocked_keys(batch, policy)
+        split_up = _taken_apart(index, batch, found, anyway, is_out, policy, conflicts)
+        if stitched is None or split_up.height:
             cause = "events changed" if out.height else "quarantine" if anyway.height else "unique key"
             change = self._restitching.restitched(index, rows, kept_keys, out, split_up, policy, cause)
         else:
-            stitched = stitch(batch, found, policy, quarantine, index.are_taken)
             change = Change(stitched, Gone.nothing(), report_of(stitched, found), batch)
         return replace(change, report=replace(change.report, known=passed_over))
 
-    def _taken_apart(
-        self, index: JourneyIndex, batch: Batch, found: Known, anyway: pl.DataFrame, is_out: Flags, policy: KeyPolicy
-    ) -> pl.DataFrame:
-        """Journeys that are taken apart anyway, and those that `contested` says."""
-        if not policy.unique_types:
-            return anyway
-        states = list(JOURNEY_STATE)
-        touched = pl.concat([found.journeys.select(states), anyway.select(states)]).unique("journey_id")
-        around = index.around(touched)
-        if around.is_empty():
-            return anyway
-        is_open = ~pl.col("journey_id").is_in(anyway["journey_id"].implode())
-        around = around.with_columns(is_open=is_open)
-        ids = contested(batch, found, around, is_out, policy)
-        more = around.filter("is_open", pl.col("journey_id").is_in(ids.implode()))
-        return pl.concat([anyway.select(states), more.select(states)])
+
+def _taken_apart(
+    index: JourneyIndex,
+    batch: Batch,
+    found: Known,
+    anyway: pl.DataFrame,
+    is_out: Flags,
+    policy: KeyPolicy,
+    conflicts: pl.DataFrame | None,
+) -> pl.DataFrame:
+    """Journeys that are taken apart anyway, and those that `contested` says."""
+    is_apart = bool((found.journeys["apart_from"].list.len() > 0).any())
+    if not policy.unique_types or (conflicts is not None and conflicts.is_empty() and not is_apart):
+        return anyway
+    states = list(JOURNEY_STATE)
+    others = anyway.select(states).join(found.journeys, on="journey_id", how="anti")
+    around = index.around(pl.concat([found.journeys.select(states), others]))
+    if around.is_empty():
+        return anyway
+    around = around.with_columns(is_open=~pl.col("journey_id").is_in(anyway["journey_id"].implode()))
+    ids = contested(batch, found, around, is_out, policy, conflicts)
+    more = around.filter("is_open", pl.col("journey_id").is_in(ids.implode()))
+    return pl.concat([anyway.select(states), more.select(states)])
 
 
 def _renumbered(keys: pl.DataFrame, wanted: pl.Series) -> pl.DataFrame:
