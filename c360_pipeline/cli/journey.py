@@ -50,22 +50,27 @@ def explain(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the shortest chain of events and keys between two events; exit code 1 when there is none."""
-    from c360_pipeline.connections import open_graph
+    """Show the shortest chain of events and keys between two events; exit code 1 when there is none, and why."""
+    from c360_pipeline.connections import open_graph, open_lake
     from c360_pipeline.reads.journeys import explanation, tenants_with_event
+    from c360_pipeline.stages.stitching.why_apart import why_apart
 
-    with open_graph(load_settings()) as graph:
+    settings = load_settings()
+    with open_graph(settings) as graph:
         shared = [t for t in tenants_with_event(graph, first) if t in tenants_with_event(graph, second)]
         owner = _one_tenant(shared, f"{first!r} together with {second!r}", tenant)
         chain = explanation(graph, owner, first, second)
+    reasons = why_apart(open_lake(settings), owner, first, second) if chain is None else []
     if as_json:
-        print_json({"tenant_id": owner, "chain": chain})
+        print_json({"tenant_id": owner, "chain": chain, "why_apart": reasons})
     elif chain:
         out.print(_chain_tree(chain))
     if chain is None:
         err.print(
             f"No chain of keys links {first} and {second}: they are in different journeys, or in one by weak keys."
         )
+        for reason in reasons:
+            err.print(reason, highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(1)
 
 

@@ -48,6 +48,7 @@ from c360_pipeline.stages.stitching.history import JourneyHistory
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stages.stitching.report import BatchReport
 from c360_pipeline.stages.stitching.tables import JourneyTables
+from c360_pipeline.stages.stitching.why_apart import why_apart
 from c360_pipeline.stores.delta.commits import Commits
 from c360_pipeline.stores.delta.lake import Lake
 
@@ -519,6 +520,32 @@ def test_only_same_as_makes_two_users_one(stitcher: Stitcher) -> None:
     stitcher.add(("d", 4, ["user:bob", "same_as:bobby"]), ("e", 5, ["user:bobby"]), ("f", 6, ["user:ann", "device:2"]))
     stitcher.add(("g", 7, ["user:bobby", "device:2"]))
     assert stitcher.partition() == {frozenset("abcf"), frozenset("deg")}
+
+
+def test_why_events_are_apart_is_said_in_words(stitcher: Stitcher) -> None:
+    stitcher.unique_user()
+    stitcher.add(("a", 1, ["user:ann", "device:1"]), ("b", 2, ["user:bob", "device:1"]), ("c", 3, ["user:bob"]))
+    stitcher.add(("d", 4, ["order:7", "cookie:1"]), ("e", 5, ["order:7", "cookie:2"]), ("f", 6, ["user:fay"]))
+    stitcher.block("order", "7")
+    shown = ("user_id", "session_id", "anonymous_id", "action")
+    rows = archive([("v", 1, []), ("w", 2, []), ("x", 3, [])]).with_columns(
+        pl.lit(None, pl.String).alias(n) for n in shown
+    )
+    rows = rows.with_columns(user_id=pl.Series(["ann", "bob", None]), anonymous_id=pl.lit("tv"))
+    missing = {n: t for n, t in EVENTS.empty().schema.items() if n not in rows.columns}
+    archived = rows.with_columns(pl.lit(None, t).alias(n) for n, t in missing.items()).select(list(EVENTS.columns))
+    stitcher.lake.commits.append(EVENTS, archived.cast(dict(EVENTS.empty().schema)))
+    stitcher.assigned()
+
+    def said(one: str, other: str) -> str:
+        return " ".join(why_apart(stitcher.lake, "acme", one, other))
+
+    assert "of event b does not link them: the two journeys are of two people" in said("a", "c")
+    assert said("a", "c") == said("b", "a")
+    assert "Both have order:" in said("d", "e")
+    assert "blocked keys" in said("d", "e")
+    assert "the visitor tv, which links nothing: it was seen with several users" in said("v", "x")
+    assert not said("a", "f")
 
 
 def test_users_that_are_parted_are_two_again_with_their_old_ids(stitcher: Stitcher) -> None:
