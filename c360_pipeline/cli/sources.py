@@ -19,6 +19,7 @@ from c360_pipeline.settings import bucket_login, load_settings, require_allowed_
 if TYPE_CHECKING:
     from c360_pipeline.core.sources.location import Location
     from c360_pipeline.core.sources.source import Source
+    from c360_pipeline.settings import Settings
     from c360_pipeline.stages.sources.compare import Changes
     from c360_pipeline.stores.postgres.control import ControlDb
     from c360_pipeline.stores.s3.landing import Landing
@@ -271,6 +272,9 @@ def add(
         err.print(f"{name} was there: its mapping is v{version}, not applied. `c360 sources plan {name}` compares.")
         return
     control.sources.apply(name, version)
+    tenant_said = document.get("tenant")
+    if isinstance(tenant_said, dict) and "const" in tenant_said and not place.says_tenant:
+        _keep_users_apart(control, settings, str(tenant_said["const"]))
     if topic is not None:
         err.print(
             f"{name} v{version}: `c360 stream start` reads {topic} from now on. Its messages are in the graph within a "
@@ -280,6 +284,25 @@ def add(
     err.print(f"{name} v{version}: its files land with the next run (`c360 run`).", highlight=False)
     if table is None:
         _say_what_waits(control, name)
+
+
+def _keep_users_apart(control: "ControlDb", settings: "Settings", tenant_id: str) -> None:
+    """Make users of a new tenant one only by what says so: its producers name those who logged in, and visitors."""
+    import polars as pl
+
+    from c360_pipeline.connections import open_lake
+    from c360_pipeline.core.catalog.tables import EVENTS
+
+    rows = open_lake(settings).scan(EVENTS).filter(pl.col("tenant_id") == tenant_id)
+    if rows.head(1).collect().is_empty():
+        if control.key_rules.keep_users_apart(tenant_id):
+            err.print(f"Users of {tenant_id} stay apart: only an alias or merge call makes two of them one.",
+                      highlight=False)  # fmt: skip
+    elif not any(rule.is_unique and rule.key_type == "user" for rule in control.key_rules.policy().rules_of(tenant_id)):
+        err.print(
+            f"{tenant_id} has events already, and a device or an order may make two of its users one. To keep users "
+            "apart: docs/journeys.md.", highlight=False,
+        )  # fmt: skip
 
 
 def _place_of(

@@ -365,19 +365,19 @@ ON CONFLICT DO NOTHING;
 -- Users and addresses are of one person, who may have been here a thousand times; what is of a machine or an order and
 -- meets more than fifty others is a word that names nobody, or a device of many.
 -- Rules that somebody took away stay away: they are those of new databases alone.
--- A producer of the first contract has to name a user: it makes one up for who has not logged in, and that is a visitor.
-INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, is_unique, max_partners, pattern)
+-- Lines of the first contract have to name a user, so that their producers make users up: these join by what they share.
+-- The rules by which users stay apart are made with a tenant's first source (KEEP_USERS_APART in stores/postgres).
+INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, mode, max_partners)
 SELECT * FROM (VALUES
-    ('*', 'user', 'userId', 'link', true, 1000, NULL),
-    ('*', 'session', 'sessionId', 'link', false, 50, NULL),
-    ('*', 'device', 'attrs.deviceId', 'link', false, 50, NULL),
-    ('*', 'cookie', 'attrs.cookieId', 'link', false, 50, NULL),
-    ('*', 'order', 'attrs.orderId', 'link', false, 50, NULL),
-    ('*', 'email_hash', 'attrs.emailHash', 'link', false, 1000, NULL),
-    ('*', 'ip', 'attrs.ip', 'ignore', false, 1000, NULL),
-    ('*', 'visitor', 'anonymousId', 'link', false, 1000, NULL),
-    ('*', 'user', 'attrs.same_as', 'link', true, 1000, NULL),
-    ('*', 'visitor', 'userId', 'link', false, 1000, '^(anon|anonymous|visitor|guest)[-_:.]')
+    ('*', 'user', 'userId', 'link', 1000),
+    ('*', 'session', 'sessionId', 'link', 50),
+    ('*', 'device', 'attrs.deviceId', 'link', 50),
+    ('*', 'cookie', 'attrs.cookieId', 'link', 50),
+    ('*', 'order', 'attrs.orderId', 'link', 50),
+    ('*', 'email_hash', 'attrs.emailHash', 'link', 1000),
+    ('*', 'ip', 'attrs.ip', 'ignore', 1000),
+    ('*', 'visitor', 'anonymousId', 'link', 1000),
+    ('*', 'user', 'attrs.same_as', 'link', 1000)
 ) AS defaults WHERE NOT EXISTS (SELECT FROM control_schema)
 ON CONFLICT DO NOTHING;
 

@@ -246,9 +246,11 @@ def test_checkpoints_of_another_log_count_as_none(world: World) -> None:
         ("ids-ga4.jsonl", [{0, 1}, {2}, {3}]),
     ],
 )
-def test_by_the_default_rules_people_who_share_a_device_or_a_session_stay_apart(
+def test_users_who_are_kept_apart_share_a_device_or_a_session_and_are_two(
     control: ControlDb, lake: Lake, case: str, journeys: list[set[int]]
 ) -> None:
+    assert control.key_rules.keep_users_apart("acme")
+    assert not control.key_rules.keep_users_apart("acme"), "rules of its own stay as they are"
     lines = [json.loads(line) for line in (CASES / case).read_text().splitlines()]
     entries = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
     rows = pl.DataFrame(

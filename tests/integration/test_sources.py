@@ -576,6 +576,27 @@ def test_records_of_batches_and_of_tables_without_a_header_land_by_a_mapping_of_
     assert stories["ts"][0].to_list() == stories["ts"][1].to_list()
 
 
+def test_users_of_a_new_tenant_stay_apart_and_of_one_that_has_events_nothing_changes(
+    own: World, put: Callable[..., str]
+) -> None:
+    def added(name: str, tenant: str) -> str:
+        return run("sources", "add", name, "--location", own.location(f"{name}/*"), "--preset", "segment",
+                   "--tenant", tenant)  # fmt: skip
+
+    def unique(tenant: str) -> list[str]:
+        return [rule.source for rule in own.control.key_rules.policy().rules_of(tenant) if rule.is_unique]
+
+    assert "Users of acme stay apart" in added("shop", "acme")
+    assert unique("acme") == ["userId", "attrs.same_as"]
+    assert not unique("globex")
+    assert "apart" not in added("app", "acme"), "the rules are there"
+    put("a.jsonl", (FILES / "segment.jsonl").read_bytes(), "shop/")
+    assert own.land_all() == {}
+    own.control.execute("DELETE FROM correlation_key_rules WHERE tenant_id = 'acme'")
+    assert "may make two of its users one" in added("till", "acme")
+    assert not unique("acme")
+
+
 def test_a_file_is_tried_by_a_source_whose_path_says_the_tenant(own: World) -> None:
     location = own.location("by-tenant/{tenant}/*")
     run("sources", "add", "shop", "--location", location, "--preset", "segment")

@@ -16,6 +16,20 @@ READ_KEY_RULES = """
         pattern
     FROM correlation_key_rules ORDER BY rule_id
 """
+KEEP_USERS_APART = """
+    INSERT INTO correlation_key_rules (tenant_id, key_type, source_attribute, is_unique, max_partners, pattern)
+    SELECT %(tenant_id)s, said.* FROM (VALUES
+        ('user', 'userId', true, 1000, NULL),
+        ('user', 'attrs.same_as', true, 1000, NULL),
+        ('visitor', 'anonymousId', false, 1000, NULL),
+        ('visitor', 'userId', false, 1000, '^(anon|anonymous|visitor|guest)[-_:.]')
+    ) AS said
+    WHERE NOT EXISTS (
+        SELECT FROM correlation_key_rules
+        WHERE key_type IN ('user', 'visitor') AND (tenant_id = %(tenant_id)s OR (tenant_id = '*' AND is_unique))
+    ) ON CONFLICT DO NOTHING
+"""
+"""Not where somebody has said otherwise, for the tenant or for all."""
 READ_LIMITS = "SELECT tenant_id, soft_max_keys, hard_max_keys FROM journey_limits ORDER BY tenant_id"
 READ_BLOCKED = "SELECT tenant_id, key_type, key_hash FROM blocked_keys"
 READ_PARTED = "SELECT tenant_id, key_type, key_hash, other_hash FROM parted_keys"
@@ -86,6 +100,14 @@ class KeyRules:
                 nobody=frozenset((r["tenant_id"], word_of(r["value"])) for r in connection.execute(READ_NOBODY)),
                 identifiers=self._identifiers.read(connection),
             )
+
+    def keep_users_apart(self, tenant_id: str) -> bool:
+        """Make two users of a tenant one only where an event names both; False where the tenant has rules of its own.
+
+        Ids of users that were made up for visitors (`anon-7`) are keys of visitors then.
+        """
+        with self._sessions.session() as connection:
+            return connection.execute(KEEP_USERS_APART, {"tenant_id": tenant_id}).rowcount > 0
 
     def block(self, tenant_id: str, key_type: str, key_hash: str, reason: str) -> bool:
         """Put a key on the list of those that never link; False when it was on it."""
