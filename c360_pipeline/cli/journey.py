@@ -112,6 +112,11 @@ def unmerge(
             f"{found.splits.height:,} split off, {found.merges.height:,} merged, {found.report.reread:,} reread.",
             highlight=False,
         )
+        if found.is_still_one:
+            err.print(
+                "They are in one journey still: events say of both that they are a third person. Part that one from "
+                "them, too.", highlight=False,
+            )  # fmt: skip
 
 
 @journey_app.command("rebase")

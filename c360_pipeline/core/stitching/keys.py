@@ -26,6 +26,8 @@ from c360_pipeline.core.contract.identifiers import (
 MAX_KEY_CHARACTERS = 1024
 LINK, WEAK, IGNORE = "link", "weak", "ignore"
 EVERY_TENANT = "*"
+APART = "2"
+"""Version of what unique keys do; journeys of an earlier one do not say which others they are kept apart from."""
 CASE_FOLDED = ("email_hash",)
 """Key types whose values are hexadecimal digests: their case carries no meaning."""
 
@@ -43,7 +45,7 @@ class KeyRule:
         key_type: what the value identifies.
         source: a column of the event by its contract name (`userId`) or one of its attributes (`attrs.deviceId`).
         mode: `link` links events, `weak` attaches an event that nothing stronger links, `ignore` makes no key.
-        is_unique: two values may never share a journey.
+        is_unique: two values share a journey only where one event has both.
         max_partners: other keys that one value may meet before it is quarantined; None for any number.
         window_seconds: a value links only events of the same window of time; None for ever.
         pattern: regular expression; such values of the source alone, which other rules of the source then leave out.
@@ -123,6 +125,8 @@ class KeyPolicy:
         """sha256 of the rules and limits of a tenant, in hex; blocked keys have a fingerprint of their own."""
         said = [*(rule.as_said() for rule in self.rules_of(tenant_id)), asdict(self.limit_of(tenant_id))]
         known = [NORMAL_FORM, NOBODY, FILLER, DIGESTS_OF_NOBODY, self.nobody_of(tenant_id)]
+        if any(rule.is_unique and rule.mode == LINK for rule in self.rules_of(tenant_id)):
+            known.append(APART)
         return hashlib.sha256(json.dumps([known, said], sort_keys=True).encode()).hexdigest()
 
     def nobody_of(self, tenant_id: str) -> list[str]:

@@ -246,7 +246,9 @@ def splits_in(rows: pl.LazyFrame) -> pl.LazyFrame:
 def conflicts_now(rows: pl.LazyFrame, merged: pl.DataFrame) -> pl.LazyFrame:
     """Columns of the table `journey_conflicts`, of events that the rows speak of."""
     found = latest(rows.filter(pl.col("kind") == CONFLICT), [*_EVENT_ID, *_KEY_ID[1:]])
-    last_said = rows.filter(pl.col("kind") == EVENT).group_by(_EVENT_ID).agg(last=pl.col("seq").max())
+    # An event that was taken out since has none.
+    said = rows.filter(pl.col("kind").is_in([EVENT, REMOVED]))
+    last_said = said.group_by(_EVENT_ID).agg(last=pl.col("seq").max())
     standing = found.join(last_said, on=_EVENT_ID).filter(pl.col("seq") == pl.col("last"))
     named = resolved(standing.rename({"other_journey_id": "refused_journey_id"}), merged)
     return resolved(named, merged, "refused_journey_id").select(

@@ -1,11 +1,11 @@
 """What people do to journeys: block a key, apply other rules; archive, tables and graph follow at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
-from c360_pipeline.core.catalog.tables import JOURNEY_LOG
+from c360_pipeline.core.catalog.tables import JOURNEY_KEYS, JOURNEY_LOG
 from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy, value_hash
 from c360_pipeline.core.stitching.log import MERGE, SPLIT
 from c360_pipeline.errors import ConfigError
@@ -27,6 +27,7 @@ class BlockedKey:
         tenant_id: whose key.
         key: `type:hash`; of two that were parted the first.
         report: of the batch that found its journeys again.
+        is_still_one: of two that were parted, whether something else holds them together.
         merges: tenant_id, survivor, loser.
         splits: tenant_id, journey_id, split_off, event_count.
     """
@@ -36,12 +37,13 @@ class BlockedKey:
     report: BatchReport
     merges: pl.DataFrame
     splits: pl.DataFrame
+    is_still_one: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "tenant_id": self.tenant_id, "key": self.key, "events": self.report.reread,
-            "merges": self.merges.to_dicts(), "splits": self.splits.to_dicts(),
+            "merges": self.merges.to_dicts(), "splits": self.splits.to_dicts(), "is_still_one": self.is_still_one,
         }  # fmt: skip
 
 
@@ -107,7 +109,11 @@ def part_keys(
         control.key_rules.part(owner, key_type, key_hash, other_hash, reason)
     names = [f"{key_type}:{key_hash}", f"{key_type}:{other_hash}"]
     cause = f"{' and '.join(names)} {'may be one again' if undo else 'are two'}"
-    return _restitched(control, lake, graph, owner, names, cause)
+    done = _restitched(control, lake, graph, owner, names, cause)
+    held = lake.scan(JOURNEY_KEYS).filter((pl.col("tenant_id") == owner) & (pl.col("key_type") == key_type))
+    journeys = held.filter(pl.col("key_hash").is_in([key_hash, other_hash])).select("key_hash", "journey_id").collect()
+    is_one = journeys["key_hash"].n_unique() == len(names) and journeys["journey_id"].n_unique() == 1
+    return replace(done, is_still_one=is_one and not undo)
 
 
 def _restitched(control: ControlDb, lake: Lake, graph: Graph, owner: str, names: list[str], cause: str) -> BlockedKey:

@@ -173,7 +173,9 @@ class Stitching:
                 self._check_removal_limit(tenant, plan.touched, plan.journeys, force=force)
                 report = report + self._journeys.apply(plan, self._policy)
             else:
-                report = report + self._apply_blocked(tenant, set(state.detail["blocked"]), force=force)
+                # Of two keys that are parted, a rotation of the secret may have changed which comes first.
+                noted_names = {" ".join(sorted(names.split(" "))) for names in state.detail["blocked"]}
+                report = report + self._apply_blocked(tenant, noted_names, force=force)
         return report
 
     def _require_same_secret(self, tenant: str, held: str) -> None:
@@ -193,7 +195,7 @@ class Stitching:
             return BatchReport()
         touched = self._journeys.with_keys(tenant, sorted({name for names in changed for name in names.split(" ")}))
         self._check_removal_limit(tenant, touched.height, self._journeys.count(tenant), force=force)
-        cause = f"blocked keys: {', '.join(sorted(changed))}"
+        cause = f"blocked or parted keys: {', '.join(sorted(changed))}"
         return self._journeys.restitch(touched, self._policy, tenant, cause)
 
     def _check_removal_limit(self, tenant: str, touched: int, held: int, *, force: bool) -> None:

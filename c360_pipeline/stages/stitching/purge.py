@@ -42,7 +42,7 @@ def purge(lake: Lake, log: JourneyLog, events: pl.DataFrame) -> int:
 def _purge(lake: Lake, log: JourneyLog, tenant: str, events: pl.DataFrame) -> int:
     rows = log.rows([tenant])
     theirs = rows.join(events.lazy(), on=EVENT_COLUMNS[:2], how="semi")
-    keys = theirs.select("tenant_id", "key_hash").drop_nulls().unique()
+    keys = theirs.select("tenant_id", "key_type", "key_hash").drop_nulls().unique()
     others = rows.filter(pl.col("kind") == EVENT).join(events.lazy(), on=EVENT_COLUMNS[:2], how="anti")
     lonely = keys.join(others.select("tenant_id", "key_hash"), on=["tenant_id", "key_hash"], how="anti").collect()
     ids = events["event_id"].to_list()
@@ -52,4 +52,5 @@ def _purge(lake: Lake, log: JourneyLog, tenant: str, events: pl.DataFrame) -> in
     return lake.commits.delete_rows(
         JOURNEY_LOG, [tenant],
         {"event_id": ids, "key_hash": lonely["key_hash"].to_list()}, blank={"founding_event_id": ids},
+        unlisted={"unique_keys": lonely.select(pl.format("{}:{}", "key_type", "key_hash")).to_series().to_list()},
     )  # fmt: skip

@@ -12,6 +12,7 @@ from c360_pipeline.core.stitching.keys import KeyPolicy, extract_keys
 from c360_pipeline.core.stitching.log import (
     Gone,
     aliases,
+    conflicts_now,
     ended_journeys,
     event_keys_now,
     events_now,
@@ -55,7 +56,7 @@ def rebase(log: JourneyLog, tenant_id: str, events: pl.DataFrame, policy: KeyPol
     known = replace(known, is_new_pair=np.ones(len(batch.pairs[0]), np.bool_))
     stitched = stitch(batch, known, policy, are_taken=index.are_taken)
     raw = last_event_rows(rows).select("tenant_id", "event_id", "journey_id").unique().collect(engine="streaming")
-    found = _difference(tenant_id, index.tenant(tenant_id).seq, stitched, known, now, held_keys, raw, out)
+    found = _difference(tenant_id, index.tenant(tenant_id).seq, stitched, known, now, held_keys, raw, out, rows, merged)
     return found.counting(stitched, index.known(batch).partners)
 
 
@@ -68,6 +69,8 @@ def _difference(
     held_keys: pl.DataFrame,
     raw: pl.DataFrame,
     out: pl.DataFrame,
+    rows: pl.LazyFrame,
+    merged: pl.DataFrame,
 ) -> Rebase:
     """Of all that was decided again, what differs from what is."""
     event, key = ["tenant_id", "event_id"], ["tenant_id", "event_id", "key_type", "key_hash"]
@@ -81,12 +84,13 @@ def _difference(
         [
             key_changes.upserted.select(event),
             key_changes.deleted.select(event),
+            _refused_by_others(rows, merged, stitched.conflicts),
             moved.select(event),
             # Rows that speak of an id which leads elsewhere now would lead there too.
             raw.join(stitched.aliases, on="journey_id", how="semi").select(event),
         ]
     ).unique()
-    journeys = _changed_states(stitched.journeys, known.journeys.filter("was_active"))
+    journeys = _changed_states(stitched.journeys, known.journeys.filter("was_active"), merged)
     event_keys = stitched.event_keys.join(altered, on=event, how="semi")
     touched_keys = pl.concat([event_keys.select(key[2:]), before.join(altered, on=event, how="semi").select(key[2:])])
     gone_keys = before.select("tenant_id", "key_type", "key_hash").unique().join(
@@ -115,8 +119,20 @@ def _difference(
     return Rebase(tenant_id, seq, change, int(known.journeys["was_active"].sum()), moved, by_type)
 
 
-def _changed_states(now: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
-    unique = pl.col("unique_keys").list.sort().list.join(" ").fill_null("")
-    states = ["journey_id", "event_count", "key_count", "first_event_ts", "last_event_ts", "unique"]
-    held = before.with_columns(unique=unique).select(states)
-    return now.with_columns(unique=unique).join(held, on=states, how="anti").drop("unique")
+def _refused_by_others(rows: pl.LazyFrame, merged: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+    """tenant_id, event_id of events with a tie that another journey refuses than before."""
+    tie = ["tenant_id", "event_id", "key_type", "key_hash"]
+    before = conflicts_now(rows, merged).select(*tie, "refused_journey_id").collect(engine="streaming")
+    after = now.select(*tie, "refused_journey_id").with_columns(pl.col("key_hash").cast(pl.String))
+    changes = difference(before, after, tie)
+    return pl.concat([changes.upserted.select(tie[:2]), changes.deleted.select(tie[:2])])
+
+
+def _changed_states(now: pl.DataFrame, before: pl.DataFrame, merged: pl.DataFrame) -> pl.DataFrame:
+    leads = dict(merged.drop_nulls("merged_into").select("journey_id", "merged_into").iter_rows())
+    apart = pl.col("apart_from").list.eval(pl.element().replace(leads)).list.unique().list.sort()
+    listed = {"unique": pl.col("unique_keys").list.sort(), "apart": apart}
+    texts = {name: value.list.join(" ").fill_null("") for name, value in listed.items()}
+    states = ["journey_id", "event_count", "key_count", "first_event_ts", "last_event_ts", *texts]
+    held = before.with_columns(**texts).select(states)
+    return now.with_columns(**texts).join(held, on=states, how="anti").drop(*texts)

@@ -6,6 +6,7 @@ snapshot (see docs/adr/0006).
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Literal
@@ -313,14 +314,16 @@ class Commits:
         tenants: Sequence[str],
         values: Mapping[str, Sequence[str]],
         blank: Mapping[str, Sequence[str]],
+        unlisted: Mapping[str, Sequence[str]] | None = None,
     ) -> int:
         """Remove the rows of some tenants that have one of some values in one of some columns; returns how many.
 
-        Values of columns in `blank` become empty, and their rows stay.
+        Values of columns in `blank` become empty, those of lists in `unlisted` leave these, and their rows stay.
         """
         any_of = [f"{quoted(name)} IN ({literals(held)})" for name, held in values.items() if held]
         blanked = {name: held for name, held in blank.items() if held}
-        if not (tenants and (any_of or blanked)):
+        shorter = {name: held for name, held in (unlisted or {}).items() if held}
+        if not (tenants and (any_of or blanked or shorter)):
             return 0
         of_tenants = f"{quoted('tenant_id')} IN ({literals(tenants)})"
 
@@ -333,6 +336,13 @@ class Commits:
                 gone = int(done["num_deleted_rows"])
             for name, held in blanked.items():
                 snapshot.update({name: "''"}, predicate=f"{of_tenants} AND {quoted(name)} IN ({literals(held)})")
+            for name, held in shorter.items():
+                # delta-rs can't write array_has_any into its commit.
+                has_any = literals(["|".join(map(re.escape, held))])
+                snapshot.update(
+                    {name: f"array_except({quoted(name)}, make_array({literals(held)}))"},
+                    predicate=f"{of_tenants} AND regexp_like(array_to_string({quoted(name)}, ' '), {has_any})",
+                )
             return gone
 
         return self._storage.retried(table.name, attempt)

@@ -22,7 +22,8 @@ KEEP_USERS_APART = """
         ('user', 'userId', true, 1000, NULL),
         ('user', 'attrs.same_as', true, 1000, NULL),
         ('visitor', 'anonymousId', false, 1000, NULL),
-        ('visitor', 'userId', false, 1000, '^(anon|anonymous|visitor|guest)[-_:.]')
+        ('visitor', 'userId', false, 1000, '^(anon|anonymous|visitor|guest)[-_:.]'),
+        ('visitor', 'attrs.same_as', false, 1000, '^(anon|anonymous|visitor|guest)[-_:.]')
     ) AS said
     WHERE NOT EXISTS (
         SELECT FROM correlation_key_rules

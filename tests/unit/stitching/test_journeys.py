@@ -522,6 +522,32 @@ def test_only_same_as_makes_two_users_one(stitcher: Stitcher) -> None:
     assert stitcher.partition() == {frozenset("abcf"), frozenset("deg")}
 
 
+def test_who_is_purged_is_named_by_no_journey_and_keeps_nobody_apart(stitcher: Stitcher) -> None:
+    stitcher.unique_user()
+    stitcher.add(("a", 1, ["user:ann", "device:1"]), ("b", 2, ["user:bob", "device:1"]))
+    stitcher.add(("c", 3, ["user:ann", "device:1"]), gone=["b"])
+    assert stitcher.table(JOURNEY_CONFLICTS).is_empty(), "of an event that is gone none waits"
+    stitcher.add(("d", 4, ["user:cy", "device:1"]))
+    stitcher.add(gone=["a", "c"])
+    assert stitcher.statuses("d") == {"user": "linked", "device": "linked"}
+    gone = pl.DataFrame({"tenant_id": ["acme"] * 3, "event_id": ["a", "b", "c"]})
+    stitcher.journeys.purge(gone)
+    named = set(stitcher.log()["unique_keys"].explode().drop_nulls())
+    assert named == {f"user:{value_hash('acme', 'user', 'cy', UNKEYED)}"}
+
+
+def test_a_rule_that_came_keeps_people_apart_for_good(stitcher: Stitcher) -> None:
+    stitcher.policy = KeyPolicy((KeyRule("*", "user", "attrs.user", is_unique=True), KeyRule("*", "d", "attrs.d")))
+    events = [("a", 1, ["user:x", "d:1"]), ("b", 2, ["user:y", "d2:1", "e:1"])]
+    stitcher.add(*events)
+    stitcher.policy = KeyPolicy((*stitcher.policy.rules, KeyRule("*", "d", "attrs.d2")))
+    stitcher.journeys.apply(stitcher.journeys.rebase("acme", archive(events), stitcher.policy), stitcher.policy)
+    assert stitcher.statuses("b") == {"user": "linked", "d": "refused_unique"}
+    stitcher.add(gone=["a"])
+    assert stitcher.statuses("b") == {"user": "linked", "d": "linked"}
+    assert stitcher.table(JOURNEY_CONFLICTS).is_empty()
+
+
 def test_why_events_are_apart_is_said_in_words(stitcher: Stitcher) -> None:
     stitcher.unique_user()
     stitcher.add(("a", 1, ["user:ann", "device:1"]), ("b", 2, ["user:bob", "device:1"]), ("c", 3, ["user:bob"]))
