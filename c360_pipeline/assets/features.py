@@ -39,7 +39,7 @@ from c360_pipeline.core.features import communities as features
 from c360_pipeline.core.features import paths, similar_products
 from c360_pipeline.core.features.account_values import account_values as values_of_accounts
 from c360_pipeline.core.features.recommend import SIMILAR_USER_WEIGHT, candidates
-from c360_pipeline.core.features.trends import score, trending
+from c360_pipeline.core.features.trends import FEATURED, score, trending
 from c360_pipeline.core.privacy.purposes import Purpose, purposes_of
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
@@ -195,10 +195,31 @@ def events_in_graph(neo4j: Graph, lake: Lake, projection: str) -> EventsAt:
     return EventsAt.of(lake, known, decisions) if known else EventsAt(lake)
 
 
+def featureless(at: EventsAt, tenants: Sequence[str]) -> dg.AssetCheckResult:
+    """A check that passes when every one of some tenants with events has views or purchases; it names other actions."""
+    events = at.scan(["tenant_id", "action"]).filter(pl.col("tenant_id").is_in(list(tenants)))
+    counts = events.group_by("tenant_id", "action").agg(events=pl.len()).collect(engine="streaming")
+    made = counts.filter(pl.col("action").is_in(FEATURED)).select("tenant_id").unique()
+    others = counts.join(made, on="tenant_id", how="anti").sort("tenant_id", -pl.col("events").cast(pl.Int64), "action")
+    whose = ", ".join(others["tenant_id"].unique(maintain_order=True).head(5))
+    return dg.AssetCheckResult(
+        asset_key="user_communities",
+        check_name="every_tenant_has_views_or_purchases",
+        passed=others.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        description="" if others.is_empty() else (
+            f"No event of {whose} is a view or a purchase, "
+            "so there are no recommendations, communities and trends. Name those that are in the mapping (`action`, "
+            "`map`), and apply it to old files: docs/mappings.md."
+        ),
+        metadata={"actions": preview(others)},
+    )  # fmt: skip
+
+
 def weights_of(used: FeatureEvents, tenant: str) -> pl.DataFrame:
     """How customers and products of a tenant are linked."""
     events = used.of([tenant], *INTERACTING)
-    found = events.filter(pl.col("action").is_in(["view", "purchase"])).collect(engine="streaming")
+    found = events.filter(pl.col("action").is_in(FEATURED)).collect(engine="streaming")
     counted = found.rename({"user_id": model.CUSTOMER_ID})
     return features.interaction_weights(model.views(counted), model.purchases(counted))
 
@@ -211,7 +232,12 @@ def weights_of(used: FeatureEvents, tenant: str) -> pl.DataFrame:
             "every_active_user_has_a_community",
             asset="user_communities",
             description="Every user whose views and purchases were read has one community in the graph.",
-        )
+        ),
+        check_spec(
+            "every_tenant_has_views_or_purchases",
+            asset="user_communities",
+            description="Every tenant with events has some that are a view or a purchase, which features are made of.",
+        ),
     ],
     backfill_policy=dg.BackfillPolicy.single_run(),
     pool=NEO4J_WRITES,
@@ -257,6 +283,7 @@ def communities(
             **lineage(USER_COMMUNITIES),
         ),
     )
+    yield featureless(at, scope.tenants)
     yield dg.AssetCheckResult(
         asset_key="user_communities",
         check_name="every_active_user_has_a_community",

@@ -11,6 +11,8 @@ from c360_pipeline.core.catalog.feature_tables import TRENDING_PRODUCTS
 from c360_pipeline.core.projection.items import each_item
 
 WINDOWS = (timedelta(days=1), timedelta(days=7), timedelta(days=30))
+FEATURED = ("view", "purchase")
+"""Actions that views, purchases and most features are made of."""
 BUYER_WEIGHT = 5
 """A buyer counts as so many viewers."""
 SCORE_IN_CYPHER = "viewers + $buyer_weight * buyers"
@@ -35,7 +37,7 @@ def trending(events: pl.LazyFrame, products: pl.DataFrame) -> pl.DataFrame:
         products: tenant_id, id, category.
     """
     newest = events.group_by("tenant_id").agg(as_of=pl.col("ts").max())
-    acting = events.filter(pl.col("action").is_in(["view", "purchase"]) & pl.col("user_id").is_not_null())
+    acting = events.filter(pl.col("action").is_in(FEATURED) & pl.col("user_id").is_not_null())
     touching = each_item(acting)
     longest = 2 * max(WINDOWS)
     recent = touching.join(newest, on="tenant_id").filter(pl.col("as_of") - pl.col("ts") < longest).collect()

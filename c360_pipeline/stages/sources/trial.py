@@ -8,6 +8,7 @@ from typing import Any
 
 from c360_pipeline.core.contract.events import Event, Rejected, load_object
 from c360_pipeline.core.contract.fields import FIELDS
+from c360_pipeline.core.features.trends import FEATURED
 from c360_pipeline.core.landing.accounting import OUTCOMES
 from c360_pipeline.core.sources.decode import event_from
 from c360_pipeline.core.sources.mapping import TARGET_OF, Skipped, SourceMapping
@@ -18,8 +19,6 @@ from c360_pipeline.errors import ContractError
 EXAMPLES = 3
 OFTEN = 0.05
 """A value of a key in more than this share of the records is hardly anybody's."""
-FEATURED = ("view", "purchase")
-"""Actions that views, purchases and most features are made of."""
 LEAST_EVENTS = 100
 _EPOCH_DIGITS = (10, 13)
 
