@@ -49,8 +49,8 @@ from c360_pipeline.stages.stitching.index_rows import (
 from c360_pipeline.stores.local.sorted_index import Ints, Rows, SortedRuns, StagedRun, Words
 
 KINDS = {"keys": KEYS, "events": EVENTS, "journeys": JOURNEYS, "aliases": ALIASES, "pairs": PAIRS}
-FORMAT = 3
-"""Of the files; an index of another is rebuilt."""
+FORMAT, READABLE = 3, (2, 3)
+"""Of the files that are written, and of those that are read; an index of another is rebuilt."""
 LIST, LOCK = "index.json", "lock"
 LOADS = 5
 """Times that a list is read whose files another process merges meanwhile."""
@@ -122,7 +122,7 @@ class JourneyIndex:
             try:
                 with (self._folder / LIST).open(encoding="utf-8") as listed:
                     stamp, said = _stamp(os.fstat(listed.fileno())), json.load(listed)
-                if said.get("format") != FORMAT:
+                if said.get("format") not in READABLE:
                     break
                 for kind, runs in self._runs.items():
                     runs.load(said["runs"][kind])
