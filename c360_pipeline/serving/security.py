@@ -33,7 +33,7 @@ LOOK_UPS = parse("100/second")
 """Of keys that opened nothing so far, all together: who has no key makes the control database no work to speak of."""
 STRANGERS = parse("100/second")
 """Requests that need no key, all together."""
-PAUSE_SECONDS, MOST_PAUSED = 1.0, 500
+PAUSE_SECONDS, MOST_PAUSED = 1.0, 100
 """How long a refusal for asking too often takes, and how many of them do: their connections are taken meanwhile."""
 LOOK_UPS_AT_ONCE = 4
 LOOK_UP_SECONDS = 5.0

@@ -31,7 +31,7 @@ from c360_pipeline.core.stitching.log import (
     living_journeys,
 )
 from c360_pipeline.core.stitching.stitch import REFUSED_UNIQUE, stitch
-from c360_pipeline.core.stitching.unique import contested
+from c360_pipeline.core.stitching.unique import contested, key_name
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stages.stitching import purge as purging
 from c360_pipeline.stages.stitching import rebase as rebasing
@@ -112,7 +112,7 @@ class Journeys:
             names: `type:hash`.
         """
         rows = self._log.rows([tenant_id])
-        said = rows.filter((pl.col("kind") == EVENT) & pl.concat_str("key_type", pl.lit(":"), "key_hash").is_in(names))
+        said = rows.filter((pl.col("kind") == EVENT) & key_name().is_in(names))
         ids = said.select("journey_id").unique().collect(engine="streaming")["journey_id"]
         _, index = self._log.refresh()
         return index.living(ids).select("tenant_id", "journey_id")

@@ -6,6 +6,7 @@ from c360_pipeline.core.catalog.tables import JOURNEY_LOG, JOURNEY_MERGES, JOURN
 from c360_pipeline.core.stitching.log import (
     EVENT,
 )
+from c360_pipeline.core.stitching.unique import key_name
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.stitching.commit import JourneyLog
 from c360_pipeline.stores.delta.lake import Lake
@@ -52,5 +53,5 @@ def _purge(lake: Lake, log: JourneyLog, tenant: str, events: pl.DataFrame) -> in
     return lake.commits.delete_rows(
         JOURNEY_LOG, [tenant],
         {"event_id": ids, "key_hash": lonely["key_hash"].to_list()}, blank={"founding_event_id": ids},
-        unlisted={"unique_keys": lonely.select(pl.format("{}:{}", "key_type", "key_hash")).to_series().to_list()},
+        unlisted={"unique_keys": lonely.select(key_name()).to_series().to_list()},
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_CONFLICTS
-from c360_pipeline.core.stitching.stitch import REFUSED_SIZE, REFUSED_UNIQUE
+from c360_pipeline.core.stitching.stitch import BLOCKED, QUARANTINED, REFUSED_SIZE, REFUSED_UNIQUE
 from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 
@@ -12,8 +12,8 @@ REASONS = {
     REFUSED_SIZE: "together they would have more keys than journey_limits allows",
 }
 STATUSES = {
-    "quarantined": "it met more keys than max_partners allows, and links nothing",
-    "blocked": "it is on the list of blocked keys, and links nothing",
+    QUARANTINED: "it met more keys than max_partners allows, and links nothing",
+    BLOCKED: "it is on the list of blocked keys, and links nothing",
 }
 
 
@@ -40,9 +40,7 @@ def _refused_ties(lake: Lake, tenant_id: str, ends: list[str]) -> list[str]:
     journeys = found.select("journey_id").unique().collect(engine="streaming")["journey_id"].implode()
     one, other = pl.col("journey_id"), pl.col("refused_journey_id")
     between = one.is_in(journeys) & other.is_in(journeys) & (one != other)
-    rows = lake.scan(JOURNEY_CONFLICTS).filter(
-        of_tenant & between & (pl.col("journey_id") != pl.col("refused_journey_id"))
-    )
+    rows = lake.scan(JOURNEY_CONFLICTS).filter(of_tenant & between)
     return [
         f"{key_type}:{key_hash} of event {event_id} does not link them: {REASONS.get(reason, reason)}."
         for event_id, key_type, key_hash, reason in rows.select("event_id", "key_type", "key_hash", "reason")
