@@ -146,7 +146,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(SECONDS * 2 + 2_400)
+@pytest.mark.timeout(SECONDS * 3 + 2_400)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_day_in_fast_motion(home: Path, tmp_path: Path, trials: Trials, seed: int) -> None:
     settings = load_settings(home)
@@ -205,7 +205,8 @@ def test_a_day_in_fast_motion(home: Path, tmp_path: Path, trials: Trials, seed: 
             day.stop.wait(SECONDS)
         assert day.failures == []
         assert killed
-        wait_until(lambda: not running() and lake.count(EVENTS) >= len(day.ids), seconds=600)
+        # A busy machine gets longer: runs that wait are as many as the day asked for.
+        wait_until(lambda: not running() and lake.count(EVENTS) >= len(day.ids), seconds=max(600, 1.5 * SECONDS))
         wait_until(lambda: not running(), seconds=600)
         failed = {run.run_id for run in dagster.get_runs() if run.status is dg.DagsterRunStatus.FAILURE}
         ended = len(dagster.get_runs())
