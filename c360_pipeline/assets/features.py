@@ -29,6 +29,7 @@ from c360_pipeline.core.catalog.feature_tables import (
     PATH_ANOMALIES,
     PRODUCT_CANDIDATES,
     PRODUCT_SIMILARITIES,
+    RECOMMENDATION_SETTINGS,
     SUPPORT_INSIGHTS,
     TRENDING_PRODUCTS,
     USER_COMMUNITIES,
@@ -36,11 +37,11 @@ from c360_pipeline.core.catalog.feature_tables import (
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
 from c360_pipeline.core.features import communities as features
-from c360_pipeline.core.features import paths, similar_products
+from c360_pipeline.core.features import leads, paths, similar_products
 from c360_pipeline.core.features.account_values import account_values as values_of_accounts
 from c360_pipeline.core.features.recommend import SIMILAR_USER_WEIGHT, candidates
 from c360_pipeline.core.features.trends import FEATURED, score, trending
-from c360_pipeline.core.privacy.purposes import Purpose, purposes_of
+from c360_pipeline.core.privacy.purposes import RECOMMENDATIONS, Purpose, purposes_of
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.reads.accounts import newest_of, read_accounts, read_tickets
@@ -296,23 +297,37 @@ def communities(
     yield kept(context, tables, PATH_ANOMALIES, odd, scope)
 
 
-@feature(PRODUCT_SIMILARITIES, kinds={"neo4j"}, pool=NEO4J_WRITES)
-def product_similarities(
+@dg.multi_asset(
+    # One step, as above; both are made of the same purchases.
+    specs=[feature_spec(RECOMMENDATION_SETTINGS), feature_spec(PRODUCT_SIMILARITIES, kinds={"neo4j"})],
+    check_specs=[
+        check_spec(
+            "recommendations_beat_popularity",
+            asset="recommendation_settings",
+            description="Of held-out purchases, more are among ten recommended products than among the ten that most "
+            "customers bought.",
+        ),
+    ],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    pool=NEO4J_WRITES,
+)
+def product_links(
     context: dg.AssetExecutionContext,
     control: ControlResource,
     lake: LakeResource,
     graph: GraphResource,
     gds: GdsResource,
-) -> dg.MaterializeResult[None]:
-    """Products with the same customers by GDS, products of the same sessions from the archive; both become edges."""
+) -> Results:
+    """Products with the same customers, of the same sessions, and those that one leads to; all become edges."""
     tables, algorithms = lake.open(), gds.open()
     scope = scope_of(context, tables)
     with graph.open() as neo4j:
         at = events_in_graph(neo4j, tables, PRODUCT_PROJECTION)
         used = FeatureEvents.of_table(control, at, PRODUCT_SIMILARITIES)
+        recommended = FeatureEvents(at, RECOMMENDATIONS, used.purposes)
         views = used.of(scope.tenants, *INTERACTING, "session_id")
         viewed = each_item(views.filter(pl.col("action") == "view").drop_nulls("session_id"))
-        parts = [similar_products.similar_by_sessions(viewed)]
+        parts, settings = [similar_products.similar_by_sessions(viewed)], []
         for number, tenant in enumerate(scope.tenants):
             weights = weights_of(used, tenant)
             if weights.height:
@@ -324,19 +339,43 @@ def product_similarities(
                         tenant, members, similar_products.shared_customers(pairs, edges)
                     )
                 )
+            met = leads.interactions(recommended.of([tenant], *INTERACTING))
+            if met.height:
+                chosen = leads.chosen(met)
+                settings.append(leads.settings_row(tenant, chosen))
+                learned = leads.learned(leads.interests(met), [chosen.regularisation])
+                parts.append(leads.lead_rows(tenant, learned[chosen.regularisation]))
+        yield kept(context, tables, RECOMMENDATION_SETTINGS, settings, scope)
+        yield beats_popularity(pl.concat([RECOMMENDATION_SETTINGS.empty(), *settings]))
         result = kept(context, tables, PRODUCT_SIMILARITIES, parts, scope)
         ProductGraph(tables, neo4j).project_similarities()
-    return result
+    yield result
+
+
+def beats_popularity(settings: pl.DataFrame) -> dg.AssetCheckResult:
+    """A check that passes where recommendations find more than what is popular does; it names tenants where not."""
+    worse = settings.filter(pl.col("recall") <= pl.col("popular_recall"))
+    return dg.AssetCheckResult(
+        asset_key="recommendation_settings",
+        check_name="recommendations_beat_popularity",
+        passed=worse.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"worse": preview(worse), "tenants": settings.height},
+    )
 
 
 @asset_check(
-    asset="product_similarities", description="Similarities lie in (0, 1], ranks from 1 to 10, none leads to itself."
+    asset="product_similarities",
+    description="Similarities lie in (0, 1], ranks from 1 to 10, of weights from 1 to 50; none leads to itself.",
 )
 def similarities_are_in_range(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives."""
+    is_weight = pl.col("kind") == leads.LEADS_TO
+    most = pl.when(is_weight).then(leads.KEPT).otherwise(features.SIMILAR_PRODUCTS)
     wrong = (
-        ~pl.col("similarity").is_between(0, 1, closed="right")
-        | ~pl.col("rank").is_between(1, features.SIMILAR_PRODUCTS)
+        (pl.col("similarity") <= 0)
+        | (~is_weight & (pl.col("similarity") > 1))
+        | ~pl.col("rank").is_between(1, most)
         | (pl.col("product_id") == pl.col("similar_product_id"))
     )
     return wrong_rows(lake, PRODUCT_SIMILARITIES, wrong)

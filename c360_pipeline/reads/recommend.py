@@ -1,11 +1,12 @@
 """Candidates for recommendations, similar and trending products, as the graph holds them."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+from c360_pipeline.core.features.leads import BOUGHT, INTEREST, RECENT, Settings
 from c360_pipeline.core.features.recommend import (
     SHOWN_USERS,
     SIMILAR_USER_WEIGHT,
@@ -21,63 +22,159 @@ from c360_pipeline.stores.neo4j.driver_values import Read, instant
 from c360_pipeline.stores.neo4j.graph import Graph
 
 TREND_OF_CANDIDATES = timedelta(days=30)
+NEWEST_SESSIONS, NEWEST_EVENTS = 20, 500
+"""Sessions of a user of which carts count, and events of a visitor."""
+CHOSEN_FROM = 5
+"""As many candidates are asked for of each that is recommended, where some are left out because of their category."""
+MOST_BUYERS = 1_000
+"""Of a product, who are looked at for somebody that bought another one, too."""
 
-READ_SIMILAR_USERS = Statement("""
-    MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:PURCHASED]->(own:Product {tenant_id: $tenant_id})
+IS_WANTED = """NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
+      AND ($with_bare OR product.name IS NOT NULL OR product.category IS NOT NULL)"""
+"""Products that the catalogue does not know are recommended only where there is none."""
+MAY_TREND = IS_WANTED.replace("NOT product.id IN $exclude AND ", "").replace("product.", "p.")
+PRODUCTS_OF_USER = """
+    MATCH (u:User {tenant_id: $tenant_id, id: $user_id})
+    CALL (u) {
+        MATCH (u)-[r:PURCHASED]->(own:Product {tenant_id: $tenant_id})
+        RETURN own, 'purchase' AS action, r.last_interaction AS at
+        UNION ALL
+        MATCH (u)-[r:VIEWED]->(own:Product {tenant_id: $tenant_id})
+        RETURN own, 'view' AS action, r.last_interaction AS at
+        UNION ALL
+        MATCH (u)-[:HAS_SESSION]->(s:Session {tenant_id: $tenant_id})
+        WITH u, s ORDER BY s.last_seen DESC, s.id LIMIT $newest_sessions
+        MATCH (s)-[:HAS_ACTION]->(e:Action {tenant_id: $tenant_id})-[:ON_PRODUCT]->(own:Product {tenant_id: $tenant_id})
+        WHERE e.type = 'add_to_cart' AND coalesce(e.customer_id, e.user_id) = u.id
+        RETURN own, e.type AS action, max(e.ts) AS at
+    }"""
+PRODUCTS_OF_VISITOR = """
+    MATCH (e:Action {tenant_id: $tenant_id, anonymous_id: $anonymous_id}) WHERE $interest[e.type] IS NOT NULL
+    WITH e ORDER BY e.ts DESC, e.id LIMIT $newest_events
+    MATCH (e)-[:ON_PRODUCT]->(own:Product {tenant_id: $tenant_id})
+    WITH own, e.type AS action, max(e.ts) AS at"""
+BEST_OF_THEM = f"""
+    WITH own, action, at ORDER BY $interest[action] DESC, at DESC
+    WITH own, collect(action)[0] AS action, max(at) AS at
+    WITH own, action, at, $interest[action] AS strength ORDER BY at DESC, strength DESC, own.id
+    WITH collect({{product: own, action: action, strength: strength}}) AS met
+    WITH met[..$recent] AS newest, [m IN met WHERE m.action = 'purchase' | m.product] AS bought
+    UNWIND range(0, size(newest) - 1) AS place
+    WITH newest[place] AS had, bought, place
+    WITH had.product AS own, had.action AS action, had.strength * 0.5 ^ (place / $half_life) AS counts, bought, place
+    MATCH (own)-[leads:LEADS_TO]->(product:Product {{tenant_id: $tenant_id}})
+    WHERE NOT product IN bought AND {IS_WANTED}
+    WITH product, own, action, counts * leads.weight AS adds, place
+    ORDER BY adds DESC, place
+    WITH product, sum(adds) AS weight, max(adds) AS most, count(own) AS evidence, collect(own)[0] AS own,
+         collect(action)[0] AS action
+    ORDER BY weight DESC, product.id
+    LIMIT $top_k
+    RETURN product.id AS product_id, product.name AS product_name, product.category AS category, evidence, weight,
+           most / weight AS share, action, [coalesce(own.name, own.id)] AS because, own.id AS because_of_id
+"""
+READ_NEXT_OF_USER = Statement(PRODUCTS_OF_USER + BEST_OF_THEM)
+READ_NEXT_OF_VISITOR = Statement(PRODUCTS_OF_VISITOR + BEST_OF_THEM)
+READ_USER_OF_VISITOR = Statement("""
+    MATCH (:Visitor {tenant_id: $tenant_id, id: $anonymous_id})-[:IS_USER]->(u:User {tenant_id: $tenant_id})
+    RETURN u.id AS user_id
+""")
+READ_HAS_CATALOGUE = Statement("""
+    MATCH (:Product {tenant_id: $tenant_id})-[:IN_CATEGORY]->(:Category {tenant_id: $tenant_id})
+    RETURN true AS has LIMIT 1
+""")
+READ_BUYERS_OF_BOTH = Statement("""
+    UNWIND $pairs AS pair
+    MATCH (own:Product {tenant_id: $tenant_id, id: pair.because_of})
+    MATCH (product:Product {tenant_id: $tenant_id, id: pair.product_id})
+    CALL (own, product) {
+        MATCH (own)<-[:PURCHASED]-(other:User {tenant_id: $tenant_id})
+        WITH other, product LIMIT $most_buyers
+        WHERE ($user_id IS NULL OR other.id <> $user_id)
+          AND NONE(refusal IN $refusals WHERE coalesce(other.consents, '') CONTAINS refusal)
+          AND EXISTS { (other)-[:PURCHASED]->(product) }
+        WITH other.id AS id LIMIT $shown_users
+        RETURN collect(id) AS users
+    }
+    RETURN product.id AS product_id, users
+""")
+
+READ_SIMILAR_USERS = Statement(f"""
+    MATCH (u:User {{tenant_id: $tenant_id, id: $user_id}})-[:PURCHASED]->(own:Product {{tenant_id: $tenant_id}})
     WITH u, collect(own) AS owned
     UNWIND owned AS shared
-    MATCH (shared)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
+    MATCH (shared)<-[:PURCHASED]-(similar:User {{tenant_id: $tenant_id}})
     WHERE similar <> u
     WITH u, owned, similar, count(shared) AS shared_products
-    MATCH (similar)-[bought:PURCHASED]->(product:Product {tenant_id: $tenant_id})
-    WHERE NOT product IN owned AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
+    MATCH (similar)-[bought:PURCHASED]->(product:Product {{tenant_id: $tenant_id}})
+    WHERE NOT product IN owned AND {IS_WANTED}
     WITH u, owned, product, count(similar) AS similar_users, sum(bought.count * shared_products) AS strength
     ORDER BY $similar_user_weight * similar_users + strength DESC, product.id
     LIMIT $top_k
-    CALL (u, owned, product) {
-        MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
-            -[:PURCHASED]->(shared:Product {tenant_id: $tenant_id})
+    CALL (u, owned, product) {{
+        MATCH (product)<-[:PURCHASED]-(similar:User {{tenant_id: $tenant_id}})
+            -[:PURCHASED]->(shared:Product {{tenant_id: $tenant_id}})
         WHERE similar <> u AND shared IN owned
         WITH u, similar, count(shared) AS shared_products
         ORDER BY shared_products DESC, similar.id
         RETURN collect(similar.id)[..$shown_users] AS first_users, max(similar.community = u.community) AS in_community
-    }
-    CALL (u, owned, product) {
-        MATCH (product)<-[:PURCHASED]-(similar:User {tenant_id: $tenant_id})
-            -[:PURCHASED]->(shared:Product {tenant_id: $tenant_id})
+    }}
+    CALL (u, owned, product) {{
+        MATCH (product)<-[:PURCHASED]-(similar:User {{tenant_id: $tenant_id}})
+            -[:PURCHASED]->(shared:Product {{tenant_id: $tenant_id}})
         WHERE similar <> u AND shared IN owned
         WITH shared, count(similar) AS users
         ORDER BY users DESC, shared.id
         RETURN collect(coalesce(shared.name, shared.id)) AS because
-    }
+    }}
     RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
            similar_users AS evidence, strength, first_users, coalesce(in_community, false) AS in_community, because
 """)
-READ_VIEWED_TOGETHER = Statement("""
-    MATCH (u:User {tenant_id: $tenant_id, id: $user_id})-[:VIEWED|PURCHASED]->(own:Product {tenant_id: $tenant_id})
+READ_VIEWED_TOGETHER = Statement(f"""
+    MATCH (u:User {{tenant_id: $tenant_id, id: $user_id}})-[:VIEWED|PURCHASED]->(own:Product {{tenant_id: $tenant_id}})
     WITH DISTINCT u, own
-    MATCH (own)-[together:ALSO_VIEWED]->(product:Product {tenant_id: $tenant_id})
-    WHERE NOT EXISTS { (u)-[:PURCHASED]->(product) }
-      AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
+    MATCH (own)-[together:ALSO_VIEWED]->(product:Product {{tenant_id: $tenant_id}})
+    WHERE NOT EXISTS {{ (u)-[:PURCHASED]->(product) }}
+      AND {IS_WANTED}
     WITH product, together.shared AS sessions, coalesce(own.name, own.id) AS name, own.id AS own_id
     ORDER BY sessions DESC, own_id
-    WITH product, collect({sessions: sessions, name: name}) AS pairs
+    WITH product, collect({{sessions: sessions, name: name}}) AS pairs
     RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
            pairs[0].sessions AS evidence, [pairs[0].name] AS because
     ORDER BY evidence DESC, product_id
     LIMIT $top_k
 """)
-READ_COMMUNITY = Statement("""
-    MATCH (u:User {tenant_id: $tenant_id, id: $user_id}) WHERE u.community IS NOT NULL
-    MATCH (other:User {tenant_id: $tenant_id, community: u.community})
-        -[:PURCHASED]->(product:Product {tenant_id: $tenant_id})
-    WHERE other <> u AND NOT EXISTS { (u)-[:PURCHASED]->(product) }
-      AND NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
+READ_COMMUNITY = Statement(f"""
+    MATCH (u:User {{tenant_id: $tenant_id, id: $user_id}}) WHERE u.community IS NOT NULL
+    MATCH (other:User {{tenant_id: $tenant_id, community: u.community}})
+        -[:PURCHASED]->(product:Product {{tenant_id: $tenant_id}})
+    WHERE other <> u AND NOT EXISTS {{ (u)-[:PURCHASED]->(product) }}
+      AND {IS_WANTED}
     RETURN product.id AS product_id, product.name AS product_name, product.category AS category,
            count(other) AS evidence
     ORDER BY evidence DESC, product_id
     LIMIT $top_k
 """)
+LIKED_CATEGORIES = f"""
+    WITH own, max($interest[action]) AS strength, max(CASE action WHEN 'purchase' THEN 1 ELSE 0 END) AS is_bought
+    WITH collect({{product: own, strength: strength, is_bought: is_bought}}) AS met
+    WITH met, [m IN met WHERE m.is_bought = 1 | m.product] AS bought
+    UNWIND met AS had
+    WITH had.product.category AS liked, sum(had.strength) AS liking, bought
+    WHERE liked IS NOT NULL
+    ORDER BY liking DESC, liked
+    LIMIT $shown_categories
+    MATCH (:Category {{tenant_id: $tenant_id, name: liked}})<-[:IN_CATEGORY]-(product:Product {{tenant_id: $tenant_id}})
+    WHERE NOT product IN bought AND {IS_WANTED}
+    WITH product, liked, COUNT {{ (product)<-[:PURCHASED]-() }} AS evidence
+    WHERE evidence > 0
+    RETURN product.id AS product_id, product.name AS product_name, product.category AS category, evidence,
+           [liked] AS because
+    ORDER BY evidence DESC, product_id
+    LIMIT $top_k
+"""
+READ_CATEGORIES_OF_USER = Statement(PRODUCTS_OF_USER + LIKED_CATEGORIES)
+READ_CATEGORIES_OF_VISITOR = Statement(PRODUCTS_OF_VISITOR + LIKED_CATEGORIES)
 READ_REFUSED = Statement("""
     MATCH (u:User {tenant_id: $tenant_id, id: $user_id})
     WHERE ANY(refusal IN $refusals WHERE u.consents CONTAINS refusal) RETURN u.id AS user_id
@@ -93,11 +190,11 @@ READ_NEWEST_EVENT = Statement("""
 READ_TRENDING = Statement(f"""
     CALL () {{
         MATCH (v:User {{tenant_id: $tenant_id}})-[r:VIEWED]->(p:Product {{tenant_id: $tenant_id}})
-        WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
+        WHERE r.last_interaction > $since AND {MAY_TREND}
         RETURN v, p, 1 AS viewed, 0 AS bought
         UNION ALL
         MATCH (v:User {{tenant_id: $tenant_id}})-[r:PURCHASED]->(p:Product {{tenant_id: $tenant_id}})
-        WHERE r.last_interaction > $since AND ($category IS NULL OR p.category = $category)
+        WHERE r.last_interaction > $since AND {MAY_TREND}
         RETURN v, p, 0 AS viewed, 1 AS bought
     }}
     WITH p, sum(viewed) AS viewers, sum(bought) AS buyers, count(DISTINCT v) AS people
@@ -149,16 +246,25 @@ class RecommendationRequest:
     """What is asked for.
 
     Attributes:
-        user_id: for whom.
+        user_id: for whom; None for a visitor.
         top_k: how many at most.
         category: of this category only.
         exclude: products that are not wanted, such as those on the page already.
+        anonymous_id: for which visitor, where no user is named; one who logged in is that user.
+        most_of_category: how many of one category at most; None for any number.
     """
 
-    user_id: str
+    user_id: str | None
     top_k: int
     category: str | None = None
     exclude: tuple[str, ...] = ()
+    anonymous_id: str | None = None
+    most_of_category: int | None = None
+
+    @property
+    def asked(self) -> int:
+        """How many candidates to ask for: more where some may be left out."""
+        return self.top_k if self.most_of_category is None else self.top_k * CHOSEN_FROM
 
 
 class Recommender:
@@ -168,12 +274,20 @@ class Recommender:
         graph: where from.
         tenant_id: whose.
         purposes: says what nobody may have refused whose doings are used. Who refused one gets what is popular.
+        half_life: says after how many products of a customer a further one counts half.
     """
 
-    def __init__(self, graph: Graph, tenant_id: str, purposes: Callable[[], Iterable[str]] = tuple) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        tenant_id: str,
+        purposes: Callable[[], Iterable[str]] = tuple,
+        half_life: Callable[[], float] = lambda: Settings().half_life,
+    ) -> None:
         self._graph = graph
         self._tenant_id = tenant_id
         self._purposes = purposes
+        self._half_life = half_life
 
     @cached_property
     def _refusals(self) -> list[str]:
@@ -185,56 +299,77 @@ class Recommender:
         return bool(self._refusals)
 
     def recommend(self, wanted: RecommendationRequest) -> list[Recommendation]:
-        """The best products for a user; further sources are asked only where similar users are too few."""
-        refusals = self._refusals  # asked for before a transaction of the graph is begun
-        return rank(self._graph.read_together(lambda read: self._found(read, wanted, refusals)), wanted.top_k)
+        """The best products for a user or a visitor; further sources are asked only where the former gave too few."""
+        # Asked for before a transaction of the graph is begun.
+        known = {"refusals": self._refusals, "half_life": self._half_life()}
+        found = self._graph.read_together(lambda read: self._found(read, wanted, known))
+        return rank(found, wanted.top_k, wanted.most_of_category)
 
-    def _found(self, read: Read, wanted: RecommendationRequest, refusals: list[str]) -> list[Candidate]:
-        who = {"tenant_id": self._tenant_id, "user_id": wanted.user_id}
-        if refusals and read(READ_REFUSED, **who, refusals=refusals):
-            return self._popular(read, wanted)
-        similar = READ_SIMILAR_USERS_WHO_AGREED if refusals else READ_SIMILAR_USERS
-        found = self._candidates(read, similar, Source.SIMILAR_USERS, wanted)
-        for source in (Source.VIEWED_TOGETHER, Source.COMMUNITY, Source.TRENDING):
-            if len(found) >= wanted.top_k:
+    def _found(self, read: Read, wanted: RecommendationRequest, known: dict[str, Any]) -> list[Candidate]:
+        who = self._user(read, wanted)
+        has_catalogue = bool(read(READ_HAS_CATALOGUE, tenant_id=self._tenant_id))
+        asked = _Asked(read, known | {
+            "tenant_id": self._tenant_id, "user_id": who.user_id, "anonymous_id": who.anonymous_id,
+            "category": who.category, "with_bare": not has_catalogue, "interest": INTEREST, "recent": RECENT,
+            "newest_sessions": NEWEST_SESSIONS, "newest_events": NEWEST_EVENTS, "similar_user_weight": SIMILAR_USER_WEIGHT,
+            "shown_users": SHOWN_USERS, "shown_categories": SHOWN_CATEGORIES,
+        })  # fmt: skip
+        refused = self._refusals and (who.user_id is None or asked(READ_REFUSED))
+        found: list[Candidate] = []
+        # Of a visitor nobody knows what was agreed to.
+        for source in (Source.TRENDING,) if refused else LADDER:
+            if len(found) >= who.asked:
                 break
-            found += self._more(read, source, wanted, found)
+            left_out = (*who.exclude, *(candidate.product_id for candidate in found))
+            found += self._candidates(asked, source, replace(who, exclude=left_out, top_k=who.asked - len(found)))
         return found
 
-    def _more(
-        self, read: Read, source: Source, wanted: RecommendationRequest, found: Sequence[Candidate]
-    ) -> list[Candidate]:
-        known = (*wanted.exclude, *(candidate.product_id for candidate in found))
-        narrowed = RecommendationRequest(wanted.user_id, wanted.top_k, wanted.category, known)
-        match source:
-            case Source.VIEWED_TOGETHER:
-                return self._candidates(read, READ_VIEWED_TOGETHER, source, narrowed)
-            case Source.COMMUNITY:
-                statement = READ_COMMUNITY_THAT_AGREED if self._refusals else READ_COMMUNITY
-                return self._candidates(read, statement, source, narrowed)
-            case _:
-                return self._trending_candidates(read, narrowed)
+    def _user(self, read: Read, wanted: RecommendationRequest) -> RecommendationRequest:
+        """The request, of a visitor who logged in for the user."""
+        if wanted.user_id is not None or wanted.anonymous_id is None:
+            return wanted
+        rows = read(READ_USER_OF_VISITOR, tenant_id=self._tenant_id, anonymous_id=wanted.anonymous_id)
+        return replace(wanted, user_id=rows[0]["user_id"], anonymous_id=None) if rows else wanted
 
-    def _popular(self, read: Read, wanted: RecommendationRequest) -> list[Candidate]:
-        """What is trending, for somebody whose doings are not to be looked at."""
-        _, rows = self._trending(read, TREND_OF_CANDIDATES, wanted.category, wanted.top_k + len(wanted.exclude))
-        found = [_candidate(Source.TRENDING, {**row, "evidence": row["people"]}) for row in rows]
-        return [candidate for candidate in found if candidate.product_id not in wanted.exclude][: wanted.top_k]
-
-    def _candidates(
-        self, read: Read, statement: Statement, source: Source, wanted: RecommendationRequest
-    ) -> list[Candidate]:
-        rows = read(
-            statement, tenant_id=self._tenant_id, user_id=wanted.user_id, top_k=wanted.top_k, category=wanted.category,
-            exclude=list(wanted.exclude), similar_user_weight=SIMILAR_USER_WEIGHT, shown_users=SHOWN_USERS,
-            refusals=self._refusals,
-        )  # fmt: skip
+    def _candidates(self, asked: "_Asked", source: Source, wanted: RecommendationRequest) -> list[Candidate]:
+        statement = self._statement(source, wanted)
+        if source is Source.TRENDING:
+            return self._trending_candidates(asked, wanted)
+        if statement is None:
+            return []
+        rows = asked(statement, top_k=wanted.top_k, exclude=list(wanted.exclude))
+        if source is Source.OWN_PRODUCTS and rows:
+            pairs = [{name: row[to] for name, to in PAIR.items()} for row in rows]
+            users = {row["product_id"]: row["users"] for row in asked(
+                READ_BUYERS_OF_BOTH, pairs=pairs, most_buyers=MOST_BUYERS,
+            )}  # fmt: skip
+            rows = [row | {"first_users": sorted(users.get(row["product_id"], []))} for row in rows]
         return [_candidate(source, row) for row in rows]
 
-    def _trending_candidates(self, read: Read, wanted: RecommendationRequest) -> list[Candidate]:
-        owned = {row["product_id"] for row in read(READ_OWNED, tenant_id=self._tenant_id, user_id=wanted.user_id)}
+    def _statement(self, source: Source, wanted: RecommendationRequest) -> Statement | None:
+        """What finds candidates of a source; None where there is nothing of it for such a request."""
+        is_user, agreed = wanted.user_id is not None, bool(self._refusals)
+        match source:
+            case Source.OWN_PRODUCTS:
+                return READ_NEXT_OF_USER if is_user else READ_NEXT_OF_VISITOR
+            case Source.CATEGORY if not agreed:
+                return READ_CATEGORIES_OF_USER if is_user else READ_CATEGORIES_OF_VISITOR
+            case Source.SIMILAR_USERS if is_user:
+                return READ_SIMILAR_USERS_WHO_AGREED if agreed else READ_SIMILAR_USERS
+            case Source.VIEWED_TOGETHER if is_user:
+                return READ_VIEWED_TOGETHER
+            case Source.COMMUNITY if is_user:
+                return READ_COMMUNITY_THAT_AGREED if agreed else READ_COMMUNITY
+            case _:
+                return None
+
+    def _trending_candidates(self, asked: "_Asked", wanted: RecommendationRequest) -> list[Candidate]:
+        """What is trending: for those too of whom nothing is known, or whose doings are not to be looked at."""
+        owned = {row["product_id"] for row in asked(READ_OWNED)} if wanted.user_id is not None else set()
         left_out = owned | set(wanted.exclude)
-        _, rows = self._trending(read, TREND_OF_CANDIDATES, wanted.category, wanted.top_k + len(left_out))
+        with_bare = bool(asked.known["with_bare"])
+        window, most = TREND_OF_CANDIDATES, wanted.top_k + len(left_out)
+        _, rows = self._trending(asked.read, window, wanted.category, most, with_bare=with_bare)
         return [
             _candidate(Source.TRENDING, {**row, "evidence": row["people"]})
             for row in rows if row["product_id"] not in left_out
@@ -249,10 +384,10 @@ class Recommender:
             When the window ends, which is with the tenant's newest event; and the products, best first. The window
             does not hold its beginning.
         """
-        return self._graph.read_together(lambda read: self._trending(read, window, category, limit))
+        return self._graph.read_together(lambda read: self._trending(read, window, category, limit, with_bare=True))
 
     def _trending(
-        self, read: Read, window: timedelta, category: str | None, limit: int
+        self, read: Read, window: timedelta, category: str | None, limit: int, *, with_bare: bool
     ) -> tuple[datetime | None, list[dict[str, Any]]]:
         rows = read(READ_NEWEST_EVENT, tenant_id=self._tenant_id)
         if not rows:
@@ -261,7 +396,7 @@ class Recommender:
         statement = READ_TRENDING_OF_THOSE_WHO_AGREED if self._refusals else READ_TRENDING
         products = read(
             statement, tenant_id=self._tenant_id, since=newest - window, category=category, top_k=limit,
-            buyer_weight=BUYER_WEIGHT, refusals=self._refusals,
+            buyer_weight=BUYER_WEIGHT, refusals=self._refusals, with_bare=with_bare,
         )  # fmt: skip
         return newest, products
 
@@ -274,11 +409,35 @@ class Recommender:
         return self._graph.read_only(statement, tenant_id=self._tenant_id, **parameters)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Asks the graph about one request.
+
+    Attributes:
+        read: in its transaction.
+        known: parameters that all statements get; each uses those that it names.
+    """
+
+    read: Read
+    known: dict[str, Any]
+
+    def __call__(self, statement: Statement, **further: Any) -> list[dict[str, Any]]:
+        return self.read(statement, **self.known, **further)
+
+
+PAIR = {"because_of": "because_of_id", "product_id": "product_id"}
+LADDER = tuple(Source)
+"""Sources, the best first."""
+SHOWN_CATEGORIES = 3
+"""That a customer likes best, in which popular products are looked for."""
+
+
 def _candidate(source: Source, row: dict[str, Any]) -> Candidate:
     because = row.get("because") or []
     return Candidate(
         product_id=row["product_id"], product_name=row["product_name"], category=row["category"], source=source,
         evidence=row["evidence"], strength=row.get("strength", 0), similar_users=tuple(row.get("first_users", ())),
-        because_of=because[0] if because else None, other_products=max(len(because) - 1, 0),
-        in_community=row.get("in_community", False),
+        weight=row.get("weight", 0.0), share=row.get("share", 0.0), action=row.get("action", BOUGHT),
+        because_of=because[0] if because else None, because_of_id=row.get("because_of_id"),
+        other_products=max(len(because) - 1, 0), in_community=row.get("in_community", False),
     )  # fmt: skip

@@ -107,7 +107,7 @@ class Api:
     async def recommend(self, tenant_id: str, wanted: RecommendationRequest) -> bytes:
         """The response to a request, from the cache where it is a minute old at most."""
         known = self.cache.get(tenant_id, wanted)
-        generation = self.cache.generation(tenant_id, wanted.user_id)
+        generation = self.cache.generation(tenant_id, wanted)
         self.metrics.cached.labels("cache" if known else "graph").inc()
         if known is not None:
             return known
@@ -122,8 +122,8 @@ class Api:
     async def track(self, tenant_id: str, interactions: list[models.Interaction]) -> models.Tracked:
         """Store what users did, and forget what was recommended to them."""
         done = await self.ask(self.backend.track, tenant_id, interactions)
-        for user_id in {interaction.user_id for interaction in interactions} - {None}:
-            self.cache.drop(tenant_id, str(user_id), is_shown=done.is_shown)
+        for user_id, anonymous_id in {(one.user_id, one.anonymous_id) for one in interactions}:
+            self.cache.drop(tenant_id, user_id, anonymous_id, is_shown=done.is_shown)
         graph: Any = "suppressed" if done.uri is None else "updated" if done.is_shown else "pending"
         self.metrics.tracked.labels(graph).inc(len(done.event_ids))
         return models.Tracked(event_ids=done.event_ids, stored=done.uri, graph=graph, suppressed=done.suppressed)

@@ -102,13 +102,14 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
 def _add_recommendations(app: FastAPI, api: Api) -> None:
     @app.post("/recommend/products", response_model=models.Recommendations, responses=USUAL, tags=["recommendations"])
     async def recommend_products(wanted: models.RecommendRequest, key: Reader) -> Response:
-        """Products for a user, best first, each with its reason.
+        """Products for a user or a visitor, best first, each with its reason.
 
         An answer may be a minute old, unless the user has acted since.
         """
         tenant = own_tenant(key, wanted.tenant_id)
+        context, visitor = wanted.context, None if wanted.user_id else wanted.anonymous_id
         request = RecommendationRequest(
-            wanted.user_id, wanted.top_k, wanted.context.category, tuple(wanted.context.exclude)
+            wanted.user_id, wanted.top_k, context.category, tuple(context.exclude), visitor, context.most_of_category
         )
         return Response(await api.recommend(tenant, request), media_type=JSON)
 

@@ -1,17 +1,21 @@
 """What the routes ask: the stores, opened once for a process."""
 
 import json
+import logging
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import psycopg
 from neo4j.exceptions import DriverError, Neo4jError
 
+from c360_pipeline.core.catalog.feature_tables import RECOMMENDATION_SETTINGS
 from c360_pipeline.core.contract.events import Event, Rejected, parse_event
+from c360_pipeline.core.features.leads import Settings
 from c360_pipeline.core.privacy.purposes import RECOMMENDATIONS, purposes_of
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import C360Error, ConfigError, ConflictError, ContractError, UnavailableError
@@ -33,11 +37,17 @@ from c360_pipeline.stores.s3.landing import Landing
 if TYPE_CHECKING:
     from c360_pipeline.streaming.lag import StreamSeen
 
+log = logging.getLogger(__name__)
+
 ACTIONS = {"VIEWED": "view", "PURCHASED": "purchase"}
 STORE_SECONDS, SHOW_SECONDS = 10.0, 1.0
 """For how long a request waits for S3, which it needs, and then for the graph, which it does not."""
 KEPT_SECONDS = 5.0
 """How old what the control database said may be."""
+SETTINGS_SECONDS = 60.0
+"""How old the settings of recommendations may be, which are chosen once a night."""
+FIRST_SECONDS = 1.0
+"""For how long the first request waits for them."""
 T = TypeVar("T")
 SHORTEST_READY = Statement("RETURN 1 AS one")
 
@@ -88,6 +98,45 @@ class Kept(Generic[T]):
             return self._known[0]
 
 
+class Refreshed(Generic[T]):
+    """What a store said last, which nobody waits for but the first for a moment: it is asked in a thread of its own.
+
+    Args:
+        read: asks it; where that fails, the last answer stays.
+        usual: what is used until it has answered.
+        seconds: after which it is asked again.
+    """
+
+    def __init__(self, read: Callable[[], T], usual: T, seconds: float) -> None:
+        self._read, self._known, self._seconds = read, usual, seconds
+        self._due = 0.0
+        self._asked: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="refreshed")
+        self._lock = threading.Lock()
+
+    def value(self) -> T:
+        """The last that is known."""
+        with self._lock:
+            is_first = self._asked is None
+            if time.monotonic() >= self._due and (self._asked is None or self._asked.done()):
+                self._due = time.monotonic() + self._seconds
+                self._asked = self._pool.submit(self._refresh)
+            asked = self._asked
+        if is_first and asked is not None:
+            wait([asked], FIRST_SECONDS)
+        return self._known
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _refresh(self) -> None:
+        try:
+            self._known = self._read()
+        except C360Error as error:
+            log.warning("The last known settings are used: %s", error)
+
+
 class Backend:
     """The stores behind the routes.
 
@@ -116,9 +165,11 @@ class Backend:
         self._tracked = TrackedEvents(landing, graph, control)
         self._purposes = Kept(control.privacy.purposes, "what people must agree to")
         self._identifiers = Kept(control.identifiers.current, "how identifiers are hashed")
+        self._half_lives = Refreshed(self._read_half_lives, dict[str, float](), SETTINGS_SECONDS)
 
     def close(self) -> None:
         """Write what was tracked and not stored yet."""
+        self._half_lives.close()
         self._tracked.close()
 
     def recommender(self, tenant_id: str) -> Recommender:
@@ -127,7 +178,13 @@ class Backend:
         def asked() -> Iterable[str]:
             return purposes_of(self._purposes.value(), RECOMMENDATIONS, [tenant_id])["purpose"]
 
-        return Recommender(self.graph, tenant_id, asked)
+        def half_life() -> float:
+            return self._half_lives.value().get(tenant_id, Settings().half_life)
+
+        return Recommender(self.graph, tenant_id, asked, half_life)
+
+    def _read_half_lives(self) -> dict[str, float]:
+        return dict(self.lake.read(RECOMMENDATION_SETTINGS).select("tenant_id", "half_life").iter_rows())
 
     def customers(self, tenant_id: str) -> Customers:
         """Customers of a tenant."""

@@ -21,6 +21,16 @@ MOST_EVENTS = 500
 """Of one batch."""
 
 
+SOMEBODY: dict[str, Any] = {
+    "anyOf": [
+        {"required": ["user_id"], "properties": {"user_id": {"type": "string"}}},
+        {"required": ["anonymous_id"], "properties": {"anonymous_id": {"type": "string"}}},
+    ]
+}
+SOMEBODY_AND_A_TIME: dict[str, Any] = {**SOMEBODY, "dependentRequired": {"event_id": ["ts"]}}
+"""What the validators of an interaction ask for, as clients made from the OpenAPI document are told."""
+
+
 class RecommendContext(BaseModel):
     """Where the recommendations are to be shown; names that mean nothing here are passed over."""
 
@@ -28,6 +38,7 @@ class RecommendContext(BaseModel):
 
     category: Text | None = Field(None, description="products of this category only")
     exclude: list[Text] = Field([], max_length=1_000, description="products that are not wanted")
+    most_of_category: int | None = Field(None, ge=1, le=100, description="how many of one category at most")
 
 
 class RecommendRequest(BaseModel):
@@ -35,14 +46,22 @@ class RecommendRequest(BaseModel):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"tenant_id": "acme", "user_id": "john.smith@email.com", "context": {}, "top_k": 5}]
+            **SOMEBODY,
+            "examples": [{"tenant_id": "acme", "user_id": "john.smith@email.com", "context": {}, "top_k": 5}],
         }
     )
 
     tenant_id: Text | None = Field(None, description="the key's; another one's is not there")
-    user_id: Text
+    user_id: Text | None = Field(None, description="for whom; none before a login")
+    anonymous_id: Text | None = Field(None, description="browser or device; it or `user_id` is needed")
     context: RecommendContext = RecommendContext()
     top_k: int = Field(5, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _is_for_somebody(self) -> Self:
+        if self.user_id is None and self.anonymous_id is None:
+            raise ValueError("user_id or anonymous_id is needed: for whom")
+        return self
 
 
 class Recommendations(BaseModel):
@@ -53,16 +72,6 @@ class Recommendations(BaseModel):
 
 def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
-
-
-SOMEBODY_AND_A_TIME: dict[str, Any] = {
-    "anyOf": [
-        {"required": ["user_id"], "properties": {"user_id": {"type": "string"}}},
-        {"required": ["anonymous_id"], "properties": {"anonymous_id": {"type": "string"}}},
-    ],
-    "dependentRequired": {"event_id": ["ts"]},
-}
-"""What the validators of an interaction ask for, as clients made from the OpenAPI document are told."""
 
 
 class Interaction(BaseModel):

@@ -19,7 +19,7 @@ from limits import parse
 
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
 from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS
-from c360_pipeline.core.features import similar_products
+from c360_pipeline.core.features import leads, similar_products
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging
 from c360_pipeline.serving import security
@@ -114,7 +114,8 @@ def by_hand(lake: Lake, user: str, top_k: int) -> list[dict[str, Any]]:
             evidence[product].append((-len(shared), other))
             strength[product] += theirs[product] * len(shared)
             because[product].update(shared)
-    ordered = sorted(evidence, key=lambda p: (-(10 * len(evidence[p]) + strength[p]), p))[:top_k]
+    # What the catalogue does not know is not recommended.
+    ordered = sorted(evidence.keys() & names, key=lambda p: (-(10 * len(evidence[p]) + strength[p]), p))[:top_k]
     found = []
     for product in ordered:
         people = [other for _, other in sorted(evidence[product])]
@@ -122,13 +123,14 @@ def by_hand(lake: Lake, user: str, top_k: int) -> list[dict[str, Any]]:
         more = len(because[product]) - 1
         others = f" or {more} other product{'s' if more > 1 else ''} of yours" if more else ""
         same = any(int(p[1:]) % 2 == int(user[1:]) % 2 for p in people)
+        worth = 10 * len(people) + strength[product]
         found.append({
             "product_id": product, "product_name": names.get(product, (None, None))[0],
-            "category": names.get(product, (None, None))[1], "score": float(10 * len(people) + strength[product]),
+            "category": names.get(product, (None, None))[1], "score": round(8 + 2 * worth / (worth + 10), 4),
             "reason": f"{len(people)} customer{'s' if len(people) > 1 else ''} who bought "
                       f"“{names.get(first, (first, None))[0]}”{others} also bought this"
                       f"{'; in your community' if same else ''}",
-            "similar_users": people[:5],
+            "similar_users": people[:5], "because_of": None, "share": None,
         })  # fmt: skip
     return found
 
@@ -139,7 +141,7 @@ def test_recommendations_of_twenty_users_are_those_that_are_counted_by_hand(acme
     for number in range(20):
         told, hand = recommend(acme, f"u{number}", 7), by_hand(shop.lake, f"u{number}", 7)
         assert told[: len(hand)] == hand
-        assert all(r["score"] < 10 for r in told[len(hand) :])
+        assert all(r["score"] < 8 for r in told[len(hand) :])
         counted += len(hand)
     assert counted > 100
 
@@ -160,10 +162,62 @@ def test_who_bought_nothing_gets_what_was_viewed_together_then_the_community_the
     user = graph.run(f"{views} RETURN u.id AS id, count(DISTINCT p) AS n ORDER BY n DESC LIMIT 1")[0]["id"]
     graph.run("MATCH (:User {tenant_id: 'acme', id: $id})-[r:PURCHASED]->() DELETE r", id=user)
     reasons = [r["reason"] for r in recommend(acme, user, 40)]
-    kinds = [next(k for k in ("viewed together", "of your community", "trending") if k in r) for r in reasons]
-    assert kinds == sorted(kinds, key=("viewed together", "of your community", "trending").index)
+    ladder = ("viewed together", "of your community", "which you like", "trending")
+    kinds = [next(k for k in ladder if k in r) for r in reasons]
+    assert kinds == sorted(kinds, key=ladder.index)
     assert {"viewed together"} <= set(kinds)
     assert all(r.startswith("trending: ") for r in (x["reason"] for x in recommend(acme, "nobody", 5)))
+
+
+def test_what_ones_own_products_lead_to_comes_first_and_can_be_recounted(
+    acme: TestClient, shop: World, graph: Graph, lake: Lake
+) -> None:
+    met = leads.interactions(lake.scan(EVENTS).filter(pl.col("tenant_id") == "acme"))
+    pairs, bought = leads.interests(met), met.filter(action="purchase").select("user_id", "product_id")
+    weights = leads.learned(pairs, [20.0])[20.0]
+    similar = lake.read(PRODUCT_SIMILARITIES)
+    lake.commits.replace(PRODUCT_SIMILARITIES, pl.concat([similar, leads.lead_rows("acme", weights)]))
+    ProductGraph(lake, graph).project_similarities()
+    assert shop.findings() == set()
+    known = lake.read(CATALOG).filter(tenant_id="acme").select(product_id="id")
+    best = pl.concat(leads.ranked(pairs, bought, weights, leads.Settings().half_life, 100))
+    best = best.join(known, on="product_id", how="semi")
+    counted = 0
+    for number in range(20):
+        wanted = best.filter(user_id=f"u{number}").select("product_id", "score", "because_of", "share").rows()
+        told = recommend(acme, f"u{number}", 100)[: len(wanted)]
+        assert [(r["product_id"], r["because_of"]) for r in told] == [(product, why) for product, _, why, _ in wanted]
+        for one, (_, score, _, share) in zip(told, wanted, strict=True):
+            assert (one["score"], one["share"]) == (
+                pytest.approx(10 + 100 * score, abs=2e-4),
+                pytest.approx(share, abs=1e-3),
+            )
+        counted += len(wanted)
+    assert counted > 100
+    few = recommend(acme, "u1", 8, most_of_category=1)
+    assert len({r["category"] for r in few}) == len(few)
+    # What was tracked a second ago counts, of somebody new and of a visitor, who is somebody after the login.
+    first, second = weights.join(known, on="product_id", how="semi")["product_id"].unique().sort()[:2]
+    lead_to = set(weights.filter(product_id=first).join(
+        known, left_on="similar_product_id", right_on="product_id", how="semi")["similar_product_id"])  # fmt: skip
+    seen = {"product_id": first, "interaction_type": "VIEWED"}
+
+    def of_visitor() -> list[dict[str, Any]]:
+        body = {"anonymous_id": "browser-1", "top_k": 100}
+        return list(acme.post("/recommend/products", json=body).json()["recommendations"])
+
+    assert {r["because_of"] for r in of_visitor()} == {None}
+    assert acme.post("/graph/track", json={**seen, "anonymous_id": "browser-1"}).json()["graph"] == "updated"
+    found = [r for r in of_visitor() if r["because_of"]]
+    assert {r["product_id"] for r in found} == lead_to
+    assert {r["because_of"] for r in found} == {first}
+    assert all(r["reason"].startswith("because you viewed “") for r in found)
+    order = {"product_id": second, "interaction_type": "PURCHASED", "user_id": "newcomer", "anonymous_id": "browser-1"}
+    assert acme.post("/graph/track", json=order).json()["graph"] == "updated"
+    assert {r["because_of"] for r in recommend(acme, "newcomer", 100)} >= {second}
+    assert {r["product_id"] for r in of_visitor()} == {r["product_id"] for r in recommend(acme, "newcomer", 100)}
+    assert second not in {r["product_id"] for r in of_visitor()}
+    assert acme.post("/recommend/products", json={"top_k": 3}).status_code == 422
 
 
 def events_with_item(lake: Lake, user: str, item: str) -> pl.DataFrame:

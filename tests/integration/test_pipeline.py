@@ -188,7 +188,7 @@ def test_every_kind_of_node_and_relationship_of_the_contract_is_there(world: Wor
     )
     more_nodes, more_types = (
         "PlayEvent Ticket Tag TicketTagLink",
-        "HAS_SUBSCRIPTION SUBSCRIBED_TO PLAYED TAGGED_WITH SUBMITTED SIMILAR_TO ALSO_VIEWED",
+        "HAS_SUBSCRIPTION SUBSCRIBED_TO PLAYED TAGGED_WITH SUBMITTED SIMILAR_TO ALSO_VIEWED LEADS_TO",
     )
     assert set(world.graph.counts.label_counts()) == set(f"{nodes} {more_nodes}".split())
     assert set(world.graph.counts.type_counts()) == set(f"{types} {more_types} WATCHED".split())

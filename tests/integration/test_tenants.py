@@ -28,7 +28,7 @@ PEOPLE = 12
 NODE_KINDS = (model.USER, model.SESSION, model.ACTION, model.PRODUCT, model.CATEGORY, model.CORRELATION, model.JOURNEY)
 RELATIONSHIP_KINDS = (
     model.HAS_SESSION, model.HAS_ACTION, model.ON_PRODUCT, model.IN_CATEGORY, model.VIEWED, model.PURCHASED,
-    model.HAS_KEY, model.PART_OF, model.IN_JOURNEY, model.SIMILAR_TO, model.ALSO_VIEWED,
+    model.HAS_KEY, model.PART_OF, model.IN_JOURNEY, model.SIMILAR_TO, model.ALSO_VIEWED, model.LEADS_TO,
 )  # fmt: skip
 
 

@@ -39,19 +39,35 @@ PRODUCT_SIMILARITIES = Table(
     ("tenant_id", "kind", "product_id", "similar_product_id"),
     (
         TENANT_ID,
-        Column("kind", TEXT, "same_customers or viewed_together"),
+        Column("kind", TEXT, "same_customers, viewed_together or leads_to"),
         PRODUCT_ID,
         Column("similar_product_id", TEXT, "the product that is like it", origin=of_events("item_id")),
         RANK,
         Column(
             "similarity",
             REAL,
-            "Jaccard: shared by all that either has, 0 to 1",
+            "Jaccard: shared by all that either has, 0 to 1; of leads_to the learned weight, above 0",
             origin=of_events("user_id", "session_id", "item_id"),
         ),
         Column("shared", INT, "customers or sessions that both have"),
     ),
-    "Products with the same customers (by GDS node similarity), and products viewed in the same sessions.",
+    "Products with the same customers (by GDS node similarity), products viewed in the same sessions, and products "
+    "that one leads to, by weights that are learned from what all customers did.",
+)
+
+RECOMMENDATION_SETTINGS = Table(
+    "features/recommendation_settings",
+    ("tenant_id",),
+    (
+        TENANT_ID,
+        Column("half_life", REAL, "products of a customer after which a further one counts half"),
+        Column("regularisation", REAL, "how much evidence the weights between products need"),
+        Column("validated", INT, "customers whose last new purchase was held out to choose these; 0: nothing chosen"),
+        Column("recall", REAL, "share of these whose purchase was among ten recommended, 0 to 1"),
+        Column("ndcg", REAL, "the same where a better place counts more, 0 to 1"),
+        Column("popular_recall", REAL, "share of these whose purchase was among the ten that most bought, 0 to 1"),
+    ),
+    "With what each tenant's recommendations are made, and how many of the last purchases they find.",
 )
 
 PRODUCT_CANDIDATES = Table(
@@ -199,6 +215,6 @@ ACCOUNT_VALUES = Table(
 )
 
 FEATURES = (
-    USER_COMMUNITIES, PRODUCT_SIMILARITIES, PRODUCT_CANDIDATES, TRENDING_PRODUCTS, PATH_ANOMALIES, DROP_OFFS,
-    SUPPORT_INSIGHTS, ACCOUNT_VALUES,
+    USER_COMMUNITIES, PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS, PRODUCT_CANDIDATES, TRENDING_PRODUCTS,
+    PATH_ANOMALIES, DROP_OFFS, SUPPORT_INSIGHTS, ACCOUNT_VALUES,
 )  # fmt: skip

@@ -192,6 +192,8 @@ SIMILAR_TO = RelationshipKind("SIMILAR_TO", PRODUCT, PRODUCT, SIMILARITY)
 """To the products with the same customers, the most similar ten."""
 ALSO_VIEWED = RelationshipKind("ALSO_VIEWED", PRODUCT, PRODUCT, SIMILARITY)
 """To the products that were viewed in the same sessions, the most similar ten."""
+LEADS_TO = RelationshipKind("LEADS_TO", PRODUCT, PRODUCT, {"weight": REAL, "shared": WHOLE, "rank": WHOLE})
+"""To the products that one speaks for, by the weights that recommendations add up, the strongest fifty."""
 
 EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT}, is_owned=True)
 """The status of an event, a property that stitching owns: NEW until the event has a journey, then PROCESSED."""
@@ -487,21 +489,25 @@ def users_without_community(gone: pl.DataFrame) -> pl.DataFrame:
     return gone.select("tenant_id", pl.lit(None, WHOLE).alias("community"), id="user_id")
 
 
-def similar_products(similarities: pl.DataFrame, products: pl.DataFrame, kind: str) -> pl.DataFrame:
-    """`SIMILAR_TO` or `ALSO_VIEWED` rows.
+def similar_products(
+    kind: RelationshipKind, similarities: pl.DataFrame, products: pl.DataFrame, name: str
+) -> pl.DataFrame:
+    """`SIMILAR_TO`, `ALSO_VIEWED` or `LEADS_TO` rows.
 
     Args:
+        kind: of relationship; its first property is the similarity.
         similarities: rows of `PRODUCT_SIMILARITIES`.
         products: tenant_id, id of the products that there are; an item whose events are gone is none.
-        kind: of similarity.
+        name: of the kind of similarity.
     """
     there = products.select("tenant_id", "id")
-    rows = similarities.filter(pl.col("kind") == kind).select(
-        "tenant_id", "similarity", "shared", "rank", from_id="product_id", to_id="similar_product_id"
+    first, *others = kind.properties
+    rows = similarities.filter(pl.col("kind") == name).select(
+        "tenant_id", pl.col("similarity").alias(first), *others, from_id="product_id", to_id="similar_product_id"
     )
     for end in ("from_id", "to_id"):
         rows = rows.join(there, left_on=["tenant_id", end], right_on=["tenant_id", "id"], how="semi")
-    return rows.select("tenant_id", "from_id", "to_id", *SIMILARITY)
+    return rows.select(list(kind.schema))
 
 
 UNLANDED_COLUMNS = ("tenant_id", "event_id", "user_id", "session_id", "item_id", "visitor_id")

@@ -11,6 +11,7 @@ from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
 from c360_pipeline.core.catalog.tables import CATALOG, EVENT_JOURNEY, EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.contract.frames import ENTRIES
+from c360_pipeline.core.features.leads import LEADS_TO
 from c360_pipeline.core.features.similar_products import SAME_CUSTOMERS, VIEWED_TOGETHER
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
@@ -56,7 +57,9 @@ MENDED = {
     if projection.kind in kinds
 }
 """What a login before its landing may have written, and by which column of events it is found."""
-SIMILARITIES = ((model.SIMILAR_TO, SAME_CUSTOMERS), (model.ALSO_VIEWED, VIEWED_TOGETHER))
+SIMILARITIES = (
+    (model.SIMILAR_TO, SAME_CUSTOMERS), (model.ALSO_VIEWED, VIEWED_TOGETHER), (model.LEADS_TO, LEADS_TO),
+)  # fmt: skip
 """Kinds of relationships between products, with their name in the lake."""
 
 
@@ -376,7 +379,7 @@ class ProductGraph:
             for kind, name in SIMILARITIES:
                 gone = changed.deleted.filter(pl.col("kind") == name)
                 graph.writer.apply(kind, Changes.of(
-                    model.similar_products(upserted, products, name),
+                    model.similar_products(kind, upserted, products, name),
                     gone.select("tenant_id", from_id="product_id", to_id="similar_product_id"),
                 ))  # fmt: skip
         graph.checkpoints.save(PRODUCT_PROJECTION, PRODUCT_SIMILARITIES.name, version)

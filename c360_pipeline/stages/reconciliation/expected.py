@@ -401,7 +401,7 @@ class Archive:
         yield model.IN_CATEGORY, model.product_categories(self._scan(CATALOG, PRODUCT_PROJECTION).collect())
         similarities = self._scan(PRODUCT_SIMILARITIES, PRODUCT_PROJECTION).collect()
         for kind, name in SIMILARITIES:
-            yield kind, model.similar_products(similarities, self._products, name)
+            yield kind, model.similar_products(kind, similarities, self._products, name)
         yield model.HAS_KEY, model.event_correlations(journeys.event_keys)
         yield model.IN_JOURNEY, model.unlinked_events(journeys.assigned, journeys.event_keys)
         yield model.PART_OF, model.correlation_journeys(journeys.keys)
