@@ -60,17 +60,13 @@ def events(count: int) -> pl.DataFrame:
 
 def features(table: Table, lake: Any, graph: Any) -> None:
     """Seconds of each feature, as its asset computes it."""
-    from c360_pipeline.connections import neo4j_login
     from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
     from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
+    from c360_pipeline.core.features import algorithms, leads, paths, recommend, similar_products, trends
     from c360_pipeline.core.features import communities as of
-    from c360_pipeline.core.features import paths, recommend, similar_products, trends
     from c360_pipeline.core.projection import graph as model
-    from c360_pipeline.settings import load_settings
     from c360_pipeline.stages.projection.events import ProductGraph
-    from c360_pipeline.stores.neo4j.gds import Gds
 
-    gds = Gds(*neo4j_login(load_settings()))
     kept: dict[str, Any] = {}
 
     def communities() -> None:
@@ -78,18 +74,21 @@ def features(table: Table, lake: Any, graph: Any) -> None:
             graph.audit.rows(model.VIEWED, TENANT), graph.audit.rows(model.PURCHASED, TENANT)
         )
         members, edges = of.number_members(weights)
-        found = of.canonical_communities(TENANT, members, gds.louvain("bench", members, edges))
+        found = of.canonical_communities(TENANT, members, algorithms.louvain(members, edges))
         lake.commits.replace(USER_COMMUNITIES, found)
         graph.writer.update(model.USER_COMMUNITY, model.user_communities(found))
         kept.update(weights=weights, communities=found)
 
     def similarities() -> None:
         members, edges = similar_products.customers_of_products(kept["weights"])
-        pairs = similar_products.shared_customers(gds.node_similarity("bench", members, edges, 20), edges)
+        pairs = similar_products.shared_customers(algorithms.node_similarity(edges, 20), edges)
         views = lake.scan(EVENTS).filter(pl.col("action") == "view").select("tenant_id", "session_id", "item_id")
-        rows = pl.concat(
-            [similar_products.similar_by_customers(TENANT, members, pairs), similar_products.similar_by_sessions(views)]
-        )
+        met = leads.interactions(lake.scan(EVENTS).filter(pl.col("tenant_id") == TENANT))
+        usual = leads.Settings().regularisation
+        rows = pl.concat([
+            similar_products.similar_by_customers(TENANT, members, pairs), similar_products.similar_by_sessions(views),
+            leads.lead_rows(TENANT, leads.learned(leads.interests(met), [usual])[usual]),
+        ])  # fmt: skip
         lake.commits.replace(PRODUCT_SIMILARITIES, rows)
         ProductGraph(lake, graph).project_similarities()
 

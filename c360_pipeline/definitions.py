@@ -45,7 +45,6 @@ defs = dg.Definitions(
         "control": resources.ControlResource(),
         "silos": resources.SilosResource(),
         "graph": resources.GraphResource(),
-        "gds": resources.GdsResource(),
         "metrics": resources.MetricsResource(),
         "stream": resources.StreamResource(),
         "exclusive_lake": resources.ExclusiveLakeResource(),

@@ -36,8 +36,8 @@ from c360_pipeline.core.catalog.feature_tables import (
 )
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
+from c360_pipeline.core.features import algorithms, leads, paths, similar_products
 from c360_pipeline.core.features import communities as features
-from c360_pipeline.core.features import leads, paths, similar_products
 from c360_pipeline.core.features.account_values import account_values as values_of_accounts
 from c360_pipeline.core.features.recommend import SIMILAR_USER_WEIGHT, candidates
 from c360_pipeline.core.features.trends import FEATURED, score, trending
@@ -45,7 +45,7 @@ from c360_pipeline.core.privacy.purposes import RECOMMENDATIONS, Purpose, purpos
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.items import each_item
 from c360_pipeline.reads.accounts import newest_of, read_accounts, read_tickets
-from c360_pipeline.resources import ControlResource, GdsResource, GraphResource, LakeResource
+from c360_pipeline.resources import ControlResource, GraphResource, LakeResource
 from c360_pipeline.stages.projection.events import (
     EVENT_PROJECTION,
     PRODUCT_PROJECTION,
@@ -56,7 +56,6 @@ from c360_pipeline.stages.projection.events import (
 from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
-from c360_pipeline.stores.neo4j.projections import OWN_PREFIX
 
 NIGHTLY_FEATURES = (
     dg.AutomationCondition.on_cron("0 2 * * *") & dg.AutomationCondition.all_deps_blocking_checks_passed()
@@ -248,22 +247,20 @@ def communities(
     control: ControlResource,
     lake: LakeResource,
     graph: GraphResource,
-    gds: GdsResource,
 ) -> Results:
     """Run Louvain per tenant, keep and write what changed; then rate the last week's sessions by their community."""
-    tables, algorithms = lake.open(), gds.open()
+    tables = lake.open()
     scope, modularity, parts = scope_of(context, tables), dict[str, float](), list[pl.DataFrame]()
     active = [USER_COMMUNITIES.empty().select("tenant_id", "user_id")]
     with graph.open() as neo4j:
         at = events_in_graph(neo4j, tables, EVENT_PROJECTION)
         used = FeatureEvents.of_table(control, at, USER_COMMUNITIES)
-        for number, tenant in enumerate(scope.tenants):
+        for tenant in scope.tenants:
             weights = weights_of(used, tenant)
             if weights.height:
                 active.append(weights.select("tenant_id", "user_id").unique())
                 members, edges = features.number_members(weights)
-                name = f"{OWN_PREFIX}communities_{context.run.run_id}_{number}"
-                labels = algorithms.louvain(name, members, edges)
+                labels = algorithms.louvain(members, edges)
                 parts.append(features.canonical_communities(tenant, members, labels))
                 modularity[tenant] = round(features.modularity(edges, labels), 4)
         found, changes = publish(context, tables, USER_COMMUNITIES, parts, scope)
@@ -316,10 +313,9 @@ def product_links(
     control: ControlResource,
     lake: LakeResource,
     graph: GraphResource,
-    gds: GdsResource,
 ) -> Results:
     """Products with the same customers, of the same sessions, and those that one leads to; all become edges."""
-    tables, algorithms = lake.open(), gds.open()
+    tables = lake.open()
     scope = scope_of(context, tables)
     with graph.open() as neo4j:
         at = events_in_graph(neo4j, tables, PRODUCT_PROJECTION)
@@ -328,12 +324,11 @@ def product_links(
         views = used.of(scope.tenants, *INTERACTING, "session_id")
         viewed = each_item(views.filter(pl.col("action") == "view").drop_nulls("session_id"))
         parts, settings = [similar_products.similar_by_sessions(viewed)], []
-        for number, tenant in enumerate(scope.tenants):
+        for tenant in scope.tenants:
             weights = weights_of(used, tenant)
             if weights.height:
                 members, edges = similar_products.customers_of_products(weights)
-                name = f"{OWN_PREFIX}similarities_{context.run.run_id}_{number}"
-                pairs = algorithms.node_similarity(name, members, edges, TIES_KEPT)
+                pairs = algorithms.node_similarity(edges, TIES_KEPT)
                 parts.append(
                     similar_products.similar_by_customers(
                         tenant, members, similar_products.shared_customers(pairs, edges)
@@ -379,15 +374,6 @@ def similarities_are_in_range(lake: LakeResource) -> dg.AssetCheckResult:
         | (pl.col("product_id") == pl.col("similar_product_id"))
     )
     return wrong_rows(lake, PRODUCT_SIMILARITIES, wrong)
-
-
-@asset_check(asset="product_similarities", description="No projection of ours is left in the memory of the algorithms.")
-def projections_are_dropped(gds: GdsResource) -> dg.AssetCheckResult:
-    """A run that was killed leaves one behind; it is gone with the next start of the server."""
-    left = gds.open().projections(OWN_PREFIX)
-    return dg.AssetCheckResult(
-        passed=not left, severity=dg.AssetCheckSeverity.WARN, metadata={"left": dg.MetadataValue.json(left)}
-    )
 
 
 @feature(

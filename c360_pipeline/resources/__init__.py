@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Self
 import dagster as dg
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from c360_pipeline.connections import neo4j_login, open_control, open_graph, open_lake, open_landing, open_silo
+from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing, open_silo
 from c360_pipeline.core.silos.control_rows import SourceDatabase
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.settings import c360_home, load_settings
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.metrics import Metrics
-from c360_pipeline.stores.neo4j.gds import Gds
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.silo import Silo
@@ -100,14 +99,6 @@ class GraphResource(dg.ConfigurableResource[Graph]):
     def open(self) -> AbstractContextManager[Graph]:
         """The graph, to be entered."""
         return open_graph(load_settings())
-
-
-class GdsResource(dg.ConfigurableResource[Gds]):
-    """Opens the graph's algorithms."""
-
-    def open(self) -> Gds:
-        """The GDS library."""
-        return Gds(*neo4j_login(load_settings()))
 
 
 class MetricsResource(dg.ConfigurableResource[Metrics]):

@@ -257,5 +257,3 @@ def test_the_guides_louvain_runs_over_a_graph_of_one_tenant(graph: Graph) -> Non
     assert not projections.drop(graph, "user-product-graph")
     with pytest.raises(ConfigError, match="nobody has no user who viewed"):
         projections.project(graph, "nobody", "user-product-graph")
-    with pytest.raises(ConfigError, match="are ours"):
-        projections.drop(graph, "c360_communities")

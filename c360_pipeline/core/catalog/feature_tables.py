@@ -51,7 +51,7 @@ PRODUCT_SIMILARITIES = Table(
         ),
         Column("shared", INT, "customers or sessions that both have"),
     ),
-    "Products with the same customers (by GDS node similarity), products viewed in the same sessions, and products "
+    "Products with the same customers, products viewed in the same sessions, and products "
     "that one leads to, by weights that are learned from what all customers did.",
 )
 

@@ -4,13 +4,14 @@ Source: "Neo4j Integration Guide" (its statements name a projection `user-produc
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+from neo4j.exceptions import Neo4jError
 
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.neo4j.graph import Graph
 
-OWN_PREFIX = "c360_"
-"""Names of graphs begin so that the features' own steps make; none is left when a step ends."""
 PURCHASE_WEIGHT = 5
 """What a purchase counts beside a view, as in the communities."""
 PROJECT_USERS_AND_PRODUCTS = Statement("""
@@ -27,6 +28,10 @@ LIST_PROJECTIONS = Statement("""
         toString(creationTime) AS made_at
     ORDER BY name
 """)
+
+
+MISSING = ("Neo.ClientError.Procedure.ProcedureNotFound", "Neo.ClientError.Statement.SyntaxError")
+"""Codes of an unknown procedure, and of an unknown function."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,11 @@ def project(graph: Graph, tenant_id: str, name: str) -> Made:
     """Make the graph of a tenant's users and products, in place of one of that name.
 
     Raises:
-        ConfigError: the name is one of the features' own, or the tenant has no user who viewed or bought anything.
+        ConfigError: the server has no library for it, or the tenant has no user who viewed or bought anything.
     """
-    _checked(name)
     drop(graph, name)
-    (found,) = graph.run(
-        PROJECT_USERS_AND_PRODUCTS, tenant_id=tenant_id, name=name, purchase_weight=PURCHASE_WEIGHT
+    (found,) = _asked(
+        graph, PROJECT_USERS_AND_PRODUCTS, tenant_id=tenant_id, name=name, purchase_weight=PURCHASE_WEIGHT
     ) or [{"made": None}]
     made = found["made"]
     if not made or not made["nodeCount"]:
@@ -64,15 +68,26 @@ def project(graph: Graph, tenant_id: str, name: str) -> Made:
 
 def drop(graph: Graph, name: str) -> bool:
     """Take a graph out of the server's memory; False where there was none."""
-    _checked(name)
-    return bool(graph.run(DROP_PROJECTION, name=name))
+    return bool(_asked(graph, DROP_PROJECTION, name=name))
 
 
 def listed(graph: Graph) -> list[dict[str, str | int]]:
     """The graphs in the server's memory: name, nodes, relationships, bytes, made_at."""
-    return graph.run(LIST_PROJECTIONS)
+    return _asked(graph, LIST_PROJECTIONS)
 
 
-def _checked(name: str) -> None:
-    if name.startswith(OWN_PREFIX):
-        raise ConfigError(f"{name!r} can't be the name of a projection: those that begin with {OWN_PREFIX} are ours.")
+def _asked(graph: Graph, statement: Statement, **parameters: Any) -> list[dict[str, Any]]:
+    """What the library answers.
+
+    Raises:
+        ConfigError: the server has none.
+    """
+    try:
+        return graph.run(statement, **parameters)
+    except Neo4jError as error:
+        if error.code not in MISSING or "gds." not in str(error):
+            raise
+        raise ConfigError(
+            "This Neo4j has no Graph Data Science library, which statements over graphs in memory need. Features of "
+            "this pipeline do without: `c360 query`, and tables `features/…` in the lake."
+        ) from error
