@@ -44,7 +44,9 @@ def node_similarity(edges: pl.DataFrame, top_k: int) -> pl.DataFrame:
     """
     sources = edges["source"].unique().sort()
     row = sources.search_sorted(edges["source"]).to_numpy()
-    leads = sparse.csr_matrix((np.ones(edges.height, dtype=np.float32), (row, edges["target"].to_numpy())))
+    targets = edges["target"].to_numpy()
+    shape = (len(sources), int(targets.max(initial=-1)) + 1)
+    leads = sparse.csr_matrix((np.ones(edges.height, dtype=np.float32), (row, targets)), shape=shape)
     degree = np.diff(leads.indptr)
     found = [pl.DataFrame(schema={"source": pl.Int64, "target": pl.Int64, "similarity": pl.Float64})]
     back = leads.T.tocsr()
