@@ -22,6 +22,7 @@ from c360_pipeline.cli.cypher_script import cypher_script_app
 from c360_pipeline.cli.dead_letters import letters_app
 from c360_pipeline.cli.doctor import doctor
 from c360_pipeline.cli.graph import diff, digest, dump, load, rebuild, reconcile
+from c360_pipeline.cli.insights import show_insights
 from c360_pipeline.cli.journey import journey_app
 from c360_pipeline.cli.keys import identifier_keys_app
 from c360_pipeline.cli.metrics import metrics
@@ -57,6 +58,7 @@ app.command()(plan)
 app.command()(grants)
 app.command()(clear_database)
 app.command()(query)
+app.command("insights")(show_insights)
 app.command()(metrics)
 for command in (reconcile, rebuild, diff, digest, dump, load, backup, restore, export, erase, retain):
     app.command()(command)

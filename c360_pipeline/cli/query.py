@@ -34,7 +34,7 @@ def query(
     given = _given(set_ or [])
     wanted.values(given, datetime.now(UTC))  # what is no value is said before the graph is asked
     with open_graph(load_settings()) as graph:
-        whose = tenant or _only(graph.counts.tenants_with_data())
+        whose = tenant or only_tenant(graph.counts.tenants_with_data())
         newest = newest_of(graph.run, whose) if wanted.needs_now(given) else None
         values = wanted.values(given, newest or datetime.now(UTC))
         rows = graph.query(wanted.statement, tenant_id=whose, **values)
@@ -64,7 +64,12 @@ def _given(texts: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _only(tenants: list[str]) -> str:
+def only_tenant(tenants: list[str]) -> str:
+    """The tenant that is meant where none is named.
+
+    Raises:
+        ConfigError: there are several, or none.
+    """
     if len(tenants) == 1:
         return tenants[0]
     held = f"It holds {', '.join(tenants)}." if tenants else "It holds none: `c360 run` fills it."

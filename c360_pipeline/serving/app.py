@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -93,6 +94,7 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
     _add_recommendations(app, api)
     _add_products(app, api)
     _add_customers(app, api)
+    _add_insights(app, api)
     _add_operations(app, api)
     pages.add_pages(app, api)
     app.openapi_schema = _described(app)
@@ -198,6 +200,33 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         if not events:
             raise HTTPException(404, "There is no such event, or it has no journey yet.")
         return models.Journey(journey_id=events[0]["journey_id"], events=events)
+
+
+def _add_insights(app: FastAPI, api: Api) -> None:
+    async def found(tenant: str, name: str, limit: int) -> dict[str, Any]:
+        told = await api.page(tenant, f"{name} {limit}", partial(api.backend.insights, tenant, name, limit))
+        none = None if told.rows else told.why_none
+        return {"changed_at": told.changed_at, "total": told.total, "none": none, "rows": told.rows}
+
+    @app.get("/insights/anomalies", responses=USUAL, tags=["insights"])
+    async def anomalies(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> models.Anomalies:
+        """Sessions of the last seven days whose path is unlike the past."""
+        return models.Anomalies.model_validate(await found(own_tenant(key, tenant_id), "anomalies", limit))
+
+    @app.get("/insights/drop-offs", responses=USUAL, tags=["insights"])
+    async def drop_offs(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> models.DropOffs:
+        """Where a funnel loses sessions, this week and before."""
+        return models.DropOffs.model_validate(await found(own_tenant(key, tenant_id), "drop-offs", limit))
+
+    @app.get("/insights/before-tickets", responses=USUAL, tags=["insights"])
+    async def before_tickets(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> models.TicketPaths:
+        """What users do in the half hour before a ticket more often than elsewhere."""
+        return models.TicketPaths.model_validate(await found(own_tenant(key, tenant_id), "before-tickets", limit))
+
+    @app.get("/insights/churn", responses=USUAL, tags=["insights"])
+    async def churn(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> models.Churn:
+        """Accounts by how likely they leave, with the reasons."""
+        return models.Churn.model_validate(await found(own_tenant(key, tenant_id), "churn", limit))
 
 
 def _add_operations(app: FastAPI, api: Api) -> None:

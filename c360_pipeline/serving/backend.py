@@ -23,6 +23,7 @@ from c360_pipeline.queries import find_query
 from c360_pipeline.reads.accounts import newest_of
 from c360_pipeline.reads.customers import Customers
 from c360_pipeline.reads.deliveries import delivered_by_source, sources_of_pages
+from c360_pipeline.reads.insights import Found, insights
 from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.reads.recommend import Recommender
 from c360_pipeline.serving.models import Interaction
@@ -193,6 +194,10 @@ class Backend:
     def sources(self, tenant_id: str) -> list[dict[str, Any]]:
         """What event sources brought a tenant."""
         return delivered_by_source(self.lake, sources_of_pages(self.control), tenant_id)
+
+    def insights(self, tenant_id: str, name: str, limit: int) -> Found:
+        """What the nightly features found."""
+        return insights(self.lake, tenant_id, name, limit)
 
     def answer(self, tenant_id: str, name: str, given: dict[str, str]) -> list[dict[str, Any]]:
         """The rows of a business query."""

@@ -201,6 +201,95 @@ class Explanation(BaseModel):
     chain: list[dict[str, Any]]
 
 
+class Anomaly(BaseModel):
+    """A session that is unlike the past of its user and of the community, with its oddest step."""
+
+    session_id: str
+    user_id: str
+    started_at: datetime
+    steps: int
+    surprise: float = Field(description="mean of -log2 of the probabilities of the steps, in bits")
+    usual_surprise: float
+    deviations: float = Field(description="standard deviations above the usual")
+    from_action: str
+    to_action: str
+    probability: float = Field(description="of the oddest step")
+    path: str
+
+
+class DropOff(BaseModel):
+    """How many sessions of the last week went on from a step of a funnel, against the four weeks before."""
+
+    funnel: str
+    step: int
+    action: str
+    next_action: str | None
+    sessions: int
+    continued: int
+    drop_off_rate: float
+    previous_rate: float | None
+    change: float | None
+    as_of: datetime
+
+
+class BeforeTickets(BaseModel):
+    """A path that users take in the half hour before a ticket more often than elsewhere."""
+
+    path: str
+    tickets_with_path: int
+    tickets: int
+    share_before_tickets: float
+    sessions_with_path: int
+    sessions: int
+    share_elsewhere: float
+    lift: float = Field(description="share before tickets by share elsewhere")
+
+
+class AccountAtRisk(BaseModel):
+    """What an account is worth, and whether it will leave, with the reasons."""
+
+    account_id: str
+    email: str | None
+    plan: str | None
+    months: int | None
+    monthly_value: float | None
+    value_to_date: float | None
+    churn_risk: float
+    risk_level: str
+    value_in_a_year: float | None
+    why: str | None
+
+
+class _Insights(BaseModel):
+    changed_at: datetime | None = Field(description="when the table changed last; null where it was never made")
+    total: int = Field(description="how many there are")
+    none: str | None = Field(description="where there are none, what that means")
+
+
+class Anomalies(_Insights):
+    """The oddest sessions first."""
+
+    rows: list[Anomaly]
+
+
+class DropOffs(_Insights):
+    """By funnel and step."""
+
+    rows: list[DropOff]
+
+
+class TicketPaths(_Insights):
+    """The paths first that are most frequent before tickets, compared with elsewhere."""
+
+    rows: list[BeforeTickets]
+
+
+class Churn(_Insights):
+    """The accounts first that are likeliest to leave."""
+
+    rows: list[AccountAtRisk]
+
+
 class Health(BaseModel):
     """Whether requests can be served, and by service whether it answers."""
 

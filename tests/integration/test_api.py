@@ -16,12 +16,22 @@ from event_world import World
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from limits import parse
+from typer.testing import CliRunner
 
-from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
+from c360_pipeline.cli import app as cli
+from c360_pipeline.core.catalog.feature_tables import (
+    ACCOUNT_VALUES,
+    DROP_OFFS,
+    PATH_ANOMALIES,
+    PRODUCT_SIMILARITIES,
+    SUPPORT_INSIGHTS,
+    USER_COMMUNITIES,
+)
 from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS
 from c360_pipeline.core.features import leads, similar_products
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging
+from c360_pipeline.reads.insights import KINDS
 from c360_pipeline.serving import security
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
@@ -220,6 +230,64 @@ def test_what_ones_own_products_lead_to_comes_first_and_can_be_recounted(
     assert acme.post("/recommend/products", json={"top_k": 3}).status_code == 422
 
 
+INSIGHTS = {
+    "anomalies": (PATH_ANOMALIES, {
+        "session_id": "odd", "user_id": "u1", "started_at": datetime(2025, 10, 20, tzinfo=UTC), "steps": 5,
+        "surprise": 6.5, "usual_surprise": 2.0, "deviations": 4.5, "from_action": "view", "to_action": "refund",
+        "probability": 0.01, "path": "view → refund",
+    }),
+    "drop-offs": (DROP_OFFS, {
+        "funnel": "purchase", "step": 1, "action": "view", "next_action": "add_to_cart", "sessions": 200,
+        "continued": 50, "drop_off_rate": 0.75, "previous_rate": None, "change": None,
+        "as_of": datetime(2025, 10, 20, tzinfo=UTC),
+    }),
+    "before-tickets": (SUPPORT_INSIGHTS, {
+        "path": "pay → error", "tickets_with_path": 8, "tickets": 10, "share_before_tickets": 0.8,
+        "sessions_with_path": 5, "sessions": 100, "share_elsewhere": 0.05, "lift": 16.0,
+    }),
+    "churn": (ACCOUNT_VALUES, {
+        "account_id": "7", "email": "seven@example.org", "plan": "Basic", "months": 3, "monthly_value": 9.5,
+        "value_to_date": 30.0, "churn_risk": 0.625, "risk_level": "high", "value_in_a_year": 60.0,
+        "why": "use fell by half",
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INSIGHTS)
+def test_insights_are_read_by_api_page_and_command(
+    make_client: Callable[..., TestClient], lake: Lake, control: ControlDb, landing: Landing, name: str
+) -> None:
+    table, row = INSIGHTS[name]
+    ours, theirs = make_client("read"), make_client("read", "globex")
+    never = ours.get(f"/insights/{name}").json()
+    assert (never["total"], never["changed_at"], never["rows"]) == (0, None, [])
+    assert "Not made yet" in never["none"]
+    first = next(iter(KINDS[name].order))
+    schema = table.empty().schema
+    rows = [
+        {"tenant_id": "acme", **row},
+        {"tenant_id": "acme", **row, table.key[-1]: "z" if row[table.key[-1]] != 1 else 2},
+    ]
+    lake.commits.replace(table, pl.DataFrame(rows, schema=schema))
+    # The answers of before may be ten seconds old: of another number of rows there is none.
+    told = ours.get(f"/insights/{name}?limit=1").json()
+    assert (told["total"], told["none"], len(told["rows"])) == (2, None, 1)
+    shown = {key: value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
+             for key, value in row.items()}  # fmt: skip
+    assert told["rows"][0] == shown, first
+    other = theirs.get(f"/insights/{name}").json()
+    assert other["rows"] == []
+    assert "Not made" not in other["none"]
+    page = ours.get("/app/insights")
+    assert page.status_code == 200
+    assert KINDS[name].title in page.text
+    assert all(title in page.text for title in KINDS[name].columns.values())
+    said = CliRunner().invoke(cli, ["insights", name, "--tenant", "acme", "--json"])
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)[name]["total"] == 2
+    assert KINDS[name].title in CliRunner().invoke(cli, ["insights", "--tenant", "acme"]).output
+
+
 def events_with_item(lake: Lake, user: str, item: str) -> pl.DataFrame:
     return lake.read(EVENTS).filter(
         (pl.col("tenant_id") == "acme") & (pl.col("user_id") == user) & (pl.col("item_id") == item)
@@ -315,6 +383,7 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/users/power?tenant_id=acme", None),
     ("GET", "/customers/u1?tenant_id=acme", None),
     ("GET", "/journeys/e000000?tenant_id=acme", None),
+    *(("GET", f"/insights/{name}?tenant_id=acme", None) for name in KINDS),
     ("GET", "/journeys/explain?first=e000000&second=e000003&tenant_id=acme", None),
 ]  # fmt: skip
 

@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.reads.customer_pages import CustomerPages
+from c360_pipeline.reads.insights import KINDS, Found
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.security import (
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 TIMELINE = 40
 RECOMMENDED = 6
+SHOWN_INSIGHTS = 20
+"""Of each kind."""
 Text = Annotated[str, Query(max_length=1_024)]
 Admin = Annotated[ApiKey, Depends(needs("admin"))]
 DOTS = (".", "..")
@@ -67,6 +70,18 @@ def _moment(value: Any) -> str:
     return f"{instant(datetime.fromisoformat(value) if isinstance(value, str) else value):%Y-%m-%d %H:%M:%S}"
 
 
+def _shown(value: Any, column: str) -> str:
+    """A value of a table of insights as people read it."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return _moment(value)
+    if isinstance(value, float):
+        is_share = "rate" in column or "share" in column or column in ("change", "churn_risk", "probability")
+        return f"{value:.1%}" if is_share else f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def _as_part(value: Any) -> str:
     """A value as a part of a path; browsers take dots alone for folders, however they are quoted."""
     text = str(value)
@@ -82,7 +97,7 @@ CustomerId = Annotated[Id, AfterValidator(_from_part)]
 
 def _templates() -> Environment:
     templates = Environment(loader=PackageLoader(__name__), autoescape=True, undefined=StrictUndefined)
-    templates.filters |= {"moment": _moment, "part": _as_part, "number": lambda value: f"{value:,}"}
+    templates.filters |= {"moment": _moment, "part": _as_part, "number": lambda value: f"{value:,}", "shown": _shown}
     return templates
 
 
@@ -103,6 +118,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/explore", pages.explore, methods=["GET"])
     router.add_api_route("/delivery", pages.delivery, methods=["GET"])
     router.add_api_route("/delivery/stream", pages.stream, methods=["GET"])
+    router.add_api_route("/insights", pages.insights, methods=["GET"])
     router.add_api_route("/reconciliation", pages.reconciliation, methods=["GET"])
     router.add_api_route("/queries", pages.queries, methods=["GET"])
     router.add_api_route("/queries/{name}", pages.query, methods=["GET"])
@@ -267,6 +283,14 @@ class Pages:
         except (UnavailableError, TimeoutError):
             return self._page("stream.html", seen=None)
         return self._page("stream.html", seen=seen)
+
+    async def insights(self, key: Reader) -> HTMLResponse:
+        """What the nightly features found: odd sessions, the funnel, paths before tickets, accounts at risk."""
+        found = await self._api.page(key.tenant_id, "insights", partial(self._insights, key.tenant_id))
+        return self._page("insights.html", key=key, found=found)
+
+    def _insights(self, tenant_id: str) -> list[Found]:
+        return [self._api.backend.insights(tenant_id, name, SHOWN_INSIGHTS) for name in KINDS]
 
     async def reconciliation(self, key: Reader) -> HTMLResponse:
         """Where graph and archive are equal."""

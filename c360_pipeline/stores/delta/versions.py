@@ -65,6 +65,11 @@ class Versions:
         snapshot = self._storage.open(table.name)
         return snapshot.history() if snapshot else []
 
+    def changed_at(self, table: Table) -> datetime | None:
+        """When the newest version was committed; None when there is no such table."""
+        snapshot = self._storage.open(table.name)
+        return instant_of(snapshot.history(1)[0]["timestamp"]) if snapshot else None
+
     def uris_at(self, name: str, number: int) -> list[str]:
         """The data files of a version of a table."""
         snapshot = self._storage.open(name, number)

@@ -1,0 +1,107 @@
+"""What the nightly features found of a tenant, for API, pages and `c360 insights`: one declaration of each kind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, DROP_OFFS, PATH_ANOMALIES, SUPPORT_INSIGHTS
+from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.stores.delta.lake import Lake
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of insight.
+
+    Attributes:
+        name: in commands and routes.
+        title: for people.
+        table: that has it.
+        order: columns that rows are sorted by, and whether the highest come first.
+        columns: that people are shown, with what they are called.
+        none: what it means that there are none.
+    """
+
+    name: str
+    title: str
+    table: Table
+    order: Mapping[str, bool]
+    columns: Mapping[str, str]
+    none: str
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "anomalies", "Sessions unlike the past", PATH_ANOMALIES, {"deviations": True, "session_id": False},
+            {"user_id": "Customer", "started_at": "Began (UTC)", "path": "Path", "from_action": "Oddest step from",
+             "to_action": "to", "probability": "Its probability", "deviations": "Deviations above the usual"},
+            "No session of the last seven days is three standard deviations above the usual surprise.",
+        ),
+        Kind(
+            "drop-offs", "Where sessions leave the funnel", DROP_OFFS, {"funnel": False, "step": False},
+            {"funnel": "Funnel", "action": "Step", "next_action": "Next step", "sessions": "Sessions",
+             "continued": "Went on", "drop_off_rate": "Left", "previous_rate": "Left before", "change": "Change"},
+            "No session of the last seven days began the funnel.",
+        ),
+        Kind(
+            "before-tickets", "What comes before a ticket", SUPPORT_INSIGHTS, {"lift": True, "path": False},
+            {"path": "Path", "tickets_with_path": "Tickets after it", "tickets": "Tickets",
+             "share_before_tickets": "Share before tickets", "share_elsewhere": "Share elsewhere",
+             "lift": "Times as often"},
+            "No path precedes three tickets and is more frequent before them than elsewhere.",
+        ),
+        Kind(
+            "churn", "Accounts at risk", ACCOUNT_VALUES, {"churn_risk": True, "account_id": False},
+            {"email": "Account", "plan": "Plan", "churn_risk": "Risk", "risk_level": "Level", "why": "Why",
+             "monthly_value": "A month", "value_in_a_year": "In a year"},
+            "The tenant has no accounts: they come from silos.",
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """Insights of a kind.
+
+    Attributes:
+        kind: which.
+        changed_at: when the table changed last; None where it was never made.
+        rows: the first of them, all columns but the tenant.
+        total: how many there are.
+    """
+
+    kind: Kind
+    changed_at: datetime | None
+    rows: list[dict[str, Any]]
+    total: int
+
+    @property
+    def why_none(self) -> str:
+        """What it means that there are none, and what to do."""
+        if self.changed_at is None:
+            return f"Not made yet: the nightly features write `{self.kind.table.name}`."
+        return self.kind.none
+
+
+def insights(lake: Lake, tenant_id: str, name: str, limit: int) -> Found:
+    """What was found of a tenant, the most telling first.
+
+    Args:
+        lake: with the tables of features.
+        tenant_id: whose.
+        name: of `KINDS`.
+        limit: rows at most.
+    """
+    kind = KINDS[name]
+    changed_at = lake.versions.changed_at(kind.table)
+    if changed_at is None:
+        return Found(kind, None, [], 0)
+    rows = lake.scan(kind.table).filter(pl.col("tenant_id") == tenant_id).drop("tenant_id").collect(engine="streaming")
+    ordered = rows.sort(list(kind.order), descending=list(kind.order.values()), nulls_last=True)
+    return Found(kind, changed_at, ordered.head(limit).to_dicts(), rows.height)
