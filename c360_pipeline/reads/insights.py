@@ -103,5 +103,8 @@ def insights(lake: Lake, tenant_id: str, name: str, limit: int) -> Found:
     if changed_at is None:
         return Found(kind, None, [], 0)
     rows = lake.scan(kind.table).filter(pl.col("tenant_id") == tenant_id).drop("tenant_id").collect(engine="streaming")
-    ordered = rows.sort(list(kind.order), descending=list(kind.order.values()), nulls_last=True)
+    # Those that are equal are in the order of their keys, so that the order is always the same.
+    order = {**dict.fromkeys(kind.table.key[1:], False), **kind.order}
+    by = sorted(order, key=lambda name: name not in kind.order)
+    ordered = rows.sort(by, descending=[order[name] for name in by], nulls_last=True)
     return Found(kind, changed_at, ordered.head(limit).to_dicts(), rows.height)
