@@ -231,7 +231,7 @@ def sample_tables() -> dict[str, dict[str, Rows]]:
 def _accounts(persons: list[Person]) -> Rows:
     for p in persons:
         password = "scrypt$" + hashlib.sha256(f"{SEED}/{p.email}".encode()).hexdigest()
-        status = "hacked" if p.account_id % 60 == 7 else "active"
+        status = "hacked" if p.account_id % 60 == 23 else "active"  # one shares its card and an address
         country = COUNTRIES[p.account_id % len(COUNTRIES)]
         yield p.account_id, p.email, p.full_name, password, f"+49 30 {p.account_id:06d}", country, status, p.created_at
 

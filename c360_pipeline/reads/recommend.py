@@ -80,8 +80,8 @@ READ_USER_OF_VISITOR = Statement("""
     RETURN u.id AS user_id
 """)
 READ_HAS_CATALOGUE = Statement("""
-    MATCH (:Product {tenant_id: $tenant_id})-[:IN_CATEGORY]->(:Category {tenant_id: $tenant_id})
-    RETURN true AS has LIMIT 1
+    MATCH (c:Category {tenant_id: $tenant_id}) WHERE c.name IS NOT NULL
+    RETURN c.name AS name LIMIT 1
 """)
 READ_BUYERS_OF_BOTH = Statement("""
     UNWIND $pairs AS pair

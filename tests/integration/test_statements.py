@@ -67,8 +67,8 @@ LOOKS_AT_ALL = {
 """Statements whose answer is about everything there is, or about labels of which there are few nodes."""
 OF_SILO_LABELS = {
     *(f"queries.{name}" for name in ("activity_by_hour", "churn_risk", "customer_story", "customer_value", "devices",
-                                     "favourite_genres", "plan_revenue", "popular_media", "shared_cards",
-                                     "top_streamers")),
+                                     "favourite_genres", "near_hacked_accounts", "plan_revenue", "popular_media",
+                                     "shared_cards", "top_streamers")),
 }  # fmt: skip
 """Queries over labels of control rows, which have an index of their key and what `graph_indexes` names: where they
 begin with another property, they look at all nodes of the label."""
@@ -93,11 +93,14 @@ def values_of(statement: str) -> dict[str, object]:
         "keys",
         "names",
         "known",
+        "pairs",
     )
     numbers = ("most", "top_k", "buyer_weight", "similar_user_weight", "shown_users", "longest", "batch_rows", "limit",
-               "min_products", "skip", "size", "length", "purchase_weight")  # fmt: skip
+               "min_products", "skip", "size", "length", "purchase_weight", "recent", "half_life", "newest_sessions",
+               "newest_events", "most_buyers", "shown_categories")  # fmt: skip
     names = re.findall(r"\$(\w+)", statement)
     values = {name: [] if name in lists else 1 if name in numbers else "x" for name in names}
+    values |= {name: True for name in ("with_bare",) if name in values} | {"interest": {"view": 0.5}}
     return values | {name: AT for name in ("now", "since", "before") if name in values}
 
 
