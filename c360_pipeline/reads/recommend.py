@@ -59,15 +59,20 @@ BEST_OF_THEM = f"""
     WITH own, action, at, $interest[action] AS strength ORDER BY at DESC, strength DESC, own.id
     WITH collect({{product: own, action: action, strength: strength}}) AS met
     WITH met[..$recent] AS newest, [m IN met WHERE m.action = 'purchase' | m.product] AS bought
-    UNWIND range(0, size(newest) - 1) AS place
-    WITH newest[place] AS had, bought, place
-    WITH had.product AS own, had.action AS action, had.strength * 0.5 ^ (place / $half_life) AS counts, bought, place
-    MATCH (own)-[leads:LEADS_TO]->(product:Product {{tenant_id: $tenant_id}})
-    WHERE NOT product IN bought AND {IS_WANTED}
-    WITH product, own, action, counts * leads.weight AS adds, place
-    ORDER BY adds DESC, place
-    WITH product, sum(adds) AS weight, max(adds) AS most, count(own) AS evidence, collect(own)[0] AS own,
-         collect(action)[0] AS action
+    CALL (newest) {{
+        UNWIND range(0, size(newest) - 1) AS place
+        WITH newest[place] AS had, place
+        WITH had.product AS own, had.action AS action, had.strength * 0.5 ^ (place / $half_life) AS counts, place
+        MATCH (own)-[leads:LEADS_TO]->(product:Product {{tenant_id: $tenant_id}})
+        WHERE {IS_WANTED}
+        WITH product, own, action, counts * leads.weight AS adds, place
+        ORDER BY adds DESC, place
+        RETURN product, sum(adds) AS weight, max(adds) AS most, count(own) AS evidence, collect(own)[0] AS own,
+               collect(action)[0] AS action
+    }}
+    WITH product, weight, most, evidence, own, action, bought
+    WHERE NOT product IN bought
+    WITH product, weight, most, evidence, own, action
     ORDER BY weight DESC, product.id
     LIMIT $top_k
     RETURN product.id AS product_id, product.name AS product_name, product.category AS category, evidence, weight,
