@@ -110,32 +110,39 @@ class Refreshed(Generic[T]):
 
     def __init__(self, read: Callable[[], T], usual: T, seconds: float) -> None:
         self._read, self._known, self._seconds = read, usual, seconds
-        self._due = 0.0
-        self._asked: Future[None] | None = None
+        self._due: float | None = None
+        self._asked: Future[T] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="refreshed")
         self._lock = threading.Lock()
 
     def value(self) -> T:
         """The last that is known."""
         with self._lock:
-            is_first = self._asked is None
-            if time.monotonic() >= self._due and (self._asked is None or self._asked.done()):
-                self._due = time.monotonic() + self._seconds
-                self._asked = self._pool.submit(self._refresh)
+            self._take()
+            is_first, now = self._due is None, time.monotonic()
+            if self._asked is None and (self._due is None or now >= self._due):
+                self._due = now + self._seconds
+                self._asked = self._pool.submit(self._read)
             asked = self._asked
         if is_first and asked is not None:
             wait([asked], FIRST_SECONDS)
+            with self._lock:
+                self._take()
         return self._known
 
     def close(self) -> None:
         """Ask no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _refresh(self) -> None:
-        try:
-            self._known = self._read()
-        except C360Error as error:
+    def _take(self) -> None:
+        """Keep the answer that has come."""
+        if self._asked is None or not self._asked.done():
+            return
+        answer, self._asked = self._asked, None
+        if error := answer.exception():
             log.warning("The last known settings are used: %s", error)
+        else:
+            self._known = answer.result()
 
 
 class Backend:
