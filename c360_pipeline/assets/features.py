@@ -132,22 +132,23 @@ class FeatureEvents:
 
     Attributes:
         at: which moment of the archive.
-        feature: the table, or `recommendations`.
+        features: the tables that are made of them, or `recommendations`; the purposes of all count.
         purposes: rows of `feature_purposes`.
     """
 
     at: EventsAt
-    feature: str
+    features: tuple[str, ...]
     purposes: Sequence[Purpose]
 
     @classmethod
     def of_table(cls, control: ControlResource, at: EventsAt, table: Table) -> "FeatureEvents":
         """Those that a table of features may use."""
-        return cls(at, name_of(table), control.open().privacy.purposes())
+        return cls(at, (name_of(table),), control.open().privacy.purposes())
 
     def of(self, tenants: Sequence[str], *columns: str) -> pl.LazyFrame:
         """Columns of the events of tenants; `user_id` is the customer; who refused a purpose is left out."""
-        return self.at.of_tenants(tenants, columns, purposes_of(self.purposes, self.feature, tenants))
+        asked = [purposes_of(self.purposes, feature, tenants) for feature in self.features]
+        return self.at.of_tenants(tenants, columns, pl.concat(asked).unique())
 
     def steps(self, tenant: str) -> pl.DataFrame:
         """`PATH_COLUMNS` of the events of a tenant that are in a session."""
@@ -320,7 +321,8 @@ def product_links(
     with graph.open() as neo4j:
         at = events_in_graph(neo4j, tables, PRODUCT_PROJECTION)
         used = FeatureEvents.of_table(control, at, PRODUCT_SIMILARITIES)
-        recommended = FeatureEvents(at, RECOMMENDATIONS, used.purposes)
+        made = (RECOMMENDATIONS, name_of(RECOMMENDATION_SETTINGS), name_of(PRODUCT_SIMILARITIES))
+        recommended = FeatureEvents(at, made, used.purposes)
         views = used.of(scope.tenants, *INTERACTING, "session_id")
         viewed = each_item(views.filter(pl.col("action") == "view").drop_nulls("session_id"))
         parts, settings = [similar_products.similar_by_sessions(viewed)], []

@@ -1,7 +1,7 @@
 """What the nightly features found of a tenant, for API, pages and `c360 insights`: one declaration of each kind."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +9,7 @@ import polars as pl
 
 from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, DROP_OFFS, PATH_ANOMALIES, SUPPORT_INSIGHTS
 from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.core.features.account_values import LEFT
 from c360_pipeline.stores.delta.lake import Lake
 
 
@@ -23,6 +24,7 @@ class Kind:
         order: columns that rows are sorted by, and whether the highest come first.
         columns: that people are shown, with what they are called.
         none: what it means that there are none.
+        only: rows that are told; all where it is None.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Kind:
     order: Mapping[str, bool]
     columns: Mapping[str, str]
     none: str
+    only: pl.Expr | None = field(default=None, compare=False)
 
 
 KINDS = {
@@ -59,7 +62,8 @@ KINDS = {
             "churn", "Accounts at risk", ACCOUNT_VALUES, {"churn_risk": True, "account_id": False},
             {"email": "Account", "plan": "Plan", "churn_risk": "Risk", "risk_level": "Level", "why": "Why",
              "monthly_value": "A month", "value_in_a_year": "In a year"},
-            "The tenant has no accounts: they come from silos.",
+            "The tenant has no accounts that have not left: accounts come from silos.",
+            pl.col("risk_level") != LEFT,
         ),
     )
 }  # fmt: skip
@@ -102,9 +106,11 @@ def insights(lake: Lake, tenant_id: str, name: str, limit: int) -> Found:
     changed_at = lake.versions.changed_at(kind.table)
     if changed_at is None:
         return Found(kind, None, [], 0)
-    rows = lake.scan(kind.table).filter(pl.col("tenant_id") == tenant_id).drop("tenant_id").collect(engine="streaming")
+    rows = lake.scan(kind.table).filter(pl.col("tenant_id") == tenant_id).drop("tenant_id")
+    told = rows if kind.only is None else rows.filter(kind.only)
     # Those that are equal are in the order of their keys, so that the order is always the same.
     order = {**dict.fromkeys(kind.table.key[1:], False), **kind.order}
     by = sorted(order, key=lambda name: name not in kind.order)
-    ordered = rows.sort(by, descending=[order[name] for name in by], nulls_last=True)
-    return Found(kind, changed_at, ordered.head(limit).to_dicts(), rows.height)
+    ordered = told.sort(by, descending=[order[name] for name in by], nulls_last=True).head(limit)
+    total = int(told.select(pl.len()).collect().item())
+    return Found(kind, changed_at, ordered.collect().to_dicts(), total)

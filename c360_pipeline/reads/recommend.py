@@ -27,7 +27,7 @@ NEWEST_SESSIONS, NEWEST_EVENTS = 20, 500
 CHOSEN_FROM = 5
 """As many candidates are asked for of each that is recommended, where some are left out because of their category."""
 MOST_BUYERS = 1_000
-"""Of a product, who are looked at for somebody that bought another one, too."""
+"""Of a product, any so many of whom are looked at for those that bought another one, too."""
 
 IS_WANTED = """NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
       AND ($with_bare OR product.name IS NOT NULL OR product.category IS NOT NULL)"""
@@ -49,7 +49,8 @@ PRODUCTS_OF_USER = """
         RETURN own, e.type AS action, max(e.ts) AS at
     }"""
 PRODUCTS_OF_VISITOR = """
-    MATCH (e:Action {tenant_id: $tenant_id, anonymous_id: $anonymous_id}) WHERE $interest[e.type] IS NOT NULL
+    MATCH (e:Action {tenant_id: $tenant_id, anonymous_id: $anonymous_id})
+    WHERE $interest[e.type] IS NOT NULL AND coalesce(e.customer_id, e.user_id) IS NULL
     WITH e ORDER BY e.ts DESC, e.id LIMIT $newest_events
     MATCH (e)-[:ON_PRODUCT]->(own:Product {tenant_id: $tenant_id})
     WITH own, e.type AS action, max(e.ts) AS at"""
@@ -67,11 +68,11 @@ BEST_OF_THEM = f"""
         WHERE {IS_WANTED}
         WITH product, own, action, counts * leads.weight AS adds, place
         ORDER BY adds DESC, place
-        RETURN product, sum(adds) AS weight, max(adds) AS most, count(own) AS evidence, collect(own)[0] AS own,
-               collect(action)[0] AS action
+        RETURN product, round(sum(adds), 6) AS weight, max(adds) AS most, count(own) AS evidence,
+               collect(own)[0] AS own, collect(action)[0] AS action
     }}
     WITH product, weight, most, evidence, own, action, bought
-    WHERE NOT product IN bought
+    WHERE weight > 0 AND NOT product IN bought
     WITH product, weight, most, evidence, own, action
     ORDER BY weight DESC, product.id
     LIMIT $top_k
@@ -98,7 +99,7 @@ READ_BUYERS_OF_BOTH = Statement("""
         WHERE ($user_id IS NULL OR other.id <> $user_id)
           AND NONE(refusal IN $refusals WHERE coalesce(other.consents, '') CONTAINS refusal)
           AND EXISTS { (other)-[:PURCHASED]->(product) }
-        WITH other.id AS id LIMIT $shown_users
+        WITH other.id AS id ORDER BY id LIMIT $shown_users
         RETURN collect(id) AS users
     }
     RETURN product.id AS product_id, users
@@ -305,30 +306,46 @@ class Recommender:
 
     def recommend(self, wanted: RecommendationRequest) -> list[Recommendation]:
         """The best products for a user or a visitor; further sources are asked only where the former gave too few."""
+        return self.recommended(wanted)[0]
+
+    def recommended(self, wanted: RecommendationRequest) -> tuple[list[Recommendation], bool]:
+        """The same, and whether it is for a visitor who is a user by now."""
         # Asked for before a transaction of the graph is begun.
         known = {"refusals": self._refusals, "half_life": self._half_life()}
-        found = self._graph.read_together(lambda read: self._found(read, wanted, known))
-        return rank(found, wanted.top_k, wanted.most_of_category)
+        return self._graph.read_together(lambda read: self._found(read, wanted, known))
 
-    def _found(self, read: Read, wanted: RecommendationRequest, known: dict[str, Any]) -> list[Candidate]:
+    def _found(
+        self, read: Read, wanted: RecommendationRequest, known: dict[str, Any]
+    ) -> tuple[list[Recommendation], bool]:
         who = self._user(read, wanted)
         has_catalogue = bool(read(READ_HAS_CATALOGUE, tenant_id=self._tenant_id))
         asked = _Asked(read, known | {
             "tenant_id": self._tenant_id, "user_id": who.user_id, "anonymous_id": who.anonymous_id,
             "category": who.category, "with_bare": not has_catalogue, "interest": INTEREST, "recent": RECENT,
             "newest_sessions": NEWEST_SESSIONS, "newest_events": NEWEST_EVENTS,
-            "similar_user_weight": SIMILAR_USER_WEIGHT,
-            "shown_users": SHOWN_USERS, "shown_categories": SHOWN_CATEGORIES,
+            "similar_user_weight": SIMILAR_USER_WEIGHT, "shown_users": SHOWN_USERS,
+            "shown_categories": SHOWN_CATEGORIES,
         })  # fmt: skip
-        refused = self._refusals and (who.user_id is None or asked(READ_REFUSED))
-        found: list[Candidate] = []
         # Of a visitor nobody knows what was agreed to.
+        refused = bool(self._refusals) and (who.user_id is None or bool(asked(READ_REFUSED)))
+        found: list[Candidate] = []
+        best: list[Recommendation] = []
         for source in (Source.TRENDING,) if refused else LADDER:
-            if len(found) >= who.asked:
-                break
             left_out = (*who.exclude, *(candidate.product_id for candidate in found))
-            found += self._candidates(asked, source, replace(who, exclude=left_out, top_k=who.asked - len(found)))
-        return found
+            found += self._candidates(asked, source, replace(who, exclude=left_out), refused=refused)
+            best = rank(found, who.top_k, who.most_of_category)
+            if len(best) >= who.top_k:
+                break
+        return self._with_similar_users(asked, best), who is not wanted
+
+    def _with_similar_users(self, asked: "_Asked", best: list[Recommendation]) -> list[Recommendation]:
+        """The recommendations; those that own products lead to, with some who bought both."""
+        pairs = [{"because_of": one.because_of, "product_id": one.product_id} for one in best if one.because_of]
+        if not pairs:
+            return best
+        rows = asked(READ_BUYERS_OF_BOTH, pairs=pairs, most_buyers=MOST_BUYERS)
+        users = {row["product_id"]: row["users"] for row in rows}
+        return [replace(one, similar_users=users.get(one.product_id, one.similar_users)) for one in best]
 
     def _user(self, read: Read, wanted: RecommendationRequest) -> RecommendationRequest:
         """The request, of a visitor who logged in for the user."""
@@ -337,19 +354,15 @@ class Recommender:
         rows = read(READ_USER_OF_VISITOR, tenant_id=self._tenant_id, anonymous_id=wanted.anonymous_id)
         return replace(wanted, user_id=rows[0]["user_id"], anonymous_id=None) if rows else wanted
 
-    def _candidates(self, asked: "_Asked", source: Source, wanted: RecommendationRequest) -> list[Candidate]:
+    def _candidates(
+        self, asked: "_Asked", source: Source, wanted: RecommendationRequest, *, refused: bool
+    ) -> list[Candidate]:
         statement = self._statement(source, wanted)
         if source is Source.TRENDING:
-            return self._trending_candidates(asked, wanted)
+            return self._trending_candidates(asked, wanted, refused=refused)
         if statement is None:
             return []
-        rows = asked(statement, top_k=wanted.top_k, exclude=list(wanted.exclude))
-        if source is Source.OWN_PRODUCTS and rows:
-            pairs = [{name: row[to] for name, to in PAIR.items()} for row in rows]
-            users = {row["product_id"]: row["users"] for row in asked(
-                READ_BUYERS_OF_BOTH, pairs=pairs, most_buyers=MOST_BUYERS,
-            )}  # fmt: skip
-            rows = [row | {"first_users": sorted(users.get(row["product_id"], []))} for row in rows]
+        rows = asked(statement, top_k=wanted.asked, exclude=list(wanted.exclude))
         return [_candidate(source, row) for row in rows]
 
     def _statement(self, source: Source, wanted: RecommendationRequest) -> Statement | None:
@@ -362,24 +375,26 @@ class Recommender:
                 return READ_CATEGORIES_OF_USER if is_user else READ_CATEGORIES_OF_VISITOR
             case Source.SIMILAR_USERS if is_user:
                 return READ_SIMILAR_USERS_WHO_AGREED if agreed else READ_SIMILAR_USERS
-            case Source.VIEWED_TOGETHER if is_user:
+            # Sessions of those who refused may be among what it is made of, as buyers of a category may.
+            case Source.VIEWED_TOGETHER if is_user and not agreed:
                 return READ_VIEWED_TOGETHER
             case Source.COMMUNITY if is_user:
                 return READ_COMMUNITY_THAT_AGREED if agreed else READ_COMMUNITY
             case _:
                 return None
 
-    def _trending_candidates(self, asked: "_Asked", wanted: RecommendationRequest) -> list[Candidate]:
+    def _trending_candidates(self, asked: "_Asked", wanted: RecommendationRequest, *, refused: bool) -> list[Candidate]:
         """What is trending: for those too of whom nothing is known, or whose doings are not to be looked at."""
-        owned = {row["product_id"] for row in asked(READ_OWNED)} if wanted.user_id is not None else set()
+        may_look = wanted.user_id is not None and not refused
+        owned = {row["product_id"] for row in asked(READ_OWNED)} if may_look else set()
         left_out = owned | set(wanted.exclude)
         with_bare = bool(asked.known["with_bare"])
-        window, most = TREND_OF_CANDIDATES, wanted.top_k + len(left_out)
+        window, most = TREND_OF_CANDIDATES, wanted.asked + len(left_out)
         _, rows = self._trending(asked.read, window, wanted.category, most, with_bare=with_bare)
         return [
             _candidate(Source.TRENDING, {**row, "evidence": row["people"]})
             for row in rows if row["product_id"] not in left_out
-        ][: wanted.top_k]  # fmt: skip
+        ][: wanted.asked]  # fmt: skip
 
     def trending(
         self, window: timedelta, category: str | None, limit: int
@@ -431,7 +446,6 @@ class _Asked:
         return self.read(statement, **self.known, **further)
 
 
-PAIR = {"because_of": "because_of_id", "product_id": "product_id"}
 LADDER = tuple(Source)
 """Sources, the best first."""
 SHOWN_CATEGORIES = 3

@@ -17,6 +17,8 @@ HIGH, MEDIUM = 0.6, 0.3
 LEAST_MONTHLY_CHURN, MOST_MONTHLY_CHURN = 0.01, 0.30
 """The chance to leave within a month at a risk of 0 and of 1."""
 MONTHS_AHEAD = 12
+LEFT = "left"
+"""Level of accounts that have left."""
 
 
 def account_values(accounts: pl.DataFrame) -> pl.DataFrame:
@@ -41,7 +43,7 @@ def account_values(accounts: pl.DataFrame) -> pl.DataFrame:
     tenure = 1 - (pl.col("months") / LONG_TENURE_MONTHS).clip(0, 1)
     risk = pl.when("is_active").then(FALLEN_USE * fallen + RECENT_TICKETS * tickets + SHORT_TENURE * tenure)
     level = (
-        pl.when(~pl.col("is_active")).then(pl.lit("left"))
+        pl.when(~pl.col("is_active")).then(pl.lit(LEFT))
         .when(pl.col("churn_risk") >= HIGH).then(pl.lit("high"))
         .when(pl.col("churn_risk") >= MEDIUM).then(pl.lit("medium"))
         .otherwise(pl.lit("low"))

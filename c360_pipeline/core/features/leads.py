@@ -22,7 +22,7 @@ from c360_pipeline.core.projection.items import each_item
 LEADS_TO = "leads_to"
 """Kind of `PRODUCT_SIMILARITIES`."""
 INTEREST = {"purchase": 1.0, "add_to_cart": 0.5, "view": 0.25}
-"""How much an action says. Sums of products of these are exact in floats of 32 bits, in any order."""
+"""How much an action says. Sums of products of these are exact, in any order."""
 BOUGHT = "purchase"
 NEIGHBOURS = 50
 """Products that one is explained by, the nearest by cosine."""
@@ -32,6 +32,9 @@ RECENT = 50
 """Products of a customer that count, the newest."""
 MOST_OF_CUSTOMER = 300
 """Products of a customer that weights are learned from, the newest: pairs grow with the square."""
+MOST_PAIRS = 80_000_000
+"""Pairs of products of all customers that are held at once, 12 bytes each; where there would be more, fewer products of
+each customer count."""
 AT_ONCE = 256
 """Products whose equations are solved together."""
 CUSTOMERS_AT_ONCE = 2_000
@@ -117,21 +120,28 @@ def learned(pairs: pl.DataFrame, regularisations: Sequence[float]) -> dict[float
         Of each: product_id, similar_product_id, similarity (the weight, above 0), shared (customers who met both),
         rank; at most `KEPT` of a product, the strongest first.
     """
-    known = newest_first(pairs, MOST_OF_CUSTOMER).sort("user_id", "product_id")
+    known = newest_first(pairs, _most_of_customer(pairs)).sort("user_id", "product_id")
     users, products = (known[name].unique().sort() for name in ("user_id", "product_id"))
     row, column = (
         known[name].cast(pl.Enum(values)).to_physical().to_numpy()
         for name, values in (("user_id", users), ("product_id", products))
     )
-    cared = sparse.csr_matrix(
-        (known["strength"].to_numpy().astype(np.float32), (row, column)), shape=(len(users), len(products))
-    )
+    cared = sparse.csr_matrix((known["strength"].to_numpy(), (row, column)), shape=(len(users), len(products)))
     none = pl.DataFrame(schema={"source": pl.Int64, "target": pl.Int64, "weight": pl.Float64})
     found = {one: [none] for one in regularisations}
     for numbers, weights in _weights(cared, regularisations):
         for one, values in weights.items():
             found[one].append(numbers.with_columns(weight=values).filter(pl.col("weight") > 0))
     return {one: _strongest(pl.concat(parts), cared, products) for one, parts in found.items()}
+
+
+def _most_of_customer(pairs: pl.DataFrame) -> int:
+    """How many products of a customer count, so that memory is bounded."""
+    sizes = pairs.group_by("user_id").len()["len"].cast(pl.Int64)
+    most = MOST_OF_CUSTOMER
+    while most > 1 and int((sizes.clip(upper_bound=most) ** 2).sum()) > MOST_PAIRS:
+        most = most * 3 // 4
+    return most
 
 
 def _weights(
@@ -300,7 +310,7 @@ def most_bought(known: pl.DataFrame, customers: pl.DataFrame, kept: int) -> pl.D
     """
     bought = known.filter(pl.col("action") == BOUGHT)
     own = bought.join(customers, on="user_id", how="semi").select("user_id", "product_id")
-    most = kept + int(own.group_by("user_id").len()["len"].max() or 0)  # type: ignore[arg-type]
+    most = kept + min(int(own.group_by("user_id").len()["len"].max() or 0), MOST_OF_CUSTOMER)  # type: ignore[arg-type]
     popular = bought.group_by("product_id").len().sort("len", "product_id", descending=[True, False]).head(most)
     offered = customers.select("user_id").join(popular.with_row_index("place"), how="cross")
     new = offered.join(own, on=["user_id", "product_id"], how="anti").sort("user_id", "place")

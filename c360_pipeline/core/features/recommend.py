@@ -138,7 +138,8 @@ class Recommendation:
         category: the catalogue's.
         score: higher is better; 10 and more where the user's own products lead to it, by 100 for each 1 of weight.
         reason: in words.
-        similar_users: up to five users who bought it and what it is recommended for.
+        similar_users: up to five users who bought it and what it is recommended for; of a product with more than a
+            thousand buyers some of them.
         because_of: id of the user's product that most of the score comes from; null where it comes from elsewhere.
         share: of the score, what that product adds, 0 to 1; null as well.
     """

@@ -5,6 +5,8 @@ import polars as pl
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES
 from c360_pipeline.core.features.communities import LONGEST_BROWSING, SIMILAR_PRODUCTS, number_members
 
+MOST_TOUCHED = 1_000
+"""Products of one customer; those who touched more are machines, and are like everything."""
 SAME_CUSTOMERS, VIEWED_TOGETHER = "same_customers", "viewed_together"
 
 
@@ -17,7 +19,8 @@ def customers_of_products(weights: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataF
     Returns:
         Members and edges (source: a product, target: a user), as `number_members`.
     """
-    members, edges = number_members(weights)
+    of_people = weights.filter(pl.len().over("tenant_id", "user_id") <= MOST_TOUCHED)
+    members, edges = number_members(of_people)
     return members, edges.select(source="target", target="source")
 
 
