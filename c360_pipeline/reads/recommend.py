@@ -68,16 +68,16 @@ BEST_OF_THEM = f"""
         WHERE {IS_WANTED}
         WITH product, own, action, counts * leads.weight AS adds, place
         ORDER BY adds DESC, place
-        RETURN product, round(sum(adds), 6) AS weight, max(adds) AS most, count(own) AS evidence,
+        RETURN product, round(sum(adds), 6) AS weight, max(adds) / sum(adds) AS share, count(own) AS evidence,
                collect(own)[0] AS own, collect(action)[0] AS action
     }}
-    WITH product, weight, most, evidence, own, action, bought
+    WITH product, weight, share, evidence, own, action, bought
     WHERE weight > 0 AND NOT product IN bought
-    WITH product, weight, most, evidence, own, action
+    WITH product, weight, share, evidence, own, action
     ORDER BY weight DESC, product.id
     LIMIT $top_k
     RETURN product.id AS product_id, product.name AS product_name, product.category AS category, evidence, weight,
-           most / weight AS share, action, [coalesce(own.name, own.id)] AS because, own.id AS because_of_id
+           share, action, [coalesce(own.name, own.id)] AS because, own.id AS because_of_id
 """
 READ_NEXT_OF_USER = Statement(PRODUCTS_OF_USER + BEST_OF_THEM)
 READ_NEXT_OF_VISITOR = Statement(PRODUCTS_OF_VISITOR + BEST_OF_THEM)
