@@ -229,7 +229,7 @@ def test_plan_and_grants_say_what_the_next_run_reads(settings: Settings, control
 
 def test_queries_are_listed_shown_and_refused(settings: Settings, graph: Graph) -> None:
     names = [q["name"] for q in json.loads(run("query", "--list", "--json").stdout)]
-    assert len(names) == 11
+    assert len(names) == 12
     assert "$tenant_id" in run("query", "churn-risk", "--show").stdout
     assert json.loads(run("query", "churn_risk", "--tenant", "acme", "--json").stdout)["rows"] == []
     for wrong in (["nothing"], ["churn_risk"], ["churn_risk", "--set", "x=1"], ["churn_risk", "--set", "limit=many"]):

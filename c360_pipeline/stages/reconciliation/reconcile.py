@@ -48,7 +48,10 @@ NOT_IN_DIGEST = (
     "visitor_user", "sessions", "user_traits", "user_consents"
 )  # fmt: skip
 """Tables that tell of runs, and those that follow from `events`."""
-LATER = ("lake visitor_decisions", *(kind.name for kind in (*OF_VISITORS, model.GROUP, model.MEMBER_OF)))
+LATER = (
+    "lake visitor_decisions",
+    *(kind.name for kind in (*OF_VISITORS, model.GROUP, model.MEMBER_OF, model.LEADS_TO)),
+)
 """What a later release added: where it holds nothing, digests are what they were without it."""
 REFUSED_TEXT = f"refused by the graph, see `c360 dead-letters list --reason {REFUSED}`"
 OF_KEYS: dict[Kind, tuple[str, ...]] = {
