@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from c360_pipeline.core.catalog.changes import difference
+from c360_pipeline.core.catalog.feature_tables import RECOMMENDATION_SETTINGS
 from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILIATIONS, TABLES
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, OF_VISITORS, Kind, NodeKind, RelationshipKind
@@ -50,6 +51,7 @@ NOT_IN_DIGEST = (
 """Tables that tell of runs, and those that follow from `events`."""
 LATER = (
     "lake visitor_decisions",
+    f"lake {RECOMMENDATION_SETTINGS.name}",
     *(kind.name for kind in (*OF_VISITORS, model.GROUP, model.MEMBER_OF, model.LEADS_TO)),
 )
 """What a later release added: where it holds nothing, digests are what they were without it."""
