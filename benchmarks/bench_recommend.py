@@ -83,11 +83,11 @@ def similar_users(known: pl.DataFrame) -> pl.DataFrame:
 def measured(found: pl.DataFrame, hidden: pl.DataFrame, known: pl.DataFrame) -> tuple[float, float, float, float]:
     """recall@10, NDCG@10, coverage, novelty (mean of -log2 of the share of users who bought a recommended product)."""
     bought = known.filter(pl.col("action") == leads.BOUGHT)
-    buyers = bought.group_by("product_id").agg(share=pl.col("user_id").n_unique() / bought["user_id"].n_unique())
+    buyers = bought.group_by("product_id").agg(known_to=pl.col("user_id").n_unique() / bought["user_id"].n_unique())
     mine = found.join(hidden.select("user_id"), on="user_id", how="semi")
     hits = mine.join(hidden, on=["user_id", "product_id"])
     gain = float((1 / (hits["rank"] + 1).cast(pl.Float64).log(2)).sum())
-    unusual = mine.join(buyers, on="product_id").select(-pl.col("share").log(2).mean()).item()
+    unusual = mine.join(buyers, on="product_id").select(-pl.col("known_to").log(2).mean()).item()
     coverage = mine["product_id"].n_unique() / known["product_id"].n_unique()
     return hits.height / hidden.height, gain / hidden.height, coverage, float(unusual)
 
