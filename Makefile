@@ -59,7 +59,7 @@ bench-graph: setup  ## the graph against its floor; ARGS="--events 50000 --writt
 bench-orchestration: setup  ## what Dagster adds, from a dropped file to a node, backfills; ARGS="--files 2 --objects 1000"
 	$(BIN)/python benchmarks/bench_orchestration.py $(ARGS)
 
-bench-recommend: setup .venv/.bench .venv/.movielens  ## recommendations against popularity, item-kNN and ALS
+bench-recommend: setup .venv/.bench .venv/.movielens  ## recommendations against popularity and tuned peers; ARGS="--only movielens" for one set
 	$(BIN)/python benchmarks/bench_recommend.py $(ARGS)
 
 bench-serving: setup  ## the API under load, and what features cost; ARGS="--events 100000 --seconds 5" for a short one

@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
+from c360_pipeline.core.features.ranks import best_of_each
+
 AT_ONCE = 512
 """Sources that are compared with all others together."""
 
@@ -55,8 +57,8 @@ def node_similarity(edges: pl.DataFrame, top_k: int) -> pl.DataFrame:
         a, b = both.row + start, both.col
         shared = both.data.astype(np.float64)
         pairs = pl.DataFrame({"a": a, "b": b, "similarity": shared / (degree[a] + degree[b] - shared)})
-        ordered = pairs.filter(pl.col("a") != pl.col("b")).sort("a", "similarity", "b", descending=[False, True, False])
-        best = ordered.filter(pl.int_range(pl.len()).over("a") < top_k)
+        others = pairs.filter(pl.col("a") != pl.col("b"))
+        best = best_of_each(others, ["a"], {"similarity": True, "b": False}, top_k)
         found.append(
             best.select(source=sources.gather(best["a"]), target=sources.gather(best["b"]), similarity="similarity")
         )

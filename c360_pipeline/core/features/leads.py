@@ -17,6 +17,7 @@ import polars as pl
 from scipy import sparse
 
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS
+from c360_pipeline.core.features.ranks import best_of_each
 from c360_pipeline.core.projection.items import each_item
 
 LEADS_TO = "leads_to"
@@ -105,8 +106,8 @@ def interests(met: pl.DataFrame) -> pl.DataFrame:
 
 def newest_first(pairs: pl.DataFrame, most: int) -> pl.DataFrame:
     """The newest products of each customer with their `place`, 0 first; at one moment what says most, then by id."""
-    order = pairs.sort("user_id", "ts", "strength", "product_id", descending=[False, True, True, False])
-    return order.with_columns(place=pl.int_range(pl.len()).over("user_id")).filter(pl.col("place") < most)
+    best = best_of_each(pairs, ["user_id"], {"ts": True, "strength": True, "product_id": False}, most)
+    return best.with_columns(place=pl.col("rank") - 1).drop("rank")
 
 
 def learned(pairs: pl.DataFrame, regularisations: Sequence[float]) -> dict[float, pl.DataFrame]:
@@ -178,20 +179,18 @@ def _nearest(rows: sparse.coo_matrix, length: np.ndarray, start: int) -> np.ndar
         pl.col("product") + start != pl.col("other")
     )
     cosine = near["met"].to_numpy() / (length[near["product"].to_numpy() + start] * length[near["other"].to_numpy()])
-    ordered = near.with_columns(cosine=cosine).sort("product", "cosine", "other", descending=[False, True, False])
-    best = ordered.with_columns(place=pl.int_range(pl.len()).over("product")).filter(pl.col("place") < NEIGHBOURS)
-    most = min(NEIGHBOURS, int(np.bincount(near["product"].to_numpy(), minlength=1).max()))
-    made = np.full((rows.shape[0], most), -1, dtype=np.int64)
-    made[best["product"].to_numpy(), best["place"].to_numpy()] = best["other"].to_numpy()
+    likely = near.with_columns(cosine=cosine)
+    best = best_of_each(likely, ["product"], {"cosine": True, "other": False}, NEIGHBOURS)
+    rank = best["rank"].to_numpy()
+    made = np.full((rows.shape[0], rank.max(initial=0)), -1, dtype=np.int64)
+    made[best["product"].to_numpy(), rank - 1] = best["other"].to_numpy()
     return made
 
 
 def _strongest(weights: pl.DataFrame, cared: sparse.csr_matrix, products: pl.Series) -> pl.DataFrame:
     """The strongest weights from each product, with the customers that speak for them."""
     rounded = weights.with_columns(pl.col("weight").round(6)).filter(pl.col("weight") > 0)
-    ordered = rounded.sort("source", "weight", "target", descending=[False, True, False])
-    kept = ordered.with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("source"))
-    kept = kept.filter(pl.col("rank") <= KEPT)
+    kept = best_of_each(rounded, ["source"], {"weight": True, "target": False}, KEPT)
     met = cared.copy()
     met.data[:] = 1
     of_product = met.T.tocsr()
@@ -238,11 +237,8 @@ def ranked(
             because_of=pl.col("own_id").get(pl.col("adds").arg_max()),
         )
         scored = scored.with_columns(share=(pl.col("most") / pl.col("score")).round(4), score=pl.col("score").round(6))
-        best = scored.sort("user_id", "score", "product_id", descending=[False, True, False])
-        numbered = best.with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("user_id"))
-        yield numbered.filter(pl.col("rank") <= kept).select(
-            "user_id", "product_id", "rank", "score", "because_of", "share"
-        )
+        best = best_of_each(scored, ["user_id"], {"score": True, "product_id": False}, kept)
+        yield best.select("user_id", "product_id", "rank", "score", "because_of", "share")
 
 
 def held_out(met: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -313,9 +309,8 @@ def most_bought(known: pl.DataFrame, customers: pl.DataFrame, kept: int) -> pl.D
     most = kept + min(int(own.group_by("user_id").len()["len"].max() or 0), MOST_OF_CUSTOMER)  # type: ignore[arg-type]
     popular = bought.group_by("product_id").len().sort("len", "product_id", descending=[True, False]).head(most)
     offered = customers.select("user_id").join(popular.with_row_index("place"), how="cross")
-    new = offered.join(own, on=["user_id", "product_id"], how="anti").sort("user_id", "place")
-    numbered = new.with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("user_id"))
-    return numbered.filter(pl.col("rank") <= kept).select("user_id", "product_id", "rank")
+    new = offered.join(own, on=["user_id", "product_id"], how="anti")
+    return best_of_each(new, ["user_id"], {"place": False}, kept).select("user_id", "product_id", "rank")
 
 
 def _gains(best: pl.DataFrame, hidden: pl.DataFrame) -> np.ndarray:

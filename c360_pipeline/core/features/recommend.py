@@ -21,6 +21,7 @@ from scipy import sparse
 
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_CANDIDATES
 from c360_pipeline.core.features.leads import BOUGHT
+from c360_pipeline.core.features.ranks import best_of_each
 
 SIMILAR_USER_WEIGHT = 10
 SHOWN_USERS = 5
@@ -219,12 +220,7 @@ def candidates(tenant_id: str, purchases: pl.DataFrame, kept: int = KEPT_CANDIDA
         found = found.join(_entries(mine.tocoo(), "owned"), on=["user", "product"], how="anti")
         score = SIMILAR_USER_WEIGHT * pl.col("similar_users") + pl.col("strength")
         # Numbers of products follow their ids, so that links are by id.
-        best = (
-            found.with_columns(score=score)
-            .sort("user", "score", "product", descending=[False, True, False])
-            .with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("user"))
-            .filter(pl.col("rank") <= kept)
-        )
+        best = best_of_each(found.with_columns(score=score), ["user"], {"score": True, "product": False}, kept)
         yield best.select(
             pl.lit(tenant_id).alias("tenant_id"), users.gather(best["user"] + start).alias("user_id"),
             products.gather(best["product"]).alias("product_id"), "rank", "score", "similar_users", "strength",

@@ -4,6 +4,7 @@ import polars as pl
 
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES
 from c360_pipeline.core.features.communities import LONGEST_BROWSING, SIMILAR_PRODUCTS, number_members
+from c360_pipeline.core.features.ranks import best_of_each
 
 MOST_TOUCHED = 1_000
 """Products of one customer; those who touched more are machines, and are like everything."""
@@ -88,6 +89,5 @@ def similar_by_sessions(views: pl.LazyFrame) -> pl.DataFrame:
 def _best_of_each(pairs: pl.DataFrame) -> pl.DataFrame:
     """The most similar of each product, links by id."""
     of_product = ["tenant_id", "kind", "product_id"]
-    ordered = pairs.sort(*of_product, "similarity", "similar_product_id", descending=[False] * 3 + [True, False])
-    ranked = ordered.with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over(of_product))
-    return ranked.filter(pl.col("rank") <= SIMILAR_PRODUCTS).select(list(PRODUCT_SIMILARITIES.columns))
+    best = best_of_each(pairs, of_product, {"similarity": True, "similar_product_id": False}, SIMILAR_PRODUCTS)
+    return best.select(list(PRODUCT_SIMILARITIES.columns))
