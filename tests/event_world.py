@@ -12,6 +12,8 @@ from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule
 from c360_pipeline.stages.projection.corrections import bring_up
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.proofs import Proof
+from c360_pipeline.stages.reconciliation.prove import Proved, prove
 from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
@@ -30,6 +32,7 @@ class World:
 
     Attributes:
         count: events that were landed.
+        proof: of the last time that graph and archive were equal.
         is_shared: whether an earlier test made it, with all that its fixtures add.
     """
 
@@ -40,6 +43,7 @@ class World:
         self.lake, self.graph = lake, graph
         self.archive = Archive(lake, ControlRows((), (), {}, {}, ()))
         self.count = 0
+        self.proof: Proof | None = None
 
     def land(self, count: int, seed: int = 1) -> pl.DataFrame:
         """Put events into the archive and stitch them."""
@@ -82,7 +86,16 @@ class World:
         found = summarise(reconcile(self.archive, self.graph, repair=repair, force=force))["findings"]
         named = [(f["tenant_id"], f["entity"], f["kind"], f["key"]) for f in found]
         assert len(named) == len(set(named))
+        if not named:
+            assert self.prove().differing == []
         return set(named)
+
+    def prove(self) -> Proved:
+        """What a run compares: what changed since the last time that this found both sides equal."""
+        proved = prove(self.archive, self.graph, self.proof, small=0)
+        if not proved.differing:
+            self.proof = proved.proof
+        return proved
 
     def state(self) -> dict[str, object]:
         """What shows at once that something was written: counts of the graph, versions of the lake's tables."""

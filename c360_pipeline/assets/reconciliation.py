@@ -1,21 +1,27 @@
 """Reconciliation: proof that the graph equals its archive."""
 
-from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import polars as pl
 
 from c360_pipeline.assets.plots import differences_by_day
 from c360_pipeline.assets.specs import NEO4J_WRITES, asset_check, check_spec, preview, rows, table_spec
-from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILIATIONS
+from c360_pipeline.core.catalog.tables import GRAPH_PROOFS, RECONCILIATION_FINDINGS, RECONCILIATIONS
 from c360_pipeline.errors import ConflictError, InvariantError
 from c360_pipeline.resources import ControlResource, ExclusiveLakeResource, GraphResource, LakeResource, StreamResource
 from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.proofs import Proof, everything_proved_at
+from c360_pipeline.stages.reconciliation.prove import EVERYTHING_WITHIN, prove, summary
 from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, publish, reconcile
 from c360_pipeline.stores.delta.lake import Lake
 
 GROUP = "reconcile"
+NIGHTLY = "nightly_rebuild"
+AT_NIGHT = timedelta(hours=12)
+"""The nightly run compares everything, so that runs of the day need not."""
+OVERDUE = EVERYTHING_WITHIN + timedelta(hours=2)
 STREAM_HOURS = 25.0
 """Messages that the nightly comparison of the real-time path reads: those of a day, and of the hour between two."""
 STREAM_LANDS_WITHIN = timedelta(hours=1)
@@ -27,6 +33,7 @@ UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_gra
     specs=[
         table_spec(RECONCILIATIONS.name, RECONCILIATIONS, GROUP, deps=UPSTREAM),
         table_spec(RECONCILIATION_FINDINGS.name, RECONCILIATION_FINDINGS, GROUP, deps=UPSTREAM),
+        table_spec(GRAPH_PROOFS.name, GRAPH_PROOFS, GROUP, deps=UPSTREAM),
     ],
     check_specs=[
         check_spec(
@@ -40,21 +47,35 @@ UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_gra
             asset=RECONCILIATION_FINDINGS.name,
             description="Where digests differ, findings say which nodes and relationships.",
         ),
+        check_spec(
+            "everything_is_compared_daily",
+            asset=GRAPH_PROOFS.name,
+            description="Every node and relationship was compared with the archive, and was equal, within a day.",
+        ),
     ],
 )
 def reconciliation_assets(
     context: dg.AssetExecutionContext, control: ControlResource, lake: LakeResource, graph: GraphResource
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    """Compare both sides, keep the result of this run, and fail on drift."""
+    """Compare what changed, or everything where that was not done for a day; keep the result, and fail on drift."""
     tables, rules = lake.open(), control.open()
     rules.identifiers.require_no_rotation()
     with graph.open() as neo4j:
         # This run is one of those at work.
         beside = rules.locks.runs_at_work() > 1
-        results = reconcile(Archive(tables, rules.read()), neo4j, beside_others=beside)
-    buckets, findings = publish(tables, results, context.run.run_id)
+        proved = prove(
+            Archive(tables, rules.read()),
+            neo4j,
+            Proof.newest(tables),
+            beside_others=beside,
+            within=AT_NIGHT if context.run.job_name == NIGHTLY else EVERYTHING_WITHIN,
+            observe=_logged(context),
+        )
+    buckets, findings = publish(tables, proved.results, context.run.run_id)
     by_kind = buckets.group_by("tenant_id", "entity", maintain_order=True).agg(pl.col("expected", "found").sum())
-    differing = [result for result in results if not result.comparison.is_equal]
+    differing = proved.differing
+    if not differing:
+        proved.proof.keep(tables, context.run.run_id)
     yield dg.MaterializeResult(
         asset_key=RECONCILIATIONS.name,
         metadata=rows(buckets.height, both_sides=preview(by_kind, 200), days=differences_by_day(buckets)),
@@ -62,6 +83,8 @@ def reconciliation_assets(
     # What differs is what people said or did: it stays in the table.
     shown = preview(findings.drop("difference"))
     yield dg.MaterializeResult(asset_key=RECONCILIATION_FINDINGS.name, metadata=rows(findings.height, findings=shown))
+    yield dg.MaterializeResult(asset_key=GRAPH_PROOFS.name, metadata=rows(int(not differing), **summary(proved)))
+    yield _compared_daily(tables)
     unnamed = named_kinds(result for result in differing if result.comparison.findings.is_empty())
     yield dg.AssetCheckResult(
         asset_key=RECONCILIATION_FINDINGS.name,
@@ -77,6 +100,31 @@ def reconciliation_assets(
             "compared_rows": int(buckets["expected"].sum()),
             "differing": preview(named_kinds(differing)),
             "what_to_do": "c360 reconcile --repair brings the graph back to its archive.",
+        },
+    )
+
+
+def _logged(context: dg.AssetExecutionContext) -> Callable[[str, str], None]:
+    """Say of each kind once that it is compared."""
+    said: set[str] = set()
+
+    def observe(kind: str, tenant: str) -> None:
+        if kind not in said:
+            context.log.info("comparing %s", kind)
+        said.add(kind)
+
+    return observe
+
+
+def _compared_daily(lake: Lake) -> dg.AssetCheckResult:
+    at = everything_proved_at(lake)
+    return dg.AssetCheckResult(
+        asset_key=GRAPH_PROOFS.name,
+        check_name="everything_is_compared_daily",
+        passed=at is not None and datetime.now(UTC) - at < OVERDUE,
+        metadata={
+            "everything_was_equal_at": f"{at:%Y-%m-%d %H:%M} UTC" if at else "never",
+            "what_to_do": "Repair what differs with c360 reconcile --repair, then run again: the run compares all.",
         },
     )
 

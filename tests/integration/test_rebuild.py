@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -58,8 +58,8 @@ class OddArchive(Archive):
     def at(self, pinned: PinnedVersions) -> "OddArchive":
         return OddArchive(self.lake, self.control, pinned)
 
-    def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
-        pairs = list(super().expected())
+    def expected(self, only: Collection[Kind] | None = None) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        pairs = list(super().expected(only))
         nothing = pl.lit(None, pl.Date).alias(DAY)
         count = len(TEXTS)
         odd = pl.DataFrame(

@@ -412,6 +412,23 @@ RECONCILIATIONS = Table(
     "date of their own, such as products, have no day.",
 )
 
+GRAPH_PROOFS = Table(
+    "graph_proofs",
+    ("run_id",),
+    (
+        RUN_ID,
+        Column("is_everything", BOOL, "whether every row was compared, not only what changed since the proof before"),
+        Column("reason", TEXT, "why everything was compared; null where only changes were"),
+        Column("rows", INT, "rows that were compared"),
+        Column("uncounted", TEXT, "kinds whose number nobody knew without reading them, as a JSON list"),
+        Column("proved_at", UTC_MICROS, "when the comparison ended (UTC)"),
+        Column("everything_proved_at", UTC_MICROS, "when every row had last been compared (UTC)"),
+        Column("snapshot", TEXT, "versions of tables and commits of stitching that were proved, as JSON"),
+        Column("counts", TEXT, "rows that the graph must hold by kind, as a JSON object; null where it is not known"),
+    ),
+    "Comparisons of graph and archive that found both equal: what the next one starts from.",
+)
+
 RECONCILIATION_FINDINGS = Table(
     "reconciliation_findings",
     ("run_id", "tenant_id", "kind", "label", "key"),
@@ -434,7 +451,7 @@ TABLES = {
         EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS,
         JOURNEY_KEYS, JOURNEY_ALIASES, JOURNEY_MERGES, JOURNEY_SPLITS, JOURNEY_CONFLICTS, QUARANTINED_KEYS, JOURNEY_LOG,
         VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, RECONCILIATIONS,
-        RECONCILIATION_FINDINGS, *FEATURES,
+        RECONCILIATION_FINDINGS, GRAPH_PROOFS, *FEATURES,
     )
 }  # fmt: skip
 

@@ -356,28 +356,30 @@ class Projection:
     Attributes:
         kind: what is made.
         scope: event columns that decide a row: all events that agree on them are needed to make it.
+        start: event column that holds the id of the node, or of the node that a relationship starts from.
         build: events, complete for their scopes and as `EventsAt.counted` gives them, to rows of the kind.
     """
 
     kind: Kind
     scope: tuple[str, ...]
+    start: str
     build: Callable[[pl.DataFrame], pl.DataFrame]
 
 
 EVENT_PROJECTIONS = (
-    Projection(USER, ("tenant_id", CUSTOMER_ID), users),
-    Projection(VISITOR, ("tenant_id", "visitor_id"), visitors),
-    Projection(SESSION, ("tenant_id", "session_id"), sessions),
-    Projection(GROUP, tuple(NAME_OF_GROUP), groups),
-    Projection(ACTION, ("tenant_id", "event_id"), actions),
-    Projection(HAS_SESSION, ("tenant_id", CUSTOMER_ID, "session_id"), user_sessions),
-    Projection(VISITOR_SESSION, ("tenant_id", "visitor_id", "session_id"), visitor_sessions),
-    Projection(IS_USER, ("tenant_id", "visitor_id"), visitor_users),
-    Projection(MEMBER_OF, ("tenant_id", CUSTOMER_ID), group_members),
-    Projection(HAS_ACTION, ("tenant_id", "event_id"), session_actions),
-    Projection(ON_PRODUCT, ("tenant_id", "event_id"), action_products),
-    Projection(VIEWED, ("tenant_id", CUSTOMER_ID), views),
-    Projection(PURCHASED, ("tenant_id", CUSTOMER_ID), purchases),
+    Projection(USER, ("tenant_id", CUSTOMER_ID), CUSTOMER_ID, users),
+    Projection(VISITOR, ("tenant_id", "visitor_id"), "visitor_id", visitors),
+    Projection(SESSION, ("tenant_id", "session_id"), "session_id", sessions),
+    Projection(GROUP, tuple(NAME_OF_GROUP), "group_id", groups),
+    Projection(ACTION, ("tenant_id", "event_id"), "event_id", actions),
+    Projection(HAS_SESSION, ("tenant_id", CUSTOMER_ID, "session_id"), CUSTOMER_ID, user_sessions),
+    Projection(VISITOR_SESSION, ("tenant_id", "visitor_id", "session_id"), "visitor_id", visitor_sessions),
+    Projection(IS_USER, ("tenant_id", "visitor_id"), "visitor_id", visitor_users),
+    Projection(MEMBER_OF, ("tenant_id", CUSTOMER_ID), CUSTOMER_ID, group_members),
+    Projection(HAS_ACTION, ("tenant_id", "event_id"), "session_id", session_actions),
+    Projection(ON_PRODUCT, ("tenant_id", "event_id"), "event_id", action_products),
+    Projection(VIEWED, ("tenant_id", CUSTOMER_ID), CUSTOMER_ID, views),
+    Projection(PURCHASED, ("tenant_id", CUSTOMER_ID), CUSTOMER_ID, purchases),
 )
 """In the order of writing: nodes before the relationships between them."""
 

@@ -47,16 +47,21 @@ COUNTING, COUNTED_BY = "counting", Version("counting", 2)
 """Checkpoint of the rules by which events were counted for customers; a graph of an earlier release has none."""
 PROPERTIES, INTENDED = "user_properties", "user_properties_intended"
 """Checkpoints of the traits that are properties, and of those that may be there already, which say them."""
-MENDED = {
-    projection: column
+MENDED = tuple(
+    projection
     for projection in model.EVENT_PROJECTIONS
-    for kinds, column in (
-        ((model.USER, model.HAS_SESSION, model.VIEWED, model.PURCHASED), model.CUSTOMER_ID),
-        ((model.VISITOR, model.VISITOR_SESSION, model.IS_USER), "visitor_id"),
+    if projection.kind
+    in (
+        model.USER,
+        model.HAS_SESSION,
+        model.VIEWED,
+        model.PURCHASED,
+        model.VISITOR,
+        model.VISITOR_SESSION,
+        model.IS_USER,
     )
-    if projection.kind in kinds
-}
-"""What a login before its landing may have written, and by which column of events it is found."""
+)
+"""What a login before its landing may have written."""
 SIMILARITIES = (
     (model.SIMILAR_TO, SAME_CUSTOMERS), (model.ALSO_VIEWED, VIEWED_TOGETHER), (model.LEADS_TO, LEADS_TO),
 )  # fmt: skip
@@ -215,7 +220,8 @@ class EventGraph:
         customers = [rows.select("tenant_id", user_id="customer_id").drop_nulls() for rows in of_visitors]
         users = pl.concat([customers_of_visitors(graph, visitors), *customers]).unique()
         read: list[tuple[model.Projection, pl.DataFrame, pl.DataFrame]] = []
-        for projection, column in MENDED.items():
+        for projection in MENDED:
+            column = projection.start
             names = users if column == model.CUSTOMER_ID else visitors
             names = names.rename({names.columns[1]: column})
             events = around.now.join(names, on=["tenant_id", column], how="semi")

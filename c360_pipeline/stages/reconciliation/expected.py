@@ -60,6 +60,11 @@ from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
+PROJECTED_TABLES = (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, VISITOR_DECISIONS)
+"""Tables of our own that the graph is made of, but for those of journeys, which follow from their log."""
+_Build = Callable[[], pl.DataFrame]
+"""Makes the rows of a kind, when they are asked for."""
+
 
 @dataclass(frozen=True)
 class SiloNodes:
@@ -170,7 +175,7 @@ class PinnedVersions:
 
 def _known(graph: Graph, lake: Lake, projection: str) -> Iterator[tuple[Table, Version]]:
     done = graph.checkpoints.of(projection)
-    for table in (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, VISITOR_DECISIONS):
+    for table in PROJECTED_TABLES:
         if (version := lake.versions.still_there(table, done.get(table.name))) is not None:
             yield table, version
 
@@ -253,6 +258,27 @@ class Archive:
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
     @property
+    def control_id(self) -> str:
+        """sha256 of the control rows that decide what the graph holds, and of the log of stitching by its name."""
+        control, log_id = self._control, log_name(self._lake.commits.snapshot(JOURNEY_LOG))
+        keys = sorted((table.table_id, table.key_columns) for table in control.tables)
+        said = (sorted(control.labels.items()), sorted(control.excluded), control.relationships, keys,
+                self.properties, log_id)  # fmt: skip
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+    def still_knows(self, pinned: PinnedVersions) -> bool:
+        """Whether the tables are kept as they were at an earlier moment."""
+        versions = self._lake.versions
+        tables = {table.name: table for table in PROJECTED_TABLES}
+        silos = {name: self._lake.stored_table(name, ()) for name in pinned.silos}
+        return all(
+            versions.still_there(tables[name], version) for (_, name), version in pinned.versions.items()
+        ) and all(
+            (table := silos[name]) is not None and versions.still_there(table, version)
+            for name, version in pinned.silos.items()
+        )
+
+    @property
     def control(self) -> ControlRows:
         """The control rows."""
         return self._control
@@ -319,14 +345,18 @@ class Archive:
         pairs = list(silo_node_frames(self._lake, self._control, self._silo_versions))
         return SiloNodes({kind.label: kind for kind, _ in pairs}, {kind.label: frame for kind, frame in pairs})
 
-    def mapped_relationships(self, silos: SiloNodes) -> Iterator[tuple[Kind, pl.DataFrame]]:
+    def mapped_relationships(
+        self, silos: SiloNodes, only: Collection[Kind] | None = None
+    ) -> Iterator[tuple[Kind, pl.DataFrame]]:
         """Relationships as the control rows' join conditions make them; mappings of absent labels are passed over."""
+        if not self._control.relationships:
+            return
         with_users = self._with_users(silos)
         for row in self._control.relationships:
             if with_users.frames.keys() >= set(row.labels):
-                yield (
-                    relationship_kind(row, with_users.kinds), join_labels(row, with_users.frames, with_users.kinds)
-                )  # fmt: skip
+                kind = relationship_kind(row, with_users.kinds)
+                if only is None or kind in only:
+                    yield kind, join_labels(row, with_users.frames, with_users.kinds)
 
     def join_counts(self) -> list[JoinCount]:
         """How much each mapping joins of what the archive holds; mappings of absent labels are passed over."""
@@ -335,8 +365,7 @@ class Archive:
         return [join_count(row, silos.frames, silos.kinds) for row in there]
 
     def _with_users(self, silos: SiloNodes) -> SiloNodes:
-        users = self._scan(EVENTS).select("tenant_id", id="user_id").drop_nulls().unique().collect(engine="streaming")
-        return SiloNodes({"User": model.USER, **silos.kinds}, {"User": users, **silos.frames})
+        return SiloNodes({"User": model.USER, **silos.kinds}, {"User": self._users(), **silos.frames})
 
     def _scan(self, table: Table, projection: str = EVENT_PROJECTION) -> pl.LazyFrame:
         version = self._pinned.version(projection, table)
@@ -344,43 +373,60 @@ class Archive:
 
     @cached_property
     def _events(self) -> pl.DataFrame:
-        at = self._events_at()
+        at = self.events_at()
         return at.counted(at.scan(PROJECTED)).collect(engine="streaming")
 
-    def _events_at(self) -> EventsAt:
+    def events_at(self) -> EventsAt:
         """The events that the graph has been brought to, counted by the decisions of then."""
         events = self._pinned.version(EVENT_PROJECTION, EVENTS)
         # Where the events are pinned and decisions are not, there were none then.
         decisions = self._pinned.version(EVENT_PROJECTION, VISITOR_DECISIONS)
         return EventsAt.of(self._lake, events, decisions) if events else EventsAt(self._lake)
 
-    def expected(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
-        """Every kind with all its rows and `DAY`; nodes come before relationships, which a repair can stand on them."""
+    def expected(self, only: Collection[Kind] | None = None) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        """Every kind with all its rows and `DAY`; nodes come before relationships, which a repair can stand on them.
+
+        Args:
+            only: kinds that are wanted, and all that they stand on; every kind where nothing is said.
+        """
         days: dict[str, pl.DataFrame] = {}
         silos = self.silo_nodes()
         journeys = self._journeys()
-        for kind, frame in (*self._nodes(journeys), *((silos.kinds[name], f) for name, f in silos.frames.items())):
-            dated = model.with_days(kind, frame, days)
-            if isinstance(kind, NodeKind) and kind.day:
-                days[kind.label] = dated.select(*kind.key_columns, DAY)
-            yield kind, dated
-        for kind, frame in (*self._relationships(journeys), *self.mapped_relationships(silos)):
-            yield kind, model.with_days(kind, frame, days)
+        labels = None if only is None else {end.label for kind in only for end in _ends(kind)}
+        of_silos: list[tuple[NodeKind, _Build]] = [
+            (silos.kinds[name], partial(_itself, frame)) for name, frame in silos.frames.items()
+        ]
+        for node, build in (*self._nodes(journeys), *of_silos):
+            if labels is not None and node not in (only or ()) and (node.is_owned or node.label not in labels):
+                continue
+            dated = model.with_days(node, build(), days)
+            if node.day:
+                days[node.label] = dated.select(*node.key_columns, DAY)
+            yield node, dated
+        for kind, build in self._relationships(journeys):
+            if only is None or kind in only:
+                yield kind, model.with_days(kind, build(), days)
+        for mapped, frame in self.mapped_relationships(silos, only):
+            yield mapped, model.with_days(mapped, frame, days)
 
-    def _nodes(self, journeys: "_Journeys") -> Iterator[tuple[Kind, pl.DataFrame]]:
+    def _nodes(self, journeys: "_Journeys") -> Iterator[tuple[NodeKind, _Build]]:
         for projection in model.EVENT_PROJECTIONS:
             if isinstance(projection.kind, NodeKind):
-                yield projection.kind, projection.build(self._events)
-        yield model.PRODUCT, self._products
-        yield model.CATEGORY, model.categories(self._scan(CATALOG, PRODUCT_PROJECTION).collect())
-        yield model.CORRELATION, model.correlations(journeys.keys)
-        yield model.JOURNEY, model.journeys(journeys.journeys)
-        yield model.EVENT_STATUS, model.event_status(self._events, journeys.assigned)
-        yield model.USER_COMMUNITY, self._communities(self._events)
-        if self.properties:
-            found = values(self._events, self.properties)
-            for kind in property_kinds(self.properties):
-                yield kind, found.select(list(kind.schema))
+                yield projection.kind, partial(self._built, projection)
+        yield model.PRODUCT, lambda: self._products
+        yield model.CATEGORY, lambda: model.categories(self.catalog())
+        yield model.CORRELATION, lambda: model.correlations(journeys.keys)
+        yield model.JOURNEY, lambda: model.journeys(journeys.journeys)
+        yield model.EVENT_STATUS, lambda: model.event_status(self._events, journeys.assigned)
+        yield model.USER_COMMUNITY, self.communities
+        for kind in property_kinds(self.properties):
+            yield kind, partial(self._of_property, kind)
+
+    def _built(self, projection: model.Projection) -> pl.DataFrame:
+        return projection.build(self._events)
+
+    def _of_property(self, kind: Kind) -> pl.DataFrame:
+        return values(self._events, self.properties).select(list(kind.schema))
 
     @property
     def properties(self) -> tuple[UserProperty, ...]:
@@ -388,28 +434,40 @@ class Archive:
         pinned = self._pinned.properties
         return tuple(sorted(self._control.properties)) if pinned is None else pinned
 
+    def catalog(self) -> pl.DataFrame:
+        """The catalogue that the graph has been brought to."""
+        return self._scan(CATALOG, PRODUCT_PROJECTION).collect()
+
     @cached_property
     def _products(self) -> pl.DataFrame:
-        catalog = self._scan(CATALOG, PRODUCT_PROJECTION).collect()
-        items = items_of(self._scan(EVENTS, PRODUCT_PROJECTION)).unique().collect()
-        return model.products(items, catalog)
+        items = items_of(self._scan(EVENTS, PRODUCT_PROJECTION)).unique().collect(engine="streaming")
+        return model.products(items, self.catalog())
 
-    def _relationships(self, journeys: "_Journeys") -> Iterator[tuple[Kind, pl.DataFrame]]:
+    def _relationships(self, journeys: "_Journeys") -> Iterator[tuple[Kind, _Build]]:
         for projection in model.EVENT_PROJECTIONS:
             if not isinstance(projection.kind, NodeKind):
-                yield projection.kind, projection.build(self._events)
-        yield model.IN_CATEGORY, model.product_categories(self._scan(CATALOG, PRODUCT_PROJECTION).collect())
-        similarities = self._scan(PRODUCT_SIMILARITIES, PRODUCT_PROJECTION).collect()
+                yield projection.kind, partial(self._built, projection)
+        yield model.IN_CATEGORY, lambda: model.product_categories(self.catalog())
         for kind, name in SIMILARITIES:
-            yield kind, model.similar_products(kind, similarities, self._products, name)
-        yield model.HAS_KEY, model.event_correlations(journeys.event_keys)
-        yield model.IN_JOURNEY, model.unlinked_events(journeys.assigned, journeys.event_keys)
-        yield model.PART_OF, model.correlation_journeys(journeys.keys)
+            yield kind, partial(self._similarities, kind, name)
+        yield model.HAS_KEY, lambda: model.event_correlations(journeys.event_keys)
+        yield model.IN_JOURNEY, lambda: model.unlinked_events(journeys.assigned, journeys.event_keys)
+        yield model.PART_OF, lambda: model.correlation_journeys(journeys.keys)
 
-    def _communities(self, events: pl.DataFrame) -> pl.DataFrame:
-        users = events.select("tenant_id", id="user_id").drop_nulls().unique()
+    def _similarities(self, kind: model.RelationshipKind, name: str) -> pl.DataFrame:
+        rows = self._scan(PRODUCT_SIMILARITIES, PRODUCT_PROJECTION).collect()
+        return model.similar_products(kind, rows, self._products, name)
+
+    def communities(self, users: pl.DataFrame | None = None) -> pl.DataFrame:
+        """`USER_COMMUNITY` rows of some users (tenant_id, id), of all where nothing is said."""
+        if users is None:
+            users = self._users()
         known = model.user_communities(self._scan(USER_COMMUNITIES).collect())
         return users.join(known, on=["tenant_id", "id"], how="left")
+
+    def _users(self) -> pl.DataFrame:
+        """tenant_id, id of all that events name."""
+        return self._scan(EVENTS).select("tenant_id", id="user_id").drop_nulls().unique().collect(engine="streaming")
 
     def _journeys(self) -> "_Journeys":
         tables = JourneyTables(self._lake)
@@ -429,8 +487,7 @@ class Archive:
         Args:
             graph: may let events of visitors count for further users, until it is brought up.
         """
-        tables = (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, VISITOR_DECISIONS, JOURNEY_LOG)
-        names = [*(table.name for table in tables), *sorted(self._pinned.silos)]
+        names = [*(table.name for table in (*PROJECTED_TABLES, JOURNEY_LOG)), *sorted(self._pinned.silos)]
         now = tuple(str(self._lake.versions.version(name)) for name in names)
         if self._newer is not None and self._newer[0] == now:
             return self._newer[1]
@@ -456,7 +513,7 @@ class Archive:
             return
         now = EventsAt.of(self._lake, version, decisions)
         further = partial(customers_of_visitors, graph)
-        around = events_around(changed, decided, self._events_at(), now, further)
+        around = events_around(changed, decided, self.events_at(), now, further)
         for projection in model.EVENT_PROJECTIONS:
             rows = rows_around(projection, around)
             yield projection.kind, pl.concat(rows).select(projection.kind.key_columns).unique()
@@ -553,6 +610,17 @@ class Archive:
         # What a journey absorbs moves with it.
         for kind in (model.IN_JOURNEY, model.PART_OF):
             yield kind, journeys.rename({"id": "to_id"})
+
+
+def _ends(kind: Kind) -> tuple[NodeKind, ...]:
+    """The nodes that rows of a kind stand on."""
+    if isinstance(kind, NodeKind):
+        return (kind,) if kind.is_owned else ()
+    return kind.source, kind.target
+
+
+def _itself(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame
 
 
 @dataclass(frozen=True)

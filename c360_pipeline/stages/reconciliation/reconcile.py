@@ -1,7 +1,7 @@
 """Reconciliation of a graph with its archive: what differs, by name, and its repair."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date",
 """Columns that say when, whence and why a row came, not what it says: two runs differ in them and are equal."""
 
 NOT_IN_DIGEST = (
-    "reconciliations", "reconciliation_findings", "landing_files", "journey_log",
+    "reconciliations", "reconciliation_findings", "graph_proofs", "landing_files", "journey_log",
     "visitor_user", "sessions", "user_traits", "user_consents"
 )  # fmt: skip
 """Tables that tell of runs, and those that follow from `events`."""
@@ -76,6 +76,7 @@ class Reconciled:
         tenant_id: whose; `NO_TENANT` for nodes and relationships of no tenant that the archive knows.
         kind: of the rows.
         comparison: both sides.
+        archived: rows that the archive has, whether they were compared or are on their way.
         is_repaired: whether what differs was brought back.
         refused: keys of findings that the graph would not take all the same.
     """
@@ -83,6 +84,7 @@ class Reconciled:
     tenant_id: str
     kind: Kind
     comparison: Comparison
+    archived: int = 0
     is_repaired: bool = False
     refused: tuple[str, ...] = ()
 
@@ -119,6 +121,7 @@ def reconcile(
     force: bool = False,
     pinned: PinnedVersions | None = None,
     beside_others: bool = False,
+    only: Collection[Kind] | None = None,
     observe: Callable[[str, str], None] = lambda kind, tenant: None,
 ) -> list[Reconciled]:
     """Compare every kind, tenant by tenant; repairs what differs when asked to.
@@ -134,6 +137,7 @@ def reconcile(
         pinned: the versions that the archive is read at; that of the graph's checkpoints where it is not given.
         beside_others: other runs are at work. What no projection has brought into the graph yet, one of them is just
             bringing for the first time: it is not held against the graph.
+        only: kinds that are looked at, with all that they stand on; every kind where nothing is said.
         observe: called with each kind and tenant before it is compared.
 
     Returns:
@@ -149,13 +153,14 @@ def reconcile(
     repairs: list[_Repair] = []
     held: Counter[Kind] = Counter()
     tenants: set[str] = set()
-    for side in _sides(as_of, graph, observe):
+    for side in _sides(as_of, graph, only, observe):
         held[side.kind] += side.theirs.height
         tenants.add(side.tenant_id)
+        archived = side.ours.height
         if side.kind in on_their_way or _is_on_its_way(side.kind, on_their_way, snapshot, graph):
             side = replace(side, ours=side.theirs)
-        found, step = _compared(as_of, graph, queue, side)
-        results.append(Reconciled(side.tenant_id, side.kind, found))
+        found, step = compared(as_of, graph, queue, side)
+        results.append(Reconciled(side.tenant_id, side.kind, found, archived))
         repairs += [step] if step else []
     orphans = _orphans(as_of, graph, held, tenants)
     results += [Reconciled(NO_TENANT, kind, only_ghosts([one.text for one in lost])) for kind, lost in orphans]
@@ -196,7 +201,7 @@ def _with_refusals(found: Comparison, kind: Kind, refused: pl.DataFrame) -> Comp
 
 
 @dataclass(frozen=True)
-class _Sides:
+class Sides:
     """The rows of a kind of a tenant with `DAY`, as the archive and as the graph has them."""
 
     kind: Kind
@@ -205,18 +210,20 @@ class _Sides:
     theirs: pl.DataFrame
 
 
-def _sides(archive: Archive, graph: Graph, observe: Callable[[str, str], None]) -> Iterator[_Sides]:
+def _sides(
+    archive: Archive, graph: Graph, only: Collection[Kind] | None, observe: Callable[[str, str], None]
+) -> Iterator[Sides]:
     """Both sides of every kind and tenant, in order; the graph is read some steps ahead."""
     tenants: set[str] = set()
     ahead: deque[tuple[Kind, str, pl.DataFrame, Future[pl.DataFrame]]] = deque()
 
-    def next_sides() -> _Sides:
+    def next_sides() -> Sides:
         kind, tenant, ours, theirs = ahead.popleft()
         observe(kind.name, tenant)
-        return _Sides(kind, tenant, ours, theirs.result())
+        return Sides(kind, tenant, ours, theirs.result())
 
     with ThreadPoolExecutor(READERS) as pool:
-        for kind, frame in archive.expected():
+        for kind, frame in archive.expected(only):
             parts = {str(tenant): rows for (tenant,), rows in frame.partition_by("tenant_id", as_dict=True).items()}
             tenants |= parts.keys()
             for tenant in sorted(tenants):
@@ -228,7 +235,8 @@ def _sides(archive: Archive, graph: Graph, observe: Callable[[str, str], None]) 
             yield next_sides()
 
 
-def _compared(archive: Archive, graph: Graph, queue: RefusedRows, sides: _Sides) -> tuple[Comparison, _Repair | None]:
+def compared(archive: Archive, graph: Graph, queue: RefusedRows, sides: Sides) -> tuple[Comparison, _Repair | None]:
+    """The comparison of both sides, without what is on its way, and what brings the graph back."""
     kind, ours, theirs = sides.kind, sides.ours, sides.theirs
     if queue.put_aside:
         ours, theirs = (rows.filter(~stands_on(kind, rows, queue.put_aside)) for rows in (ours, theirs))

@@ -51,17 +51,24 @@ class Audit:
         """All rows of a kind of a tenant; a value of another type than the kind's reads as null."""
         return self._read(kind, tenant_id, audited=False).select(list(kind.schema))
 
-    def named_rows(self, kind: Kind, tenant_id: str, names: Sequence[str]) -> pl.DataFrame:
+    def named_rows(self, kind: Kind, tenant_id: str, names: Sequence[Any]) -> pl.DataFrame:
         """Rows of a kind whose node, or source, has one of some ids."""
-        statement, found = cypher.read_statement(kind, pages=cypher.Pages.NAMED), list[pl.DataFrame]()
+        return self._named(kind, tenant_id, names, audited=False).select(list(kind.schema))
+
+    def audited_named_rows(self, kind: Kind, tenant_id: str, names: Sequence[Any]) -> pl.DataFrame:
+        """The same as `audited_rows` gives them."""
+        return self._named(kind, tenant_id, names, audited=True)
+
+    def _named(self, kind: Kind, tenant_id: str, names: Sequence[Any], *, audited: bool) -> pl.DataFrame:
+        statement = cypher.read_statement(kind, audited=audited, pages=cypher.Pages.NAMED)
+        found = [pl.DataFrame(_read_columns(kind, [], audited=audited))]
         with self._client.session(fetch_size=10, default_access_mode=neo4j.READ_ACCESS) as session:
             for start in range(0, len(names), PAGE_NODES):
                 some = list(names[start : start + PAGE_NODES])
                 read = session.run(statement, tenant_id=tenant_id, batch_rows=BATCH_ROWS, named=some)
-                found += [pl.DataFrame(_read_columns(kind, rows, audited=False)) for (rows,) in read]
-        nothing = pl.DataFrame(_read_columns(kind, [], audited=False))
-        rows = pl.concat([nothing, *found], how="diagonal")
-        return rows.select(pl.lit(tenant_id).alias("tenant_id"), pl.all()).select(list(kind.schema))
+                found += [pl.DataFrame(_read_columns(kind, rows, audited=audited)) for (rows,) in read]
+        rows = pl.concat(found, how="diagonal")
+        return rows.select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
 
     def audited_rows(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
         """All rows of a kind of a tenant with `DAY`, and with what is strange about them.
