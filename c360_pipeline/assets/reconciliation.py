@@ -98,6 +98,7 @@ def reconciliation_assets(
         passed=not differing,
         metadata={
             "compared_rows": int(buckets["expected"].sum()),
+            **summary(proved),
             "differing": preview(named_kinds(differing)),
             "what_to_do": "c360 reconcile --repair brings the graph back to its archive.",
         },

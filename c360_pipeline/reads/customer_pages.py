@@ -114,20 +114,27 @@ class CustomerPages:
         }  # fmt: skip
 
     def comparison(self) -> dict[str, Any]:
-        """The newest comparison of graph and archive: kinds against days, and how many rows differ."""
-        mine = self._of_tenant(RECONCILIATIONS)
-        newest = mine.select("run_id", "reconciled_at").top_k(1, by="reconciled_at").collect()
+        """The newest comparison of everything, kinds against days, and what later ones of changes found."""
+        mine = self._of_tenant(RECONCILIATIONS).with_columns(
+            differs=pl.col("expected_digest") != pl.col("found_digest")
+        )
+        dated = mine.filter(pl.col("day").is_not_null())
+        newest = dated.select("run_id", "reconciled_at").top_k(1, by="reconciled_at").collect()
         if newest.is_empty():
-            return {"at": None, "days": [], "kinds": []}
-        rows = mine.filter(pl.col("run_id") == newest["run_id"][0]).collect()
-        differs = pl.col("expected_digest") != pl.col("found_digest")
-        cells = rows.group_by("entity", "day").agg(rows=pl.col("expected").sum(), differs=differs.any())
+            return {"at": None, "changes_at": None, "days": [], "kinds": []}
+        run_id, at = newest.row(0)
+        later = mine.filter(pl.col("reconciled_at") > at)
+        since = later.select("run_id", "reconciled_at").top_k(1, by="reconciled_at").collect()
+        changes_at = since["reconciled_at"][0] if since.height else None
+        bad = later.filter((pl.col("reconciled_at") == changes_at) & pl.col("differs")) if changes_at else later.head(0)
+        rows = pl.concat([mine.filter(pl.col("run_id") == run_id), bad.with_columns(expected=0)]).collect()
+        cells = rows.group_by("entity", "day").agg(rows=pl.col("expected").sum(), differs=pl.col("differs").any())
         days = cells["day"].unique().drop_nulls().sort(descending=True).head(31).sort().to_list()
         by_kind = {
             entity: {day: (count, bad) for day, count, bad in part.select("day", "rows", "differs").iter_rows()}
             for (entity,), part in cells.sort("entity").group_by("entity", maintain_order=True)
         }
-        return {"at": newest["reconciled_at"][0], "days": [None, *days], "kinds": list(by_kind.items())}
+        return {"at": at, "changes_at": changes_at, "days": [None, *days], "kinds": list(by_kind.items())}
 
     def _of_tenant(self, table: Any) -> pl.LazyFrame:
         return self._lake.scan(table).filter(pl.col("tenant_id") == self._tenant_id)

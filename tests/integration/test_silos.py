@@ -31,6 +31,7 @@ from c360_pipeline.errors import ConfigError, ContractError
 from c360_pipeline.settings import Settings
 from c360_pipeline.stages.projection.silos import SiloGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.prove import prove
 from c360_pipeline.stages.reconciliation.reconcile import drift, reconcile
 from c360_pipeline.stages.recovery.cypher_script import write_script
 from c360_pipeline.stages.silos import load as silo_load
@@ -327,6 +328,8 @@ def test_the_graph_follows_what_changed_and_only_that(people: World, graph: Grap
     relationship = "(Person)-[:HAS_PHONE]->(Phone)"
     assert project(people, graph) == ({"Person": 200, "Phone": 400}, {relationship: 400})
     assert project(people, graph) == ({"Person": 0, "Phone": 0}, {relationship: 0})
+    first = prove(Archive(people.lake, people.control.read()), graph, None).proof
+    assert prove(Archive(people.lake, people.control.read()), graph, first, small=0).proof.rows == 0
     people.source.execute("UPDATE phone SET person = 7 WHERE id = 1; DELETE FROM phone WHERE id = 400")
     people.source.execute("INSERT INTO phone VALUES (401, 9, '+'), (402, NULL, '+'), (403, 9999, '+')")
     people.source.execute("UPDATE person SET name = 'Ann' WHERE id = 3; DELETE FROM person WHERE id = 10")
@@ -337,6 +340,13 @@ def test_the_graph_follows_what_changed_and_only_that(people: World, graph: Grap
     expected = people.source.execute("SELECT p.id, n.id FROM person p JOIN phone n ON n.person = p.id").fetchall()
     assert pairs(graph) == sorted(f"acme{p}-{n}" for p, n in expected)
     assert graph.run("MATCH (p:Person {id: 3}) RETURN p.name AS name") == [{"name": "Ann"}]
+    then = prove(Archive(people.lake, people.control.read()), graph, first, small=0)
+    assert (then.differing, then.proof.reason) == ([], None)
+    assert then.proof.counts["Phone"] == 402
+    graph.run("MATCH (p:Person {id: 3}) SET p.name = 'Bob'")
+    graph.run("MATCH (:Person)-[r:HAS_PHONE]->(:Phone {id: 401}) DELETE r")
+    damaged = prove(Archive(people.lake, people.control.read()), graph, first, small=0)
+    assert {r.kind.name for r in damaged.differing} == {"Person", relationship}
 
 
 def test_a_mass_removal_waits_for_a_word(people: World, graph: Graph) -> None:

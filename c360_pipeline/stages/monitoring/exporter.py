@@ -7,6 +7,7 @@ of an event is read. It is kept for some seconds, so that two servers that scrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 
 import structlog
 from prometheus_client import Metric
@@ -16,6 +17,7 @@ from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS
 from c360_pipeline.errors import C360Error
 from c360_pipeline.stages.landing.ingest import files_of, waiting_files
 from c360_pipeline.stages.projection.events import graph_lag
+from c360_pipeline.stages.reconciliation.proofs import everything_proved_at
 from c360_pipeline.stages.sources.active import active_sources
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.metrics import Figure, Metrics, by_tenant, families
@@ -87,6 +89,9 @@ def landing_figures(landing: Landing, lake: Lake, control: ControlDb) -> list[Fi
 
 
 def graph_figures_now(lake: Lake, graph: Graph) -> list[Figure]:
-    """Seconds between the landing of the newest event and of the newest that the graph shows, by tenant."""
+    """Seconds that the graph is behind the archive, by tenant, and since every row of both was compared."""
     lags = {lag.tenant_id: lag.seconds for lag in graph_lag(lake, graph)}
-    return by_tenant("graph_lag_seconds", "Landing of the newest event less that of the newest in the graph.", lags)
+    figures = by_tenant("graph_lag_seconds", "Landing of the newest event less that of the newest in the graph.", lags)
+    at = everything_proved_at(lake)
+    age = (datetime.now(UTC) - at).total_seconds() if at else float("inf")
+    return [*figures, Figure("graph_proof_age_seconds", "Since every row of the graph was compared and equal.", age)]
