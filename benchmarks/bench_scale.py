@@ -1,7 +1,7 @@
 """What a run costs as the archive grows: `make bench-scale`.
 
 For each size an archive of events is made, stitched, and its graph built by import. Then files are dropped and runs
-started as a user starts them, `c360 run` in a process of its own: with 10,000 new events, with nothing new, and one
+started as a user starts them, `c360 run` from landing to proof, in a process of its own: with 10,000 new events, with nothing new, and one
 that compares everything. Each size is measured in services of its own; what was measured is kept in a file, so that the
 command goes on where it was broken off.
 """
@@ -27,7 +27,7 @@ AT_ONCE = 1_000_000
 """Events that are drawn and put into the archive at once."""
 EVENTS_OF_A_USER = 20
 PRODUCTS = 20_000
-COMMAND = ("-m", "c360_pipeline.cli", "run")
+COMMAND = ("-m", "c360_pipeline.cli", "run", "--select", "+key:graph_proofs")
 STEPS = """
     SELECT step_key, extract(epoch FROM max(timestamp) - min(timestamp)) AS seconds
     FROM event_logs WHERE run_id = %s AND dagster_event_type IN ('STEP_START', 'STEP_SUCCESS', 'STEP_FAILURE')
@@ -47,12 +47,12 @@ def drawn(first: int, count: int, users: int, rng: np.random.Generator) -> pl.Da
     }))  # fmt: skip
 
 
-def make_archive(lake: Any, count: int) -> None:
+def make_archive(lake: Any, count: int, policy: Any) -> None:
     """Put so many events into a lake, stitched."""
     rng = np.random.default_rng(count)
     for first in range(0, count, AT_ONCE):
         some = min(AT_ONCE, count - first)
-        fill(lake, drawn(first, some, max(count // EVENTS_OF_A_USER, 1), rng), PRODUCTS if first == 0 else 0)
+        fill(lake, drawn(first, some, max(count // EVENTS_OF_A_USER, 1), rng), PRODUCTS if first == 0 else 0, policy)
         NOTE.print(f"{first + some:,} events")
 
 
@@ -112,13 +112,14 @@ def age_of_proof(lake: Any) -> None:
 
 def measure(count: int, note: Any) -> None:
     """All figures of one size."""
-    from c360_pipeline.connections import open_lake, open_landing
+    from c360_pipeline.connections import open_control, open_lake, open_landing
     from c360_pipeline.settings import load_settings
 
     with services() as home:
         settings = load_settings(home)
         landing, lake = open_landing(settings), open_lake(settings)
-        note("archive", {"seconds": timed(lambda: make_archive(lake, count))})
+        policy = open_control(settings).key_rules.policy()
+        note("archive", {"seconds": timed(lambda: make_archive(lake, count, policy))})
         note("import", {"seconds": timed(lambda: rebuild(archive_of(lake), lambda _: None))})
         users = max(count // EVENTS_OF_A_USER, 1)
         note("first run, everything compared", run(home, settings))

@@ -57,8 +57,8 @@ def archive_rows(drawn: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def fill(lake: Any, landed: pl.DataFrame, products: int) -> None:
-    """Put events, stitched, and a catalogue of so many products into a lake."""
+def fill(lake: Any, landed: pl.DataFrame, products: int, policy: Any = None) -> None:
+    """Put events, stitched by a policy or one of the user and the session, and so many products into a lake."""
     from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
     from c360_pipeline.core.stitching.keys import KeyPolicy, KeyRule
     from c360_pipeline.stages.stitching.journeys import Journeys
@@ -70,7 +70,7 @@ def fill(lake: Any, landed: pl.DataFrame, products: int) -> None:
         tenant_id=pl.lit(TENANT), id=pl.format("p{}", n), name=pl.format("Product {}", n),
         category=pl.format("c{}", n % 20), price=n + 0.5, source_uri=pl.lit("bench"),
     ))  # fmt: skip
-    policy = KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId")))
+    policy = policy or KeyPolicy((KeyRule("*", "user", "userId"), KeyRule("*", "session", "sessionId")))
     journeys = Journeys(lake)
     for batch in landed.iter_slices(100_000):
         journeys.add(batch, policy)

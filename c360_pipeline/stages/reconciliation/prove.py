@@ -6,7 +6,7 @@ day (docs/adr/0064).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -84,7 +84,8 @@ def prove(
             if not result.kind.is_owned:
                 counts[result.kind.name] += result.archived
         return Proved(results, _proof(now, results, dict(counts), at, at, reason))
-    results, counted = _of_changes(now, graph, last, observe)
+    changes = list(ChangesOfArchive(now.at(last.pinned), now, graph).kinds())
+    results, counted = _of_changes(now, graph, last, changes, observe)
     return Proved(results, _proof(now, results, counted, at, last.everything_at, None))
 
 
@@ -108,7 +109,7 @@ def _why_everything(
         return "labels, mappings or properties have changed"
     if now.pinned.unprojected or _is_before(last.pinned, now):
         return "the graph is not the one of the last comparison, or was made again"
-    if sum(graph.counts.all().values()) < small:
+    if graph.counts.total() < small:
         return f"the graph has fewer than {small:,} nodes and relationships"
     return None
 
@@ -129,9 +130,8 @@ def _is_before(then: PinnedVersions, now: Archive) -> bool:
 
 
 def _of_changes(
-    now: Archive, graph: Graph, last: Proof, observe: Callable[[str, str], None]
+    now: Archive, graph: Graph, last: Proof, changes: Sequence[ChangedRows], observe: Callable[[str, str], None]
 ) -> tuple[list[Reconciled], dict[str, int | None]]:
-    changes = list(ChangesOfArchive(now.at(last.pinned), now, graph).kinds())
     queue = RefusedRows(now.lake, graph.refusals)
     results = []
     for one in changes:
@@ -186,9 +186,10 @@ def _miscounted(now: Archive, graph: Graph, counts: Mapping[Kind, int | None], q
         else:
             types[kind.type].append(kind)
     found: list[tuple[list[Kind], int]] = []
+    of_labels, of_types = graph.counts.label_counts(), graph.counts.type_counts()
     for kinds, held in (
-        *((kinds, graph.counts.label_count(label)) for label, kinds in nodes.items()),
-        *((kinds, graph.counts.type_count(name)) for name, kinds in types.items()),
+        *((kinds, of_labels.get(label, 0)) for label, kinds in nodes.items()),
+        *((kinds, of_types.get(name, 0)) for name, kinds in types.items()),
     ):
         known = [count for kind in kinds if (count := counts[kind]) is not None]
         if len(known) == len(kinds) and held != sum(known) and not _stand_on_refused(kinds, queue):

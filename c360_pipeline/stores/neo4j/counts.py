@@ -18,6 +18,8 @@ COUNT_TYPES = Statement("""
     CALL (type) { MATCH ()-[r:$(type)]->() RETURN count(r) AS number }
     RETURN type AS name, number
 """)
+COUNT_NODES = Statement("MATCH (n) RETURN count(n) AS number")
+COUNT_RELATIONSHIPS = Statement("MATCH ()-[r]->() RETURN count(r) AS number")
 READ_WAITING = Statement("""
     MATCH (e:Event {status: 'NEW'}) WHERE NOT e:Unlanded RETURN e.tenant_id AS tenant_id, e.id AS id
 """)
@@ -51,6 +53,10 @@ class Counts:
     def all(self) -> dict[str, int]:
         """Nodes by label and relationships by type."""
         return self.label_counts() | self.type_counts()
+
+    def total(self) -> int:
+        """Nodes and relationships, of whatever label and type."""
+        return sum(int(self._client.run(statement)[0]["number"]) for statement in (COUNT_NODES, COUNT_RELATIONSHIPS))
 
     def type_count(self, name: str) -> int:
         """Relationships of a type, of all tenants."""
