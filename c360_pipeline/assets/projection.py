@@ -22,6 +22,8 @@ from c360_pipeline.stages.projection.journeys import JourneyGraph
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.unlanded_events import overdue_events
 from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.proofs import Proof
+from c360_pipeline.stages.reconciliation.prove import missing_products
 from c360_pipeline.stages.reconciliation.reconcile import in_flight, unmatched
 from c360_pipeline.stages.stitching.catch_up import unstitched_events
 from c360_pipeline.stores.local.metrics import Figure
@@ -99,11 +101,11 @@ def product_graph(lake: LakeResource, graph: GraphResource) -> dg.MaterializeRes
     asset=product_graph, blocking=True, description="Every item of an event and of the catalogue is a Product."
 )
 def every_item_is_a_product(control: ControlResource, lake: LakeResource, graph: GraphResource) -> dg.AssetCheckResult:
-    """Look for items that no event could be linked to."""
+    """Look for items that no event could be linked to, among what changed since the last comparison."""
     with graph.open() as neo4j:
         archive = Archive.as_projected(lake.open(), control.open().read(), neo4j)
-        lost = unmatched(archive, neo4j, model.PRODUCT, archive.product_keys()).filter(found="missing")
-    return dg.AssetCheckResult(passed=lost.is_empty(), metadata={"missing": preview(lost.drop("found"))})
+        lost = missing_products(archive, neo4j, Proof.newest(archive.lake))
+    return dg.AssetCheckResult(passed=lost.is_empty(), metadata={"missing": preview(lost)})
 
 
 @dg.asset(

@@ -14,7 +14,8 @@ from c360_pipeline.core.catalog.tables import EVENTS, RECONCILIATION_FINDINGS, R
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.removal_limit import REMOVALS_FREE
 from c360_pipeline.errors import RemovalLimitError
-from c360_pipeline.stages.reconciliation.reconcile import publish, reconcile, summarise
+from c360_pipeline.stages.reconciliation import reconcile as reconciling
+from c360_pipeline.stages.reconciliation.reconcile import digests_by_day, publish, reconcile, summarise
 
 
 class Damages:
@@ -106,16 +107,33 @@ DAMAGES, SEED = often(40, 300), 7
 
 @pytest.mark.leaves_world
 @pytest.mark.repeats
-def test_random_damages_are_found_named_and_repaired_and_none_is_invented(world: World, trials: Trials) -> None:
+def test_random_damages_are_found_named_and_repaired_and_none_is_invented(
+    world: World, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trials(DAMAGES, SEED)
     before = world.digest()
     damages = Damages(world, SEED)
     for number in range(DAMAGES):
         damages.do(number)
     assert world.findings() == damages.expected
+    with monkeypatch.context() as large:
+        large.setattr(reconciling, "PART_ROWS", 130)
+        assert world.findings() == damages.expected
     assert world.findings(repair=True, force=True) == damages.expected
     assert world.findings() == set()
     assert world.digest() == before
+
+
+def test_an_archive_in_parts_is_the_archive(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {(r.tenant_id, r.kind.name): r for r in reconcile(world.archive, world.graph)}
+    days = digests_by_day(whole.values())
+    monkeypatch.setattr(reconciling, "PART_ROWS", 130)
+    in_parts = {(r.tenant_id, r.kind.name): r for r in reconcile(world.archive, world.graph)}
+    assert {name: r.archived for name, r in in_parts.items()} == {name: r.archived for name, r in whole.items()}
+    assert sorted(digests_by_day(in_parts.values()), key=str) == sorted(days, key=str)
+    world.graph.run("CREATE (:Visitor {tenant_id: 'acme', id: 'v'}), (:Session {tenant_id: 'acme', id: '\U0001f389'})")
+    assert world.findings() == {("acme", "Visitor", "ghost", "acme v"), ("acme", "Session", "ghost", "acme \U0001f389")}
+    world.findings(repair=True)
 
 
 def test_what_differs_is_told_with_both_values_and_the_day(world: World) -> None:

@@ -7,6 +7,7 @@ they are and the sum of their hashes: in any order the same, and of two sets tog
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import polars as pl
 
@@ -174,6 +175,32 @@ def compare(
     return Comparison(
         buckets, expected_sums.rows, found_sums.rows, expected_sums.total, found_sums.total, findings, content
     )  # fmt: skip
+
+
+def together(parts: Sequence[Comparison]) -> Comparison:
+    """The comparison of all rows of a kind, by those of parts that have none in common."""
+    if len(parts) == 1:
+        return parts[0]
+    days: dict[date | None, list[tuple[int, int, str, str]]] = {}
+    for part in parts:
+        for day, *sums in part.buckets.iter_rows():
+            days.setdefault(day, []).append((sums[0], sums[1], sums[2], sums[3]))
+    rows = [
+        (day, sum(ours), sum(theirs), sum_of_digests(expected), sum_of_digests(found))
+        for day, (ours, theirs, expected, found) in sorted(
+            ((day, tuple(zip(*sums, strict=True))) for day, sums in days.items()),
+            key=lambda one: (one[0] is not None, one[0]),
+        )
+    ]
+    return Comparison(
+        pl.DataFrame(rows, schema=parts[0].buckets.schema, orient="row"),
+        sum(part.expected_count for part in parts),
+        sum(part.found_count for part in parts),
+        sum_of_digests(part.expected_digest for part in parts),
+        sum_of_digests(part.found_digest for part in parts),
+        pl.concat(part.findings for part in parts),
+        sum_of_digests(part.content_digest for part in parts),
+    )
 
 
 def _key_type(column: str) -> pl.Expr:

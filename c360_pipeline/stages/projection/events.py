@@ -346,20 +346,45 @@ class ProductGraph:
         events, events_version = lake.versions.changes(EVENTS, done.get(EVENTS.name), [*EVENTS.key, *ABOUT])
         catalog, catalog_version = lake.versions.changes(CATALOG, done.get(CATALOG.name))
         refused = RefusedRows(lake, graph.refusals)
-        if events.count or catalog.count:
+        catalog_before = lake.versions.still_there(CATALOG, done.get(CATALOG.name))
+        has_catalog = catalog_version is not None or CATALOG.name in done
+        is_known = lake.versions.still_there(EVENTS, done.get(EVENTS.name)) is not None
+        if (
+            is_known
+            and (catalog_before or not has_catalog)
+            and not catalog.count
+            and not events.updated.height
+            and not events.deleted.height
+        ):
+            # Products of the catalogue are there, and none can have gone with its last event.
+            graph.writer.merge(model.PRODUCT, self._not_in_catalog(events.inserted))
+        elif events.count or catalog.count:
             # A tenant whose last item went has none of the rows that are wanted.
             tenants = {*events.upserted["tenant_id"], *events.deleted["tenant_id"]}
-            self._write(lake.versions.still_there(CATALOG, done.get(CATALOG.name)), tenants)
+            self._write(catalog_before, tenants)
         refused.publish()
         self.project_similarities(self._came(events, catalog, done))
         graph.checkpoints.save(PRODUCT_PROJECTION, EVENTS.name, events_version)
         graph.checkpoints.save(PRODUCT_PROJECTION, CATALOG.name, catalog_version)
 
+    def _not_in_catalog(self, events: pl.DataFrame) -> pl.DataFrame:
+        """`PRODUCT` rows of what events are about and the catalogue does not know."""
+        catalog = self._lake.read(CATALOG)
+        items = items_of(events.lazy()).unique().collect()
+        bare = items.join(catalog, left_on=["tenant_id", "item_id"], right_on=["tenant_id", "id"], how="anti")
+        return model.products(bare, catalog.clear()).select(list(model.PRODUCT.schema))
+
     def _came(self, events: Changes, catalog: Changes, done: Mapping[str, Version]) -> pl.DataFrame:
-        """tenant_id, id of products that the graph's checkpoint did not know: similarities may wait for them."""
+        """tenant_id, id of products that the graph's checkpoint did not know: similarities may wait for them.
+
+        A product that was in the catalogue was known; and only of those that have similarities is looked for an event
+        that the graph knew: most that are new have none.
+        """
         lake, key = self._lake, ["tenant_id", "id"]
-        items = each_item(events.upserted.lazy()).select("tenant_id", id="item_id").collect()
-        now = pl.concat([items, catalog.upserted.select(key)]).unique()
+        bare = self._not_in_catalog(events.upserted).select(key)
+        now = pl.concat([bare, catalog.upserted.select(key)]).unique()
+        if not now.is_empty():
+            now = now.join(self._with_similarities(now), on=key, how="semi")
         for table in (EVENTS, CATALOG):
             since = lake.versions.still_there(table, done.get(table.name))
             if since is not None and not now.is_empty():
@@ -368,6 +393,12 @@ class ProductGraph:
                 held = known.join(now.lazy(), on=key, how="semi")
                 now = now.join(held.unique().collect(engine="streaming"), on=key, how="anti")
         return now
+
+    def _with_similarities(self, products: pl.DataFrame) -> pl.DataFrame:
+        """Of products, those that similarities speak of."""
+        rows = self._lake.scan(PRODUCT_SIMILARITIES)
+        ends = [rows.select("tenant_id", id=end) for end in ("product_id", "similar_product_id")]
+        return pl.concat(ends).join(products.lazy(), on=["tenant_id", "id"], how="semi").unique().collect()
 
     def project_similarities(self, came: pl.DataFrame | None = None) -> int:
         """Project the similarities that changed since the graph's checkpoint; returns how many rows did.

@@ -75,7 +75,7 @@ class ChangesOfArchive:
 
     def kinds(self) -> Iterator[ChangedRows]:
         """Every kind with what may differ; nodes come before relationships."""
-        found = [*self._of_events(), *self._of_products(), *self._of_journeys(), *self._of_silos(), *self._mapped()]
+        found = [*self._of_events(), *self.of_products(), *self._of_journeys(), *self._of_silos(), *self._mapped()]
         yield from sorted(found, key=lambda one: not isinstance(one.kind, NodeKind))
 
     def _is_same(self, table: Table, projection: str = EVENT_PROJECTION) -> bool:
@@ -191,7 +191,8 @@ class ChangesOfArchive:
         keys = self._lake.count(JOURNEY_KEYS)
         return {model.JOURNEY: self._lake.count(JOURNEYS), model.CORRELATION: keys, model.PART_OF: keys}
 
-    def _of_products(self) -> Iterator[ChangedRows]:
+    def of_products(self) -> Iterator[ChangedRows]:
+        """Products, their categories and what is similar to them; products first."""
         since = self._then.pinned.version(PRODUCT_PROJECTION, EVENTS)
         changed, _ = self._lake.versions.changes(EVENTS, since, [*EVENTS.key, *ABOUT])
         catalog, is_same = self._now.catalog(), self._is_same(CATALOG, PRODUCT_PROJECTION)

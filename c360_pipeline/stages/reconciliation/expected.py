@@ -317,7 +317,7 @@ class Archive:
 
     def product_keys(self) -> pl.DataFrame:
         """tenant_id, id of every item of an event and of the catalogue that the graph has been brought to."""
-        return self._products.select("tenant_id", "id")
+        return self.products.select("tenant_id", "id")
 
     @property
     def _silo_versions(self) -> dict[str, int]:
@@ -391,7 +391,7 @@ class Archive:
         """
         days: dict[str, pl.DataFrame] = {}
         silos = self.silo_nodes()
-        journeys = self._journeys()
+        journeys = self.journeys()
         labels = None if only is None else {end.label for kind in only for end in _ends(kind)}
         of_silos: list[tuple[NodeKind, _Build]] = [
             (silos.kinds[name], partial(_itself, frame)) for name, frame in silos.frames.items()
@@ -409,11 +409,11 @@ class Archive:
         for mapped, frame in self.mapped_relationships(silos, only):
             yield mapped, model.with_days(mapped, frame, days)
 
-    def _nodes(self, journeys: "_Journeys") -> Iterator[tuple[NodeKind, _Build]]:
+    def _nodes(self, journeys: "JourneyRows") -> Iterator[tuple[NodeKind, _Build]]:
         for projection in model.EVENT_PROJECTIONS:
             if isinstance(projection.kind, NodeKind):
                 yield projection.kind, partial(self._built, projection)
-        yield model.PRODUCT, lambda: self._products
+        yield model.PRODUCT, lambda: self.products
         yield model.CATEGORY, lambda: model.categories(self.catalog())
         yield model.CORRELATION, lambda: model.correlations(journeys.keys)
         yield model.JOURNEY, lambda: model.journeys(journeys.journeys)
@@ -439,24 +439,26 @@ class Archive:
         return self._scan(CATALOG, PRODUCT_PROJECTION).collect()
 
     @cached_property
-    def _products(self) -> pl.DataFrame:
+    def products(self) -> pl.DataFrame:
+        """`PRODUCT` rows."""
         items = items_of(self._scan(EVENTS, PRODUCT_PROJECTION)).unique().collect(engine="streaming")
         return model.products(items, self.catalog())
 
-    def _relationships(self, journeys: "_Journeys") -> Iterator[tuple[Kind, _Build]]:
+    def _relationships(self, journeys: "JourneyRows") -> Iterator[tuple[Kind, _Build]]:
         for projection in model.EVENT_PROJECTIONS:
             if not isinstance(projection.kind, NodeKind):
                 yield projection.kind, partial(self._built, projection)
         yield model.IN_CATEGORY, lambda: model.product_categories(self.catalog())
         for kind, name in SIMILARITIES:
-            yield kind, partial(self._similarities, kind, name)
+            yield kind, partial(self.similarities, kind, name)
         yield model.HAS_KEY, lambda: model.event_correlations(journeys.event_keys)
         yield model.IN_JOURNEY, lambda: model.unlinked_events(journeys.assigned, journeys.event_keys)
         yield model.PART_OF, lambda: model.correlation_journeys(journeys.keys)
 
-    def _similarities(self, kind: model.RelationshipKind, name: str) -> pl.DataFrame:
+    def similarities(self, kind: model.RelationshipKind, name: str) -> pl.DataFrame:
+        """Rows of a kind of relationship between products, by its name in the lake."""
         rows = self._scan(PRODUCT_SIMILARITIES, PRODUCT_PROJECTION).collect()
-        return model.similar_products(kind, rows, self._products, name)
+        return model.similar_products(kind, rows, self.products, name)
 
     def communities(self, users: pl.DataFrame | None = None) -> pl.DataFrame:
         """`USER_COMMUNITY` rows of some users (tenant_id, id), of all where nothing is said."""
@@ -469,14 +471,15 @@ class Archive:
         """tenant_id, id of all that events name."""
         return self._scan(EVENTS).select("tenant_id", id="user_id").drop_nulls().unique().collect(engine="streaming")
 
-    def _journeys(self) -> "_Journeys":
+    def journeys(self) -> "JourneyRows":
+        """What stitching says, at the commits that are pinned."""
         tables = JourneyTables(self._lake)
         if self._pinned.commits is None or dict(self._pinned.commits) == tables.published():
             scan = self._lake.scan
-            return _Journeys(scan(JOURNEYS), scan(EVENT_JOURNEY), scan(EVENT_KEYS), scan(JOURNEY_KEYS))
+            return JourneyRows(scan(JOURNEYS), scan(EVENT_JOURNEY), scan(EVENT_KEYS), scan(JOURNEY_KEYS))
         news = News.of(tables.between({}, self._pinned.commits).rows)
         keys = log.keys_now(news.rows, news.aliases).filter(pl.col("journey_id").is_not_null())
-        return _Journeys(
+        return JourneyRows(
             log.living_journeys(news.rows, news.ended), log.events_now(news.rows, news.aliases),
             log.event_keys_now(news.rows), keys,
         )  # fmt: skip
@@ -624,8 +627,15 @@ def _itself(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 @dataclass(frozen=True)
-class _Journeys:
-    """What stitching says, each part read when it is asked for and not kept."""
+class JourneyRows:
+    """What stitching says, each part read when it is asked for and not kept.
+
+    Attributes:
+        lazy_journeys: columns of `JOURNEYS`.
+        lazy_assigned: columns of `EVENT_JOURNEY`.
+        lazy_event_keys: columns of `EVENT_KEYS`.
+        lazy_keys: tenant_id, key_type, key_hash, journey_id of keys that link.
+    """
 
     lazy_journeys: pl.LazyFrame
     lazy_assigned: pl.LazyFrame
@@ -634,16 +644,20 @@ class _Journeys:
 
     @property
     def journeys(self) -> pl.DataFrame:
+        """Columns of `JOURNEYS`."""
         return self.lazy_journeys.collect(engine="streaming")
 
     @property
     def assigned(self) -> pl.DataFrame:
+        """Columns of `EVENT_JOURNEY`."""
         return self.lazy_assigned.collect(engine="streaming")
 
     @property
     def event_keys(self) -> pl.DataFrame:
+        """Columns of `EVENT_KEYS`."""
         return self.lazy_event_keys.collect(engine="streaming")
 
     @property
     def keys(self) -> pl.DataFrame:
+        """As `lazy_keys`."""
         return self.lazy_keys.collect(engine="streaming")

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from c360_pipeline.core.catalog.changes import Version
+from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.reconciliation.changed import ChangedRows, ChangesOfArchive
@@ -25,6 +26,7 @@ from c360_pipeline.stages.reconciliation.reconcile import (
     compared,
     in_flight,
     reconcile,
+    unmatched,
 )
 from c360_pipeline.stores.neo4j import cypher
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -149,6 +151,22 @@ def _of_changes(
         for kind in (kind for kind in seen if not kind.is_owned):
             counts[kind.name] = sum(result.archived for result in again if result.kind == kind)
     return results, counts
+
+
+def missing_products(archive: Archive, graph: Graph, last: Proof | None) -> pl.DataFrame:
+    """tenant_id, id of products that events since a proof are about, or all events, and that the graph lacks.
+
+    Args:
+        archive: pinned to the graph's checkpoints.
+        graph: what is looked at.
+        last: the proof before; None for none.
+    """
+    changed = None
+    if last is not None and not archive.pinned.unprojected and not _is_before(last.pinned, archive):
+        changed = next(ChangesOfArchive(archive.at(last.pinned), archive, graph).of_products())
+    is_all = changed is None or changed.rows is None
+    keys = archive.product_keys() if changed is None or changed.rows is None else changed.rows.select("tenant_id", "id")
+    return unmatched(archive, graph, model.PRODUCT, keys, is_all=is_all).filter(found="missing").drop("found")
 
 
 def _count(one: ChangedRows, before: int | None) -> int | None:

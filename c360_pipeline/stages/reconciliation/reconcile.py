@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -26,13 +27,16 @@ from c360_pipeline.core.reconciliation.compare import (
     row_hashes,
     strange,
     sum_of_digests,
+    together,
 )
 from c360_pipeline.errors import RemovalLimitError
 from c360_pipeline.stages.projection.events import properties_of
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.realtime.unlanded_events import events_of_visitors, unlanded_events
 from c360_pipeline.stages.reconciliation.expected import Archive, InFlight, PinnedVersions
+from c360_pipeline.stages.reconciliation.parts import PART_ROWS, ArchiveParts, Slice
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.scratch import scratch_folder
 from c360_pipeline.stores.neo4j.audit import Orphan
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -162,6 +166,7 @@ def reconcile(
         found, step = compared(as_of, graph, queue, side)
         results.append(Reconciled(side.tenant_id, side.kind, found, archived))
         repairs += [step] if step else []
+    results = _whole(results)
     orphans = _orphans(as_of, graph, held, tenants)
     results += [Reconciled(NO_TENANT, kind, only_ghosts([one.text for one in lost])) for kind, lost in orphans]
     if not repair:
@@ -176,6 +181,17 @@ def reconcile(
         queue.resolve(step.kind, step.upserts, "written by a repair")
     queue.publish()
     return [_as_repaired(result, graph) for result in results]
+
+
+def _whole(results: Iterable[Reconciled]) -> list[Reconciled]:
+    """One result of each kind and tenant."""
+    parts: dict[tuple[str, Kind], list[Reconciled]] = {}
+    for result in results:
+        parts.setdefault((result.tenant_id, result.kind), []).append(result)
+    return [
+        Reconciled(tenant, kind, together([one.comparison for one in some]), sum(one.archived for one in some))
+        for (tenant, kind), some in parts.items()
+    ]
 
 
 def _is_on_its_way(kind: Kind, kinds: frozenset[Kind], snapshot: PinnedVersions, graph: Graph) -> bool:
@@ -213,8 +229,7 @@ class Sides:
 def _sides(
     archive: Archive, graph: Graph, only: Collection[Kind] | None, observe: Callable[[str, str], None]
 ) -> Iterator[Sides]:
-    """Both sides of every kind and tenant, in order; the graph is read some steps ahead."""
-    tenants: set[str] = set()
+    """Both sides of every kind and tenant, a large archive's part by part; the graph is read some steps ahead."""
     ahead: deque[tuple[Kind, str, pl.DataFrame, Future[pl.DataFrame]]] = deque()
 
     def next_sides() -> Sides:
@@ -222,17 +237,45 @@ def _sides(
         observe(kind.name, tenant)
         return Sides(kind, tenant, ours, theirs.result())
 
-    with ThreadPoolExecutor(READERS) as pool:
-        for kind, frame in archive.expected(only):
-            parts = {str(tenant): rows for (tenant,), rows in frame.partition_by("tenant_id", as_dict=True).items()}
-            tenants |= parts.keys()
-            for tenant in sorted(tenants):
-                ours = parts.get(tenant, frame.clear()).select(*kind.schema, DAY)
-                ahead.append((kind, tenant, ours, pool.submit(graph.audit.audited_rows, kind, tenant)))
-                if len(ahead) > READERS:
-                    yield next_sides()
+    with ThreadPoolExecutor(READERS) as pool, _slices(archive, only) as slices:
+        for kind, tenant, ours, (start, end) in _by_tenant(slices):
+            ahead.append((kind, tenant, ours, pool.submit(graph.audit.audited_rows, kind, tenant, start, end)))
+            if len(ahead) > READERS:
+                yield next_sides()
         while ahead:
             yield next_sides()
+
+
+@contextmanager
+def _slices(archive: Archive, only: Collection[Kind] | None) -> Iterator[Iterator[Slice]]:
+    """All kinds whole, or of a large archive in parts that are on disk meanwhile."""
+    if archive.event_count() <= PART_ROWS:
+        yield (Slice(kind, rows) for kind, rows in archive.expected(only))
+        return
+    with scratch_folder(archive.lake.cache) as folder:
+        yield ArchiveParts(archive, folder, PART_ROWS).slices(only)
+
+
+def _by_tenant(slices: Iterable[Slice]) -> Iterator[tuple[Kind, str, pl.DataFrame, tuple[str | None, str | None]]]:
+    """Of each slice the rows of every tenant, and between which ids the graph is to be read.
+
+    The graph may hold rows of tenants that the archive has none of: they are asked for, too.
+    """
+    known: set[str] = set()
+    seen: dict[Kind, set[str]] = {}
+    for found in slices:
+        kind, rows, part = found.kind, found.rows, found.part
+        parts = {str(tenant): some for (tenant,), some in rows.partition_by("tenant_id", as_dict=True).items()}
+        known |= parts.keys() | set(part.tenants if part else ())
+        if part:
+            seen.setdefault(kind, set()).update(part.tenants)
+        bounds = (part.start, part.end) if part else (None, None)
+        for tenant in part.tenants if part else sorted(known):
+            yield kind, tenant, parts.get(tenant, rows.clear()).select(*kind.schema, DAY), bounds
+    for kind, tenants in seen.items():
+        nothing = pl.DataFrame(schema={**kind.schema, DAY: pl.Date})
+        for tenant in sorted(known - tenants):
+            yield kind, tenant, nothing, (None, None)
 
 
 def compared(archive: Archive, graph: Graph, queue: RefusedRows, sides: Sides) -> tuple[Comparison, _Repair | None]:
@@ -261,23 +304,33 @@ def in_flight(archive: Archive, graph: Graph) -> InFlight:
     return archive.newer(graph).and_of(unlanded, events_of_visitors(graph, unlanded))
 
 
-def unmatched(archive: Archive, graph: Graph, kind: NodeKind, keys: pl.DataFrame) -> pl.DataFrame:
+def unmatched(
+    archive: Archive, graph: Graph, kind: NodeKind, keys: pl.DataFrame, *, is_all: bool = True
+) -> pl.DataFrame:
     """Keys of nodes that archive or graph lacks, though nobody is bringing them there: what a check may fail on.
 
     Args:
         archive: pinned to the graph's checkpoints.
         graph: what is looked at.
         kind: of the nodes.
-        keys: key columns of all nodes of the kind as the archive has them.
+        keys: key columns of nodes of the kind as the archive has them.
+        is_all: whether these are all: only then are nodes looked for that the archive lacks.
 
     Returns:
         Key columns and `found`: "missing", "ghost", or "repeated" where rows of the archive share a node; rows that the
         graph is known to refuse are left out.
     """
     only_key = NodeKind(kind.label, kind.key, {name: kind.properties[name] for name in kind.key})
-    tenants = {*keys["tenant_id"].unique(), *graph.counts.tenants_of(kind.label)}
     columns = kind.key_columns
-    held = [graph.audit.rows(only_key, tenant).select(columns) for tenant in sorted(tenants)]
+    if is_all:
+        tenants = {*keys["tenant_id"].unique(), *graph.counts.tenants_of(kind.label)}
+        held = [graph.audit.rows(only_key, tenant).select(columns) for tenant in sorted(tenants)]
+    else:
+        named = keys.partition_by("tenant_id", as_dict=True).items()
+        held = [
+            graph.audit.named_rows(only_key, str(tenant), ids[kind.key[0]].to_list()).select(columns)
+            for (tenant,), ids in named
+        ]
     theirs = pl.concat([keys.clear(), *held])
     moving = in_flight(archive, graph)
     ours, theirs = moving.left_out(kind, keys), moving.left_out(kind, theirs)

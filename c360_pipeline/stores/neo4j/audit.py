@@ -70,17 +70,27 @@ class Audit:
         rows = pl.concat(found, how="diagonal")
         return rows.select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
 
-    def audited_rows(self, kind: Kind, tenant_id: str) -> pl.DataFrame:
+    def audited_rows(
+        self, kind: Kind, tenant_id: str, start: str | None = None, end: str | None = None
+    ) -> pl.DataFrame:
         """All rows of a kind of a tenant with `DAY`, and with what is strange about them.
+
+        Args:
+            kind: of the rows.
+            tenant_id: whose.
+            start: the node, or the source, has an id from here on; from the first on where nothing is said.
+            end: and before this; to the last, and those whose id is no text, where nothing is said.
 
         Returns:
             The columns of the kind, `DAY`, and for each column with values of another type than the kind's one more,
             `strange(name)`: such a value as text, null where there is none. Of a node without one of its extra labels
             this is said under the label's name.
         """
-        return self._read(kind, tenant_id, audited=True)
+        return self._read(kind, tenant_id, audited=True, first=start, end=end)
 
-    def _read(self, kind: Kind, tenant_id: str, *, audited: bool) -> pl.DataFrame:
+    def _read(
+        self, kind: Kind, tenant_id: str, *, audited: bool, first: str | None = None, end: str | None = None
+    ) -> pl.DataFrame:
         """Page by page, so that neither side holds more than some thousands of rows as single values."""
 
         def frame(rows: list[list[Any]]) -> pl.DataFrame:
@@ -97,17 +107,21 @@ class Audit:
                 frames = read(cypher.Pages.ALL)
             else:
                 frames, dtype = [], cypher.paged_by(kind)[1]
-                start, is_last = LEAST[type(dtype)], False
+                start, is_last = LEAST[type(dtype)] if first is None else first, False
                 while not is_last:
                     ends = session.run(
                         cypher.page_end_statement(kind),
                         {"tenant_id": tenant_id, "from": start, "page_nodes": PAGE_NODES},
                     ).values()
-                    is_last = not ends
-                    pages = cypher.Pages.FROM if is_last else cypher.Pages.BETWEEN
-                    frames += read(pages, **{"from": start, **({} if is_last else {"to": ends[0][0]})})
-                    start = None if is_last else ends[0][0]
-                frames += read(cypher.Pages.OTHERS)
+                    to = ends[0][0] if ends else None
+                    if end is not None and (to is None or not to < end):
+                        to, is_last = end, True
+                    is_last |= to is None
+                    pages = cypher.Pages.FROM if to is None else cypher.Pages.BETWEEN
+                    frames += read(pages, **{"from": start, **({} if to is None else {"to": to})})
+                    start = to
+                if end is None:
+                    frames += read(cypher.Pages.OTHERS)
         return pl.concat([frame([]), *frames], how="diagonal").select(pl.lit(tenant_id).alias("tenant_id"), pl.all())
 
     def orphan_nodes(self, kind: NodeKind, tenants: Sequence[str]) -> list["Orphan"]:
