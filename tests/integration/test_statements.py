@@ -32,7 +32,8 @@ OF_ALL_TENANTS = {
                      "READ_CHECKPOINTS_UNDER", "SAVE_CHECKPOINT")
     },
     "counts everything, or says which tenants there are": {
-        "stores.neo4j.counts.COUNT_LABELS", "stores.neo4j.counts.COUNT_TYPES", "stores.neo4j.counts.READ_TENANTS",
+        "stores.neo4j.counts.READ_LABELS", "stores.neo4j.counts.READ_TYPES", "stores.neo4j.counts.READ_TENANTS",
+        "stores.neo4j.counts.COUNT_NODES", "stores.neo4j.counts.COUNT_RELATIONSHIPS",
         "stores.neo4j.counts.READ_WAITING", "stores.neo4j.writer.COUNT_NODES",
         "reads.journeys.READ_TENANTS_WITH_EVENT",
     },
@@ -55,7 +56,7 @@ LOOKS_AT_ALL = {
     "stages.recovery.cypher_script.FIND_CLAIM", "stages.recovery.cypher_script.CLAIM",
     "stages.recovery.cypher_script.END_CLAIM",
     "stores.neo4j.counts.READ_TENANTS", "stores.neo4j.counts.READ_WITHOUT_COMMUNITY", "stores.neo4j.writer.COUNT_NODES",
-    "stores.neo4j.counts.COUNT_LABELS", "stores.neo4j.counts.COUNT_TYPES", "stores.neo4j.writer.CLEAR",
+    "stores.neo4j.writer.CLEAR",
     "stores.neo4j.checkpoints.READ_CHECKPOINTS", "stores.neo4j.checkpoints.READ_CHECKPOINTS_UNDER",
     "stores.neo4j.checkpoints.FORGET_CHECKPOINT", "stores.neo4j.checkpoints.FORGET_CHECKPOINTS",
     "stores.neo4j.checkpoints.CARRY_CHECKPOINTS", "stores.neo4j.checkpoints.SAVE_CHECKPOINT",

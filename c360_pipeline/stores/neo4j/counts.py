@@ -8,16 +8,8 @@ from c360_pipeline.stores.neo4j import cypher
 from c360_pipeline.stores.neo4j.client import Client
 
 CHECKPOINT = "ProjectionCheckpoint"
-COUNT_LABELS = Statement("""
-    CALL db.labels() YIELD label
-    CALL (label) { MATCH (n:$(label)) RETURN count(n) AS number }
-    RETURN label AS name, number
-""")
-COUNT_TYPES = Statement("""
-    CALL db.relationshipTypes() YIELD relationshipType AS type
-    CALL (type) { MATCH ()-[r:$(type)]->() RETURN count(r) AS number }
-    RETURN type AS name, number
-""")
+READ_LABELS = Statement("CALL db.labels() YIELD label RETURN label AS name ORDER BY name")
+READ_TYPES = Statement("CALL db.relationshipTypes() YIELD relationshipType AS name RETURN name ORDER BY name")
 COUNT_NODES = Statement("MATCH (n) RETURN count(n) AS number")
 COUNT_RELATIONSHIPS = Statement("MATCH ()-[r]->() RETURN count(r) AS number")
 READ_WAITING = Statement("""
@@ -42,13 +34,19 @@ class Counts:
 
     def label_counts(self) -> dict[str, int]:
         """Nodes by label; the checkpoints of the projection itself are left out."""
-        return {
-            r["name"]: r["number"] for r in self._client.run(COUNT_LABELS) if r["number"] and r["name"] != CHECKPOINT
-        }
+        return self._counts(self._names(READ_LABELS), ())
 
     def type_counts(self) -> dict[str, int]:
         """Relationships by type."""
-        return {r["name"]: r["number"] for r in self._client.run(COUNT_TYPES) if r["number"]}
+        return self._counts((), self._names(READ_TYPES))
+
+    def _names(self, statement: Statement) -> tuple[str, ...]:
+        return tuple(r["name"] for r in self._client.run(statement) if r["name"] != CHECKPOINT)
+
+    def _counts(self, labels: tuple[str, ...], types: tuple[str, ...]) -> dict[str, int]:
+        names = (*labels, *types)
+        rows = self._client.run(cypher.counts_statement(labels, types)) if names else []
+        return {names[r["place"]]: r["number"] for r in rows if r["number"]}
 
     def all(self) -> dict[str, int]:
         """Nodes by label and relationships by type."""
