@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test soak chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-recommend bench-serving bench-streaming
+.PHONY: help setup demo test soak chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-scale bench-recommend bench-serving bench-streaming
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -55,6 +55,9 @@ bench-stitching: setup .venv/.bench  ## stitching against its limit and its peer
 
 bench-graph: setup  ## the graph against its floor; ARGS="--events 50000 --written 10000" for a short one
 	$(BIN)/python benchmarks/bench_graph.py $(ARGS)
+
+bench-scale: setup  ## what a run costs as the archive grows; ARGS="--events 100000 1000000" for two sizes
+	$(BIN)/python benchmarks/bench_scale.py $(ARGS)
 
 bench-orchestration: setup  ## what Dagster adds, from a dropped file to a node, backfills; ARGS="--files 2 --objects 1000"
 	$(BIN)/python benchmarks/bench_orchestration.py $(ARGS)
