@@ -136,7 +136,8 @@ def compare_writes(world: World) -> None:
 
 def compare_reads(world: World) -> None:
     """Print how long the projection takes, reconciliation with and without damages, and the way by import."""
-    from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
+    from c360_pipeline.stages.reconciliation.reconcile import reconcile
+    from c360_pipeline.stages.reconciliation.results import summarise
 
     world.graph.writer.clear()
     projected = timed(world.project)

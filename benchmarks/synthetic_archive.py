@@ -90,7 +90,7 @@ def rebuild(archive: Any, say: Callable[[str], object]) -> None:
     from c360_pipeline.connections import open_graph
     from c360_pipeline.devstack.graph_store import StagedStore
     from c360_pipeline.settings import c360_home, load_settings
-    from c360_pipeline.stages.reconciliation.expected import PinnedVersions
+    from c360_pipeline.stages.reconciliation.pinned import PinnedVersions
     from c360_pipeline.stages.recovery.rebuild import note_made
 
     pinned = archive.at(PinnedVersions.now(archive.lake, archive.control))

@@ -14,7 +14,8 @@ from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.proofs import Proof
 from c360_pipeline.stages.reconciliation.prove import Proved, prove
-from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import digests, summarise
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph

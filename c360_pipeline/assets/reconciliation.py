@@ -14,7 +14,8 @@ from c360_pipeline.resources import ControlResource, ExclusiveLakeResource, Grap
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.proofs import Proof, everything_proved_at
 from c360_pipeline.stages.reconciliation.prove import EVERYTHING_WITHIN, prove, summary
-from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, publish, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import Reconciled, reconcile
+from c360_pipeline.stages.reconciliation.results import drift, publish
 from c360_pipeline.stores.delta.lake import Lake
 
 GROUP = "reconcile"

@@ -54,7 +54,7 @@ def restore(
     """Restore a backup into empty services, and prove lake and graph to be what they were."""
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake
     from c360_pipeline.stages.reconciliation.expected import Archive
-    from c360_pipeline.stages.reconciliation.reconcile import graph_digest
+    from c360_pipeline.stages.reconciliation.results import graph_digest
     from c360_pipeline.stages.recovery import backup as backups
 
     tools, settings = postgres_tools(), load_settings()

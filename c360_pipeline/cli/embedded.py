@@ -61,7 +61,7 @@ def _rebuild_by_import(
 ) -> "list[Reconciled]":
     from c360_pipeline.connections import open_graph
     from c360_pipeline.devstack.rebuild import rebuild_by_import
-    from c360_pipeline.stages.reconciliation.expected import PinnedVersions
+    from c360_pipeline.stages.reconciliation.pinned import PinnedVersions
 
     pinned = archive.at(PinnedVersions.now(archive.lake, archive.control))
     return rebuild_by_import(home, pinned, lambda: open_graph(settings), observe)

@@ -21,8 +21,8 @@ def reconcile(
     """Compare the graph with its archive, row by row; exit code 1 when they differ."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.stages.reconciliation.expected import Archive
-    from c360_pipeline.stages.reconciliation.reconcile import publish, summarise
     from c360_pipeline.stages.reconciliation.reconcile import reconcile as compare
+    from c360_pipeline.stages.reconciliation.results import publish, summarise
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
@@ -71,8 +71,8 @@ def rebuild(
         return
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.stages.reconciliation.expected import Archive
-    from c360_pipeline.stages.reconciliation.reconcile import graph_digest, publish, summarise
     from c360_pipeline.stages.reconciliation.reconcile import reconcile as compare
+    from c360_pipeline.stages.reconciliation.results import graph_digest, publish, summarise
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
@@ -101,7 +101,8 @@ def rebuild(
 def _archive_at(text: str) -> Any:
     """The archive as of an option's value, and that instant."""
     from c360_pipeline.connections import open_control, open_lake
-    from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
+    from c360_pipeline.stages.reconciliation.expected import Archive
+    from c360_pipeline.stages.reconciliation.pinned import PinnedVersions
 
     settings = load_settings()
     lake, rows = open_lake(settings), open_control(settings).read()
@@ -112,7 +113,7 @@ def _archive_at(text: str) -> Any:
 def rebuild_as_of(text: str, *, as_json: bool) -> None:
     """Start a second embedded server with the graph of an earlier instant."""
     from c360_pipeline.devstack.rebuild import start_instant
-    from c360_pipeline.stages.reconciliation.reconcile import graph_digest, summarise
+    from c360_pipeline.stages.reconciliation.results import graph_digest, summarise
 
     with err.status("reading the archive") as shown:
         archive, instant = _archive_at(text)
@@ -164,8 +165,8 @@ def digest(
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.core.reconciliation.compare import combined_digest
     from c360_pipeline.stages.reconciliation.expected import Archive
-    from c360_pipeline.stages.reconciliation.reconcile import digests, digests_by_day
     from c360_pipeline.stages.reconciliation.reconcile import reconcile as compare
+    from c360_pipeline.stages.reconciliation.results import digests, digests_by_day
 
     settings = load_settings()
     lake = open_lake(settings)

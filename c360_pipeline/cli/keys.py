@@ -54,7 +54,8 @@ def rotate(as_json: AsJson = False) -> None:
     from c360_pipeline.core.reconciliation.compare import combined_digest
     from c360_pipeline.stages.privacy.rotation import rotate as rotate_all
     from c360_pipeline.stages.reconciliation.expected import Archive
-    from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
+    from c360_pipeline.stages.reconciliation.reconcile import reconcile
+    from c360_pipeline.stages.reconciliation.results import digests, summarise
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)

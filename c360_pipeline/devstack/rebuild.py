@@ -13,7 +13,8 @@ from c360_pipeline.devstack.graph_store import Observe, StagedStore, completions
 from c360_pipeline.errors import InvariantError
 from c360_pipeline.settings import Settings, connection_file
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import Reconciled, reconcile
+from c360_pipeline.stages.reconciliation.results import drift
 from c360_pipeline.stages.recovery.rebuild import complete, note_made
 from c360_pipeline.stores.neo4j.graph import Graph
 

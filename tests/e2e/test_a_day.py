@@ -36,7 +36,8 @@ from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import drift, graph_digest, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import drift, graph_digest
 from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing
 from c360_pipeline.streaming.producer import EventProducer
 from c360_pipeline.streaming.verify import compared

@@ -16,7 +16,8 @@ from c360_pipeline.devstack.service import free_port
 from c360_pipeline.runs import instance
 from c360_pipeline.settings import Settings, c360_home
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import drift, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import drift
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.s3.landing import EVENTS_PREFIX, Landing

@@ -44,7 +44,8 @@ def main(folder: Path) -> dict[str, Any]:
     from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
     from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
     from c360_pipeline.stages.reconciliation.expected import Archive
-    from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
+    from c360_pipeline.stages.reconciliation.reconcile import reconcile
+    from c360_pipeline.stages.reconciliation.results import summarise
     from c360_pipeline.streaming.operators import decode, encode
     from c360_pipeline.streaming.replay import archived_lines
 

@@ -19,7 +19,8 @@ from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stages.projection.corrections import bring_up
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import graph_digest, summarise
 from c360_pipeline.stages.recovery import backup as backups
 from c360_pipeline.stages.recovery.backup import Manifest, put_back, take, verify
 from c360_pipeline.stores.neo4j.graph import Graph

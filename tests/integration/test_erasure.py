@@ -41,7 +41,8 @@ from c360_pipeline.stages.privacy.mentions import Companion
 from c360_pipeline.stages.privacy.steps import Steps
 from c360_pipeline.stages.projection.everything import stitch_all
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import summarise
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.s3.landing import folder_for

@@ -24,7 +24,8 @@ from c360_pipeline.stages.privacy.erasure import Erasure
 from c360_pipeline.stages.privacy.export import export
 from c360_pipeline.stages.projection.everything import stitch_all
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import digests, summarise
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 

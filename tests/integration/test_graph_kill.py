@@ -16,7 +16,8 @@ from workers import Workers
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.devstack import stack
 from c360_pipeline.devstack.pause import paused
-from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import graph_digest
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph

@@ -29,7 +29,8 @@ from c360_pipeline.stages.privacy import rotation
 from c360_pipeline.stages.projection.corrections import block_key, bring_up
 from c360_pipeline.stages.projection.events import EventGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import digests, summarise
 from c360_pipeline.stages.stitching.catch_up import Stitching
 from c360_pipeline.stages.stitching.journeys import Journeys
 from c360_pipeline.stores.delta.lake import Lake

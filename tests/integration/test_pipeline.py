@@ -35,7 +35,8 @@ from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.settings import Settings, load_settings, postgres_login
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import digests, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import digests, summarise
 from c360_pipeline.stages.recovery.rebuild import rebuild
 from c360_pipeline.stages.stitching.tables import PUBLISHED
 from c360_pipeline.stores.delta.lake import Lake

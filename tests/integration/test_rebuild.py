@@ -22,8 +22,10 @@ from c360_pipeline.devstack.rebuild import rebuild_by_import, remove_instants, s
 from c360_pipeline.errors import ConfigError, InvariantError, UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.stages.reconciliation.archive_diff import difference
-from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
-from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile, summarise
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.pinned import PinnedVersions
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import graph_digest, summarise
 from c360_pipeline.stores.neo4j.graph import Graph
 
 NAMES = ("a:b", "a,b", "ключ", "a`b", 'a "b"', "a;b", "a{b}", "two\nlines", "\t", "名前", "🎉", "1st", "$", "x" * 1000)

@@ -15,7 +15,8 @@ from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.removal_limit import REMOVALS_FREE
 from c360_pipeline.errors import RemovalLimitError
 from c360_pipeline.stages.reconciliation import reconcile as reconciling
-from c360_pipeline.stages.reconciliation.reconcile import digests_by_day, publish, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import digests_by_day, publish, summarise
 
 
 class Damages:

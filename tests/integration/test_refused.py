@@ -13,7 +13,8 @@ from c360_pipeline.core.projection.refused import REFUSED
 from c360_pipeline.errors import InvariantError
 from c360_pipeline.reads.customer_pages import CustomerPages
 from c360_pipeline.stages.projection.refused import RefusedRows
-from c360_pipeline.stages.reconciliation.reconcile import bucket_rows, finding_rows, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import bucket_rows, finding_rows, summarise
 from c360_pipeline.stores.neo4j import refusals
 from c360_pipeline.stores.neo4j.graph import Graph
 

@@ -16,7 +16,8 @@ from c360_pipeline.stages.privacy import retention
 from c360_pipeline.stages.privacy.retention import find_expired, retain
 from c360_pipeline.stages.projection.everything import project_all, stitch_all
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import summarise
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb

@@ -32,7 +32,8 @@ from c360_pipeline.settings import Settings
 from c360_pipeline.stages.projection.silos import SiloGraph
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.prove import prove
-from c360_pipeline.stages.reconciliation.reconcile import drift, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import drift
 from c360_pipeline.stages.recovery.cypher_script import write_script
 from c360_pipeline.stages.silos import load as silo_load
 from c360_pipeline.stages.silos.grants import create_role_statement, grant_statements

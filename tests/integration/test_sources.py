@@ -31,7 +31,8 @@ from c360_pipeline.stages.landing.dead_letters import DeadLetters, Selection
 from c360_pipeline.stages.landing.ingest import Ingest, files_of, waiting_files
 from c360_pipeline.stages.projection.everything import project_all
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import summarise
 from c360_pipeline.stages.sources.active import active_sources
 from c360_pipeline.stages.sources.tables import export_rows
 from c360_pipeline.stores.delta.lake import Lake

@@ -27,7 +27,8 @@ from c360_pipeline.core.contract.events import Rejected, parse_event
 from c360_pipeline.settings import Settings, load_settings
 from c360_pipeline.stages.projection.everything import project_all
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile, summarise
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import graph_digest, summarise
 from c360_pipeline.stages.recovery import backup as backups
 from c360_pipeline.stages.stitching.commit import log_number
 from c360_pipeline.stages.stitching.journeys import Journeys

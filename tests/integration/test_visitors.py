@@ -24,7 +24,8 @@ from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.projection.everything import bring_up_visitors
 from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
-from c360_pipeline.stages.reconciliation.reconcile import graph_digest, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import graph_digest
 from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stages.visitors.decisions import Decisions
 from c360_pipeline.stages.visitors.tables import VisitorTables

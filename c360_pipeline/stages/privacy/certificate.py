@@ -12,7 +12,8 @@ from c360_pipeline.stages.privacy.mentions import mentions_of
 from c360_pipeline.stages.privacy.plan import Plan
 from c360_pipeline.stages.privacy.stores import Observe, Stores, hashed, search_everywhere
 from c360_pipeline.stages.reconciliation.expected import Archive
-from c360_pipeline.stages.reconciliation.reconcile import drift, graph_digest, reconcile
+from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stages.reconciliation.results import drift, graph_digest
 
 NOTES = [
     "Backups that were taken before hold what they held: erase again after a restore.",

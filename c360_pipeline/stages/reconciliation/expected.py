@@ -7,16 +7,14 @@ is read as of these, and what later commits touch, of which a writer may have wr
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 
 import polars as pl
 
-from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
-from c360_pipeline.core.catalog.table import SILO_RETENTION, Table
+from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import (
     CATALOG,
     EVENT_JOURNEY,
@@ -38,14 +36,9 @@ from c360_pipeline.stages.projection.events import (
     PRODUCT_PROJECTION,
     SIMILARITIES,
     items_of,
-    properties_of,
     rows_around,
 )
-from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
 from c360_pipeline.stages.projection.silos import (
-    NODES,
-    OWN_SOURCES,
-    RELATIONSHIPS,
     STAMP,
     MappedRelationship,
     kinds_of,
@@ -53,6 +46,7 @@ from c360_pipeline.stages.projection.silos import (
     silo_node_frames,
 )
 from c360_pipeline.stages.realtime.unlanded_events import customers_of_visitors
+from c360_pipeline.stages.reconciliation.pinned import PROJECTED_TABLES, PinnedVersions
 from c360_pipeline.stages.stitching.commit import log_name
 from c360_pipeline.stages.stitching.tables import JourneyTables, News
 from c360_pipeline.stages.visitors.around import events_around
@@ -60,8 +54,6 @@ from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
-PROJECTED_TABLES = (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, VISITOR_DECISIONS)
-"""Tables of our own that the graph is made of, but for those of journeys, which follow from their log."""
 _Build = Callable[[], pl.DataFrame]
 """Makes the rows of a kind, when they are asked for."""
 
@@ -72,112 +64,6 @@ class SiloNodes:
 
     kinds: dict[str, NodeKind]
     frames: dict[str, pl.DataFrame]
-
-
-@dataclass(frozen=True)
-class PinnedVersions:
-    """A snapshot of the archive.
-
-    Attributes:
-        versions: of lake tables by projection and name; of others the newest counts.
-        commits: of stitching by tenant, None for all that there are.
-        silos: versions of tables of silos by name; of others the newest counts.
-        mapped: by the name of a mapped relationship, the checkpoints that the graph has of it.
-        properties: traits that are properties of users; None for what control rows say.
-    """
-
-    versions: Mapping[tuple[str, str], Version] = field(default_factory=dict)
-    commits: Mapping[str, int] | None = None
-    silos: Mapping[str, Version] = field(default_factory=dict)
-    mapped: Mapping[str, Mapping[str, Version]] = field(default_factory=dict)
-    properties: tuple[UserProperty, ...] | None = None
-
-    @classmethod
-    def of(cls, graph: Graph, lake: Lake) -> "PinnedVersions":
-        """The snapshot that a graph has been brought to; what it does not know, or the lake has lost, is not pinned."""
-        # What stands on other checkpoints is read before them: a projection that ends meanwhile makes it look older.
-        mapped = {
-            projection.removeprefix(RELATIONSHIPS): checkpoints
-            for projection, checkpoints in graph.checkpoints.under(RELATIONSHIPS).items()
-        }
-        versions = {
-            (projection, table.name): version
-            for projection in (EVENT_PROJECTION, PRODUCT_PROJECTION)
-            for table, version in _known(graph, lake, projection)
-        }
-        log_id = log_name(lake.commits.snapshot(JOURNEY_LOG))
-        commits = {
-            tenant: version.number
-            for tenant, version in graph.checkpoints.of(JOURNEY_PROJECTION).items()
-            if version.table_id == log_id
-        }
-        silos = {
-            name: version
-            for checkpoints in graph.checkpoints.under(NODES).values()
-            for name, version in checkpoints.items()
-            if name not in OWN_SOURCES
-            and (table := lake.stored_table(name, ()))
-            and lake.versions.still_there(table, version)
-        }
-        return cls(versions, commits or None, silos, mapped, properties_of(graph))
-
-    @classmethod
-    def now(cls, lake: Lake, control: ControlRows) -> "PinnedVersions":
-        """This snapshot."""
-        return cls._at(lake, control, lambda name, _: lake.versions.version(name), JourneyTables(lake).published())
-
-    @classmethod
-    def as_of(cls, lake: Lake, control: ControlRows, instant: datetime) -> "PinnedVersions":
-        """The snapshot that was current at an instant; what was committed at the instant itself is in it.
-
-        Raises:
-            ConfigError: a table does not keep what it was then.
-        """
-        commits = JourneyTables(lake).target(instant)
-        return cls._at(lake, control, lambda name, kept: lake.versions.version_at(name, instant, kept), commits)
-
-    @classmethod
-    def _at(
-        cls,
-        lake: Lake,
-        control: ControlRows,
-        version: Callable[[str, timedelta], Version | None],
-        commits: Mapping[str, int],
-    ) -> "PinnedVersions":
-        projected = ((EVENT_PROJECTION, EVENTS), (EVENT_PROJECTION, USER_COMMUNITIES),
-                     (EVENT_PROJECTION, VISITOR_DECISIONS),
-                     (PRODUCT_PROJECTION, EVENTS), (PRODUCT_PROJECTION, CATALOG),
-                     (PRODUCT_PROJECTION, PRODUCT_SIMILARITIES))  # fmt: skip
-        own = {table.name: version(table.name, table.retention) for _, table in projected}
-        silos = {name: version(name, SILO_RETENTION) for name in map(control.lake_table, control.tables)}
-        return cls(
-            {(projection, t.name): found for projection, t in projected if (found := own[t.name])},
-            commits,
-            {name: found for name, found in silos.items() if found},
-        )
-
-    @property
-    def unprojected(self) -> frozenset[Kind]:
-        """Kinds whose projection has brought nothing into the graph yet, as far as its checkpoints say."""
-        kinds: set[Kind] = set()
-        if (EVENT_PROJECTION, EVENTS.name) not in self.versions:
-            kinds |= {*(one.kind for one in model.EVENT_PROJECTIONS), model.EVENT_STATUS, model.USER_COMMUNITY}
-        if not {(PRODUCT_PROJECTION, EVENTS.name), (PRODUCT_PROJECTION, CATALOG.name)} & self.versions.keys():
-            kinds |= {model.PRODUCT, model.CATEGORY, model.IN_CATEGORY, *(kind for kind, _ in SIMILARITIES)}
-        if self.commits is None:
-            kinds |= {model.CORRELATION, model.JOURNEY, model.HAS_KEY, model.PART_OF, model.IN_JOURNEY}
-        return frozenset(kinds)
-
-    def version(self, projection: str, table: Table) -> Version | None:
-        """The version of a table that a projection has taken up; None for the newest."""
-        return self.versions.get((projection, table.name))
-
-
-def _known(graph: Graph, lake: Lake, projection: str) -> Iterator[tuple[Table, Version]]:
-    done = graph.checkpoints.of(projection)
-    for table in PROJECTED_TABLES:
-        if (version := lake.versions.still_there(table, done.get(table.name))) is not None:
-            yield table, version
 
 
 @dataclass(frozen=True)

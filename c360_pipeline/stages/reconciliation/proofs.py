@@ -15,7 +15,7 @@ import polars as pl
 from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.tables import GRAPH_PROOFS
 from c360_pipeline.core.projection.user_properties import as_text, from_text
-from c360_pipeline.stages.reconciliation.expected import PinnedVersions
+from c360_pipeline.stages.reconciliation.pinned import PinnedVersions
 from c360_pipeline.stores.delta.lake import Lake
 
 SEPARATOR = "|"

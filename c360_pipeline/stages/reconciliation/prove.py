@@ -18,7 +18,8 @@ from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.reconciliation.changed import ChangedRows, ChangesOfArchive
-from c360_pipeline.stages.reconciliation.expected import Archive, PinnedVersions
+from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.pinned import PinnedVersions
 from c360_pipeline.stages.reconciliation.proofs import Proof
 from c360_pipeline.stages.reconciliation.reconcile import (
     Reconciled,

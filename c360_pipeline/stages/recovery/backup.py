@@ -20,7 +20,8 @@ import polars as pl
 from c360_pipeline.core.catalog.tables import DEAD_LETTER_LINES, DEAD_LETTERS, LANDING_FILES
 from c360_pipeline.core.reconciliation.compare import combined_digest
 from c360_pipeline.errors import C360Error, ConfigError, InvariantError
-from c360_pipeline.stages.reconciliation.reconcile import Reconciled, drift, graph_digest, lake_digest
+from c360_pipeline.stages.reconciliation.reconcile import Reconciled
+from c360_pipeline.stages.reconciliation.results import drift, graph_digest, lake_digest
 from c360_pipeline.stages.recovery.cypher_script import SCRIPTS_PREFIX
 from c360_pipeline.stages.sources.tables import FOLDER as TABLE_EVENTS
 from c360_pipeline.stages.sources.topics import FOLDER as TOPIC_EVENTS
