@@ -61,7 +61,7 @@ def events_around(
     these users were named with: so that each visitor and each user who counts is whole.
 
     Args:
-        changed: rows of events.
+        changed: rows of events, as `difference` gives them: what came, what is another, what went.
         decided: rows of `VISITOR_DECISIONS`.
         before: the events as they were.
         now: the events as they are.
@@ -70,24 +70,24 @@ def events_around(
     sides, key = (before, now), list(EVENTS.key)
     keys = pl.concat([changed.upserted.select(key), changed.deleted])
     decisions = pl.concat([decided.upserted.select(VISITOR_DECISIONS.key), decided.deleted])
-    as_they_were = before.scan(PROJECTED).join(keys.lazy(), on=key, how="semi").collect(engine="streaming")
-    raw = pl.concat([as_they_were, changed.upserted, *(_decided(side, decisions) for side in sides)])
+    read = _BothSides(before, now, keys, changed)
+    raw = pl.concat([read.as_they_were, changed.upserted, *(_decided(side, decisions) for side in sides)])
     names = {name: _names(raw, name) for name in ("user_id", "session_id", "anonymous_id")}
     # Words that name nobody are in events of strangers: an event is around by itself.
     names["event_id"] = keys
     visitors = names["anonymous_id"] = _of_somebody(names["anonymous_id"])
     users = names["user_id"].clear()
     if visitors.height:
-        met = [_of(side.scan(PROJECTED), {"anonymous_id": visitors}) for side in sides]
+        met = read.of({"anonymous_id": visitors})
         users = pl.concat([*(_names(rows, "user_id") for rows in met), further(visitors)]).unique()
         names["user_id"] = pl.concat([names["user_id"], users]).unique()
-    found = [_of(side.scan(PROJECTED), names) for side in sides]
+    found = read.of(names)
     people = _of_somebody(names["user_id"])
     theirs = [rows.join(people, on=["tenant_id", "user_id"], how="semi") for rows in found]
     more = _of_somebody(_names(pl.concat(theirs), "anonymous_id"))
     more = more.join(visitors, on=["tenant_id", "anonymous_id"], how="anti")
     if more.height:
-        others = [_of(side.scan(PROJECTED), {"anonymous_id": more}) for side in sides]
+        others = read.of({"anonymous_id": more})
         found = [pl.concat([rows, new]).unique(key) for rows, new in zip(found, others, strict=True)]
     was, is_now = (side.counted(rows.lazy()).collect() for side, rows in zip(sides, found, strict=True))
     said = [*key, "session_id", "customer_id", "visitor_user"]
@@ -95,6 +95,30 @@ def events_around(
     touched = pl.concat([keys, raw.select(key), otherwise]).unique()
     of_touched = pl.concat([rows.join(touched, on=key, how="semi") for rows in (was, is_now)])
     return Around(of_touched, was, is_now, visitors, users, sides)
+
+
+@dataclass(frozen=True)
+class _BothSides:
+    """Events before and after a change: the archive is read once, for all that did not change is the same."""
+
+    before: EventsAt
+    now: EventsAt
+    keys: pl.DataFrame
+    changed: Changes
+
+    @cached_property
+    def as_they_were(self) -> pl.DataFrame:
+        """The events that are others now, or gone; nothing is read where events only came."""
+        again = pl.concat([self.changed.updated.select(EVENTS.key), self.changed.deleted.select(EVENTS.key)])
+        rows = self.before.scan(PROJECTED)
+        found = rows.join(again.lazy(), on=EVENTS.key, how="semi") if again.height else rows.head(0)
+        return found.collect(engine="streaming")
+
+    def of(self, names: Mapping[str, pl.DataFrame]) -> list[pl.DataFrame]:
+        """Events that have one of the names, before and now."""
+        is_now = _of(self.now.scan(PROJECTED), names)
+        unchanged = is_now.join(self.keys, on=EVENTS.key, how="anti")
+        return [pl.concat([unchanged, _of(self.as_they_were.lazy(), names)]), is_now]
 
 
 def _of_somebody(names: pl.DataFrame) -> pl.DataFrame:
