@@ -305,9 +305,18 @@ def unmatched(
             for (tenant,), ids in named
         ]
     theirs = pl.concat([keys.clear(), *held])
+    found = _unmatched(kind, keys, theirs)
+    if found.is_empty():
+        return found
     moving = in_flight(archive, graph)
     ours, theirs = moving.left_out(kind, keys), moving.left_out(kind, theirs)
-    ours = ours.filter(~stands_on(kind, ours, RefusedRows(archive.lake, graph.refusals).refused))
+    return _unmatched(
+        kind, ours.filter(~stands_on(kind, ours, RefusedRows(archive.lake, graph.refusals).refused)), theirs
+    )
+
+
+def _unmatched(kind: NodeKind, ours: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
+    columns = kind.key_columns
     found = {
         "missing": ours.join(theirs, on=columns, how="anti"),
         "ghost": theirs.join(ours, on=columns, how="anti"),
