@@ -30,7 +30,7 @@ OF_SILOS = [
     dg.AssetKey(name)
     for name in (
         "silo_tables", "silo_nodes", "mapped_relationships", "cypher_script", "reconciliations",
-        "reconciliation_findings",
+        "reconciliation_findings", "graph_proofs",
     )
 ]  # fmt: skip
 """What a new silo table needs."""

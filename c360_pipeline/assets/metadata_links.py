@@ -20,6 +20,7 @@ PAGES = {
     "dead_letters": "delivery",
     "reconciliations": "reconciliation",
     "reconciliation_findings": "reconciliation",
+    "graph_proofs": "reconciliation",
 }
 """By asset: the page that shows it to people."""
 
