@@ -47,7 +47,7 @@ setup: .venv/.synced  ## virtual environment from the lock, Neo4j and GDS jars, 
 bench: setup .venv/.bench  ## landing against its floor and its peers; ARGS="--events 100000 --archive 0" for a short one
 	$(BIN)/python benchmarks/bench_landing.py $(ARGS)
 
-bench-silos: setup  ## silos against their floor and their peers; ARGS="--accounts 20000 --plays 100000" for a short one
+bench-silos: .venv/.dev  ## silos against their floor and their peers; ARGS="--accounts 20000 --plays 100000" for a short one
 	$(BIN)/python benchmarks/bench_silos.py $(ARGS)
 
 bench-stitching: setup .venv/.bench  ## stitching against its limit and its peers; ARGS="--events 400000 --graph-events 0" for a short one

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
-import pandas as pd
 import polars as pl
 
 from c360_pipeline.core.catalog.table import Table
@@ -135,15 +134,15 @@ def found_none(asset: str, check: str, **wrong: pl.DataFrame) -> dg.AssetCheckRe
 
 def preview(frame: pl.DataFrame, limit: int = 20) -> dg.MarkdownMetadataValue:
     """The first rows as a Markdown table."""
-    return dg.MetadataValue.md(markdown_table(frame.head(limit).to_pandas()))
+    return dg.MetadataValue.md(markdown_table(frame.head(limit)))
 
 
-def markdown_table(frame: pd.DataFrame) -> str:
+def markdown_table(frame: pl.DataFrame) -> str:
     """A Markdown table with thousands separators; text cells escape the bar."""
-    if frame.empty:
+    if frame.is_empty():
         return "no rows"
-    cells = [[_cell(value) for value in record] for record in frame.itertuples(index=False)]
-    lines = [list(map(str, frame.columns)), ["---"] * frame.shape[1], *cells]
+    cells = [[_cell(value) for value in record] for record in frame.iter_rows()]
+    lines = [frame.columns, ["---"] * frame.width, *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -157,4 +156,4 @@ def _cell(value: object) -> str:
 
 def counts_table(counts: Mapping[str, int], name: str) -> dg.MarkdownMetadataValue:
     """Names with numbers as a Markdown table."""
-    return dg.MetadataValue.md(markdown_table(pd.DataFrame(sorted(counts.items()), columns=[name, "rows"])))
+    return dg.MetadataValue.md(markdown_table(pl.DataFrame(sorted(counts.items()), [name, "rows"], orient="row")))

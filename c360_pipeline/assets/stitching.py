@@ -34,7 +34,7 @@ from c360_pipeline.core.catalog.tables import (
     QUARANTINED_KEYS,
 )
 from c360_pipeline.core.stitching.log import COMMIT, JOURNEY
-from c360_pipeline.core.stitching.stitch import REFUSED_UNIQUE
+from c360_pipeline.core.stitching.statuses import REFUSED_UNIQUE
 from c360_pipeline.resources import ControlResource, LakeResource, MetricsResource
 from c360_pipeline.settings import load_settings
 from c360_pipeline.stages.stitching.catch_up import Progress, Stitching, changed_since, stitched_version

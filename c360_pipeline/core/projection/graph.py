@@ -16,7 +16,7 @@ from c360_pipeline.core.contract.fields import FieldType
 from c360_pipeline.core.contract.frames import ENTRIES
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES, field_of
 from c360_pipeline.core.projection.items import each_item, quantity, revenue
-from c360_pipeline.core.stitching.stitch import LINKED
+from c360_pipeline.core.stitching.statuses import LINKED
 from c360_pipeline.core.visitors.groups import GROUP as NAME_OF_GROUP
 from c360_pipeline.core.visitors.groups import facts_of_groups
 from c360_pipeline.core.visitors.said import newest

@@ -15,7 +15,7 @@ import polars as pl
 
 from c360_pipeline.core.catalog.tables import EVENT_KEYS, JOURNEY_CONFLICTS, JOURNEY_LOG, JOURNEYS
 from c360_pipeline.core.stitching.batch import Stitched
-from c360_pipeline.core.stitching.stitch import LINKED
+from c360_pipeline.core.stitching.statuses import LINKED
 
 EVENT, KEY, JOURNEY, ALIAS, MERGE, SPLIT, CONFLICT, QUARANTINE, REMOVED, COMMIT = (
     "event", "key", "journey", "alias", "merge", "split", "conflict", "quarantine", "removed", "commit",

@@ -31,13 +31,8 @@ from c360_pipeline.core.stitching.batch import (
 )
 from c360_pipeline.core.stitching.journey_ids import journey_ids
 from c360_pipeline.core.stitching.keys import KeyPolicy
+from c360_pipeline.core.stitching.statuses import BLOCKED, EXCESS, QUARANTINED, STATUSES
 from c360_pipeline.core.stitching.unique import UniqueKeys
-
-LINKED, WEAK, REFUSED_UNIQUE, REFUSED_SIZE, QUARANTINED, BLOCKED, EXCESS = (
-    "linked", "weak", "refused_unique", "refused_size", "quarantined", "blocked", "excess",
-)  # fmt: skip
-STATUSES = (LINKED, WEAK, REFUSED_UNIQUE, REFUSED_SIZE, QUARANTINED, BLOCKED, EXCESS)
-"""What became of a key of an event. The first four in the order of the kernel's numbers."""
 
 AreTaken = Callable[[Sequence[str]], Flags]
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from c360_pipeline.core.catalog.tables import EVENTS, JOURNEY_LOG
 from c360_pipeline.core.stitching import log as log
-from c360_pipeline.core.stitching.stitch import LINKED
+from c360_pipeline.core.stitching.statuses import LINKED
 from c360_pipeline.stores.delta.lake import Lake
 
 

@@ -27,7 +27,7 @@ from c360_pipeline.core.stitching.batch import KNOWN_JOURNEY, Batch, Known, Stit
 from c360_pipeline.core.stitching.journey_ids import id_words, ids_of_words
 from c360_pipeline.core.stitching.keys import UNKEYED
 from c360_pipeline.core.stitching.log import ALIAS, COMMIT, EVENT, JOURNEY, KEY, REMOVED, Gone
-from c360_pipeline.core.stitching.stitch import LINKED
+from c360_pipeline.core.stitching.statuses import LINKED
 from c360_pipeline.stages.stitching.index_rows import (
     ALIASES,
     EVENTS,

@@ -9,7 +9,7 @@ from c360_pipeline.core.arrays.row_hashes import hash128, words
 from c360_pipeline.core.kernels import journeys as kernel
 from c360_pipeline.core.stitching.batch import JOURNEY_STATE, Batch, Stitched
 from c360_pipeline.core.stitching.journey_ids import id_words, ids_of_words
-from c360_pipeline.core.stitching.stitch import BLOCKED, EXCESS, WEAK
+from c360_pipeline.core.stitching.statuses import BLOCKED, EXCESS, WEAK
 from c360_pipeline.stores.local.sorted_index import Ints, Rows, SortedRuns, Words, record
 
 _IDENTITY, _JOURNEY = ("low", "high"), ("journey_low", "journey_high")

@@ -30,7 +30,8 @@ from c360_pipeline.core.stitching.log import (
     last_event_rows,
     living_journeys,
 )
-from c360_pipeline.core.stitching.stitch import REFUSED_UNIQUE, stitch
+from c360_pipeline.core.stitching.statuses import REFUSED_UNIQUE
+from c360_pipeline.core.stitching.stitch import stitch
 from c360_pipeline.core.stitching.unique import contested, key_name
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stages.stitching import purge as purging

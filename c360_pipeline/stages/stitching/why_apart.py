@@ -3,7 +3,7 @@
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENT_KEYS, JOURNEY_CONFLICTS
-from c360_pipeline.core.stitching.stitch import BLOCKED, QUARANTINED, REFUSED_SIZE, REFUSED_UNIQUE
+from c360_pipeline.core.stitching.statuses import BLOCKED, QUARANTINED, REFUSED_SIZE, REFUSED_UNIQUE
 from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 
