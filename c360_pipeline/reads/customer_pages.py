@@ -118,8 +118,10 @@ class CustomerPages:
         mine = self._of_tenant(RECONCILIATIONS).with_columns(
             differs=pl.col("expected_digest") != pl.col("found_digest")
         )
-        dated = mine.filter(pl.col("day").is_not_null())
-        newest = dated.select("run_id", "reconciled_at").top_k(1, by="reconciled_at").collect()
+        dated, columns = mine.filter(pl.col("day").is_not_null()), ["run_id", "reconciled_at"]
+        newest = dated.select(columns).top_k(1, by="reconciled_at").collect()
+        if newest.is_empty():  # a tenant of whom nothing has a day
+            newest = mine.select(columns).top_k(1, by="reconciled_at").collect()
         if newest.is_empty():
             return {"at": None, "changes_at": None, "days": [], "kinds": []}
         run_id, at = newest.row(0)
@@ -127,7 +129,9 @@ class CustomerPages:
         since = later.select("run_id", "reconciled_at").top_k(1, by="reconciled_at").collect()
         changes_at = since["reconciled_at"][0] if since.height else None
         bad = later.filter((pl.col("reconciled_at") == changes_at) & pl.col("differs")) if changes_at else later.head(0)
-        rows = pl.concat([mine.filter(pl.col("run_id") == run_id), bad.with_columns(expected=0)]).collect()
+        rows = pl.concat(
+            [mine.filter(pl.col("run_id") == run_id), bad.with_columns(expected=pl.lit(0, pl.Int64))]
+        ).collect()
         cells = rows.group_by("entity", "day").agg(rows=pl.col("expected").sum(), differs=pl.col("differs").any())
         days = cells["day"].unique().drop_nulls().sort(descending=True).head(31).sort().to_list()
         by_kind = {

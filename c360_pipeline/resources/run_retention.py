@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, RunRecord
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable as Checks
+from dagster._core.storage.event_log.schema import AssetEventTagsTable as Tags
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable as Events
+from dagster._core.storage.tags import BACKFILL_ID_TAG
 from sqlalchemy import delete, func, or_, select
 
 from c360_pipeline.errors import ConfigError
@@ -23,6 +26,7 @@ SUCCEEDED_RUNS = 2_000
 """Of runs that succeeded, so many stay at most."""
 AT_ONCE = 500
 ENDED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
+GOING_ON = (BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING)
 STATES = (DagsterEventType.ASSET_MATERIALIZATION.value, DagsterEventType.ASSET_OBSERVATION.value)
 ENDS = tuple(
     one.value
@@ -64,17 +68,18 @@ def prune(
         ConfigError: the instance has another storage of events.
     """
     storage = _storage(dagster)
-    old = list(_old_runs(dagster, now or datetime.now(UTC)))
+    old = _old_runs(dagster, now or datetime.now(UTC))
     needed = _newest_states(storage)
-    runs_of_states = _runs_of(storage, needed)
+    runs_of_states, checks = _runs_of(storage, needed), _newest_checks(storage)
     removed = thinned = 0
     for start in range(0, len(old), AT_ONCE):
-        some = [record.dagster_run.run_id for record in old[start : start + AT_ONCE]]
+        some = old[start : start + AT_ONCE]
         gone = [run_id for run_id in some if run_id not in runs_of_states]
-        _forget_checks(storage, some)
+        _forget_checks(storage, some, checks)
         thinned += _thin(storage, [run_id for run_id in some if run_id in runs_of_states], needed)
         for run_id in gone:
             dagster.compute_log_manager.delete_logs(prefix=[run_id])
+            storage.delete_events(run_id)  # first: without the run, nobody would look for them
             dagster.delete_run(run_id)
         removed += len(gone)
         observe(start + len(some))
@@ -84,10 +89,11 @@ def prune(
 
 
 def overdue(dagster: DagsterInstance, now: datetime | None = None) -> int:
-    """Runs that should be gone, whatever kept them."""
+    """Runs that should have been gone yesterday."""
     storage = _storage(dagster)
     needed = _runs_of(storage, _newest_states(storage))
-    return sum(record.dagster_run.run_id not in needed for record in _old_runs(dagster, now or datetime.now(UTC)))
+    yesterday = (now or datetime.now(UTC)) - timedelta(days=1)
+    return sum(run_id not in needed for run_id in _old_runs(dagster, yesterday, by_number=False))
 
 
 def _storage(dagster: DagsterInstance) -> SqlEventLogStorage:
@@ -97,14 +103,34 @@ def _storage(dagster: DagsterInstance) -> SqlEventLogStorage:
     return storage
 
 
-def _old_runs(dagster: DagsterInstance, now: datetime) -> Iterator[RunRecord]:
-    """Runs that ended and that nobody looks for any more, whatever state of assets they made."""
-    succeeded = dagster.get_run_records(RunsFilter(statuses=[DagsterRunStatus.SUCCESS]))
-    for number, record in enumerate(succeeded):  # the newest first
-        if number >= SUCCEEDED_RUNS or record.create_timestamp < now - SUCCEEDED_FOR:
-            yield record
-    others = [status for status in ENDED if status is not DagsterRunStatus.SUCCESS]
-    yield from dagster.get_run_records(RunsFilter(statuses=others, created_before=now - OTHERS_FOR))
+def _old_runs(dagster: DagsterInstance, now: datetime, *, by_number: bool = True) -> list[str]:
+    """Ids of runs that ended and that nobody looks for any more, whatever state of assets they made.
+
+    Runs of a backfill that goes on stay, for its page shows them; and runs that others were tried again from.
+    """
+    backfills = {one.backfill_id for one in dagster.get_backfills() if one.status in GOING_ON}
+    old: list[str] = []
+    roots: set[str | None] = set()
+    succeeded = 0
+    for record in _records(dagster):
+        run, is_success = record.dagster_run, record.dagster_run.status is DagsterRunStatus.SUCCESS
+        succeeded += is_success
+        is_beyond = by_number and is_success and succeeded > SUCCEEDED_RUNS
+        is_old = record.create_timestamp < now - (SUCCEEDED_FOR if is_success else OTHERS_FOR)
+        stays = run.status not in ENDED or run.tags.get(BACKFILL_ID_TAG) in backfills
+        if (is_beyond or is_old) and not stays:
+            old.append(run.run_id)
+        else:
+            roots |= {run.root_run_id, run.parent_run_id}
+    return [run_id for run_id in old if run_id not in roots]
+
+
+def _records(dagster: DagsterInstance) -> Iterator[RunRecord]:
+    """All runs, the newest first, page by page."""
+    cursor: str | None = None
+    while some := dagster.get_run_records(limit=AT_ONCE, cursor=cursor):
+        yield from some
+        cursor = some[-1].dagster_run.run_id
 
 
 def _newest_states(storage: SqlEventLogStorage) -> frozenset[int]:
@@ -136,16 +162,25 @@ def _thin(storage: SqlEventLogStorage, runs: Sequence[str], needed: frozenset[in
         older = [number for number in connection.execute(of_runs).scalars() if number not in needed]
         rest = or_(Events.c.dagster_event_type.is_(None), Events.c.dagster_event_type.not_in((*STATES, *ENDS)))
         done = connection.execute(delete(Events).where(Events.c.run_id.in_(runs), rest))
+        connection.execute(delete(Tags).where(Tags.c.event_id.in_(older)))
         connection.execute(delete(Events).where(Events.c.id.in_(older)))
     return len(runs) if done.rowcount or older else 0
 
 
-def _forget_checks(storage: SqlEventLogStorage, runs: Sequence[str]) -> None:
-    """Remove the results of checks of runs, but the newest of each check; what was planned and never came is none."""
+def _newest_checks(storage: SqlEventLogStorage) -> frozenset[int]:
+    """Numbers of the newest result of each check; what was planned and never came is none."""
     newest = (
         select(func.max(Checks.c.id))
         .where(Checks.c.execution_status != AssetCheckExecutionRecordStatus.PLANNED.value)
         .group_by(Checks.c.asset_key, Checks.c.check_name, Checks.c.partition)
     )
     with storage.index_connection() as connection:
-        connection.execute(delete(Checks).where(Checks.c.run_id.in_(runs), Checks.c.id.not_in(newest)))
+        return frozenset(connection.execute(newest).scalars())
+
+
+def _forget_checks(storage: SqlEventLogStorage, runs: Sequence[str], newest: frozenset[int]) -> None:
+    """Remove the results of checks of runs, but the newest of each check."""
+    with storage.index_connection() as connection:
+        of_runs = connection.execute(select(Checks.c.id).where(Checks.c.run_id.in_(runs))).scalars()
+        older = [number for number in of_runs if number not in newest]
+        connection.execute(delete(Checks).where(Checks.c.id.in_(older)))

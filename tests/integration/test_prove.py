@@ -5,11 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
-from event_world import World
+from event_world import DAYS, World
 
 from c360_pipeline.core.catalog.tables import EVENTS
+from c360_pipeline.reads.customer_pages import CustomerPages
 from c360_pipeline.stages.reconciliation.proofs import Proof, everything_proved_at
 from c360_pipeline.stages.reconciliation.prove import prove, summary
+from c360_pipeline.stages.reconciliation.results import publish
 
 
 def found(world: World, proof: Proof | None, **how: object) -> set[tuple[str, str]]:
@@ -137,3 +139,23 @@ def test_a_proof_is_kept_and_read_again(world: World) -> None:
     assert Proof.newest(world.lake) == later
     assert everything_proved_at(world.lake) == proof.everything_at
     assert world.lake.scan(EVENTS).select(pl.len()).collect().item() == world.count
+
+
+def test_the_page_shows_the_comparison_of_everything_and_what_later_ones_found(world: World) -> None:
+    page = CustomerPages(world.graph, world.lake, "acme")
+    assert page.comparison() == {"at": None, "changes_at": None, "days": [], "kinds": []}
+    whole = world.prove()
+    publish(world.lake, whole.results, "everything")
+    first = page.comparison()
+    assert (len(first["days"]), first["changes_at"]) == (DAYS + 1, None)
+    rows_of_actions = dict(first["kinds"])["Action"]
+    world.land(9, seed=3)
+    world.project()
+    world.graph.run("CREATE (:User {tenant_id: 'acme', id: 'nobody'})")
+    publish(world.lake, prove(world.archive, world.graph, world.proof, small=0).results, "changes")
+    then = page.comparison()
+    assert then["at"] == first["at"]
+    assert then["changes_at"] > first["at"]
+    kinds = dict(then["kinds"])
+    assert kinds["Action"] == rows_of_actions
+    assert kinds["User"][None] == (0, True)

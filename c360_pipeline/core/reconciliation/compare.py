@@ -6,7 +6,7 @@ they are and the sum of their hashes: in any order the same, and of two sets tog
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import polars as pl
@@ -175,6 +175,13 @@ def compare(
     return Comparison(
         buckets, expected_sums.rows, found_sums.rows, expected_sums.total, found_sums.total, findings, content
     )  # fmt: skip
+
+
+def without_days(comparison: Comparison) -> Comparison:
+    """The same with all rows in one bucket."""
+    row = (None, comparison.expected_count, comparison.found_count, comparison.expected_digest, comparison.found_digest)
+    buckets = pl.DataFrame([row], schema=comparison.buckets.schema, orient="row")
+    return replace(comparison, buckets=buckets)
 
 
 def together(parts: Sequence[Comparison]) -> Comparison:

@@ -108,7 +108,10 @@ class ChangesOfArchive:
         if self._changed is None:
             for projection in model.EVENT_PROJECTIONS:
                 yield _nothing(projection.kind)
-            yield from map(_nothing, (model.EVENT_STATUS, model.USER_COMMUNITY, *property_kinds(self._now.properties)))
+            yield from map(_nothing, property_kinds(self._now.properties))
+            is_same, every = self._is_same(USER_COMMUNITIES), ChangedRows(model.USER_COMMUNITY, None, None)
+            yield _nothing(model.USER_COMMUNITY) if is_same else every
+            yield self._statuses(self._stitched)
             return
         keys, around = self._changed
         sessions = _among(around.touched, keys).select("tenant_id", id="session_id").drop_nulls().unique()
@@ -117,10 +120,15 @@ class ChangesOfArchive:
             model.CUSTOMER_ID: self._customers,
             "visitor_id": around.visitors.rename({"anonymous_id": "id"}),
             "session_id": sessions,
-            "event_id": keys.rename({"event_id": "id"}).unique(),
+            # A login gives earlier events to a customer.
+            "event_id": pl.concat([keys, around.touched.select(EVENTS.key)]).unique().rename({"event_id": "id"}),
             "group_id": groups.rename({"group_type": "type"}),
         }
+        decided = not self._is_same(VISITOR_DECISIONS)
         for projection in model.EVENT_PROJECTIONS:
+            if decided and "session_id" in (*projection.scope, projection.start):
+                yield ChangedRows(projection.kind, None, None)  # which sessions are divided anew, nobody knows
+                continue
             before, now = (rows.height for rows in rows_around(projection, around))
             events = around.of_groups[1] if projection.kind is model.GROUP else around.now
             who = named[projection.start].select("tenant_id", "id").unique()
@@ -141,9 +149,12 @@ class ChangesOfArchive:
         for kind in property_kinds(self._now.properties):
             yield ChangedRows(kind, customers, found.select(list(kind.schema)))
         new = around.now.join(around.before, on=EVENTS.key, how="anti")
-        rows = pl.concat([self._stitched, new.select(EVENTS.key)]).unique()
-        ids = rows.rename({"event_id": "id"})
-        yield ChangedRows(model.EVENT_STATUS, ids, model.event_status(rows, self._stitched))
+        yield self._statuses(pl.concat([self._stitched, new.select(EVENTS.key)]).unique())
+
+    def _statuses(self, events: pl.DataFrame) -> ChangedRows:
+        """Of events that came or were stitched since."""
+        named = events.rename({"event_id": "id"})
+        return ChangedRows(model.EVENT_STATUS, named, model.event_status(events, self._stitched))
 
     @cached_property
     def _news(self) -> News | None:

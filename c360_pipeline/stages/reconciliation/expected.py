@@ -188,6 +188,11 @@ class Archive:
         found = label_tables(self._lake, self._control).values()
         return sum(self._lake.count(table) for label in found for table in label.tables)
 
+    @property
+    def has_events(self) -> bool:
+        """Whether any event was ever archived."""
+        return self._lake.versions.version(EVENTS.name) is not None
+
     def event_count(self) -> int:
         """Events that the graph has been brought to, from the log of the archive."""
         version = self._pinned.version(EVENT_PROJECTION, EVENTS)
@@ -278,7 +283,7 @@ class Archive:
         days: dict[str, pl.DataFrame] = {}
         silos = self.silo_nodes()
         journeys = self.journeys()
-        labels = None if only is None else {end.label for kind in only for end in _ends(kind)}
+        labels = None if only is None else {end.label for kind in only for end in ends_of(kind)}
         of_silos: list[tuple[NodeKind, _Build]] = [
             (silos.kinds[name], partial(_itself, frame)) for name, frame in silos.frames.items()
         ]
@@ -501,7 +506,7 @@ class Archive:
             yield kind, journeys.rename({"id": "to_id"})
 
 
-def _ends(kind: Kind) -> tuple[NodeKind, ...]:
+def ends_of(kind: Kind) -> tuple[NodeKind, ...]:
     """The nodes that rows of a kind stand on."""
     if isinstance(kind, NodeKind):
         return (kind,) if kind.is_owned else ()

@@ -6,6 +6,7 @@ graph reads the same by its index. What is divided is on disk meanwhile (docs/ad
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind
 from c360_pipeline.core.projection.user_properties import property_kinds, values
 from c360_pipeline.stages.projection.events import SIMILARITIES
-from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.expected import Archive, SiloNodes, ends_of
 from c360_pipeline.stages.visitors.counted import PROJECTED
 
 PART_ROWS = 500_000
@@ -23,6 +24,8 @@ PART_ROWS = 500_000
 SAMPLED = 20_000
 """Ids of a tenant by which it is divided."""
 _PART = "part_number"
+_Slices = Callable[[], Iterator["Slice"]]
+"""Makes the slices of some kinds, when they are asked for."""
 _NOT_ONLY_EVENTS = ("attrs",)
 """Columns that only the nodes of events need."""
 
@@ -173,17 +176,32 @@ class ArchiveParts:
         at = self.archive.events_at()
         at.counted(at.scan(PROJECTED)).sink_parquet(self._events, compression="lz4")
         silos = self.archive.silo_nodes()
-        frames = [(silos.kinds[label], frame) for label, frame in silos.frames.items()]
-        for found in (*self._nodes(), *(Slice(kind, self._dated(kind, rows, {})) for kind, rows in frames)):
-            if isinstance(found.kind, NodeKind) and found.kind.day and found.kind is not model.ACTION:
+        dating = {end.label for kind in only or () for end in ends_of(kind)}
+        for kinds, build in (*self._nodes(), *self._of_silos(silos)):
+            dates = any(kind.label in dating and _dates_others(kind) for kind in kinds)
+            if only is None or dates or set(kinds) & set(only):
+                yield from self._noted(build(), only)
+        for of_type, slices in self._relationships():
+            if only is None or set(of_type) & set(only):
+                yield from (found for found in slices() if only is None or found.kind in only)
+        for kind, rows in self.archive.mapped_relationships(silos, only):
+            yield Slice(kind, self._dated(kind, rows, {}))
+
+    def _noted(self, slices: Iterator[Slice], only: Collection[Kind] | None) -> Iterator[Slice]:
+        """Slices of nodes that are wanted; the days of all are kept."""
+        for found in slices:
+            if isinstance(found.kind, NodeKind) and _dates_others(found.kind):
                 self._note_days(found.kind, found.rows)
             if only is None or found.kind in only:
                 yield found
-        for found in self._relationships():
-            if only is None or found.kind in only:
-                yield found
-        for kind, rows in self.archive.mapped_relationships(silos, only):
-            yield Slice(kind, self._dated(kind, rows, {}))
+
+    def _of_silos(self, silos: SiloNodes) -> Iterator[tuple[tuple[NodeKind, ...], _Slices]]:
+        for label, rows in silos.frames.items():
+            kind = silos.kinds[label]
+            yield (kind,), partial(self._one, kind, partial(_itself, rows))
+
+    def _one(self, kind: Kind, build: Callable[[], pl.DataFrame]) -> Iterator[Slice]:
+        yield Slice(kind, self._dated(kind, build(), {}))
 
     @property
     def _events(self) -> Path:
@@ -212,19 +230,22 @@ class ArchiveParts:
             events = divided.read(number)
             yield Slice(kind, self._dated(kind, projection.build(events), _days_of(events)), part)
 
-    def _nodes(self) -> Iterator[Slice]:
+    def _nodes(self) -> Iterator[tuple[tuple[NodeKind, ...], _Slices]]:
         for projection in model.EVENT_PROJECTIONS:
             if isinstance(projection.kind, NodeKind):
-                yield from self._projected(projection)
-        catalog = self.archive.catalog()
-        yield Slice(model.PRODUCT, self._dated(model.PRODUCT, self.archive.products, {}))
-        yield Slice(model.CATEGORY, self._dated(model.CATEGORY, model.categories(catalog), {}))
-        journeys = self.archive.journeys()
+                yield (projection.kind,), partial(self._projected, projection)
+        archive, journeys = self.archive, self.archive.journeys()
+        yield (model.PRODUCT,), lambda: self._one(model.PRODUCT, lambda: archive.products)
+        yield (model.CATEGORY,), lambda: self._one(model.CATEGORY, lambda: model.categories(archive.catalog()))
         keys = journeys.lazy_keys.with_columns(id=model.correlation_id())
-        yield from self._of_table(model.CORRELATION, keys, "id", lambda rows: model.correlations(rows.drop("id")))
-        yield from self._of_table(model.JOURNEY, journeys.lazy_journeys, "journey_id", model.journeys)
-        yield from self._statuses(journeys.lazy_assigned)
-        yield from self._of_users()
+        yield (
+            (model.CORRELATION,),
+            lambda: self._of_table(model.CORRELATION, keys, "id", lambda rows: model.correlations(rows.drop("id"))),
+        )
+        rows = journeys.lazy_journeys
+        yield (model.JOURNEY,), lambda: self._of_table(model.JOURNEY, rows, "journey_id", model.journeys)
+        yield (model.EVENT_STATUS,), lambda: self._statuses(journeys.lazy_assigned)
+        yield (model.USER_COMMUNITY, *property_kinds(archive.properties)), self._of_users
 
     def _of_table(
         self, kind: Kind, rows: pl.LazyFrame, column: str, build: Callable[[pl.DataFrame], pl.DataFrame]
@@ -262,19 +283,20 @@ class ArchiveParts:
             for kind in kinds:
                 yield Slice(kind, self._dated(kind, found.select(list(kind.schema)), {}), part)
 
-    def _relationships(self) -> Iterator[Slice]:
+    def _relationships(self) -> Iterator[tuple[tuple[Kind, ...], _Slices]]:
         for projection in model.EVENT_PROJECTIONS:
             if not isinstance(projection.kind, NodeKind):
-                yield from self._projected(projection)
-        catalog = self.archive.catalog()
-        yield Slice(model.IN_CATEGORY, self._dated(model.IN_CATEGORY, model.product_categories(catalog), {}))
+                yield (projection.kind,), partial(self._projected, projection)
+        archive, journeys = self.archive, self.archive.journeys()
+        in_category = model.IN_CATEGORY
+        yield (in_category,), lambda: self._one(in_category, lambda: model.product_categories(archive.catalog()))
         for kind, name in SIMILARITIES:
-            yield Slice(kind, self._dated(kind, self.archive.similarities(kind, name), {}))
-        journeys = self.archive.journeys()
-        yield from self._linked(journeys.lazy_assigned, journeys.lazy_event_keys)
+            yield (kind,), partial(self._one, kind, partial(archive.similarities, kind, name))
+        linked = partial(self._linked, journeys.lazy_assigned, journeys.lazy_event_keys)
+        yield (model.HAS_KEY, model.IN_JOURNEY), linked
         keys = journeys.lazy_keys.with_columns(id=model.correlation_id())
         build = model.correlation_journeys
-        yield from self._of_table(model.PART_OF, keys, "id", lambda rows: build(rows.drop("id")))
+        yield ((model.PART_OF,), lambda: self._of_table(model.PART_OF, keys, "id", lambda rows: build(rows.drop("id"))))
 
     def _linked(self, assigned: pl.LazyFrame, event_keys: pl.LazyFrame) -> Iterator[Slice]:
         events = self._of_events("event_id")
@@ -285,6 +307,15 @@ class ArchiveParts:
             yield Slice(model.HAS_KEY, self._dated(model.HAS_KEY, linked, days), part)
             unlinked = model.unlinked_events(theirs.read(number), keys)
             yield Slice(model.IN_JOURNEY, self._dated(model.IN_JOURNEY, unlinked, days), part)
+
+
+def _dates_others(kind: NodeKind) -> bool:
+    """Whether relationships look up the day of such a node; that of an event is in each part of events."""
+    return kind.day is not None and not kind.is_owned and kind is not model.ACTION
+
+
+def _itself(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows
 
 
 def _days_of(events: pl.DataFrame) -> dict[str, pl.DataFrame]:

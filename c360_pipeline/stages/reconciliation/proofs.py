@@ -7,7 +7,7 @@ row was last compared (docs/adr/0064).
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -18,6 +18,8 @@ from c360_pipeline.core.projection.user_properties import as_text, from_text
 from c360_pipeline.stages.reconciliation.pinned import PinnedVersions
 from c360_pipeline.stores.delta.lake import Lake
 
+KEPT_FOR = timedelta(days=3)
+"""The next proof needs the newest alone; people look at the last days."""
 SEPARATOR = "|"
 """Between the name of a projection and that of a table."""
 
@@ -31,8 +33,8 @@ class Proof:
         control: sha256 of the control rows that decide what the graph holds.
         counts: rows that the graph must hold at that moment by kind's name; None where nobody knows.
         rows: that were compared.
-        proved_at: when the comparison ended, UTC.
-        everything_at: when every row had last been compared, UTC.
+        proved_at: when the comparison began, UTC.
+        everything_at: when the last comparison of every row began, UTC.
         reason: why every row was compared; None where only changes were.
     """
 
@@ -52,18 +54,19 @@ class Proof:
     @classmethod
     def newest(cls, lake: Lake) -> "Proof | None":
         """The proof of the latest moment; None where there is none."""
-        rows = lake.scan(GRAPH_PROOFS).top_k(1, by="proved_at").collect(engine="streaming")
-        if rows.is_empty():
+        proofs = lake.scan(GRAPH_PROOFS)
+        at, everything_at = proofs.select(pl.col("proved_at", "everything_proved_at").max()).collect().row(0)
+        if at is None:
             return None
-        row = rows.row(0, named=True)
+        row = proofs.filter(pl.col("proved_at") == at).collect().row(0, named=True)
         said = json.loads(row["snapshot"])
         return cls(
-            _pinned(said), said["control"], json.loads(row["counts"]), row["rows"], row["proved_at"],
-            row["everything_proved_at"], row["reason"],
+            _pinned(said), said["control"], json.loads(row["counts"]), row["rows"], at, everything_at,
+            row["reason"],
         )  # fmt: skip
 
     def keep(self, lake: Lake, run_id: str) -> None:
-        """Put it into the lake under the id of a run; one that is there stays."""
+        """Put it into the lake under the id of a run, and remove those that are older than `KEPT_FOR`."""
         row = {
             "run_id": run_id, "is_everything": self.reason is not None, "reason": self.reason, "rows": self.rows,
             "uncounted": json.dumps(self.uncounted), "proved_at": self.proved_at,
@@ -72,7 +75,9 @@ class Proof:
             "counts": json.dumps(self.counts, sort_keys=True),
         }  # fmt: skip
         schema = GRAPH_PROOFS.empty().schema
-        lake.commits.insert_new(GRAPH_PROOFS, pl.DataFrame([row], schema=schema))
+        is_old = pl.col("proved_at") < self.proved_at - KEPT_FOR
+        old = lake.scan(GRAPH_PROOFS).filter(is_old).select("run_id").collect()
+        lake.commits.merge(GRAPH_PROOFS, pl.DataFrame([row], schema=schema), old)
 
 
 def everything_proved_at(lake: Lake) -> datetime | None:

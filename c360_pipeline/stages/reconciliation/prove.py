@@ -7,7 +7,7 @@ day (docs/adr/0064).
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,9 +16,11 @@ import polars as pl
 from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind
+from c360_pipeline.core.reconciliation.compare import without_days
 from c360_pipeline.stages.projection.refused import RefusedRows
 from c360_pipeline.stages.reconciliation.changed import ChangedRows, ChangesOfArchive
 from c360_pipeline.stages.reconciliation.expected import Archive
+from c360_pipeline.stages.reconciliation.parts import PART_ROWS
 from c360_pipeline.stages.reconciliation.pinned import PinnedVersions
 from c360_pipeline.stages.reconciliation.proofs import Proof
 from c360_pipeline.stages.reconciliation.reconcile import (
@@ -78,7 +80,7 @@ def prove(
         observe: called with each kind and tenant that is compared.
     """
     snapshot = PinnedVersions.of(graph, archive.lake)
-    now, at = archive.at(snapshot), datetime.now(UTC)
+    now, at = archive.at(snapshot), datetime.now(UTC)  # what is damaged from here on may not be seen
     reason = _why_everything(last, now, graph, small, within)
     if last is None or reason is not None:
         results = reconcile(archive, graph, pinned=snapshot, beside_others=beside_others, observe=observe)
@@ -88,7 +90,7 @@ def prove(
                 counts[result.kind.name] += result.archived
         return Proved(results, _proof(now, results, dict(counts), at, at, reason))
     changes = list(ChangesOfArchive(now.at(last.pinned), now, graph).kinds())
-    results, counted = _of_changes(now, graph, last, changes, observe)
+    results, counted = _of_changes(now, graph, last, changes, beside_others=beside_others, observe=observe)
     return Proved(results, _proof(now, results, counted, at, last.everything_at, None))
 
 
@@ -110,8 +112,12 @@ def _why_everything(
         return f"it was last done at {last.everything_at:%Y-%m-%d %H:%M} UTC"
     if last.control != now.control_id:
         return "labels, mappings or properties have changed"
-    if now.pinned.unprojected or _is_before(last.pinned, now):
+    if _is_before(last.pinned, now):
         return "the graph is not the one of the last comparison, or was made again"
+    if now.pinned.unprojected != last.pinned.unprojected or (now.pinned.unprojected and now.has_events):
+        return "a part of the graph is made for the first time"
+    if (came := now.event_count() - now.at(last.pinned).event_count()) > PART_ROWS:
+        return f"{came:,} events have come since the last comparison"
     if graph.counts.total() < small:
         return f"the graph has fewer than {small:,} nodes and relationships"
     return None
@@ -133,8 +139,15 @@ def _is_before(then: PinnedVersions, now: Archive) -> bool:
 
 
 def _of_changes(
-    now: Archive, graph: Graph, last: Proof, changes: Sequence[ChangedRows], observe: Callable[[str, str], None]
+    now: Archive,
+    graph: Graph,
+    last: Proof,
+    changes: Sequence[ChangedRows],
+    *,
+    beside_others: bool,
+    observe: Callable[[str, str], None],
 ) -> tuple[list[Reconciled], dict[str, int | None]]:
+    """What is found; a difference in what changed counts only when the kind, compared whole, has it too."""
     queue = RefusedRows(now.lake, graph.refusals)
     results = []
     for one in changes:
@@ -144,11 +157,15 @@ def _of_changes(
                 results.append(Reconciled(side.tenant_id, side.kind, found))
     counts = {one.kind.name: _count(one, last.counts.get(one.kind.name, 0)) for one in changes if not one.kind.is_owned}
     whole = {one.kind for one in changes if one.named is None}
+    whole |= {result.kind for result in results if not result.comparison.is_equal}
     whole |= _miscounted(now, graph, {one.kind: counts.get(one.kind.name) for one in changes}, queue)
     if whole:
-        again = reconcile(now, graph, pinned=now.pinned, only=_with_those_beside(whole, changes), observe=observe)
+        kinds = _with_those_beside(whole, changes)
+        again = reconcile(now, graph, pinned=now.pinned, beside_others=beside_others, only=kinds, observe=observe)
         seen = {result.kind for result in again}
-        results = [result for result in results if result.kind not in seen] + again
+        results = [result for result in results if result.kind not in seen]
+        # Only a comparison of everything says how it is day by day.
+        results += [replace(result, comparison=without_days(result.comparison)) for result in again]
         for kind in (kind for kind in seen if not kind.is_owned):
             counts[kind.name] = sum(result.archived for result in again if result.kind == kind)
     return results, counts
@@ -211,22 +228,20 @@ def _miscounted(now: Archive, graph: Graph, counts: Mapping[Kind, int | None], q
         *((kinds, of_types.get(name, 0)) for name, kinds in types.items()),
     ):
         known = [count for kind in kinds if (count := counts[kind]) is not None]
-        if len(known) == len(kinds) and held != sum(known) and not _stand_on_refused(kinds, queue):
-            found.append((kinds, abs(held - sum(known))))
+        lacking = sum(known) - held
+        if len(known) == len(kinds) and lacking and not 0 < lacking <= _refused(kinds, queue):
+            found.append((kinds, abs(lacking)))
     if not found:
         return set()
     moving = in_flight(now, graph).keys
     return {kind for kinds, differing in found if not _explained(kinds, differing, moving) for kind in kinds}
 
 
-def _stand_on_refused(kinds: Iterable[Kind], queue: RefusedRows) -> bool:
-    """Whether rows of these kinds, or their ends, are known to be missing."""
-    refused = {name for name, keys in queue.refused.items() if keys}
-    names = {kind.name for kind in kinds}
-    for kind in kinds:
-        if not isinstance(kind, NodeKind):
-            names |= {kind.source.name, kind.target.name}
-    return bool(refused & names)
+def _refused(kinds: Iterable[Kind], queue: RefusedRows) -> float:
+    """How many rows of these kinds the graph may lack, because it does not take them, or a node at their ends."""
+    keys = {name: len(found) for name, found in queue.refused.items() if found}
+    ends = {end.name for kind in kinds if not isinstance(kind, NodeKind) for end in (kind.source, kind.target)}
+    return float("inf") if ends & keys.keys() else sum(keys.get(kind.name, 0) for kind in kinds)
 
 
 def _explained(kinds: Iterable[Kind], differing: int, moving: Mapping[Kind, tuple[pl.DataFrame, ...]]) -> bool:

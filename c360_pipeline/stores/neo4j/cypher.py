@@ -304,9 +304,13 @@ def counts_statement(labels: tuple[str, ...], types: tuple[str, ...]) -> Stateme
 
     Rows of `place`, counted through labels and then types, and `number`. A label as a parameter would be a scan.
     """
-    counted = [f"MATCH (n:{quoted(label)}) RETURN {{}} AS place, count(n) AS number" for label in labels]
-    counted += [f"MATCH ()-[r:{quoted(name)}]->() RETURN {{}} AS place, count(r) AS number" for name in types]
-    return Statement(" UNION ALL ".join(text.replace("{}", str(place)) for place, text in enumerate(counted)))
+    counted = [("(n", label, ")", "n") for label in labels] + [("()-[r", name, "]->()", "r") for name in types]
+    return Statement(
+        " UNION ALL ".join(
+            f"MATCH {begin}:{quoted_property(name)}{end} RETURN {place} AS place, count({what}) AS number"
+            for place, (begin, name, end, what) in enumerate(counted)
+        )
+    )
 
 
 def relationship_count_statements(kind: RelationshipKind) -> tuple[Statement, Statement]:
