@@ -119,17 +119,11 @@ def run(home: Path, settings: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def age_of_proof(lake: Any) -> None:
-    """Let the last comparison of everything look a day old, so that the next run compares everything."""
-    from dataclasses import replace
-    from datetime import timedelta
+def forget_proofs(lake: Any) -> None:
+    """Let the next run compare everything."""
+    from c360_pipeline.core.catalog.tables import GRAPH_PROOFS
 
-    from c360_pipeline.stages.reconciliation.proofs import Proof
-
-    proof = Proof.newest(lake)
-    if proof is not None:
-        later = proof.proved_at + timedelta(milliseconds=1)
-        replace(proof, everything_at=proof.everything_at - timedelta(days=2), proved_at=later).keep(lake, "aged")
+    lake.commits.replace(GRAPH_PROOFS, GRAPH_PROOFS.empty())
 
 
 def measure(count: int, note: Any) -> None:
@@ -148,7 +142,7 @@ def measure(count: int, note: Any) -> None:
             drop_file(landing, home, number * NEW_EVENTS, users)
             note(f"{NEW_EVENTS:,} new events, {number + 1}", run(home, settings))
         note("nothing new", run(home, settings))
-        age_of_proof(lake)
+        forget_proofs(lake)
         note("everything compared again", run(home, settings))
 
 
