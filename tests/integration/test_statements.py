@@ -34,7 +34,7 @@ OF_ALL_TENANTS = {
     "counts everything, or says which tenants there are": {
         "stores.neo4j.counts.READ_LABELS", "stores.neo4j.counts.READ_TYPES", "stores.neo4j.counts.READ_TENANTS",
         "stores.neo4j.counts.COUNT_NODES", "stores.neo4j.counts.COUNT_RELATIONSHIPS",
-        "stores.neo4j.counts.READ_WAITING", "stores.neo4j.writer.COUNT_NODES",
+        "stores.neo4j.counts.READ_WAITING",
         "reads.journeys.READ_TENANTS_WITH_EVENT",
     },
     "about what was found to be of no tenant, or about everything": {
@@ -55,7 +55,7 @@ OF_ALL_TENANTS = {
 LOOKS_AT_ALL = {
     "stages.recovery.cypher_script.FIND_CLAIM", "stages.recovery.cypher_script.CLAIM",
     "stages.recovery.cypher_script.END_CLAIM",
-    "stores.neo4j.counts.READ_TENANTS", "stores.neo4j.counts.READ_WITHOUT_COMMUNITY", "stores.neo4j.writer.COUNT_NODES",
+    "stores.neo4j.counts.READ_TENANTS", "stores.neo4j.counts.READ_WITHOUT_COMMUNITY",
     "stores.neo4j.writer.CLEAR",
     "stores.neo4j.checkpoints.READ_CHECKPOINTS", "stores.neo4j.checkpoints.READ_CHECKPOINTS_UNDER",
     "stores.neo4j.checkpoints.FORGET_CHECKPOINT", "stores.neo4j.checkpoints.FORGET_CHECKPOINTS",

@@ -6,7 +6,7 @@ graph reads the same by its index. What is divided is on disk meanwhile (docs/ad
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import DAY, Kind, NodeKind
 from c360_pipeline.core.projection.user_properties import property_kinds, values
 from c360_pipeline.stages.projection.events import SIMILARITIES
-from c360_pipeline.stages.reconciliation.expected import Archive, SiloNodes, ends_of
+from c360_pipeline.stages.reconciliation.expected import Archive, JourneyRows, SiloNodes, ends_of
 from c360_pipeline.stages.visitors.counted import PROJECTED
 
 PART_ROWS = 500_000
@@ -203,6 +203,15 @@ class ArchiveParts:
     def _one(self, kind: Kind, build: Callable[[], pl.DataFrame]) -> Iterator[Slice]:
         yield Slice(kind, self._dated(kind, build(), {}))
 
+    @cached_property
+    def _journeys(self) -> JourneyRows:
+        return self.archive.journeys()
+
+    @property
+    def _keys(self) -> pl.LazyFrame:
+        """Keys that link, with the `id` of their node."""
+        return self._journeys.lazy_keys.with_columns(id=model.correlation_id())
+
     @property
     def _events(self) -> Path:
         return self.folder / "events.parquet"
@@ -234,27 +243,24 @@ class ArchiveParts:
         for projection in model.EVENT_PROJECTIONS:
             if isinstance(projection.kind, NodeKind):
                 yield (projection.kind,), partial(self._projected, projection)
-        archive, journeys = self.archive, self.archive.journeys()
+        archive, journeys = self.archive, self._journeys
         yield (model.PRODUCT,), lambda: self._one(model.PRODUCT, lambda: archive.products)
         yield (model.CATEGORY,), lambda: self._one(model.CATEGORY, lambda: model.categories(archive.catalog()))
-        keys = journeys.lazy_keys.with_columns(id=model.correlation_id())
-        yield (
-            (model.CORRELATION,),
-            lambda: self._of_table(model.CORRELATION, keys, "id", lambda rows: model.correlations(rows.drop("id"))),
-        )
+        yield (model.CORRELATION,), partial(self._of_table, model.CORRELATION, self._keys, "id", model.correlations)
         rows = journeys.lazy_journeys
-        yield (model.JOURNEY,), lambda: self._of_table(model.JOURNEY, rows, "journey_id", model.journeys)
+        yield (model.JOURNEY,), partial(self._of_table, model.JOURNEY, rows, "journey_id", model.journeys)
         yield (model.EVENT_STATUS,), lambda: self._statuses(journeys.lazy_assigned)
         yield (model.USER_COMMUNITY, *property_kinds(archive.properties)), self._of_users
 
     def _of_table(
         self, kind: Kind, rows: pl.LazyFrame, column: str, build: Callable[[pl.DataFrame], pl.DataFrame]
     ) -> Iterator[Slice]:
-        name = f"{kind.name} {column}"
-        parts = Parts.of(rows.select("tenant_id", column), column, self.part_rows)
-        divided = _Divided(parts, self.folder / str(len(list(self.folder.iterdir())))).write(rows)
-        self._divided[name] = divided
-        for number, part in enumerate(parts.parts):
+        """Rows of a table of journeys, by a column that no other of these tables is divided by."""
+        if column not in self._divided:
+            parts = Parts.of(rows.select("tenant_id", column), column, self.part_rows)
+            self._divided[column] = _Divided(parts, self.folder / column).write(rows)
+        divided = self._divided[column]
+        for number, part in enumerate(divided.parts.parts):
             yield Slice(kind, self._dated(kind, build(divided.read(number)), {}), part)
 
     def _beside_events(self, name: str, rows: pl.LazyFrame) -> _Divided:
@@ -287,16 +293,14 @@ class ArchiveParts:
         for projection in model.EVENT_PROJECTIONS:
             if not isinstance(projection.kind, NodeKind):
                 yield (projection.kind,), partial(self._projected, projection)
-        archive, journeys = self.archive, self.archive.journeys()
+        archive, journeys = self.archive, self._journeys
         in_category = model.IN_CATEGORY
         yield (in_category,), lambda: self._one(in_category, lambda: model.product_categories(archive.catalog()))
         for kind, name in SIMILARITIES:
             yield (kind,), partial(self._one, kind, partial(archive.similarities, kind, name))
         linked = partial(self._linked, journeys.lazy_assigned, journeys.lazy_event_keys)
         yield (model.HAS_KEY, model.IN_JOURNEY), linked
-        keys = journeys.lazy_keys.with_columns(id=model.correlation_id())
-        build = model.correlation_journeys
-        yield ((model.PART_OF,), lambda: self._of_table(model.PART_OF, keys, "id", lambda rows: build(rows.drop("id"))))
+        yield (model.PART_OF,), partial(self._of_table, model.PART_OF, self._keys, "id", model.correlation_journeys)
 
     def _linked(self, assigned: pl.LazyFrame, event_keys: pl.LazyFrame) -> Iterator[Slice]:
         events = self._of_events("event_id")

@@ -179,12 +179,11 @@ def missing_products(archive: Archive, graph: Graph, last: Proof | None) -> pl.D
         graph: what is looked at.
         last: the proof before; None for none.
     """
-    changed = None
+    rows = None
     if last is not None and not archive.pinned.unprojected and not _is_before(last.pinned, archive):
-        changed = next(ChangesOfArchive(archive.at(last.pinned), archive, graph).of_products())
-    is_all = changed is None or changed.rows is None
-    keys = archive.product_keys() if changed is None or changed.rows is None else changed.rows.select("tenant_id", "id")
-    return unmatched(archive, graph, model.PRODUCT, keys, is_all=is_all).filter(found="missing").drop("found")
+        rows = next(ChangesOfArchive(archive.at(last.pinned), archive, graph).of_products()).rows
+    keys = archive.product_keys() if rows is None else rows.select("tenant_id", "id")
+    return unmatched(archive, graph, model.PRODUCT, keys, is_all=rows is None).filter(found="missing").drop("found")
 
 
 def _count(one: ChangedRows, before: int | None) -> int | None:
@@ -213,22 +212,15 @@ def _sides(
 
 def _miscounted(now: Archive, graph: Graph, counts: Mapping[Kind, int | None], queue: RefusedRows) -> set[Kind]:
     """Kinds whose label or type the database has more or fewer of than the archive asks for."""
-    nodes: defaultdict[str, list[Kind]] = defaultdict(list)
-    types: defaultdict[str, list[Kind]] = defaultdict(list)
+    together: defaultdict[tuple[bool, str], list[Kind]] = defaultdict(list)
     for kind in counts:
-        if isinstance(kind, NodeKind):
-            for label in () if kind.is_owned else (kind.label, *kind.extra_labels):
-                nodes[label].append(kind)
-        else:
-            types[kind.type].append(kind)
+        for name in () if kind.is_owned else _counted_as(kind):
+            together[isinstance(kind, NodeKind), name].append(kind)
+    held = {True: graph.counts.label_counts(), False: graph.counts.type_counts()}
     found: list[tuple[list[Kind], int]] = []
-    of_labels, of_types = graph.counts.label_counts(), graph.counts.type_counts()
-    for kinds, held in (
-        *((kinds, of_labels.get(label, 0)) for label, kinds in nodes.items()),
-        *((kinds, of_types.get(name, 0)) for name, kinds in types.items()),
-    ):
+    for (is_label, name), kinds in together.items():
         known = [count for kind in kinds if (count := counts[kind]) is not None]
-        lacking = sum(known) - held
+        lacking = sum(known) - held[is_label].get(name, 0)
         if len(known) == len(kinds) and lacking and not 0 < lacking <= _refused(kinds, queue):
             found.append((kinds, abs(lacking)))
     if not found:

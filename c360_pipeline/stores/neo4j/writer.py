@@ -15,14 +15,13 @@ from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import InvariantError
 from c360_pipeline.stores.neo4j import cypher
 from c360_pipeline.stores.neo4j.client import BATCH_ROWS, Client, is_of_a_row
-from c360_pipeline.stores.neo4j.counts import Counts
+from c360_pipeline.stores.neo4j.counts import COUNT_NODES, Counts
 
 ABSORBED_AT_ONCE = 500
 """Journeys that one transaction puts into others, about."""
 WRITERS = 4
 """Transactions that write at once."""
 CLEAR = Statement("MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF $batch_rows ROWS")
-COUNT_NODES = Statement("MATCH (n) RETURN count(n) AS number")
 REMOVE_NODES = Statement("MATCH (n) WHERE elementId(n) IN $ids DETACH DELETE n")
 REMOVE_RELATIONSHIPS = Statement("MATCH ()-[r]->() WHERE elementId(r) IN $ids DELETE r")
 ABSORB = Statement("""
