@@ -13,7 +13,8 @@ READ_TYPES = Statement("CALL db.relationshipTypes() YIELD relationshipType AS na
 COUNT_NODES = Statement("MATCH (n) RETURN count(n) AS number")
 COUNT_RELATIONSHIPS = Statement("MATCH ()-[r]->() RETURN count(r) AS number")
 READ_WAITING = Statement("""
-    MATCH (e:Event {status: 'NEW'}) USING INDEX e:Event(status) WHERE NOT e:Unlanded RETURN e.tenant_id AS tenant_id, e.id AS id
+    MATCH (e:Event {status: 'NEW'}) USING INDEX e:Event(status) WHERE NOT e:Unlanded
+    RETURN e.tenant_id AS tenant_id, e.id AS id
 """)
 READ_WITHOUT_COMMUNITY = Statement("""
     MATCH (u:User {tenant_id: $tenant_id})-[:VIEWED|PURCHASED]->() WHERE u.community IS NULL
