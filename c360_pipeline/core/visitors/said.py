@@ -17,6 +17,8 @@ PERSONAL = (
 )  # fmt: skip
 """Last parts of the names of traits that describe a person, without what is neither letter nor digit."""
 
+_BY_TIME = ("ts", "event_id", "name")
+
 
 def user_traits(events: pl.DataFrame) -> pl.DataFrame:
     """Rows of `USER_TRAITS`: each change of a trait of a customer.
@@ -46,8 +48,12 @@ def newest(events: pl.DataFrame, column: str) -> pl.DataFrame:
     Returns:
         tenant_id, customer_id, said (map of texts); customers of whom nothing is said are left out.
     """
-    value = _state(pl.col("value")) if column == "consent" else pl.col("value")
-    return newest_as_maps(_said(events.lazy(), column, value), CUSTOMER)
+    return newest_as_maps(_said(events.lazy(), column, _value_of(column)), CUSTOMER)
+
+
+def newest_values(events: pl.LazyFrame, column: str) -> pl.LazyFrame:
+    """The same as rows: tenant_id, customer_id, name, value."""
+    return _last(_said(events, column, _value_of(column)), CUSTOMER)
 
 
 def refusing(events: pl.LazyFrame, purposes: pl.DataFrame) -> pl.LazyFrame:
@@ -88,7 +94,7 @@ def refusal(purpose: str) -> str:
 
 
 def each_entry(rows: pl.LazyFrame, column: str, of: Sequence[str]) -> pl.LazyFrame:
-    """The entries of maps, by time: the columns of `of`, ts, event_id, name, value; one row each.
+    """The entries of maps: the columns of `of`, ts, event_id, name, value; one row each.
 
     Args:
         rows: with ts and event_id.
@@ -100,14 +106,14 @@ def each_entry(rows: pl.LazyFrame, column: str, of: Sequence[str]) -> pl.LazyFra
     each = held.explode("entry").with_columns(
         name=pl.col("entry").struct.field("key"), value=pl.col("entry").struct.field("value")
     )
-    return each.drop("entry").sort("ts", "event_id", "name")
+    return each.drop("entry")
 
 
 def newest_as_maps(said: pl.LazyFrame, of: Sequence[str]) -> pl.DataFrame:
     """The columns of `of`, and the newest value of each name as `said` (map of texts).
 
     Args:
-        said: rows of `each_entry`.
+        said: rows of `each_entry`, in any order.
         of: whose they are.
     """
     entry = pl.struct(pl.col("name").alias("key"), "value")
@@ -116,8 +122,14 @@ def newest_as_maps(said: pl.LazyFrame, of: Sequence[str]) -> pl.DataFrame:
 
 
 def _last(said: pl.LazyFrame, of: Sequence[str]) -> pl.LazyFrame:
-    """The columns of `of`, name, value: of rows by time the newest of each name."""
-    return said.group_by(*of, "name", maintain_order=True).agg(pl.col("value").last())
+    """The columns of `of`, name, value: the newest of each name."""
+    # Sorted here: the planner drops a sort that a join comes after.
+    return said.sort(*_BY_TIME).group_by(*of, "name", maintain_order=True).agg(pl.col("value").last())
+
+
+def _value_of(column: str) -> pl.Expr:
+    """What an entry of a column of maps says: of consents the state."""
+    return _state(pl.col("value")) if column == "consent" else pl.col("value")
 
 
 def _state(value: pl.Expr) -> pl.Expr:
@@ -125,12 +137,12 @@ def _state(value: pl.Expr) -> pl.Expr:
 
 
 def _said(events: pl.LazyFrame, column: str, value: pl.Expr) -> pl.LazyFrame:
-    """tenant_id, customer_id, ts, event_id, name, value: one row per event and name, by time."""
+    """tenant_id, customer_id, ts, event_id, name, value: one row per event and name."""
     return each_entry(events.drop_nulls("customer_id"), column, CUSTOMER).with_columns(value.alias("value"))
 
 
 def _changes(events: pl.DataFrame, column: str, value: pl.Expr) -> pl.DataFrame:
     of = ["tenant_id", "customer_id", "name"]
-    said = _said(events.lazy(), column, value).collect()
+    said = _said(events.lazy(), column, value).sort(*_BY_TIME).collect()
     kept = said.filter(pl.col("value").ne_missing(pl.col("value").shift(1).over(of)))
     return kept.with_columns(set_at="ts", until=pl.col("ts").shift(-1).over(of)).rename({"customer_id": "user_id"})

@@ -58,7 +58,7 @@ class VisitorTables:
     def made_of(self, table: Table) -> tuple[int, EventsAt]:
         """The number of a table's version, and the events that it was made of."""
         snapshot = self._lake.commits.snapshot(table)
-        return snapshot.version(), _at(self._lake, _taken_up(snapshot, self._versions()))
+        return snapshot.version(), _at(self._lake, taken_up(snapshot, self._versions()))
 
     def _versions(self) -> dict[str, Version]:
         found = {table.name: self._lake.versions.version(table.name) for table in MADE_OF}
@@ -68,12 +68,12 @@ class VisitorTables:
         def attempt() -> Changes:
             snapshot = self._lake.commits.snapshot(table)
             now = self._versions()
-            done = _taken_up(snapshot, now)
+            done = taken_up(snapshot, now)
             if done == now:
                 return Changes(table.empty(), table.empty(), table.empty().select(table.key))
             changes = self._changes(table, done, now)
             # Zero says that nothing was taken up yet.
-            numbers = {_number(name, version): version.number + 1 for name, version in now.items()}
+            numbers = {number_of(name, version): version.number + 1 for name, version in now.items()}
             self._lake.commits.apply(table, snapshot, changes, numbers)
             return changes
 
@@ -120,11 +120,12 @@ def _at(lake: Lake, versions: Mapping[str, Version]) -> EventsAt:
     return EventsAt.of(lake, *(versions.get(table.name) for table in MADE_OF))
 
 
-def _number(name: str, version: Version) -> str:
+def number_of(name: str, version: Version) -> str:
+    """Under which name a commit notes the version of a table that it is made of."""
     return f"made_of:{name}:{version.table_id}"
 
 
-def _taken_up(snapshot: DeltaTable, now: Mapping[str, Version]) -> dict[str, Version]:
+def taken_up(snapshot: DeltaTable, now: Mapping[str, Version]) -> dict[str, Version]:
     """The versions that a table was made of, of tables that are still the same."""
-    numbers = {name: snapshot.transaction_version(_number(name, version)) for name, version in now.items()}
+    numbers = {name: snapshot.transaction_version(number_of(name, version)) for name, version in now.items()}
     return {name: Version(now[name].table_id, number - 1) for name, number in numbers.items() if number}

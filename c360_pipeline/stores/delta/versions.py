@@ -86,9 +86,13 @@ class Versions:
         return since if now is not None and self._open_earlier(table, now, since) is not None else None
 
     def changes(
-        self, table: Table, since: Version | None, columns: Sequence[str] | None = None
+        self,
+        table: Table,
+        since: Version | None,
+        columns: Sequence[str] | None = None,
+        until: Version | None = None,
     ) -> tuple[Changes, Version | None]:
-        """What changed since a version, and the version it changed to.
+        """What changed since a version, and the version it changed to: the newest, or a given one that is still there.
 
         Rows that differ in other columns than these are none that changed; all columns count where none are given.
 
@@ -99,6 +103,7 @@ class Versions:
         if now is None:
             nothing = table.empty()
             return Changes.of(nothing.select(columns or nothing.columns), nothing.select(table.key)), None
+        now = (self._open_earlier(table, now, until) if until else None) or now
         before = self._open_earlier(table, now, since)
         files_now, files_before = set(now.file_uris()), set(before.file_uris()) if before else set()
         after_rows = self._storage.read_files(table, files_now - files_before, columns)

@@ -1,0 +1,1 @@
+"""Audiences: kept up to date by difference, and delivered."""
