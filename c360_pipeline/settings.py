@@ -323,7 +323,16 @@ def strictest_sslmode(asked: str) -> str:
     return max(asked, least, key=SSL_MODES.index)
 
 
-OWN_FOLDERS = ("lake/", "landing/", "dead-letters/", "cypher/", "flink/", "table-events/", "topic-events/")
+OWN_FOLDERS = (
+    "lake/",
+    "audiences/",
+    "landing/",
+    "dead-letters/",
+    "cypher/",
+    "flink/",
+    "table-events/",
+    "topic-events/",
+)
 """Of the product's bucket: what lies there is of all tenants, and no source's."""
 
 
@@ -358,6 +367,31 @@ def _named_by(variable: str) -> list[str]:
     """What a variable names, with commas between."""
     named = merged_environment(c360_home()).get(variable, "")
     return [one.strip() for one in named.split(",") if one.strip()]
+
+
+def require_allowed_host(host: str, port: int, *, is_inside: bool) -> None:
+    """Go on only where an audience may be sent to a server.
+
+    Who may write an audience's document must not get the product to call whatever this machine can reach: servers are
+    open where `C360_ACTIVATION_HOSTS` names them, as `host` or `host:port` with commas between them; `*` stands for any
+    characters, but for no address inside: one of this machine, or of its own network segment, is named as it is.
+
+    Args:
+        host: of the server.
+        port: of the server.
+        is_inside: whether the host is, or leads to, a loopback or link-local address.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    said = (host.lower(), f"{host.lower()}:{port}")
+    named = [one.lower() for one in _named_by("C360_ACTIVATION_HOSTS") if not (is_inside and "*" in one)]
+    if not any(fnmatchcase(name, one) for name in said for one in named):
+        raise ConfigError(
+            f"{host}:{port} is not named by C360_ACTIVATION_HOSTS, which says where members of audiences may be sent"
+            f"{'; an address inside must be named as it is' if is_inside else ''}: whoever operates the product adds "
+            "it there (docs/security.md)."
+        )
 
 
 def is_allowed_topic(topic: str) -> bool:

@@ -395,6 +395,31 @@ COMMENT ON TABLE feature_purposes IS
 COMMENT ON COLUMN feature_purposes.feature IS
     'Table of features such as user_communities, recommendations for the API, or * for all.';
 
+CREATE TABLE IF NOT EXISTS audiences (
+    tenant_id      text NOT NULL CHECK (tenant_id <> ''),
+    name           text NOT NULL CHECK (name ~ '^[a-z][a-z0-9-]{0,62}$'),
+    active_version integer,
+    PRIMARY KEY (tenant_id, name)
+);
+COMMENT ON TABLE audiences IS 'Groups of customers by what they are and did: `c360 audiences` and the pages make them, see docs/audiences.md.';
+COMMENT ON COLUMN audiences.active_version IS 'Of its documents, the one that says who is in it; null: nobody is, and destinations are told so.';
+
+CREATE TABLE IF NOT EXISTS audience_versions (
+    tenant_id     text NOT NULL,
+    name          text NOT NULL,
+    version       integer NOT NULL CHECK (version > 0),
+    document      jsonb NOT NULL,
+    document_hash text NOT NULL,
+    note          text NOT NULL DEFAULT '',
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, name, version),
+    FOREIGN KEY (tenant_id, name) REFERENCES audiences ON DELETE CASCADE
+);
+COMMENT ON TABLE audience_versions IS 'Documents of audiences. Rows are never changed: another document is another version.';
+DROP TRIGGER IF EXISTS audience_versions_are_never_changed ON audience_versions;
+CREATE TRIGGER audience_versions_are_never_changed BEFORE UPDATE ON audience_versions
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
 CREATE TABLE IF NOT EXISTS user_properties (
     tenant_id text NOT NULL DEFAULT '*' CHECK (tenant_id <> ''),
     property  text NOT NULL CHECK (property ~ '^[a-z][a-z0-9_]{0,62}$' AND property NOT IN

@@ -9,6 +9,7 @@ CREATE CONSTRAINT product_key IF NOT EXISTS FOR (n:Product) REQUIRE (n.tenant_id
 CREATE CONSTRAINT category_key IF NOT EXISTS FOR (n:Category) REQUIRE (n.tenant_id, n.name) IS UNIQUE;
 CREATE CONSTRAINT correlation_key IF NOT EXISTS FOR (n:Correlation) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
 CREATE CONSTRAINT journey_key IF NOT EXISTS FOR (n:Journey) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
+CREATE CONSTRAINT audience_key IF NOT EXISTS FOR (n:Audience) REQUIRE (n.tenant_id, n.id) IS UNIQUE;
 CREATE CONSTRAINT checkpoint_key IF NOT EXISTS FOR (n:ProjectionCheckpoint) REQUIRE (n.projection, n.source) IS UNIQUE;
 CREATE INDEX product_category IF NOT EXISTS FOR (n:Product) ON (n.category);
 CREATE INDEX user_community IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.community);

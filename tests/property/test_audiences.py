@@ -243,7 +243,7 @@ FACTS = Facts(
 )  # fmt: skip
 
 
-@settings(max_examples=often(150, 3000), deadline=None)
+@settings(max_examples=often(80, 3000), deadline=None)
 @given(
     st.lists(EVENT.filter(lambda e: e["user_id"] and not e["anonymous_id"]), max_size=14), CONDITION,
     st.randoms(use_true_random=False),
@@ -266,7 +266,7 @@ def of_customers(events: list[Row]) -> pl.LazyFrame:
     return with_groups(counted(archived(events).lazy(), VISITOR_DECISIONS.empty().lazy()))
 
 
-@settings(max_examples=often(60, 1000), deadline=None)
+@settings(max_examples=often(15, 1000), deadline=None)
 @given(st.lists(EVENT, max_size=10), st.lists(CONDITION, min_size=2, max_size=4))
 def test_audiences_together_are_what_each_is_alone(events: list[Row], conditions: list[Row]) -> None:
     frame = of_customers(named(events))
@@ -290,7 +290,7 @@ def words_of(condition: Row) -> set[str]:
     return {*condition}.union(*map(words_of, inner))
 
 
-@settings(max_examples=often(12, 300), deadline=None)
+@settings(max_examples=often(4, 300), deadline=None)
 @given(st.lists(IN_STEPS, min_size=4, max_size=4), st.lists(CHANGE, min_size=2, max_size=5), st.booleans())
 def test_what_is_kept_by_difference_is_what_all_events_say(
     conditions: list[Row], steps: list[Any], needs_consent: bool

@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (20, "31668ddd9160e876")
+NOTED = (21, "8163b18a76bfd7c4")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

@@ -190,7 +190,7 @@ class AccountValue(Part):
 class Label(Value):
     """A node that silos made and that is linked to the customer, by its label, and one of its properties."""
 
-    label: Text
+    label: Annotated[StrictStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")]
     property: Text | None = None
     is_set: Literal[True] | None = None
 

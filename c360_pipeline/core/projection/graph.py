@@ -194,6 +194,9 @@ ALSO_VIEWED = RelationshipKind("ALSO_VIEWED", PRODUCT, PRODUCT, SIMILARITY)
 """To the products that were viewed in the same sessions, the most similar ten."""
 LEADS_TO = RelationshipKind("LEADS_TO", PRODUCT, PRODUCT, {"weight": REAL, "shared": WHOLE, "rank": WHOLE})
 """To the products that one speaks for, by the weights that recommendations add up, the strongest fifty."""
+AUDIENCE = NodeKind("Audience", ("id",), {"id": TEXT})
+IN_AUDIENCE = RelationshipKind("IN_AUDIENCE", USER, AUDIENCE, {"since": INSTANT}, day="since")
+"""To the audiences that a user is a member of."""
 
 EVENT_STATUS = NodeKind("Action", ("id",), {"id": TEXT, "status": TEXT}, is_owned=True)
 """The status of an event, a property that stitching owns: NEW until the event has a journey, then PROCESSED."""
@@ -385,7 +388,7 @@ EVENT_PROJECTIONS = (
 
 
 LABELS = {UNLANDED}.union(
-    *((kind.label, *kind.extra_labels) for kind in (PRODUCT, CATEGORY, CORRELATION, JOURNEY)),
+    *((kind.label, *kind.extra_labels) for kind in (PRODUCT, CATEGORY, CORRELATION, JOURNEY, AUDIENCE)),
     *((p.kind.label, *p.kind.extra_labels) for p in EVENT_PROJECTIONS if isinstance(p.kind, NodeKind)),
 )
 """Labels that are the product's own."""
@@ -510,6 +513,23 @@ def similar_products(
     for end in ("from_id", "to_id"):
         rows = rows.join(there, left_on=["tenant_id", end], right_on=["tenant_id", "id"], how="semi")
     return rows.select(list(kind.schema))
+
+
+def audience_members(members: pl.DataFrame, users: pl.DataFrame) -> pl.DataFrame:
+    """`IN_AUDIENCE` rows.
+
+    Args:
+        members: rows of `AUDIENCE_MEMBERS`; those who left are left out.
+        users: tenant_id, id of the users that there are; of others there is no node.
+    """
+    inside = members.filter(pl.col("left_at").is_null())
+    rows = inside.select("tenant_id", from_id="user_id", to_id="audience", since="entered_at")
+    return rows.join(users, left_on=["tenant_id", "from_id"], right_on=["tenant_id", "id"], how="semi")
+
+
+def audiences(members: pl.DataFrame) -> pl.DataFrame:
+    """`AUDIENCE` rows of `IN_AUDIENCE` rows: one that nobody is in is not in the graph."""
+    return members.select("tenant_id", id="to_id").unique()
 
 
 UNLANDED_COLUMNS = ("tenant_id", "event_id", "user_id", "session_id", "item_id", "visitor_id")

@@ -6,7 +6,7 @@ of the table carries what it was made of, so that a worker that comes second loo
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -73,6 +73,7 @@ class Members:
         purposes: Sequence[Purpose],
         now: datetime,
         at: EventsAt | None = None,
+        unread: Collection[tuple[str, str]] = (),
     ) -> Refreshed:
         """Let the table hold who is in audiences at a moment; members of audiences that are not among these leave.
 
@@ -81,13 +82,14 @@ class Members:
             purposes: rows of `feature_purposes`; who refused one is in no audience.
             now: the moment; its UTC day is the last whose events count.
             at: the events; the newest where nothing is said.
+            unread: tenant and name of audiences whose documents can't be read: their members stay.
 
         Raises:
             ConflictError: other workers were faster 20 times in a row.
         """
 
         def attempt() -> Refreshed:
-            return self._refresh(audiences, purposes, now, at or EventsAt.now(self._lake))
+            return self._refresh(audiences, purposes, now, at or EventsAt.now(self._lake), unread)
 
         return self._lake.commits.retried(AUDIENCE_MEMBERS.name, attempt)
 
@@ -100,8 +102,9 @@ class Members:
         return found.height, customers.height
 
     def _refresh(
-        self, audiences: Sequence[Audience], purposes: Sequence[Purpose], now: datetime, at: EventsAt
-    ) -> Refreshed:
+        self, audiences: Sequence[Audience], purposes: Sequence[Purpose], now: datetime, at: EventsAt,
+        unread: Collection[tuple[str, str]],
+    ) -> Refreshed:  # fmt: skip
         lake, snapshot = self._lake, self._lake.commits.snapshot(AUDIENCE_MEMBERS)
         versions = self._versions(at)
         done = taken_up(snapshot, versions)
@@ -113,7 +116,7 @@ class Members:
             one for one in audiences
             if not is_continued or snapshot.transaction_version(mark_of(one)) != asked.marks[mark_of(one)]
         ]  # fmt: skip
-        parts = [self._ended(audiences, now)]
+        parts = [self._ended([*((one.tenant, one.audience) for one in audiences), *unread], now)]
         tenants = {one.tenant for one in anew} | (set() if is_continued else self._tenants())
         parts += [self._worked_out(tenant, anew, asked, at, is_all=not is_continued) for tenant in sorted(tenants)]
         if is_continued and done != versions:
@@ -206,12 +209,9 @@ class Members:
             parts.append(moved(held.filter(is_theirs), found, customers, asked.now))
         return parts
 
-    def _ended(self, audiences: Sequence[Audience], now: datetime) -> Changes:
-        """Members of audiences that are no more leave them."""
-        known = pl.DataFrame(
-            [(one.tenant, one.audience) for one in audiences],
-            schema={"tenant_id": pl.String, "audience": pl.String}, orient="row",
-        )  # fmt: skip
+    def _ended(self, names: Sequence[tuple[str, str]], now: datetime) -> Changes:
+        """Members of audiences that are none of these leave them."""
+        known = pl.DataFrame(names, schema={"tenant_id": pl.String, "audience": pl.String}, orient="row")
         inside = self._lake.scan(AUDIENCE_MEMBERS).filter(pl.col("left_at").is_null())
         ended = inside.join(known.lazy(), on=["tenant_id", "audience"], how="anti").collect(engine="streaming")
         return moved(ended, pl.DataFrame(schema=MEMBERS), ended.select(CUSTOMER).unique(), now)

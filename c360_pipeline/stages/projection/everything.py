@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.core.stitching.keys import KeyPolicy
+from c360_pipeline.stages.projection.audiences import AudienceGraph
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.projection.journeys import JourneyGraph
 from c360_pipeline.stages.projection.silos import SiloGraph
@@ -36,6 +37,7 @@ def project_all(
         ("products", ProductGraph(lake, graph).project),
         ("events", EventGraph(lake, graph, control.properties).project),
         ("journeys", JourneyGraph(lake, graph).project),
+        ("audiences", AudienceGraph(lake, graph).project),
         ("nodes of silos", silos.project_nodes),
         ("relationships of silos", silos.project_relationships),
     ]

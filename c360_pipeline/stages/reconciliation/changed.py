@@ -10,6 +10,7 @@ from functools import cached_property, partial
 
 import polars as pl
 
+from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS
 from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
 from c360_pipeline.core.catalog.table import Table
@@ -20,6 +21,7 @@ from c360_pipeline.core.projection.user_properties import property_kinds, values
 from c360_pipeline.core.silos.control_rows import RelationshipRow, node_rows
 from c360_pipeline.core.stitching import log
 from c360_pipeline.core.visitors.groups import GROUP
+from c360_pipeline.stages.projection.audiences import AUDIENCE_PROJECTION, touched_members
 from c360_pipeline.stages.projection.events import (
     ABOUT,
     EVENT_PROJECTION,
@@ -75,7 +77,8 @@ class ChangesOfArchive:
 
     def kinds(self) -> Iterator[ChangedRows]:
         """Every kind with what may differ; nodes come before relationships."""
-        found = [*self._of_events(), *self.of_products(), *self._of_journeys(), *self._of_silos(), *self._mapped()]
+        found = [*self._of_events(), *self.of_products(), *self._of_journeys(), *self._of_silos(), *self._mapped(),
+                 *self._of_audiences()]  # fmt: skip
         yield from sorted(found, key=lambda one: not isinstance(one.kind, NodeKind))
 
     def _is_same(self, table: Table, projection: str = EVENT_PROJECTION) -> bool:
@@ -222,6 +225,18 @@ class ChangesOfArchive:
         for kind, _ in SIMILARITIES:
             is_same = is_same and self._is_same(PRODUCT_SIMILARITIES, PRODUCT_PROJECTION)
             yield _nothing(kind, is_known=bare.is_empty()) if is_same else ChangedRows(kind, None, None)
+
+    def _of_audiences(self) -> Iterator[ChangedRows]:
+        rows, then = self._now.audience_members, self._then.pinned.version(AUDIENCE_PROJECTION, AUDIENCE_MEMBERS)
+        if then is None:
+            yield ChangedRows(model.AUDIENCE, None, None)
+            yield ChangedRows(model.IN_AUDIENCE, None, None)
+            return
+        now = self._now.pinned.version(AUDIENCE_PROJECTION, AUDIENCE_MEMBERS)
+        touched = touched_members(self._lake.versions.changes(AUDIENCE_MEMBERS, then, until=now)[0])
+        names, audiences = touched.select("tenant_id", id="to_id").unique(), model.audiences(rows)
+        yield ChangedRows(model.AUDIENCE, names, _among(audiences, names), total=audiences.height)
+        yield ChangedRows(model.IN_AUDIENCE, touched, _among(rows, touched), total=rows.height)
 
     def _of_silos(self) -> Iterator[ChangedRows]:
         counts = self._now.silo_counts()

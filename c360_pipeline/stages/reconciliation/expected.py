@@ -13,6 +13,7 @@ from itertools import chain
 
 import polars as pl
 
+from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import (
@@ -31,6 +32,7 @@ from c360_pipeline.core.projection.user_properties import UserProperty, property
 from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.core.silos.joins import JoinCount, join_count, join_labels, relationship_kind
 from c360_pipeline.core.stitching import log as log
+from c360_pipeline.stages.projection.audiences import AUDIENCE_PROJECTION, touched_members
 from c360_pipeline.stages.projection.events import (
     EVENT_PROJECTION,
     PRODUCT_PROJECTION,
@@ -310,6 +312,7 @@ class Archive:
         yield model.JOURNEY, lambda: model.journeys(journeys.journeys)
         yield model.EVENT_STATUS, lambda: model.event_status(self._events, journeys.assigned)
         yield model.USER_COMMUNITY, self.communities
+        yield model.AUDIENCE, lambda: model.audiences(self.audience_members)
         for kind in property_kinds(self.properties):
             yield kind, partial(self._of_property, kind)
 
@@ -345,6 +348,14 @@ class Archive:
         yield model.HAS_KEY, lambda: model.event_correlations(journeys.event_keys)
         yield model.IN_JOURNEY, lambda: model.unlinked_events(journeys.assigned, journeys.event_keys)
         yield model.PART_OF, lambda: model.correlation_journeys(journeys.keys)
+        yield model.IN_AUDIENCE, lambda: self.audience_members
+
+    @cached_property
+    def audience_members(self) -> pl.DataFrame:
+        """`IN_AUDIENCE` rows."""
+        held = self._scan(AUDIENCE_MEMBERS, AUDIENCE_PROJECTION).collect(engine="streaming")
+        users = self._users() if held.height else pl.DataFrame(schema={"tenant_id": pl.String, "id": pl.String})
+        return model.audience_members(held, users)
 
     def similarities(self, kind: model.RelationshipKind, name: str) -> pl.DataFrame:
         """Rows of a kind of relationship between products, by its name in the lake."""
@@ -387,7 +398,7 @@ class Archive:
             return self._newer[1]
         parts = [
             self._newer_events(graph), self._newer_products(), self._newer_communities(), self._newer_similarities(),
-            self._newer_journeys(), self._newer_silo_rows(), self._newer_mapped(),
+            self._newer_journeys(), self._newer_silo_rows(), self._newer_mapped(), self._newer_audiences(),
         ]  # fmt: skip
         keys: dict[Kind, tuple[pl.DataFrame, ...]] = {}
         for kind, frame in chain.from_iterable(parts):
@@ -461,6 +472,14 @@ class Archive:
         pairs = [rows.select("tenant_id", **ends) for rows in (changed.upserted, changed.deleted)]
         for kind, _ in SIMILARITIES:
             yield kind, pl.concat(pairs).unique()
+
+    def _newer_audiences(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
+        since = self._pinned.version(AUDIENCE_PROJECTION, AUDIENCE_MEMBERS)
+        if since is None or since == self._lake.versions.version(AUDIENCE_MEMBERS.name):
+            return
+        touched = touched_members(self._lake.versions.changes(AUDIENCE_MEMBERS, since)[0])
+        yield model.IN_AUDIENCE, touched
+        yield model.AUDIENCE, touched.select("tenant_id", id="to_id").unique()
 
     def _newer_silo_rows(self) -> Iterator[tuple[Kind, pl.DataFrame]]:
         for found in label_tables(self._lake, self._control).values():

@@ -250,6 +250,7 @@ class ArchiveParts:
         rows = journeys.lazy_journeys
         yield (model.JOURNEY,), partial(self._of_table, model.JOURNEY, rows, "journey_id", model.journeys)
         yield (model.EVENT_STATUS,), lambda: self._statuses(journeys.lazy_assigned)
+        yield (model.AUDIENCE,), lambda: self._one(model.AUDIENCE, lambda: model.audiences(archive.audience_members))
         yield (model.USER_COMMUNITY, *property_kinds(archive.properties)), self._of_users
 
     def _of_table(
@@ -298,6 +299,7 @@ class ArchiveParts:
         yield (in_category,), lambda: self._one(in_category, lambda: model.product_categories(archive.catalog()))
         for kind, name in SIMILARITIES:
             yield (kind,), partial(self._one, kind, partial(archive.similarities, kind, name))
+        yield (model.IN_AUDIENCE,), lambda: self._one(model.IN_AUDIENCE, lambda: archive.audience_members)
         linked = partial(self._linked, journeys.lazy_assigned, journeys.lazy_event_keys)
         yield (model.HAS_KEY, model.IN_JOURNEY), linked
         yield (model.PART_OF,), partial(self._of_table, model.PART_OF, self._keys, "id", model.correlation_journeys)

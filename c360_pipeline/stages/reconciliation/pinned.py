@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS
 from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, USER_COMMUNITIES
 from c360_pipeline.core.catalog.table import SILO_RETENTION, Table
@@ -12,6 +13,7 @@ from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import Kind
 from c360_pipeline.core.projection.user_properties import UserProperty
 from c360_pipeline.core.silos.control_rows import ControlRows
+from c360_pipeline.stages.projection.audiences import AUDIENCE_PROJECTION
 from c360_pipeline.stages.projection.events import EVENT_PROJECTION, PRODUCT_PROJECTION, SIMILARITIES, properties_of
 from c360_pipeline.stages.projection.journeys import PROJECTION as JOURNEY_PROJECTION
 from c360_pipeline.stages.projection.silos import NODES, OWN_SOURCES, RELATIONSHIPS
@@ -20,7 +22,7 @@ from c360_pipeline.stages.stitching.tables import JourneyTables
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
-PROJECTED_TABLES = (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, VISITOR_DECISIONS)
+PROJECTED_TABLES = (EVENTS, CATALOG, USER_COMMUNITIES, PRODUCT_SIMILARITIES, VISITOR_DECISIONS, AUDIENCE_MEMBERS)
 """Tables of our own that the graph is made of, but for those of journeys, which follow from their log."""
 
 
@@ -52,7 +54,7 @@ class PinnedVersions:
         }
         versions = {
             (projection, table.name): version
-            for projection in (EVENT_PROJECTION, PRODUCT_PROJECTION)
+            for projection in (EVENT_PROJECTION, PRODUCT_PROJECTION, AUDIENCE_PROJECTION)
             for table, version in _known(graph, lake, projection)
         }
         log_id = log_name(lake.commits.snapshot(JOURNEY_LOG))
@@ -97,7 +99,7 @@ class PinnedVersions:
         projected = ((EVENT_PROJECTION, EVENTS), (EVENT_PROJECTION, USER_COMMUNITIES),
                      (EVENT_PROJECTION, VISITOR_DECISIONS),
                      (PRODUCT_PROJECTION, EVENTS), (PRODUCT_PROJECTION, CATALOG),
-                     (PRODUCT_PROJECTION, PRODUCT_SIMILARITIES))  # fmt: skip
+                     (PRODUCT_PROJECTION, PRODUCT_SIMILARITIES), (AUDIENCE_PROJECTION, AUDIENCE_MEMBERS))  # fmt: skip
         own = {table.name: version(table.name, table.retention) for _, table in projected}
         silos = {name: version(name, SILO_RETENTION) for name in map(control.lake_table, control.tables)}
         return cls(
@@ -114,6 +116,8 @@ class PinnedVersions:
             kinds |= {*(one.kind for one in model.EVENT_PROJECTIONS), model.EVENT_STATUS, model.USER_COMMUNITY}
         if not {(PRODUCT_PROJECTION, EVENTS.name), (PRODUCT_PROJECTION, CATALOG.name)} & self.versions.keys():
             kinds |= {model.PRODUCT, model.CATEGORY, model.IN_CATEGORY, *(kind for kind, _ in SIMILARITIES)}
+        if (AUDIENCE_PROJECTION, AUDIENCE_MEMBERS.name) not in self.versions:
+            kinds |= {model.AUDIENCE, model.IN_AUDIENCE}
         if self.commits is None:
             kinds |= {model.CORRELATION, model.JOURNEY, model.HAS_KEY, model.PART_OF, model.IN_JOURNEY}
         return frozenset(kinds)

@@ -28,13 +28,17 @@ BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date",
 
 NOT_IN_DIGEST = (
     "reconciliations", "reconciliation_findings", "graph_proofs", "landing_files", "journey_log",
-    "visitor_user", "sessions", "user_traits", "user_consents"
+    "visitor_user", "sessions", "user_traits", "user_consents", "audience_members", "audience_delivered",
+    "audience_dead_letters", "audience_deliveries",
 )  # fmt: skip
 """Tables that tell of runs, and those that follow from `events`."""
 LATER = (
     "lake visitor_decisions",
     f"lake {RECOMMENDATION_SETTINGS.name}",
-    *(kind.name for kind in (*OF_VISITORS, model.GROUP, model.MEMBER_OF, model.LEADS_TO)),
+    *(
+        kind.name
+        for kind in (*OF_VISITORS, model.GROUP, model.MEMBER_OF, model.LEADS_TO, model.AUDIENCE, model.IN_AUDIENCE)
+    ),
 )
 """What a later release added: where it holds nothing, digests are what they were without it."""
 HASHES = ("key_hash", "cause")

@@ -10,6 +10,7 @@ from psycopg import sql
 from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
 from c360_pipeline.core.projection.user_properties import UserProperty
 from c360_pipeline.core.silos.control_rows import ControlRows, IndexRow, RelationshipRow, SourceDatabase, SourceTable
+from c360_pipeline.stores.postgres.audiences import AudienceRows
 from c360_pipeline.stores.postgres.databases import ensure_database
 from c360_pipeline.stores.postgres.event_sources import EventSources
 from c360_pipeline.stores.postgres.identifier_keys import IdentifierVersions, Secrets
@@ -48,7 +49,7 @@ FIND_USE = """
         OR EXISTS (SELECT FROM parted_keys) AS is_used
 """
 NOTE_SCHEMA_VERSION = "INSERT INTO control_schema (version) VALUES (%(version)s) ON CONFLICT DO NOTHING"
-SCHEMA_VERSION = 20
+SCHEMA_VERSION = 21
 """Of `ddl/control.sql`: raised with every change of it, so that databases that are there get the change, once."""
 
 
@@ -60,6 +61,7 @@ class ControlDb:
         identifiers: which secrets identifiers are hashed with.
         key_rules: which attributes of events are keys.
         sources: of events, and their mappings.
+        audiences: and their documents.
         privacy: who never lands.
         runs: what was done.
 
@@ -74,6 +76,7 @@ class ControlDb:
         self.locks = Locks(self._sessions)
         self.key_rules = KeyRules(self._sessions, self.identifiers)
         self.sources = EventSources(self._sessions)
+        self.audiences = AudienceRows(self._sessions)
         self.privacy = PrivacyLists(self._sessions, self.identifiers)
         self.runs = RunHistory(self._sessions)
 

@@ -13,6 +13,8 @@ TAKE_STORES_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 stores'))"
 SHARE_STORES_LOCK = "SELECT pg_advisory_xact_lock_shared(hashtext('c360 stores'))"
 TRY_TO_SHARE_STORES_LOCK = "SELECT pg_try_advisory_xact_lock_shared(hashtext('c360 stores')) AS taken"
 
+TAKE_NAMED_LOCK = "SELECT pg_advisory_xact_lock(hashtext('c360 named'), hashtext(%(name)s))"
+
 COUNT_SHARERS = """
     SELECT count(*) AS number FROM pg_locks
     WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted AND objsubid = 1
@@ -55,6 +57,13 @@ class Locks:
             if taken is None or not taken["taken"]:
                 waiting()
                 connection.execute(SHARE_STORES_LOCK)
+            yield
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        """Wait until nobody else has this name, and keep others away from it."""
+        with self._holding() as connection:
+            connection.execute(TAKE_NAMED_LOCK, {"name": name})
             yield
 
     def runs_at_work(self) -> int:

@@ -1,0 +1,258 @@
+"""Members sent to where a document says: each change once, what is refused set aside, all of it accounted.
+
+What a destination has is kept, member by member, and noted batch by batch: a delivery that was broken off goes on where
+it was, and sends the last batch again at most, under the same ids of changes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+import polars as pl
+
+from c360_pipeline.core.audiences.changes import ENTERED, LEFT, dead_letters, due
+from c360_pipeline.core.audiences.definition import Audience, read_audience
+from c360_pipeline.core.catalog.audience_tables import (
+    AUDIENCE_DEAD_LETTERS,
+    AUDIENCE_DELIVERED,
+    AUDIENCE_DELIVERIES,
+    AUDIENCE_MEMBERS,
+)
+from c360_pipeline.core.catalog.table import Table
+from c360_pipeline.core.catalog.tables import USER_CONSENTS
+from c360_pipeline.core.sources.mapping import DENIED
+from c360_pipeline.errors import C360Error
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.postgres.audiences import AudienceVersion
+
+Alone = AbstractContextManager[None]
+BATCH = 500
+"""Changes of a batch."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of a batch.
+
+    Attributes:
+        refused: by user, why the destination will not have the change.
+    """
+
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+class Sink(Protocol):
+    """Where members go."""
+
+    def prepare(self, members: pl.DataFrame) -> None:
+        """Called before changes are sent.
+
+        Args:
+            members: user_id, entered_at of all whom the destination has when it has taken every change.
+        """
+
+    def send(self, changes: pl.DataFrame) -> Sent:
+        """Take changes (`core.audiences.changes.CHANGES`), or some of them; those that it took before change nothing.
+
+        Raises:
+            C360Error: the destination does not answer, or answers nobody: nothing of the batch counts as taken.
+        """
+
+
+class Sinks(Protocol):
+    """Opens destinations."""
+
+    def __call__(self, audience: Audience, destination: str) -> AbstractContextManager[Sink]:
+        """A destination of an audience, to be entered.
+
+        Raises:
+            C360Error: it can't be had.
+        """
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a delivery did.
+
+    Attributes:
+        tenant_id: whose customers.
+        audience: its name.
+        destination: its name in the audience's document.
+        entered: members that the destination took.
+        left: members that it took off.
+        refused: changes that it refused.
+        waiting: changes that were not sent.
+        withheld: members who refused its purpose.
+        dead: changes that it refused before.
+        members: that it has now.
+        error: why changes wait; empty where none do.
+    """
+
+    tenant_id: str
+    audience: str
+    destination: str
+    entered: int
+    left: int
+    refused: int
+    waiting: int
+    withheld: int
+    dead: int
+    members: int
+    error: str
+
+    @property
+    def name(self) -> str:
+        """The destination, with its audience and tenant."""
+        return f"{self.tenant_id}/{self.audience}/{self.destination}"
+
+
+class Deliveries:
+    """Sends members.
+
+    Args:
+        lake: holds members and what was sent.
+        sinks: opens destinations.
+    """
+
+    def __init__(self, lake: Lake, sinks: Sinks) -> None:
+        self._lake = lake
+        self._sinks = sinks
+
+    def deliver(self, audience: Audience, destination: str, *, is_ended: bool = False) -> Delivery:
+        """Bring one destination to who is a member now. Nobody else may deliver to it meanwhile.
+
+        What goes wrong is in the result: changes that wait are sent by the next delivery.
+
+        Args:
+            audience: whose document has the destination.
+            destination: its name there.
+            is_ended: whether it is to have nobody any more.
+        """
+        started = datetime.now(UTC)
+        names = {"tenant_id": audience.tenant, "audience": audience.audience, "destination": destination}
+        purpose = audience.deliver[destination].purpose
+        asked = due(
+            "\x1f".join(names.values()), self._members(audience, is_ended=is_ended),
+            self._of(AUDIENCE_DELIVERED, names),
+            self._of(AUDIENCE_DEAD_LETTERS, names), self._refusing(audience.tenant, purpose),
+        )  # fmt: skip
+        if asked.settled.height:
+            self._remove(AUDIENCE_DEAD_LETTERS, asked.settled, names)
+        counts, error, done = {ENTERED: 0, LEFT: 0, "refused": 0}, "", 0
+        if asked.changes.height or self._is_unheard_of(names):
+            try:
+                with self._sinks(audience, destination) as sink:
+                    sink.prepare(asked.members)
+                    for batch in _batches(asked.changes):
+                        sent = sink.send(batch)
+                        self._note(batch, sent, names)
+                        done += batch.height
+                        taken = batch.filter(~pl.col("user_id").is_in([*sent.refused]))
+                        for change in (ENTERED, LEFT):
+                            counts[change] += taken.filter(pl.col("change") == change).height
+                        counts["refused"] += batch.height - taken.height
+            except C360Error as failed:
+                error = str(failed)
+        found = Delivery(
+            **names, entered=counts[ENTERED], left=counts[LEFT], refused=counts["refused"],
+            waiting=asked.changes.height - done, withheld=asked.withheld, dead=asked.dead,
+            members=self._of(AUDIENCE_DELIVERED, names).height, error=error,
+        )  # fmt: skip
+        self._account(found, started)
+        return found
+
+    def replay(self, tenant_id: str, audience: str, destination: str) -> int:
+        """Let the next delivery send again what a destination refused; returns how many changes that are."""
+        names = {"tenant_id": tenant_id, "audience": audience, "destination": destination}
+        letters = self._of(AUDIENCE_DEAD_LETTERS, names)
+        self._remove(AUDIENCE_DEAD_LETTERS, letters.select("user_id"), names)
+        return letters.height
+
+    def all(
+        self, active: Sequence[Audience], versions: Sequence[AudienceVersion], alone: Callable[[str], Alone]
+    ) -> Iterator[Delivery]:
+        """Bring every destination to who is a member now, one after the other.
+
+        A destination that its document does not name any more, or whose audience was ended, is told that all left.
+
+        Args:
+            active: audiences with members.
+            versions: of all documents that there ever were, the oldest first.
+            alone: keeps others away from a destination, by its name.
+        """
+        named = {(one.tenant, one.audience, name): one for one in active for name in one.deliver}
+        held = self._lake.scan(AUDIENCE_DELIVERED).select("tenant_id", "audience", "destination").unique()
+        unnamed = {*held.collect(engine="streaming").rows()} - named.keys()
+        earlier = {}
+        for one in versions:
+            keys = ((one.tenant_id, one.name, name) for name in one.document.get("deliver", ()))
+            earlier |= {key: one.document for key in keys if key in unnamed}
+        for key, audience in sorted(named.items(), key=lambda pair: pair[0]):
+            with alone("/".join(key)):
+                yield self.deliver(audience, key[2])
+        for key, document in sorted(earlier.items(), key=lambda pair: pair[0]):
+            with alone("/".join(key)):
+                yield self.deliver(read_audience(document), key[2], is_ended=True)
+
+    def _members(self, audience: Audience, *, is_ended: bool) -> pl.DataFrame:
+        rows = self._lake.scan(AUDIENCE_MEMBERS).filter(
+            (pl.col("tenant_id") == audience.tenant)
+            & (pl.col("audience") == audience.audience)
+            & pl.col("left_at").is_null()
+            & (not is_ended)
+        )
+        return rows.select("user_id", "entered_at").collect(engine="streaming")
+
+    def _of(self, table: Table, names: Mapping[str, str]) -> pl.DataFrame:
+        is_meant = pl.all_horizontal(pl.col(name) == value for name, value in names.items())
+        return self._lake.scan(table).filter(is_meant).drop([*names]).collect(engine="streaming")
+
+    def _refusing(self, tenant_id: str, purpose: str | None) -> pl.DataFrame:
+        rows = self._lake.scan(USER_CONSENTS).filter(
+            (pl.col("tenant_id") == tenant_id)
+            & (pl.col("purpose") == pl.lit(purpose, pl.String))
+            & pl.col("until").is_null()
+            & (pl.col("state") == DENIED)
+        )
+        return rows.select("user_id").unique().collect(engine="streaming")
+
+    def _is_unheard_of(self, names: Mapping[str, str]) -> bool:
+        """Whether nothing was ever sent there: an audience that nobody is in should be seen to be empty, too."""
+        return self._of(AUDIENCE_DELIVERIES, names).is_empty()
+
+    def _note(self, batch: pl.DataFrame, sent: Sent, names: Mapping[str, str]) -> None:
+        """Keep what became of a batch: first who was refused, so that nobody is told to be taken who was not."""
+        now = pl.lit(datetime.now(UTC), pl.Datetime("us", "UTC"))
+        reasons = pl.DataFrame(
+            [*sent.refused.items()], schema={"user_id": pl.String, "reason": pl.String}, orient="row"
+        )
+        refused = batch.join(reasons, on="user_id")
+        self._lake.commits.merge(AUDIENCE_DEAD_LETTERS, dead_letters(refused, dict(names), now))
+        taken = batch.join(reasons, on="user_id", how="anti")
+        named = {name: pl.lit(value) for name, value in names.items()}
+        entered, left = (taken.filter(pl.col("change") == change) for change in (ENTERED, LEFT))
+        rows = entered.with_columns(**named, delivered_at=now).select(list(AUDIENCE_DELIVERED.columns))
+        gone = left.with_columns(**named).select(AUDIENCE_DELIVERED.key)
+        self._lake.commits.merge(AUDIENCE_DELIVERED, rows, gone)
+
+    def _remove(self, table: Table, users: pl.DataFrame, names: Mapping[str, str]) -> None:
+        keys = users.with_columns(**{name: pl.lit(value) for name, value in names.items()}).select(table.key)
+        self._lake.commits.merge(table, table.empty(), keys)
+
+    def _account(self, found: Delivery, started: datetime) -> None:
+        """Keep what a delivery did, where it did or met something."""
+        names = {"tenant_id": found.tenant_id, "audience": found.audience, "destination": found.destination}
+        before = self._of(AUDIENCE_DELIVERIES, names).sort("started_at").tail(1)
+        row = {**vars(found), "started_at": started, "ended_at": datetime.now(UTC)}
+        kept = ("withheld", "dead", "members", "waiting", "error")
+        is_same = before.height and all(before[name][0] == row[name] for name in kept)
+        if found.entered or found.left or found.refused or not is_same:
+            self._lake.commits.insert_new(
+                AUDIENCE_DELIVERIES, pl.DataFrame([row], schema=AUDIENCE_DELIVERIES.empty().schema)
+            )
+
+
+def _batches(changes: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    yield from changes.iter_slices(BATCH)

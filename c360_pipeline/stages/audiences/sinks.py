@@ -1,0 +1,197 @@
+"""Destinations of audiences: files in the bucket, a webhook, a table of Postgres."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+from urllib.parse import quote
+
+import polars as pl
+from pydantic import SecretStr
+
+from c360_pipeline.connections import open_bucket
+from c360_pipeline.core.audiences.changes import ENTERED, LEFT
+from c360_pipeline.core.audiences.definition import Audience, Destination, ToBucket, ToPostgres, ToWebhook
+from c360_pipeline.errors import ConfigError
+from c360_pipeline.settings import Settings, require_allowed_host, source_secret, strictest_sslmode
+from c360_pipeline.stages.audiences.deliver import Sent, Sink
+from c360_pipeline.stores.activation import Refused, Webhook, leads_inside, message_id, server_of
+from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.member_table import MemberTable
+from c360_pipeline.stores.s3.bucket import Bucket
+
+FOLDER = "audiences/"
+"""Of the bucket, where files of members are."""
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes a text that begins so to be: a formula of whoever chose the user id."""
+
+
+def folder_of(tenant_id: str, audience: str, destination: str) -> str:
+    """Where the files of a destination are."""
+    return f"{FOLDER}{quote(tenant_id, safe='')}/{audience}/{destination}/"
+
+
+class BucketSink:
+    """Files: `members`, replaced by each delivery, and one of `changes` for each batch.
+
+    Args:
+        bucket: where.
+        folder: of the destination.
+        format: csv or parquet.
+    """
+
+    def __init__(self, bucket: Bucket, folder: str, format: str) -> None:
+        self._bucket = bucket
+        self._folder = folder
+        self._format = format
+
+    def prepare(self, members: pl.DataFrame) -> None:
+        """Write all members."""
+        self._put("members", members)
+
+    def send(self, changes: pl.DataFrame) -> Sent:
+        """Write a file of changes; its name follows from them, so that it is the same file when it comes again."""
+        self._put(f"changes/{message_id(changes['id'].to_list())}", changes.drop("id"))
+        return Sent()
+
+    def _put(self, name: str, rows: pl.DataFrame) -> None:
+        content = BytesIO()
+        if self._format == "parquet":
+            rows.write_parquet(content)
+        else:
+            safe = rows.with_columns(
+                pl.when(pl.any_horizontal(pl.col(name).str.starts_with(sign) for sign in _FORMULAS))
+                .then("'" + pl.col(name)).otherwise(pl.col(name)).alias(name)
+                for name in rows.columns if rows.schema[name] == pl.String
+            )  # fmt: skip
+            safe.write_csv(content, datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ")
+        self._bucket.put(f"{self._folder}{name}.{self._format}", content.getvalue())
+
+
+class WebhookSink:
+    """Requests; a batch that the server does not want is halved until it is clear whom it does not want.
+
+    Args:
+        webhook: the server.
+        names: of tenant and audience, for the body.
+    """
+
+    def __init__(self, webhook: Webhook, names: dict[str, str]) -> None:
+        self._webhook = webhook
+        self._names = names
+
+    def prepare(self, members: pl.DataFrame) -> None:
+        """Nothing: the server hears of changes only."""
+
+    def send(self, changes: pl.DataFrame) -> Sent:
+        """Send changes."""
+        refused: dict[str, str] = {}
+        parts = [changes]
+        while parts:
+            part = parts.pop()
+            answer = self._webhook.post(message_id(part["id"].to_list()), self._body(part))
+            if not isinstance(answer, Refused):
+                refused |= {user: why for user, why in answer.items() if user in {*part["user_id"]}}
+            elif part.height > 1:
+                half = part.height // 2
+                parts += [part.slice(half), part.head(half)]
+            else:
+                refused[part["user_id"][0]] = answer.reason
+        return Sent(refused)
+
+    def _body(self, changes: pl.DataFrame) -> dict[str, Any]:
+        rows = changes.with_columns(pl.col("entered_at").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
+        return {"type": "audience.changed", **self._names, "changes": rows.to_dicts()}
+
+
+class PostgresSink:
+    """Rows of a table.
+
+    Args:
+        table: entered.
+    """
+
+    def __init__(self, table: MemberTable) -> None:
+        self._table = table
+
+    def prepare(self, members: pl.DataFrame) -> None:
+        """Nothing: the table changes with its rows."""
+
+    def send(self, changes: pl.DataFrame) -> Sent:
+        """Write changes, in one transaction."""
+        entered = changes.filter(pl.col("change") == ENTERED).select("user_id", "entered_at").rows()
+        self._table.write(entered, changes.filter(pl.col("change") == LEFT)["user_id"].to_list())
+        return Sent()
+
+
+class OpenSink:
+    """Opens the destinations of documents, where the installation lets them be.
+
+    Args:
+        settings: of the bucket.
+        control: with the databases that documents name.
+    """
+
+    def __init__(self, settings: Settings, control: ControlDb) -> None:
+        self._settings = settings
+        self._control = control
+
+    @contextmanager
+    def __call__(self, audience: Audience, destination: str) -> Iterator[Sink]:
+        """A destination of an audience.
+
+        Raises:
+            ConfigError: it may not be sent to, or its secret or database is not there.
+            UnavailableError: it does not answer.
+        """
+        said = audience.deliver[destination]
+        if isinstance(said, ToBucket):
+            folder = folder_of(audience.tenant, audience.audience, destination)
+            yield BucketSink(open_bucket(self._settings), folder, said.format)
+        elif isinstance(said, ToWebhook):
+            with Webhook(said.url, self.secret(said)) as webhook:
+                yield WebhookSink(webhook, {"tenant_id": audience.tenant, "audience": audience.audience})
+        else:
+            with MemberTable(
+                self._login(audience.tenant, said), said.table, audience.tenant, audience.audience
+            ) as rows:
+                yield PostgresSink(rows)
+
+    def require(self, audience: Audience) -> None:
+        """Go on only where all destinations of a document may be sent to.
+
+        Raises:
+            ConfigError: one may not, or its secret or database is not there.
+        """
+        for name, said in audience.deliver.items():
+            try:
+                self._require(audience.tenant, said)
+            except ConfigError as error:
+                raise ConfigError(f"audience {audience.audience!r}: deliver.{name}: {error}") from None
+
+    def _require(self, tenant_id: str, said: Destination) -> None:
+        if isinstance(said, ToWebhook):
+            self.secret(said)
+        elif isinstance(said, ToPostgres):
+            self._login(tenant_id, said)
+
+    def secret(self, said: ToWebhook) -> SecretStr:
+        """What requests to a webhook are signed with; asked for only where it may be sent to."""
+        host, port = server_of(said.url)
+        require_allowed_host(host, port, is_inside=leads_inside(host))
+        return source_secret(said.secret_ref, host, port)
+
+    def _login(self, tenant_id: str, said: ToPostgres) -> dict[str, Any]:
+        rows = [one for one in self._control.read().databases if one.db_name == said.database]
+        mine = [one for one in rows if one.tenant_id == tenant_id]
+        if not mine:
+            raise ConfigError(
+                f"There is no database {said.database!r} of {tenant_id} in source_databases: a row names its address "
+                "and its login."
+            )
+        row = mine[0]
+        return {
+            "host": row.host, "port": row.port, "dbname": row.db_name, "user": row.user,
+            "password": source_secret(row.password_ref, row.host, row.port).get_secret_value(),
+            "sslmode": strictest_sslmode(row.sslmode),
+        }  # fmt: skip
