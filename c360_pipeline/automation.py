@@ -72,6 +72,7 @@ FRESHNESS = {
     "stitching": _DAILY,
     "graph": _DAILY,
     "reconcile": _DAILY,
+    "audiences": _DAILY,
     "silos": dg.FreshnessPolicy.cron("0 4 * * *", lower_bound_delta=timedelta(hours=2)),
     "features": dg.FreshnessPolicy.cron("0 6 * * *", lower_bound_delta=timedelta(hours=4)),
     "maintenance": dg.FreshnessPolicy.cron("0 7 * * *", lower_bound_delta=timedelta(hours=2)),

@@ -8,6 +8,7 @@ NODES = {
     "product_graph": "(:Product {tenant_id: $tenant})",
     "event_graph": "(:User {tenant_id: $tenant, id: $user})-[:HAS_SESSION]->()-[:HAS_ACTION]->()",
     "journey_graph": "(:Journey {tenant_id: $tenant})<-[:PART_OF]-()<-[:HAS_KEY]-(:Event)",
+    "audience_members": "(:User {tenant_id: $tenant})-[:IN_AUDIENCE]->(:Audience)",
     "silo_nodes": "(:Account {tenant_id: $tenant})-->()",
     "mapped_relationships": "(:User {tenant_id: $tenant})-[:IS_ACCOUNT]->(:Account)-->()",
 }
@@ -16,6 +17,8 @@ PAGES = {
     "event_graph": "customers",
     "journey_graph": "explore",
     "user_communities": "customers",
+    "audience_members": "audiences",
+    "audience_deliveries": "audiences",
     "landing_files": "delivery",
     "dead_letters": "delivery",
     "reconciliations": "reconciliation",

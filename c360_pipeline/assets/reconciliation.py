@@ -26,7 +26,7 @@ OVERDUE = EVERYTHING_WITHIN + timedelta(hours=2)
 STREAM_HOURS = 25.0
 """Messages that the nightly comparison of the real-time path reads: those of a day, and of the hour between two."""
 STREAM_LANDS_WITHIN = timedelta(hours=1)
-UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_graph")
+UPSTREAM = ("journey_graph", "mapped_relationships", "event_graph", "product_graph", "audience_members")
 
 
 @dg.multi_asset(

@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 
 from c360_pipeline.cli.api import api, keys_app
+from c360_pipeline.cli.audiences import audiences_app
 from c360_pipeline.cli.backup import backup, restore
 from c360_pipeline.cli.cypher_script import cypher_script_app
 from c360_pipeline.cli.dead_letters import letters_app
@@ -52,6 +53,7 @@ app.add_typer(stream_app, name="stream")
 app.add_typer(cypher_script_app, name="cypher-script")
 app.add_typer(graph_projection_app, name="graph-projection")
 app.add_typer(sources_app, name="sources")
+app.add_typer(audiences_app, name="audiences")
 app.command()(api)
 app.command()(doctor)
 app.command()(plan)

@@ -26,6 +26,7 @@ SHOWN = 20
 def stores_of(settings: Settings) -> Any:
     """All stores that may hold a person."""
     from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake, open_landing
+    from c360_pipeline.stages.audiences.sinks import OpenSink
     from c360_pipeline.stages.privacy.stores import Stores
     from c360_pipeline.stages.reconciliation.expected import Archive
     from c360_pipeline.stores.postgres.databases import database_exists
@@ -50,6 +51,7 @@ def stores_of(settings: Settings) -> Any:
         remake_graph=remake_graph,
         graph_files=home / "neo4j" if remake_graph else None,
         open_user_events=_opens_user_events(settings),
+        open_sink=OpenSink(settings, control),
     )
 
 

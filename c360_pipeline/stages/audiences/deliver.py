@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -185,7 +185,7 @@ class Deliveries:
         named = {(one.tenant, one.audience, name): one for one in active for name in one.deliver}
         held = self._lake.scan(AUDIENCE_DELIVERED).select("tenant_id", "audience", "destination").unique()
         unnamed = {*held.collect(engine="streaming").rows()} - named.keys()
-        earlier = {}
+        earlier: dict[tuple[str, str, str], Mapping[str, Any]] = {}
         for one in versions:
             keys = ((one.tenant_id, one.name, name) for name in one.document.get("deliver", ()))
             earlier |= {key: one.document for key in keys if key in unnamed}
@@ -256,3 +256,40 @@ class Deliveries:
 
 def _batches(changes: pl.DataFrame) -> Iterator[pl.DataFrame]:
     yield from changes.iter_slices(BATCH)
+
+
+def held_by_destinations(lake: Lake, users: pl.DataFrame) -> list[tuple[str, str, str]]:
+    """Tenant, audience and destination of those that have, or refused, one of some users (tenant_id, user_id)."""
+    rows = [lake.scan(table).select(*_DESTINATION, "user_id") for table in (AUDIENCE_DELIVERED, AUDIENCE_DEAD_LETTERS)]
+    held = pl.concat(rows).join(users.lazy(), on=["tenant_id", "user_id"], how="semi")
+    return held.select(_DESTINATION).unique().collect(engine="streaming").sort(pl.all()).rows()
+
+
+def tell(
+    lake: Lake, sinks: Sinks | None, versions: Sequence[AudienceVersion], name: tuple[str, str, str],
+    alone: Callable[[str], Alone],
+) -> str:  # fmt: skip
+    """Bring one destination to who is a member now, by the newest document that names it; returns why it was not.
+
+    Args:
+        lake: holds members and what was sent.
+        sinks: opens destinations; None where none is told.
+        versions: of all documents, the oldest first.
+        name: tenant, audience and destination.
+        alone: keeps others away from a destination, by its name.
+    """
+    named = [
+        one for one in versions if (one.tenant_id, one.name) == name[:2] and name[2] in one.document.get("deliver", {})
+    ]
+    if sinks is None or not named:
+        return "no document says how to reach it."
+    is_ended = named[-1].version != named[-1].active_version
+    try:
+        audience = read_audience(named[-1].document)
+        with alone("/".join(name)):
+            return Deliveries(lake, sinks).deliver(audience, name[2], is_ended=is_ended).error
+    except C360Error as error:
+        return str(error)
+
+
+_DESTINATION = ("tenant_id", "audience", "destination")

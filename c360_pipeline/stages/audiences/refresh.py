@@ -55,6 +55,30 @@ class Refreshed:
     worked_out: list[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class Tried:
+    """Who would be in audiences.
+
+    Attributes:
+        customers: of the tenant.
+        members: `MEMBERS` that there would be.
+        inside: `MEMBERS` that there are, of all audiences of the tenant.
+    """
+
+    customers: int
+    members: pl.DataFrame
+    inside: pl.DataFrame
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Of an audience how many members it would have, how many would enter and how many would leave."""
+        wanted, held = (rows.filter(pl.col("audience") == name) for rows in (self.members, self.inside))
+        return {
+            "members": wanted.height,
+            "enter": wanted.join(held, on=list(MEMBERS), how="anti").height,
+            "leave": held.join(wanted, on=list(MEMBERS), how="anti").height,
+        }
+
+
 class Members:
     """The table of members.
 
@@ -93,13 +117,22 @@ class Members:
 
         return self._lake.commits.retried(AUDIENCE_MEMBERS.name, attempt)
 
-    def size(self, audience: Audience, purposes: Sequence[Purpose], now: datetime) -> tuple[int, int]:
-        """How many members an audience would have, of how many customers; nothing is kept."""
-        asked = _Asked.of(self._facts, [audience], purposes, now)
+    def tried(self, audiences: Sequence[Audience], purposes: Sequence[Purpose], now: datetime) -> Tried:
+        """Who would be in audiences of one tenant; nothing is kept.
+
+        Args:
+            audiences: one at least.
+            purposes: rows of `feature_purposes`.
+            now: the moment.
+        """
+        tenant = audiences[0].tenant
+        asked = _Asked.of(self._facts, audiences, purposes, now)
         with scratch_folder(self._lake.cache) as folder:
-            events = self._all(EventsAt.now(self._lake), audience.tenant, folder)
-            found, customers = asked.found(events, audience.tenant, [audience])
-        return found.height, customers.height
+            events = self._all(EventsAt.now(self._lake), tenant, folder)
+            found, customers = asked.found(events, tenant, audiences)
+        held = self._lake.scan(AUDIENCE_MEMBERS).filter((pl.col("tenant_id") == tenant) & pl.col("left_at").is_null())
+        inside = held.select(list(MEMBERS)).collect(engine="streaming")
+        return Tried(customers.height, found, inside)
 
     def _refresh(
         self, audiences: Sequence[Audience], purposes: Sequence[Purpose], now: datetime, at: EventsAt,

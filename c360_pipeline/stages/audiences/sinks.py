@@ -11,7 +11,15 @@ from pydantic import SecretStr
 
 from c360_pipeline.connections import open_bucket
 from c360_pipeline.core.audiences.changes import ENTERED, LEFT
-from c360_pipeline.core.audiences.definition import Audience, Destination, ToBucket, ToPostgres, ToWebhook
+from c360_pipeline.core.audiences.definition import (
+    Audience,
+    Destination,
+    Label,
+    ToBucket,
+    ToPostgres,
+    ToWebhook,
+    leaves_of,
+)
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings, require_allowed_host, source_secret, strictest_sslmode
 from c360_pipeline.stages.audiences.deliver import Sent, Sink
@@ -20,7 +28,7 @@ from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.member_table import MemberTable
 from c360_pipeline.stores.s3.bucket import Bucket
 
-FOLDER = "audiences/"
+FOLDER, CHANGES_FOLDER = "audiences/", "changes/"
 """Of the bucket, where files of members are."""
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes a text that begins so to be: a formula of whoever chose the user id."""
@@ -51,7 +59,7 @@ class BucketSink:
 
     def send(self, changes: pl.DataFrame) -> Sent:
         """Write a file of changes; its name follows from them, so that it is the same file when it comes again."""
-        self._put(f"changes/{message_id(changes['id'].to_list())}", changes.drop("id"))
+        self._put(f"{CHANGES_FOLDER}{message_id(changes['id'].to_list())}", changes.drop("id"))
         return Sent()
 
     def _put(self, name: str, rows: pl.DataFrame) -> None:
@@ -195,3 +203,19 @@ class OpenSink:
             "password": source_secret(row.password_ref, row.host, row.port).get_secret_value(),
             "sslmode": strictest_sslmode(row.sslmode),
         }  # fmt: skip
+
+
+def require_possible(settings: Settings, control: ControlDb, audience: Audience) -> None:
+    """Go on only where a document's labels are those of silos, and its destinations may be sent to.
+
+    Raises:
+        ConfigError: it names another label, or a destination that it may not.
+    """
+    labels = set(control.read().labels.values())
+    for leaf in leaves_of(audience.who):
+        if isinstance(leaf, Label) and leaf.label not in labels:
+            known = ", ".join(sorted(labels)) or "none yet"
+            raise ConfigError(
+                f"audience {audience.audience!r}: {leaf.label!r} is no label of silos (there are: {known})."
+            )
+    OpenSink(settings, control).require(audience)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -88,8 +89,17 @@ def kinds_that_differ(found: Iterable[Mapping[str, Any]], tenants: Collection[st
     return Counter(f"{one['entity']} {one['kind']}" for one in found if one["tenant_id"] in tenants)
 
 
-def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
-    """Search every store again, compare graph and archive, and say what was found."""
+def certify(
+    stores: Stores, plan: Plan, observe: Observe, untold: Mapping[str, str] = MappingProxyType({})
+) -> Certificate:
+    """Search every store again, compare graph and archive, and say what was found.
+
+    Args:
+        stores: where.
+        plan: that was carried out.
+        observe: called with which store comes next.
+        untold: destinations of audiences that did not hear that people left, by name, and why.
+    """
     mentions = mentions_of(stores.lake, stores.control.read(), plan.persons, plan.ids, traces=plan.traces)
     # Where no other names them, their ids are nowhere at all.
     searched = plan.values if mentions else [*plan.values, *plan.ids]
@@ -116,6 +126,7 @@ def certify(stores: Stores, plan: Plan, observe: Observe) -> Certificate:
     redacted = sum(len(lines) for _, lines in plan.redacted.values())
     is_clean = findings == 0 and not any(one["hits_after"] for one in compared)
     notes = NOTES + (STREAM_NOTES if stores.open_user_events is not None else [])
+    notes += [f"{name} has them still and was not told to forget them: {why} Tell it." for name, why in untold.items()]
     return Certificate(
         str(uuid4()), datetime.now(UTC).isoformat(), users.to_dicts(), len(plan.traces.visitors),
         len(plan.traces.shared), len(searched), removed, compared,

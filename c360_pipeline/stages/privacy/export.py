@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from c360_pipeline.core.catalog.audience_tables import AUDIENCES
 from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, FEATURES
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS, JOURNEYS
 from c360_pipeline.core.privacy.erasure import Person, SearchTerms, theirs, users_frame
@@ -160,7 +161,7 @@ def export(stores: Stores, person: Person, observe: Observe = lambda what: None)
 def _features(stores: Stores, persons: Sequence[Person], terms: SearchTerms) -> dict[str, pl.DataFrame]:
     """Rows of features that are theirs: by their user, and of accounts those that hold a value of theirs alone."""
     found = {}
-    for table in FEATURES:
+    for table in (*FEATURES, *AUDIENCES):
         rows = stores.lake.scan(table)
         if "user_id" in table.columns:
             found[table.name] = rows.join(

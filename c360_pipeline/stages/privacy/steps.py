@@ -12,6 +12,12 @@ from pathlib import Path
 import polars as pl
 
 from c360_pipeline.core.arrays.row_hashes import row_name_hash
+from c360_pipeline.core.catalog.audience_tables import (
+    AUDIENCE_DEAD_LETTERS,
+    AUDIENCE_DELIVERED,
+    AUDIENCE_MEMBERS,
+    AUDIENCES,
+)
 from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, FEATURES
 from c360_pipeline.core.catalog.table import Table
@@ -38,6 +44,8 @@ from c360_pipeline.core.privacy.erasure import (
 from c360_pipeline.core.privacy.retention import ACTION, expired
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.errors import ContractError
+from c360_pipeline.stages.audiences.deliver import held_by_destinations, tell
+from c360_pipeline.stages.audiences.sinks import CHANGES_FOLDER, folder_of
 from c360_pipeline.stages.landing.backfill import backfill
 from c360_pipeline.stages.landing.blanking import blank_lines, rename_deliveries
 from c360_pipeline.stages.landing.event_removal import remove_events
@@ -62,7 +70,8 @@ from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.landing import EventFile, dead_letter_key
 
 TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, RECONCILIATION_FINDINGS, JOURNEY_LOG,
-           VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, *FEATURES, *PUBLISHED)  # fmt: skip
+           VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, *FEATURES, *AUDIENCES,
+           *PUBLISHED)  # fmt: skip
 """Tables that an erasure writes, beside those of silos."""
 REDACTED = b"x"
 """Stands for each byte of a name that is taken out of a line of somebody else."""
@@ -75,6 +84,9 @@ LOGS = ("public.etl_run_logs", "public.etl_table_logs", "public.event_logs", "pu
 class Steps:
     """Carries out a plan.
 
+    Attributes:
+        untold: destinations of audiences that did not hear that people left, by name, and why.
+
     Args:
         stores: where.
         observe: called with what comes next.
@@ -83,12 +95,13 @@ class Steps:
     def __init__(self, stores: Stores, observe: Observe) -> None:
         self._stores = stores
         self._observe = observe
+        self.untold: dict[str, str] = {}
 
     def carry_out(self, plan: Plan) -> None:
         """Take all steps, in their order."""
         for step in (
             self._erase_letters, self._erase_lines, self._erase_events, self._erase_rows, self._erase_user_events,
-            self._follow, self._erase_traces, self._forget,
+            self._tell_destinations, self._follow, self._erase_traces, self._forget,
         ):  # fmt: skip
             step(plan)
 
@@ -175,11 +188,31 @@ class Steps:
             control.privacy.suppress_rows(name, row_name_hash(name, gone, key))
             lake.commits.merge(table, table.empty(), gone, on=key)
         self._erase_unlabelled(plan)
-        users = users_frame(plan.persons).lazy()
-        for table in FEATURES:
+        self._remove_users(plan, *FEATURES, AUDIENCE_MEMBERS)
+
+    def _remove_users(self, plan: Plan, *tables: Table) -> None:
+        """Rows of users leave tables that name one in each."""
+        lake, users = self._stores.lake, users_frame(plan.persons).lazy()
+        for table in tables:
             if "user_id" in table.columns:
                 theirs = lake.scan(table).join(users, on=["tenant_id", "user_id"], how="semi").select(table.key)
                 lake.commits.merge(table, table.empty(), theirs.collect())
+
+    def _tell_destinations(self, plan: Plan) -> None:
+        """Destinations of audiences hear that they left; then it is forgotten that these had them."""
+        stores = self._stores
+        held = held_by_destinations(stores.lake, users_frame(plan.persons))
+        versions = stores.control.audiences.versions() if held else []
+        for tenant, name, destination in held:
+            self._observe(f"telling {tenant}/{name}/{destination}")
+            told = tell(
+                stores.lake, stores.open_sink, versions, (tenant, name, destination), stores.control.locks.named
+            )
+            if told:
+                self.untold[f"{tenant}/{name}/{destination}"] = told
+            files = stores.bucket.objects(f"{folder_of(tenant, name, destination)}{CHANGES_FOLDER}")
+            stores.bucket.delete(one.path for one in files)
+        self._remove_users(plan, AUDIENCE_DELIVERED, AUDIENCE_DEAD_LETTERS)
 
     def _erase_unlabelled(self, plan: Plan) -> None:
         """Rows of tables that are no nodes leave them where a text of theirs is one of the values."""

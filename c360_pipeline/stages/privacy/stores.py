@@ -19,6 +19,7 @@ from c360_pipeline.core.privacy.erasure import (
     users_frame,
 )
 from c360_pipeline.errors import C360Error
+from c360_pipeline.stages.audiences.deliver import Sinks
 from c360_pipeline.stages.privacy.search import (
     Searched,
     search_database,
@@ -63,6 +64,7 @@ class Stores:
         remake_graph: rebuilds the graph's store, without a trace of what was removed; None where it is not ours.
         graph_files: folder of the graph's store; None where it is not ours.
         open_user_events: opens Cassandra's table; None where there is none.
+        open_sink: opens destinations of audiences; None where none is told.
     """
 
     bucket: Bucket
@@ -76,6 +78,7 @@ class Stores:
     remake_graph: Callable[[], object] | None = None
     graph_files: Path | None = None
     open_user_events: "Callable[[], UserEvents] | None" = None
+    open_sink: Sinks | None = None
 
 
 def search_everywhere(

@@ -1,12 +1,19 @@
 """Audiences in the graph: who entered and left since its checkpoint."""
 
+from datetime import datetime
+
 import polars as pl
 
 from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS
 from c360_pipeline.core.catalog.changes import Changes
 from c360_pipeline.core.projection import graph as model
+from c360_pipeline.stages.audiences.facts import FactsOfTenants
+from c360_pipeline.stages.audiences.refresh import Members, Refreshed
+from c360_pipeline.stages.projection.events import EVENT_PROJECTION, decisions_before, events_in
+from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
 
 AUDIENCE_PROJECTION = "audience_graph"
 
@@ -62,3 +69,21 @@ def touched_members(changed: Changes) -> pl.DataFrame:
     """Keys of `IN_AUDIENCE` of the rows of `AUDIENCE_MEMBERS` that came, changed or went."""
     rows = pl.concat([changed.upserted.select(AUDIENCE_MEMBERS.key), changed.deleted.select(AUDIENCE_MEMBERS.key)])
     return rows.select("tenant_id", from_id="user_id", to_id="audience").unique()
+
+
+def bring_up_audiences(lake: Lake, control: ControlDb, graph: Graph, now: datetime) -> tuple[Refreshed, dict[str, str]]:
+    """Work out who is in all audiences by the events that a graph has, and write that to lake and graph.
+
+    Returns:
+        Who entered and left; and of audiences whose documents can't be read, by tenant/name, why: these stay.
+    """
+    active, faults = control.audiences.active()
+    unread = [(tenant, name) for tenant, _, name in (named.rpartition("/") for named in faults)]
+    known = events_in(graph, lake, EVENT_PROJECTION)
+    # As the graph has them: each member is a node there.
+    decisions = decisions_before(lake, graph.checkpoints.of(EVENT_PROJECTION))
+    at = EventsAt.of(lake, known, decisions) if known else EventsAt.now(lake)
+    table = Members(lake, FactsOfTenants(lake, graph.run))
+    done = table.refresh(active, control.privacy.purposes(), now, at, unread)
+    AudienceGraph(lake, graph).project()
+    return done, faults
