@@ -163,8 +163,10 @@ def show(name: Name, tenant: Tenant = None, as_json: AsJson = False) -> None:
         print_json({"document": version.document, "version": version.version, "active": version.active_version,
                     "members": total, "deliveries": deliveries, "refused": letters})  # fmt: skip
         return
-    out.print(json.dumps(version.document, indent=2, ensure_ascii=False), highlight=False, soft_wrap=True)
-    out.print(f"v{version.version}: {read_or_none(version)[1]}", highlight=False, soft_wrap=True)
+    audience, who = read_or_none(version)
+    said = audience.document() if audience else version.document
+    out.print(json.dumps(said, indent=2, ensure_ascii=False), highlight=False, soft_wrap=True)
+    out.print(f"v{version.version}: {who}", highlight=False, soft_wrap=True)
     out.print(f"{total:,} members" + (f", {min(total, SHOWN):,} of them: " if total else ""), highlight=False)
     out.print(", ".join(one["user_id"] for one in first), highlight=False, soft_wrap=True)
     for one in deliveries:
@@ -185,18 +187,13 @@ def size(
     as_json: AsJson = False,
 ) -> None:
     """Count who would be in an audience now; nothing is written."""
-    from c360_pipeline.core.audiences.definition import leaves_of, read_audience
+    from c360_pipeline.core.audiences.definition import read_audience
     from c360_pipeline.core.audiences.told import told
+    from c360_pipeline.reads.audiences import parts_of
 
     path = Path(what)
     (audience,) = _read([path]) if path.is_file() else (read_audience(_named(what, tenant)[1].document),)
-    parts = {"audience": audience}
-    if each:
-        leaves = {told(leaf): leaf for leaf in leaves_of(audience.who)}
-        parts |= {
-            text: audience.model_copy(update={"audience": f"part-{number}", "who": leaf, "deliver": {}})
-            for number, (text, leaf) in enumerate(leaves.items())
-        }
+    parts = {"audience": audience} | (parts_of(audience) if each else {})
     control = _control()
     with _graph_members() as members:
         tried = members.tried(list(parts.values()), control.privacy.purposes(), datetime.now(UTC))

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from c360_pipeline.core.audiences.definition import Audience, read_audience
+from c360_pipeline.core.audiences.definition import Audience, leaves_of, read_audience
 from c360_pipeline.core.audiences.told import told
 from c360_pipeline.core.catalog.audience_tables import (
     AUDIENCE_DEAD_LETTERS,
@@ -164,3 +164,12 @@ def _summary(one: AudienceVersion, counts: dict[str, Any]) -> AudienceSummary:
         one.name, (audience.title if audience else "") or one.name, who, one.active_version is not None, one.version,
         counts["members"], counts["entered"], counts["left"], len(audience.deliver) if audience else 0,
     )  # fmt: skip
+
+
+def parts_of(audience: Audience) -> dict[str, Audience]:
+    """Each condition of an audience that joins no others, as an audience of its own, by what it says."""
+    leaves = {told(leaf): leaf for leaf in leaves_of(audience.who)}
+    return {
+        text: audience.model_copy(update={"audience": f"part-{number}", "who": leaf, "deliver": {}})
+        for number, (text, leaf) in enumerate(leaves.items())
+    }

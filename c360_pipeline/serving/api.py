@@ -81,6 +81,10 @@ class Api:
         async with asyncio.timeout(SECONDS):
             return await self._pages.get((tenant_id, name), lambda: self.ask_heavy(work))
 
+    def forget_page(self, tenant_id: str, name: str) -> None:
+        """Let a page be worked out anew: what it shows was changed."""
+        self._pages.forget((tenant_id, name))
+
     async def services(self) -> dict[str, bool]:
         """By service whether it answers, `HEALTH_SECONDS` old at most: who asks needs no key, and must cost nothing."""
 

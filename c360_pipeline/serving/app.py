@@ -4,17 +4,18 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import Depends, FastAPI, HTTPException, Query, Response
+from fastapi import Depends, FastAPI, HTTPException, Path, Query, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from c360_pipeline import __version__
+from c360_pipeline.core.audiences.definition import NAME_PATTERN, Audience, read_audience
 from c360_pipeline.reads.customers import Customer
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import models, pages
@@ -22,12 +23,13 @@ from c360_pipeline.serving.api import Api
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.paths import know_texts
 from c360_pipeline.serving.problems import Problem, add_problems, problem_responses
-from c360_pipeline.serving.security import Gate, Guard, Ingester, Reader, admit_stranger, own_tenant
+from c360_pipeline.serving.security import Admin, Gate, Guard, Ingester, Reader, admit_stranger, own_tenant
 from c360_pipeline.settings import serving_address
 from c360_pipeline.stores.neo4j.driver_values import plain
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 TenantId = Annotated[str | None, Query(description="the key's own; another one's answers 404", max_length=1_024)]
+AudienceName = Annotated[str, Path(pattern=NAME_PATTERN)]
 USUAL = problem_responses(401, 403, 404, 413, 422, 429, 503, 504)
 JSON = "application/json"
 
@@ -95,6 +97,8 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
     _add_products(app, api)
     _add_customers(app, api)
     _add_insights(app, api)
+    _add_audiences(app, api)
+    _add_making_of_audiences(app, api)
     _add_operations(app, api)
     pages.add_pages(app, api)
     app.openapi_schema = _described(app)
@@ -227,6 +231,66 @@ def _add_insights(app: FastAPI, api: Api) -> None:
     async def churn(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> models.Churn:
         """Accounts by how likely they leave, with the reasons."""
         return models.Churn.model_validate(await found(own_tenant(key, tenant_id), "churn", limit))
+
+
+def _audience(tenant: str, name: str, document: models.AudienceDocument) -> Audience:
+    return read_audience({"audience": name, "tenant": tenant, **document.model_dump(exclude={"note"})})
+
+
+def _add_audiences(app: FastAPI, api: Api) -> None:
+    @app.get("/audiences", responses=USUAL, tags=["audiences"])
+    async def audiences(key: Reader, tenant_id: TenantId = None) -> models.AudienceList:
+        """The tenant's audiences: who is in them, and how many."""
+        reads = api.backend.audiences(own_tenant(key, tenant_id))
+        found = await api.page(key.tenant_id, "audiences", partial(reads.summaries, datetime.now(UTC)))
+        return models.AudienceList(audiences=[models.AudienceInList(**vars(one)) for one in found])
+
+    @app.get("/audiences/{audience}/members", responses=USUAL, tags=["audiences"])
+    async def members(
+        key: Reader,
+        audience: AudienceName,
+        limit: Limit = 100,
+        after: Annotated[str | None, Query(max_length=1_024, description="user id; only later ones")] = None,
+        tenant_id: TenantId = None,
+    ) -> models.AudienceMembers:
+        """Who is in an audience, by user id, as the last run found."""
+        reads = api.backend.audiences(own_tenant(key, tenant_id))
+        if await api.ask(reads.version, audience) is None:
+            raise HTTPException(404, "There is no such audience.")
+        total, found = await api.ask_heavy(reads.members, audience, limit, after)
+        more = found[-1]["user_id"] if len(found) == limit else None
+        shown = [models.AudienceMember.model_validate(one) for one in found]
+        return models.AudienceMembers(audience=audience, total=total, members=shown, next=more)
+
+    @app.post("/audiences/size", responses=USUAL, tags=["audiences"])
+    async def size(key: Reader, document: models.AudienceDocument, tenant_id: TenantId = None) -> models.AudienceSize:
+        """How many would be in an audience now; nothing is kept."""
+        asked = _audience(own_tenant(key, tenant_id), "tried", document)
+        tried = await api.ask_heavy(api.backend.try_audience, asked)
+        return models.AudienceSize(customers=tried["customers"], each=tried["each"], **tried["sizes"])
+
+
+def _add_making_of_audiences(app: FastAPI, api: Api) -> None:
+    @app.put("/audiences/{audience}", responses=USUAL, tags=["audiences"])
+    async def apply(
+        key: Admin,
+        audience: AudienceName,
+        document: models.AudienceDocument,
+        tenant_id: TenantId = None,
+    ) -> models.AudienceApplied:
+        """Let a document say who is in an audience, from the next run on."""
+        asked = _audience(own_tenant(key, tenant_id), audience, document)
+        version, is_new = await api.ask(api.backend.apply_audience, asked, document.note)
+        api.forget_page(key.tenant_id, "audiences")
+        return models.AudienceApplied(audience=audience, version=version, changed=is_new)
+
+    @app.delete("/audiences/{audience}", status_code=204, response_class=Response, responses=USUAL, tags=["audiences"])
+    async def end(key: Admin, audience: AudienceName, tenant_id: TenantId = None) -> Response:
+        """Let nobody be in an audience: the next run closes it, and where it is sent is told that all left."""
+        if not await api.ask(api.backend.control.audiences.end, own_tenant(key, tenant_id), audience):
+            raise HTTPException(404, "There is no such audience, or it was ended already.")
+        api.forget_page(key.tenant_id, "audiences")
+        return Response(status_code=204)
 
 
 def _add_operations(app: FastAPI, api: Api) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import psycopg
 from neo4j.exceptions import DriverError, Neo4jError
 
+from c360_pipeline.core.audiences.definition import Audience
 from c360_pipeline.core.catalog.feature_tables import RECOMMENDATION_SETTINGS
 from c360_pipeline.core.contract.events import Event, Rejected, parse_event
 from c360_pipeline.core.features.leads import Settings
@@ -21,12 +22,16 @@ from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import C360Error, ConfigError, ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import find_query
 from c360_pipeline.reads.accounts import newest_of
+from c360_pipeline.reads.audiences import Audiences, parts_of
 from c360_pipeline.reads.customers import Customers
 from c360_pipeline.reads.deliveries import delivered_by_source, sources_of_pages
 from c360_pipeline.reads.insights import Found, insights
 from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.reads.recommend import Recommender
 from c360_pipeline.serving.models import Interaction
+from c360_pipeline.settings import load_settings
+from c360_pipeline.stages.audiences.sinks import require_possible
+from c360_pipeline.stages.audiences.trials import Trials
 from c360_pipeline.stages.realtime.tracked_events import Tracked, TrackedEvents
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.driver_values import plain
@@ -173,11 +178,13 @@ class Backend:
         self._tracked = TrackedEvents(landing, graph, control)
         self._purposes = Kept(control.privacy.purposes, "what people must agree to")
         self._identifiers = Kept(control.identifiers.current, "how identifiers are hashed")
+        self.trials = Trials(lake, graph.read_only)
         self._half_lives = Refreshed(self._read_half_lives, dict[str, float](), SETTINGS_SECONDS)
 
     def close(self) -> None:
         """Write what was tracked and not stored yet."""
         self._half_lives.close()
+        self.trials.close()
         self._tracked.close()
 
     def recommender(self, tenant_id: str) -> Recommender:
@@ -201,6 +208,30 @@ class Backend:
     def sources(self, tenant_id: str) -> list[dict[str, Any]]:
         """What event sources brought a tenant."""
         return delivered_by_source(self.lake, sources_of_pages(self.control), tenant_id)
+
+    def audiences(self, tenant_id: str) -> Audiences:
+        """Audiences of a tenant."""
+        return Audiences(self.lake, self.control.audiences, tenant_id)
+
+    def try_audience(self, audience: Audience) -> dict[str, Any]:
+        """How many would be in an audience, and how many fulfil each of its conditions.
+
+        Returns:
+            customers (of the tenant), sizes (members, enter, leave), each (customers by condition in words).
+        """
+        parts = {"": audience} | parts_of(audience)
+        tried = self.trials.tried(list(parts.values()), self._purposes.value(), datetime.now(UTC))
+        each = {text: tried.sizes(part.audience)["members"] for text, part in parts.items() if text}
+        return {"customers": tried.customers, "sizes": tried.sizes(audience.audience), "each": each}
+
+    def apply_audience(self, audience: Audience, note: str) -> tuple[int, bool]:
+        """Let a document say who is in an audience, from the next run on; its version, and whether that is new.
+
+        Raises:
+            ConfigError: it names a label or a destination that it may not.
+        """
+        require_possible(load_settings(), self.control, audience)
+        return self.control.audiences.apply(audience, note)
 
     def insights(self, tenant_id: str, name: str, limit: int) -> Found:
         """What the nightly features found."""

@@ -290,6 +290,74 @@ class Churn(_Insights):
     rows: list[AccountAtRisk]
 
 
+class AudienceInList(BaseModel):
+    """An audience: who is in it in words, and how many."""
+
+    name: str
+    title: str
+    who: str
+    is_active: bool
+    version: int
+    members: int
+    entered: int = Field(description="within 7 days")
+    left: int = Field(description="within 7 days")
+    destinations: int
+
+
+class AudienceList(BaseModel):
+    """The tenant's audiences, by name."""
+
+    audiences: list[AudienceInList]
+
+
+class AudienceMember(BaseModel):
+    """A member, and since when."""
+
+    user_id: str
+    entered_at: datetime
+
+
+class AudienceMembers(BaseModel):
+    """Members by user id; `next` continues after the last of them."""
+
+    audience: str
+    total: int
+    members: list[AudienceMember]
+    next: str | None = Field(description="give it as `after` for the members that follow; null where none do")
+
+
+class AudienceDocument(BaseModel):
+    """Who is in an audience, as a document says (docs/audiences.md)."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{
+        "title": "Buyers who went silent",
+        "who": {"all": [{"did": "purchase", "at_least": 2}, {"did": "*", "last_before_days": 30}]},
+    }]})  # fmt: skip
+    title: str = Field("", max_length=200)
+    description: str = Field("", max_length=2_000)
+    who: dict[str, Any]
+    deliver: dict[str, Any] = Field(default_factory=dict)
+    note: str = Field("", max_length=1_024, description="why, for those who look at it later")
+
+
+class AudienceSize(BaseModel):
+    """How many would be in an audience now, of how many customers, and how many fulfil each condition."""
+
+    customers: int
+    members: int
+    enter: int
+    leave: int
+    each: dict[str, int]
+
+
+class AudienceApplied(BaseModel):
+    """The version of the document that is in force, and whether it was not before."""
+
+    audience: str
+    version: int
+    changed: bool
+
+
 class Health(BaseModel):
     """Whether requests can be served, and by service whether it answers."""
 

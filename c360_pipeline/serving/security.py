@@ -249,6 +249,7 @@ async def admit_stranger(request: Request) -> None:
 
 
 Reader = Annotated[ApiKey, Depends(needs("read"))]
+Admin = Annotated[ApiKey, Depends(needs("admin"))]
 Ingester = Annotated[ApiKey, Depends(needs("ingest"))]
 
 

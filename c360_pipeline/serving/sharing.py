@@ -182,3 +182,7 @@ class Kept:
             if held is None:
                 held = self._answers[key] = (await make(),)
             return held[0]
+
+    def forget(self, key: Hashable) -> None:
+        """Let the next who asks for a key get a new answer."""
+        self._answers.pop(key, None)

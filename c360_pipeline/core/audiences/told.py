@@ -49,7 +49,8 @@ def _group(leaf: Group) -> str:
 
 
 def _label(leaf: Label) -> str:
-    return f"has a {leaf.label}{f' whose {leaf.property} {_value(leaf)}' if leaf.property else ''}"
+    article = "an" if leaf.label[0] in "AEIOU" else "a"
+    return f"has {article} {leaf.label}{f' whose {leaf.property} {_value(leaf)}' if leaf.property else ''}"
 
 
 def _value_of_account(leaf: AccountValue) -> str:
@@ -69,14 +70,18 @@ def _is_joined(part: Any) -> bool:
 def _did(leaf: Did) -> str:
     least, most = leaf.least, leaf.at_most
     if most == 0:
-        times = "never did"
-    elif most is None:
-        times = "did" if least == 1 else f"did at least {least:,} times" if least else "did any number of times"
+        verb, times = "never did", ""
+    elif most is not None:
+        verb, times = "did", f" {least:,} to {most:,} times" if least else f" at most {_times(most)}"
     else:
-        times = f"did {least:,} to {most:,} times"
+        verb, times = "did", "" if least == 1 else f" at least {_times(least)}"
     first = f", the first{_days(leaf.first_within_days, '')}" if leaf.first_within_days else ""
     last = f", the last more than {leaf.last_before_days:,} days ago" if leaf.last_before_days else ""
-    return f"{times} {_events(leaf)}{_days(leaf.within_days)}{first}{last}"
+    return f"{verb} {_events(leaf)}{times}{_days(leaf.within_days)}{first}{last}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def _events(events: Events) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qs, quote
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import AfterValidator
@@ -23,11 +23,12 @@ from c360_pipeline.reads.customer_pages import CustomerPages
 from c360_pipeline.reads.insights import KINDS, Found
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
+from c360_pipeline.serving.pages.audiences import AudiencePages
 from c360_pipeline.serving.security import (
     SESSION_SECONDS,
+    Admin,
     Reader,
     comes_by_tls,
-    needs,
     refuse_other_sites,
     session_name,
     session_of,
@@ -45,7 +46,6 @@ RECOMMENDED = 6
 SHOWN_INSIGHTS = 20
 """Of each kind."""
 Text = Annotated[str, Query(max_length=1_024)]
-Admin = Annotated[ApiKey, Depends(needs("admin"))]
 DOTS = (".", "..")
 SERVER_ERRORS = 500
 """From this status on the same request may go well later."""
@@ -124,6 +124,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/queries/{name}", pages.query, methods=["GET"])
     router.add_api_route("/journeys/unmerge", pages.unmerge, methods=["POST"])
     router.add_api_route("/visitors/split", pages.split, methods=["POST"])
+    AudiencePages(api, pages).add(router)
     app.include_router(router)
     app.state.problem_page = pages.problem
     app.mount("/static", StaticFiles(packages=[(__name__, "static")]), name="static")
@@ -148,7 +149,8 @@ class Pages:
         self._api = api
         self._templates = _templates()
 
-    def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        """A page by its template."""
         return HTMLResponse(self._templates.get_template(template).render(**values), status)
 
     def problem(self, request: Request, status: int, title: str, detail: str) -> HTMLResponse:
@@ -156,7 +158,7 @@ class Pages:
         query = f"?{request.url.query}" if request.url.query else ""
         again = f"{request.url.path}{query}" if request.method == "GET" and status >= SERVER_ERRORS else None
         is_part = "hx-request" in request.headers
-        return self._page(
+        return self.page(
             "problem_part.html" if is_part else "problem.html",
             status,
             key=None,
@@ -178,7 +180,7 @@ class Pages:
             shown = found.get("examples", [found.get("properties", {})])[0]
             return json.dumps(shown, indent=2, ensure_ascii=False)
 
-        return self._page("api.html", key=None, document=document, example=example)
+        return self.page("api.html", key=None, document=document, example=example)
 
     async def home(self, request: Request) -> RedirectResponse:
         """The customers, for who is logged in; else where to log in."""
@@ -186,7 +188,7 @@ class Pages:
 
     async def login(self) -> HTMLResponse:
         """Where a key is shown."""
-        return self._page("login.html", key=None, wrong=False)
+        return self.page("login.html", key=None, wrong=False)
 
     async def log_in(self, request: Request) -> Response:
         """Begin a session; its cookie says nothing of the key, and scripts and other sites do not get it."""
@@ -195,7 +197,7 @@ class Pages:
         address = request.client.host if request.client else ""
         token = await request.app.state.gate.log_in(sent, session_of(request), address)
         if token is None:
-            return self._page("login.html", 401, key=None, wrong=True)
+            return self.page("login.html", 401, key=None, wrong=True)
         answer = RedirectResponse("/app/customers", 303)
         answer.set_cookie(
             session_name(request), token, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
@@ -215,23 +217,23 @@ class Pages:
     async def customers(self, key: Reader, q: Text = "") -> HTMLResponse:
         """Users whose id begins with what was typed."""
         found = await self._api.ask(self._shown(key).search, q.strip())
-        return self._page("customers.html", key=key, q=q, found=found)
+        return self.page("customers.html", key=key, q=q, found=found)
 
     async def customer(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:
         """Profile, timeline, identity and recommendations of a customer."""
         found = await self._api.ask(self._api.backend.customers(key.tenant_id).find, customer_id, TIMELINE)
         if found is None:
-            return self._page("missing.html", 404, key=key, what=f"customer {customer_id}")
+            return self.page("missing.html", 404, key=key, what=f"customer {customer_id}")
         ids = [user["user_id"] for user in found.users]
         wanted = RecommendationRequest(customer_id if customer_id in ids or not ids else ids[0], RECOMMENDED)
         recommended = await self._api.ask(self._api.backend.recommender(key.tenant_id).recommend, wanted)
-        return self._page("customer.html", key=key, customer=found, recommended=recommended)
+        return self.page("customer.html", key=key, customer=found, recommended=recommended)
 
     async def history(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:
         """What was merged and split; the page asks for it when it is shown, for it is the lake that knows."""
         _, journeys = await self._members(key, customer_id)
         merges, splits = await self._api.ask_heavy(self._shown(key).history, journeys)
-        return self._page("history.html", merges=merges, splits=splits)
+        return self.page("history.html", merges=merges, splits=splits)
 
     async def timeline(self, key: Reader, customer_id: CustomerId, before: datetime) -> HTMLResponse:
         """More of a timeline."""
@@ -240,7 +242,7 @@ class Pages:
         if found is None:
             raise HTTPException(404, "There is no such customer.")
         timeline, is_more = found
-        return self._page("timeline.html", customer_id=customer_id, timeline=timeline, is_more=is_more)
+        return self.page("timeline.html", customer_id=customer_id, timeline=timeline, is_more=is_more)
 
     async def neighbourhood(self, key: Reader, customer_id: CustomerId) -> JSONResponse:
         """The graph around a customer."""
@@ -258,12 +260,12 @@ class Pages:
         asked = bool(first and second)
         backend = self._api.backend
         chain = await self._api.ask(backend.explanation, key.tenant_id, first, second) if asked else []
-        return self._page("explore.html", key=key, first=first, second=second, asked=asked, chain=chain)
+        return self.page("explore.html", key=key, first=first, second=second, asked=asked, chain=chain)
 
     async def delivery(self, key: Reader) -> HTMLResponse:
         """What became of what was sent."""
         found = await self._api.page(key.tenant_id, "delivery", partial(self._delivery, key))
-        return self._page("delivery.html", key=key, has_stream=self._api.backend.stream is not None, **found)
+        return self.page("delivery.html", key=key, has_stream=self._api.backend.stream is not None, **found)
 
     def _delivery(self, key: ApiKey) -> dict[str, Any]:
         """What was delivered, and that files wait for an erasure, which names nobody."""
@@ -281,13 +283,13 @@ class Pages:
         try:
             seen = await self._api.ask(self._api.backend.stream, key.tenant_id)
         except (UnavailableError, TimeoutError):
-            return self._page("stream.html", seen=None)
-        return self._page("stream.html", seen=seen)
+            return self.page("stream.html", seen=None)
+        return self.page("stream.html", seen=seen)
 
     async def insights(self, key: Reader) -> HTMLResponse:
         """What the nightly features found: odd sessions, the funnel, paths before tickets, accounts at risk."""
         found = await self._api.page(key.tenant_id, "insights", partial(self._insights, key.tenant_id))
-        return self._page("insights.html", key=key, found=found)
+        return self.page("insights.html", key=key, found=found)
 
     def _insights(self, tenant_id: str) -> list[Found]:
         return [self._api.backend.insights(tenant_id, name, SHOWN_INSIGHTS) for name in KINDS]
@@ -295,18 +297,18 @@ class Pages:
     async def reconciliation(self, key: Reader) -> HTMLResponse:
         """Where graph and archive are equal."""
         found = await self._api.page(key.tenant_id, "reconciliation", self._shown(key).comparison)
-        return self._page("reconciliation.html", key=key, **found)
+        return self.page("reconciliation.html", key=key, **found)
 
     async def queries(self, key: Reader) -> HTMLResponse:
         """The business queries."""
-        return self._page("queries.html", key=key, queries=list(all_queries().values()))
+        return self.page("queries.html", key=key, queries=list(all_queries().values()))
 
     async def query(self, request: Request, key: Reader, name: Id) -> HTMLResponse:
         """The answer to a business query, as a chart and a table, with the statement."""
         chosen = find_query(name)
         given = {k: v for k, v in request.query_params.items() if v and k in {"limit", *chosen.parameters}}
         rows = await self._api.ask_heavy(self._api.backend.answer, key.tenant_id, name, given)
-        return self._page("query.html", key=key, query=chosen, rows=rows, given=given, bars=bars(chosen.chart, rows))
+        return self.page("query.html", key=key, query=chosen, rows=rows, given=given, bars=bars(chosen.chart, rows))
 
     async def unmerge(self, request: Request, key: Admin) -> Response:
         """Take apart what a key has linked, for good: the key goes on the list of those that never link."""

@@ -125,11 +125,16 @@ class Members:
             purposes: rows of `feature_purposes`.
             now: the moment.
         """
-        tenant = audiences[0].tenant
-        asked = _Asked.of(self._facts, audiences, purposes, now)
         with scratch_folder(self._lake.cache) as folder:
-            events = self._all(EventsAt.now(self._lake), tenant, folder)
-            found, customers = asked.found(events, tenant, audiences)
+            events = all_events(EventsAt.now(self._lake), audiences[0].tenant, folder)
+            return self.tried_on(events, audiences, purposes, now)
+
+    def tried_on(
+        self, events: pl.LazyFrame, audiences: Sequence[Audience], purposes: Sequence[Purpose], now: datetime
+    ) -> Tried:
+        """The same by events of the tenant that are at hand, as `all_events` gives them."""
+        tenant = audiences[0].tenant
+        found, customers = _Asked.of(self._facts, audiences, purposes, now).found(events, tenant, audiences)
         held = self._lake.scan(AUDIENCE_MEMBERS).filter((pl.col("tenant_id") == tenant) & pl.col("left_at").is_null())
         inside = held.select(list(MEMBERS)).collect(engine="streaming")
         return Tried(customers.height, found, inside)
@@ -184,13 +189,6 @@ class Members:
             known[VISITOR_DECISIONS.name] is not None or VISITOR_DECISIONS.name not in done
         )
 
-    def _all(self, at: EventsAt, tenant: str, folder: Path) -> pl.LazyFrame:
-        """All events of a tenant, counted, on disk."""
-        file = folder / "events.parquet"
-        events = at.scan(ASKED).filter(pl.col("tenant_id") == tenant)
-        at.counted(events).select(NEEDED).sink_parquet(file, compression="lz4")
-        return pl.scan_parquet(file)
-
     def _worked_out(
         self, tenant: str, audiences: Sequence[Audience], asked: "_Asked", at: EventsAt, *, is_all: bool
     ) -> Changes:
@@ -205,7 +203,7 @@ class Members:
         """
         theirs = [one for one in audiences if one.tenant == tenant]
         with scratch_folder(self._lake.cache) as folder:
-            found, customers = asked.found(self._all(at, tenant, folder), tenant, theirs)
+            found, customers = asked.found(all_events(at, tenant, folder), tenant, theirs)
         held = self._lake.scan(AUDIENCE_MEMBERS).filter(pl.col("tenant_id") == tenant).collect(engine="streaming")
         of_these = held.filter(pl.col("audience").is_in([one.audience for one in theirs]))
         changes = moved(of_these, found, customers, asked.now)
@@ -288,6 +286,14 @@ class _Asked:
         held = refused.select("tenant_id", user_id="customer_id").collect(engine="streaming")
         customers = events.select("tenant_id", user_id="customer_id").drop_nulls().unique()
         return found.join(held, on=CUSTOMER, how="anti"), customers.collect(engine="streaming")
+
+
+def all_events(at: EventsAt, tenant: str, folder: Path) -> pl.LazyFrame:
+    """All events of a tenant, counted, on disk in a folder: `core.audiences.members.NEEDED`."""
+    file = folder / f"{hashlib.sha256(tenant.encode()).hexdigest()[:32]}.parquet"
+    events = at.scan(ASKED).filter(pl.col("tenant_id") == tenant)
+    at.counted(events).select(NEEDED).sink_parquet(file, compression="lz4")
+    return pl.scan_parquet(file)
 
 
 def mark_of(audience: Audience) -> str:

@@ -1,0 +1,114 @@
+"""Audiences tried while somebody writes them: the events stay on disk as long as they are the newest."""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+
+from c360_pipeline.core.audiences.definition import Audience
+from c360_pipeline.core.privacy.purposes import Purpose
+from c360_pipeline.stages.audiences.facts import FactsOfTenants
+from c360_pipeline.stages.audiences.refresh import Members, Tried, all_events
+from c360_pipeline.stages.visitors.counted import EventsAt
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.local.scratch import scratch_folder
+from c360_pipeline.stores.neo4j.driver_values import Read
+
+KEPT_TENANTS = 8
+FRESH_SECONDS = 30.0
+"""For so long nobody looks whether there are newer events: a run may land some every few seconds."""
+NAMES = 100
+"""Of actions and traits that are offered, the most frequent."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What a condition may name.
+
+    Attributes:
+        actions: the most frequent ones.
+        traits: names of the most frequent ones.
+        purposes: of consents.
+    """
+
+    actions: list[str]
+    traits: list[str]
+    purposes: list[str]
+
+
+@dataclass
+class _Kept:
+    at: EventsAt
+    looked_at: float
+    events: pl.LazyFrame
+    folder: ExitStack
+    offered: Offered | None = None
+
+
+class Trials:
+    """Tries audiences, several of a tenant one after the other.
+
+    Args:
+        lake: holds events.
+        read: runs a statement in the graph.
+    """
+
+    def __init__(self, lake: Lake, read: Read) -> None:
+        self._lake = lake
+        self._members = Members(lake, FactsOfTenants(lake, read))
+        self._kept: dict[str, _Kept] = {}
+        self._lock = threading.Lock()
+
+    def tried(self, audiences: Sequence[Audience], purposes: Sequence[Purpose], now: datetime) -> Tried:
+        """As `Members.tried`, by events that are half a minute old at most."""
+        with self._lock:
+            kept = self._events(audiences[0].tenant)
+            return self._members.tried_on(kept.events, audiences, purposes, now)
+
+    def offered(self, tenant: str) -> Offered:
+        """What conditions may name, as far as events have it."""
+        with self._lock:
+            kept = self._events(tenant)
+            if kept.offered is None:
+                actions = kept.events.group_by("action").len().sort("len", "action", descending=[True, False])
+                kept.offered = Offered(
+                    actions.head(NAMES).collect(engine="streaming")["action"].drop_nulls().to_list(),
+                    _names(kept.events, "traits"), _names(kept.events, "consent"),
+                )  # fmt: skip
+            return kept.offered
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        with self._lock:
+            for tenant in list(self._kept):
+                self._forget(tenant)
+
+    def _events(self, tenant: str) -> _Kept:
+        kept, now = self._kept.get(tenant), time.monotonic()
+        if kept is not None and now - kept.looked_at > FRESH_SECONDS:
+            kept.looked_at = now
+            if kept.at != EventsAt.now(self._lake):
+                self._forget(tenant)
+                kept = None
+        if kept is None:
+            while len(self._kept) >= KEPT_TENANTS:
+                self._forget(min(self._kept, key=lambda name: self._kept[name].looked_at))
+            at = EventsAt.now(self._lake)
+            with ExitStack() as opened:
+                folder = opened.enter_context(scratch_folder(self._lake.cache))
+                kept = _Kept(at, now, all_events(at, tenant, folder), opened.pop_all())
+            self._kept[tenant] = kept
+        return kept
+
+    def _forget(self, tenant: str) -> None:
+        self._kept.pop(tenant).folder.close()
+
+
+def _names(events: pl.LazyFrame, column: str) -> list[str]:
+    names = events.select(name=pl.col(column).map.keys()).drop_nulls().explode("name").drop_nulls()
+    counted = names.group_by("name").len().sort("len", "name", descending=[True, False]).head(NAMES)
+    return counted.collect(engine="streaming")["name"].to_list()
