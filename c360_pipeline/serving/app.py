@@ -267,7 +267,7 @@ def _add_audiences(app: FastAPI, api: Api) -> None:
         """How many would be in an audience now; nothing is kept."""
         asked = _audience(own_tenant(key, tenant_id), "tried", document)
         tried = await api.ask_heavy(api.backend.try_audience, asked)
-        return models.AudienceSize(customers=tried["customers"], each=tried["each"], **tried["sizes"])
+        return models.AudienceSize(customers=tried["customers"], each=tried["each"], members=tried["sizes"]["members"])
 
 
 def _add_making_of_audiences(app: FastAPI, api: Api) -> None:

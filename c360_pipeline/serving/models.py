@@ -345,8 +345,6 @@ class AudienceSize(BaseModel):
 
     customers: int
     members: int
-    enter: int
-    leave: int
     each: dict[str, int]
 
 

@@ -75,13 +75,21 @@ def _did(leaf: Did) -> str:
         verb, times = "did", f" {least:,} to {most:,} times" if least else f" at most {_times(most)}"
     else:
         verb, times = "did", "" if least == 1 else f" at least {_times(least)}"
-    first = f", the first{_days(leaf.first_within_days, '')}" if leaf.first_within_days else ""
+    first = f", the first{_days(leaf.first_within_days)}" if leaf.first_within_days else ""
     last = f", the last more than {leaf.last_before_days:,} days ago" if leaf.last_before_days else ""
     return f"{verb} {_events(leaf)}{times}{_days(leaf.within_days)}{first}{last}"
 
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
+
+
+def _not(condition: Any) -> str:
+    is_any = isinstance(condition, Did) and condition.at_most is None and condition.least == 1
+    asks_more = isinstance(condition, Did) and (condition.first_within_days or condition.last_before_days)
+    if is_any and not asks_more:
+        return f"did not do {_events(condition)}{_days(condition.within_days)}"
+    return f"not: {told(condition)}"
 
 
 def _events(events: Events) -> str:
@@ -97,10 +105,10 @@ def _some(values: list[str]) -> str:
     return " or ".join(values[:3]) + (f" or {len(values) - 3:,} others" if len(values) > 3 else "")
 
 
-def _days(days: int | None, comma: str = ",") -> str:
+def _days(days: int | None) -> str:
     if days is None:
         return ""
-    return f"{comma} today" if days == 1 else f"{comma} in the last {days:,} days"
+    return " today" if days == 1 else f" in the last {days:,} days"
 
 
 def _value(wanted: Value) -> str:
@@ -120,7 +128,7 @@ def _bounds(least: float | None, most: float | None) -> str:
 _TELL: dict[type, Callable[[Any], str]] = {
     All: lambda one: _joined(one.all, " and "),
     AnyOf: lambda one: _joined(one.any, " or "),
-    Not: lambda one: f"not: {told(one.not_)}",
+    Not: lambda one: _not(one.not_),
     Did: _did,
     Sequence: _sequence,
     Spent: _spent,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN_MEMBERS = 100
 SHOWN_REFUSED = 20
+UNNAMED = "new-audience"
 NEW = {"did": "purchase", "within_days": 30}
 """The condition that a new audience's form begins with."""
 
@@ -111,7 +112,7 @@ class AudiencePages:
         except ConfigError as error:
             return self._pages.page("audience_size.html", error=str(error))
         tried = await self._api.ask_heavy(self._api.backend.try_audience, audience)
-        return self._pages.page("audience_size.html", error=None, **tried, who=told(audience.who))
+        return self._pages.page("audience_size.html", error=None, **tried, who=told(audience.who), held=audience.audience != UNNAMED)
 
     async def apply(self, request: Request, key: Admin) -> Response:
         """Let what a form says be who is in an audience, from the next run on."""
@@ -160,5 +161,5 @@ def _sent(body: str, tenant_id: str) -> Audience:
             "who": condition_of(said("join"), rows), **kept,
         }  # fmt: skip
     # A form that is being filled in has no name yet, and its size is asked for all the same.
-    named = {"audience": "new-audience", **{k: v for k, v in document.items() if v != "" or k != "audience"}}
+    named = {"audience": UNNAMED, **{k: v for k, v in document.items() if v != "" or k != "audience"}}
     return read_audience({**named, "tenant": tenant_id})

@@ -11,10 +11,10 @@ from c360_pipeline.errors import ConfigError
 
 SAID_BY_ROWS = [
     ({"did": "purchase"}, "did purchase"),
-    ({"did": "view", "at_least": 3, "within_days": 30}, "did view at least 3 times, in the last 30 days"),
+    ({"did": "view", "at_least": 3, "within_days": 30}, "did view at least 3 times in the last 30 days"),
     ({"did": "purchase", "at_most": 0}, "never did purchase"),
-    ({"not": {"did": "*", "within_days": 1}}, "not: did anything, today"),
-    ({"spent": {"at_least": 100.5}, "within_days": 365}, "spent at least 100.5, in the last 365 days"),
+    ({"not": {"did": "*", "within_days": 1}}, "did not do anything today"),
+    ({"spent": {"at_least": 100.5}, "within_days": 365}, "spent at least 100.5 in the last 365 days"),
     ({"trait": "plan", "is": "gold"}, "trait plan is gold"),
     ({"trait": "plan", "is_set": True}, "trait plan is set"),
     ({"consent": "ads", "is": "unknown"}, "said nothing of ads"),
@@ -35,7 +35,7 @@ SAID_BY_DOCUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"trait": "age", "at_least": 18}, "trait age is at least 18"),
     ({"community": [1, 2]}, "in community 1 or 2"),
     ({"monthly_value": {"at_most": 10}}, "has an account of at most 10 a month"),
-    ({"any": [{"did": "a"}, {"not": {"not": {"did": "b"}}}]}, "did a or not: not: did b"),
+    ({"any": [{"did": "a"}, {"not": {"not": {"did": "b"}}}]}, "did a or not: did not do b"),
 ]
 
 
