@@ -112,7 +112,8 @@ class AudiencePages:
         except ConfigError as error:
             return self._pages.page("audience_size.html", error=str(error))
         tried = await self._api.ask_heavy(self._api.backend.try_audience, audience)
-        return self._pages.page("audience_size.html", error=None, **tried, who=told(audience.who), held=audience.audience != UNNAMED)
+        is_named = audience.audience != UNNAMED
+        return self._pages.page("audience_size.html", error=None, **tried, who=told(audience.who), held=is_named)
 
     async def apply(self, request: Request, key: Admin) -> Response:
         """Let what a form says be who is in an audience, from the next run on."""

@@ -30,7 +30,10 @@ SAID_BY_DOCUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"did": "view", "at_least": 1, "at_most": 2}, "did view 1 to 2 times"),
     ({"did": "view", "first_within_days": 7}, "did view, the first in the last 7 days"),
     ({"did": "view", "last_before_days": 30}, "did view, the last more than 30 days ago"),
-    ({"sequence": [{"did": "view"}, {"did": "cart"}], "each_within_hours": 2}, "did view, then cart, each within 2 hours"),
+    (
+        {"sequence": [{"did": "view"}, {"did": "cart"}], "each_within_hours": 2},
+        "did view, then cart, each within 2 hours",
+    ),
     ({"spent": {"at_least": 1, "at_most": 9}, "currency": "EUR"}, "spent 1 to 9 EUR"),
     ({"trait": "age", "at_least": 18}, "trait age is at least 18"),
     ({"community": [1, 2]}, "in community 1 or 2"),
