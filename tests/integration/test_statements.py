@@ -18,7 +18,7 @@ AT = datetime(2025, 11, 1, 12, tzinfo=UTC)
 KINDS = [
     *(p.kind for p in model.EVENT_PROJECTIONS), model.PRODUCT, model.CATEGORY, model.IN_CATEGORY, model.CORRELATION,
     model.JOURNEY, model.HAS_KEY, model.PART_OF, model.EVENT_STATUS, model.USER_COMMUNITY, model.SIMILAR_TO,
-    model.ALSO_VIEWED, model.LEADS_TO,
+    model.ALSO_VIEWED, model.LEADS_TO, model.AUDIENCE, model.IN_AUDIENCE,
 ]  # fmt: skip
 OF_ALL_TENANTS = {
     "about the server": {

@@ -1,27 +1,26 @@
 """Visitors in the graph: a login moves what came before, in batches and within a second; moves can be undone."""
 
 import json
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 from itertools import permutations
 from typing import Any
 
 import polars as pl
 import psycopg
 import pytest
-from event_world import POLICY, World
+from event_world import POLICY
 from repetition import IS_SOAK, representatives
 from typer.testing import CliRunner
+from visitor_world import START, Shop, archived, event
 
 from c360_pipeline.cli import app
-from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, USER_CONSENTS, USER_TRAITS, VISITOR_USER
+from c360_pipeline.core.catalog.tables import EVENTS, SESSIONS, USER_CONSENTS, USER_TRAITS
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.core.projection.statement import Statement
-from c360_pipeline.core.projection.user_properties import UserProperty
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
-from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.projection.everything import bring_up_visitors
 from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stages.reconciliation.reconcile import reconcile
@@ -33,7 +32,6 @@ from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
 
-START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 VIEWS = Statement("""
     MATCH (u:User {tenant_id: 'acme'})-[r:VIEWED]->(p:Product) RETURN u.id AS user, p.id AS product, r.count AS number
 """)
@@ -41,7 +39,6 @@ MOMENTS = Statement("""
     MATCH (u:User {tenant_id: 'acme'})-[r:VIEWED]->(p:Product)
     RETURN u.id + ' ' + p.id AS pair, r.first_interaction AS first, r.last_interaction AS last
 """)
-KNOWN = Statement("MATCH (v:Visitor {tenant_id: 'acme'})-[:IS_USER]->(u:User) RETURN v.id AS visitor, u.id AS user")
 MEMBERS = Statement("""
     MATCH (u:User {tenant_id: 'acme'})-[m:MEMBER_OF]->(g:Group {tenant_id: 'acme'})
     RETURN u.id AS user, g.type AS type, g.id AS id
@@ -54,46 +51,8 @@ SESSION_USERS = Statement("""
 """)
 
 
-def event(number: int, user: str | None, visitor: str | None, session: str | None = "s", **fields: Any) -> Event:
-    values = dict.fromkeys(Event._fields)
-    given = {
-        "tenant_id": "acme", "event_id": f"e{number}", "user_id": user, "anonymous_id": visitor, "session_id": session,
-        "ts": START + timedelta(minutes=number), "action": "view", "item_id": "lamp", "attrs": {}, "content_hash": "",
-    }  # fmt: skip
-    return Event(**{**values, **given, **fields})  # type: ignore[arg-type]
-
-
-def archived(lake: Lake, events: Iterable[Event]) -> None:
-    """Put events into the archive."""
-    frame = event_frame(events)
-    kinds = EVENTS.empty().schema
-    texts = [name for name in frame.columns if frame.schema[name] != kinds[name]]
-    whole = frame.with_columns(
-        *(pl.col(name).cast(kinds[name]) for name in texts),
-        *(pl.lit(None, kinds[name]).alias(name) for name in kinds if name not in frame.columns),
-    ).with_columns(event_date=pl.col("ts").dt.date(), landed_at=pl.lit(START).cast(kinds["landed_at"]))
-    lake.commits.insert_new(EVENTS, whole.select(list(kinds)))
-
-
 def views(graph: Graph) -> dict[tuple[str, str], int]:
     return {(row["user"], row["product"]): row["number"] for row in graph.query(VIEWS)}
-
-
-class Shop(World):
-    """The visitors of one shop; what is there is what a test puts there."""
-
-    properties: tuple[UserProperty, ...] = ()
-
-    def project(self) -> None:
-        ProductGraph(self.lake, self.graph).project()
-        EventGraph(self.lake, self.graph, self.properties).project()
-        VisitorTables(self.lake).publish_all()
-
-    def known(self) -> dict[str, str]:
-        return dict(self.lake.read(VISITOR_USER).select("anonymous_id", "user_id").iter_rows())
-
-    def known_in_graph(self) -> dict[str, str]:
-        return {row["visitor"]: row["user"] for row in self.graph.query(KNOWN)}
 
 
 @pytest.fixture
