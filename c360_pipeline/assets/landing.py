@@ -24,11 +24,19 @@ from c360_pipeline.assets.specs import (
     check_spec,
     column_schema,
     found_none,
+    lineage,
     preview,
     rows,
     table_spec,
 )
-from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTER_LINES, DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.catalog.tables import (
+    CATALOG,
+    DAILY_EVENTS,
+    DEAD_LETTER_LINES,
+    DEAD_LETTERS,
+    EVENTS,
+    LANDING_FILES,
+)
 from c360_pipeline.core.landing.accounting import (
     OUTCOMES,
     QUEUE_COUNTED_BY,
@@ -44,6 +52,7 @@ from c360_pipeline.resources import ControlResource, LakeResource, LandingResour
 from c360_pipeline.stages.landing.backfill import land
 from c360_pipeline.stages.landing.dead_letters import damaged_since, settle_accounting
 from c360_pipeline.stages.landing.ingest import Ingest, files_of
+from c360_pipeline.stages.monitoring.daily_events import counted_events, publish_daily_events
 from c360_pipeline.stages.sources.active import active_sources
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.local.metrics import Figure
@@ -435,3 +444,21 @@ def prices_are_not_negative(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for products that would pay the customer."""
     wrong = lake.open().scan(CATALOG).filter(pl.col("price") < 0).collect()
     return dg.AssetCheckResult(passed=wrong.is_empty(), metadata={"products": preview(wrong)})
+
+
+@dg.multi_asset(
+    name="days_of_events", specs=[table_spec(DAILY_EVENTS.name, DAILY_EVENTS, GROUP, deps=["landed_events"])]
+)
+def days_of_events(lake: LakeResource) -> Iterator[dg.MaterializeResult[None]]:
+    """Count the days of tenants whose events changed."""
+    tables = lake.open()
+    changed = publish_daily_events(tables).count
+    said = rows(tables.count(DAILY_EVENTS), changed_rows=changed, **lineage(DAILY_EVENTS))
+    yield dg.MaterializeResult(asset_key=DAILY_EVENTS.name, metadata=said)
+
+
+@asset_check(asset=DAILY_EVENTS.name, description="Days hold as many events as the archive did when they were counted.")
+def days_hold_every_event(lake: LakeResource) -> dg.AssetCheckResult:
+    """Count both, the archive by its log."""
+    held, archived = counted_events(lake.open())
+    return dg.AssetCheckResult(passed=held == archived, metadata={"counted": held, "archived": archived})

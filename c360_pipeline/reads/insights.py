@@ -109,8 +109,7 @@ def insights(lake: Lake, tenant_id: str, name: str, limit: int) -> Found:
     rows = lake.scan(kind.table).filter(pl.col("tenant_id") == tenant_id).drop("tenant_id")
     told = rows if kind.only is None else rows.filter(kind.only)
     # Those that are equal are in the order of their keys, so that the order is always the same.
-    order = {**dict.fromkeys(kind.table.key[1:], False), **kind.order}
-    by = sorted(order, key=lambda name: name not in kind.order)
-    ordered = told.sort(by, descending=[order[name] for name in by], nulls_last=True).head(limit)
+    order = {**kind.order, **{name: False for name in kind.table.key[1:] if name not in kind.order}}
+    ordered = told.sort([*order], descending=[*order.values()], nulls_last=True).head(limit)
     total = int(told.select(pl.len()).collect().item())
     return Found(kind, changed_at, ordered.collect().to_dicts(), total)

@@ -395,6 +395,22 @@ USER_CONSENTS = Table(
     "What customers agreed to, by purpose, and its history.",
 )
 
+DAILY_EVENTS = Table(
+    "daily_events",
+    ("tenant_id", "day", "source", "action", "currency"),
+    (
+        TENANT_ID,
+        Column("day", DATE, "UTC day of the events", origin=of_events("ts")),
+        Column("source", TEXT, "source whose mapping made them; empty for events in this project's own form"),
+        Column("action", TEXT, "what was done", origin=of_events("action")),
+        Column("currency", TEXT, "of purchases with prices the currency; empty for other events"),
+        Column("events", INT, "how many", origin=of_events("event_id")),
+        Column("hours", pa.list_(INT), "how many in each hour of the day (UTC), 24 numbers", origin=of_events("ts")),
+        Column("revenue", REAL, "what purchases with prices come to; null for other events", origin=of_events("items")),
+    ),
+    "Events of each day by source and action, with those of each hour, and what purchases come to.",
+)
+
 RECONCILIATIONS = Table(
     "reconciliations",
     ("run_id", "tenant_id", "day", "entity"),
@@ -451,7 +467,7 @@ TABLES = {
     for table in (
         EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS,
         JOURNEY_KEYS, JOURNEY_ALIASES, JOURNEY_MERGES, JOURNEY_SPLITS, JOURNEY_CONFLICTS, QUARANTINED_KEYS, JOURNEY_LOG,
-        VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, RECONCILIATIONS,
+        VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, DAILY_EVENTS, RECONCILIATIONS,
         RECONCILIATION_FINDINGS, GRAPH_PROOFS, *AUDIENCES, *FEATURES,
     )
 }  # fmt: skip

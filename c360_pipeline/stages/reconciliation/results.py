@@ -28,8 +28,8 @@ BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date",
 
 NOT_IN_DIGEST = (
     "reconciliations", "reconciliation_findings", "graph_proofs", "landing_files", "journey_log",
-    "visitor_user", "sessions", "user_traits", "user_consents", "audience_members", "audience_delivered",
-    "audience_dead_letters", "audience_deliveries",
+    "visitor_user", "sessions", "user_traits", "user_consents", "daily_events", "audience_members",
+    "audience_delivered", "audience_dead_letters", "audience_deliveries",
 )  # fmt: skip
 """Tables that tell of runs, and those that follow from `events`."""
 LATER = (

@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from c360_pipeline.core.catalog.changes import Changes, Version, difference
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.errors import ConfigError, TableError
-from c360_pipeline.stores.delta.snapshots import instant_of, rows_by_file, version_of
+from c360_pipeline.stores.delta.snapshots import data_files, instant_of, rows_by_file, version_of
 from c360_pipeline.stores.delta.storage import Storage
 
 BEFORE_ALL = -1
@@ -109,6 +109,28 @@ class Versions:
         after_rows = self._storage.read_files(table, files_now - files_before, columns)
         before_rows = self._storage.read_files(table, files_before - files_now, columns)
         return difference(before_rows, after_rows, table.key), version_of(now)
+
+    def changed_partitions(self, table: Table, since: Version | None) -> tuple[pl.DataFrame, set[str], Version | None]:
+        """The partitions that have other data files than at a version.
+
+        Returns:
+            Their partition columns, of the types of the table; the data files that they have now; the newest version.
+        """
+        now = self._storage.open(table.name)
+        columns = list(table.partition_by)
+        if now is None:
+            return table.empty().select(columns), set(), None
+        before = self._open_earlier(table, now, since)
+        names = ["uri", *(f"partition.{column}" for column in columns)]
+        files = [data_files(one).select(names) if one else None for one in (now, before)]
+        are_now = files[0] if files[0] is not None else pl.DataFrame()
+        were = files[1] if files[1] is not None else are_now.clear()
+        other = pl.concat([are_now.join(were, on="uri", how="anti"), were.join(are_now, on="uri", how="anti")])
+        touched = other.select(names[1:]).unique()
+        held = are_now.join(touched, on=names[1:], how="semi")["uri"]
+        schema = table.empty().schema
+        typed = touched.select(pl.col(f"partition.{name}").cast(schema[name]).alias(name) for name in columns)
+        return typed, {*held}, version_of(now)
 
     def changed_since(
         self, table: Table, since: Version | None, stamp: Sequence[str]
