@@ -17,7 +17,7 @@ PAGES = {
     "event_graph": "customers",
     "journey_graph": "explore",
     "user_communities": "customers",
-    "daily_events": "",
+    "daily_events": "overview",
     "audience_members": "audiences",
     "audience_deliveries": "audiences",
     "landing_files": "delivery",

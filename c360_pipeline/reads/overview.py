@@ -40,7 +40,7 @@ COUNT_PEOPLE = Statement("""
     RETURN users, visitors
 """)
 STALE = timedelta(hours=36)
-"""What a nightly run makes is late from then on."""
+"""A comparison of everything, which each night makes, is late from then on."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Day:
     day: date
     events: dict[str, int]
 
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.events.values())
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -64,13 +69,11 @@ class Stage:
         name: as people call it.
         page: that shows more.
         changed_at: when what it makes changed last; None where it made nothing yet.
-        is_late: whether that is longer ago than it should be.
     """
 
     name: str
     page: str
     changed_at: datetime | None
-    is_late: bool
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,9 @@ class Overview:
         revenue: of these days by currency.
         purchases: of these days.
         products: that most people viewed and bought, of a week.
-        risk: accounts that are likeliest to leave, and how many are at high risk.
+        risk: accounts that are likeliest to leave.
         at_risk: how many accounts are at high risk.
-        stages: how fresh each is.
+        stages: when each changed something last.
         proved_at: when graph and archive were found to be equal last.
         everything_at: when every row was compared last.
         rows: that the last proof compared.
@@ -167,7 +170,7 @@ class Overviews:
             _days(recent, sources, last), _hours(recent, newest), sources,
             dict(paid.group_by("currency").agg(pl.col("revenue").sum()).sort("currency").iter_rows()),
             int(recent.filter(pl.col("action") == "purchase")["events"].sum()), self._products(), risk.rows,
-            int(high.select(pl.len()).collect().item()), self._stages(now),
+            int(high.select(pl.len()).collect().item()), self._stages(),
             proofs[0]["proved_at"] if proofs else None, everything_proved_at(self._lake),
             proofs[0]["rows"] if proofs else 0, differences, self._alerts(now, differences),
         )  # fmt: skip
@@ -183,14 +186,13 @@ class Overviews:
         names = self._of(CATALOG).select(product_id="id", name="name")
         return week.join(names, on="product_id", how="left").sort("rank", "product_id").head(SHOWN).collect().to_dicts()
 
-    def _stages(self, now: datetime) -> list[Stage]:
+    def _stages(self) -> list[Stage]:
         named: Sequence[tuple[str, str, Table]] = (
             ("Landing", "delivery", EVENTS), ("Journeys", "explore", EVENT_JOURNEY),
             ("Comparison", "reconciliation", RECONCILIATIONS), ("Audiences", "audiences", AUDIENCE_MEMBERS),
             ("Features", "insights", TRENDING_PRODUCTS),
         )  # fmt: skip
-        moments = [(name, page, self._lake.versions.changed_at(table)) for name, page, table in named]
-        return [Stage(name, page, at, at is not None and now - at > STALE) for name, page, at in moments]
+        return [Stage(name, page, self._lake.versions.changed_at(table)) for name, page, table in named]
 
     def _differences(self) -> int:
         """Differences that the newest comparison found."""
@@ -209,7 +211,7 @@ class Overviews:
         refused = self._count(AUDIENCE_DEAD_LETTERS)
         found = [
             Alert(f"{differences:,} differences between graph and archive", "reconciliation") if differences else None,
-            Alert("Nobody has compared every row for longer than a day", "reconciliation", everything_at)
+            Alert("No comparison of every row for more than a day", "reconciliation", everything_at)
             if everything_at is not None and now - everything_at > STALE else None,
             Alert(f"{rejected:,} rejected lines wait for a replay", "delivery", at) if rejected else None,
             *(Alert(f"{one['audience']}: {one['waiting']:,} changes wait for {one['destination']}",

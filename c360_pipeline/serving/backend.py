@@ -27,6 +27,7 @@ from c360_pipeline.reads.customers import Customers
 from c360_pipeline.reads.deliveries import delivered_by_source, sources_of_pages
 from c360_pipeline.reads.insights import Found, insights
 from c360_pipeline.reads.journeys import explanation, journey_of_event
+from c360_pipeline.reads.overview import Overviews
 from c360_pipeline.reads.recommend import Recommender
 from c360_pipeline.serving.models import Interaction
 from c360_pipeline.settings import load_settings
@@ -208,6 +209,10 @@ class Backend:
     def sources(self, tenant_id: str) -> list[dict[str, Any]]:
         """What event sources brought a tenant."""
         return delivered_by_source(self.lake, sources_of_pages(self.control), tenant_id)
+
+    def overview(self, tenant_id: str) -> Overviews:
+        """The overview of a tenant."""
+        return Overviews(self.lake, self.graph.read_only, tenant_id)
 
     def audiences(self, tenant_id: str) -> Audiences:
         """Audiences of a tenant."""

@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
@@ -24,6 +25,7 @@ from c360_pipeline.runs import EVERYTHING, materialise
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.settings import Settings, c360_home, postgres_login
+from c360_pipeline.stages.projection.audiences import bring_up_audiences
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.s3.landing import Landing, folder_for
@@ -68,7 +70,7 @@ def log_in(page: Page, at: str, key: str) -> None:
     page.goto(f"{at}/app")
     page.get_by_label("API key").fill(key)
     page.get_by_role("button", name="Log in").click()
-    page.wait_for_url(f"{at}/app/customers")
+    page.wait_for_url(f"{at}/app/overview")
 
 
 def facts(page: Page) -> dict[str, str]:
@@ -93,6 +95,8 @@ def test_a_support_agent_finds_everything_about_a_customer(
     page.goto(f"{at}/app/customers/{JOHN}")
     page.wait_for_url(f"{at}/app/login")
     log_in(page, at, key)
+    see_what_there_is(page, lake, picture)
+    page.get_by_role("link", name="Customers", exact=True).click()
     page.get_by_label("User id").fill("john")
     page.get_by_role("button", name="Search").click()
     page.get_by_role("link", name=JOHN).click()
@@ -106,9 +110,66 @@ def test_a_support_agent_finds_everything_about_a_customer(
     assert page.get_by_role("button", name="Never link").count() == 0
     see_the_other_pages(page, at, picture, lake)
     see_hostile_values_as_text(page, at, graph)
+    make_an_audience(chromium, at, backend, graph, picture)
     assert said == []
     narrow_dark_and_by_keyboard(chromium, at, key, picture)
     undo_as_an_admin(chromium, at, backend)
+
+
+def see_what_there_is(page: Page, lake: Lake, picture: Picture) -> None:
+    mine = lake.read(EVENTS).filter(pl.col("tenant_id") == SILO_TENANT)
+    told = facts(page)
+    assert told["Events"].split()[0] == f"{mine.height:,}"
+    assert told["Graph equals archive"].lower().startswith("proved")
+    page.get_by_text("The numbers").click()
+    days = [int(n.replace(",", "")) for n in page.locator("details td.number").all_inner_texts()]
+    newest = mine["event_date"].max()
+    assert isinstance(newest, date)
+    assert sum(days) == mine.filter(pl.col("event_date") > newest - timedelta(days=30)).height
+    assert page.get_by_role("link", name="rejected lines wait").count() == 1
+    assert accessible(page) == []
+    picture(page, "page-overview")
+
+
+def make_an_audience(chromium: Browser, at: str, backend: Backend, graph: Graph, picture: Picture) -> None:
+    """A marketer makes an audience of buyers who went quiet, and sees who is in it; what is hostile stays text."""
+    key, _ = backend.keys.add(SILO_TENANT, "admin", "marketing")
+    context = chromium.new_context()
+    page = context.new_page()
+    log_in(page, at, key)
+    page.get_by_role("link", name="Audiences", exact=True).click()
+    page.get_by_role("link", name="New audience").click()
+    size = page.locator("#size")
+    expect(size.get_by_text("nobody")).to_be_visible()  # the sample has no purchase of the last 30 days
+    page.get_by_label("Name: lower-case").fill("gone-quiet")
+    page.get_by_label("Title").fill(HOSTILE)
+    first = page.locator(".condition").first
+    first.get_by_label("in the last").fill("")
+    page.get_by_role("button", name="Add a condition").click()
+    second = page.locator(".condition").nth(1)
+    second.get_by_label("Whether the condition holds").select_option("who not")
+    second.get_by_label("Name of the action").fill("*")
+    second.get_by_label("in the last").fill("30")
+    buyers = len(graph.query("MATCH (u:User {tenant_id: $t})-[:PURCHASED]->() RETURN DISTINCT u.id", t=SILO_TENANT))
+    expect(size.locator("strong")).to_have_text(f"{buyers:,}")
+    assert accessible(page) == []
+    picture(page, "page-audience-form")
+    page.get_by_role("button", name="Make the audience").click()
+    page.wait_for_url(f"{at}/app/audiences/gone-quiet")
+    bring_up_audiences(backend.lake, backend.control, graph, datetime.now(UTC))
+    page.reload()
+    assert facts(page)["Members"] == f"{buyers:,}"
+    expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+    assert page.locator("img").count() == 0
+    assert accessible(page) == []
+    picture(page, "page-audience")
+    page.goto(f"{at}/app/audiences/gone-quiet/edit")
+    expect(page.locator(".condition")).to_have_count(2)
+    expect(size.get_by_text("0 would enter, 0 would leave")).to_be_visible()
+    page.get_by_text("As a document").click()
+    page.get_by_label("Everything that a condition").fill('{"audience": "gone-quiet", "who": {"did": 3}}')
+    expect(size.get_by_role("alert")).to_contain_text("who.did: input should be a valid string")
+    context.close()
 
 
 def see_what_query_eight_says(page: Page, backend: Backend) -> None:
@@ -160,7 +221,10 @@ def narrow_dark_and_by_keyboard(chromium: Browser, at: str, key: str, picture: P
     context: BrowserContext = chromium.new_context(viewport={"width": 380, "height": 800}, color_scheme="dark")
     page = context.new_page()
     log_in(page, at, key)
-    for path in (f"customers/{JOHN}", "explore", "delivery", "reconciliation", "queries", "queries/power_users"):
+    for path in (
+        f"customers/{JOHN}", "explore", "delivery", "reconciliation", "queries", "queries/power_users", "overview",
+        "audiences", "audiences/gone-quiet", "audiences/gone-quiet/edit",
+    ):  # fmt: skip
         page.goto(f"{at}/app/{path}")
         assert page.evaluate("document.documentElement.scrollWidth") == 380, path
         assert accessible(page) == [], path

@@ -6,7 +6,7 @@ neighbourhood. Both stand beside this file, so that no page asks another server 
 
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qs, quote
@@ -21,6 +21,7 @@ from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.reads.customer_pages import CustomerPages
 from c360_pipeline.reads.insights import KINDS, Found
+from c360_pipeline.reads.overview import OWN_FORM
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.pages.audiences import AudiencePages
@@ -109,6 +110,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/login", pages.login, methods=["GET"])
     router.add_api_route("/login", pages.log_in, methods=["POST"])
     router.add_api_route("/logout", pages.log_out, methods=["POST"])
+    router.add_api_route("/overview", pages.overview, methods=["GET"])
     router.add_api_route("/customers", pages.customers, methods=["GET"])
     router.add_api_route("/customers/{customer_id:text}/timeline", pages.timeline, methods=["GET"])
     router.add_api_route("/customers/{customer_id:text}/history", pages.history, methods=["GET"])
@@ -183,8 +185,14 @@ class Pages:
         return self.page("api.html", key=None, document=document, example=example)
 
     async def home(self, request: Request) -> RedirectResponse:
-        """The customers, for who is logged in; else where to log in."""
-        return RedirectResponse("/app/customers" if session_of(request) else "/app/login")
+        """The overview, for who is logged in; else where to log in."""
+        return RedirectResponse("/app/overview" if session_of(request) else "/app/login")
+
+    async def overview(self, key: Reader) -> HTMLResponse:
+        """How much came, whether it is where it should be, and what needs a look."""
+        read = self._api.backend.overview(key.tenant_id).read
+        seen = await self._api.page(key.tenant_id, "overview", partial(read, datetime.now(UTC)))
+        return self.page("overview.html", key=key, seen=seen, own_form=OWN_FORM)
 
     async def login(self) -> HTMLResponse:
         """Where a key is shown."""
@@ -198,7 +206,7 @@ class Pages:
         token = await request.app.state.gate.log_in(sent, session_of(request), address)
         if token is None:
             return self.page("login.html", 401, key=None, wrong=True)
-        answer = RedirectResponse("/app/customers", 303)
+        answer = RedirectResponse("/app/overview", 303)
         answer.set_cookie(
             session_name(request), token, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
             secure=comes_by_tls(request),
