@@ -15,6 +15,7 @@ CREATE INDEX product_category IF NOT EXISTS FOR (n:Product) ON (n.category);
 CREATE INDEX user_community IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.community);
 CREATE INDEX user_last_seen IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.last_seen);
 CREATE INDEX account_email IF NOT EXISTS FOR (n:Account) ON (n.tenant_id, n.email);
+CREATE INDEX account_name IF NOT EXISTS FOR (n:Account) ON (n.tenant_id, n.full_name);
 CREATE INDEX event_id IF NOT EXISTS FOR (n:Event) ON (n.id);
 CREATE INDEX event_visitor IF NOT EXISTS FOR (n:Action) ON (n.tenant_id, n.anonymous_id);
 CREATE INDEX event_waiting IF NOT EXISTS FOR (n:Event) ON (n.status);

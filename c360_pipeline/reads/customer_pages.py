@@ -1,4 +1,4 @@
-"""What pages show besides a customer: who there is, the neighbourhood, the delivery, the comparison, merges."""
+"""What pages show besides a customer: the neighbourhood, the delivery, the comparison, merges."""
 
 from typing import Any
 
@@ -22,12 +22,6 @@ Elements = dict[str, list[dict[str, Any]]]
 SHOWN_CHANGES = 50
 """Merges of a customer's journeys, and splits."""
 
-SEARCH = Statement("""
-    MATCH (u:User {tenant_id: $tenant_id}) WHERE u.id STARTS WITH $text
-    WITH u ORDER BY u.id LIMIT $limit
-    OPTIONAL MATCH (u)-[:IS_ACCOUNT]->(a:Account {tenant_id: $tenant_id})
-    RETURN u.id AS user_id, u.last_seen AS last_seen, u.community AS community, a.full_name AS full_name
-""")
 COUNT_EVENTS = Statement("MATCH (e:Event {tenant_id: $tenant_id}) RETURN count(e) AS number")
 READ_NEIGHBOURHOOD = Statement("""
     UNWIND $user_ids AS user_id
@@ -52,7 +46,7 @@ class CustomerPages:
     """What the pages of a tenant show.
 
     Args:
-        graph: who there is.
+        graph: with the neighbourhood.
         lake: what was delivered and compared.
         tenant_id: whose.
     """
@@ -61,10 +55,6 @@ class CustomerPages:
         self._graph = graph
         self._lake = lake
         self._tenant_id = tenant_id
-
-    def search(self, text: str, limit: int = 25) -> list[dict[str, Any]]:
-        """Users whose id begins so."""
-        return self._graph.read_only(SEARCH, tenant_id=self._tenant_id, text=text, limit=limit)
 
     def neighbourhood(self, user_ids: list[str], journeys: list[str], limit: int = 8) -> Elements:
         """Nodes and edges around users, as cytoscape.js takes them."""

@@ -18,6 +18,7 @@ from c360_pipeline.core.catalog.feature_tables import RECOMMENDATION_SETTINGS
 from c360_pipeline.core.contract.events import Event, Rejected, parse_event
 from c360_pipeline.core.features.leads import Settings
 from c360_pipeline.core.privacy.purposes import RECOMMENDATIONS, purposes_of
+from c360_pipeline.core.privacy.retention import EVERY
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import C360Error, ConfigError, ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import find_query
@@ -29,6 +30,7 @@ from c360_pipeline.reads.insights import Found, insights
 from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.reads.overview import Overviews
 from c360_pipeline.reads.recommend import Recommender
+from c360_pipeline.reads.search import Search
 from c360_pipeline.serving.models import Interaction
 from c360_pipeline.settings import load_settings
 from c360_pipeline.stages.audiences.sinks import require_possible
@@ -178,6 +180,7 @@ class Backend:
         self._landing = landing
         self._tracked = TrackedEvents(landing, graph, control)
         self._purposes = Kept(control.privacy.purposes, "what people must agree to")
+        self._rules = Kept(lambda: control.key_rules.policy().rules, "which attributes are identifiers")
         self._identifiers = Kept(control.identifiers.current, "how identifiers are hashed")
         self.trials = Trials(lake, graph.read_only)
         self._half_lives = Refreshed(self._read_half_lives, dict[str, float](), SETTINGS_SECONDS)
@@ -209,6 +212,14 @@ class Backend:
     def sources(self, tenant_id: str) -> list[dict[str, Any]]:
         """What event sources brought a tenant."""
         return delivered_by_source(self.lake, sources_of_pages(self.control), tenant_id)
+
+    def search(self, tenant_id: str) -> Search:
+        """Customers of a tenant by whatever a person has of them."""
+
+        def key_types() -> set[str]:
+            return {rule.key_type for rule in self._rules.value() if rule.tenant_id in (EVERY, tenant_id)}
+
+        return Search(self.graph.read_only, tenant_id, key_types, self._identifiers.value())
 
     def overview(self, tenant_id: str) -> Overviews:
         """The overview of a tenant."""

@@ -137,7 +137,7 @@ def make_an_audience(chromium: Browser, at: str, backend: Backend, graph: Graph,
     context = chromium.new_context()
     page = context.new_page()
     log_in(page, at, key)
-    page.get_by_role("link", name="Audiences", exact=True).click()
+    page.get_by_role("navigation").get_by_role("link", name="Audiences").click()
     page.get_by_role("link", name="New audience").click()
     size = page.locator("#size")
     expect(size.get_by_text("nobody")).to_be_visible()  # the sample has no purchase of the last 30 days

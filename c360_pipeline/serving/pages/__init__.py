@@ -112,6 +112,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/logout", pages.log_out, methods=["POST"])
     router.add_api_route("/overview", pages.overview, methods=["GET"])
     router.add_api_route("/customers", pages.customers, methods=["GET"])
+    router.add_api_route("/search", pages.found, methods=["GET"])
     router.add_api_route("/customers/{customer_id:text}/timeline", pages.timeline, methods=["GET"])
     router.add_api_route("/customers/{customer_id:text}/history", pages.history, methods=["GET"])
     router.add_api_route("/customers/{customer_id:text}/neighbourhood", pages.neighbourhood, methods=["GET"])
@@ -223,9 +224,14 @@ class Pages:
         return answer
 
     async def customers(self, key: Reader, q: Text = "") -> HTMLResponse:
-        """Users whose id begins with what was typed."""
-        found = await self._api.ask(self._shown(key).search, q.strip())
+        """Customers by what was typed; those who were seen last before anything was."""
+        found = await self._api.ask(self._api.backend.search(key.tenant_id).find, q)
         return self.page("customers.html", key=key, q=q, found=found)
+
+    async def found(self, key: Reader, q: Text = "") -> HTMLResponse:
+        """The same as a part of the page, while somebody types."""
+        found = await self._api.ask(self._api.backend.search(key.tenant_id).find, q)
+        return self.page("customers_found.html", q=q, found=found)
 
     async def customer(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:
         """Profile, timeline, identity and recommendations of a customer."""
