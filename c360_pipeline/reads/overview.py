@@ -35,8 +35,8 @@ DAYS, HOURS, SHOWN = 30, 48, 5
 OWN_FORM = "own form"
 """What events of no source are called."""
 COUNT_PEOPLE = Statement("""
-    CALL () { MATCH (u:User {tenant_id: $tenant_id}) RETURN count(u) AS users }
-    CALL () { MATCH (v:Visitor {tenant_id: $tenant_id}) RETURN count(v) AS visitors }
+    CALL () { MATCH (u:User {tenant_id: $tenant_id}) WHERE u.id IS NOT NULL RETURN count(u) AS users }
+    CALL () { MATCH (v:Visitor {tenant_id: $tenant_id}) WHERE v.id IS NOT NULL RETURN count(v) AS visitors }
     RETURN users, visitors
 """)
 STALE = timedelta(hours=36)

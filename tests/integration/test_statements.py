@@ -70,6 +70,7 @@ OF_SILO_LABELS = {
     *(f"queries.{name}" for name in ("activity_by_hour", "churn_risk", "customer_story", "customer_value", "devices",
                                      "favourite_genres", "near_hacked_accounts", "plan_revenue", "popular_media",
                                      "shared_cards", "top_streamers")),
+    "stages.audiences.facts.READ_ACCOUNTS_OF_USERS",
 }  # fmt: skip
 """Queries over labels of control rows, which have an index of their key and what `graph_indexes` names: where they
 begin with another property, they look at all nodes of the label."""
@@ -141,6 +142,12 @@ def test_the_server_understands_a_statement_and_it_does_not_scan(graph: Graph, n
         return
     found = scans(graph, statement)
     assert not found or name in LOOKS_AT_ALL | OF_SILO_LABELS | OF_A_TENANT
+
+
+def test_the_server_understands_what_asks_for_users_of_a_label(graph: Graph) -> None:
+    statement = cypher.linked_users_statement("Account")
+    assert statement.count("tenant_id: $tenant_id") == 2
+    assert graph.run(statement, tenant_id="t", property="plan") == []
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -25,22 +24,13 @@ from c360_pipeline.core.catalog.tables import CATALOG
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.delta.lake import Lake
-from c360_pipeline.stores.neo4j.cypher import quoted
+from c360_pipeline.stores.neo4j.cypher import linked_users_statement
 from c360_pipeline.stores.neo4j.driver_values import Read
 
 READ_ACCOUNTS_OF_USERS = Statement("""
     MATCH (a:Account {tenant_id: $tenant_id})<-[:IS_ACCOUNT]-(u:User {tenant_id: $tenant_id})
     RETURN u.id AS user_id, toString(a.account_id) AS account_id ORDER BY user_id, account_id
 """)
-
-
-@lru_cache
-def linked_users(label: str) -> Statement:
-    """Users that nodes of a label are linked to, with a property of these as text, null where none is asked for."""
-    return Statement(
-        f"MATCH (n:{quoted(label)} {{tenant_id: $tenant_id}})--(u:User {{tenant_id: $tenant_id}}) "
-        "RETURN DISTINCT u.id AS user_id, toStringOrNull(n[$property]) AS value ORDER BY user_id, value"
-    )
 
 
 class FactsOfTenants:
@@ -88,7 +78,7 @@ class FactsOfTenants:
         return users.join(values, on="account_id").drop("account_id").sort(pl.all())
 
     def _linked(self, tenant: str, label: str, name: str | None) -> pl.DataFrame:
-        rows = self._asked(linked_users(label), tenant, property=name or "tenant_id")
+        rows = self._asked(linked_users_statement(label), tenant, property=name or "tenant_id")
         return pl.DataFrame(rows, schema={"user_id": pl.String, "value": pl.String})
 
 

@@ -411,3 +411,12 @@ def drop_index(name: str) -> Statement:
 def drop_constraint(name: str) -> Statement:
     """Drop a constraint."""
     return Statement(f"DROP CONSTRAINT {quoted(name)} IF EXISTS")
+
+
+@lru_cache
+def linked_users_statement(label: str) -> Statement:
+    """Users that nodes of a label are linked to, with a property of these as text, null where it is not there."""
+    return Statement(
+        f"MATCH (n:{quoted(label)} {{tenant_id: $tenant_id}})--(u:User {{tenant_id: $tenant_id}}) "
+        "RETURN DISTINCT u.id AS user_id, toStringOrNull(n[$property]) AS value ORDER BY user_id, value"
+    )
