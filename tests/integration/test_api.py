@@ -38,6 +38,7 @@ from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.models import MOST_EVENTS
 from c360_pipeline.serving.security import MOST_BODY_BYTES
 from c360_pipeline.stages.landing.ingest import Ingest
+from c360_pipeline.stages.projection.audiences import bring_up_audiences
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.realtime.unlanded_events import unlanded_events
 from c360_pipeline.stores.delta.lake import Lake
@@ -381,6 +382,8 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/users/power?tenant_id=acme", None),
     ("GET", "/customers/u1?tenant_id=acme", None),
     ("GET", "/journeys/e000000?tenant_id=acme", None),
+    ("GET", "/audiences?tenant_id=acme", None),
+    ("POST", "/audiences/size?tenant_id=acme", {"who": {"did": "view"}}),
     *(("GET", f"/insights/{name}?tenant_id=acme", None) for name in KINDS),
     ("GET", "/journeys/explain?first=e000000&second=e000003&tenant_id=acme", None),
 ]  # fmt: skip
@@ -612,6 +615,79 @@ def test_a_moment_with_more_events_than_a_page_is_told_whole(acme: TestClient) -
             break
         before = page["timeline"][-1]["at"]
     assert sorted(seen) == sorted(event["event_id"] for event in many + earlier)
+
+
+def test_audiences_are_made_sized_read_and_ended(
+    everyone: Callable[..., TestClient], shop: World, backend: Backend, graph: Graph, lake: Lake
+) -> None:
+    admin, reader, other = everyone("admin"), everyone("read"), everyone("admin", "globex")
+    buyers = {
+        user for tenant, user, action in lake.read(EVENTS).select("tenant_id", "user_id", "action").iter_rows()
+        if tenant == "acme" and action == "purchase"
+    }  # fmt: skip
+    document = {"who": {"did": "purchase"}, "title": "Buyers", "note": "a test"}
+    assert reader.post("/audiences/size", json=document).json()["members"] == len(buyers)
+    assert reader.put("/audiences/buyers", json=document).status_code == 403
+    assert admin.put("/audiences/buyers", json=document).json() == {"audience": "buyers", "version": 1, "changed": True}
+    assert admin.put("/audiences/buyers", json=document).json()["changed"] is False
+    assert other.get("/audiences").json() == {"audiences": []}
+    assert other.get("/audiences/buyers/members").status_code == 404
+    bring_up_audiences(lake, backend.control, graph, datetime.now(UTC))
+    members: list[str] = []
+    after: str | None = None
+    while True:
+        page = reader.get(
+            "/audiences/buyers/members", params={"limit": 7, **({"after": after} if after else {})}
+        ).json()
+        members += [one["user_id"] for one in page["members"]]
+        after = page["next"]
+        if after is None:
+            break
+    assert (members, page["total"]) == (sorted(buyers), len(buyers))
+    for wrong in (
+        {"who": {"did": 3}},
+        {"who": {"label": "Nope"}},
+        {"who": {}},
+        {"who": {"did": "x"}, "deliver": {"a": 1}},
+    ):
+        answer = admin.put("/audiences/wrong", json=wrong)
+        assert (answer.status_code, answer.json()["title"]) == (422, "Not valid"), wrong
+    assert reader.delete("/audiences/buyers").status_code == 403
+    assert other.delete("/audiences/buyers").status_code == 404
+    assert admin.delete("/audiences/buyers").status_code == 204
+    assert admin.delete("/audiences/buyers").status_code == 404
+    bring_up_audiences(lake, backend.control, graph, datetime.now(UTC))
+    assert reader.get("/audiences/buyers/members").json()["total"] == 0
+    assert [one["is_active"] for one in reader.get("/audiences").json()["audiences"]] == [False]
+    assert shop.findings() == set()
+
+
+def test_customers_are_found_by_whatever_a_person_has_of_them(
+    everyone: Callable[..., TestClient], shop: World, lake: Lake, graph: Graph
+) -> None:
+    acme, other = everyone("read"), everyone("read", "globex")
+    event = lake.read(EVENTS).filter(pl.col("tenant_id") == "acme").row(0, named=True)
+    graph.run("CREATE (:Account {tenant_id: 'acme', account_id: 7, email: 'zoe@x.test', full_name: 'Zoe Lind'})")
+
+    def found(client: TestClient, text: str) -> dict[str, str]:
+        page = client.get("/app/search", params={"q": text})
+        assert page.status_code == 200, page.text
+        cells = [re.sub("<[^>]+>", "", cell).strip() for cell in re.findall("<td>(.*?)</td>", page.text)]
+        return {cells[place]: cells[place + 2] for place in range(0, len(cells), 5)}
+
+    user, session = event["user_id"], event["session_id"]
+    assert found(acme, user)[user] == "user id"
+    assert found(acme, event["event_id"]) == {user: f"event: {event['event_id']}"}
+    assert found(acme, session) == {user: f"session: {session}"}
+    assert found(acme, "zoe@") == {"zoe@x.test": "e-mail"}
+    assert found(acme, "zoe li") == {"zoe@x.test": "name: Zoe Lind"}
+    assert len(found(acme, "")) == 25, "those who were seen last"
+    assert found(acme, "nobody at all") == {}
+    for text in (event["event_id"], session, "zoe@"):
+        assert found(other, text) == {}, "of another tenant"
+    for text in HOSTILE:
+        assert found(acme, text) == {}
+    graph.run("MATCH (a:Account {tenant_id: 'acme', account_id: 7}) DELETE a")
 
 
 @pytest.mark.parametrize("user", ["..", "~."])
