@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from c360_pipeline.cli import app
 from c360_pipeline.cli.privacy import stores_of
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
+from c360_pipeline.core.audiences.definition import read_audience
 from c360_pipeline.core.catalog.tables import (
     DEAD_LETTERS,
     EVENT_JOURNEY,
@@ -73,6 +74,11 @@ OF_THE_FAMILY = [
     {"eventId": "other-visit", "anonymousId": "tablet-of-family", "sessionId": "evening"},
     {"eventId": "whose", "anonymousId": "tablet-of-family", "sessionId": "at-night"},
 ]
+EVERYBODY = {
+    "audience": "everybody", "who": {"did": "*"},
+    "deliver": {"text": {"to": "bucket"}, "table": {"to": "bucket", "format": "parquet"}},
+}  # fmt: skip
+"""An audience whose members are in files, too."""
 WITH_ACCOUNT = PEOPLE * 3 // 5
 
 
@@ -118,6 +124,8 @@ def world(home: Path, empty_graph: Callable[[], None], tmp_path_factory: pytest.
         lines = [json.dumps({**shared, "sessionId": f"s-{line['eventId']}", **line}) for line in PLANTED]
         lines += [json.dumps(shared | line) for line in (*HERS, *OF_THE_FAMILY)]
         landing.put_events("\n".join(lines).encode(), "planted.jsonl", date(2025, 11, 3))
+        for tenant in ("acme", "globex"):
+            open_control(settings).audiences.apply(read_audience({**EVERYBODY, "tenant": tenant}), "")
         with open_graph(settings) as graph:
             made = World(home, settings, open_lake(settings), graph, written)
             made.run()

@@ -5,7 +5,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,11 +30,12 @@ from c360_pipeline.core.catalog.audience_tables import (
 )
 from c360_pipeline.core.catalog.tables import USER_CONSENTS
 from c360_pipeline.stages.audiences import deliver
-from c360_pipeline.stages.audiences.deliver import Deliveries, Delivery, Sink
+from c360_pipeline.stages.audiences.deliver import Deliveries, Delivery, Sink, held_by_destinations, tell
 from c360_pipeline.stages.audiences.sinks import WebhookSink
 from c360_pipeline.stores import activation
 from c360_pipeline.stores.activation import Webhook
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.postgres.audiences import AudienceVersion
 
 NOON = datetime(2026, 3, 20, 12, tzinfo=UTC)
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -220,3 +221,25 @@ def test_a_server_that_is_away_says_so_and_nothing_is_lost(tmp_path: Path) -> No
     assert "does not answer" in found.error
     assert "token" not in found.error, "what is behind the host may be a secret"
     assert lake.read(AUDIENCE_DELIVERIES)["waiting"].to_list() == [2]
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_an_erasure_tells_the_destination_and_says_when_it_could_not(tmp_path: Path) -> None:
+    receiver, lake = Receiver(), Lake(f"{tmp_path}/lake", {}, tmp_path / "cache")
+    lake.commits.append(USER_CONSENTS, USER_CONSENTS.empty())
+    lake.commits.append(AUDIENCE_MEMBERS, members({1, 2}, NOON))
+    sinks, name = sinks_to(receiver.url, iter(())), ("t", "a", "crm")
+    versions = [AudienceVersion("t", "a", 1, 1, AUDIENCE.document(), "", NOON)]
+    Deliveries(lake, sinks).deliver(AUDIENCE, "crm")
+    erased = pl.DataFrame({"tenant_id": ["t"], "user_id": ["u1"]})
+    assert held_by_destinations(lake, erased) == [name]
+    assert held_by_destinations(lake, erased.with_columns(user_id=pl.lit("u7"))) == []
+    lake.commits.merge(AUDIENCE_MEMBERS, AUDIENCE_MEMBERS.empty(), members({1}, NOON).select(AUDIENCE_MEMBERS.key))
+    receiver.moods = iter(["500"] * 8)
+    assert "500" in tell(lake, sinks, versions, name, nullcontext)
+    assert receiver.members == {"u1", "u2"}
+    receiver.moods = iter(())
+    assert tell(lake, sinks, versions, name, nullcontext) == ""
+    assert receiver.members == {"u2"}
+    assert tell(lake, sinks, [], name, nullcontext) == "no document says how to reach it."
+    receiver.close()

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -61,17 +62,19 @@ class Trials:
         self._lake = lake
         self._members = Members(lake, FactsOfTenants(lake, read))
         self._kept: dict[str, _Kept] = {}
+        # One for each tenant, so that nobody waits for another one's events; and one for what is kept of whom.
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
 
     def tried(self, audiences: Sequence[Audience], purposes: Sequence[Purpose], now: datetime) -> Tried:
         """As `Members.tried`, by events that are half a minute old at most."""
-        with self._lock:
-            kept = self._events(audiences[0].tenant)
-            return self._members.tried_on(kept.events, audiences, purposes, now)
+        tenant = audiences[0].tenant
+        with self._of(tenant):
+            return self._members.tried_on(self._events(tenant).events, audiences, purposes, now)
 
     def offered(self, tenant: str) -> Offered:
         """What conditions may name, as far as events have it."""
-        with self._lock:
+        with self._of(tenant):
             kept = self._events(tenant)
             if kept.offered is None:
                 actions = kept.events.group_by("action").len().sort("len", "action", descending=[True, False])
@@ -84,28 +87,44 @@ class Trials:
     def close(self) -> None:
         """Remove what is on disk."""
         with self._lock:
-            for tenant in list(self._kept):
-                self._forget(tenant)
+            for kept in self._kept.values():
+                kept.folder.close()
+            self._kept.clear()
+
+    @contextmanager
+    def _of(self, tenant: str) -> Iterator[None]:
+        """The events of a tenant for oneself."""
+        with self._lock:
+            lock = self._locks[tenant]
+        with lock:
+            yield
 
     def _events(self, tenant: str) -> _Kept:
         kept, now = self._kept.get(tenant), time.monotonic()
-        if kept is not None and now - kept.looked_at > FRESH_SECONDS:
-            kept.looked_at = now
-            if kept.at != EventsAt.now(self._lake):
-                self._forget(tenant)
-                kept = None
-        if kept is None:
-            while len(self._kept) >= KEPT_TENANTS:
-                self._forget(min(self._kept, key=lambda name: self._kept[name].looked_at))
-            at = EventsAt.now(self._lake)
+        if kept is not None and now - kept.looked_at <= FRESH_SECONDS:
+            return kept
+        at = EventsAt.now(self._lake)
+        if kept is None or kept.at != at:
+            self._make_room(besides=tenant)
             with ExitStack() as opened:
                 folder = opened.enter_context(scratch_folder(self._lake.cache))
-                kept = _Kept(at, now, all_events(at, tenant, folder), opened.pop_all())
-            self._kept[tenant] = kept
+                made = _Kept(at, now, all_events(at, tenant, folder), opened.pop_all())
+            with self._lock:
+                self._kept[tenant] = made
+            if kept is not None:
+                kept.folder.close()
+            kept = made
+        kept.looked_at = now
         return kept
 
-    def _forget(self, tenant: str) -> None:
-        self._kept.pop(tenant).folder.close()
+    def _make_room(self, besides: str) -> None:
+        """Forget the tenants who asked longest ago, and for whom nobody is counting now."""
+        with self._lock:
+            oldest = sorted((name for name in self._kept if name != besides), key=lambda n: self._kept[n].looked_at)
+            for name in oldest[: max(0, len(self._kept) - KEPT_TENANTS + 1)]:
+                if self._locks[name].acquire(blocking=False):
+                    self._kept.pop(name).folder.close()
+                    self._locks[name].release()
 
 
 def _names(events: pl.LazyFrame, column: str) -> list[str]:
