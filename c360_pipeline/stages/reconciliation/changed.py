@@ -228,6 +228,9 @@ class ChangesOfArchive:
 
     def _of_audiences(self) -> Iterator[ChangedRows]:
         rows, then = self._now.audience_members, self._then.pinned.version(AUDIENCE_PROJECTION, AUDIENCE_MEMBERS)
+        if then is None and rows.is_empty():
+            yield from (_nothing(kind, 0) for kind in (model.AUDIENCE, model.IN_AUDIENCE))
+            return
         if then is None:
             yield ChangedRows(model.AUDIENCE, None, None)
             yield ChangedRows(model.IN_AUDIENCE, None, None)

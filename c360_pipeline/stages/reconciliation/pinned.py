@@ -116,11 +116,15 @@ class PinnedVersions:
             kinds |= {*(one.kind for one in model.EVENT_PROJECTIONS), model.EVENT_STATUS, model.USER_COMMUNITY}
         if not {(PRODUCT_PROJECTION, EVENTS.name), (PRODUCT_PROJECTION, CATALOG.name)} & self.versions.keys():
             kinds |= {model.PRODUCT, model.CATEGORY, model.IN_CATEGORY, *(kind for kind, _ in SIMILARITIES)}
-        if (AUDIENCE_PROJECTION, AUDIENCE_MEMBERS.name) not in self.versions:
-            kinds |= {model.AUDIENCE, model.IN_AUDIENCE}
         if self.commits is None:
             kinds |= {model.CORRELATION, model.JOURNEY, model.HAS_KEY, model.PART_OF, model.IN_JOURNEY}
         return frozenset(kinds)
+
+    @property
+    def on_their_way(self) -> frozenset[Kind]:
+        """The same, and audiences, which an archive need not have."""
+        has_audiences = (AUDIENCE_PROJECTION, AUDIENCE_MEMBERS.name) in self.versions
+        return self.unprojected | (frozenset[Kind]() if has_audiences else {model.AUDIENCE, model.IN_AUDIENCE})
 
     def version(self, projection: str, table: Table) -> Version | None:
         """The version of a table that a projection has taken up; None for the newest."""

@@ -124,7 +124,7 @@ def reconcile(
         RemovalLimitError: too much of a kind differs to be repaired without `force`; nothing was repaired.
     """
     snapshot = pinned or PinnedVersions.of(graph, archive.lake)
-    as_of, on_their_way = archive.at(snapshot), snapshot.unprojected if beside_others else frozenset[Kind]()
+    as_of, on_their_way = archive.at(snapshot), snapshot.on_their_way if beside_others else frozenset[Kind]()
     queue = RefusedRows(archive.lake, graph.refusals)
     results: list[Reconciled] = []
     repairs: list[_Repair] = []
