@@ -59,6 +59,9 @@ bench-graph: setup  ## the graph against its floor; ARGS="--events 50000 --writt
 bench-scale: setup  ## what a run costs as the archive grows; ARGS="--events 100000 1000000" for two sizes
 	$(BIN)/python benchmarks/bench_scale.py $(ARGS)
 
+bench-audiences: setup  ## audiences worked out anew and by what changed; ARGS="--events 100000" for a short one
+	$(BIN)/python benchmarks/bench_audiences.py $(ARGS)
+
 bench-orchestration: setup  ## what Dagster adds, from a dropped file to a node, backfills; ARGS="--files 2 --objects 1000"
 	$(BIN)/python benchmarks/bench_orchestration.py $(ARGS)
 
