@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test soak chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-scale bench-recommend bench-serving bench-streaming
+.PHONY: help setup demo test soak chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-scale bench-audiences bench-recommend bench-serving bench-streaming
 
 PYTHON ?= python3
 BIN := .venv/bin

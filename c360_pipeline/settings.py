@@ -374,24 +374,31 @@ def require_allowed_host(host: str, port: int, *, is_inside: bool) -> None:
 
     Who may write an audience's document must not get the product to call whatever this machine can reach: servers are
     open where `C360_ACTIVATION_HOSTS` names them, as `host` or `host:port` with commas between them; `*` stands for any
-    characters, but for no address inside: one of this machine, or of its own network segment, is named as it is.
+    characters, but for no address inside: one of this machine, or of a private network, is named as it is.
 
     Args:
         host: of the server.
         port: of the server.
-        is_inside: whether the host is, or leads to, a loopback or link-local address.
+        is_inside: whether the host is, or leads to, an address of this machine or of a private network.
 
     Raises:
         ConfigError: it may not.
     """
     said = (host.lower(), f"{host.lower()}:{port}")
-    named = [one.lower() for one in _named_by("C360_ACTIVATION_HOSTS") if not (is_inside and "*" in one)]
-    if not any(fnmatchcase(name, one) for name in said for one in named):
+    named = [one.lower() for one in _named_by("C360_ACTIVATION_HOSTS")]
+    by_pattern = not is_inside and any(fnmatchcase(name, one) for name in said for one in named)
+    if not by_pattern and not is_named_as_it_is(host, port):
         raise ConfigError(
             f"{host}:{port} is not named by C360_ACTIVATION_HOSTS, which says where members of audiences may be sent"
             f"{'; an address inside must be named as it is' if is_inside else ''}: whoever operates the product adds "
             "it there (docs/security.md)."
         )
+
+
+def is_named_as_it_is(host: str, port: int) -> bool:
+    """Whether `C360_ACTIVATION_HOSTS` names a server without a pattern."""
+    named = {one.lower() for one in _named_by("C360_ACTIVATION_HOSTS") if "*" not in one}
+    return bool({host.lower(), f"{host.lower()}:{port}"} & named)
 
 
 def is_allowed_topic(topic: str) -> bool:

@@ -127,10 +127,10 @@ def deliveries_of_audiences(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Tell every destination who entered and who left."""
     tables, rules = lake.open(), control.open()
-    active, _ = rules.audiences.active()
+    active, unread = rules.audiences.active()
     deliveries = Deliveries(tables, OpenSink(load_settings(), rules))
     done = []
-    for one in deliveries.all(active, rules.audiences.versions(), rules.locks.named):
+    for one in deliveries.all(active, rules.audiences.versions(), rules.locks.named, unread):
         done.append(one)
         context.log.info("%s: %s", one.name, told(one))
     sent = sum(one.entered + one.left for one in done)

@@ -113,10 +113,10 @@ def deliver(as_json: AsJson = False) -> None:
 
     settings = load_settings()
     control = _control()
-    active, _ = control.audiences.active()
+    active, unread = control.audiences.active()
     with control.locks.shared_run(_waiting):
         deliveries = Deliveries(open_lake(settings), OpenSink(settings, control))
-        done = list(deliveries.all(active, control.audiences.versions(), control.locks.named))
+        done = list(deliveries.all(active, control.audiences.versions(), control.locks.named, unread))
     if as_json:
         print_json([vars(one) for one in done])
     elif not done:

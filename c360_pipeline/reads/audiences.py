@@ -169,7 +169,8 @@ def _summary(one: AudienceVersion, counts: dict[str, Any]) -> AudienceSummary:
 def parts_of(audience: Audience) -> dict[str, Audience]:
     """Each condition of an audience that joins no others, as an audience of its own, by what it says."""
     leaves = {told(leaf): leaf for leaf in leaves_of(audience.who)}
+    prefix = "piece" if audience.audience.startswith("part-") else "part"
     return {
-        text: audience.model_copy(update={"audience": f"part-{number}", "who": leaf, "deliver": {}})
+        text: audience.model_copy(update={"audience": f"{prefix}-{number}", "who": leaf, "deliver": {}})
         for number, (text, leaf) in enumerate(leaves.items())
     }

@@ -33,7 +33,7 @@ from c360_pipeline.reads.recommend import Recommender
 from c360_pipeline.reads.search import Search
 from c360_pipeline.serving.models import Interaction
 from c360_pipeline.settings import load_settings
-from c360_pipeline.stages.audiences.sinks import require_possible
+from c360_pipeline.stages.audiences.sinks import require_labels, require_possible
 from c360_pipeline.stages.audiences.trials import Trials
 from c360_pipeline.stages.realtime.tracked_events import Tracked, TrackedEvents
 from c360_pipeline.stores.delta.lake import Lake
@@ -234,7 +234,11 @@ class Backend:
 
         Returns:
             customers (of the tenant), sizes (members, enter, leave), each (customers by condition in words).
+
+        Raises:
+            ConfigError: it names a label that is none of silos.
         """
+        require_labels(self.control, audience)
         parts = {"": audience} | parts_of(audience)
         tried = self.trials.tried(list(parts.values()), self._purposes.value(), datetime.now(UTC))
         each = {text: tried.sizes(part.audience)["members"] for text, part in parts.items() if text}

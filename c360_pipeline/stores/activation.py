@@ -14,7 +14,10 @@ from urllib.parse import urlsplit
 
 import requests
 from pydantic import SecretStr
+from requests.adapters import HTTPAdapter
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from c360_pipeline.errors import ConfigError, UnavailableError
 
@@ -27,7 +30,9 @@ AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 OF_THE_BATCH = frozenset({400, 409, 410, 413, 422})
 """Statuses by which a server says that it does not want what it was sent, rather than anything."""
 SAID = 200
-"""Characters of an answer that are kept."""
+"""Characters of a reason that are kept."""
+MOST_BYTES = 1_000_000
+"""Of an answer."""
 
 
 class _TryAgainError(Exception):
@@ -55,12 +60,18 @@ class Webhook:
     Args:
         url: where it takes them.
         secret: that requests are signed with, by the rules of standardwebhooks.com; `whsec_` and Base64, or any text.
+        may_be_inside: whether its host was opened as it is, so that it may lead to an address inside.
     """
 
-    def __init__(self, url: str, secret: SecretStr) -> None:
+    def __init__(self, url: str, secret: SecretStr, *, may_be_inside: bool = True) -> None:
         self._url = url
         self._key = _key_of(secret.get_secret_value())
         self._session = requests.Session()
+        # No proxy and no login of this machine's user: the operator has named where members go, and nothing else.
+        self._session.trust_env = False
+        if not may_be_inside:
+            for scheme in ("http://", "https://"):
+                self._session.mount(scheme, _OutsideAdapter())
 
     def __enter__(self) -> "Webhook":
         return self
@@ -108,19 +119,79 @@ class Webhook:
             "webhook-signature": f"v1,{base64.b64encode(signed).decode()}",
         }  # fmt: skip
         # A server that sends elsewhere would be one that nobody has named.
-        answer = self._session.post(self._url, data=content, headers=headers, timeout=SECONDS, allow_redirects=False)
-        said = f"{answer.status_code} {_plain(answer.text)}".strip()
-        if answer.ok and not answer.is_redirect:
-            return _refused_changes(answer)
-        if answer.status_code in AGAIN:
-            raise _TryAgainError(said, _seconds_asked(answer.headers.get("Retry-After")))
-        if answer.status_code in OF_THE_BATCH:
-            return Refused(said)
-        raise UnavailableError(f"{self._where} answered {said}: it takes nothing like this; look at its address.")
+        with self._session.post(
+            self._url, data=content, headers=headers, timeout=SECONDS, allow_redirects=False, stream=True
+        ) as answer:
+            status = answer.status_code
+            # What it says stays there: it may quote whom it was sent.
+            if 200 <= status < 300:
+                return _refused_changes(_first_bytes(answer))
+            if status in AGAIN:
+                raise _TryAgainError(str(status), _seconds_asked(answer.headers.get("Retry-After")))
+            if status in OF_THE_BATCH:
+                return Refused(f"answered {status}")
+            raise UnavailableError(f"{self._where} answered {status}: it takes nothing like this; look at its address.")
+
+
+def _first_bytes(answer: requests.Response) -> bytes:
+    """An answer, as far as it comes within the time and the size that one may have."""
+    held, until = b"", time.monotonic() + SECONDS
+    for piece in answer.iter_content(8_192):
+        held += piece
+        if len(held) > MOST_BYTES or time.monotonic() > until:
+            raise requests.Timeout("an answer without an end")
+    return held
+
+
+class _OutsideConnection(HTTPConnection):
+    """A connection that ends before anything is sent where it leads inside: names may lead elsewhere by then."""
+
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
+
+class _OutsideTlsConnection(HTTPSConnection):
+    """The same by TLS."""
+
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
+
+class _OutsidePool(HTTPConnectionPool):
+    ConnectionCls = _OutsideConnection
+
+
+class _OutsideTlsPool(HTTPSConnectionPool):
+    ConnectionCls = _OutsideTlsConnection
+
+
+class _OutsideAdapter(HTTPAdapter):
+    """Sends to no address inside."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make connections that look where they lead."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _OutsidePool, "https": _OutsideTlsPool}
+
+
+def _checked(connected: socket.socket) -> socket.socket:
+    address = str(connected.getpeername()[0])
+    if is_inside(address):
+        connected.close()
+        raise ConfigError("The webhook's host leads to an address inside, and is not named as it is.")
+    return connected
+
+
+def is_inside(address: str) -> bool:
+    """Whether an address is of this machine, of its network segment, or of a private network."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None)
+    real = mapped or found
+    return not real.is_global or real.is_multicast
 
 
 def leads_inside(host: str) -> bool:
-    """Whether a host is, or leads to, an address of this machine or of its own network segment.
+    """Whether a host is, or leads to, an address inside, as `is_inside` says.
 
     Raises:
         ConfigError: nobody knows the host.
@@ -129,8 +200,7 @@ def leads_inside(host: str) -> bool:
         found = socket.getaddrinfo(host.strip("[]"), None)
     except OSError:
         raise ConfigError(f"Nobody knows the host {host!r}.") from None
-    addresses = (ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found)
-    return any(one.is_loopback or one.is_link_local or one.is_unspecified for one in addresses)
+    return any(is_inside(str(info[4][0])) for info in found)
 
 
 def server_of(url: str) -> tuple[str, int]:
@@ -165,13 +235,15 @@ def _seconds_asked(value: str | None) -> float | None:
     return float(value) if value is not None and value.strip().isdecimal() else None
 
 
-def _refused_changes(answer: requests.Response) -> dict[str, str]:
+def _refused_changes(content: bytes) -> dict[str, str]:
     """What `{"refused": [{"user_id": …, "reason": …}]}` says; any other answer refuses nothing."""
     try:
-        refused = answer.json().get("refused", [])
-        return {str(one["user_id"]): _plain(str(one.get("reason", "refused"))) for one in refused}
-    except (ValueError, AttributeError, TypeError, KeyError):
+        said = json.loads(content)
+    except ValueError:
         return {}
+    refused = said.get("refused") if isinstance(said, dict) else None
+    entries = [one for one in refused if isinstance(one, dict)] if isinstance(refused, list) else []
+    return {str(one["user_id"]): _plain(str(one.get("reason", "refused"))) for one in entries if "user_id" in one}
 
 
 def _plain(text: str) -> str:

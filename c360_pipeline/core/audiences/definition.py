@@ -19,24 +19,31 @@ from pydantic import (
     StrictStr,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from c360_pipeline.errors import ConfigError
 
 ANY_ACTION = "*"
+MAX_AMOUNT = 10**15
 MAX_CONDITIONS, MAX_DEPTH, MAX_DAYS, MAX_VALUES = 50, 8, 3_660, 1_000
 SAID_FAULTS = 5
 DESTINATIONS = ("bucket", "webhook", "postgres")
 _NO_NAME = re.compile(r"^(list\[|constrained-|str$|int$|float$|\[key\])")
 """Steps by which the checker says which type it tried."""
+PATHS = ("new", "size", "apply")
+"""What pages and routes are called that stand where the name of an audience would."""
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,62}$"
 
 Text = Annotated[StrictStr, Field(min_length=1, max_length=1_024)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_VALUES)]
 Days = Annotated[StrictInt, Field(ge=1, le=MAX_DAYS)]
 Count = Annotated[StrictInt, Field(ge=0, le=1_000_000_000)]
-Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Number = (
+    Annotated[StrictInt, Field(ge=-MAX_AMOUNT, le=MAX_AMOUNT)]
+    | Annotated[StrictFloat, Field(allow_inf_nan=False, ge=-MAX_AMOUNT, le=MAX_AMOUNT)]
+)
 
 
 class Part(BaseModel):
@@ -172,7 +179,9 @@ class Group(Part):
 class Community(Part):
     """The community of users who touch the same products, by its number."""
 
-    community: Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1, max_length=MAX_VALUES)]
+    community: Annotated[
+        list[Annotated[StrictInt, Field(ge=0, le=MAX_AMOUNT)]], Field(min_length=1, max_length=MAX_VALUES)
+    ]
 
 
 class Risk(Part):
@@ -284,7 +293,7 @@ class ToWebhook(Part):
     """
 
     to: Literal["webhook"]
-    url: Annotated[StrictStr, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s]*)?$", max_length=2_000)]
+    url: Annotated[StrictStr, Field(pattern=r"^https?://[^\s/?#@\\]+(/[^\s\\]*)?$", max_length=2_000)]
     secret_ref: Annotated[StrictStr, Field(pattern=r"^(env|file):", max_length=1_024)]
     purpose: Text | None = None
 
@@ -328,6 +337,13 @@ class Audience(Part):
     deliver: Annotated[dict[Annotated[StrictStr, Field(pattern=NAME_PATTERN)], Destination], Field(max_length=10)] = (
         Field(default_factory=dict)
     )
+
+    @field_validator("audience")
+    @classmethod
+    def _has_a_page(cls, name: str) -> str:
+        if name in PATHS:
+            raise ValueError(f"{name} is a page; call the audience otherwise")
+        return name
 
     def document(self) -> dict[str, Any]:
         """As it was written, without what says nothing."""

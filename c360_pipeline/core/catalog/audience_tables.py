@@ -28,9 +28,10 @@ AUDIENCE_DELIVERED = Table(
         DESTINATION,
         Column("user_id", TEXT, "member whom the destination has", origin=of_events("user_id", "anonymous_id")),
         Column("entered_at", UTC_MICROS, "when the member entered (UTC), as the destination was told"),
-        Column("delivered_at", UTC_MICROS, "when the destination took it (UTC)"),
+        Column("state", TEXT, "has; or entering, leaving where it was told, and what became of that is not known"),
+        Column("told_at", UTC_MICROS, "when it was told last (UTC)"),
     ),
-    "The members that each destination of an audience has been told of, and not told that they left.",
+    "The members that each destination of an audience has, or may have, as far as it was told.",
 )
 
 AUDIENCE_DEAD_LETTERS = Table(

@@ -120,6 +120,7 @@ class AudiencePages:
         refuse_other_sites(request)
         try:
             audience = _sent((await request.body()).decode("utf-8", "replace"), key.tenant_id)
+            _require_name(audience)
             await self._api.ask(self._api.backend.apply_audience, audience, "made on the page")
         except ConfigError as error:
             return self._pages.page("audience_size.html", error=str(error))
@@ -135,6 +136,18 @@ class AudiencePages:
         return Response(headers={"HX-Redirect": f"/app/audiences/{name}"})
 
 
+def _require_name(audience: Audience) -> None:
+    if audience.audience == UNNAMED:
+        raise ConfigError("Say a name.")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"This is no JSON: {error}.") from None
+
+
 def _sent(body: str, tenant_id: str) -> Audience:
     """What a form, or the document in it, says.
 
@@ -147,16 +160,13 @@ def _sent(body: str, tenant_id: str) -> Audience:
         return sent.get(name, [""])[0].strip()
 
     if "document" in sent:
-        try:
-            document = json.loads(said("document"))
-        except ValueError as error:
-            raise ConfigError(f"This is no JSON: {error}.") from None
+        document = _json(said("document"))
         if not isinstance(document, dict):
             raise ConfigError("An audience is one JSON object.")
     else:
         lists = [sent.get(field, []) for field in FIELDS]
         rows = [Row(*values) for values in zip(*lists, strict=False)]
-        kept = {"deliver": json.loads(said("deliver") or "{}")}
+        kept = {"deliver": _json(said("deliver") or "{}")}
         document = {
             "audience": said("audience"), "title": said("title"), "description": said("description"),
             "who": condition_of(said("join"), rows), **kept,

@@ -1,18 +1,27 @@
 """Members sent to where a document says: each change once, what is refused set aside, all of it accounted.
 
-What a destination has is kept, member by member, and noted batch by batch: a delivery that was broken off goes on where
-it was, and sends the last batch again at most, under the same ids of changes.
+What a destination has is kept, member by member, and noted batch by batch, before it is sent and after it was answered:
+a delivery that was broken off goes on where it was, and sends the last batch again at most, under the same ids.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import polars as pl
 
-from c360_pipeline.core.audiences.changes import ENTERED, LEFT, dead_letters, due
+from c360_pipeline.core.audiences.changes import (
+    ENTERED,
+    ENTERING,
+    HAS,
+    IN_DOUBT,
+    INSTANT,
+    LEFT,
+    dead_letters,
+    due,
+)
 from c360_pipeline.core.audiences.definition import Audience, read_audience
 from c360_pipeline.core.catalog.audience_tables import (
     AUDIENCE_DEAD_LETTERS,
@@ -23,7 +32,7 @@ from c360_pipeline.core.catalog.audience_tables import (
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import USER_CONSENTS
 from c360_pipeline.core.sources.mapping import DENIED
-from c360_pipeline.errors import C360Error
+from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.audiences import AudienceVersion
 
@@ -136,7 +145,7 @@ class Deliveries:
         asked = due(
             "\x1f".join(names.values()), self._members(audience, is_ended=is_ended),
             self._of(AUDIENCE_DELIVERED, names),
-            self._of(AUDIENCE_DEAD_LETTERS, names), self._refusing(audience.tenant, purpose),
+            self._of(AUDIENCE_DEAD_LETTERS, names), self._refusing(audience.tenant, purpose), started,
         )  # fmt: skip
         if asked.settled.height:
             self._remove(AUDIENCE_DEAD_LETTERS, asked.settled, names)
@@ -146,7 +155,8 @@ class Deliveries:
                 with self._sinks(audience, destination) as sink:
                     sink.prepare(asked.members)
                     for batch in _batches(asked.changes):
-                        sent = sink.send(batch)
+                        self._doubt(batch, names)
+                        sent = sink.send(batch.drop("told_at"))
                         self._note(batch, sent, names)
                         done += batch.height
                         taken = batch.filter(~pl.col("user_id").is_in([*sent.refused]))
@@ -158,7 +168,7 @@ class Deliveries:
         found = Delivery(
             **names, entered=counts[ENTERED], left=counts[LEFT], refused=counts["refused"],
             waiting=asked.changes.height - done, withheld=asked.withheld, dead=asked.dead,
-            members=self._of(AUDIENCE_DELIVERED, names).height, error=error,
+            members=self._of(AUDIENCE_DELIVERED, names).filter(pl.col("state") != ENTERING).height, error=error,
         )  # fmt: skip
         self._account(found, started)
         return found
@@ -171,8 +181,9 @@ class Deliveries:
         return letters.height
 
     def all(
-        self, active: Sequence[Audience], versions: Sequence[AudienceVersion], alone: Callable[[str], Alone]
-    ) -> Iterator[Delivery]:
+        self, active: Sequence[Audience], versions: Sequence[AudienceVersion], alone: Callable[[str], Alone],
+        unread: Collection[str] = (),
+    ) -> Iterator[Delivery]:  # fmt: skip
         """Bring every destination to who is a member now, one after the other.
 
         A destination that its document does not name any more, or whose audience was ended, is told that all left.
@@ -181,20 +192,25 @@ class Deliveries:
             active: audiences with members.
             versions: of all documents that there ever were, the oldest first.
             alone: keeps others away from a destination, by its name.
+            unread: audiences, by tenant/name, whose documents can't be read: their destinations are left alone.
         """
         named = {(one.tenant, one.audience, name): one for one in active for name in one.deliver}
-        held = self._lake.scan(AUDIENCE_DELIVERED).select("tenant_id", "audience", "destination").unique()
-        unnamed = {*held.collect(engine="streaming").rows()} - named.keys()
-        earlier: dict[tuple[str, str, str], Mapping[str, Any]] = {}
-        for one in versions:
-            keys = ((one.tenant_id, one.name, name) for name in one.document.get("deliver", ()))
-            earlier |= {key: one.document for key in keys if key in unnamed}
         for key, audience in sorted(named.items(), key=lambda pair: pair[0]):
             with alone("/".join(key)):
                 yield self.deliver(audience, key[2])
-        for key, document in sorted(earlier.items(), key=lambda pair: pair[0]):
-            with alone("/".join(key)):
-                yield self.deliver(read_audience(document), key[2], is_ended=True)
+        for key in held_by_destinations(self._lake):
+            if key not in named and f"{key[0]}/{key[1]}" not in unread:
+                yield self._ended(versions, key, alone)
+
+    def _ended(
+        self, versions: Sequence[AudienceVersion], key: tuple[str, str, str], alone: Callable[[str], Alone]
+    ) -> Delivery:
+        """Tell a destination that all left, by the newest document that says how to reach it."""
+        audience = newest_with(versions, key)
+        if audience is None:
+            return Delivery(*key, 0, 0, 0, 0, 0, 0, 0, "no document that this release can read says how to reach it")
+        with alone("/".join(key)):
+            return self.deliver(audience, key[2], is_ended=True)
 
     def _members(self, audience: Audience, *, is_ended: bool) -> pl.DataFrame:
         rows = self._lake.scan(AUDIENCE_MEMBERS).filter(
@@ -222,20 +238,27 @@ class Deliveries:
         """Whether nothing was ever sent there: an audience that nobody is in should be seen to be empty, too."""
         return self._of(AUDIENCE_DELIVERIES, names).is_empty()
 
+    def _doubt(self, batch: pl.DataFrame, names: Mapping[str, str]) -> None:
+        """Note that changes are being sent: until they are answered, the destination may have taken them."""
+        self._keep(batch.with_columns(state=pl.col("change").replace(IN_DOUBT)), names)
+
     def _note(self, batch: pl.DataFrame, sent: Sent, names: Mapping[str, str]) -> None:
-        """Keep what became of a batch: first who was refused, so that nobody is told to be taken who was not."""
-        now = pl.lit(datetime.now(UTC), pl.Datetime("us", "UTC"))
+        """Keep what became of a batch."""
+        now = pl.lit(datetime.now(UTC), INSTANT)
         reasons = pl.DataFrame(
             [*sent.refused.items()], schema={"user_id": pl.String, "reason": pl.String}, orient="row"
         )
         refused = batch.join(reasons, on="user_id")
         self._lake.commits.merge(AUDIENCE_DEAD_LETTERS, dead_letters(refused, dict(names), now))
-        taken = batch.join(reasons, on="user_id", how="anti")
-        named = {name: pl.lit(value) for name, value in names.items()}
-        entered, left = (taken.filter(pl.col("change") == change) for change in (ENTERED, LEFT))
-        rows = entered.with_columns(**named, delivered_at=now).select(list(AUDIENCE_DELIVERED.columns))
-        gone = left.with_columns(**named).select(AUDIENCE_DELIVERED.key)
-        self._lake.commits.merge(AUDIENCE_DELIVERED, rows, gone)
+        is_taken = ~pl.col("user_id").is_in([*sent.refused])
+        # Who was taken is there, and so is who was refused to go; the others are not.
+        is_there = (pl.col("change") == ENTERED) == is_taken
+        self._keep(batch.filter(is_there).with_columns(state=pl.lit(HAS)), names)
+        self._remove(AUDIENCE_DELIVERED, batch.filter(~is_there).select("user_id"), names)
+
+    def _keep(self, rows: pl.DataFrame, names: Mapping[str, str]) -> None:
+        named = rows.with_columns(**{name: pl.lit(value) for name, value in names.items()})
+        self._lake.commits.merge(AUDIENCE_DELIVERED, named.select(list(AUDIENCE_DELIVERED.columns)))
 
     def _remove(self, table: Table, users: pl.DataFrame, names: Mapping[str, str]) -> None:
         keys = users.with_columns(**{name: pl.lit(value) for name, value in names.items()}).select(table.key)
@@ -258,18 +281,34 @@ def _batches(changes: pl.DataFrame) -> Iterator[pl.DataFrame]:
     yield from changes.iter_slices(BATCH)
 
 
-def held_by_destinations(lake: Lake, users: pl.DataFrame) -> list[tuple[str, str, str]]:
-    """Tenant, audience and destination of those that have, or refused, one of some users (tenant_id, user_id)."""
-    rows = [lake.scan(table).select(*_DESTINATION, "user_id") for table in (AUDIENCE_DELIVERED, AUDIENCE_DEAD_LETTERS)]
-    held = pl.concat(rows).join(users.lazy(), on=["tenant_id", "user_id"], how="semi")
+def held_by_destinations(lake: Lake, users: pl.DataFrame | None = None) -> list[tuple[str, str, str]]:
+    """Tenant, audience and destination of those that have, may have or refused somebody.
+
+    Args:
+        lake: holds what was sent.
+        users: tenant_id, user_id of those who are asked for; all where nothing is said.
+    """
+    tables = (AUDIENCE_DELIVERED, AUDIENCE_DEAD_LETTERS)
+    held = pl.concat([lake.scan(table).select(*_DESTINATION, "user_id") for table in tables])
+    if users is not None:
+        held = held.join(users.lazy(), on=["tenant_id", "user_id"], how="semi")
     return held.select(_DESTINATION).unique().collect(engine="streaming").sort(pl.all()).rows()
+
+
+def newest_with(versions: Sequence[AudienceVersion], name: tuple[str, str, str]) -> Audience | None:
+    """The newest document of an audience that names a destination; None where none does that can be read."""
+    for one in reversed(versions):
+        if (one.tenant_id, one.name) == name[:2] and name[2] in one.document.get("deliver", {}):
+            with suppress(ConfigError):
+                return read_audience(one.document)
+    return None
 
 
 def tell(
     lake: Lake, sinks: Sinks | None, versions: Sequence[AudienceVersion], name: tuple[str, str, str],
     alone: Callable[[str], Alone],
 ) -> str:  # fmt: skip
-    """Bring one destination to who is a member now, by the newest document that names it; returns why it was not.
+    """Bring one destination to who is a member now; returns why it does not know that somebody left, empty if it does.
 
     Args:
         lake: holds members and what was sent.
@@ -278,18 +317,18 @@ def tell(
         name: tenant, audience and destination.
         alone: keeps others away from a destination, by its name.
     """
-    named = [
-        one for one in versions if (one.tenant_id, one.name) == name[:2] and name[2] in one.document.get("deliver", {})
-    ]
-    if sinks is None or not named:
+    audience = newest_with(versions, name)
+    if sinks is None or audience is None:
         return "no document says how to reach it."
-    is_ended = named[-1].version != named[-1].active_version
+    active = {(one.tenant_id, one.name): one for one in versions if one.version == one.active_version}
+    in_force = active.get(name[:2])
+    is_ended = in_force is None or name[2] not in in_force.document.get("deliver", {})
     try:
-        audience = read_audience(named[-1].document)
         with alone("/".join(name)):
-            return Deliveries(lake, sinks).deliver(audience, name[2], is_ended=is_ended).error
+            done = Deliveries(lake, sinks).deliver(audience, name[2], is_ended=is_ended)
     except C360Error as error:
         return str(error)
+    return done.error or (f"it refused {done.refused + done.dead} changes." if done.refused + done.dead else "")
 
 
 _DESTINATION = ("tenant_id", "audience", "destination")

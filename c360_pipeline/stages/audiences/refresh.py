@@ -6,9 +6,10 @@ of the table carries what it was made of, so that a worker that comes second loo
 """
 
 import hashlib
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -36,6 +37,8 @@ AUDIENCES_FEATURE = "audiences"
 ASKED = tuple(dict.fromkeys([*COUNTED_BY, *(name for name in NEEDED if name in COLUMNS)]))
 """Columns of events that an audience is worked out of."""
 NUMBERS = 2**62
+RUN = "audiences_run"
+"""Under which name commits are numbered."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,12 @@ class Members:
             ConflictError: other workers were faster 20 times in a row.
         """
 
+        began = time.monotonic()
+
         def attempt() -> Refreshed:
-            return self._refresh(audiences, purposes, now, at or EventsAt.now(self._lake), unread)
+            # A worker that lost to one of the next day is not to bring yesterday back.
+            moment = now + timedelta(seconds=time.monotonic() - began)
+            return self._refresh(audiences, purposes, moment, at or EventsAt.now(self._lake), unread)
 
         return self._lake.commits.retried(AUDIENCE_MEMBERS.name, attempt)
 
@@ -149,11 +156,14 @@ class Members:
         if any(done[name].number > version.number for name, version in versions.items() if name in done):
             return Refreshed({}, {}, 0, [])  # another worker knows more
         asked = _Asked.of(self._facts, audiences, purposes, now)
-        is_continued = self._is_continued(done)
-        anew = [
-            one for one in audiences
-            if not is_continued or snapshot.transaction_version(mark_of(one)) != asked.marks[mark_of(one)]
-        ]  # fmt: skip
+        is_continued, run = self._is_continued(done), snapshot.transaction_version(RUN) or 0
+
+        def goes_on(one: Audience) -> bool:
+            """Whether the last commit worked it out too, by the same document and facts, and for the same day."""
+            is_same = snapshot.transaction_version(mark_of(one)) == asked.marks[mark_of(one)]
+            return is_continued and is_same and snapshot.transaction_version(seen_of(one)) == run
+
+        anew = [one for one in audiences if not goes_on(one)]
         parts = [self._ended([*((one.tenant, one.audience) for one in audiences), *unread], now)]
         tenants = {one.tenant for one in anew} | (set() if is_continued else self._tenants())
         parts += [self._worked_out(tenant, anew, asked, at, is_all=not is_continued) for tenant in sorted(tenants)]
@@ -162,9 +172,9 @@ class Members:
             parts += self._by_change(others, asked, done, versions, at)
         changes = _together(parts)
         numbers = {number_of(name, version): version.number + 1 for name, version in versions.items()}
-        noted = {name: mark for name, mark in asked.marks.items() if snapshot.transaction_version(name) != mark}
-        if changes.count or noted or done != versions:
-            lake.commits.apply(AUDIENCE_MEMBERS, snapshot, changes, numbers | noted)
+        if changes.count or anew or done != versions:
+            seen = {RUN: run + 1} | {seen_of(one): run + 1 for one in audiences}
+            lake.commits.apply(AUDIENCE_MEMBERS, snapshot, changes, {**numbers, **asked.marks, **seen})
         return Refreshed(
             _by_audience(changes.inserted), _by_audience(changes.updated), changes.deleted.height,
             [(one.tenant, one.audience) for one in anew],
@@ -296,9 +306,22 @@ def all_events(at: EventsAt, tenant: str, folder: Path) -> pl.LazyFrame:
     return pl.scan_parquet(file)
 
 
+def members_made_of(lake: Lake) -> tuple[int, EventsAt]:
+    """The number of the version of the table of members, and the events that it was made of."""
+    snapshot = lake.commits.snapshot(AUDIENCE_MEMBERS)
+    known = {table.name: lake.versions.version(table.name) for table in MADE_OF}
+    done = taken_up(snapshot, {name: version for name, version in known.items() if version is not None})
+    return snapshot.version(), EventsAt.of(lake, *(done.get(table.name) for table in MADE_OF))
+
+
 def mark_of(audience: Audience) -> str:
     """Under which name a commit notes what an audience was worked out by."""
     return f"audience:{audience.tenant}/{audience.audience}"
+
+
+def seen_of(audience: Audience) -> str:
+    """Under which name a commit notes that it worked an audience out."""
+    return f"{mark_of(audience)}:seen"
 
 
 def _mark(digest: str, now: datetime) -> int:

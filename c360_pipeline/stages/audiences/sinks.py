@@ -20,8 +20,8 @@ from c360_pipeline.core.audiences.definition import (
     ToWebhook,
     leaves_of,
 )
-from c360_pipeline.errors import ConfigError
-from c360_pipeline.settings import Settings, require_allowed_host, source_secret, strictest_sslmode
+from c360_pipeline.errors import ConfigError, UnavailableError
+from c360_pipeline.settings import Settings, is_named_as_it_is, require_allowed_host, source_secret, strictest_sslmode
 from c360_pipeline.stages.audiences.deliver import Sent, Sink
 from c360_pipeline.stores.activation import Refused, Webhook, leads_inside, message_id, server_of
 from c360_pipeline.stores.postgres.control import ControlDb
@@ -30,6 +30,8 @@ from c360_pipeline.stores.s3.bucket import Bucket
 
 FOLDER, CHANGES_FOLDER = "audiences/", "changes/"
 """Of the bucket, where files of members are."""
+MOST_REFUSED = 10
+"""Of the first changes: a server that refuses so many, and takes none, wants none."""
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes a text that begins so to be: a formula of whoever chose the user id."""
 
@@ -87,6 +89,7 @@ class WebhookSink:
     def __init__(self, webhook: Webhook, names: dict[str, str]) -> None:
         self._webhook = webhook
         self._names = names
+        self._has_taken = False
 
     def prepare(self, members: pl.DataFrame) -> None:
         """Nothing: the server hears of changes only."""
@@ -99,7 +102,12 @@ class WebhookSink:
             part = parts.pop()
             answer = self._webhook.post(message_id(part["id"].to_list()), self._body(part))
             if not isinstance(answer, Refused):
+                self._has_taken = True
                 refused |= {user: why for user, why in answer.items() if user in {*part["user_id"]}}
+            elif len(refused) >= MOST_REFUSED and not self._has_taken:
+                raise UnavailableError(
+                    f"It {answer.reason} to each of the first {len(refused)} changes: it takes none."
+                )
             elif part.height > 1:
                 half = part.height // 2
                 parts += [part.slice(half), part.head(half)]
@@ -157,7 +165,9 @@ class OpenSink:
             folder = folder_of(audience.tenant, audience.audience, destination)
             yield BucketSink(open_bucket(self._settings), folder, said.format)
         elif isinstance(said, ToWebhook):
-            with Webhook(said.url, self.secret(said)) as webhook:
+            host, port = server_of(said.url)
+            may_be_inside = is_named_as_it_is(host, port)
+            with Webhook(said.url, self.secret(said), may_be_inside=may_be_inside) as webhook:
                 yield WebhookSink(webhook, {"tenant_id": audience.tenant, "audience": audience.audience})
         else:
             with MemberTable(
@@ -205,11 +215,11 @@ class OpenSink:
         }  # fmt: skip
 
 
-def require_possible(settings: Settings, control: ControlDb, audience: Audience) -> None:
-    """Go on only where a document's labels are those of silos, and its destinations may be sent to.
+def require_labels(control: ControlDb, audience: Audience) -> None:
+    """Go on only where a document's labels are those of silos: others have nodes by the million.
 
     Raises:
-        ConfigError: it names another label, or a destination that it may not.
+        ConfigError: it names another label.
     """
     labels = set(control.read().labels.values())
     for leaf in leaves_of(audience.who):
@@ -218,4 +228,13 @@ def require_possible(settings: Settings, control: ControlDb, audience: Audience)
             raise ConfigError(
                 f"audience {audience.audience!r}: {leaf.label!r} is no label of silos (there are: {known})."
             )
+
+
+def require_possible(settings: Settings, control: ControlDb, audience: Audience) -> None:
+    """Go on only where a document's labels are those of silos, and its destinations may be sent to.
+
+    Raises:
+        ConfigError: it names another label, or a destination that it may not.
+    """
+    require_labels(control, audience)
     OpenSink(settings, control).require(audience)

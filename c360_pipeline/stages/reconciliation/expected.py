@@ -32,6 +32,7 @@ from c360_pipeline.core.projection.user_properties import UserProperty, property
 from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.core.silos.joins import JoinCount, join_count, join_labels, relationship_kind
 from c360_pipeline.core.stitching import log as log
+from c360_pipeline.stages.audiences.refresh import members_made_of
 from c360_pipeline.stages.projection.audiences import AUDIENCE_PROJECTION, touched_members
 from c360_pipeline.stages.projection.events import (
     EVENT_PROJECTION,
@@ -354,8 +355,19 @@ class Archive:
     def audience_members(self) -> pl.DataFrame:
         """`IN_AUDIENCE` rows."""
         held = self._scan(AUDIENCE_MEMBERS, AUDIENCE_PROJECTION).collect(engine="streaming")
-        users = self._users() if held.height else pl.DataFrame(schema={"tenant_id": pl.String, "id": pl.String})
-        return model.audience_members(held, users)
+        own = held.select("tenant_id", id="user_id").unique()
+        if own.is_empty() or self._are_members_of_its_events():
+            return model.audience_members(held, own)
+        return model.audience_members(held, self._users())
+
+    def _are_members_of_its_events(self) -> bool:
+        """Whether members were worked out by the very events that the graph has: they are users there then."""
+        members = self._pinned.version(AUDIENCE_PROJECTION, AUDIENCE_MEMBERS)
+        events = self._pinned.version(EVENT_PROJECTION, EVENTS)
+        version, at = members_made_of(self._lake)
+        if members is None or events is None:
+            return False
+        return (members.number, events.number) == (version, at.events)
 
     def similarities(self, kind: model.RelationshipKind, name: str) -> pl.DataFrame:
         """Rows of a kind of relationship between products, by its name in the lake."""

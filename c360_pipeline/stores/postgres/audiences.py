@@ -14,7 +14,7 @@ from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.postgres.sessions import Sessions
 
 READ_ACTIVE = """
-    SELECT v.document FROM audiences a JOIN audience_versions v
+    SELECT a.tenant_id, a.name, v.document FROM audiences a JOIN audience_versions v
         ON (v.tenant_id, v.name, v.version) = (a.tenant_id, a.name, a.active_version)
     ORDER BY a.tenant_id, a.name
 """
@@ -84,12 +84,12 @@ class AudienceRows:
         """
         found, faults = [], {}
         with self._sessions.session() as connection:
-            documents = [row["document"] for row in connection.execute(READ_ACTIVE)]
-        for document in documents:
+            rows = list(connection.execute(READ_ACTIVE))
+        for row in rows:
             try:
-                found.append(read_audience(document))
+                found.append(read_audience(row["document"]))
             except ConfigError as error:
-                faults[f"{document.get('tenant')}/{document.get('audience')}"] = str(error)
+                faults[f"{row['tenant_id']}/{row['name']}"] = str(error)
         return found, faults
 
     def versions(self, tenant_id: str | None = None) -> list[AudienceVersion]:

@@ -7,6 +7,10 @@ from psycopg import sql
 
 from c360_pipeline.errors import ConfigError, UnavailableError
 
+FIND_TABLE = "SELECT to_regclass(%(table)s) IS NOT NULL"
+"""Who may not make tables may well write one."""
+WAITS = "-c statement_timeout=60000 -c lock_timeout=10000"
+"""Milliseconds that a statement, and a lock, are waited for."""
 MAKE_TABLE = """
     CREATE TABLE IF NOT EXISTS {table} (
         tenant_id text NOT NULL, audience text NOT NULL, user_id text NOT NULL, entered_at timestamptz NOT NULL,
@@ -35,15 +39,17 @@ class MemberTable:
 
     def __init__(self, login: dict[str, Any], table: str, tenant_id: str, audience: str) -> None:
         self._login = login
-        self._table = sql.Identifier(*table.split("."))
+        self._name, self._table = table, sql.Identifier(*table.split("."))
         self._named = {"tenant_id": tenant_id, "audience": audience}
         self._where = f"{table} of {login['dbname']} at {login['host']}:{login['port']}"
         self._connection: psycopg.Connection | None = None
 
     def __enter__(self) -> "MemberTable":
         try:
-            self._connection = psycopg.connect(**self._login, connect_timeout=10)
-            self._connection.execute(self._statement(MAKE_TABLE))
+            self._connection = psycopg.connect(**self._login, connect_timeout=10, options=WAITS)
+            found = self._connection.execute(FIND_TABLE, {"table": self._name}).fetchone()
+            if not (found and found[0]):
+                self._connection.execute(self._statement(MAKE_TABLE))
             self._connection.commit()
         except psycopg.Error as error:
             self.close()
