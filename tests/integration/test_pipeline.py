@@ -177,7 +177,7 @@ def test_the_run_counts_rows_of_every_asset(first_run: tuple[World, Outcome]) ->
     _, outcome = first_run
     assert {name for name, count in outcome.rows.items() if count is None} == set()
     assert outcome.rows["landed_events"] == REQUEST.events
-    assert len(outcome.rows) == 42
+    assert len(outcome.rows) == 43
 
 
 def test_every_kind_of_node_and_relationship_of_the_contract_is_there(world: World) -> None:

@@ -19,6 +19,7 @@ from c360_pipeline.core.audiences.changes import (
     IN_DOUBT,
     INSTANT,
     LEFT,
+    Due,
     dead_letters,
     due,
 )
@@ -141,12 +142,7 @@ class Deliveries:
         """
         started = datetime.now(UTC)
         names = {"tenant_id": audience.tenant, "audience": audience.audience, "destination": destination}
-        purpose = audience.deliver[destination].purpose
-        asked = due(
-            "\x1f".join(names.values()), self._members(audience, is_ended=is_ended),
-            self._of(AUDIENCE_DELIVERED, names),
-            self._of(AUDIENCE_DEAD_LETTERS, names), self._refusing(audience.tenant, purpose), started,
-        )  # fmt: skip
+        asked = self._due(audience, destination, started, is_ended=is_ended)
         if asked.settled.height:
             self._remove(AUDIENCE_DEAD_LETTERS, asked.settled, names)
         counts, error, done = {ENTERED: 0, LEFT: 0, "refused": 0}, "", 0
@@ -179,6 +175,20 @@ class Deliveries:
         letters = self._of(AUDIENCE_DEAD_LETTERS, names)
         self._remove(AUDIENCE_DEAD_LETTERS, letters.select("user_id"), names)
         return letters.height
+
+    def prepare(self, audience: Audience, destination: str) -> None:
+        """Let a destination that holds all members at once hold who is one now; nothing else is sent."""
+        asked = self._due(audience, destination, datetime.now(UTC), is_ended=False)
+        with self._sinks(audience, destination) as sink:
+            sink.prepare(asked.members)
+
+    def _due(self, audience: Audience, destination: str, now: datetime, *, is_ended: bool) -> Due:
+        names = {"tenant_id": audience.tenant, "audience": audience.audience, "destination": destination}
+        return due(
+            "\x1f".join(names.values()), self._members(audience, is_ended=is_ended),
+            self._of(AUDIENCE_DELIVERED, names), self._of(AUDIENCE_DEAD_LETTERS, names),
+            self._refusing(audience.tenant, audience.deliver[destination].purpose), now,
+        )  # fmt: skip
 
     def all(
         self, active: Sequence[Audience], versions: Sequence[AudienceVersion], alone: Callable[[str], Alone],

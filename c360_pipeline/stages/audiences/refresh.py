@@ -114,7 +114,6 @@ class Members:
         Raises:
             ConflictError: other workers were faster 20 times in a row.
         """
-
         began = time.monotonic()
 
         def attempt() -> Refreshed:

@@ -1,6 +1,6 @@
 """Destinations of audiences: files in the bucket, a webhook, a table of Postgres."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -22,8 +22,9 @@ from c360_pipeline.core.audiences.definition import (
 )
 from c360_pipeline.errors import ConfigError, UnavailableError
 from c360_pipeline.settings import Settings, is_named_as_it_is, require_allowed_host, source_secret, strictest_sslmode
-from c360_pipeline.stages.audiences.deliver import Sent, Sink
+from c360_pipeline.stages.audiences.deliver import Deliveries, Sent, Sink, Sinks
 from c360_pipeline.stores.activation import Refused, Webhook, leads_inside, message_id, server_of
+from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.member_table import MemberTable
 from c360_pipeline.stores.s3.bucket import Bucket
@@ -36,9 +37,26 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes a text that begins so to be: a formula of whoever chose the user id."""
 
 
-def folder_of(tenant_id: str, audience: str, destination: str) -> str:
-    """Where the files of a destination are."""
-    return f"{FOLDER}{quote(tenant_id, safe='')}/{audience}/{destination}/"
+def folder_of(tenant_id: str, *names: str) -> str:
+    """Where the files of a tenant's audiences are; those of one, or of one destination of it, where it is named."""
+    return f"{FOLDER}{'/'.join((quote(tenant_id, safe=''), *names))}/"
+
+
+def members_file(audience: Audience, destination: str) -> str:
+    """Where all members of a destination in the bucket are."""
+    said = audience.deliver[destination]
+    suffix = said.format if isinstance(said, ToBucket) else ""
+    return f"{folder_of(audience.tenant, audience.audience, destination)}members.{suffix}"
+
+
+def write_members(lake: Lake, sinks: Sinks | None, audiences: Sequence[Audience]) -> set[str]:
+    """Write the file of all members of each destination in the bucket anew; returns their keys."""
+    if sinks is None:
+        return set()
+    named = [(one, name) for one in audiences for name, said in one.deliver.items() if isinstance(said, ToBucket)]
+    for one, name in named:
+        Deliveries(lake, sinks).prepare(one, name)
+    return {members_file(one, name) for one, name in named}
 
 
 class BucketSink:

@@ -49,7 +49,7 @@ class Erasure:
         self._stores.control.privacy.begin_erasure()
         plan = self._planner.plan(wanted, redact=redact)
         self._stores.control.privacy.name_erased_files(plan.addresses)
-        steps = Steps(self._stores, self._observe)
+        steps = Steps(self._stores, self._folder, self._observe)
         steps.carry_out(plan)
         certificate = certify(self._stores, plan, self._observe, steps.untold)
         keep(certificate)

@@ -5,6 +5,7 @@ and the archive is compared with the files as a backfill compares them. What the
 journeys and graph as anything else does. Earlier versions of the tables that were touched are forgotten.
 """
 
+import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +46,7 @@ from c360_pipeline.core.privacy.retention import ACTION, expired
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.errors import ContractError
 from c360_pipeline.stages.audiences.deliver import held_by_destinations, tell
-from c360_pipeline.stages.audiences.sinks import CHANGES_FOLDER, folder_of
+from c360_pipeline.stages.audiences.sinks import folder_of, write_members
 from c360_pipeline.stages.landing.backfill import backfill
 from c360_pipeline.stages.landing.blanking import blank_lines, rename_deliveries
 from c360_pipeline.stages.landing.event_removal import remove_events
@@ -84,18 +85,16 @@ LOGS = ("public.etl_run_logs", "public.etl_table_logs", "public.event_logs", "pu
 class Steps:
     """Carries out a plan.
 
-    Attributes:
-        untold: destinations of audiences that did not hear that people left, by name, and why.
-
     Args:
         stores: where.
+        folder: of the plan.
         observe: called with what comes next.
     """
 
-    def __init__(self, stores: Stores, observe: Observe) -> None:
+    def __init__(self, stores: Stores, folder: Path, observe: Observe) -> None:
         self._stores = stores
+        self._untold = folder / "untold.json"
         self._observe = observe
-        self.untold: dict[str, str] = {}
 
     def carry_out(self, plan: Plan) -> None:
         """Take all steps, in their order."""
@@ -202,17 +201,26 @@ class Steps:
         """Destinations of audiences hear that they left; then it is forgotten that these had them."""
         stores = self._stores
         held = held_by_destinations(stores.lake, users_frame(plan.persons))
-        versions = stores.control.audiences.versions() if held else []
-        for tenant, name, destination in held:
-            self._observe(f"telling {tenant}/{name}/{destination}")
-            told = tell(
-                stores.lake, stores.open_sink, versions, (tenant, name, destination), stores.control.locks.named
-            )
-            if told:
-                self.untold[f"{tenant}/{name}/{destination}"] = told
-            files = stores.bucket.objects(f"{folder_of(tenant, name, destination)}{CHANGES_FOLDER}")
-            stores.bucket.delete(one.path for one in files)
+        versions = stores.control.audiences.versions()
+        for name in held:
+            self._observe(f"telling {'/'.join(name)}")
+            why = tell(stores.lake, stores.open_sink, versions, name, stores.control.locks.named)
+            if why:
+                self._untold.write_text(json.dumps({**self.untold, "/".join(name): why}))
         self._remove_users(plan, AUDIENCE_DELIVERED, AUDIENCE_DEAD_LETTERS)
+        # Whoever was a member once may be in a file: of changes, of another format, of an audience that ended.
+        active, _ = stores.control.audiences.active()
+        for tenant in sorted({one.tenant_id for one in plan.persons}):
+            self._observe(f"files of audiences of {tenant}")
+            kept = write_members(stores.lake, stores.open_sink, [one for one in active if one.tenant == tenant])
+            files = (one.path for one in stores.bucket.objects(folder_of(tenant)))
+            stores.bucket.delete([path for path in files if path not in kept])
+
+    @property
+    def untold(self) -> dict[str, str]:
+        """Destinations of audiences that did not hear that people left, by name, and why; of tries before, too."""
+        found: dict[str, str] = json.loads(self._untold.read_text()) if self._untold.is_file() else {}
+        return found
 
     def _erase_unlabelled(self, plan: Plan) -> None:
         """Rows of tables that are no nodes leave them where a text of theirs is one of the values."""
