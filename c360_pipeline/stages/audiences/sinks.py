@@ -239,7 +239,10 @@ def require_labels(control: ControlDb, audience: Audience) -> None:
     Raises:
         ConfigError: it names another label.
     """
-    labels = set(control.read().labels.values())
+    rows = control.read()
+    mine = {one.database_id for one in rows.databases if one.tenant_id == audience.tenant}
+    tables = {one.table_id for one in rows.tables if one.database_id in mine}
+    labels = {label for table_id, label in rows.labels.items() if table_id in tables}
     for leaf in leaves_of(audience.who):
         if isinstance(leaf, Label) and leaf.label not in labels:
             known = ", ".join(sorted(labels)) or "none yet"

@@ -3,10 +3,11 @@
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import polars as pl
 
@@ -22,6 +23,8 @@ from c360_pipeline.stores.neo4j.driver_values import Read
 KEPT_TENANTS = 8
 FRESH_SECONDS = 30.0
 """For so long nobody looks whether there are newer events: a run may land some every few seconds."""
+IDLE_SECONDS = 600.0
+"""After so long without a question, the events of a tenant leave the disk."""
 NAMES = 100
 """Of actions and traits that are offered, the most frequent."""
 
@@ -45,7 +48,9 @@ class Offered:
 class _Kept:
     at: EventsAt
     looked_at: float
+    used_at: float
     events: pl.LazyFrame
+    path: Path
     folder: ExitStack
     offered: Offered | None = None
 
@@ -65,6 +70,7 @@ class Trials:
         # One for each tenant, so that nobody waits for another one's events; and one for what is kept of whom.
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
 
     def tried(self, audiences: Sequence[Audience], purposes: Sequence[Purpose], now: datetime) -> Tried:
         """As `Members.tried`, by events that are half a minute old at most."""
@@ -87,6 +93,8 @@ class Trials:
     def close(self) -> None:
         """Remove what is on disk."""
         with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
             for kept in self._kept.values():
                 kept.folder.close()
             self._kept.clear()
@@ -101,30 +109,55 @@ class Trials:
 
     def _events(self, tenant: str) -> _Kept:
         kept, now = self._kept.get(tenant), time.monotonic()
-        if kept is not None and now - kept.looked_at <= FRESH_SECONDS:
+        # An erasure clears the cache that this is in.
+        is_there = kept is not None and kept.path.is_dir()
+        if kept is not None and is_there and now - kept.looked_at <= FRESH_SECONDS:
+            kept.used_at = now
             return kept
         at = EventsAt.now(self._lake)
-        if kept is None or kept.at != at:
+        if kept is None or not is_there or kept.at != at:
             self._make_room(besides=tenant)
             with ExitStack() as opened:
                 folder = opened.enter_context(scratch_folder(self._lake.cache))
-                made = _Kept(at, now, all_events(at, tenant, folder), opened.pop_all())
+                made = _Kept(at, now, now, all_events(at, tenant, folder), folder, opened.pop_all())
             with self._lock:
                 self._kept[tenant] = made
             if kept is not None:
                 kept.folder.close()
             kept = made
-        kept.looked_at = now
+            self._look_after(IDLE_SECONDS)
+        kept.looked_at = kept.used_at = now
         return kept
+
+    def _look_after(self, seconds: float) -> None:
+        """Look for events that nobody asks for any more, after a while."""
+        with self._lock:
+            if self._timer is None or not self._timer.is_alive():
+                self._timer = threading.Timer(seconds, self._forget_idle)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _forget_idle(self) -> None:
+        with self._lock:
+            self._timer = None
+            now = time.monotonic()
+            self._forget(name for name, kept in self._kept.items() if now - kept.used_at >= IDLE_SECONDS)
+            has_more = bool(self._kept)
+        if has_more:
+            self._look_after(IDLE_SECONDS)
+
+    def _forget(self, names: Iterable[str]) -> None:
+        """Forget tenants for whom nobody is counting now."""
+        for name in list(names):
+            if self._locks[name].acquire(blocking=False):
+                self._kept.pop(name).folder.close()
+                self._locks[name].release()
 
     def _make_room(self, besides: str) -> None:
         """Forget the tenants who asked longest ago, and for whom nobody is counting now."""
         with self._lock:
-            oldest = sorted((name for name in self._kept if name != besides), key=lambda n: self._kept[n].looked_at)
-            for name in oldest[: max(0, len(self._kept) - KEPT_TENANTS + 1)]:
-                if self._locks[name].acquire(blocking=False):
-                    self._kept.pop(name).folder.close()
-                    self._locks[name].release()
+            oldest = sorted((name for name in self._kept if name != besides), key=lambda n: self._kept[n].used_at)
+            self._forget(oldest[: max(0, len(self._kept) - KEPT_TENANTS + 1)])
 
 
 def _names(events: pl.LazyFrame, column: str) -> list[str]:

@@ -30,7 +30,8 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder)
+            with suppress(FileNotFoundError):  # an erasure clears what can be made again
+                shutil.rmtree(folder)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Audiences that are tried while somebody writes them: by events that are at hand, for several tenants at once."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from dagster_processes import wait_until
 
 from c360_pipeline.core.audiences.definition import read_audience
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
@@ -57,6 +59,20 @@ def test_newer_events_count_after_half_a_minute_and_nothing_stays_on_disk(
     assert tried.offered("a").actions == ["cart", "view"]
     tried.close()
     assert not [*(tmp_path / "cache").glob("c360-scratch-*")]
+
+
+def test_what_was_cleared_is_made_again_and_what_nobody_asks_for_goes(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "IDLE_SECONDS", 0.2)
+    tried = Trials(lake, nothing)
+    assert size(tried, "a") == (2, 2)
+    for folder in (tmp_path / "cache").glob("c360-scratch-*/"):
+        shutil.rmtree(folder)  # as an erasure does
+    assert size(tried, "a") == (2, 2)
+    wait_until(lambda: not [*(tmp_path / "cache").glob("c360-scratch-*/")], seconds=10)
+    assert size(tried, "a") == (2, 2)
+    tried.close()
 
 
 def test_several_tenants_at_once_with_room_for_one(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
