@@ -1,5 +1,6 @@
 """Laws of deliveries: whatever fails, a destination comes to have the members, and each change counts once."""
 
+import itertools
 import json
 import tempfile
 import threading
@@ -29,11 +30,12 @@ from c360_pipeline.core.catalog.audience_tables import (
     AUDIENCE_MEMBERS,
 )
 from c360_pipeline.core.catalog.tables import USER_CONSENTS
+from c360_pipeline.errors import ConfigError
 from c360_pipeline.stages.audiences import deliver
 from c360_pipeline.stages.audiences.deliver import Deliveries, Delivery, Sink, held_by_destinations, tell
 from c360_pipeline.stages.audiences.sinks import WebhookSink
 from c360_pipeline.stores import activation
-from c360_pipeline.stores.activation import Webhook
+from c360_pipeline.stores.activation import Webhook, is_inside
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.audiences import AudienceVersion
 
@@ -248,3 +250,49 @@ def test_an_erasure_tells_the_destination_and_says_when_it_could_not(tmp_path: P
     assert receiver.members == {"u2"}
     assert tell(lake, sinks, [], name, nullcontext) == "no document says how to reach it."
     receiver.close()
+
+
+@pytest.mark.parametrize("mood", ["302", "304", "401", "404"])
+@pytest.mark.usefixtures("no_waiting")
+def test_what_is_no_yes_is_none(mood: str, tmp_path: Path) -> None:
+    receiver, lake = Receiver(), Lake(f"{tmp_path}/lake", {}, tmp_path / "cache")
+    lake.commits.append(USER_CONSENTS, USER_CONSENTS.empty())
+    lake.commits.append(AUDIENCE_MEMBERS, members({1, 2}, NOON))
+    receiver.moods = iter([mood])
+    done = Deliveries(lake, sinks_to(receiver.url, iter(()))).deliver(AUDIENCE, "crm")
+    assert (done.members, done.waiting, mood in done.error) == (0, 2, True)
+    receiver.close()
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_server_that_refuses_everything_is_asked_a_few_times_and_loses_nobody(tmp_path: Path) -> None:
+    receiver, lake = Receiver(), Lake(f"{tmp_path}/lake", {}, tmp_path / "cache")
+    lake.commits.append(USER_CONSENTS, USER_CONSENTS.empty())
+    lake.commits.append(AUDIENCE_MEMBERS, members({*range(14, 64)}, NOON))
+    asked = itertools.count()
+    receiver.moods = ("422" for _ in asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deliver, "BATCH", 500)
+        done = Deliveries(lake, sinks_to(receiver.url, iter(()))).deliver(AUDIENCE, "crm")
+    assert (done.refused, done.waiting, done.members) == (0, 50, 0)
+    assert next(asked) < 40
+    assert lake.count(AUDIENCE_DEAD_LETTERS) == 0
+    receiver.close()
+
+
+def test_no_pattern_opens_an_address_inside() -> None:
+    inside = ("127.0.0.1", "::1", "10.1.2.3", "192.168.0.9", "169.254.169.254", "::ffff:169.254.169.254", "0.0.0.0",  # noqa: S104
+              "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "224.0.0.1", "100.64.0.1")  # fmt: skip
+    assert [address for address in inside if not is_inside(address)] == []
+    assert [address for address in ("8.8.8.8", "2606:4700::1111") if is_inside(address)] == []
+    receiver = Receiver()
+    # Between the look-up and the request a name may come to lead elsewhere: the connection itself is looked at.
+    with Webhook(receiver.url, SecretStr(SECRET), may_be_inside=False) as webhook, pytest.raises(ConfigError):
+        webhook.post("m", {"changes": []})
+    assert not receiver.seen
+    receiver.close()
+    for url in ("http://169.254.169.254\\.partner.test/", "http://user@x.test/", "ftp://x.test/", "http://x.test?a"):
+        with pytest.raises(ConfigError):
+            read_audience(
+                {**AUDIENCE.document(), "deliver": {"a": {**AUDIENCE.document()["deliver"]["crm"], "url": url}}}
+            )
