@@ -29,6 +29,7 @@ from c360_pipeline.core.features import leads
 from c360_pipeline.core.features.recommend import candidates
 from c360_pipeline.core.landing.decode import decode_file
 from c360_pipeline.core.landing.lines import Delivery
+from c360_pipeline.core.projection.items import PURCHASE
 from c360_pipeline.devstack import movielens
 from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.sample_files import Written
@@ -60,7 +61,7 @@ def of_grocery() -> pl.DataFrame:
         first_ts=at.min(), last_ts=at.max()
     )
     columns = ["user_id", "product_id", "action", "first_ts", "last_ts"]
-    return met.with_columns(action=pl.lit(leads.BOUGHT)).select(columns).sort("user_id", "product_id").collect()
+    return met.with_columns(action=pl.lit(PURCHASE)).select(columns).sort("user_id", "product_id").collect()
 
 
 def ours(known: pl.DataFrame, hidden: pl.DataFrame) -> tuple[pl.DataFrame, leads.Settings]:
@@ -69,20 +70,20 @@ def ours(known: pl.DataFrame, hidden: pl.DataFrame) -> tuple[pl.DataFrame, leads
     pairs = leads.interests(known)
     weights = leads.learned(pairs, [settings.regularisation])[settings.regularisation]
     asked = pairs.join(hidden, on="user_id", how="semi")
-    bought = known.filter(pl.col("action") == leads.BOUGHT).select("user_id", "product_id")
+    bought = known.filter(pl.col("action") == PURCHASE).select("user_id", "product_id")
     return pl.concat(leads.ranked(asked, bought, weights, settings.half_life, TOP_K)), settings
 
 
 def similar_users(known: pl.DataFrame) -> pl.DataFrame:
     """The guide's score: ten for each similar user."""
-    bought = known.filter(pl.col("action") == leads.BOUGHT).select("user_id", "product_id", count=pl.lit(1, pl.Int64))
+    bought = known.filter(pl.col("action") == PURCHASE).select("user_id", "product_id", count=pl.lit(1, pl.Int64))
     parts = [part.select("user_id", "product_id", "rank") for part in candidates("bench", bought, TOP_K)]
     return pl.concat(parts)
 
 
 def measured(found: pl.DataFrame, hidden: pl.DataFrame, known: pl.DataFrame) -> tuple[float, float, float, float]:
     """recall@10, NDCG@10, coverage, novelty (mean of -log2 of the share of users who bought a recommended product)."""
-    bought = known.filter(pl.col("action") == leads.BOUGHT)
+    bought = known.filter(pl.col("action") == PURCHASE)
     buyers = bought.group_by("product_id").agg(known_to=pl.col("user_id").n_unique() / bought["user_id"].n_unique())
     mine = found.join(hidden.select("user_id"), on="user_id", how="semi")
     hits = mine.join(hidden, on=["user_id", "product_id"])

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from c360_pipeline.core.features.leads import BOUGHT, INTEREST, RECENT, Settings
+from c360_pipeline.core.features.leads import INTEREST, RECENT, Settings
 from c360_pipeline.core.features.recommend import (
     SHOWN_USERS,
     SIMILAR_USER_WEIGHT,
@@ -16,6 +16,7 @@ from c360_pipeline.core.features.recommend import (
     rank,
 )
 from c360_pipeline.core.features.trends import BUYER_WEIGHT, SCORE_IN_CYPHER
+from c360_pipeline.core.projection.items import PURCHASE
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.visitors.said import refusal
 from c360_pipeline.stores.neo4j.driver_values import Read, instant
@@ -457,7 +458,7 @@ def _candidate(source: Source, row: dict[str, Any]) -> Candidate:
     return Candidate(
         product_id=row["product_id"], product_name=row["product_name"], category=row["category"], source=source,
         evidence=row["evidence"], strength=row.get("strength", 0), similar_users=tuple(row.get("first_users", ())),
-        weight=row.get("weight", 0.0), share=row.get("share", 0.0), action=row.get("action", BOUGHT),
+        weight=row.get("weight", 0.0), share=row.get("share", 0.0), action=row.get("action", PURCHASE),
         because_of=because[0] if because else None, because_of_id=row.get("because_of_id"),
         other_products=max(len(because) - 1, 0), in_community=row.get("in_community", False),
     )  # fmt: skip

@@ -33,7 +33,7 @@ from c360_pipeline.core.audiences.definition import (
     leaves_of,
     text_of,
 )
-from c360_pipeline.core.projection.items import CURRENCY, each_item, revenue
+from c360_pipeline.core.projection.items import CURRENCY, PURCHASE, each_item, revenue
 from c360_pipeline.core.visitors.said import newest_values
 
 NEEDED = ("tenant_id", "event_id", "customer_id", "ts", "action", "item_id", "items", "attrs", "traits", "consent",
@@ -41,7 +41,6 @@ NEEDED = ("tenant_id", "event_id", "customer_id", "ts", "action", "item_id", "it
 """Columns of events as `core.visitors.groups.with_groups` gives them that conditions ask for."""
 CUSTOMER = "customer_id"
 MEMBERS = {"tenant_id": pl.String, "audience": pl.String, "user_id": pl.String}
-PURCHASE = "purchase"
 
 
 @dataclass(frozen=True)

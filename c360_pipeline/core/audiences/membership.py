@@ -34,11 +34,6 @@ def moved(held: pl.DataFrame, found: pl.DataFrame, customers: pl.DataFrame, now:
     return Changes(entered.select(columns), left.select(columns), gone)
 
 
-def members_of(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Of rows of `AUDIENCE_MEMBERS`, who is a member: tenant_id, audience, user_id, entered_at."""
-    return rows.filter(pl.col("left_at").is_null()).drop("left_at")
-
-
 def _after(known: pl.DataFrame, now: datetime) -> datetime:
     """A moment after all that is kept: a clock may have been set back."""
     latest = max(

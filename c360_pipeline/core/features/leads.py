@@ -18,13 +18,12 @@ from scipy import sparse
 
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS
 from c360_pipeline.core.features.ranks import best_of_each
-from c360_pipeline.core.projection.items import each_item
+from c360_pipeline.core.projection.items import PURCHASE, each_item
 
 LEADS_TO = "leads_to"
 """Kind of `PRODUCT_SIMILARITIES`."""
-INTEREST = {"purchase": 1.0, "add_to_cart": 0.5, "view": 0.25}
+INTEREST = {PURCHASE: 1.0, "add_to_cart": 0.5, "view": 0.25}
 """How much an action says. Sums of products of these are exact, in any order."""
-BOUGHT = "purchase"
 NEIGHBOURS = 50
 """Products that one is explained by, the nearest by cosine."""
 KEPT = 50
@@ -247,7 +246,7 @@ def held_out(met: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     Args:
         met: as `interactions` returns them. Customers with one purchase are among the known.
     """
-    new = met.filter(pl.col("action") == BOUGHT).sort(
+    new = met.filter(pl.col("action") == PURCHASE).sort(
         "user_id", "first_ts", "product_id", descending=[False, True, False]
     )
     last = new.group_by("user_id", maintain_order=True).agg(
@@ -278,7 +277,7 @@ def chosen(met: pl.DataFrame) -> Settings:
     sample = hidden.sample(min(hidden.height, MOST_VALIDATED), seed=1, shuffle=True)
     weights = learned(interests(known), REGULARISATIONS)
     of_sample = known.join(sample, on="user_id", how="semi")
-    asked, bought = interests(of_sample), of_sample.filter(pl.col("action") == BOUGHT).select("user_id", "product_id")
+    asked, bought = interests(of_sample), of_sample.filter(pl.col("action") == PURCHASE).select("user_id", "product_id")
 
     def gains(half_life: float, regularisation: float) -> np.ndarray:
         best = pl.concat(ranked(asked, bought, weights[regularisation], half_life, ASKED))
@@ -304,7 +303,7 @@ def most_bought(known: pl.DataFrame, customers: pl.DataFrame, kept: int) -> pl.D
         customers: user_id.
         kept: products of each.
     """
-    bought = known.filter(pl.col("action") == BOUGHT)
+    bought = known.filter(pl.col("action") == PURCHASE)
     own = bought.join(customers, on="user_id", how="semi").select("user_id", "product_id")
     most = kept + min(int(own.group_by("user_id").len()["len"].max() or 0), MOST_OF_CUSTOMER)  # type: ignore[arg-type]
     popular = bought.group_by("product_id").len().sort("len", "product_id", descending=[True, False]).head(most)

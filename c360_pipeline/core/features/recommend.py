@@ -20,8 +20,8 @@ import polars as pl
 from scipy import sparse
 
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_CANDIDATES
-from c360_pipeline.core.features.leads import BOUGHT
 from c360_pipeline.core.features.ranks import best_of_each
+from c360_pipeline.core.projection.items import PURCHASE
 
 SIMILAR_USER_WEIGHT = 10
 SHOWN_USERS = 5
@@ -79,7 +79,7 @@ class Candidate:
     strength: int = 0
     weight: float = 0.0
     share: float = 0.0
-    action: str = BOUGHT
+    action: str = PURCHASE
     similar_users: tuple[str, ...] = ()
     because_of: str | None = None
     because_of_id: str | None = None

@@ -3,12 +3,10 @@
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import DAILY_EVENTS
+from c360_pipeline.core.projection.items import MONEY, PURCHASE
 
 NEEDED = ("tenant_id", "event_date", "ts", "source", "action", "items")
 """Columns of events that their days are counted from."""
-PURCHASE = "purchase"
-_MONEY = pl.Decimal(38, 6)
-"""Sums of it do not depend on the order of the rows, as those of floats do."""
 
 
 def daily_events(events: pl.LazyFrame) -> pl.DataFrame:
@@ -26,7 +24,7 @@ def daily_events(events: pl.LazyFrame) -> pl.DataFrame:
     named = events.select(
         "tenant_id", pl.col("source", "action").fill_null(""), day="event_date", hour=pl.col("ts").dt.hour(),
         currency=pl.when(has_price).then(currencies.list.first()).fill_null(""),
-        paid=pl.when(has_price).then(amounts.list.sum()).round(6).cast(_MONEY, strict=False),
+        paid=pl.when(has_price).then(amounts.list.sum()).round(6).cast(MONEY, strict=False),
     )  # fmt: skip
     hours = {f"hour_{hour}": (pl.col("hour") == hour).sum().cast(pl.Int64) for hour in range(24)}
     revenue = pl.when(pl.col("paid").is_not_null().any()).then(pl.col("paid").sum().cast(pl.Float64))

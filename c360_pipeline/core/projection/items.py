@@ -2,8 +2,10 @@
 
 import polars as pl
 
+PURCHASE = "purchase"
+"""The action of an event that something was bought by."""
 QUANTITY, PRICE, CURRENCY, PAID = "quantity", "price", "currency", "paid"
-_MONEY = pl.Decimal(38, 6)
+MONEY = pl.Decimal(38, 6)
 """Sums of it do not depend on the order of the rows, as those of floats do."""
 
 
@@ -46,12 +48,12 @@ def each_item(events: pl.LazyFrame) -> pl.LazyFrame:
 
 def revenue() -> pl.Expr:
     """Of rows of `each_item`, what was paid together; null where no price is known, or in more than one currency."""
-    paid = pl.col(PAID).round(6).cast(_MONEY, strict=False)
+    paid = pl.col(PAID).round(6).cast(MONEY, strict=False)
     is_known = paid.is_not_null().any() & (pl.col(CURRENCY).drop_nulls().n_unique() <= 1)
     return pl.when(is_known).then(paid.sum().cast(pl.Float64))
 
 
 def quantity() -> pl.Expr:
     """Of rows of `each_item`, how many pieces; null where no event said so."""
-    known = pl.col(QUANTITY).round(6).cast(_MONEY, strict=False)
+    known = pl.col(QUANTITY).round(6).cast(MONEY, strict=False)
     return pl.when(known.is_not_null().any()).then(known.sum().cast(pl.Float64))
