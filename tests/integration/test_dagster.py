@@ -23,7 +23,18 @@ ASSETS = """{ assetNodes { assetKey { path } description groupName kinds owners 
   metadataEntries { label } } }"""
 
 
-GROUPS = {"landing", "visitors", "silos", "sources", "stitching", "graph", "reconcile", "features", "maintenance"}
+GROUPS = {
+    "landing",
+    "visitors",
+    "silos",
+    "sources",
+    "stitching",
+    "graph",
+    "reconcile",
+    "audiences",
+    "features",
+    "maintenance",
+}
 
 
 def test_definitions_validate(home: Path) -> None:
