@@ -20,10 +20,11 @@ from c360_pipeline.core.catalog.audience_tables import (
     AUDIENCE_DEAD_LETTERS,
     AUDIENCE_DELIVERIES,
     AUDIENCE_MEMBERS,
+    IS_MEMBER,
 )
 from c360_pipeline.resources import ControlResource, GraphResource, LakeResource
 from c360_pipeline.settings import load_settings
-from c360_pipeline.stages.audiences.deliver import Deliveries, Delivery
+from c360_pipeline.stages.audiences.deliver import Deliveries
 from c360_pipeline.stages.audiences.sinks import OpenSink
 from c360_pipeline.stages.projection.audiences import bring_up_audiences
 
@@ -55,10 +56,9 @@ def members_of_audiences(
     tables, rules = lake.open(), control.open()
     with graph.open() as neo4j:
         done, faults = bring_up_audiences(tables, rules, neo4j, datetime.now(UTC))
-    for tenant, name in sorted({*done.entered, *done.left}):
-        entered, left = (counts.get((tenant, name), 0) for counts in (done.entered, done.left))
-        context.log.info("%s/%s: %s entered, %s left", tenant, name, f"{entered:,}", f"{left:,}")
-    inside = tables.scan(AUDIENCE_MEMBERS).filter(pl.col("left_at").is_null())
+    for name, (entered, left) in done.moved.items():
+        context.log.info("%s: %s entered, %s left", name, f"{entered:,}", f"{left:,}")
+    inside = tables.scan(AUDIENCE_MEMBERS).filter(IS_MEMBER)
     sizes = inside.group_by("tenant_id", "audience").len("members").sort("tenant_id", "audience").collect()
     said = {
         "audiences": sizes.height, "entered": sum(done.entered.values()), "left": sum(done.left.values()),
@@ -89,7 +89,7 @@ def members_enter_before_they_leave(lake: LakeResource) -> dg.AssetCheckResult:
 def every_audience_has_members(control: ControlResource, lake: LakeResource) -> dg.AssetCheckResult:
     """Look for audiences that nobody is in: most often a name in the document is another in the events."""
     active, _ = control.open().audiences.active()
-    held = lake.open().scan(AUDIENCE_MEMBERS).filter(pl.col("left_at").is_null())
+    held = lake.open().scan(AUDIENCE_MEMBERS).filter(IS_MEMBER)
     some = {*held.select("tenant_id", "audience").unique().collect(engine="streaming").rows()}
     empty = sorted(f"{one.tenant}/{one.audience}" for one in active if (one.tenant, one.audience) not in some)
     return dg.AssetCheckResult(
@@ -132,7 +132,7 @@ def deliveries_of_audiences(
     done = []
     for one in deliveries.all(active, rules.audiences.versions(), rules.locks.named, unread):
         done.append(one)
-        context.log.info("%s: %s", one.name, told(one))
+        context.log.info("%s: %s", one.name, one.told)
     sent = sum(one.entered + one.left for one in done)
     said = {"destinations": len(done), "changes_sent": sent, "withheld": sum(one.withheld for one in done)}
     yield dg.MaterializeResult(
@@ -141,13 +141,6 @@ def deliveries_of_audiences(
     waiting = {one.name: f"{one.waiting:,} changes wait: {one.error}" for one in done if one.error}
     yield all_went(waiting, "every_destination_takes_members", asset=AUDIENCE_DELIVERIES.name)
     yield _refused(tables.count(AUDIENCE_DEAD_LETTERS), {one.name: one.dead + one.refused for one in done})
-
-
-def told(one: Delivery) -> str:
-    """What a delivery did, in a line."""
-    said = f"{one.entered:,} entered, {one.left:,} left, {one.members:,} members now"
-    more = [(one.withheld, "withheld"), (one.refused + one.dead, "refused"), (one.waiting, "waiting")]
-    return ", ".join([said, *(f"{count:,} {name}" for count, name in more if count)])
 
 
 def _refused(letters: int, by_destination: Mapping[str, int]) -> dg.AssetCheckResult:

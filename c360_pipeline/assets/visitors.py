@@ -11,7 +11,7 @@ from c360_pipeline.core.catalog.tables import SESSIONS, USER_CONSENTS, USER_TRAI
 from c360_pipeline.core.visitors.counting import NEEDED
 from c360_pipeline.core.visitors.said import broken_histories
 from c360_pipeline.resources import LakeResource
-from c360_pipeline.stages.visitors.tables import BUILDERS, VisitorTables
+from c360_pipeline.stages.visitors.tables import BUILDERS, VisitorTables, made_of
 
 GROUP = "visitors"
 
@@ -37,7 +37,7 @@ def visitor_tables(context: dg.AssetExecutionContext, lake: LakeResource) -> Ite
 def sessions_count_their_events(lake: LakeResource) -> dg.AssetCheckResult:
     """Count the events of the archive that are in a session."""
     tables = lake.open()
-    version, at = VisitorTables(tables).made_of(SESSIONS)
+    version, at = made_of(tables, SESSIONS)
     in_one = at.counted(at.scan(NEEDED)).select(pl.col("session_id").count()).collect(engine="streaming").item()
     counted = tables.scan(SESSIONS, version).select(pl.col("event_count").sum()).collect().item()
     return dg.AssetCheckResult(passed=in_one == counted, metadata={"events": in_one, "counted": counted})
@@ -49,7 +49,7 @@ def sessions_count_their_events(lake: LakeResource) -> dg.AssetCheckResult:
 def every_known_visitor_has_a_row(lake: LakeResource) -> dg.AssetCheckResult:
     """Count the visitors of the archive that are known."""
     tables = lake.open()
-    version, at = VisitorTables(tables).made_of(VISITOR_USER)
+    version, at = made_of(tables, VISITOR_USER)
     known = at.counted(at.scan(NEEDED)).select("tenant_id", "visitor_id", "visitor_user").drop_nulls().unique()
     visitors = known.select(pl.len()).collect(engine="streaming").item()
     held = tables.scan(VISITOR_USER, version).select(pl.len()).collect().item()

@@ -89,14 +89,12 @@ def refresh(as_json: AsJson = False) -> None:
     lake, control = open_lake(settings), _control()
     with control.locks.shared_run(_waiting), open_graph(settings) as graph:
         done, faults = bring_up_audiences(lake, control, graph, datetime.now(UTC))
-    sizes = {f"{tenant}/{name}": (done.entered.get((tenant, name), 0), done.left.get((tenant, name), 0))
-             for tenant, name in sorted({*done.entered, *done.left})}  # fmt: skip
     if as_json:
-        print_json({"changed": sizes, "unread": faults})
+        print_json({"changed": done.moved, "unread": faults})
     else:
-        for name, (entered, left) in sizes.items():
+        for name, (entered, left) in done.moved.items():
             out.print(f"{name}: {entered:,} entered, {left:,} left", highlight=False)
-        if not sizes:
+        if not done.moved:
             out.print("Nobody entered, and nobody left.")
         for name, why in faults.items():
             err.print(f"{name} stays as it was: {why}", soft_wrap=True)
@@ -122,10 +120,7 @@ def deliver(as_json: AsJson = False) -> None:
     elif not done:
         err.print("No audience has a destination: `deliver` in its document names them (docs/audiences.md).")
     for one in done if not as_json else []:
-        said = f"{one.entered:,} entered, {one.left:,} left, {one.members:,} members now"
-        said += f"; {one.withheld:,} withheld" if one.withheld else ""
-        said += f"; {one.refused + one.dead:,} refused" if one.refused + one.dead else ""
-        out.print(f"{one.name}: {said}", highlight=False)
+        out.print(f"{one.name}: {one.told}", highlight=False)
         if one.error:
             err.print(f"{one.name}: {one.waiting:,} changes wait: {one.error}", soft_wrap=True)
     if any(one.error for one in done):

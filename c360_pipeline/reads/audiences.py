@@ -13,6 +13,7 @@ from c360_pipeline.core.catalog.audience_tables import (
     AUDIENCE_DEAD_LETTERS,
     AUDIENCE_DELIVERIES,
     AUDIENCE_MEMBERS,
+    IS_MEMBER,
 )
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.stores.delta.lake import Lake
@@ -83,7 +84,7 @@ class Audiences:
         """All of them, by name."""
         since = now - timedelta(days=7)
         counts = self._members().group_by("audience").agg(
-            members=pl.col("left_at").is_null().sum(),
+            members=IS_MEMBER.sum(),
             entered=(pl.col("entered_at") >= since).sum(),
             left=(pl.col("left_at") >= since).sum(),
         )  # fmt: skip
@@ -110,9 +111,7 @@ class Audiences:
             entered, left = (
                 held[column].is_between(start, end, closed="left").sum() for column in ("entered_at", "left_at")
             )
-            inside = held.filter(
-                (pl.col("entered_at") < end) & (pl.col("left_at").is_null() | (pl.col("left_at") >= end))
-            )
+            inside = held.filter((pl.col("entered_at") < end) & (IS_MEMBER | (pl.col("left_at") >= end)))
             found.append(FlowDay(day, inside.height, int(entered), int(left)))
         return found
 
@@ -124,7 +123,7 @@ class Audiences:
             limit: members at most.
             after: user id; only later ones are told.
         """
-        inside = self._members(name).filter(pl.col("left_at").is_null()).select("user_id", "entered_at")
+        inside = self._members(name).filter(IS_MEMBER).select("user_id", "entered_at")
         told_from = inside.filter(pl.col("user_id") > after) if after is not None else inside
         rows = told_from.sort("user_id").head(limit).collect(engine="streaming")
         return int(inside.select(pl.len()).collect(engine="streaming").item()), rows.to_dicts()

@@ -161,7 +161,7 @@ class Overviews:
         sources = _by_size(recent)
         paid = recent.filter(pl.col("revenue").is_not_null())
         proofs = self._lake.scan(GRAPH_PROOFS).sort("proved_at").tail(1).collect().to_dicts()
-        differences = self._differences()
+        differences, everything_at = self._differences(), everything_proved_at(self._lake)
         risk = insights(self._lake, self._tenant_id, "churn", SHOWN)
         high = self._of(ACCOUNT_VALUES).filter(pl.col("risk_level") == "high")
         return Overview(
@@ -171,8 +171,8 @@ class Overviews:
             dict(paid.group_by("currency").agg(pl.col("revenue").sum()).sort("currency").iter_rows()),
             int(recent.filter(pl.col("action") == "purchase")["events"].sum()), self._products(), risk.rows,
             int(high.select(pl.len()).collect().item()), self._stages(),
-            proofs[0]["proved_at"] if proofs else None, everything_proved_at(self._lake),
-            proofs[0]["rows"] if proofs else 0, differences, self._alerts(now, differences),
+            proofs[0]["proved_at"] if proofs else None, everything_at,
+            proofs[0]["rows"] if proofs else 0, differences, self._alerts(now, differences, everything_at),
         )  # fmt: skip
 
     def _of(self, table: Table) -> pl.LazyFrame:
@@ -200,12 +200,11 @@ class Overviews:
         found = self._of(RECONCILIATION_FINDINGS).join(newest, on="run_id", how="semi")
         return int(found.select(pl.len()).collect(engine="streaming").item())
 
-    def _alerts(self, now: datetime, differences: int) -> list[Alert]:
+    def _alerts(self, now: datetime, differences: int, everything_at: datetime | None) -> list[Alert]:
         letters = self._of(DEAD_LETTERS).filter(pl.col("status") == "open").select(
             number=pl.len(), newest=pl.col("first_seen_at").max()
         )  # fmt: skip
         rejected, at = letters.collect(engine="streaming").row(0)
-        everything_at = everything_proved_at(self._lake)
         newest = self._of(AUDIENCE_DELIVERIES).sort("started_at").group_by("audience", "destination").last()
         waiting = newest.filter(pl.col("waiting") > 0).sort("audience", "destination").collect().to_dicts()
         refused = self._count(AUDIENCE_DEAD_LETTERS)

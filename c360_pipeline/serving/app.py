@@ -243,7 +243,7 @@ def _add_audiences(app: FastAPI, api: Api) -> None:
         """The tenant's audiences: who is in them, and how many."""
         reads = api.backend.audiences(own_tenant(key, tenant_id))
         found = await api.page(key.tenant_id, "audiences", partial(reads.summaries, datetime.now(UTC)))
-        return models.AudienceList(audiences=[models.AudienceInList(**vars(one)) for one in found])
+        return models.AudienceList(audiences=found)
 
     @app.get("/audiences/{audience}/members", responses=USUAL, tags=["audiences"])
     async def members(

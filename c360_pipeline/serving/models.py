@@ -8,6 +8,7 @@ from fastapi import Path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from c360_pipeline.core.features.recommend import Recommendation
+from c360_pipeline.reads.audiences import AudienceSummary
 
 
 def _normal(text: str) -> str:
@@ -290,24 +291,10 @@ class Churn(_Insights):
     rows: list[AccountAtRisk]
 
 
-class AudienceInList(BaseModel):
-    """An audience: who is in it in words, and how many."""
-
-    name: str
-    title: str
-    who: str
-    is_active: bool
-    version: int
-    members: int
-    entered: int = Field(description="within 7 days")
-    left: int = Field(description="within 7 days")
-    destinations: int
-
-
 class AudienceList(BaseModel):
     """The tenant's audiences, by name."""
 
-    audiences: list[AudienceInList]
+    audiences: list[AudienceSummary]
 
 
 class AudienceMember(BaseModel):

@@ -11,12 +11,12 @@ from datetime import datetime
 import polars as pl
 
 from c360_pipeline.core.catalog.audience_tables import AUDIENCE_DEAD_LETTERS
+from c360_pipeline.core.projection.graph import INSTANT
 
 ENTERED, LEFT = "entered", "left"
 HAS, ENTERING, LEAVING = "has", "entering", "leaving"
 """What a destination is known to have, may have, and may have lost."""
 IN_DOUBT = {ENTERED: ENTERING, LEFT: LEAVING}
-INSTANT = pl.Datetime("us", "UTC")
 CHANGES = {"user_id": pl.String, "change": pl.String, "entered_at": INSTANT, "told_at": INSTANT, "id": pl.String}
 
 

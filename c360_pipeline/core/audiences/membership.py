@@ -5,8 +5,9 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from c360_pipeline.core.audiences.members import MEMBERS
-from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS
+from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS, IS_MEMBER
 from c360_pipeline.core.catalog.changes import Changes
+from c360_pipeline.core.projection.graph import INSTANT
 
 CUSTOMER = ["tenant_id", "user_id"]
 
@@ -24,11 +25,9 @@ def moved(held: pl.DataFrame, found: pl.DataFrame, customers: pl.DataFrame, now:
     """
     gone = held.join(customers, on=CUSTOMER, how="anti").select(AUDIENCE_MEMBERS.key)
     known = held.join(customers, on=CUSTOMER, how="semi")
-    inside, key = known.filter(pl.col("left_at").is_null()), list(MEMBERS)
-    at = pl.lit(_after(known, now), pl.Datetime("us", "UTC"))
-    entered = found.join(inside, on=key, how="anti").with_columns(
-        entered_at=at, left_at=pl.lit(None, pl.Datetime("us", "UTC"))
-    )
+    inside, key = known.filter(IS_MEMBER), list(MEMBERS)
+    at = pl.lit(_after(known, now), INSTANT)
+    entered = found.join(inside, on=key, how="anti").with_columns(entered_at=at, left_at=pl.lit(None, INSTANT))
     left = inside.join(found, on=key, how="anti").with_columns(left_at=at)
     columns = list(AUDIENCE_MEMBERS.columns)
     return Changes(entered.select(columns), left.select(columns), gone)

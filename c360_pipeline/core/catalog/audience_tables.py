@@ -1,5 +1,7 @@
 """Tables of audiences: who is a member, and what destinations were told of it."""
 
+import polars as pl
+
 from c360_pipeline.core.catalog.columns import INT, TENANT_ID, TEXT, UTC_MICROS, Column, of_events
 from c360_pipeline.core.catalog.table import Table
 
@@ -18,6 +20,9 @@ AUDIENCE_MEMBERS = Table(
     ),
     "Who is in which audience, since when, and who was until when.",
 )
+
+IS_MEMBER = pl.col("left_at").is_null()
+"""Of rows of `AUDIENCE_MEMBERS`, those of today."""
 
 AUDIENCE_DELIVERED = Table(
     "audience_delivered",

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import polars as pl
 
+from c360_pipeline.core.catalog.audience_tables import IS_MEMBER
 from c360_pipeline.core.contract.fields import FieldType
 from c360_pipeline.core.contract.frames import ENTRIES
 from c360_pipeline.core.contract.layout import GRAPH_PROPERTIES, field_of
@@ -522,7 +523,7 @@ def audience_members(members: pl.DataFrame, users: pl.DataFrame) -> pl.DataFrame
         members: rows of `AUDIENCE_MEMBERS`; those who left are left out.
         users: tenant_id, id of the users that there are; of others there is no node.
     """
-    inside = members.filter(pl.col("left_at").is_null())
+    inside = members.filter(IS_MEMBER)
     rows = inside.select("tenant_id", from_id="user_id", to_id="audience", since="entered_at")
     return rows.join(users, left_on=["tenant_id", "from_id"], right_on=["tenant_id", "id"], how="semi")
 

@@ -17,7 +17,6 @@ from c360_pipeline.core.audiences.changes import (
     ENTERING,
     HAS,
     IN_DOUBT,
-    INSTANT,
     LEFT,
     Due,
     dead_letters,
@@ -29,9 +28,11 @@ from c360_pipeline.core.catalog.audience_tables import (
     AUDIENCE_DELIVERED,
     AUDIENCE_DELIVERIES,
     AUDIENCE_MEMBERS,
+    IS_MEMBER,
 )
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import USER_CONSENTS
+from c360_pipeline.core.projection.graph import INSTANT
 from c360_pipeline.core.sources.mapping import DENIED
 from c360_pipeline.errors import C360Error, ConfigError
 from c360_pipeline.stores.delta.lake import Lake
@@ -116,6 +117,13 @@ class Delivery:
     def name(self) -> str:
         """The destination, with its audience and tenant."""
         return f"{self.tenant_id}/{self.audience}/{self.destination}"
+
+    @property
+    def told(self) -> str:
+        """What it did, in a line."""
+        said = f"{self.entered:,} entered, {self.left:,} left, {self.members:,} members now"
+        more = [(self.withheld, "withheld"), (self.refused + self.dead, "refused"), (self.waiting, "waiting")]
+        return ", ".join([said, *(f"{count:,} {name}" for count, name in more if count)])
 
 
 class Deliveries:
@@ -226,7 +234,7 @@ class Deliveries:
         rows = self._lake.scan(AUDIENCE_MEMBERS).filter(
             (pl.col("tenant_id") == audience.tenant)
             & (pl.col("audience") == audience.audience)
-            & pl.col("left_at").is_null()
+            & IS_MEMBER
             & (not is_ended)
         )
         return rows.select("user_id", "entered_at").collect(engine="streaming")

@@ -17,7 +17,7 @@ import polars as pl
 from c360_pipeline.core.audiences.definition import Audience
 from c360_pipeline.core.audiences.members import MEMBERS, NEEDED, Facts, members
 from c360_pipeline.core.audiences.membership import CUSTOMER, moved
-from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS
+from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS, IS_MEMBER
 from c360_pipeline.core.catalog.changes import Changes, Version
 from c360_pipeline.core.catalog.tables import EVENTS, VISITOR_DECISIONS
 from c360_pipeline.core.contract.layout import COLUMNS
@@ -27,7 +27,7 @@ from c360_pipeline.core.visitors.said import refusing
 from c360_pipeline.stages.audiences.facts import FactsOfTenants, digest_of
 from c360_pipeline.stages.visitors.around import events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
-from c360_pipeline.stages.visitors.tables import MADE_OF, number_of, taken_up
+from c360_pipeline.stages.visitors.tables import can_go_on, events_at, number_of, taken_up
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.delta.versions import BEFORE_ALL
 from c360_pipeline.stores.local.scratch import scratch_folder
@@ -56,6 +56,12 @@ class Refreshed:
     left: dict[tuple[str, str], int]
     gone: int
     worked_out: list[tuple[str, str]]
+
+    @property
+    def moved(self) -> dict[str, tuple[int, int]]:
+        """How many entered and left, by tenant/name of audiences that somebody did."""
+        named = sorted({*self.entered, *self.left})
+        return {"/".join(name): (self.entered.get(name, 0), self.left.get(name, 0)) for name in named}
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ class Members:
         """The same by events of the tenant that are at hand, as `all_events` gives them."""
         tenant = audiences[0].tenant
         found, customers = _Asked.of(self._facts, audiences, purposes, now).found(events, tenant, audiences)
-        held = self._lake.scan(AUDIENCE_MEMBERS).filter((pl.col("tenant_id") == tenant) & pl.col("left_at").is_null())
+        held = self._lake.scan(AUDIENCE_MEMBERS).filter((pl.col("tenant_id") == tenant) & IS_MEMBER)
         inside = held.select(list(MEMBERS)).collect(engine="streaming")
         return Tried(customers.height, found, inside)
 
@@ -155,7 +161,7 @@ class Members:
         if any(done[name].number > version.number for name, version in versions.items() if name in done):
             return Refreshed({}, {}, 0, [])  # another worker knows more
         asked = _Asked.of(self._facts, audiences, purposes, now)
-        is_continued, run = self._is_continued(done), snapshot.transaction_version(RUN) or 0
+        is_continued, run = can_go_on(lake, done), snapshot.transaction_version(RUN) or 0
 
         def goes_on(one: Audience) -> bool:
             """Whether the last commit worked it out too, by the same document and facts, and for the same day."""
@@ -191,13 +197,6 @@ class Members:
                 found[table.name] = Version(newest.table_id, number)
         return found
 
-    def _is_continued(self, done: Mapping[str, Version]) -> bool:
-        """Whether it can be told what changed since."""
-        known = {table.name: self._lake.versions.still_there(table, done.get(table.name)) for table in MADE_OF}
-        return known[EVENTS.name] is not None and (
-            known[VISITOR_DECISIONS.name] is not None or VISITOR_DECISIONS.name not in done
-        )
-
     def _worked_out(
         self, tenant: str, audiences: Sequence[Audience], asked: "_Asked", at: EventsAt, *, is_all: bool
     ) -> Changes:
@@ -229,7 +228,7 @@ class Members:
     ) -> list[Changes]:
         """Audiences by the customers whom a change of the archive touches; of those who are gone, nothing stays."""
         lake = self._lake
-        before = EventsAt.of(lake, *(done.get(table.name) for table in MADE_OF))
+        before = events_at(lake, done)
         changed, decided = (
             lake.versions.changes(table, done.get(table.name), columns, versions.get(table.name))[0]
             for table, columns in ((EVENTS, PROJECTED), (VISITOR_DECISIONS, None))
@@ -252,7 +251,7 @@ class Members:
     def _ended(self, names: Sequence[tuple[str, str]], now: datetime) -> Changes:
         """Members of audiences that are none of these leave them."""
         known = pl.DataFrame(names, schema={"tenant_id": pl.String, "audience": pl.String}, orient="row")
-        inside = self._lake.scan(AUDIENCE_MEMBERS).filter(pl.col("left_at").is_null())
+        inside = self._lake.scan(AUDIENCE_MEMBERS).filter(IS_MEMBER)
         ended = inside.join(known.lazy(), on=["tenant_id", "audience"], how="anti").collect(engine="streaming")
         return moved(ended, pl.DataFrame(schema=MEMBERS), ended.select(CUSTOMER).unique(), now)
 
@@ -298,19 +297,11 @@ class _Asked:
 
 
 def all_events(at: EventsAt, tenant: str, folder: Path) -> pl.LazyFrame:
-    """All events of a tenant, counted, on disk in a folder: `core.audiences.members.NEEDED`."""
-    file = folder / f"{hashlib.sha256(tenant.encode()).hexdigest()[:32]}.parquet"
+    """All events of a tenant, counted, on disk in a folder of their own: `core.audiences.members.NEEDED`."""
+    file = folder / "events.parquet"
     events = at.scan(ASKED).filter(pl.col("tenant_id") == tenant)
     at.counted(events).select(NEEDED).sink_parquet(file, compression="lz4")
     return pl.scan_parquet(file)
-
-
-def members_made_of(lake: Lake) -> tuple[int, EventsAt]:
-    """The number of the version of the table of members, and the events that it was made of."""
-    snapshot = lake.commits.snapshot(AUDIENCE_MEMBERS)
-    known = {table.name: lake.versions.version(table.name) for table in MADE_OF}
-    done = taken_up(snapshot, {name: version for name, version in known.items() if version is not None})
-    return snapshot.version(), EventsAt.of(lake, *(done.get(table.name) for table in MADE_OF))
 
 
 def mark_of(audience: Audience) -> str:

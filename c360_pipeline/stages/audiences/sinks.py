@@ -29,7 +29,7 @@ from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.member_table import MemberTable
 from c360_pipeline.stores.s3.bucket import Bucket
 
-FOLDER, CHANGES_FOLDER = "audiences/", "changes/"
+FOLDER, MEMBERS_FILE, CHANGES_FOLDER = "audiences/", "members", "changes/"
 """Of the bucket, where files of members are."""
 MOST_REFUSED = 10
 """Of the first changes: a server that refuses so many, and takes none, wants none."""
@@ -42,21 +42,17 @@ def folder_of(tenant_id: str, *names: str) -> str:
     return f"{FOLDER}{'/'.join((quote(tenant_id, safe=''), *names))}/"
 
 
-def members_file(audience: Audience, destination: str) -> str:
-    """Where all members of a destination in the bucket are."""
-    said = audience.deliver[destination]
-    suffix = said.format if isinstance(said, ToBucket) else ""
-    return f"{folder_of(audience.tenant, audience.audience, destination)}members.{suffix}"
-
-
 def write_members(lake: Lake, sinks: Sinks | None, audiences: Sequence[Audience]) -> set[str]:
     """Write the file of all members of each destination in the bucket anew; returns their keys."""
     if sinks is None:
         return set()
-    named = [(one, name) for one in audiences for name, said in one.deliver.items() if isinstance(said, ToBucket)]
-    for one, name in named:
-        Deliveries(lake, sinks).prepare(one, name)
-    return {members_file(one, name) for one, name in named}
+    written = set()
+    for one in audiences:
+        files = {name: said for name, said in one.deliver.items() if isinstance(said, ToBucket)}
+        for name, said in files.items():
+            Deliveries(lake, sinks).prepare(one, name)
+            written.add(f"{folder_of(one.tenant, one.audience, name)}{MEMBERS_FILE}.{said.format}")
+    return written
 
 
 class BucketSink:
@@ -75,7 +71,7 @@ class BucketSink:
 
     def prepare(self, members: pl.DataFrame) -> None:
         """Write all members."""
-        self._put("members", members)
+        self._put(MEMBERS_FILE, members)
 
     def send(self, changes: pl.DataFrame) -> Sent:
         """Write a file of changes; its name follows from them, so that it is the same file when it comes again."""

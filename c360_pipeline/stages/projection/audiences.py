@@ -4,7 +4,7 @@ from datetime import datetime
 
 import polars as pl
 
-from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS
+from c360_pipeline.core.catalog.audience_tables import AUDIENCE_MEMBERS, IS_MEMBER
 from c360_pipeline.core.catalog.changes import Changes
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.stages.audiences.facts import FactsOfTenants
@@ -60,7 +60,7 @@ class AudienceGraph:
     def _empty(self, gone: pl.DataFrame, version: int | None) -> pl.DataFrame:
         """tenant_id, id of audiences that somebody left and nobody is in."""
         left = gone.select("tenant_id", id="to_id").unique()
-        inside = self._lake.scan(AUDIENCE_MEMBERS, version).filter(pl.col("left_at").is_null())
+        inside = self._lake.scan(AUDIENCE_MEMBERS, version).filter(IS_MEMBER)
         some = inside.select("tenant_id", id="audience").unique().collect(engine="streaming")
         return left.join(some, on=left.columns, how="anti")
 

@@ -32,7 +32,6 @@ from c360_pipeline.core.projection.user_properties import UserProperty, property
 from c360_pipeline.core.silos.control_rows import ControlRows
 from c360_pipeline.core.silos.joins import JoinCount, join_count, join_labels, relationship_kind
 from c360_pipeline.core.stitching import log as log
-from c360_pipeline.stages.audiences.refresh import members_made_of
 from c360_pipeline.stages.projection.audiences import AUDIENCE_PROJECTION, touched_members
 from c360_pipeline.stages.projection.events import (
     EVENT_PROJECTION,
@@ -54,6 +53,7 @@ from c360_pipeline.stages.stitching.commit import log_name
 from c360_pipeline.stages.stitching.tables import JourneyTables, News
 from c360_pipeline.stages.visitors.around import events_around
 from c360_pipeline.stages.visitors.counted import PROJECTED, EventsAt
+from c360_pipeline.stages.visitors.tables import made_of
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 
@@ -364,7 +364,7 @@ class Archive:
         """Whether members were worked out by the very events that the graph has: they are users there then."""
         members = self._pinned.version(AUDIENCE_PROJECTION, AUDIENCE_MEMBERS)
         events = self._pinned.version(EVENT_PROJECTION, EVENTS)
-        version, at = members_made_of(self._lake)
+        version, at = made_of(self._lake, AUDIENCE_MEMBERS)
         if members is None or events is None:
             return False
         return (members.number, events.number) == (version, at.events)

@@ -55,19 +55,10 @@ class VisitorTables:
         """
         return {table.name: self._publish(table).count for table in BUILDERS}
 
-    def made_of(self, table: Table) -> tuple[int, EventsAt]:
-        """The number of a table's version, and the events that it was made of."""
-        snapshot = self._lake.commits.snapshot(table)
-        return snapshot.version(), _at(self._lake, taken_up(snapshot, self._versions()))
-
-    def _versions(self) -> dict[str, Version]:
-        found = {table.name: self._lake.versions.version(table.name) for table in MADE_OF}
-        return {name: version for name, version in found.items() if version is not None}
-
     def _publish(self, table: Table) -> Changes:
         def attempt() -> Changes:
             snapshot = self._lake.commits.snapshot(table)
-            now = self._versions()
+            now = newest_versions(self._lake)
             done = taken_up(snapshot, now)
             if done == now:
                 return Changes(table.empty(), table.empty(), table.empty().select(table.key))
@@ -80,18 +71,16 @@ class VisitorTables:
         return self._lake.commits.retried(table.name, attempt)
 
     def _changes(self, table: Table, done: Mapping[str, Version], now: Mapping[str, Version]) -> Changes:
-        lake, at = self._lake, _at(self._lake, now)
-        known = {table.name: lake.versions.still_there(table, done.get(table.name)) for table in MADE_OF}
-        since = known[EVENTS.name]
-        if since is None or (known[VISITOR_DECISIONS.name] is None and VISITOR_DECISIONS.name in done):
+        lake, at = self._lake, events_at(self._lake, now)
+        if not can_go_on(lake, done):
             _, build = BUILDERS[table]
             whole = build(at.counted(at.scan(PROJECTED)).collect(engine="streaming"))
             return difference(lake.read(table), whole, table.key)
         # Tables are as far as each other most of the time: what is around the change is read once for all.
         if self._around is None or self._around[0] != (done, now):
-            changed, _ = lake.versions.changes(EVENTS, since, PROJECTED)
+            changed, _ = lake.versions.changes(EVENTS, done[EVENTS.name], PROJECTED)
             decided, _ = lake.versions.changes(VISITOR_DECISIONS, done.get(VISITOR_DECISIONS.name))
-            self._around = (done, now), events_around(changed, decided, _at(lake, done), at)
+            self._around = (done, now), events_around(changed, decided, events_at(lake, done), at)
         return self._differing(table, self._around[1], at)
 
     def _differing(self, table: Table, around: Around, at: EventsAt) -> Changes:
@@ -116,7 +105,28 @@ def _whole_sessions(now: pl.DataFrame, sessions: pl.DataFrame, at: EventsAt) -> 
     return at.counted(whole.lazy()).collect()
 
 
-def _at(lake: Lake, versions: Mapping[str, Version]) -> EventsAt:
+def made_of(lake: Lake, table: Table) -> tuple[int, EventsAt]:
+    """The number of a table's version, and the events that it was made of."""
+    snapshot = lake.commits.snapshot(table)
+    return snapshot.version(), events_at(lake, taken_up(snapshot, newest_versions(lake)))
+
+
+def newest_versions(lake: Lake) -> dict[str, Version]:
+    """The newest versions of what tables are made of; of those that there are."""
+    found = {table.name: lake.versions.version(table.name) for table in MADE_OF}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def can_go_on(lake: Lake, done: Mapping[str, Version]) -> bool:
+    """Whether it can be told what changed since these versions, so that not everything is made anew."""
+    known = {table.name: lake.versions.still_there(table, done.get(table.name)) for table in MADE_OF}
+    return known[EVENTS.name] is not None and (
+        known[VISITOR_DECISIONS.name] is not None or VISITOR_DECISIONS.name not in done
+    )
+
+
+def events_at(lake: Lake, versions: Mapping[str, Version]) -> EventsAt:
+    """The events at versions of what tables are made of."""
     return EventsAt.of(lake, *(versions.get(table.name) for table in MADE_OF))
 
 

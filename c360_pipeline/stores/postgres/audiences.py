@@ -1,7 +1,5 @@
 """Audiences and their documents, as control rows have them."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +9,7 @@ from psycopg.types.json import Jsonb
 
 from c360_pipeline.core.audiences.definition import Audience, read_audience
 from c360_pipeline.errors import ConfigError
+from c360_pipeline.stores.postgres.documents import document_hash
 from c360_pipeline.stores.postgres.sessions import Sessions
 
 READ_ACTIVE = """
@@ -109,10 +108,9 @@ class AudienceRows:
     def apply(self, audience: Audience, note: str) -> tuple[int, bool]:
         """Let a document say who is in an audience from now on; returns its version, and whether anything changed."""
         document = audience.document()
-        text = json.dumps(document, sort_keys=True, ensure_ascii=False)
         values: dict[str, Any] = {
             "tenant_id": audience.tenant, "name": audience.audience, "note": note, "document": Jsonb(document),
-            "document_hash": hashlib.sha256(text.encode()).hexdigest(),
+            "document_hash": document_hash(document),
         }  # fmt: skip
         with self._sessions.session() as connection, connection.transaction():
             connection.execute(MAKE_AUDIENCE, values)

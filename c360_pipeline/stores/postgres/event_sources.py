@@ -1,7 +1,5 @@
 """Sources of events and their mappings, as control rows have them."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +8,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from c360_pipeline.errors import ConfigError
+from c360_pipeline.stores.postgres.documents import document_hash
 from c360_pipeline.stores.postgres.sessions import Sessions
 
 FRESH_WITHIN_DAYS = 1
@@ -178,8 +177,7 @@ class EventSources:
 
     def add_mapping(self, name: str, document: Mapping[str, Any], note: str) -> int:
         """Add a version of a source's mapping; a document that it has already is the version that it is."""
-        text = json.dumps(document, sort_keys=True, ensure_ascii=False)
-        said = {"document_hash": hashlib.sha256(text.encode()).hexdigest(), "note": note, "document": Jsonb(document)}
+        said = {"document_hash": document_hash(document), "note": note, "document": Jsonb(document)}
         with self._sessions.session() as connection, connection.transaction():
             locked = connection.execute(LOCK_SOURCE, {"name": name}).fetchone()
             if locked is None:
