@@ -115,7 +115,6 @@ class Receiver:
 def no_waiting() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setattr(activation, "_wait", lambda state: 0.0)
-    patch.setattr(activation, "SECONDS", 60.0)
     patch.setattr(deliver, "BATCH", 4)
     yield
     patch.undo()
