@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test soak chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-scale bench-audiences bench-recommend bench-serving bench-streaming
+.PHONY: help setup demo test soak chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-scale bench-audiences bench-insights bench-recommend bench-serving bench-streaming
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -61,6 +61,9 @@ bench-scale: setup  ## what a run costs as the archive grows; ARGS="--events 100
 
 bench-audiences: setup  ## audiences worked out anew and by what changed; ARGS="--events 100000" for a short one
 	$(BIN)/python benchmarks/bench_audiences.py $(ARGS)
+
+bench-insights: .venv/.dev  ## insight against planted truth and a real shop; ARGS="--customers 1000 --tenants 2" for a short one
+	$(BIN)/python benchmarks/bench_insights.py $(ARGS)
 
 bench-orchestration: setup  ## what Dagster adds, from a dropped file to a node, backfills; ARGS="--files 2 --objects 1000"
 	$(BIN)/python benchmarks/bench_orchestration.py $(ARGS)

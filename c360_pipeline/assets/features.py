@@ -168,12 +168,13 @@ def publish(
 
 
 def kept(
-    context: dg.AssetExecutionContext, lake: Lake, table: Table, found: Sequence[pl.DataFrame], scope: Scope
-) -> dg.MaterializeResult[None]:
+    context: dg.AssetExecutionContext, lake: Lake, table: Table, found: Sequence[pl.DataFrame], scope: Scope,
+    **metadata: dg.MetadataValue[str | None],
+) -> dg.MaterializeResult[None]:  # fmt: skip
     """The same as the result of an asset, with the first rows, less who they are about."""
     frame, changes = publish(context, lake, table, found, scope)
     shown = preview(frame.drop(PERSONAL, strict=False))
-    said = rows(frame.height, changed_rows=changes.count, preview=shown, **lineage(table))
+    said = rows(frame.height, changed_rows=changes.count, preview=shown, **metadata, **lineage(table))
     return dg.MaterializeResult(asset_key=name_of(table), metadata=said)
 
 
@@ -476,6 +477,26 @@ def funnels_narrow(lake: LakeResource) -> dg.AssetCheckResult:
     return wrong_rows(lake, DROP_OFFS, wrong)
 
 
+@asset_check(
+    asset="drop_offs",
+    description="No step of a funnel lost more sessions this week than before by more than chance explains.",
+)
+def funnels_hold(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for steps at which more sessions leave than usual."""
+    broken = lake.open().scan(DROP_OFFS).filter(pl.col("deviations") >= paths.LEAST_CHANGE).collect()
+    named = ", ".join(
+        f"{row['tenant_id']}: {row['action']} to {row['next_action']}, {row['previous_rate']:.0%} before, "
+        f"{row['drop_off_rate']:.0%} now"
+        for row in broken.head(5).to_dicts()
+    )
+    return dg.AssetCheckResult(
+        passed=broken.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"More sessions leave than usual: {named}." if named else "",
+        metadata={"broken": preview(broken)},
+    )
+
+
 @feature(SUPPORT_INSIGHTS, kinds={"neo4j"})
 def support_insights(
     context: dg.AssetExecutionContext, control: ControlResource, lake: LakeResource, graph: GraphResource
@@ -498,7 +519,7 @@ def support_insights(
 def insights_are_more_frequent_before_tickets(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for rows that no definition gives."""
     shares = [~pl.col(name).is_between(0, 1) for name in ("share_before_tickets", "share_elsewhere")]
-    wrong = pl.any_horizontal(*shares, pl.col("lift") <= paths.LEAST_LIFT)
+    wrong = pl.any_horizontal(*shares, pl.col("lift_at_least") <= paths.LEAST_LIFT)
     return wrong_rows(lake, SUPPORT_INSIGHTS, wrong)
 
 

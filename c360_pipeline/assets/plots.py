@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 COLOURS = {"landed": "#2a7f62", "duplicates": "#b8b8b8", "suppressed": "#6c757d", "dead": "#c44536"}
 DAYS_SHOWN = 90
 LONGEST_LABEL = 32
+FORESEEN = ("order (AUC)", "all purchases, of those that came")
+"""Measures of `CUSTOMER_MODELS` that are drawn; 1 is right of both."""
 
 
 def lines_per_day(files: pl.DataFrame) -> dg.MarkdownMetadataValue:
@@ -127,6 +129,32 @@ def _label(text: str) -> str:
     shown = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in text)
     short = shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"
     return f" {short}".replace("$", r"\$")
+
+
+def foreseen(models: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """How well models foresaw the newest past, and their rules, by tenant.
+
+    Args:
+        models: rows of `CUSTOMER_MODELS`.
+    """
+    from matplotlib.figure import Figure
+
+    shown = models.filter(pl.col("measure").is_in(FORESEEN))
+    if shown.is_empty():
+        return dg.MetadataValue.md("no tenant has enough history for a model")
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, measure in zip(panels, FORESEEN, strict=True):
+        rows = shown.filter(pl.col("measure") == measure).sort("tenant_id").head(20)
+        places = list(range(rows.height))
+        axes.plot(places, rows["value"].to_list(), "o", color="#2a7f62", label="model")
+        axes.plot(places, rows["baseline"].to_list(), "x", color="#6c757d", label="rule")
+        axes.axhline(1, color="#b8b8b8", linewidth=1)
+        axes.set_xticks(places, [tenant[:LONGEST_LABEL] for tenant in rows["tenant_id"]], rotation=60, fontsize=8)
+        axes.set_title(measure, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return _image(figure, "how well customers were foreseen")
 
 
 def _image(figure: "Figure", name: str) -> dg.MarkdownMetadataValue:

@@ -254,7 +254,7 @@ def generate(
     malformed_rate: Annotated[float, typer.Option(help="broken lines per good event")] = 0.02,
     duplicate_rate: Annotated[float, typer.Option(help="repeated lines per good event")] = 0.03,
     late_rate: Annotated[float, typer.Option(help="share of events that arrive late")] = 0.01,
-    source: Annotated[str, typer.Option("--from", help="sample or movielens")] = "sample",
+    source: Annotated[str, typer.Option("--from", help="sample, movielens or planted")] = "sample",
     rate: Annotated[float | None, typer.Option(help="messages a second into Kafka")] = None,
 ) -> None:
     """Write realistic events, a catalogue, and the truth about every line."""
@@ -278,9 +278,10 @@ def generate(
 def _write_sample(source: str, request: Any, folder: Path) -> dict[str, int]:
     from c360_pipeline.devstack.event_samples import write_sample
     from c360_pipeline.devstack.movielens import write_movielens
+    from c360_pipeline.devstack.planted_samples import write_planted
 
-    if source not in ("sample", "movielens"):
-        raise ConfigError(f"--from {source!r}: sample or movielens is right.")
+    if source not in ("sample", "movielens", "planted"):
+        raise ConfigError(f"--from {source!r}: sample, movielens or planted is right.")
     with err.status("writing events") as shown:
 
         def report(lines: int) -> None:
@@ -288,6 +289,8 @@ def _write_sample(source: str, request: Any, folder: Path) -> dict[str, int]:
 
         if source == "movielens":
             return write_movielens(folder, report).counts
+        if source == "planted":
+            return write_planted(folder, request.events, request.tenants, request.seed, report).counts
         return write_sample(request, folder, report).counts
 
 

@@ -17,6 +17,9 @@ class Which(StrEnum):
     DROP_OFFS = "drop-offs"
     BEFORE_TICKETS = "before-tickets"
     CHURN = "churn"
+    LEAVING = "leaving"
+    VALUES = "values"
+    MODELS = "models"
 
 
 def show_insights(
@@ -25,7 +28,7 @@ def show_insights(
     limit: Annotated[int, typer.Option(min=1, help="rows of each kind at most")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Show odd sessions, where the funnel loses people, what comes before tickets, and accounts at risk."""
+    """Show odd sessions, broken funnels, what comes before tickets, who may leave, and who brings most."""
     from c360_pipeline.cli.query import only_tenant
     from c360_pipeline.connections import open_lake
     from c360_pipeline.core.catalog.tables import EVENTS

@@ -7,7 +7,15 @@ from typing import Any
 
 import polars as pl
 
-from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, DROP_OFFS, PATH_ANOMALIES, SUPPORT_INSIGHTS
+from c360_pipeline.core.catalog.feature_tables import (
+    ACCOUNT_VALUES,
+    CUSTOMER_CHURN,
+    CUSTOMER_MODELS,
+    CUSTOMER_VALUES,
+    DROP_OFFS,
+    PATH_ANOMALIES,
+    SUPPORT_INSIGHTS,
+)
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.features.account_values import LEFT
 from c360_pipeline.stores.delta.lake import Lake
@@ -48,15 +56,16 @@ KINDS = {
         Kind(
             "drop-offs", "Where sessions leave the funnel", DROP_OFFS, {"funnel": False, "step": False},
             {"funnel": "Funnel", "action": "Step", "next_action": "Next step", "sessions": "Sessions",
-             "continued": "Went on", "drop_off_rate": "Left", "previous_rate": "Left before", "change": "Change"},
+             "continued": "Went on", "drop_off_rate": "Left", "previous_rate": "Left before", "change": "Change",
+             "deviations": "In standard errors"},
             "No session of the last seven days began the funnel.",
         ),
         Kind(
-            "before-tickets", "What comes before a ticket", SUPPORT_INSIGHTS, {"lift": True, "path": False},
+            "before-tickets", "What comes before a ticket", SUPPORT_INSIGHTS, {"lift_at_least": True, "path": False},
             {"path": "Path", "tickets_with_path": "Tickets after it", "tickets": "Tickets",
              "share_before_tickets": "Share before tickets", "share_elsewhere": "Share elsewhere",
-             "lift": "Times as often"},
-            "No path precedes three tickets and is more frequent before them than elsewhere.",
+             "lift": "Times as often", "lift_at_least": "At least"},
+            "No path precedes three tickets and is more frequent before them than elsewhere, beyond chance.",
         ),
         Kind(
             "churn", "Accounts at risk", ACCOUNT_VALUES, {"churn_risk": True, "account_id": False},
@@ -64,6 +73,26 @@ KINDS = {
              "monthly_value": "A month", "value_in_a_year": "In a year"},
             "The tenant has no accounts that have not left: accounts come from silos.",
             pl.col("risk_level") != LEFT,
+        ),
+        Kind(
+            "leaving", "Customers who may not come back", CUSTOMER_CHURN, {"chance_to_leave": True, "user_id": False},
+            {"user_id": "Customer", "last_seen": "Last seen (UTC)", "chance_to_leave": "Chance to leave",
+             "level": "Level", "made_by": "By", "why": "Why"},
+            "No customer was seen in the 84 days before the tenant's newest event.",
+        ),
+        Kind(
+            "values", "Customers who bring most", CUSTOMER_VALUES,
+            {"value_in_a_year": True, "revenue": True, "user_id": False},
+            {"user_id": "Customer", "last_bought": "Last bought (UTC)", "purchases": "Days bought", "revenue": "Paid",
+             "currency": "Currency", "chance_active": "Still buys", "purchases_in_a_year": "Days in a year",
+             "value_in_a_year": "Worth in a year"},
+            "Nobody bought anything: events with the action `purchase` do.",
+        ),
+        Kind(
+            "models", "How well customers are foreseen", CUSTOMER_MODELS, {"model": False, "measure": False},
+            {"model": "Model", "measure": "Measure", "value": "Model's", "baseline": "Rule's", "cases": "Customers",
+             "is_used": "Used"},
+            "There is too little history for a model: 56 days, and 50 customers who left or returned, are the least.",
         ),
     )
 }  # fmt: skip

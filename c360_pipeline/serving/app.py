@@ -1,7 +1,7 @@
 """The API: `create_app` makes it over a backend. Its names are those of the contract."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -12,6 +12,7 @@ from anyio import to_thread
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import Histogram, generate_latest
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from c360_pipeline import __version__
@@ -206,31 +207,36 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         return models.Journey(journey_id=events[0]["journey_id"], events=events)
 
 
+INSIGHTS: dict[str, tuple[type[BaseModel], str]] = {
+    "anomalies": (models.Anomalies, "Sessions of the last seven days whose path is unlike the past."),
+    "drop-offs": (models.DropOffs, "Where a funnel loses sessions, this week and before."),
+    "before-tickets": (
+        models.TicketPaths,
+        "What users do in the half hour before a ticket more often than elsewhere.",
+    ),
+    "churn": (models.Churn, "Accounts by how likely they leave, with the reasons."),
+    "leaving": (models.Leaving, "Customers by how likely they are not seen again soon, with the reasons."),
+    "values": (models.Values, "Customers by what they may be expected to pay in a year."),
+    "models": (models.Models, "How well what is said of customers was foreseen on the newest past."),
+}
+"""By kind of `reads.insights.KINDS`: what the API answers, and what it is."""
+
+
 def _add_insights(app: FastAPI, api: Api) -> None:
-    async def found(tenant: str, name: str, limit: int) -> dict[str, Any]:
-        told = await api.page(tenant, f"{name} {limit}", partial(api.backend.insights, tenant, name, limit))
-        none = None if told.rows else told.why_none
-        return {"changed_at": told.changed_at, "total": told.total, "none": none, "rows": told.rows}
+    def read_of(name: str) -> Callable[..., Awaitable[dict[str, Any]]]:
+        async def read(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> dict[str, Any]:
+            tenant = own_tenant(key, tenant_id)
+            told = await api.page(tenant, f"{name} {limit}", partial(api.backend.insights, tenant, name, limit))
+            none = None if told.rows else told.why_none
+            return {"changed_at": told.changed_at, "total": told.total, "none": none, "rows": told.rows}
 
-    @app.get("/insights/anomalies", responses=USUAL, tags=["insights"])
-    async def anomalies(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> models.Anomalies:
-        """Sessions of the last seven days whose path is unlike the past."""
-        return models.Anomalies.model_validate(await found(own_tenant(key, tenant_id), "anomalies", limit))
+        return read
 
-    @app.get("/insights/drop-offs", responses=USUAL, tags=["insights"])
-    async def drop_offs(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> models.DropOffs:
-        """Where a funnel loses sessions, this week and before."""
-        return models.DropOffs.model_validate(await found(own_tenant(key, tenant_id), "drop-offs", limit))
-
-    @app.get("/insights/before-tickets", responses=USUAL, tags=["insights"])
-    async def before_tickets(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> models.TicketPaths:
-        """What users do in the half hour before a ticket more often than elsewhere."""
-        return models.TicketPaths.model_validate(await found(own_tenant(key, tenant_id), "before-tickets", limit))
-
-    @app.get("/insights/churn", responses=USUAL, tags=["insights"])
-    async def churn(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> models.Churn:
-        """Accounts by how likely they leave, with the reasons."""
-        return models.Churn.model_validate(await found(own_tenant(key, tenant_id), "churn", limit))
+    for name, (answer, description) in INSIGHTS.items():
+        app.get(
+            f"/insights/{name}", response_model=answer, responses=USUAL, tags=["insights"],
+            name=name.replace("-", "_"), description=description,
+        )(read_of(name))  # fmt: skip
 
 
 def _audience(tenant: str, name: str, document: models.AudienceDocument) -> Audience:

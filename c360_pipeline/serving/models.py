@@ -1,7 +1,7 @@
 """Requests and responses of the API. Source: "Neo4j Integration Guide" (shapes of recommend and track)."""
 
 import unicodedata
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import Path
@@ -230,6 +230,7 @@ class DropOff(BaseModel):
     drop_off_rate: float
     previous_rate: float | None
     change: float | None
+    deviations: float | None
     as_of: datetime
 
 
@@ -244,6 +245,7 @@ class BeforeTickets(BaseModel):
     sessions: int
     share_elsewhere: float
     lift: float = Field(description="share before tickets by share elsewhere")
+    lift_at_least: float | None = Field(description="of which one may be 97.5 % sure")
 
 
 class AccountAtRisk(BaseModel):
@@ -259,6 +261,52 @@ class AccountAtRisk(BaseModel):
     risk_level: str
     value_in_a_year: float | None
     why: str | None
+
+
+class CustomerLeaving(BaseModel):
+    """How likely a customer who was seen in 84 days is not to be seen in the next 28, and why."""
+
+    user_id: str
+    last_seen: date
+    days_silent: int
+    days_active: int
+    chance_to_leave: float
+    level: str
+    made_by: str = Field(description="model, or rule: too few left to learn from, and the chance is a score")
+    why: str
+    as_of: datetime
+
+
+class CustomerValue(BaseModel):
+    """What a customer bought and paid, and what may be expected of them in a year."""
+
+    user_id: str
+    first_bought: date
+    last_bought: date
+    days_since_purchase: int
+    purchases: int = Field(description="days on which the customer bought")
+    orders: int
+    revenue: float | None
+    mean_paid: float | None
+    currency: str | None
+    recency_class: int
+    frequency_class: int
+    monetary_class: int | None
+    chance_active: float | None
+    purchases_in_a_year: float | None
+    value_in_a_year: float | None
+    as_of: datetime
+
+
+class ModelMeasure(BaseModel):
+    """How well a model foresaw the newest past, beside the rule that needs none."""
+
+    model: str
+    measure: str
+    value: float | None
+    baseline: float | None
+    cases: int
+    is_used: bool
 
 
 class _Insights(BaseModel):
@@ -289,6 +337,24 @@ class Churn(_Insights):
     """The accounts first that are likeliest to leave."""
 
     rows: list[AccountAtRisk]
+
+
+class Leaving(_Insights):
+    """The customers first that are likeliest to leave."""
+
+    rows: list[CustomerLeaving]
+
+
+class Values(_Insights):
+    """The customers first that may be expected to pay most in a year."""
+
+    rows: list[CustomerValue]
+
+
+class Models(_Insights):
+    """By model and measure."""
+
+    rows: list[ModelMeasure]
 
 
 class AudienceList(BaseModel):

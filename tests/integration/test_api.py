@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from unicodedata import normalize
 from urllib.parse import quote
@@ -21,6 +21,9 @@ from typer.testing import CliRunner
 from c360_pipeline.cli import app as cli
 from c360_pipeline.core.catalog.feature_tables import (
     ACCOUNT_VALUES,
+    CUSTOMER_CHURN,
+    CUSTOMER_MODELS,
+    CUSTOMER_VALUES,
     DROP_OFFS,
     PATH_ANOMALIES,
     PRODUCT_SIMILARITIES,
@@ -239,17 +242,32 @@ INSIGHTS = {
     }),
     "drop-offs": (DROP_OFFS, {
         "funnel": "purchase", "step": 1, "action": "view", "next_action": "add_to_cart", "sessions": 200,
-        "continued": 50, "drop_off_rate": 0.75, "previous_rate": None, "change": None,
+        "continued": 50, "drop_off_rate": 0.75, "previous_rate": None, "change": None, "deviations": None,
         "as_of": datetime(2025, 10, 20, tzinfo=UTC),
     }),
     "before-tickets": (SUPPORT_INSIGHTS, {
         "path": "pay → error", "tickets_with_path": 8, "tickets": 10, "share_before_tickets": 0.8,
         "sessions_with_path": 5, "sessions": 100, "share_elsewhere": 0.05, "lift": 16.0,
+        "lift_at_least": 7.5,
     }),
     "churn": (ACCOUNT_VALUES, {
         "account_id": "7", "email": "seven@example.org", "plan": "Basic", "months": 3, "monthly_value": 9.5,
         "value_to_date": 30.0, "churn_risk": 0.625, "risk_level": "high", "value_in_a_year": 60.0,
         "why": "use fell by half",
+    }),
+    "leaving": (CUSTOMER_CHURN, {
+        "user_id": "u1", "last_seen": date(2025, 10, 1), "days_silent": 19, "days_active": 7, "chance_to_leave": 0.75,
+        "level": "high", "made_by": "model", "why": "not seen for 19 days, usually every 2.5",
+        "as_of": datetime(2025, 10, 20, tzinfo=UTC),
+    }),
+    "values": (CUSTOMER_VALUES, {
+        "user_id": "u1", "first_bought": date(2025, 1, 1), "last_bought": date(2025, 10, 1), "days_since_purchase": 19,
+        "purchases": 4, "orders": 5, "revenue": 99.5, "mean_paid": 24.88, "currency": "EUR", "recency_class": 5,
+        "frequency_class": 4, "monetary_class": 3, "chance_active": 0.9, "purchases_in_a_year": 5.25,
+        "value_in_a_year": 130.5, "as_of": datetime(2025, 10, 20, tzinfo=UTC),
+    }),
+    "models": (CUSTOMER_MODELS, {
+        "model": "churn", "measure": "order (AUC)", "value": 0.9, "baseline": 0.8, "cases": 400, "is_used": True,
     }),
 }  # fmt: skip
 
@@ -271,7 +289,7 @@ def test_insights_are_read_by_api_page_and_command(
     # The answers of before may be ten seconds old: of another number of rows there is none.
     told = ours.get(f"/insights/{name}?limit=1").json()
     assert (told["total"], told["none"], len(told["rows"])) == (2, None, 1)
-    shown = {key: value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
+    shown = {key: value.isoformat().replace("+00:00", "Z") if isinstance(value, date) else value
              for key, value in row.items()}  # fmt: skip
     assert told["rows"][0] == shown
     other = theirs.get(f"/insights/{name}").json()

@@ -2,7 +2,9 @@
 
 from c360_pipeline.core.catalog.columns import (
     AS_OF,
+    BOOL,
     CATEGORY,
+    DATE,
     INT,
     PATH,
     PRODUCT_ID,
@@ -16,6 +18,8 @@ from c360_pipeline.core.catalog.columns import (
     of_events,
 )
 from c360_pipeline.core.catalog.table import Table
+
+BOUGHT = of_events("user_id", "action", "ts")
 
 USER_COMMUNITIES = Table(
     "features/user_communities",
@@ -173,6 +177,7 @@ DROP_OFFS = Table(
         Column("drop_off_rate", REAL, "share of sessions that did not go on, 0 to 1"),
         Column("previous_rate", REAL, "the same in the four weeks before"),
         Column("change", REAL, "`drop_off_rate` less `previous_rate`"),
+        Column("deviations", REAL, "the change in standard errors; from 3 on it is hardly chance"),
         AS_OF,
     ),
     "How many sessions of the last week went on from each step of a funnel, against the four weeks before.",
@@ -191,6 +196,7 @@ SUPPORT_INSIGHTS = Table(
         Column("sessions", INT, "sessions that no ticket followed", origin=of_events("session_id")),
         Column("share_elsewhere", REAL, "share of other sessions that hold the path, 0 to 1"),
         Column("lift", REAL, "share before tickets by share elsewhere"),
+        Column("lift_at_least", REAL, "what the lift is at least, of which one may be 97.5 % sure; above 1"),
     ),
     "Paths that users take in the 30 minutes before a ticket more often than in sessions that no ticket follows.",
 )
@@ -214,7 +220,71 @@ ACCOUNT_VALUES = Table(
     "What each account has brought and may bring in a year, and how likely it is to leave, with the reasons.",
 )
 
+CUSTOMER_VALUES = Table(
+    "features/customer_values",
+    ("tenant_id", "user_id"),
+    (
+        TENANT_ID,
+        USER_ID,
+        Column("first_bought", DATE, "UTC day of the first purchase", origin=BOUGHT),
+        Column("last_bought", DATE, "UTC day of the last purchase", origin=BOUGHT),
+        Column("days_since_purchase", INT, "days from the last purchase to the tenant's newest event"),
+        Column("purchases", INT, "days on which the customer bought", origin=BOUGHT),
+        Column("orders", INT, "events by which they bought", origin=BOUGHT),
+        Column(
+            "revenue",
+            REAL,
+            "paid for these, prices of the catalogue where events say none; null: none known",
+            origin=of_events("user_id", "action", "items", "item_id"),
+        ),
+        Column("mean_paid", REAL, "paid on a day with a purchase"),
+        Column("currency", TEXT, "of the sums: that of most purchases; purchases in others are in no sum"),
+        Column("recency_class", INT, "5: among the fifth of customers who bought last, 1: longest ago"),
+        Column("frequency_class", INT, "5: among the fifth who bought most often"),
+        Column("monetary_class", INT, "5: among the fifth who paid most"),
+        Column("chance_active", REAL, "how likely the customer still buys, 0 to 1; null where there is no model"),
+        Column("purchases_in_a_year", REAL, "days on which they may be expected to buy; null where there is no model"),
+        Column("value_in_a_year", REAL, "what they may be expected to pay for these; null where there is no model"),
+        AS_OF,
+    ),
+    "What each customer bought and paid, how recently and how often, and what may be expected of them in a year.",
+)
+
+CUSTOMER_CHURN = Table(
+    "features/customer_churn",
+    ("tenant_id", "user_id"),
+    (
+        TENANT_ID,
+        USER_ID,
+        Column("last_seen", DATE, "UTC day of the last event", origin=of_events("user_id", "ts")),
+        Column("days_silent", INT, "days from it to the tenant's newest event"),
+        Column("days_active", INT, "days with events", origin=of_events("user_id", "ts")),
+        Column("chance_to_leave", REAL, "how likely no event follows in 28 days, 0 to 1; by the rule: a score"),
+        Column("level", TEXT, "low, medium (0.3 at least) or high (0.6)"),
+        Column("made_by", TEXT, "model, or rule where too few customers have left to learn from"),
+        Column("why", TEXT, "what moves the odds most; by the rule: what it looks at"),
+        AS_OF,
+    ),
+    "How likely each customer who was seen in 84 days is not to be seen in the next 28, with the reasons.",
+)
+
+CUSTOMER_MODELS = Table(
+    "features/customer_models",
+    ("tenant_id", "model", "measure"),
+    (
+        TENANT_ID,
+        Column("model", TEXT, "churn, or purchases (of which values in a year are made)"),
+        Column("measure", TEXT, "what was measured on a time that the model had not seen"),
+        Column("value", REAL, "of the model"),
+        Column("baseline", REAL, "of the rule, or of each customer's own rate of buying"),
+        Column("cases", INT, "customers it was measured on"),
+        Column("is_used", BOOL, "whether the model was better, and tells chances and values"),
+    ),
+    "How well what is said of customers was foreseen, on the newest past, beside what needs no model.",
+)
+
 FEATURES = (
     USER_COMMUNITIES, PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS, PRODUCT_CANDIDATES, TRENDING_PRODUCTS,
     PATH_ANOMALIES, DROP_OFFS, SUPPORT_INSIGHTS, ACCOUNT_VALUES,
+    CUSTOMER_VALUES, CUSTOMER_CHURN, CUSTOMER_MODELS,
 )  # fmt: skip

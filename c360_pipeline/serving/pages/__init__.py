@@ -71,14 +71,20 @@ def _moment(value: Any) -> str:
     return f"{instant(datetime.fromisoformat(value) if isinstance(value, str) else value):%Y-%m-%d %H:%M:%S}"
 
 
+SHARES = ("rate", "share", "chance")
+"""Columns of insights with these in their names are shares, which people read in per cent."""
+
+
 def _shown(value: Any, column: str) -> str:
     """A value of a table of insights as people read it."""
     if value is None:
         return ""
     if isinstance(value, datetime):
         return _moment(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
-        is_share = "rate" in column or "share" in column or column in ("change", "churn_risk", "probability")
+        is_share = any(part in column for part in SHARES) or column in ("change", "churn_risk", "probability")
         return f"{value:.1%}" if is_share else f"{value:,.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 

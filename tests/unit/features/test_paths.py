@@ -1,6 +1,7 @@
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
+import pytest
 
 from c360_pipeline.core.features import paths
 
@@ -66,33 +67,58 @@ def test_a_funnel_counts_sessions_that_reach_its_steps_in_order() -> None:
     assert found["drop_off_rate"].to_list() == [0.5, 0.5]
 
 
+def tickets_of(*users: str) -> pl.DataFrame:
+    """Tickets of now, one of each user."""
+    schema = {"tenant_id": pl.String, "ticket_id": pl.String, "user_id": pl.String}
+    rows = [("acme", str(number), user) for number, user in enumerate(users)]
+    at = pl.lit(NOW).cast(pl.Datetime("us", "UTC"))
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(created_at=at)
+
+
 def test_paths_before_tickets_are_compared_with_sessions_without() -> None:
     troubled = [session(f"t{n}", "view error error", f"t{n}", timedelta(minutes=10)) for n in range(4)]
     calm = [session(f"c{n}", "view view" if n else "view error error", f"c{n}") for n in range(10)]
-    tickets = pl.DataFrame(
-        {"tenant_id": ["acme"] * 4, "ticket_id": [str(n) for n in range(4)], "user_id": [f"t{n}" for n in range(4)],
-         "created_at": [NOW] * 4},
-        schema_overrides={"created_at": pl.Datetime("us", "UTC")},
-    )  # fmt: skip
-    found = paths.support_insights(events(*troubled, *calm), tickets)
+    found = paths.support_insights(events(*troubled, *calm), tickets_of("t0", "t1", "t2", "t3"))
     assert found.select("path", "tickets_with_path", "tickets", "sessions_with_path", "sessions", "lift").rows() == [
-        ("error → error", 4, 4, 1, 10, 10.0), ("view → error", 4, 4, 1, 10, 10.0),
-        ("view → error → error", 4, 4, 1, 10, 10.0),
+        ("error → error", 4, 4, 1, 10, 7.0), ("view → error", 4, 4, 1, 10, 7.0),
+        ("view → error → error", 4, 4, 1, 10, 7.0),
     ]  # fmt: skip
+    assert found["lift_at_least"].is_between(1, 7, closed="none").all()
+
+
+def test_what_may_be_chance_is_not_told() -> None:
+    troubled = [session(f"t{n}", "view error", f"t{n}", timedelta(minutes=10)) for n in range(4)]
+    calm = [session(f"c{n}", "view error" if n > 2 else "view view", f"c{n}") for n in range(10)]
+    assert paths.support_insights(events(*troubled, *calm), tickets_of("t0", "t1", "t2", "t3")).is_empty()
+
+
+def test_a_call_for_support_is_no_step_before_a_call_and_a_conversation_is_one() -> None:
+    troubled = [session(f"t{n}", "view error support support", f"t{n}", timedelta(minutes=10)) for n in range(6)]
+    calm = [session(f"c{n}", "view view", f"c{n}") for n in range(30)]
+    known = events(*troubled, *calm)
+    calls = paths.calls_for_support(known, tickets_of())
+    assert calls["user_id"].to_list() == [f"t{n}" for n in range(6)]
+    assert paths.support_insights(known, calls)["path"].to_list() == ["view → error"]
+
+
+def test_a_funnel_that_breaks_is_told_from_chance() -> None:
+    def sessions(name: str, bought: int, of: int, ago: timedelta) -> list[list[dict[str, object]]]:
+        paths_of = ["view add_to_cart purchase"] * bought + ["view add_to_cart"] * (of - bought)
+        return [session(f"{name}{n}", path, ago=ago) for n, path in enumerate(paths_of)]
+
+    before = sessions("b", 50, 100, timedelta(days=14))
+    same = paths.drop_offs(events(*before, *sessions("n", 45, 100, timedelta())))
+    worse = paths.drop_offs(events(*before, *sessions("n", 20, 100, timedelta())))
+    assert same["deviations"].to_list()[1] == pytest.approx(0.708, abs=0.01)
+    assert worse["deviations"].to_list()[1] > paths.LEAST_CHANGE
+    assert worse["deviations"].to_list()[0] is None, "nobody left at the first step: there is nothing to compare"
 
 
 def test_what_lies_more_than_half_an_hour_before_a_ticket_does_not_count() -> None:
     early = [session(f"t{n}", "view error", f"t{n}", timedelta(minutes=31)) for n in range(4)]
     calls = paths.calls_for_support(
         events(*[session(f"s{n}", "support", f"t{n}") for n in range(4)]),
-        pl.DataFrame(
-            schema={
-                "tenant_id": pl.String,
-                "ticket_id": pl.String,
-                "user_id": pl.String,
-                "created_at": pl.Datetime("us", "UTC"),
-            }
-        ),
+        tickets_of(),
     )
     assert calls.height == 4
     assert paths.support_insights(events(*early), calls).is_empty()

@@ -1,0 +1,194 @@
+"""What each customer has brought, how recently and how often they buy, and what they may buy in a year.
+
+A purchase is a day on which a customer bought: two orders of one evening are one decision. Whether the expectation may
+be told is tried on the past: a model of what lay before a quarter of the time (90 days at most) has to foresee what
+customers bought in it better than their own rate so far.
+"""
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from c360_pipeline.core.catalog.feature_tables import CUSTOMER_MODELS, CUSTOMER_VALUES
+from c360_pipeline.core.features.lifetime_value import (
+    BuyingRate,
+    Floats,
+    Spending,
+    fit_buying_rate,
+    fit_spending,
+)
+
+YEAR = 365
+FEWEST_RETURNING = 50
+"""Customers who bought on two days, from which on a model is tried."""
+LEAST_DAYS = 56
+"""Between first and newest event, from which on a model is tried."""
+LONGEST_TRIAL = 90
+CLASSES = 5
+PURCHASES_MODEL = "purchases"
+"""Name in `CUSTOMER_MODELS`."""
+DIGITS = 4
+
+
+class _Histories(NamedTuple):
+    """Of each customer who bought, in days: what the models ask for.
+
+    Attributes:
+        repeats: days bought after the first.
+        recency: from the first to the last.
+        age: from the first to the end of what is known.
+        paid_days: days of which it is known what was paid, and more than nothing.
+        mean_paid: on each of these.
+    """
+
+    repeats: Floats
+    recency: Floats
+    age: Floats
+    paid_days: Floats
+    mean_paid: Floats
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What may be expected of customers of a tenant.
+
+    Attributes:
+        rate: how often they buy.
+        spending: how much they pay; None where too few have paid what is known.
+        measures: rows of `CUSTOMER_MODELS` less the tenant.
+        is_used: whether the model foresees better than each customer's own rate.
+    """
+
+    rate: BuyingRate
+    spending: Spending | None
+    measures: list[dict[str, object]]
+    is_used: bool
+
+
+def customer_values(days: pl.DataFrame, as_of: date, currency: str | None) -> tuple[pl.DataFrame, Expectation | None]:
+    """`CUSTOMER_VALUES` rows less tenant and `as_of`, sorted by user_id, and what their expectation rests on.
+
+    Args:
+        days: `core.features.customer_days.DAYS` rows.
+        as_of: day of the tenant's newest event.
+        currency: of `paid`.
+    """
+    buyers = _buyers(days, as_of)
+    expected = expectation(days, as_of)
+    columns = dict.fromkeys(("chance_active", "purchases_in_a_year", "value_in_a_year"), pl.lit(None, pl.Float64))
+    if expected is not None and expected.is_used:
+        had = _histories(buyers)
+        bought = expected.rate.expected(YEAR, had.repeats, had.recency, had.age)
+        columns["chance_active"] = _series(expected.rate.chance_active(had.repeats, had.recency, had.age))
+        columns["purchases_in_a_year"] = _series(bought)
+        if expected.spending is not None:
+            columns["value_in_a_year"] = _series(bought * expected.spending.expected(had.paid_days, had.mean_paid), 2)
+    rows = buyers.with_columns(
+        days_since_purchase=pl.lit(as_of) - pl.col("last_bought"),
+        revenue=pl.col("revenue").round(2),
+        mean_paid=(pl.col("known_paid") / pl.col("paid_days")).round(2),
+        currency=pl.lit(currency, pl.String),
+        recency_class=_class(pl.col("last_bought")),
+        frequency_class=_class(pl.col("purchases")),
+        monetary_class=_class(pl.col("revenue")),
+        **columns,
+    ).with_columns(pl.col("days_since_purchase").dt.total_days())
+    return rows.select([name for name in CUSTOMER_VALUES.columns if name not in ("tenant_id", "as_of")]), expected
+
+
+def _series(values: Floats, digits: int = DIGITS) -> pl.Expr:
+    return pl.lit(pl.Series(np.round(values, digits)))
+
+
+def _class(column: pl.Expr) -> pl.Expr:
+    """The fifth of all customers in which a value lies, 5 the highest; equal values are in one."""
+    below = column.rank("min") - 1
+    return (1 + below * CLASSES // column.count()).cast(pl.Int64)
+
+
+def _buyers(days: pl.DataFrame, as_of: date) -> pl.DataFrame:
+    bought = days.filter(pl.col("orders") > 0)
+    is_paid = pl.col("paid") > 0
+    return bought.group_by("user_id").agg(
+        first_bought=pl.col("day").min(), last_bought=pl.col("day").max(), purchases=pl.len().cast(pl.Int64),
+        orders=pl.col("orders").sum(),
+        revenue=pl.when(pl.col("paid").is_not_null().any()).then(pl.col("paid").sort().sum()),
+        paid_days=is_paid.sum(), known_paid=pl.col("paid").filter(is_paid).sort().sum(),
+        age=(pl.lit(as_of) - pl.col("day").min()).dt.total_days(),
+    ).sort("user_id")  # fmt: skip
+
+
+def _histories(buyers: pl.DataFrame) -> _Histories:
+    paid_days = buyers["paid_days"].cast(pl.Float64).to_numpy()
+    return _Histories(
+        (buyers["purchases"] - 1).cast(pl.Float64).to_numpy(),
+        (buyers["last_bought"] - buyers["first_bought"]).dt.total_days().cast(pl.Float64).to_numpy(),
+        buyers["age"].cast(pl.Float64).to_numpy(),
+        paid_days,
+        buyers["known_paid"].to_numpy() / np.maximum(paid_days, 1),
+    )
+
+
+def expectation(days: pl.DataFrame, as_of: date) -> Expectation | None:
+    """Fit models to all that is known, after they were tried on the past; None where there is too little of it."""
+    begun = days["day"].min()
+    if not isinstance(begun, date) or (as_of - begun).days < LEAST_DAYS:
+        return None
+    trial = min(LONGEST_TRIAL, (as_of - begun).days // 4)
+    cut = as_of - timedelta(days=trial)
+    before = _buyers(days.filter(pl.col("day") <= cut), cut)
+    if before.filter(pl.col("purchases") > 1).height < FEWEST_RETURNING:
+        return None
+    measures, is_used = _tried(before, days.filter((pl.col("day") > cut) & (pl.col("orders") > 0)), trial)
+    had = _histories(_buyers(days, as_of))
+    return Expectation(fit_buying_rate(had.repeats, had.recency, had.age), _spending(had), measures, is_used)
+
+
+def _spending(had: _Histories) -> Spending | None:
+    is_paid = had.paid_days > 0
+    if (had.paid_days > 1).sum() < FEWEST_RETURNING:
+        return None
+    return fit_spending(had.paid_days[is_paid], had.mean_paid[is_paid])
+
+
+def _tried(before: pl.DataFrame, later: pl.DataFrame, trial: int) -> tuple[list[dict[str, object]], bool]:
+    """How well models of the past foresee what was bought and paid later, beside each customer's own rate."""
+    had = _histories(before)
+    truth = before.select("user_id").join(
+        later.group_by("user_id").agg(bought=pl.len(), paid=pl.col("paid").sort().sum()), on="user_id", how="left",
+        maintain_order="left",
+    ).fill_null(0)  # fmt: skip
+    bought = truth["bought"].cast(pl.Float64).to_numpy()
+    foreseen = fit_buying_rate(had.repeats, had.recency, had.age).expected(trial, had.repeats, had.recency, had.age)
+    own = (had.repeats + 1) / np.maximum(had.age, 1) * trial
+    measures = [
+        _measure("mean absolute error of purchases", bought, foreseen, own, "purchases"),
+        _measure("all purchases, of those that came", bought, foreseen, own, "share"),
+    ]
+    spending = _spending(had)
+    if spending is not None:
+        paid = truth["paid"].cast(pl.Float64).to_numpy()
+        worth = foreseen * spending.expected(had.paid_days, had.mean_paid)
+        measures.append(_measure("mean absolute error of revenue", paid, worth, own * had.mean_paid, "money"))
+        measures.append(_measure("all revenue, of what came", paid, worth, own * had.mean_paid, "share"))
+    is_used = bool(np.abs(bought - foreseen).mean() < np.abs(bought - own).mean())
+    return [{**one, "is_used": is_used} for one in measures], is_used
+
+
+def _measure(name: str, truth: Floats, found: Floats, plain: Floats, unit: str) -> dict[str, object]:
+    def of(told: Floats) -> float | None:
+        if unit == "share":
+            return None if truth.sum() == 0 else float(round(told.sum() / truth.sum(), DIGITS))
+        return float(round(np.abs(told - truth).mean(), DIGITS))
+
+    return {
+        "model": PURCHASES_MODEL, "measure": name, "value": of(found), "baseline": of(plain), "cases": len(truth),
+    }  # fmt: skip
+
+
+def models_rows(tenant: str, measures: list[dict[str, object]]) -> pl.DataFrame:
+    """`CUSTOMER_MODELS` rows of a tenant."""
+    return pl.DataFrame([{"tenant_id": tenant, **one} for one in measures], schema=CUSTOMER_MODELS.empty().schema)
