@@ -6,7 +6,17 @@ import dagster as dg
 import structlog
 
 from c360_pipeline import automation, resources
-from c360_pipeline.assets import audiences, customers, features, landing, silos, sources, stitching, visitors
+from c360_pipeline.assets import (
+    audiences,
+    customers,
+    features,
+    landing,
+    recommended,
+    silos,
+    sources,
+    stitching,
+    visitors,
+)
 from c360_pipeline.assets import maintenance as lake
 from c360_pipeline.assets import projection as graph
 from c360_pipeline.assets import reconciliation as reconcile
@@ -18,7 +28,20 @@ if not structlog.is_configured():  # a command has set up its own
     configure_logging(as_json=logs_are_json())
 # Links from assets to their code; Dagster calls them a beta on every import.
 warnings.filterwarnings("ignore", "(Class `.*CodeReference|Function `with_source_code)", dg.BetaWarning)
-STAGES = [landing, sources, silos, visitors, graph, stitching, reconcile, audiences, features, customers, lake]
+STAGES = [
+    landing,
+    sources,
+    silos,
+    visitors,
+    graph,
+    stitching,
+    reconcile,
+    audiences,
+    features,
+    customers,
+    recommended,
+    lake,
+]
 
 defs = dg.Definitions(
     assets=dg.with_source_code_references(

@@ -27,6 +27,7 @@ PAGES = {
     "customer_values": "insights",
     "customer_churn": "insights",
     "customer_models": "insights",
+    "recommendation_hits": "insights",
     "landing_files": "delivery",
     "dead_letters": "delivery",
     "reconciliations": "reconciliation",

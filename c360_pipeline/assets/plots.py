@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
+from c360_pipeline.core.features.hits import ALL_SOURCES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -155,6 +157,31 @@ def foreseen(models: pl.DataFrame) -> dg.MarkdownMetadataValue:
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return _image(figure, "how well customers were foreseen")
+
+
+def hit_rates(hits: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """The share of customers who viewed or bought what was recommended, by day, of each version the mean of tenants.
+
+    Args:
+        hits: rows of `RECOMMENDATION_HITS`.
+    """
+    from matplotlib.figure import Figure
+
+    shown = hits.filter((pl.col("source") == ALL_SOURCES) & pl.col("is_complete"))
+    if shown.is_empty():
+        return dg.MetadataValue.md("no day is over on which the API recommended anything")
+    sums = shown.group_by("version", "day").agg(pl.col("customers", "customers_with_hit").sum()).sort("version", "day")
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    for (version,), rows in sums.partition_by("version", as_dict=True, maintain_order=True).items():
+        rate = rows["customers_with_hit"] / rows["customers"]
+        axes.plot(rows["day"].to_list(), rate.to_list(), "o-", label=str(version)[:LONGEST_LABEL])
+    axes.set_ylim(0)
+    axes.set_ylabel("customers with a hit")
+    axes.tick_params(axis="x", rotation=60, labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return _image(figure, "hit rate by day")
 
 
 def _image(figure: "Figure", name: str) -> dg.MarkdownMetadataValue:

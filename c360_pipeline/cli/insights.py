@@ -19,6 +19,7 @@ class Which(StrEnum):
     CHURN = "churn"
     LEAVING = "leaving"
     VALUES = "values"
+    RECOMMENDED = "recommended"
     MODELS = "models"
 
 

@@ -16,6 +16,7 @@ from c360_pipeline.core.catalog.feature_tables import (
     PATH_ANOMALIES,
     SUPPORT_INSIGHTS,
 )
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.features.account_values import LEFT
 from c360_pipeline.stores.delta.lake import Lake
@@ -89,9 +90,17 @@ KINDS = {
             "Nobody bought anything: events with the action `purchase` do.",
         ),
         Kind(
+            "recommended", "What came of recommendations", RECOMMENDATION_HITS,
+            {"day": True, "version": False, "source": False},
+            {"day": "Day (UTC)", "version": "Version", "source": "From", "customers": "Customers",
+             "products": "Products", "clicked": "Viewed", "bought": "Bought", "hit_rate": "Customers with a hit",
+             "is_complete": "Day is over"},
+            "The API recommended nothing in the last 30 days: POST /recommend/products is what is measured.",
+        ),
+        Kind(
             "models", "How well customers are foreseen", CUSTOMER_MODELS, {"model": False, "measure": False},
-            {"model": "Model", "measure": "Measure", "value": "Model's", "baseline": "Rule's", "cases": "Customers",
-             "is_used": "Used"},
+            {"model": "Model", "measure": "Measure", "value": "Of the model", "baseline": "Of the rule",
+             "cases": "Customers", "is_used": "Used"},
             "There is too little history for a model: 56 days, and 50 customers who left or returned, are the least.",
         ),
     )

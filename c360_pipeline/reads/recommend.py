@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from c360_pipeline.core.features.leads import INTEREST, RECENT, Settings
 from c360_pipeline.core.features.recommend import (
@@ -274,6 +274,22 @@ class RecommendationRequest:
         return self.top_k if self.most_of_category is None else self.top_k * CHOSEN_FROM
 
 
+class Recommended(NamedTuple):
+    """An answer.
+
+    Attributes:
+        products: best first.
+        user_id: for whom; None for a visitor whom nobody knows.
+        is_user_by_now: whether it was asked for by a visitor, who has logged in.
+        is_refused: whether nothing that they did was looked at, for they refused it, or may have.
+    """
+
+    products: list[Recommendation]
+    user_id: str | None
+    is_user_by_now: bool
+    is_refused: bool
+
+
 class Recommender:
     """Recommendations of a tenant, from its part of the graph.
 
@@ -307,17 +323,15 @@ class Recommender:
 
     def recommend(self, wanted: RecommendationRequest) -> list[Recommendation]:
         """The best products for a user or a visitor; further sources are asked only where the former gave too few."""
-        return self.recommended(wanted)[0]
+        return self.recommended(wanted).products
 
-    def recommended(self, wanted: RecommendationRequest) -> tuple[list[Recommendation], bool]:
-        """The same, and whether it is for a visitor who is a user by now."""
+    def recommended(self, wanted: RecommendationRequest) -> Recommended:
+        """The same, with whom it is for."""
         # Asked for before a transaction of the graph is begun.
         known = {"refusals": self._refusals, "half_life": self._half_life()}
         return self._graph.read_together(lambda read: self._found(read, wanted, known))
 
-    def _found(
-        self, read: Read, wanted: RecommendationRequest, known: dict[str, Any]
-    ) -> tuple[list[Recommendation], bool]:
+    def _found(self, read: Read, wanted: RecommendationRequest, known: dict[str, Any]) -> Recommended:
         who = self._user(read, wanted)
         has_catalogue = bool(read(READ_HAS_CATALOGUE, tenant_id=self._tenant_id))
         asked = _Asked(read, known | {
@@ -337,7 +351,7 @@ class Recommender:
             best = rank(found, who.top_k, who.most_of_category)
             if len(best) >= who.top_k:
                 break
-        return self._with_similar_users(asked, best), who is not wanted
+        return Recommended(self._with_similar_users(asked, best), who.user_id, who is not wanted, refused)
 
     def _with_similar_users(self, asked: "_Asked", best: list[Recommendation]) -> list[Recommendation]:
         """The recommendations; those that own products lead to, with some who bought both."""

@@ -116,11 +116,12 @@ class Api:
         if known is not None:
             return known
         recommender = self.backend.recommender(tenant_id)
-        found, is_user_by_now = await self.ask(recommender.recommended, wanted)
-        made = models.Recommendations(recommendations=found).model_dump_json().encode()
+        found = await self.ask(recommender.recommended, wanted)
+        made = models.Recommendations(recommendations=found.products).model_dump_json().encode()
+        self.backend.note_given(tenant_id, wanted, found)
         # Where consent is needed, a refusal of anybody may change what is right for everybody; what is for a user is
         # dropped when the user acts, by the user's id alone.
-        if not recommender.needs_consent and not is_user_by_now:
+        if not recommender.needs_consent and not found.is_user_by_now:
             self.cache.put(tenant_id, wanted, made, generation)
         return made
 

@@ -217,6 +217,7 @@ INSIGHTS: dict[str, tuple[type[BaseModel], str]] = {
     "churn": (models.Churn, "Accounts by how likely they leave, with the reasons."),
     "leaving": (models.Leaving, "Customers by how likely they are not seen again soon, with the reasons."),
     "values": (models.Values, "Customers by what they may be expected to pay in a year."),
+    "recommended": (models.Recommended, "What came of recommendations, by day, version and source."),
     "models": (models.Models, "How well what is said of customers was foreseen on the newest past."),
 }
 """By kind of `reads.insights.KINDS`: what the API answers, and what it is."""

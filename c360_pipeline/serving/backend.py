@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import psycopg
 from neo4j.exceptions import DriverError, Neo4jError
 
+from c360_pipeline import __version__
 from c360_pipeline.core.audiences.definition import Audience
 from c360_pipeline.core.catalog.feature_tables import RECOMMENDATION_SETTINGS
 from c360_pipeline.core.contract.events import Event, Rejected, parse_event
@@ -29,18 +30,21 @@ from c360_pipeline.reads.deliveries import delivered_by_source, sources_of_pages
 from c360_pipeline.reads.insights import Found, insights
 from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.reads.overview import Overviews
-from c360_pipeline.reads.recommend import Recommender
+from c360_pipeline.reads.recommend import RecommendationRequest, Recommended, Recommender
 from c360_pipeline.reads.search import Search
 from c360_pipeline.serving.models import Interaction
 from c360_pipeline.settings import load_settings
 from c360_pipeline.stages.audiences.sinks import require_labels, require_possible
 from c360_pipeline.stages.audiences.trials import Trials
+from c360_pipeline.stages.realtime.given import Given, GivenRecommendations
 from c360_pipeline.stages.realtime.tracked_events import Tracked, TrackedEvents
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.driver_values import plain
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.api_keys import ApiKeys
 from c360_pipeline.stores.postgres.control import ControlDb
+from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
+from c360_pipeline.stores.postgres.sessions import StandingSession
 from c360_pipeline.stores.s3.landing import Landing
 
 if TYPE_CHECKING:
@@ -183,13 +187,18 @@ class Backend:
         self._rules = Kept(lambda: control.key_rules.policy().rules, "which attributes are identifiers")
         self._identifiers = Kept(control.identifiers.current, "how identifiers are hashed")
         self.trials = Trials(lake, graph.read_only)
-        self._half_lives = Refreshed(self._read_half_lives, dict[str, float](), SETTINGS_SECONDS)
+        self._settings = Refreshed(self._read_settings, dict[str, Settings](), SETTINGS_SECONDS)
+        # A session of the writer's own: it asks once a minute who is not to be noted.
+        self._standing = StandingSession(control.login)
+        self._given = GivenRecommendations(lake, PrivacyLists(self._standing, control.identifiers))
 
     def close(self) -> None:
         """Write what was tracked and not stored yet."""
-        self._half_lives.close()
+        self._settings.close()
         self.trials.close()
         self._tracked.close()
+        self._given.close()
+        self._standing.close()
 
     def recommender(self, tenant_id: str) -> Recommender:
         """Recommendations of a tenant."""
@@ -198,12 +207,27 @@ class Backend:
             return purposes_of(self._purposes.value(), RECOMMENDATIONS, [tenant_id])["purpose"]
 
         def half_life() -> float:
-            return self._half_lives.value().get(tenant_id, Settings().half_life)
+            return self._settings_of(tenant_id).half_life
 
         return Recommender(self.graph, tenant_id, asked, half_life)
 
-    def _read_half_lives(self) -> dict[str, float]:
-        return dict(self.lake.read(RECOMMENDATION_SETTINGS).select("tenant_id", "half_life").iter_rows())
+    def note_given(self, tenant_id: str, wanted: RecommendationRequest, found: Recommended) -> None:
+        """Note what was recommended, so that it can be told what came of it; nothing of those who refused it."""
+        if found.is_refused or not found.products:
+            return
+        settings = self._settings_of(tenant_id)
+        version = f"{__version__}, half-life {settings.half_life:g}, ridge {settings.regularisation:g}"
+        self._given.note(Given(
+            tenant_id, datetime.now(UTC), found.user_id, None if found.user_id else wanted.anonymous_id, version,
+            [one.product_id for one in found.products], [one.source for one in found.products],
+        ))  # fmt: skip
+
+    def _settings_of(self, tenant_id: str) -> Settings:
+        return self._settings.value().get(tenant_id, Settings())
+
+    def _read_settings(self) -> dict[str, Settings]:
+        rows = self.lake.read(RECOMMENDATION_SETTINGS).select("tenant_id", "half_life", "regularisation")
+        return {tenant: Settings(half_life, ridge) for tenant, half_life, ridge in rows.iter_rows()}
 
     def customers(self, tenant_id: str) -> Customers:
         """Customers of a tenant."""

@@ -298,6 +298,21 @@ class CustomerValue(BaseModel):
     as_of: datetime
 
 
+class RecommendationHits(BaseModel):
+    """What was viewed and bought within a day of being recommended."""
+
+    day: date
+    version: str
+    source: str
+    customers: int
+    products: int
+    clicked: int
+    bought: int
+    customers_with_hit: int
+    hit_rate: float
+    is_complete: bool
+
+
 class ModelMeasure(BaseModel):
     """How well a model foresaw the newest past, beside the rule that needs none."""
 
@@ -349,6 +364,12 @@ class Values(_Insights):
     """The customers first that may be expected to pay most in a year."""
 
     rows: list[CustomerValue]
+
+
+class Recommended(_Insights):
+    """The newest day first."""
+
+    rows: list[RecommendationHits]
 
 
 class Models(_Insights):

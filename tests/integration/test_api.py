@@ -30,11 +30,13 @@ from c360_pipeline.core.catalog.feature_tables import (
     SUPPORT_INSIGHTS,
     USER_COMMUNITIES,
 )
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS, RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS
 from c360_pipeline.core.features import leads, similar_products
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging
 from c360_pipeline.reads.insights import KINDS
+from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import security
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
@@ -43,6 +45,7 @@ from c360_pipeline.serving.security import MOST_BODY_BYTES
 from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stages.projection.audiences import bring_up_audiences
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
+from c360_pipeline.stages.realtime.given import Given, GivenRecommendations
 from c360_pipeline.stages.realtime.unlanded_events import unlanded_events
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -145,6 +148,7 @@ def by_hand(lake: Lake, user: str, top_k: int) -> list[dict[str, Any]]:
                       f"“{names.get(first, (first, None))[0]}”{others} also bought this"
                       f"{'; in your community' if same else ''}",
             "similar_users": people[:5], "because_of": None, "share": None,
+            "source": "similar_users",
         })  # fmt: skip
     return found
 
@@ -266,6 +270,10 @@ INSIGHTS = {
         "frequency_class": 4, "monetary_class": 3, "chance_active": 0.9, "purchases_in_a_year": 5.25,
         "value_in_a_year": 130.5, "as_of": datetime(2025, 10, 20, tzinfo=UTC),
     }),
+    "recommended": (RECOMMENDATION_HITS, {
+        "day": date(2025, 10, 20), "version": "1", "source": "all", "customers": 10, "products": 50, "clicked": 5,
+        "bought": 2, "customers_with_hit": 4, "hit_rate": 0.4, "is_complete": True,
+    }),
     "models": (CUSTOMER_MODELS, {
         "model": "churn", "measure": "order (AUC)", "value": 0.9, "baseline": 0.8, "cases": 400, "is_used": True,
     }),
@@ -303,6 +311,50 @@ def test_insights_are_read_by_api_page_and_command(
     assert said.exit_code == 0, said.output
     assert json.loads(said.stdout)[name]["total"] == 2
     assert KINDS[name].title in CliRunner().invoke(cli, ["insights", "--tenant", "acme"]).output
+
+
+def test_what_is_recommended_is_noted_for_those_who_may_be_and_measured(
+    backend: Backend, shop: World, control: ControlDb
+) -> None:
+    """Not of a person who asked to be forgotten, nor of one who refused, nor while somebody is being erased."""
+    before = shop.lake.read(RECOMMENDATIONS_GIVEN)
+    control.privacy.suppress("acme", "u3", "asked to be forgotten")
+    with TestClient(create_app(backend, rate="100000/second"), raise_server_exceptions=False) as opened:
+        key, _ = backend.keys.add("acme", "admin")
+        client = TestClient(opened.app, headers={"authorization": f"Bearer {key}"}, raise_server_exceptions=False)
+        given = recommend(client, "u1")
+        assert recommend(client, "u1") == given, "the second answer is the first one, and is noted once"
+        recommend(client, "u3")
+        visitor = {"tenant_id": "acme", "anonymous_id": "nobody-yet", "top_k": 3}
+        assert client.post("/recommend/products", json=visitor).status_code == 200
+    noted = shop.lake.read(RECOMMENDATIONS_GIVEN).join(before, on="given_id", how="anti").sort("user_id")
+    assert noted.select("tenant_id", "user_id", "anonymous_id").rows() == [
+        ("acme", None, "nobody-yet"), ("acme", "u1", None)
+    ]  # fmt: skip
+    assert noted["products"][1].to_list() == [one["product_id"] for one in given]
+    assert noted["sources"][1].to_list() == [one["source"] for one in given]
+    assert "half-life 5, ridge 200" in noted["version"][1]
+
+
+def test_nothing_is_noted_of_those_who_refused_and_all_waits_for_an_erasure(
+    graph: Graph, lake: Lake, landing: Landing, control: ControlDb, shop: World
+) -> None:
+    before = lake.read(RECOMMENDATIONS_GIVEN)
+    wanted = RecommendationRequest("u1", 3)
+    backend = Backend(graph, lake, landing, control)
+    found = backend.recommender("acme").recommended(wanted)
+    backend.note_given("acme", wanted, found._replace(is_refused=True))
+    backend.close()
+    assert lake.count(RECOMMENDATIONS_GIVEN) == before.height
+
+    given = GivenRecommendations(lake, control.privacy)
+    control.privacy.begin_erasure()
+    with control.locks.exclusive_run():
+        given.note(Given("acme", datetime.now(UTC), "u1", None, "1", ["p1"], ["trending"]))
+        given.write_waiting()
+        assert lake.count(RECOMMENDATIONS_GIVEN) == before.height
+    given.close()
+    assert lake.count(RECOMMENDATIONS_GIVEN) == before.height + 1
 
 
 def events_with_item(lake: Lake, user: str, item: str) -> pl.DataFrame:

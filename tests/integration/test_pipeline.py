@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from psycopg import sql
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS
 from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS, LANDING_FILES
 from c360_pipeline.core.projection.graph import Kind
 from c360_pipeline.core.reconciliation.compare import combined_digest
@@ -177,7 +178,7 @@ def test_the_run_counts_rows_of_every_asset(first_run: tuple[World, Outcome]) ->
     _, outcome = first_run
     assert {name for name, count in outcome.rows.items() if count is None} == set()
     assert outcome.rows["landed_events"] == REQUEST.events
-    assert len(outcome.rows) == 43
+    assert len(outcome.rows) == 47
 
 
 def test_every_kind_of_node_and_relationship_of_the_contract_is_there(world: World) -> None:
@@ -384,12 +385,21 @@ def test_a_backfill_under_other_rules_reaches_the_graph_and_comes_back(world: Wo
     assert world.lake.count(EVENTS) == before
 
 
+def follow_a_recommendation(client: TestClient, key: str) -> None:
+    """View the first of what is recommended."""
+    who = {"user_id": "john.smith@email.com"}
+    told = client.post("/recommend/products", json={**who, "top_k": 3}, headers={"x-api-key": key})
+    first = told.json()["recommendations"][0]["product_id"]
+    view = {**who, "product_id": first, "interaction_type": "VIEWED"}
+    assert client.post("/graph/track", json=view, headers={"x-api-key": key}).status_code == 200
+
+
 @pytest.fixture
 def traffic(world: World) -> Iterator[list[str]]:
     """Ids of events that an API client tracks meanwhile, also for a tenant that nobody has heard of before."""
     control = open_control(world.settings)
     backend = Backend(world.graph, world.lake, open_landing(world.settings), control)
-    keys = {tenant: backend.keys.add(tenant, "ingest")[0] for tenant in ("acme", "newcomer")}
+    keys = {tenant: backend.keys.add(tenant, "admin")[0] for tenant in ("acme", "newcomer")}
     tracked: list[str] = []
     stop, failed = threading.Event(), list[BaseException]()
 
@@ -408,6 +418,7 @@ def traffic(world: World) -> Iterator[list[str]]:
             raise
 
     with TestClient(create_app(backend, rate="100000/second"), raise_server_exceptions=False) as client:
+        follow_a_recommendation(client, keys["acme"])
         thread = threading.Thread(target=track, args=(client,))
         thread.start()
         try:
@@ -429,6 +440,8 @@ def test_what_was_tracked_meanwhile_lands_once(world: World) -> None:
     live = world.lake.read(EVENTS).filter(pl.col("event_id").str.starts_with("live-"))
     assert live.height == live.n_unique(EVENTS.key) > 20
     assert set(live["tenant_id"]) == {"acme", "newcomer"}
+    whole = world.lake.read(RECOMMENDATION_HITS).filter(pl.col("source") == "all").to_dicts()
+    assert [(one["customers"], one["products"], one["clicked"], one["bought"]) for one in whole] == [(1, 3, 1, 0)]
     assert world.graph.counts.label_count("Unlanded") == 0
     assert world.findings() == []
 

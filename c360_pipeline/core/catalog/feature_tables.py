@@ -17,6 +17,7 @@ from c360_pipeline.core.catalog.columns import (
     Column,
     of_events,
 )
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS
 from c360_pipeline.core.catalog.table import Table
 
 BOUGHT = of_events("user_id", "action", "ts")
@@ -286,5 +287,5 @@ CUSTOMER_MODELS = Table(
 FEATURES = (
     USER_COMMUNITIES, PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS, PRODUCT_CANDIDATES, TRENDING_PRODUCTS,
     PATH_ANOMALIES, DROP_OFFS, SUPPORT_INSIGHTS, ACCOUNT_VALUES,
-    CUSTOMER_VALUES, CUSTOMER_CHURN, CUSTOMER_MODELS,
+    CUSTOMER_VALUES, CUSTOMER_CHURN, CUSTOMER_MODELS, RECOMMENDATION_HITS,
 )  # fmt: skip

@@ -41,6 +41,7 @@ from c360_pipeline.core.catalog.columns import (
     of_events,
 )
 from c360_pipeline.core.catalog.feature_tables import FEATURES
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.contract.fields import FieldType
 from c360_pipeline.core.contract.layout import COLUMNS as EVENT_COLUMNS
@@ -468,7 +469,7 @@ TABLES = {
         EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, CATALOG, JOURNEYS, EVENT_JOURNEY, EVENT_KEYS,
         JOURNEY_KEYS, JOURNEY_ALIASES, JOURNEY_MERGES, JOURNEY_SPLITS, JOURNEY_CONFLICTS, QUARANTINED_KEYS, JOURNEY_LOG,
         VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, DAILY_EVENTS, RECONCILIATIONS,
-        RECONCILIATION_FINDINGS, GRAPH_PROOFS, *AUDIENCES, *FEATURES,
+        RECONCILIATION_FINDINGS, GRAPH_PROOFS, *AUDIENCES, *FEATURES, RECOMMENDATIONS_GIVEN,
     )
 }  # fmt: skip
 

@@ -143,6 +143,8 @@ class Recommendation:
             thousand buyers some of them.
         because_of: id of the user's product that most of the score comes from; null where it comes from elsewhere.
         share: of the score, what that product adds, 0 to 1; null as well.
+        source: step of the ladder that it comes from: own_products, similar_users, viewed_together, community, category
+            or trending.
     """
 
     product_id: str
@@ -153,6 +155,7 @@ class Recommendation:
     similar_users: list[str]
     because_of: str | None = None
     share: float | None = None
+    source: str = ""
 
 
 def rank(candidates: Sequence[Candidate], top_k: int, most_of_category: int | None = None) -> list[Recommendation]:
@@ -183,7 +186,7 @@ def rank(candidates: Sequence[Candidate], top_k: int, most_of_category: int | No
     return [
         Recommendation(
             c.product_id, c.product_name, c.category, round(c.score, 4), c.reason, list(c.similar_users),
-            c.because_of_id, round(c.share, 4) if c.because_of_id else None,
+            c.because_of_id, round(c.share, 4) if c.because_of_id else None, c.source.name.lower(),
         )
         for c in chosen[:top_k]
     ]  # fmt: skip

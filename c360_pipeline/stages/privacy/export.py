@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from c360_pipeline.core.catalog.audience_tables import AUDIENCES
 from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, FEATURES
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS, JOURNEYS
 from c360_pipeline.core.privacy.erasure import Person, SearchTerms, theirs, users_frame
 from c360_pipeline.core.projection.statement import Statement
@@ -137,6 +138,9 @@ def export(stores: Stores, person: Person, observe: Observe = lambda what: None)
     seen = lake.scan(JOURNEYS).select("tenant_id", "journey_id", "created_at")
     journeys = counted.join(seen, on=["tenant_id", "journey_id"]).sort("journey_id").collect(engine="streaming")
     features = _features(stores, persons, SearchTerms(values))
+    visited = traces.frames()[0].lazy()
+    by_visitor = lake.scan(RECOMMENDATIONS_GIVEN).join(visited, on=["tenant_id", "anonymous_id"], how="semi").collect()
+    features[RECOMMENDATIONS_GIVEN.name] = pl.concat([features[RECOMMENDATIONS_GIVEN.name], by_visitor])
     observe("dead letters")
     letters, others = planner.letters_with_bytes(SearchTerms(values), persons, traces)
     observe("graph")
@@ -161,7 +165,7 @@ def export(stores: Stores, person: Person, observe: Observe = lambda what: None)
 def _features(stores: Stores, persons: Sequence[Person], terms: SearchTerms) -> dict[str, pl.DataFrame]:
     """Rows of features that are theirs: by their user, and of accounts those that hold a value of theirs alone."""
     found = {}
-    for table in (*FEATURES, *AUDIENCES):
+    for table in (*FEATURES, *AUDIENCES, RECOMMENDATIONS_GIVEN):
         rows = stores.lake.scan(table)
         if "user_id" in table.columns:
             found[table.name] = rows.join(

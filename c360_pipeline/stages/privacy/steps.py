@@ -21,6 +21,7 @@ from c360_pipeline.core.catalog.audience_tables import (
 )
 from c360_pipeline.core.catalog.changes import Version
 from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, FEATURES
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import (
     DEAD_LETTER_LINES,
@@ -71,8 +72,8 @@ from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.s3.landing import EventFile, dead_letter_key
 
 TOUCHED = (EVENTS, LANDING_FILES, DEAD_LETTERS, DEAD_LETTER_LINES, RECONCILIATION_FINDINGS, JOURNEY_LOG,
-           VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, *FEATURES, *AUDIENCES,
-           *PUBLISHED)  # fmt: skip
+           VISITOR_DECISIONS, VISITOR_USER, SESSIONS, USER_TRAITS, USER_CONSENTS, RECOMMENDATIONS_GIVEN, *FEATURES,
+           *AUDIENCES, *PUBLISHED)  # fmt: skip
 """Tables that an erasure writes, beside those of silos."""
 REDACTED = b"x"
 """Stands for each byte of a name that is taken out of a line of somebody else."""
@@ -169,9 +170,9 @@ class Steps:
         left = theirs(lake.scan(EVENTS), plan.persons, plan.traces)
         remove_events(lake, left.collect(engine="streaming"))
         visitors = plan.traces.frames()[0].lazy()
-        decided = lake.scan(VISITOR_DECISIONS).join(visitors, on=["tenant_id", "anonymous_id"], how="semi")
-        gone = decided.select(VISITOR_DECISIONS.key).collect()
-        lake.commits.merge(VISITOR_DECISIONS, VISITOR_DECISIONS.empty(), gone)
+        for table in (VISITOR_DECISIONS, RECOMMENDATIONS_GIVEN):
+            named = lake.scan(table).join(visitors, on=["tenant_id", "anonymous_id"], how="semi")
+            lake.commits.merge(table, table.empty(), named.select(table.key).collect())
 
     def _erase_rows(self, plan: Plan) -> None:
         """Rows of silos leave their snapshots, and are not read again."""
@@ -187,7 +188,7 @@ class Steps:
             control.privacy.suppress_rows(name, row_name_hash(name, gone, key))
             lake.commits.merge(table, table.empty(), gone, on=key)
         self._erase_unlabelled(plan)
-        self._remove_users(plan, *FEATURES, AUDIENCE_MEMBERS)
+        self._remove_users(plan, *FEATURES, AUDIENCE_MEMBERS, RECOMMENDATIONS_GIVEN)
 
     def _remove_users(self, plan: Plan, *tables: Table) -> None:
         """Rows of users leave tables that name one in each."""

@@ -1,0 +1,149 @@
+"""What the API recommends, noted without making anybody wait: in memory first, then in the lake, a batch at a time.
+
+It is a measure and no archive: what a process that is killed had not written yet is lost, and what can't be written for
+long is dropped and counted.
+"""
+
+import threading
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import polars as pl
+import psycopg
+import structlog
+
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATIONS_GIVEN
+from c360_pipeline.core.landing.classify import split_suppressed
+from c360_pipeline.errors import C360Error, ConflictError
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
+
+WRITE_SECONDS = 60.0
+BATCH = 5_000
+"""Answers from which on a batch is written before its time."""
+MOST_WAITING = 100_000
+TRIES = 5
+"""Of one commit, where others commit at the same time."""
+
+
+class Given(NamedTuple):
+    """One answer.
+
+    Attributes:
+        tenant_id: whose customer.
+        given_at: when (UTC).
+        user_id: for whom; None for a visitor whom nobody knows.
+        anonymous_id: for which visitor; None where there is a user.
+        version: of what recommends.
+        products: ids, the best first.
+        sources: of each product.
+    """
+
+    tenant_id: str
+    given_at: datetime
+    user_id: str | None
+    anonymous_id: str | None
+    version: str
+    products: Sequence[str]
+    sources: Sequence[str]
+
+
+class GivenRecommendations:
+    """Notes answers from any thread, and writes them from one.
+
+    Args:
+        lake: holds `RECOMMENDATIONS_GIVEN`.
+        lists: say who asked to be forgotten; of this writer alone.
+    """
+
+    def __init__(self, lake: Lake, lists: PrivacyLists) -> None:
+        self._lake, self._lists = lake, lists
+        self._waiting: deque[Given] = deque()
+        self._dropped = 0
+        self._due, self._ended, self._writing = threading.Event(), False, threading.Lock()
+        self._log = structlog.get_logger("c360.given")
+        self._thread = threading.Thread(target=self._write_all, name="given-recommendations")
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Answers that were not noted, for the lake did not take those before them."""
+        return self._dropped
+
+    def note(self, given: Given) -> None:
+        """Take an answer; returns at once."""
+        if len(self._waiting) >= MOST_WAITING:
+            self._dropped += 1
+            return
+        self._waiting.append(given)
+        if len(self._waiting) >= BATCH:
+            self._due.set()
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        self._ended = True
+        self._due.set()
+        self._thread.join()
+
+    def _write_all(self) -> None:
+        while not self._ended:
+            self._due.wait(WRITE_SECONDS)
+            self._due.clear()
+            self.write_waiting()
+        self.write_waiting()
+
+    def write_waiting(self) -> None:
+        """Write what waits, or leave it for the next time and say why; one thread at a time does."""
+        with self._writing:
+            self._write_all_batches()
+
+    def _write_all_batches(self) -> None:
+        while self._waiting:
+            batch = [self._waiting[place] for place in range(min(BATCH, len(self._waiting)))]
+            try:
+                self._write(batch)
+            except (C360Error, psycopg.Error) as error:
+                # The batch stays and is tried again with the next.
+                self._log.warning("not_written", answers=len(self._waiting), why=str(error), dropped=self._dropped)
+                return
+            except Exception:
+                # The next batches are not to wait for a thread that is gone.
+                self._log.exception("not_written", answers=len(self._waiting), dropped=self._dropped)
+                return
+            for _ in batch:
+                self._waiting.popleft()
+
+    def _write(self, batch: list[Given]) -> None:
+        """Append a batch, less those who asked to be forgotten before or while it was written.
+
+        Raises:
+            ConflictError: people are being erased now, or others committed at the same time again and again.
+            UnavailableError: a store does not answer.
+        """
+        self._lists.require_no_erasure()
+        schema = RECOMMENDATIONS_GIVEN.empty().schema
+        named = [{**given._asdict(), "given_id": uuid.uuid4().hex} for given in batch]
+        rows = self._remembered(pl.DataFrame(named, schema=schema))
+        if rows.is_empty():
+            return
+        for attempt in range(1, TRIES + 1):
+            try:
+                self._lake.commits.append(RECOMMENDATIONS_GIVEN, rows)
+                break
+            except ConflictError:
+                if attempt == TRIES:
+                    raise
+        # Whom an erasure reached in between it has not found in the table yet.
+        gone = rows.join(self._remembered(rows), on="given_id", how="anti")
+        self._lake.commits.merge(
+            RECOMMENDATIONS_GIVEN, RECOMMENDATIONS_GIVEN.empty(), gone.select(RECOMMENDATIONS_GIVEN.key)
+        )
+
+    def _remembered(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows that are not of somebody who asked to be forgotten."""
+        asked = rows.with_columns(session_id=pl.lit(None, pl.String))
+        kept, _ = split_suppressed(asked, self._lists.suppressed_users())
+        return kept.drop("session_id")
