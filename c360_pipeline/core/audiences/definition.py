@@ -196,6 +196,18 @@ class AccountValue(Part):
     monthly_value: Amount
 
 
+class Leaving(Part):
+    """How likely it is that the customer is not seen in the next four weeks, as `customer_churn` says."""
+
+    leaving: Annotated[list[Literal["low", "medium", "high"]], Field(min_length=1)]
+
+
+class YearlyValue(Part):
+    """What the customer may be expected to pay in a year, as `customer_values` says; none is in no bounds."""
+
+    value_in_a_year: Amount
+
+
 class Label(Value):
     """A node that silos made and that is linked to the customer, by its label, and one of its properties."""
 
@@ -246,7 +258,7 @@ def _word_of(said: Any) -> str | None:
 
 WORDS = (
     "all", "any", "not", "did", "sequence", "spent", "trait", "consent", "group", "community", "risk",
-    "monthly_value", "label",
+    "monthly_value", "leaving", "value_in_a_year", "label",
 )  # fmt: skip
 """Each kind of condition is known by one of them."""
 Condition: TypeAlias = Annotated[
@@ -262,10 +274,14 @@ Condition: TypeAlias = Annotated[
     | Annotated[Community, Tag("community")]
     | Annotated[Risk, Tag("risk")]
     | Annotated[AccountValue, Tag("monthly_value")]
+    | Annotated[Leaving, Tag("leaving")]
+    | Annotated[YearlyValue, Tag("value_in_a_year")]
     | Annotated[Label, Tag("label")],
     Discriminator(_word_of, custom_error_type="condition", custom_error_message=f"say one of {', '.join(WORDS)}"),
 ]
-Leaf: TypeAlias = Did | Sequence | Spent | Trait | Consent | Group | Community | Risk | AccountValue | Label
+Leaf: TypeAlias = (
+    Did | Sequence | Spent | Trait | Consent | Group | Community | Risk | AccountValue | Leaving | YearlyValue | Label
+)
 
 
 class ToBucket(Part):

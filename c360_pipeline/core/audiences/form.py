@@ -10,9 +10,12 @@ FIELDS = ("kind", "holds", "name", "value", "test", "count", "days")
 JOINS = {"all": "all of these hold", "any": "one of these holds"}
 KINDS = {
     "did": "did", "spent": "spent", "trait": "has the trait", "consent": "consent to", "group": "belongs to a",
-    "community": "is in community", "risk": "has an account at risk", "label": "has in a silo a",
+    "community": "is in community", "leaving": "may leave",
+    "value_in_a_year": "is worth in a year", "risk": "has an account at risk", "label": "has in a silo a",
 }  # fmt: skip
 """Kinds of rows, as the form calls them."""
+AMOUNTS = ("spent", "value_in_a_year")
+"""Kinds that ask for bounds of a number."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Row:
         kind: one of `KINDS`.
         holds: `yes`, or `no` where the condition must not hold.
         name: of an action, trait, purpose, type of group, or label.
-        value: of a trait, state of a consent, id of a group, number of a community, level of risk, or
+        value: of a trait, state of a consent, id of a group, number of a community, level of risk or of leaving, or
             `property is value` of a label.
         test: `least` or `most`.
         count: of events, or an amount.
@@ -88,9 +91,8 @@ def _did(row: Row) -> dict[str, Any]:
     return {"did": _said(row.name, "an action"), **bounds, **_days(row)}
 
 
-def _spent(row: Row) -> dict[str, Any]:
-    bound = "at_most" if row.test == "most" else "at_least"
-    return {"spent": {bound: _number(_said(row.count, "an amount"))}, **_days(row)}
+def _amount(row: Row) -> dict[str, Any]:
+    return {"at_most" if row.test == "most" else "at_least": _number(_said(row.count, "an amount"))}
 
 
 def _trait(row: Row) -> dict[str, Any]:
@@ -114,9 +116,12 @@ def _label(row: Row) -> dict[str, Any]:
 
 
 _TO: dict[str, Callable[[Row], dict[str, Any]]] = {
-    "did": _did, "spent": _spent, "trait": _trait, "consent": _consent, "group": _group, "label": _label,
+    "did": _did, "spent": lambda row: {"spent": _amount(row), **_days(row)},
+    "trait": _trait, "consent": _consent, "group": _group, "label": _label,
     "community": lambda row: {"community": [_number(_said(row.value, "a number"), whole=True)]},
     "risk": lambda row: {"risk": [_said(row.value, "a level")]},
+    "leaving": lambda row: {"leaving": [_said(row.value, "a level")]},
+    "value_in_a_year": lambda row: {"value_in_a_year": _amount(row)},
 }  # fmt: skip
 
 
@@ -124,16 +129,16 @@ def _row(part: Mapping[str, Any], holds: str) -> Row | None:
     """A row that may say a condition; whether it says all of it is looked at afterwards."""
     kind = next((word for word in KINDS if word in part), None)
     said = part.get(kind or "")
-    bounds = said if kind == "spent" and isinstance(said, Mapping) else part
+    bounds = said if kind in AMOUNTS and isinstance(said, Mapping) else part
     has_most = "at_most" in bounds
     count = bounds.get("at_most" if has_most else "at_least", 1 if kind == "did" else "")
     value = part.get("is", part.get("id", ""))
-    if kind in ("community", "risk"):
+    if kind in ("community", "risk", "leaving"):
         value = said[0] if isinstance(said, list) else ""
     elif kind == "label" and "property" in part:
         value = f"{part['property']} is {value}"
     is_named = kind in ("did", "trait", "consent", "group", "label") and isinstance(said, str)
-    has_count = kind in ("did", "spent")
+    has_count = kind in ("did", *AMOUNTS)
     return None if kind is None else Row(
         kind, holds, str(said) if is_named else "", str(value), "most" if has_most else "least",
         str(count) if has_count else "", str(part.get("within_days", "")),

@@ -24,12 +24,14 @@ from c360_pipeline.core.audiences.definition import (
     Group,
     Label,
     Leaf,
+    Leaving,
     Not,
     Risk,
     Sequence,
     Spent,
     Trait,
     Value,
+    YearlyValue,
     leaves_of,
     text_of,
 )
@@ -51,6 +53,7 @@ class Facts:
         categories: id, category of products.
         communities: user_id, community.
         accounts: user_id, risk_level, monthly_value of the accounts of users.
+        customers: user_id, level (how likely they leave), value_in_a_year; null where that is not known.
         labels: by `label_key`, user_id and value of the linked nodes; value is null where no property is asked for.
     """
 
@@ -63,6 +66,11 @@ class Facts:
     accounts: pl.DataFrame = field(
         default_factory=lambda: pl.DataFrame(
             schema={"user_id": pl.String, "risk_level": pl.String, "monthly_value": pl.Float64}
+        )
+    )
+    customers: pl.DataFrame = field(
+        default_factory=lambda: pl.DataFrame(
+            schema={"user_id": pl.String, "level": pl.String, "value_in_a_year": pl.Float64}
         )
     )
     labels: Mapping[tuple[str, str | None], pl.DataFrame] = field(default_factory=dict)
@@ -221,6 +229,15 @@ def _value(leaf: AccountValue, past: pl.LazyFrame, facts: Facts, end: datetime) 
     return _of_users(facts.accounts.filter(_bounded(pl.col("monthly_value"), bounds.at_least, bounds.at_most)))
 
 
+def _leaving(leaf: Leaving, past: pl.LazyFrame, facts: Facts, end: datetime) -> pl.LazyFrame:
+    return _of_users(facts.customers.filter(pl.col("level").is_in(leaf.leaving)))
+
+
+def _yearly_value(leaf: YearlyValue, past: pl.LazyFrame, facts: Facts, end: datetime) -> pl.LazyFrame:
+    bounds = leaf.value_in_a_year
+    return _of_users(facts.customers.filter(_bounded(pl.col("value_in_a_year"), bounds.at_least, bounds.at_most)))
+
+
 def _label(leaf: Label, past: pl.LazyFrame, facts: Facts, end: datetime) -> pl.LazyFrame:
     linked = facts.labels[label_key(leaf)]
     is_asked = leaf.property is not None
@@ -229,7 +246,7 @@ def _label(leaf: Label, past: pl.LazyFrame, facts: Facts, end: datetime) -> pl.L
 
 _FRAMES: dict[type, Callable[..., pl.LazyFrame]] = {
     Sequence: _sequence, Spent: _spent, Trait: _trait, Consent: _consent, Group: _group, Community: _community,
-    Risk: _risk, AccountValue: _value, Label: _label,
+    Risk: _risk, AccountValue: _value, Leaving: _leaving, YearlyValue: _yearly_value, Label: _label,
 }  # fmt: skip
 
 

@@ -14,12 +14,14 @@ from c360_pipeline.core.audiences.definition import (
     Events,
     Group,
     Label,
+    Leaving,
     Not,
     Risk,
     Sequence,
     Spent,
     Trait,
     Value,
+    YearlyValue,
 )
 
 
@@ -55,6 +57,10 @@ def _label(leaf: Label) -> str:
 
 def _value_of_account(leaf: AccountValue) -> str:
     return f"has an account of {_bounds(leaf.monthly_value.at_least, leaf.monthly_value.at_most)} a month"
+
+
+def _yearly_value(leaf: YearlyValue) -> str:
+    return f"may be expected to pay {_bounds(leaf.value_in_a_year.at_least, leaf.value_in_a_year.at_most)} in a year"
 
 
 def _joined(parts: list[Any], word: str) -> str:
@@ -136,6 +142,8 @@ _TELL: dict[type, Callable[[Any], str]] = {
     Consent: _consent,
     Group: _group,
     Community: lambda one: f"in community {' or '.join(map(str, one.community))}",
+    Leaving: lambda one: f"may leave: {' or '.join(one.leaving)}",
+    YearlyValue: _yearly_value,
     Risk: lambda one: f"has an account at {' or '.join(one.risk)} risk",
     AccountValue: _value_of_account,
     Label: _label,

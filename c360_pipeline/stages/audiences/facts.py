@@ -14,12 +14,19 @@ from c360_pipeline.core.audiences.definition import (
     Events,
     Label,
     Leaf,
+    Leaving,
     Risk,
     Sequence,
+    YearlyValue,
     leaves_of,
 )
 from c360_pipeline.core.audiences.members import Facts, label_key
-from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, USER_COMMUNITIES
+from c360_pipeline.core.catalog.feature_tables import (
+    ACCOUNT_VALUES,
+    CUSTOMER_CHURN,
+    CUSTOMER_VALUES,
+    USER_COMMUNITIES,
+)
 from c360_pipeline.core.catalog.tables import CATALOG
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.errors import ConfigError
@@ -59,6 +66,7 @@ class FactsOfTenants:
             self._of(USER_COMMUNITIES, tenant, "user_id", "community") if _has(leaves, Community)
             else known.communities,
             self._accounts(tenant) if _has(leaves, Risk, AccountValue) else known.accounts,
+            self._customers(tenant) if _has(leaves, Leaving, YearlyValue) else known.customers,
             {key: self._linked(tenant, *key) for key in sorted(labels, key=str)},
         )  # fmt: skip
 
@@ -76,6 +84,11 @@ class FactsOfTenants:
         users = pl.DataFrame(self._asked(READ_ACCOUNTS_OF_USERS, tenant), schema=schema)
         values = self._of(ACCOUNT_VALUES, tenant, "account_id", "risk_level", "monthly_value")
         return users.join(values, on="account_id").drop("account_id").sort(pl.all())
+
+    def _customers(self, tenant: str) -> pl.DataFrame:
+        levels = self._of(CUSTOMER_CHURN, tenant, "user_id", "level")
+        values = self._of(CUSTOMER_VALUES, tenant, "user_id", "value_in_a_year")
+        return levels.join(values, on="user_id", how="full", coalesce=True).sort("user_id")
 
     def _linked(self, tenant: str, label: str, name: str | None) -> pl.DataFrame:
         rows = self._asked(linked_users_statement(label), tenant, property=name or "tenant_id")
@@ -96,6 +109,7 @@ def digest_of(audience: Audience, facts: Facts, purposes: Iterable[str]) -> str:
     used = [facts.categories] if any(map(_asks_categories, leaves)) else []
     used += [facts.communities] if _has(leaves, Community) else []
     used += [facts.accounts] if _has(leaves, Risk, AccountValue) else []
+    used += [facts.customers] if _has(leaves, Leaving, YearlyValue) else []
     used += [facts.labels[label_key(leaf)] for leaf in leaves if isinstance(leaf, Label)]
     for frame in used:
         found.update(frame.hash_rows().to_numpy().tobytes())

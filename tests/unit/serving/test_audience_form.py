@@ -22,6 +22,8 @@ SAID_BY_ROWS = [
     ({"group": "company", "id": "acme"}, "belongs to company acme"),
     ({"community": [3]}, "in community 3"),
     ({"risk": ["high"]}, "has an account at high risk"),
+    ({"leaving": ["high"]}, "may leave: high"),
+    ({"value_in_a_year": {"at_least": 500}}, "may be expected to pay at least 500 in a year"),
     ({"label": "Account", "is_set": True}, "has an Account"),
     ({"label": "Account", "property": "plan", "is": "gold"}, "has an Account whose plan is gold"),
 ]
