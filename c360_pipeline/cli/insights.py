@@ -9,6 +9,9 @@ from rich.table import Table
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.settings import load_settings
 
+LONGEST = 240
+"""Characters of a text that are shown."""
+
 
 class Which(StrEnum):
     """Kinds of insight, as `reads.insights.KINDS` names them."""
@@ -56,4 +59,4 @@ def show_insights(
 def _shown(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)[:80]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)[:LONGEST]

@@ -119,8 +119,8 @@ _TO: dict[str, Callable[[Row], dict[str, Any]]] = {
     "did": _did, "spent": lambda row: {"spent": _amount(row), **_days(row)},
     "trait": _trait, "consent": _consent, "group": _group, "label": _label,
     "community": lambda row: {"community": [_number(_said(row.value, "a number"), whole=True)]},
-    "risk": lambda row: {"risk": [_said(row.value, "a level")]},
-    "leaving": lambda row: {"leaving": [_said(row.value, "a level")]},
+    "risk": lambda row: {"risk": [_said(row.value, "a level: low, medium, high or left")]},
+    "leaving": lambda row: {"leaving": [_said(row.value, "a level: low, medium or high")]},
     "value_in_a_year": lambda row: {"value_in_a_year": _amount(row)},
 }  # fmt: skip
 

@@ -54,12 +54,12 @@ REASONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("active_7", "active_28", "active_84", "trend", "events_28", "sessions_28"),
         ("seen on ", "{active_28}", " of 28 days, ", "{usual_28}", " usual"),
     ),
-    "support": (("support_28",), ("", "{support_28}", " calls for support in 28 days")),
+    "support": (("support_28",), ("calls for support in 28 days: ", "{support_28}")),
     "purchases": (
         ("orders_28", "orders_84", "carts_28"),
-        ("", "{orders_84}", " purchases in 84 days"),
+        ("purchases in 84 days: ", "{orders_84}"),
     ),
-    "tenure": (("tenure",), ("", "{tenure}", " days a customer")),
+    "tenure": (("tenure",), ("a customer for ", "{tenure}", " days")),
 }
 """What a customer is told to leave for: by name, the inputs that speak of it, and its text."""
 INPUTS = tuple(name for names, _ in REASONS.values() for name in names)
@@ -151,7 +151,7 @@ def seen_until(days: pl.DataFrame, moment: date) -> pl.DataFrame:
         days_active=pl.col("days_active").cast(pl.Int64),
         usual_28=pl.when(tenure >= 28).then(earlier / earlier_days * 28).otherwise(pl.col("active_28")).round(1),
     ).with_columns(
-        usually=pl.when(pl.col("days_active") > 1).then(pl.format("usually every {}", "usual_gap"))
+        usually=pl.when(pl.col("days_active") > 1).then(pl.format("usually every {} days", "usual_gap"))
         .otherwise(pl.lit("and on one day before"))
     )  # fmt: skip
 
@@ -276,7 +276,7 @@ def _reasons(seen: pl.DataFrame, moved: pl.DataFrame) -> pl.Series:
     told = pl.concat(parts).filter(strength >= LEAST_REASON).with_columns(
         why=pl.format(
             "{} ({} the odds {} times)", "why",
-            pl.when(pl.col("moved") > 0).then(pl.lit("raises")).otherwise(pl.lit("lowers")), strength.exp().round(2),
+            pl.when(pl.col("moved") > 0).then(pl.lit("raises")).otherwise(pl.lit("lowers")), strength.exp().round(1),
         )
     )  # fmt: skip
     ordered = told.sort("user_id", strength.round(DIGITS), "why", descending=[False, True, False])

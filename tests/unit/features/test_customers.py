@@ -149,7 +149,7 @@ def test_without_history_the_rule_tells() -> None:
     ]  # fmt: skip
     assert (
         found["why"][0]
-        == "not seen for 29 days, usually every 5.0; seen on 0 of 28 days, 6.1 usual; 59 days a customer"
+        == "not seen for 29 days, usually every 5.0 days; seen on 0 of 28 days, 6.1 usual; a customer for 59 days"
     )
 
 
