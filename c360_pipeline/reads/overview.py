@@ -12,7 +12,13 @@ from typing import Any
 import polars as pl
 
 from c360_pipeline.core.catalog.audience_tables import AUDIENCE_DEAD_LETTERS, AUDIENCE_DELIVERIES, AUDIENCE_MEMBERS
-from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, TRENDING_PRODUCTS
+from c360_pipeline.core.catalog.feature_tables import (
+    ACCOUNT_VALUES,
+    CUSTOMER_CHURN,
+    CUSTOMER_VALUES,
+    DROP_OFFS,
+    TRENDING_PRODUCTS,
+)
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import (
     CATALOG,
@@ -25,6 +31,7 @@ from c360_pipeline.core.catalog.tables import (
     RECONCILIATIONS,
     VISITOR_USER,
 )
+from c360_pipeline.core.features.paths import LEAST_CHANGE
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.reads.insights import insights
 from c360_pipeline.stages.reconciliation.proofs import everything_proved_at
@@ -107,6 +114,7 @@ class Overview:
         purchases: of these days.
         products: that most people viewed and bought, of a week.
         risk: accounts that are likeliest to leave.
+        to_keep: customers who are likely to leave, those first who may be expected to pay, or paid, most.
         at_risk: how many accounts are at high risk.
         stages: when each changed something last.
         proved_at: when graph and archive were found to be equal last.
@@ -127,6 +135,7 @@ class Overview:
     purchases: int
     products: list[dict[str, Any]]
     risk: list[dict[str, Any]]
+    to_keep: list[dict[str, Any]]
     at_risk: int
     stages: list[Stage]
     proved_at: datetime | None
@@ -170,7 +179,7 @@ class Overviews:
             _days(recent, sources, last), _hours(recent, newest), sources,
             dict(paid.group_by("currency").agg(pl.col("revenue").sum()).sort("currency").iter_rows()),
             int(recent.filter(pl.col("action") == "purchase")["events"].sum()), self._products(), risk.rows,
-            int(high.select(pl.len()).collect().item()), self._stages(),
+            self._to_keep(), int(high.select(pl.len()).collect().item()), self._stages(),
             proofs[0]["proved_at"] if proofs else None, everything_at,
             proofs[0]["rows"] if proofs else 0, differences, self._alerts(now, differences, everything_at),
         )  # fmt: skip
@@ -180,6 +189,13 @@ class Overviews:
 
     def _count(self, table: Table, *conditions: pl.Expr) -> int:
         return int(self._of(table).filter(*conditions).select(pl.len()).collect(engine="streaming").item())
+
+    def _to_keep(self) -> list[dict[str, Any]]:
+        likely = self._of(CUSTOMER_CHURN).filter(pl.col("level") != "low")
+        worth = self._of(CUSTOMER_VALUES).select("user_id", "value_in_a_year", "revenue", "currency")
+        order = ["value_in_a_year", "revenue", "chance_to_leave", "user_id"]
+        both = likely.join(worth, on="user_id").sort(order, descending=[True, True, True, False], nulls_last=True)
+        return both.head(SHOWN).collect().to_dicts()
 
     def _products(self) -> list[dict[str, Any]]:
         week = self._of(TRENDING_PRODUCTS).filter((pl.col("window_hours") == 168) & (pl.col("rank") <= SHOWN))
@@ -208,6 +224,7 @@ class Overviews:
         newest = self._of(AUDIENCE_DELIVERIES).sort("started_at").group_by("audience", "destination").last()
         waiting = newest.filter(pl.col("waiting") > 0).sort("audience", "destination").collect().to_dicts()
         refused = self._count(AUDIENCE_DEAD_LETTERS)
+        broken = self._of(DROP_OFFS).filter(pl.col("deviations") >= LEAST_CHANGE).sort("funnel", "step").collect()
         found = [
             Alert(f"{differences:,} differences between graph and archive", "reconciliation") if differences else None,
             Alert("No comparison of every row for more than a day", "reconciliation", everything_at)
@@ -215,6 +232,8 @@ class Overviews:
             Alert(f"{rejected:,} rejected lines wait for a replay", "delivery", at) if rejected else None,
             *(Alert(f"{one['audience']}: {one['waiting']:,} changes wait for {one['destination']}",
                     f"audiences/{one['audience']}", one["ended_at"]) for one in waiting),
+            *(Alert(f"{one['drop_off_rate']:.0%} of sessions leave after {one['action']}, "
+                    f"{one['previous_rate']:.0%} before", "insights", one["as_of"]) for one in broken.to_dicts()),
             Alert(f"{refused:,} members were refused where their audience is sent", "audiences") if refused else None,
         ]  # fmt: skip
         return [one for one in found if one is not None]
