@@ -6,7 +6,13 @@ from typing import Any
 
 import polars as pl
 
-from c360_pipeline.core.catalog.feature_tables import RECOMMENDATION_SETTINGS
+from c360_pipeline.core.catalog.feature_tables import (
+    CUSTOMER_CHURN,
+    CUSTOMER_MODELS,
+    CUSTOMER_VALUES,
+    RECOMMENDATION_SETTINGS,
+)
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS, RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILIATIONS, TABLES
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.core.projection.graph import OF_VISITORS
@@ -29,9 +35,10 @@ BOOKKEEPING = ("landed_at", "source_uri", "source_line", "etag", "landing_date",
 NOT_IN_DIGEST = (
     "reconciliations", "reconciliation_findings", "graph_proofs", "landing_files", "journey_log",
     "visitor_user", "sessions", "user_traits", "user_consents", "daily_events", "audience_members",
-    "audience_delivered", "audience_dead_letters", "audience_deliveries",
+    "audience_delivered", "audience_dead_letters", "audience_deliveries", RECOMMENDATIONS_GIVEN.name,
+    *(table.name for table in (RECOMMENDATION_HITS, CUSTOMER_VALUES, CUSTOMER_CHURN, CUSTOMER_MODELS)),
 )  # fmt: skip
-"""Tables that tell of runs, and those that follow from `events`."""
+"""Tables that tell of runs and of requests, and those that follow from `events`."""
 LATER = (
     "lake visitor_decisions",
     f"lake {RECOMMENDATION_SETTINGS.name}",
