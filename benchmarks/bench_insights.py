@@ -181,8 +181,8 @@ def buying(
     worth = joined["value_in_a_year"].to_numpy() * length / YEAR
     since = joined.select((pl.lit(as_of) - pl.col("first_bought")).dt.total_days())
     age = np.maximum(since.to_series().to_numpy(), 1)
-    own = joined["purchases"].to_numpy() / age * length
-    own_worth = joined["revenue"].to_numpy() / age * length
+    own = (joined["purchases"].to_numpy() - 1) / age * length
+    own_worth = own * joined["mean_paid"].to_numpy()
     table = Table(f"{title}: {len(bought):,} customers, {length} days", "error of purchases", "all, of those that came",
                   "error of revenue", "all, of what came")  # fmt: skip
     plain = np.full(len(bought), bought.mean())

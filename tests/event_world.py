@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 
+from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
 from c360_pipeline.core.reconciliation.compare import combined_digest
 from c360_pipeline.core.silos.control_rows import ControlRows
@@ -99,8 +100,12 @@ class World:
         return proved
 
     def state(self) -> dict[str, object]:
-        """What shows at once that something was written: counts of the graph, versions of the lake's tables."""
-        versions = {name: str(self.lake.versions.version(name)) for name in self.lake.table_names()}
+        """What shows at once that something was written: counts of the graph, versions of the lake's tables.
+
+        What the API recommended is noted whoever asks, and nothing is made of it here.
+        """
+        names = [name for name in self.lake.table_names() if name != RECOMMENDATIONS_GIVEN.name]
+        versions = {name: str(self.lake.versions.version(name)) for name in names}
         return {**self.graph.counts.all(), **versions}
 
     def digest(self) -> str:

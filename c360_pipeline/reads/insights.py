@@ -101,7 +101,7 @@ KINDS = {
             "models", "How well customers are foreseen", CUSTOMER_MODELS, {"model": False, "measure": False},
             {"model": "Model", "measure": "Measure", "value": "Of the model", "baseline": "Of the rule",
              "cases": "Customers", "is_used": "Used"},
-            "There is too little history for a model: 56 days, and 50 customers who left or returned, are the least.",
+            "There is too little history for a model: 56 days and 50 who returned, or 84 and 50 who left.",
         ),
     )
 }  # fmt: skip

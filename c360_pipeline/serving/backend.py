@@ -217,9 +217,9 @@ class Backend:
             return
         settings = self._settings_of(tenant_id)
         version = f"{__version__}, half-life {settings.half_life:g}, ridge {settings.regularisation:g}"
-        self._given.note(Given(
-            tenant_id, datetime.now(UTC), found.user_id, None if found.user_id else wanted.anonymous_id, version,
-            [one.product_id for one in found.products], [one.source for one in found.products],
+        self._given.note(Given.now(
+            tenant_id, found.user_id, None if found.user_id else wanted.anonymous_id, version,
+            [(one.product_id, one.source) for one in found.products],
         ))  # fmt: skip
 
     def _settings_of(self, tenant_id: str) -> Settings:

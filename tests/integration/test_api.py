@@ -350,7 +350,7 @@ def test_nothing_is_noted_of_those_who_refused_and_all_waits_for_an_erasure(
     given = GivenRecommendations(lake, control.privacy)
     control.privacy.begin_erasure()
     with control.locks.exclusive_run():
-        given.note(Given("acme", datetime.now(UTC), "u1", None, "1", ["p1"], ["trending"]))
+        given.note(Given.now("acme", "u1", None, "1", [("p1", "trending")]))
         given.write_waiting()
         assert lake.count(RECOMMENDATIONS_GIVEN) == before.height
     given.close()

@@ -262,7 +262,7 @@ CUSTOMER_CHURN = Table(
         Column("days_active", INT, "days with events", origin=of_events("user_id", "ts")),
         Column("chance_to_leave", REAL, "how likely no event follows in 28 days, 0 to 1; by the rule: a score"),
         Column("level", TEXT, "low, medium (0.3 at least) or high (0.6)"),
-        Column("made_by", TEXT, "model, or rule where too few customers have left to learn from"),
+        Column("made_by", TEXT, "model, or rule where too few have left to learn from, or a model was no better"),
         Column("why", TEXT, "what moves the odds most; by the rule: what it looks at"),
         AS_OF,
     ),

@@ -52,10 +52,10 @@ def main_currency(events: pl.LazyFrame) -> str | None:
     """The currency that most purchases are in, the first by name of several; None where no event names one.
 
     Args:
-        events: action, items of one tenant.
+        events: event_id, action, items of one tenant.
     """
-    bought = events.filter(pl.col("action") == PURCHASE).select("items").drop_nulls().explode("items")
-    named = bought.select(pl.col("items").struct.field(CURRENCY)).drop_nulls()
-    counts = named.group_by(CURRENCY).agg(purchases=pl.len()).collect(engine="streaming")
+    bought = events.filter(pl.col("action") == PURCHASE).select("event_id", "items").drop_nulls().explode("items")
+    named = bought.select("event_id", pl.col("items").struct.field(CURRENCY)).drop_nulls()
+    counts = named.group_by(CURRENCY).agg(purchases=pl.col("event_id").n_unique()).collect(engine="streaming")
     first = counts.sort("purchases", CURRENCY, descending=[True, False])[CURRENCY]
     return None if first.is_empty() else str(first[0])

@@ -42,6 +42,7 @@ class _Histories(NamedTuple):
         age: from the first to the end of what is known.
         paid_days: days of which it is known what was paid, and more than nothing.
         mean_paid: on each of these.
+        priced_days: days of which it is known what was paid, with those of nothing or less.
     """
 
     repeats: Floats
@@ -49,6 +50,7 @@ class _Histories(NamedTuple):
     age: Floats
     paid_days: Floats
     mean_paid: Floats
+    priced_days: Floats
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,15 @@ class Expectation:
         rate: how often they buy.
         spending: how much they pay; None where too few have paid what is known.
         measures: rows of `CUSTOMER_MODELS` less the tenant.
-        is_used: whether the model foresees better than each customer's own rate.
+        is_used: whether the model foresees purchases better than each customer's own rate and than everybody's.
+        is_worth_used: the same of revenue.
     """
 
     rate: BuyingRate
     spending: Spending | None
     measures: list[dict[str, object]]
     is_used: bool
+    is_worth_used: bool
 
 
 def customer_values(days: pl.DataFrame, as_of: date, currency: str | None) -> tuple[pl.DataFrame, Expectation | None]:
@@ -84,12 +88,14 @@ def customer_values(days: pl.DataFrame, as_of: date, currency: str | None) -> tu
         bought = expected.rate.expected(YEAR, had.repeats, had.recency, had.age)
         columns["chance_active"] = _series(expected.rate.chance_active(had.repeats, had.recency, had.age))
         columns["purchases_in_a_year"] = _series(bought)
-        if expected.spending is not None:
-            columns["value_in_a_year"] = _series(bought * expected.spending.expected(had.paid_days, had.mean_paid), 2)
+        if expected.spending is not None and expected.is_worth_used:
+            worth = _series(bought * _paid_on_a_day(expected.spending, had), 2)
+            # Of who paid in other currencies, or nothing that is known, nothing is told.
+            columns["value_in_a_year"] = pl.when(pl.col("priced_days") > 0).then(worth)
     rows = buyers.with_columns(
         days_since_purchase=pl.lit(as_of) - pl.col("last_bought"),
         revenue=pl.col("revenue").round(2),
-        mean_paid=(pl.col("known_paid") / pl.col("paid_days")).round(2),
+        mean_paid=pl.when(pl.col("paid_days") > 0).then((pl.col("known_paid") / pl.col("paid_days")).round(2)),
         currency=pl.lit(currency, pl.String),
         recency_class=_class(pl.col("last_bought")),
         frequency_class=_class(pl.col("purchases")),
@@ -116,7 +122,8 @@ def _buyers(days: pl.DataFrame, as_of: date) -> pl.DataFrame:
         first_bought=pl.col("day").min(), last_bought=pl.col("day").max(), purchases=pl.len().cast(pl.Int64),
         orders=pl.col("orders").sum(),
         revenue=pl.when(pl.col("paid").is_not_null().any()).then(pl.col("paid").sort().sum()),
-        paid_days=is_paid.sum(), known_paid=pl.col("paid").filter(is_paid).sort().sum(),
+        paid_days=is_paid.sum(), priced_days=pl.col("paid").is_not_null().sum(),
+        known_paid=pl.col("paid").filter(is_paid).sort().sum(),
         age=(pl.lit(as_of) - pl.col("day").min()).dt.total_days(),
     ).sort("user_id")  # fmt: skip
 
@@ -129,7 +136,15 @@ def _histories(buyers: pl.DataFrame) -> _Histories:
         buyers["age"].cast(pl.Float64).to_numpy(),
         paid_days,
         buyers["known_paid"].to_numpy() / np.maximum(paid_days, 1),
+        buyers["priced_days"].cast(pl.Float64).to_numpy(),
     )
+
+
+def _paid_on_a_day(spending: Spending, had: _Histories) -> Floats:
+    """What each customer is expected to pay on a day with a purchase, those that cost nothing among them."""
+    of_all = had.paid_days.sum() / max(had.priced_days.sum(), 1)
+    share: Floats = (had.paid_days + of_all) / (had.priced_days + 1)
+    return spending.expected(had.paid_days, had.mean_paid) * share
 
 
 def expectation(days: pl.DataFrame, as_of: date) -> Expectation | None:
@@ -142,9 +157,9 @@ def expectation(days: pl.DataFrame, as_of: date) -> Expectation | None:
     before = _buyers(days.filter(pl.col("day") <= cut), cut)
     if before.filter(pl.col("purchases") > 1).height < FEWEST_RETURNING:
         return None
-    measures, is_used = _tried(before, days.filter((pl.col("day") > cut) & (pl.col("orders") > 0)), trial)
+    tried = _tried(before, days.filter((pl.col("day") > cut) & (pl.col("orders") > 0)), trial)
     had = _histories(_buyers(days, as_of))
-    return Expectation(fit_buying_rate(had.repeats, had.recency, had.age), _spending(had), measures, is_used)
+    return Expectation(fit_buying_rate(had.repeats, had.recency, had.age), _spending(had), *tried)
 
 
 def _spending(had: _Histories) -> Spending | None:
@@ -154,8 +169,13 @@ def _spending(had: _Histories) -> Spending | None:
     return fit_spending(had.paid_days[is_paid], had.mean_paid[is_paid])
 
 
-def _tried(before: pl.DataFrame, later: pl.DataFrame, trial: int) -> tuple[list[dict[str, object]], bool]:
-    """How well models of the past foresee what was bought and paid later, beside each customer's own rate."""
+def _tried(before: pl.DataFrame, later: pl.DataFrame, trial: int) -> tuple[list[dict[str, object]], bool, bool]:
+    """How well models of the past foresee what was bought and paid later, beside each customer's own rate.
+
+    Returns:
+        Measures, and whether the model is better of purchases and of revenue: than each customer's own rate since the
+        first purchase, and than the rate of all.
+    """
     had = _histories(before)
     truth = before.select("user_id").join(
         later.group_by("user_id").agg(bought=pl.len(), paid=pl.col("paid").sort().sum()), on="user_id", how="left",
@@ -163,7 +183,9 @@ def _tried(before: pl.DataFrame, later: pl.DataFrame, trial: int) -> tuple[list[
     ).fill_null(0)  # fmt: skip
     bought = truth["bought"].cast(pl.Float64).to_numpy()
     foreseen = fit_buying_rate(had.repeats, had.recency, had.age).expected(trial, had.repeats, had.recency, had.age)
-    own = (had.repeats + 1) / np.maximum(had.age, 1) * trial
+    own, everybody = had.repeats / np.maximum(had.age, 1) * trial, had.repeats.sum() / max(had.age.sum(), 1) * trial
+    is_used = _is_nearest(bought, foreseen, own, np.full(len(own), everybody))
+    is_worth_used = False
     measures = [
         _measure("mean absolute error of purchases", bought, foreseen, own, "purchases"),
         _measure("all purchases, of those that came", bought, foreseen, own, "share"),
@@ -171,11 +193,22 @@ def _tried(before: pl.DataFrame, later: pl.DataFrame, trial: int) -> tuple[list[
     spending = _spending(had)
     if spending is not None:
         paid = truth["paid"].cast(pl.Float64).to_numpy()
-        worth = foreseen * spending.expected(had.paid_days, had.mean_paid)
-        measures.append(_measure("mean absolute error of revenue", paid, worth, own * had.mean_paid, "money"))
-        measures.append(_measure("all revenue, of what came", paid, worth, own * had.mean_paid, "share"))
-    is_used = bool(np.abs(bought - foreseen).mean() < np.abs(bought - own).mean())
-    return [{**one, "is_used": is_used} for one in measures], is_used
+        worth, mean = (
+            foreseen * _paid_on_a_day(spending, had),
+            had.mean_paid * had.paid_days / np.maximum(had.priced_days, 1),
+        )
+        is_worth_used = is_used and _is_nearest(paid, worth, own * mean, np.full(len(own), everybody * mean.mean()))
+        measures.append(_measure("mean absolute error of revenue", paid, worth, own * mean, "money"))
+        measures.append(_measure("all revenue, of what came", paid, worth, own * mean, "share"))
+    used = [is_used, is_used, is_worth_used, is_worth_used]
+    told = [{**one, "is_used": flag} for one, flag in zip(measures, used, strict=False)]
+    return told, is_used, is_worth_used
+
+
+def _is_nearest(truth: Floats, found: Floats, *others: Floats) -> bool:
+    """Whether what was found is finite, and nearer to the truth than others are."""
+    error = np.abs(truth - found).mean()
+    return bool(np.isfinite(error) and all(error < np.abs(truth - other).mean() for other in others))
 
 
 def _measure(name: str, truth: Floats, found: Floats, plain: Floats, unit: str) -> dict[str, object]:

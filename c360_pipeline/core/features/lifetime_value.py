@@ -131,6 +131,9 @@ def fit_spending(purchases: Floats, mean: Floats) -> Spending:
 
 def _most_likely(loss: Callable[[Floats], float], parameters: int) -> list[float]:
     """Positive parameters of least loss; the same on each call."""
-    found = optimize.minimize(loss, np.zeros(parameters), method="L-BFGS-B", bounds=[(-12, 12)] * parameters)
-    refined = optimize.minimize(loss, found.x, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10})
+    bounds = [(-12, 12)] * parameters
+    found = optimize.minimize(loss, np.zeros(parameters), method="L-BFGS-B", bounds=bounds)
+    refined = optimize.minimize(
+        loss, found.x, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-6, "fatol": 1e-10}
+    )
     return [float(value) for value in np.exp(refined.x if refined.fun < found.fun else found.x)]

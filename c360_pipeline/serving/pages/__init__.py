@@ -247,7 +247,11 @@ class Pages:
         ids = [user["user_id"] for user in found.users]
         wanted = RecommendationRequest(customer_id if customer_id in ids or not ids else ids[0], RECOMMENDED)
         recommended = await self._api.ask(self._api.backend.recommender(key.tenant_id).recommend, wanted)
-        foreseen = await self._api.ask(self._shown(key).foreseen, ids or [customer_id])
+        try:
+            foreseen = await self._api.ask(self._shown(key).foreseen, ids or [customer_id])
+        except (UnavailableError, TimeoutError):
+            # The graph has the rest of the page; the lake does not answer now.
+            foreseen = {}
         return self.page("customer.html", key=key, customer=found, recommended=recommended, foreseen=foreseen)
 
     async def history(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:

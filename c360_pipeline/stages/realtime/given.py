@@ -8,7 +8,8 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from sys import intern
 from typing import NamedTuple
 
 import polars as pl
@@ -24,7 +25,7 @@ from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
 WRITE_SECONDS = 60.0
 BATCH = 5_000
 """Answers from which on a batch is written before its time."""
-MOST_WAITING = 100_000
+MOST_WAITING = 50_000
 TRIES = 5
 """Of one commit, where others commit at the same time."""
 
@@ -40,6 +41,7 @@ class Given(NamedTuple):
         version: of what recommends.
         products: ids, the best first.
         sources: of each product.
+        given_id: made up.
     """
 
     tenant_id: str
@@ -49,6 +51,17 @@ class Given(NamedTuple):
     version: str
     products: Sequence[str]
     sources: Sequence[str]
+    given_id: str
+
+    @classmethod
+    def now(
+        cls, tenant_id: str, user_id: str | None, anonymous_id: str | None, version: str,
+        products: Sequence[tuple[str, str]],
+    ) -> "Given":  # fmt: skip
+        """An answer of this moment, of products with their sources."""
+        ids, sources = [product for product, _ in products], [intern(source) for _, source in products]
+        at = datetime.now(UTC)
+        return cls(tenant_id, at, user_id, anonymous_id, intern(version), ids, sources, uuid.uuid4().hex)
 
 
 class GivenRecommendations:
@@ -63,6 +76,8 @@ class GivenRecommendations:
         self._lake, self._lists = lake, lists
         self._waiting: deque[Given] = deque()
         self._dropped = 0
+        self._unchecked = RECOMMENDATIONS_GIVEN.empty()
+        self._closing = threading.Event()
         self._due, self._ended, self._writing = threading.Event(), False, threading.Lock()
         self._log = structlog.get_logger("c360.given")
         self._thread = threading.Thread(target=self._write_all, name="given-recommendations")
@@ -85,6 +100,7 @@ class GivenRecommendations:
     def close(self) -> None:
         """Write what waits, and end."""
         self._ended = True
+        self._closing.set()
         self._due.set()
         self._thread.join()
 
@@ -92,15 +108,17 @@ class GivenRecommendations:
         while not self._ended:
             self._due.wait(WRITE_SECONDS)
             self._due.clear()
-            self.write_waiting()
+            if not self.write_waiting():
+                # Not tried again for each answer that comes meanwhile.
+                self._closing.wait(WRITE_SECONDS)
         self.write_waiting()
 
-    def write_waiting(self) -> None:
+    def write_waiting(self) -> bool:
         """Write what waits, or leave it for the next time and say why; one thread at a time does."""
         with self._writing:
-            self._write_all_batches()
+            return self._write_all_batches()
 
-    def _write_all_batches(self) -> None:
+    def _write_all_batches(self) -> bool:
         while self._waiting:
             batch = [self._waiting[place] for place in range(min(BATCH, len(self._waiting)))]
             try:
@@ -108,13 +126,14 @@ class GivenRecommendations:
             except (C360Error, psycopg.Error) as error:
                 # The batch stays and is tried again with the next.
                 self._log.warning("not_written", answers=len(self._waiting), why=str(error), dropped=self._dropped)
-                return
+                return False
             except Exception:
                 # The next batches are not to wait for a thread that is gone.
                 self._log.exception("not_written", answers=len(self._waiting), dropped=self._dropped)
-                return
+                return False
             for _ in batch:
                 self._waiting.popleft()
+        return True
 
     def _write(self, batch: list[Given]) -> None:
         """Append a batch, less those who asked to be forgotten before or while it was written.
@@ -124,23 +143,29 @@ class GivenRecommendations:
             UnavailableError: a store does not answer.
         """
         self._lists.require_no_erasure()
+        self._remove_forgotten()
         schema = RECOMMENDATIONS_GIVEN.empty().schema
-        named = [{**given._asdict(), "given_id": uuid.uuid4().hex} for given in batch]
-        rows = self._remembered(pl.DataFrame(named, schema=schema))
+        rows = self._remembered(pl.DataFrame([given._asdict() for given in batch], schema=schema))
         if rows.is_empty():
             return
+        # Looked at again after the commit, also where its answer is lost: an erasure may have come between.
+        self._unchecked = rows
         for attempt in range(1, TRIES + 1):
             try:
-                self._lake.commits.append(RECOMMENDATIONS_GIVEN, rows)
+                self._lake.commits.insert_new(RECOMMENDATIONS_GIVEN, rows)
                 break
             except ConflictError:
                 if attempt == TRIES:
                     raise
-        # Whom an erasure reached in between it has not found in the table yet.
-        gone = rows.join(self._remembered(rows), on="given_id", how="anti")
+        self._remove_forgotten()
+
+    def _remove_forgotten(self) -> None:
+        """Remove rows of those who asked to be forgotten while they were written: the erasure had not found them."""
+        gone = self._unchecked.join(self._remembered(self._unchecked), on="given_id", how="anti")
         self._lake.commits.merge(
             RECOMMENDATIONS_GIVEN, RECOMMENDATIONS_GIVEN.empty(), gone.select(RECOMMENDATIONS_GIVEN.key)
         )
+        self._unchecked = self._unchecked.clear()
 
     def _remembered(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows that are not of somebody who asked to be forgotten."""
