@@ -90,6 +90,20 @@ def test_values_say_how_recently_how_often_and_how_much() -> None:
     assert found["value_in_a_year"].to_list() == [None] * 3
 
 
+def test_days_that_cost_nothing_are_among_those_that_are_expected() -> None:
+    rng = np.random.default_rng(2)
+    rows = [
+        {**one, "paid": float(rng.choice([0.0, 0.0, 0.0, 0.0, 20.0]))}
+        for number in range(500)
+        for one in active(f"u{number}", *np.flatnonzero(rng.random(200) < 0.04).tolist(), orders=1)
+    ]  # fmt: skip
+    found, expected = customer_values(pl.DataFrame(rows, schema=DAYS), date(2026, 1, 1) + timedelta(days=199), None)
+    assert expected is not None
+    shares = [row["value"] for row in expected.measures if row["measure"] == "all revenue, of what came"]
+    assert shares == [pytest.approx(1.0, abs=0.25)]
+    assert found.filter(pl.col("mean_paid").is_nan()).is_empty()
+
+
 def test_expectations_are_nearer_to_the_year_after_than_each_ones_own_rate(world: Planted, days: pl.DataFrame) -> None:
     found, expected = customer_values(days, world.as_of.date(), "EUR")
     assert expected is not None
