@@ -35,6 +35,7 @@ from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS
 from c360_pipeline.core.features import leads, similar_products
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging
+from c360_pipeline.reads.customer_pages import CustomerPages
 from c360_pipeline.reads.insights import KINDS
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import security
@@ -334,6 +335,17 @@ def test_what_is_recommended_is_noted_for_those_who_may_be_and_measured(
     assert noted["products"][1].to_list() == [one["product_id"] for one in given]
     assert noted["sources"][1].to_list() == [one["source"] for one in given]
     assert "half-life 5, ridge 200" in noted["version"][1]
+
+
+@pytest.mark.leaves_world
+def test_a_customers_page_is_there_while_the_lake_is_away(acme: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise UnavailableError("The lake can't be reached.")
+
+    monkeypatch.setattr(CustomerPages, "foreseen", away)
+    page = acme.get("/app/customers/u1")
+    assert page.status_code == 200
+    assert "What may be expected can't be read now" in page.text
 
 
 def test_nothing_is_noted_of_those_who_refused_and_all_waits_for_an_erasure(

@@ -250,8 +250,7 @@ class Pages:
         try:
             foreseen = await self._api.ask(self._shown(key).foreseen, ids or [customer_id])
         except (UnavailableError, TimeoutError):
-            # The graph has the rest of the page; the lake does not answer now.
-            foreseen = {}
+            foreseen = None  # the graph has the rest of the page, which says that the lake does not answer
         return self.page("customer.html", key=key, customer=found, recommended=recommended, foreseen=foreseen)
 
     async def history(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:
