@@ -25,13 +25,13 @@ from c360_pipeline.core.catalog.feature_tables import USER_COMMUNITIES
 from c360_pipeline.core.features import paths
 from c360_pipeline.core.features.algorithms import louvain
 from c360_pipeline.core.features.churn import (
-    HORIZON,
     by_rule,
     customer_churn,
     inputs,
     left_after,
     measured,
     seen_until,
+    told_by_the_past,
 )
 from c360_pipeline.core.features.communities import canonical_communities, interaction_weights, number_members
 from c360_pipeline.core.features.customer_days import DAYS, customer_days
@@ -40,14 +40,7 @@ from c360_pipeline.core.projection import graph as model
 from c360_pipeline.devstack.planted_samples import CURRENCY, Planted, planted
 
 TENANT = "acme"
-NO_TICKETS = pl.DataFrame(
-    schema={
-        "tenant_id": pl.String,
-        "ticket_id": pl.String,
-        "user_id": pl.String,
-        "created_at": pl.Datetime("us", "UTC"),
-    }
-)
+NO_TICKETS = pl.DataFrame(schema=paths.TICKETS)
 CDNOW_CUT = date(1997, 9, 30)
 """As in the papers: customers of the first quarter, nine months known, nine foreseen."""
 FUNNELS = 40
@@ -152,10 +145,8 @@ def leaving(
     seen = seen_until(days, as_of)
     left = left_after(pl.concat([days, future]), seen, as_of)
     silence = seen["days_silent"].cast(pl.Float64).to_numpy() / 84
-    moments = [as_of - HORIZON * number for number in range(1, 8)]
-    past = [(seen_until(days, moment), moment) for moment in moments if moment - days["day"].min() >= HORIZON]  # type: ignore[operator]  # days are dates
-    rows = np.concatenate([inputs(one) for one, _ in past])
-    truths = np.concatenate([left_after(days, one, moment) for one, moment in past])
+    past = told_by_the_past(days, as_of)
+    rows, truths = np.concatenate([inputs(one) for one, _ in past]), np.concatenate([known for _, known in past])
     trees = HistGradientBoostingClassifier(random_state=1).fit(rows, truths).predict_proba(inputs(seen))[:, 1]
     chances = told["chance_to_leave"].to_numpy()
     table = Table(f"{title}: {len(left):,} customers, {left.mean():.0%} left", "AUC", "likeliest tenth", "Brier",

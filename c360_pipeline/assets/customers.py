@@ -1,6 +1,7 @@
 """Features of customers: what they bring, whether they leave, and how well both are foreseen."""
 
 from datetime import datetime
+from typing import NamedTuple
 
 import dagster as dg
 import polars as pl
@@ -36,23 +37,22 @@ def customers(context: dg.AssetExecutionContext, control: ControlResource, lake:
     tables = lake.open()
     scope = scope_of(context, tables)
     at = EventsAt.now(tables)
+    of_values, of_churn = (FeatureEvents.of_table(control, at, table) for table in (CUSTOMER_VALUES, CUSTOMER_CHURN))
     values, churn, models = [], [], []
     for tenant in scope.tenants:
-        events = FeatureEvents.of_table(control, at, CUSTOMER_VALUES).of([tenant], *NEEDED)
-        currency = main_currency(events)
-        days, newest = _days(tables, tenant, events, currency)
-        if newest is not None:
-            found, expected = customer_values(days, newest.date(), currency)
-            values.append(_rows(CUSTOMER_VALUES, tenant, found, newest))
+        known = _days(tables, tenant, of_values)
+        if known is not None:
+            found, expected = customer_values(known.days, known.newest.date(), known.currency)
+            values.append(_rows(CUSTOMER_VALUES, tenant, found, known.newest))
             models.append(models_rows(tenant, expected.measures if expected else []))
-        days, newest = _days(
-            tables, tenant, FeatureEvents.of_table(control, at, CUSTOMER_CHURN).of([tenant], *NEEDED), currency
-        )
-        if newest is not None:
-            found, model = customer_churn(days, newest.date())
-            churn.append(_rows(CUSTOMER_CHURN, tenant, found, newest))
+        # Customers may refuse one of the two: otherwise the events are read once.
+        if not of_churn.asked([tenant]).equals(of_values.asked([tenant])):
+            known = _days(tables, tenant, of_churn)
+        if known is not None:
+            found, model = customer_churn(known.days, known.newest.date())
+            churn.append(_rows(CUSTOMER_CHURN, tenant, found, known.newest))
             models.append(models_rows(tenant, model.measures if model else []))
-        context.log.info("%s: %s customer days", tenant, f"{days.height:,}")
+            context.log.info("%s: %s customer days", tenant, f"{known.days.height:,}")
     yield kept(context, tables, CUSTOMER_VALUES, values, scope)
     yield kept(context, tables, CUSTOMER_CHURN, churn, scope)
     measured = pl.concat([CUSTOMER_MODELS.empty(), *models])
@@ -60,13 +60,23 @@ def customers(context: dg.AssetExecutionContext, control: ControlResource, lake:
     yield beat_their_rules(measured)
 
 
-def _days(
-    lake: Lake, tenant: str, events: pl.LazyFrame, currency: str | None
-) -> tuple[pl.DataFrame, datetime | None]:  # fmt: skip
-    """Days of the customers of a tenant, and when its newest event was."""
-    catalog = lake.scan(CATALOG).filter(pl.col("tenant_id") == tenant).select("id", "price")
+class _Known(NamedTuple):
+    """Days of the customers of a tenant, the currency of what they paid, and when the newest event was."""
+
+    days: pl.DataFrame
+    currency: str | None
+    newest: datetime
+
+
+def _days(lake: Lake, tenant: str, used: FeatureEvents) -> _Known | None:
+    """What a feature may use of the customers of a tenant; None where there is nothing."""
+    events = used.of([tenant], *NEEDED)
     newest = events.drop_nulls("user_id").select(pl.col("ts").max()).collect(engine="streaming").item()
-    return customer_days(events, catalog, currency), newest
+    if newest is None:
+        return None
+    catalog = lake.scan(CATALOG).filter(pl.col("tenant_id") == tenant).select("id", "price")
+    currency = main_currency(events)
+    return _Known(customer_days(events, catalog, currency), currency, newest)
 
 
 def _rows(table: Table, tenant: str, found: pl.DataFrame, newest: datetime) -> pl.DataFrame:

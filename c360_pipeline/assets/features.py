@@ -145,10 +145,14 @@ class FeatureEvents:
         """Those that a table of features may use."""
         return cls(at, (name_of(table),), control.open().privacy.purposes())
 
+    def asked(self, tenants: Sequence[str]) -> pl.DataFrame:
+        """tenant_id, purpose: what customers must not have refused; sorted."""
+        asked = [purposes_of(self.purposes, feature, tenants) for feature in self.features]
+        return pl.concat(asked).unique().sort(pl.all())
+
     def of(self, tenants: Sequence[str], *columns: str) -> pl.LazyFrame:
         """Columns of the events of tenants; `user_id` is the customer; who refused a purpose is left out."""
-        asked = [purposes_of(self.purposes, feature, tenants) for feature in self.features]
-        return self.at.of_tenants(tenants, columns, pl.concat(asked).unique())
+        return self.at.of_tenants(tenants, columns, self.asked(tenants))
 
     def steps(self, tenant: str) -> pl.DataFrame:
         """`PATH_COLUMNS` of the events of a tenant that are in a session."""
@@ -483,7 +487,7 @@ def funnels_narrow(lake: LakeResource) -> dg.AssetCheckResult:
 )
 def funnels_hold(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for steps at which more sessions leave than usual."""
-    broken = lake.open().scan(DROP_OFFS).filter(pl.col("deviations") >= paths.LEAST_CHANGE).collect()
+    broken = lake.open().scan(DROP_OFFS).filter(paths.IS_BROKEN).collect()
     named = ", ".join(
         f"{row['tenant_id']}: {row['action']} to {row['next_action']}, {row['previous_rate']:.0%} before, "
         f"{row['drop_off_rate']:.0%} now"

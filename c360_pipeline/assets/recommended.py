@@ -44,7 +44,7 @@ def recommendation_hits(
             recent = each_item(events.filter(pl.col("ts") > given["given_at"].min()))
             acted = recent.select("ts", "action", who=hits.who("user_id", "anonymous_id"), product_id="item_id")
             rows = hits.recommendation_hits(given, acted, newest or since)
-            found.append(rows.select(tenant_id=pl.lit(tenant), **{name: name for name in rows.columns}))
+            found.append(rows.with_columns(tenant_id=pl.lit(tenant)))
     told = pl.concat([RECOMMENDATION_HITS.empty(), *(part.select(list(RECOMMENDATION_HITS.columns)) for part in found)])
     return kept(context, tables, RECOMMENDATION_HITS, [told], scope, picture=hit_rates(told))
 

@@ -9,7 +9,7 @@ Nothing of it is a formula that features are computed by.
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -320,21 +320,15 @@ def write_planted(folder: Path, events: int, tenants: int, seed: int, report: Ca
                 ))  # fmt: skip
                 written += len(rows)
                 report(written)
-    (folder / PLANTED_FILE).write_text(json.dumps(labels, default=_plain, indent=1) + "\n", encoding="utf-8")
+    (folder / PLANTED_FILE).write_text(json.dumps(labels, indent=1) + "\n", encoding="utf-8")
     catalog = (product for tenant in TENANTS[:tenants] for product in products(tenant))
     return Written(event_files, write_catalog(folder / "catalog.csv", catalog), truth_file, {"event": written})
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, date):
-        return value.isoformat()
-    raise TypeError(value)
 
 
 def _line(row: dict[str, Any]) -> bytes:
     at: datetime = row["ts"]
     event = {
-        "tenantId": row["tenant_id"], "userId": row["user_id"], "sessionId": f"{row['session_id']}",
+        "tenantId": row["tenant_id"], "userId": row["user_id"], "sessionId": row["session_id"],
         "eventId": row["event_id"], "ts": at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "action": row["action"], "itemId": row["item_id"], "items": row["items"],
     }  # fmt: skip

@@ -31,7 +31,7 @@ from c360_pipeline.core.catalog.tables import (
     RECONCILIATIONS,
     VISITOR_USER,
 )
-from c360_pipeline.core.features.paths import LEAST_CHANGE
+from c360_pipeline.core.features.paths import IS_BROKEN
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.reads.insights import insights
 from c360_pipeline.stages.reconciliation.proofs import everything_proved_at
@@ -224,7 +224,7 @@ class Overviews:
         newest = self._of(AUDIENCE_DELIVERIES).sort("started_at").group_by("audience", "destination").last()
         waiting = newest.filter(pl.col("waiting") > 0).sort("audience", "destination").collect().to_dicts()
         refused = self._count(AUDIENCE_DEAD_LETTERS)
-        broken = self._of(DROP_OFFS).filter(pl.col("deviations") >= LEAST_CHANGE).sort("funnel", "step").collect()
+        broken = self._of(DROP_OFFS).filter(IS_BROKEN).sort("funnel", "step").collect()
         found = [
             Alert(f"{differences:,} differences between graph and archive", "reconciliation") if differences else None,
             Alert("No comparison of every row for more than a day", "reconciliation", everything_at)

@@ -17,11 +17,13 @@ import polars as pl
 
 from c360_pipeline.core.catalog.feature_tables import CUSTOMER_CHURN
 from c360_pipeline.core.features.account_values import HIGH, MEDIUM
+from c360_pipeline.core.features.lifetime_value import Floats
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-Floats = npt.NDArray[np.float64]
+Told = list[tuple[pl.DataFrame, npt.NDArray[np.bool_]]]
+"""Of moments, the newest first: what was known of each customer (`seen_until`), and who left (`left_after`)."""
 
 HORIZON = timedelta(days=28)
 """Who is not seen for so long has left."""
@@ -184,14 +186,19 @@ def left_after(days: pl.DataFrame, seen: pl.DataFrame, moment: date) -> npt.NDAr
     return (~seen["user_id"].is_in(later.implode())).to_numpy()
 
 
-def churn_model(days: pl.DataFrame, as_of: date) -> ChurnModel | None:
-    """Learn from the past, tried on its last four weeks; None where too few left or stayed."""
+def told_by_the_past(days: pl.DataFrame, as_of: date) -> Told:
+    """The moments of which it is known who left: four weeks apart, each with four weeks of history at least."""
     begun = days["day"].min()
     if not isinstance(begun, date):
-        return None
-    moments = [as_of - HORIZON * number for number in range(1, MOMENTS + 1)]
-    known = [(seen_until(days, moment), moment) for moment in moments if moment - begun >= HORIZON]
-    told = [(seen, left_after(days, seen, moment)) for seen, moment in known]
+        return []
+    moments = (as_of - HORIZON * number for number in range(1, MOMENTS + 1))
+    known = ((seen_until(days, moment), moment) for moment in moments if moment - begun >= HORIZON)
+    return [(seen, left_after(days, seen, moment)) for seen, moment in known]
+
+
+def churn_model(days: pl.DataFrame, as_of: date) -> ChurnModel | None:
+    """Learn from the past, tried on its last four weeks; None where too few left or stayed."""
+    told = told_by_the_past(days, as_of)
     if len(told) < 2 or not (_enough(told[:1]) and _enough(told[1:])):
         return None
     (seen, left), earlier = told[0], told[1:]
@@ -239,12 +246,12 @@ def _miscalibrated(left: npt.NDArray[np.bool_], told: Floats) -> float:
     return float(sum(abs(told[one].mean() - left[one].mean()) * len(one) for one in groups if len(one)) / len(told))
 
 
-def _enough(told: list[tuple[pl.DataFrame, npt.NDArray[np.bool_]]]) -> bool:
+def _enough(told: Told) -> bool:
     left, everybody = sum(int(known.sum()) for _, known in told), sum(len(known) for _, known in told)
     return min(left, everybody - left) >= FEWEST_OF_EACH
 
 
-def _fit(told: list[tuple[pl.DataFrame, npt.NDArray[np.bool_]]]) -> "Pipeline":
+def _fit(told: Told) -> "Pipeline":
     # The library takes seconds to import, and most commands need none of it.
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

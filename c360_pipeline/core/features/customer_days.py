@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from c360_pipeline.core.projection.items import CURRENCY, MONEY, PAID, PURCHASE, QUANTITY, each_item
+from c360_pipeline.core.features.paths import SUPPORT
+from c360_pipeline.core.projection.items import ADD_TO_CART, CURRENCY, MONEY, PAID, PURCHASE, QUANTITY, each_item
 
 NEEDED = ("tenant_id", "event_id", "user_id", "session_id", "item_id", "items", "ts", "action")
 """Columns of events that days are counted from; `user_id` is the customer."""
@@ -10,7 +11,6 @@ DAYS = {
     "user_id": pl.String, "day": pl.Date, "events": pl.Int64, "sessions": pl.Int64, "carts": pl.Int64,
     "support": pl.Int64, "orders": pl.Int64, "paid": pl.Float64,
 }  # fmt: skip
-SUPPORT, ADD_TO_CART = "support", "add_to_cart"
 
 
 def customer_days(events: pl.LazyFrame, catalog: pl.LazyFrame, currency: str | None) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 A purchase is a day on which a customer bought: two orders of one evening are one decision. Whether the expectation may
 be told is tried on the past: a model of what lay before a quarter of the time (90 days at most) has to foresee what
-customers bought in it better than their own rate so far.
+customers bought in it, and paid, better than their own rate so far and than the rate of all.
 """
 
 from dataclasses import dataclass
@@ -185,24 +185,15 @@ def _tried(before: pl.DataFrame, later: pl.DataFrame, trial: int) -> tuple[list[
     foreseen = fit_buying_rate(had.repeats, had.recency, had.age).expected(trial, had.repeats, had.recency, had.age)
     own, everybody = had.repeats / np.maximum(had.age, 1) * trial, had.repeats.sum() / max(had.age.sum(), 1) * trial
     is_used = _is_nearest(bought, foreseen, own, np.full(len(own), everybody))
-    is_worth_used = False
-    measures = [
-        _measure("mean absolute error of purchases", bought, foreseen, own, "purchases"),
-        _measure("all purchases, of those that came", bought, foreseen, own, "share"),
-    ]
+    measures = _measures("purchases", "those that came", (bought, foreseen, own), is_used=is_used)
     spending = _spending(had)
-    if spending is not None:
-        paid = truth["paid"].cast(pl.Float64).to_numpy()
-        worth, mean = (
-            foreseen * _paid_on_a_day(spending, had),
-            had.mean_paid * had.paid_days / np.maximum(had.priced_days, 1),
-        )
-        is_worth_used = is_used and _is_nearest(paid, worth, own * mean, np.full(len(own), everybody * mean.mean()))
-        measures.append(_measure("mean absolute error of revenue", paid, worth, own * mean, "money"))
-        measures.append(_measure("all revenue, of what came", paid, worth, own * mean, "share"))
-    used = [is_used, is_used, is_worth_used, is_worth_used]
-    told = [{**one, "is_used": flag} for one, flag in zip(measures, used, strict=False)]
-    return told, is_used, is_worth_used
+    if spending is None:
+        return measures, is_used, False
+    paid, worth = truth["paid"].cast(pl.Float64).to_numpy(), foreseen * _paid_on_a_day(spending, had)
+    mean = had.mean_paid * had.paid_days / np.maximum(had.priced_days, 1)
+    is_worth_used = is_used and _is_nearest(paid, worth, own * mean, np.full(len(own), everybody * mean.mean()))
+    of_revenue = _measures("revenue", "what came", (paid, worth, own * mean), is_used=is_worth_used)
+    return [*measures, *of_revenue], is_used, is_worth_used
 
 
 def _is_nearest(truth: Floats, found: Floats, *others: Floats) -> bool:
@@ -211,15 +202,20 @@ def _is_nearest(truth: Floats, found: Floats, *others: Floats) -> bool:
     return bool(np.isfinite(error) and all(error < np.abs(truth - other).mean() for other in others))
 
 
-def _measure(name: str, truth: Floats, found: Floats, plain: Floats, unit: str) -> dict[str, object]:
-    def of(told: Floats) -> float | None:
-        if unit == "share":
-            return None if truth.sum() == 0 else float(round(told.sum() / truth.sum(), DIGITS))
-        return float(round(np.abs(told - truth).mean(), DIGITS))
-
-    return {
-        "model": PURCHASES_MODEL, "measure": name, "value": of(found), "baseline": of(plain), "cases": len(truth),
-    }  # fmt: skip
+def _measures(
+    of: str, came: str, told: tuple[Floats, Floats, Floats], *, is_used: bool
+) -> list[dict[str, object]]:  # fmt: skip
+    """How far off, and what share of all: what was found, and what is plain, beside the truth, which comes first."""
+    truth, found, plain = told
+    errors = [float(round(np.abs(one - truth).mean(), DIGITS)) for one in (found, plain)]
+    whole = truth.sum()
+    shares = [float(round(one.sum() / whole, DIGITS)) if whole else None for one in (found, plain)]
+    rows = ((f"mean absolute error of {of}", errors), (f"all {of}, of {came}", shares))
+    return [
+        {"model": PURCHASES_MODEL, "measure": name, "value": value, "baseline": baseline, "cases": len(truth),
+         "is_used": is_used}
+        for name, (value, baseline) in rows
+    ]  # fmt: skip
 
 
 def models_rows(tenant: str, measures: list[dict[str, object]]) -> pl.DataFrame:

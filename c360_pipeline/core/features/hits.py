@@ -8,11 +8,10 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS
-from c360_pipeline.core.projection.items import PURCHASE
+from c360_pipeline.core.projection.items import PURCHASE, VIEW
 
 COUNTS_FOR = timedelta(days=1)
 ALL_SOURCES = "all"
-VIEW = "view"
 ACTED = {"who": pl.String, "product_id": pl.String, "ts": pl.Datetime("us", "UTC"), "action": pl.String}
 """Of one tenant: what `who` gives, and what they viewed or bought."""
 

@@ -18,11 +18,11 @@ from scipy import sparse
 
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS
 from c360_pipeline.core.features.ranks import best_of_each
-from c360_pipeline.core.projection.items import PURCHASE, each_item
+from c360_pipeline.core.projection.items import ADD_TO_CART, PURCHASE, VIEW, each_item
 
 LEADS_TO = "leads_to"
 """Kind of `PRODUCT_SIMILARITIES`."""
-INTEREST = {PURCHASE: 1.0, "add_to_cart": 0.5, "view": 0.25}
+INTEREST = {PURCHASE: 1.0, ADD_TO_CART: 0.5, VIEW: 0.25}
 """How much an action says. Sums of products of these are exact, in any order."""
 NEIGHBOURS = 50
 """Products that one is explained by, the nearest by cosine."""

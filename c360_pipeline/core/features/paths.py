@@ -11,6 +11,7 @@ from itertools import pairwise
 import polars as pl
 
 from c360_pipeline.core.catalog.feature_tables import DROP_OFFS, PATH_ANOMALIES, SUPPORT_INSIGHTS
+from c360_pipeline.core.projection.items import ADD_TO_CART, PURCHASE, VIEW
 
 RECENT = timedelta(days=7)
 """What is scored; the past is what came before."""
@@ -20,7 +21,7 @@ LEAST_DEVIATIONS = 3.0
 """Standard deviations above the usual surprise from which on a session is told of."""
 TRUST_IN_COMMUNITY = 20.0
 """The community's past weighs as much as so many steps of the user's own."""
-PURCHASE_FUNNEL = ("view", "add_to_cart", "purchase")
+PURCHASE_FUNNEL = (VIEW, ADD_TO_CART, PURCHASE)
 BEFORE_A_TICKET = timedelta(minutes=30)
 FEWEST_TICKETS = 3
 """A path that precedes fewer tickets is no finding."""
@@ -29,6 +30,11 @@ SURE = 1.96
 """Standard errors within which 95 of 100 estimates lie."""
 LEAST_CHANGE = 3.0
 """Standard errors from which on a change of a funnel is no chance."""
+IS_BROKEN = pl.col("deviations") >= LEAST_CHANGE
+"""Of rows of `DROP_OFFS`, the steps that lose more sessions than chance explains."""
+TICKETS = {
+    "tenant_id": pl.String, "ticket_id": pl.String, "user_id": pl.String, "created_at": pl.Datetime("us", "UTC"),
+}  # fmt: skip
 SUPPORT = "support"
 """The action of an event by which a user asks for support."""
 SHOWN_STEPS = 20

@@ -2,8 +2,8 @@
 
 import polars as pl
 
-PURCHASE = "purchase"
-"""The action of an event that something was bought by."""
+VIEW, ADD_TO_CART, PURCHASE = "view", "add_to_cart", "purchase"
+"""Actions of events by which a product was looked at, put in a cart, bought."""
 QUANTITY, PRICE, CURRENCY, PAID = "quantity", "price", "currency", "paid"
 MONEY = pl.Decimal(38, 6)
 """Sums of it do not depend on the order of the rows, as those of floats do."""

@@ -21,7 +21,7 @@ from c360_pipeline.core.catalog.audience_tables import AUDIENCES
 from c360_pipeline.core.catalog.feature_tables import ACCOUNT_VALUES, FEATURES
 from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.tables import EVENT_JOURNEY, EVENTS, JOURNEYS
-from c360_pipeline.core.privacy.erasure import Person, SearchTerms, theirs, users_frame
+from c360_pipeline.core.privacy.erasure import Person, SearchTerms, Traces, theirs, users_frame
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.silos.control_rows import LINEAGE
 from c360_pipeline.errors import ConfigError
@@ -137,10 +137,7 @@ def export(stores: Stores, person: Person, observe: Observe = lambda what: None)
     counted = placed.group_by("tenant_id", "journey_id").len("their_events")
     seen = lake.scan(JOURNEYS).select("tenant_id", "journey_id", "created_at")
     journeys = counted.join(seen, on=["tenant_id", "journey_id"]).sort("journey_id").collect(engine="streaming")
-    features = _features(stores, persons, SearchTerms(values))
-    visited = traces.frames()[0].lazy()
-    by_visitor = lake.scan(RECOMMENDATIONS_GIVEN).join(visited, on=["tenant_id", "anonymous_id"], how="semi").collect()
-    features[RECOMMENDATIONS_GIVEN.name] = pl.concat([features[RECOMMENDATIONS_GIVEN.name], by_visitor])
+    features = _features(stores, persons, traces, SearchTerms(values))
     observe("dead letters")
     letters, others = planner.letters_with_bytes(SearchTerms(values), persons, traces)
     observe("graph")
@@ -162,10 +159,16 @@ def export(stores: Stores, person: Person, observe: Observe = lambda what: None)
     )  # fmt: skip
 
 
-def _features(stores: Stores, persons: Sequence[Person], terms: SearchTerms) -> dict[str, pl.DataFrame]:
-    """Rows of features that are theirs: by their user, and of accounts those that hold a value of theirs alone."""
-    found = {}
-    for table in (*FEATURES, *AUDIENCES, RECOMMENDATIONS_GIVEN):
+def _features(
+    stores: Stores, persons: Sequence[Person], traces: Traces, terms: SearchTerms
+) -> dict[str, pl.DataFrame]:  # fmt: skip
+    """Rows of features that are theirs: by user, by visitor, and of accounts those with a value of theirs alone."""
+    visitors = traces.frames()[0].lazy()
+    given = stores.lake.scan(RECOMMENDATIONS_GIVEN)
+    by_user = given.join(users_frame(persons).lazy(), on=["tenant_id", "user_id"], how="semi")
+    by_visitor = given.join(visitors, on=["tenant_id", "anonymous_id"], how="semi")
+    found = {RECOMMENDATIONS_GIVEN.name: pl.concat([by_user, by_visitor]).unique("given_id").collect()}
+    for table in (*FEATURES, *AUDIENCES):
         rows = stores.lake.scan(table)
         if "user_id" in table.columns:
             found[table.name] = rows.join(

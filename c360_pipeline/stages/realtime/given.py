@@ -18,7 +18,7 @@ import structlog
 
 from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.landing.classify import split_suppressed
-from c360_pipeline.errors import C360Error, ConflictError
+from c360_pipeline.errors import C360Error
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
 
@@ -26,8 +26,6 @@ WRITE_SECONDS = 60.0
 BATCH = 5_000
 """Answers from which on a batch is written before its time."""
 MOST_WAITING = 50_000
-TRIES = 5
-"""Of one commit, where others commit at the same time."""
 
 
 class Given(NamedTuple):
@@ -77,16 +75,10 @@ class GivenRecommendations:
         self._waiting: deque[Given] = deque()
         self._dropped = 0
         self._unchecked = RECOMMENDATIONS_GIVEN.empty()
-        self._closing = threading.Event()
-        self._due, self._ended, self._writing = threading.Event(), False, threading.Lock()
+        self._due, self._closing, self._writing = threading.Event(), threading.Event(), threading.Lock()
         self._log = structlog.get_logger("c360.given")
         self._thread = threading.Thread(target=self._write_all, name="given-recommendations")
         self._thread.start()
-
-    @property
-    def dropped(self) -> int:
-        """Answers that were not noted, for the lake did not take those before them."""
-        return self._dropped
 
     def note(self, given: Given) -> None:
         """Take an answer; returns at once."""
@@ -99,13 +91,12 @@ class GivenRecommendations:
 
     def close(self) -> None:
         """Write what waits, and end."""
-        self._ended = True
         self._closing.set()
         self._due.set()
         self._thread.join()
 
     def _write_all(self) -> None:
-        while not self._ended:
+        while not self._closing.is_set():
             self._due.wait(WRITE_SECONDS)
             self._due.clear()
             if not self.write_waiting():
@@ -150,17 +141,13 @@ class GivenRecommendations:
             return
         # Looked at again after the commit, also where its answer is lost: an erasure may have come between.
         self._unchecked = rows
-        for attempt in range(1, TRIES + 1):
-            try:
-                self._lake.commits.insert_new(RECOMMENDATIONS_GIVEN, rows)
-                break
-            except ConflictError:
-                if attempt == TRIES:
-                    raise
+        self._lake.commits.insert_new(RECOMMENDATIONS_GIVEN, rows)
         self._remove_forgotten()
 
     def _remove_forgotten(self) -> None:
         """Remove rows of those who asked to be forgotten while they were written: the erasure had not found them."""
+        if self._unchecked.is_empty():
+            return
         gone = self._unchecked.join(self._remembered(self._unchecked), on="given_id", how="anti")
         self._lake.commits.merge(
             RECOMMENDATIONS_GIVEN, RECOMMENDATIONS_GIVEN.empty(), gone.select(RECOMMENDATIONS_GIVEN.key)

@@ -10,19 +10,12 @@ from c360_pipeline.core.contract.frames import ITEMS
 from c360_pipeline.core.features.churn import MODEL, RULE, churn_model, customer_churn, left_after, measured, seen_until
 from c360_pipeline.core.features.customer_days import DAYS, customer_days, main_currency
 from c360_pipeline.core.features.customer_values import customer_values
-from c360_pipeline.core.features.paths import calls_for_support, drop_offs, path_anomalies, support_insights
+from c360_pipeline.core.features.paths import TICKETS, calls_for_support, drop_offs, path_anomalies, support_insights
 from c360_pipeline.devstack.planted_samples import OTHER_STYLE, Planted, planted
 
 NO_CATALOG = pl.LazyFrame(schema={"id": pl.String, "price": pl.Float64})
 NO_COMMUNITIES = pl.DataFrame(schema={"tenant_id": pl.String, "user_id": pl.String, "community": pl.Int64})
-NO_TICKETS = pl.DataFrame(
-    schema={
-        "tenant_id": pl.String,
-        "ticket_id": pl.String,
-        "user_id": pl.String,
-        "created_at": pl.Datetime("us", "UTC"),
-    }
-)
+NO_TICKETS = pl.DataFrame(schema=TICKETS)
 TODAY = date(2026, 3, 1)
 
 
