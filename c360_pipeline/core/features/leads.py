@@ -18,6 +18,7 @@ from scipy import sparse
 
 from c360_pipeline.core.catalog.feature_tables import PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS
 from c360_pipeline.core.features.ranks import best_of_each
+from c360_pipeline.core.kernels.sparse_entries import entries_within
 from c360_pipeline.core.projection.items import ADD_TO_CART, PURCHASE, VIEW, each_item
 
 LEADS_TO = "leads_to"
@@ -154,22 +155,20 @@ def _weights(
     for start in range(0, together.shape[0], AT_ONCE):
         rows = together[start : start + AT_ONCE].tocoo()
         neighbours = _nearest(rows, length, start)
-        is_one = neighbours >= 0
-        named = np.where(is_one, neighbours, 0)
-        size = named.shape[1]
+        size = neighbours.shape[1]
         if not size:
             continue
-        ends = (np.repeat(named, size, axis=1).ravel(), np.tile(named, (1, size)).ravel())
-        met = np.asarray(together[ends], dtype=np.float64).reshape(-1, size, size)
-        met *= is_one[:, :, None] & is_one[:, None, :]
-        targets = np.broadcast_to(np.arange(start, start + len(named))[:, None], named.shape)
-        with_target = np.asarray(together[named.ravel(), targets.ravel()], dtype=np.float64).reshape(named.shape)
-        with_target *= is_one
+        is_one = neighbours >= 0
+        targets = np.broadcast_to(np.arange(start, start + len(neighbours))[:, None], neighbours.shape)
+        # The target is the last of its group.
+        groups = np.column_stack([neighbours, targets[:, :1]])
+        entries = entries_within(together.indptr, together.indices, together.data, groups)
+        met, with_target = entries[:, :size, :size], entries[:, :size, size]
         ridge = np.eye(size)
         solved = {
             one: np.linalg.solve(met + one * ridge, with_target[:, :, None])[:, :, 0][is_one] for one in regularisations
         }
-        yield pl.DataFrame({"source": named[is_one], "target": targets[is_one]}), solved
+        yield pl.DataFrame({"source": neighbours[is_one], "target": targets[is_one]}), solved
 
 
 def _nearest(rows: sparse.coo_matrix, length: np.ndarray, start: int) -> np.ndarray:
