@@ -26,21 +26,13 @@ def entries_within(starts, columns, values, groups):
     found = np.zeros((groups.shape[0], size, size), np.float64)
     for group in range(groups.shape[0]):
         order = np.argsort(groups[group])
-        for a in range(size):
+        for a in range(np.searchsorted(groups[group][order], 0), size):
             row = groups[group, order[a]]
-            if row < 0:
-                continue
             low, end = starts[row], starts[row + 1]
             # Members come in the order of the columns: each is looked for behind the one before.
             for b in range(a, size):
                 wanted = groups[group, order[b]]
-                high = end
-                while low < high:
-                    middle = (low + high) // 2
-                    if columns[middle] < wanted:
-                        low = middle + 1
-                    else:
-                        high = middle
+                low += np.searchsorted(columns[low:end], wanted)
                 if low == end:
                     break
                 if columns[low] == wanted:
