@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 import dagster as dg
@@ -33,6 +34,7 @@ from c360_pipeline.core.catalog.feature_tables import (
     SUPPORT_INSIGHTS,
     TRENDING_PRODUCTS,
     USER_COMMUNITIES,
+    USUAL_STEPS,
 )
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
@@ -40,6 +42,7 @@ from c360_pipeline.core.features import algorithms, leads, paths, similar_produc
 from c360_pipeline.core.features import communities as features
 from c360_pipeline.core.features.account_values import account_values as values_of_accounts
 from c360_pipeline.core.features.recommend import SIMILAR_USER_WEIGHT, candidates
+from c360_pipeline.core.features.surprises import usual_steps
 from c360_pipeline.core.features.trends import FEATURED, score, trending
 from c360_pipeline.core.privacy.purposes import RECOMMENDATIONS, Purpose, purposes_of
 from c360_pipeline.core.projection import graph as model
@@ -53,6 +56,7 @@ from c360_pipeline.stages.projection.events import (
     decisions_before,
     events_in,
 )
+from c360_pipeline.stages.realtime.surprises import forget_surprises
 from c360_pipeline.stages.visitors.counted import EventsAt
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -232,7 +236,11 @@ def weights_of(used: FeatureEvents, tenant: str) -> pl.DataFrame:
 
 @dg.multi_asset(
     # One step: a run that names no partition can't have a partitioned asset that waits for another one.
-    specs=[feature_spec(USER_COMMUNITIES, kinds={"neo4j"}), feature_spec(PATH_ANOMALIES, deps=["user_communities"])],
+    specs=[
+        feature_spec(USER_COMMUNITIES, kinds={"neo4j"}),
+        feature_spec(PATH_ANOMALIES, deps=["user_communities"]),
+        feature_spec(USUAL_STEPS),
+    ],
     check_specs=[
         check_spec(
             "every_active_user_has_a_community",
@@ -254,7 +262,10 @@ def communities(
     lake: LakeResource,
     graph: GraphResource,
 ) -> Results:
-    """Run Louvain per tenant, keep and write what changed; then rate the last week's sessions by their community."""
+    """Run Louvain per tenant, keep and write what changed; then rate the last week's sessions by their community.
+
+    And learn what is usual, by which sessions are rated while they go on.
+    """
     tables = lake.open()
     scope, modularity, parts = scope_of(context, tables), dict[str, float](), list[pl.DataFrame]()
     active = [USER_COMMUNITIES.empty().select("tenant_id", "user_id")]
@@ -296,8 +307,14 @@ def communities(
         metadata={"left_out": left_out.height},
     )
     walked = FeatureEvents.of_table(control, EventsAt(tables), PATH_ANOMALIES)
-    odd = [paths.path_anomalies(walked.steps(tenant).drop_nulls("user_id"), found) for tenant in scope.tenants]
+    taken = {tenant: walked.steps(tenant) for tenant in scope.tenants}
+    odd = [paths.path_anomalies(steps.drop_nulls("user_id"), found) for steps in taken.values()]
     yield kept(context, tables, PATH_ANOMALIES, odd, scope)
+    yield kept(context, tables, USUAL_STEPS, [usual_steps(steps) for steps in taken.values()], scope)
+    with graph.open() as neo4j:
+        for tenant, steps in taken.items():
+            if isinstance(newest := steps["ts"].max(), datetime):
+                forget_surprises(neo4j, tenant, newest, walked.purposes)
 
 
 @dg.multi_asset(
@@ -441,6 +458,15 @@ def trends_add_up(lake: LakeResource) -> dg.AssetCheckResult:
     is_ranked = pl.col("rank") == pl.col("rank").min().over("tenant_id", "window_hours")
     wrong_first = is_ranked & (pl.col("rank") != 1)
     return wrong_rows(lake, TRENDING_PRODUCTS, (pl.col("score") != trend) | (trend < 1) | wrong_first)
+
+
+@asset_check(
+    asset="usual_steps", description="Steps are among those from where they begin; sessions of a tenant's past differ."
+)
+def usual_steps_are_counts(lake: LakeResource) -> dg.AssetCheckResult:
+    """A check that passes when no row has another value."""
+    is_count = (pl.col("steps") > 0) & (pl.col("steps") <= pl.col("starts")) & (pl.col("actions") > 0)
+    return wrong_rows(lake, USUAL_STEPS, ~(is_count & (pl.col("usual_surprise") >= 0) & (pl.col("spread") > 0)))
 
 
 @asset_check(

@@ -21,6 +21,7 @@ PAGES = {
     "audience_members": "audiences",
     "audience_deliveries": "audiences",
     "path_anomalies": "insights",
+    "usual_steps": "insights",
     "drop_offs": "insights",
     "support_insights": "insights",
     "account_values": "insights",

@@ -14,8 +14,9 @@ LONGEST = 240
 
 
 class Which(StrEnum):
-    """Kinds of insight, as `reads.insights.KINDS` names them."""
+    """Kinds of insight, as `reads.insights` names them."""
 
+    NOW = "now"
     ANOMALIES = "anomalies"
     DROP_OFFS = "drop-offs"
     BEFORE_TICKETS = "before-tickets"
@@ -34,13 +35,18 @@ def show_insights(
 ) -> None:
     """Show odd sessions, broken funnels, what comes before tickets, who may leave, and who brings most."""
     from c360_pipeline.cli.query import only_tenant
-    from c360_pipeline.connections import open_lake
+    from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.core.catalog.tables import EVENTS
-    from c360_pipeline.reads.insights import KINDS, insights
+    from c360_pipeline.reads.insights import KINDS, NOW, insights, surprising_now
 
-    lake = open_lake(load_settings())
+    settings = load_settings()
+    lake = open_lake(settings)
     whose = tenant or only_tenant(lake.count_by(EVENTS, "tenant_id")["tenant_id"].to_list())
-    found = [insights(lake, whose, name, limit) for name in ([which.value] if which else KINDS)]
+    found = [insights(lake, whose, name, limit) for name in ([which.value] if which else KINDS) if name != NOW.name]
+    if which in (None, Which.NOW):
+        with open_graph(settings) as graph:
+            purposes = open_control(settings).privacy.purposes()
+            found.insert(0, surprising_now(lake, graph.read_only, whose, limit, purposes))
     if as_json:
         print_json({one.kind.name: {"changed_at": one.changed_at, "total": one.total, "rows": one.rows,
                                     "none": None if one.rows else one.why_none} for one in found})  # fmt: skip

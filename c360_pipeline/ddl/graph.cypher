@@ -14,6 +14,7 @@ CREATE CONSTRAINT checkpoint_key IF NOT EXISTS FOR (n:ProjectionCheckpoint) REQU
 CREATE INDEX product_category IF NOT EXISTS FOR (n:Product) ON (n.category);
 CREATE INDEX user_community IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.community);
 CREATE INDEX user_last_seen IF NOT EXISTS FOR (n:User) ON (n.tenant_id, n.last_seen);
+CREATE INDEX session_deviations IF NOT EXISTS FOR (n:Session) ON (n.tenant_id, n.deviations);
 CREATE INDEX account_email IF NOT EXISTS FOR (n:Account) ON (n.tenant_id, n.email);
 CREATE INDEX account_name IF NOT EXISTS FOR (n:Account) ON (n.tenant_id, n.full_name);
 CREATE INDEX event_id IF NOT EXISTS FOR (n:Event) ON (n.id);

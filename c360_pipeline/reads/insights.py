@@ -1,6 +1,6 @@
 """What the nightly features found of a tenant, for API, pages and `c360 insights`: one declaration of each kind."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -15,11 +15,17 @@ from c360_pipeline.core.catalog.feature_tables import (
     DROP_OFFS,
     PATH_ANOMALIES,
     SUPPORT_INSIGHTS,
+    USUAL_STEPS,
 )
 from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.features.account_values import LEFT
+from c360_pipeline.core.features.paths import LEAST_DEVIATIONS
+from c360_pipeline.core.privacy.purposes import Purpose
+from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.stages.realtime.surprises import IS_AGREED, refusals_of
 from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.driver_values import Read, instant
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,27 @@ KINDS = {
 }  # fmt: skip
 
 
+NOW = Kind(
+    "now", "Sessions unlike the past, as they happen", USUAL_STEPS, {},
+    {"user_id": "Customer", "started_at": "Began (UTC)", "last_seen": "Last event (UTC)", "oddest_step": "Oddest step",
+     "deviations": "Deviations above the usual"},
+    "No session that was tracked or streamed in the last seven days is three standard deviations above the usual "
+    "surprise, or the tenant has no past of a week to tell by.",
+)  # fmt: skip
+"""What the real-time path says of sessions, by what the table has of the past."""
+READ_SURPRISING = Statement(f"""
+    MATCH (s:Session {{tenant_id: $tenant_id}}) WHERE s.deviations >= $least AND {IS_AGREED}
+    WITH collect(s) AS found
+    UNWIND found AS s
+    WITH s, size(found) AS total ORDER BY s.last_seen DESC, s.id LIMIT $limit
+    OPTIONAL MATCH (u:User {{tenant_id: $tenant_id}})-[:HAS_SESSION]->(s)
+    WITH s, total, min(u.id) AS user_id
+    RETURN s.id AS session_id, user_id, s.first_seen AS started_at, s.last_seen AS last_seen, s.surprise AS surprise,
+           s.deviations AS deviations, s.oddest_step AS oddest_step, total
+    ORDER BY last_seen DESC, session_id
+""")
+
+
 @dataclass(frozen=True)
 class Found:
     """Insights of a kind.
@@ -151,3 +178,23 @@ def insights(lake: Lake, tenant_id: str, name: str, limit: int) -> Found:
     ordered = told.sort([*order], descending=[*order.values()], nulls_last=True).head(limit)
     total = int(told.select(pl.len()).collect().item())
     return Found(kind, changed_at, ordered.collect().to_dicts(), total)
+
+
+def surprising_now(lake: Lake, read: Read, tenant_id: str, limit: int, purposes: Collection[Purpose]) -> Found:
+    """Sessions that the real-time path found to be unlike the past, the newest first.
+
+    Args:
+        lake: with what is usual.
+        read: asks the graph.
+        tenant_id: whose.
+        limit: sessions at most.
+        purposes: that people may have refused; who did is left out at once.
+    """
+    rows = read(
+        READ_SURPRISING, tenant_id=tenant_id, least=LEAST_DEVIATIONS, limit=limit,
+        refusals=refusals_of(purposes, tenant_id),
+    )  # fmt: skip
+    total = rows[0]["total"] if rows else 0
+    times = ("started_at", "last_seen")
+    told = [{name: instant(v) if name in times else v for name, v in row.items() if name != "total"} for row in rows]
+    return Found(NOW, lake.versions.changed_at(USUAL_STEPS), told, total)

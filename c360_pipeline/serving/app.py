@@ -208,6 +208,7 @@ def _add_customers(app: FastAPI, api: Api) -> None:
 
 
 INSIGHTS: dict[str, tuple[type[BaseModel], str]] = {
+    "now": (models.Surprising, "Sessions that are unlike the past, seconds after their events."),
     "anomalies": (models.Anomalies, "Sessions of the last seven days whose path is unlike the past."),
     "drop-offs": (models.DropOffs, "Where a funnel loses sessions, this week and before."),
     "before-tickets": (
@@ -220,7 +221,7 @@ INSIGHTS: dict[str, tuple[type[BaseModel], str]] = {
     "recommended": (models.Recommended, "What came of recommendations, by day, version and source."),
     "models": (models.Models, "How well what is said of customers was foreseen on the newest past."),
 }
-"""By kind of `reads.insights.KINDS`: what the API answers, and what it is."""
+"""By kind of `reads.insights`: what the API answers, and what it is."""
 
 
 def _add_insights(app: FastAPI, api: Api) -> None:

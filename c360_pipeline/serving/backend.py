@@ -27,7 +27,7 @@ from c360_pipeline.reads.accounts import newest_of
 from c360_pipeline.reads.audiences import Audiences, parts_of
 from c360_pipeline.reads.customers import Customers
 from c360_pipeline.reads.deliveries import delivered_by_source, sources_of_pages
-from c360_pipeline.reads.insights import Found, insights
+from c360_pipeline.reads.insights import NOW, Found, insights, surprising_now
 from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.reads.overview import Overviews
 from c360_pipeline.reads.recommend import RecommendationRequest, Recommended, Recommender
@@ -37,6 +37,7 @@ from c360_pipeline.settings import load_settings
 from c360_pipeline.stages.audiences.sinks import require_labels, require_possible
 from c360_pipeline.stages.audiences.trials import Trials
 from c360_pipeline.stages.realtime.given import Given, GivenRecommendations
+from c360_pipeline.stages.realtime.surprises import SessionSurprises
 from c360_pipeline.stages.realtime.tracked_events import Tracked, TrackedEvents
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.driver_values import plain
@@ -182,7 +183,8 @@ class Backend:
         self.stream = stream
         self.keys = ApiKeys(control.login)
         self._landing = landing
-        self._tracked = TrackedEvents(landing, graph, control)
+        self._surprises = SessionSurprises(graph, lake, control)
+        self._tracked = TrackedEvents(landing, graph, control, self._surprises.note)
         self._purposes = Kept(control.privacy.purposes, "what people must agree to")
         self._rules = Kept(lambda: control.key_rules.policy().rules, "which attributes are identifiers")
         self._identifiers = Kept(control.identifiers.current, "how identifiers are hashed")
@@ -197,6 +199,7 @@ class Backend:
         self._settings.close()
         self.trials.close()
         self._tracked.close()
+        self._surprises.close()
         self._given.close()
         self._standing.close()
 
@@ -278,7 +281,9 @@ class Backend:
         return self.control.audiences.apply(audience, note)
 
     def insights(self, tenant_id: str, name: str, limit: int) -> Found:
-        """What the nightly features found."""
+        """What the nightly features found, and what the real-time path finds now."""
+        if name == NOW.name:
+            return surprising_now(self.lake, self.graph.read_only, tenant_id, limit, self._purposes.value())
         return insights(self.lake, tenant_id, name, limit)
 
     def answer(self, tenant_id: str, name: str, given: dict[str, str]) -> list[dict[str, Any]]:

@@ -218,6 +218,18 @@ class Anomaly(BaseModel):
     path: str
 
 
+class SurprisingSession(BaseModel):
+    """A session that is unlike the past of all customers, as it happens."""
+
+    session_id: str
+    user_id: str | None = Field(description="of a session of several the first; null of a visitor")
+    started_at: datetime
+    last_seen: datetime
+    surprise: float = Field(description="mean of -log2 of the probabilities of the steps, in bits")
+    deviations: float = Field(description="standard deviations above the usual")
+    oddest_step: str
+
+
 class DropOff(BaseModel):
     """How many sessions of the last week went on from a step of a funnel, against the four weeks before."""
 
@@ -334,6 +346,12 @@ class Anomalies(_Insights):
     """The oddest sessions first."""
 
     rows: list[Anomaly]
+
+
+class Surprising(_Insights):
+    """The newest sessions first; `changed_at` is when what is usual was learned."""
+
+    rows: list[SurprisingSession]
 
 
 class DropOffs(_Insights):

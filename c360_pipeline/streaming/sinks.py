@@ -10,13 +10,14 @@ import structlog
 from neo4j.exceptions import DriverError, Neo4jError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
-from c360_pipeline.connections import open_control, open_graph
+from c360_pipeline.connections import open_control, open_graph, open_lake
 from c360_pipeline.core.arrays.bisection import bisected
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.contract.frames import event_frame
 from c360_pipeline.errors import ConflictError, UnavailableError
 from c360_pipeline.settings import Settings
 from c360_pipeline.stages.realtime.suppression import Suppression
+from c360_pipeline.stages.realtime.surprises import SessionSurprises
 from c360_pipeline.stages.realtime.unlanded_events import write_unlanded
 from c360_pipeline.stores.cassandra import user_events
 from c360_pipeline.stores.neo4j.client import is_of_a_row
@@ -35,7 +36,16 @@ Write = Callable[[list[Event]], None]
 @contextmanager
 def _graph_writer(settings: Settings) -> Iterator[Write]:
     with open_graph(settings) as graph:
-        yield lambda events: write_unlanded(graph, event_frame(events))
+        scored = SessionSurprises(graph, open_lake(settings), open_control(settings))
+
+        def write(events: list[Event]) -> None:
+            write_unlanded(graph, event_frame(events))
+            scored.note(events)
+
+        try:
+            yield write
+        finally:
+            scored.close()
 
 
 @contextmanager

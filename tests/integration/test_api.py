@@ -12,6 +12,7 @@ from urllib.parse import quote
 import polars as pl
 import pytest
 import structlog
+from dagster_processes import wait_until
 from event_world import World
 from fastapi.testclient import TestClient
 from httpx2 import Response
@@ -29,6 +30,7 @@ from c360_pipeline.core.catalog.feature_tables import (
     PRODUCT_SIMILARITIES,
     SUPPORT_INSIGHTS,
     USER_COMMUNITIES,
+    USUAL_STEPS,
 )
 from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS, RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.tables import CATALOG, DEAD_LETTERS, EVENTS
@@ -36,7 +38,7 @@ from c360_pipeline.core.features import leads, similar_products
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.logs import configure_logging
 from c360_pipeline.reads.customer_pages import CustomerPages
-from c360_pipeline.reads.insights import KINDS
+from c360_pipeline.reads.insights import KINDS, NOW
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import security
 from c360_pipeline.serving.app import create_app
@@ -47,6 +49,7 @@ from c360_pipeline.stages.landing.ingest import Ingest
 from c360_pipeline.stages.projection.audiences import bring_up_audiences
 from c360_pipeline.stages.projection.events import EventGraph, ProductGraph
 from c360_pipeline.stages.realtime.given import Given, GivenRecommendations
+from c360_pipeline.stages.realtime.surprises import forget_surprises
 from c360_pipeline.stages.realtime.unlanded_events import unlanded_events
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -314,6 +317,61 @@ def test_insights_are_read_by_api_page_and_command(
     assert KINDS[name].title in CliRunner().invoke(cli, ["insights", "--tenant", "acme"]).output
 
 
+def test_a_session_is_told_to_be_odd_while_it_goes_on_but_of_nobody_who_refused(
+    make_client: Callable[..., TestClient], lake: Lake, graph: Graph, control: ControlDb
+) -> None:
+    control.execute("INSERT INTO feature_purposes VALUES ('acme', 'path_anomalies', 'analytics')")
+    usual = {"from_action": "purchase", "to_action": "purchase", "steps": 1_000, "starts": 1_000, "actions": 2,
+             "usual_surprise": 0.1, "spread": 1.0}  # fmt: skip
+    past = [{"tenant_id": "acme", **usual, "from_action": action} for action in ("purchase", "view")]
+    lake.commits.insert_new(USUAL_STEPS, pl.DataFrame(past, schema=USUAL_STEPS.empty().schema))
+    client, others = make_client("admin"), make_client("read", "globex")
+
+    def track(session: str, kinds: str, **who: str) -> None:
+        for number, kind in enumerate(kinds.split()):
+            event = {**INTERACTION, "user_id": None, "interaction_type": kind, "event_id": f"{session}-{number}",
+                     "session_id": session, "ts": f"2025-10-20T10:00:{number:02}Z", **who}  # fmt: skip
+            assert client.post("/graph/track", json=event).json()["graph"] == "updated"
+
+    graph.run("CREATE (:User {tenant_id: 'acme', id: 'unwilling', consents: '{\"analytics\": \"denied\"}'})")
+    track("usual", "VIEWED PURCHASED PURCHASED PURCHASED", user_id="u1")
+    track("short", "PURCHASED VIEWED VIEWED", user_id="u1")
+    track("refused", "PURCHASED VIEWED VIEWED VIEWED VIEWED", user_id="unwilling")
+    track("unknown", "PURCHASED VIEWED VIEWED VIEWED VIEWED", anonymous_id="browser-9")
+    track("odd", "PURCHASED VIEWED VIEWED VIEWED VIEWED", user_id="u1")
+    # Looked for from the graph: the API may keep an answer for ten seconds.
+    wait_until(
+        lambda: graph.run("MATCH (s:Session {tenant_id: 'acme', id: 'odd'}) RETURN s.deviations AS d")[0]["d"], 30
+    )
+    told = client.get("/insights/now?limit=7").json()
+    assert (told["total"], [row["session_id"] for row in told["rows"]]) == (1, ["odd"])
+    row = told["rows"][0]
+    assert (row["user_id"], row["started_at"][:19], row["oddest_step"]) == (
+        "u1", "2025-10-20T10:00:00", "purchase → view",
+    )  # fmt: skip
+    # Four steps that nobody took: -log2(1 / 1,002) bits each.
+    assert (row["surprise"], row["deviations"]) == (pytest.approx(9.969, abs=1e-3), pytest.approx(19.737, abs=1e-3))
+    scored = graph.run("MATCH (s:Session) WHERE s.surprise IS NOT NULL RETURN s.id AS id ORDER BY id")
+    assert [one["id"] for one in scored] == ["odd", "usual"]
+    assert others.get("/insights/now").json()["rows"] == []
+    assert "purchase → view" in client.get("/app/insights").text
+    said = CliRunner().invoke(cli, ["insights", "now", "--tenant", "acme", "--json"])
+    assert json.loads(said.stdout)["now"]["total"] == 1
+    # Who refuses is told of no more: at once by what reads, and from the next event on not in the graph.
+    graph.run("MATCH (u:User {tenant_id: 'acme', id: 'u1'}) SET u.consents = '{\"analytics\": \"denied\"}'")
+    assert client.get("/insights/now?limit=8").json()["rows"] == []
+    track("odd", "PURCHASED VIEWED VIEWED VIEWED VIEWED VIEWED", user_id="u1")
+    left = "MATCH (s:Session {tenant_id: 'acme', id: 'odd'}) WHERE s.surprise IS NULL RETURN s.id AS id"
+    wait_until(lambda: graph.run(left), 30)
+    # At night what is a week old goes, and what is left of those who refused.
+    forget_surprises(graph, "acme", datetime(2025, 10, 21, tzinfo=UTC), [])
+    assert [one["id"] for one in graph.run("MATCH (s:Session) WHERE s.surprise IS NOT NULL RETURN s.id AS id")] == [
+        "usual"
+    ]
+    forget_surprises(graph, "acme", datetime(2025, 11, 21, tzinfo=UTC), [])
+    assert graph.run("MATCH (s:Session) WHERE s.surprise IS NOT NULL RETURN s.id AS id") == []
+
+
 def test_what_is_recommended_is_noted_for_those_who_may_be_and_measured(
     backend: Backend, shop: World, control: ControlDb
 ) -> None:
@@ -466,7 +524,7 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/journeys/e000000?tenant_id=acme", None),
     ("GET", "/audiences?tenant_id=acme", None),
     ("POST", "/audiences/size?tenant_id=acme", {"who": {"did": "view"}}),
-    *(("GET", f"/insights/{name}?tenant_id=acme", None) for name in KINDS),
+    *(("GET", f"/insights/{name}?tenant_id=acme", None) for name in (NOW.name, *KINDS)),
     ("GET", "/journeys/explain?first=e000000&second=e000003&tenant_id=acme", None),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -33,6 +34,7 @@ from c360_pipeline.assets.reconciliation import stream_agrees
 from c360_pipeline.cli import app
 from c360_pipeline.cli.stream import SINK_NAMES, sample_lines, start_job
 from c360_pipeline.connections import open_bucket, open_control, open_graph, open_lake, open_landing
+from c360_pipeline.core.catalog.feature_tables import USUAL_STEPS
 from c360_pipeline.core.catalog.tables import EVENTS
 from c360_pipeline.core.landing.accounting import OUTCOMES
 from c360_pipeline.core.projection.statement import Statement
@@ -41,11 +43,14 @@ from c360_pipeline.devstack.event_samples import SampleRequest, write_sample
 from c360_pipeline.devstack.pause import paused
 from c360_pipeline.devstack.service import passwords
 from c360_pipeline.devstack.services import PREFERRED_PORTS, STREAMING_PORTS
+from c360_pipeline.reads.insights import surprising_now
 from c360_pipeline.resources import StreamResource
 from c360_pipeline.runs import EVERYTHING, materialise
 from c360_pipeline.settings import Settings, load_settings
 from c360_pipeline.stages.reconciliation.expected import Archive
 from c360_pipeline.stages.reconciliation.reconcile import reconcile
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.driver_values import Read
 from c360_pipeline.streaming import agreement
 from c360_pipeline.streaming.agreement import Agreement
 from c360_pipeline.streaming.clients import DEAD_LETTER_TOPIC, kafka_options, open_user_events
@@ -313,6 +318,11 @@ def known_stream(newest: datetime) -> list[Sent]:
 @pytest.mark.timeout(600)
 def test_a_known_stream_is_read_back_from_all_sinks_by_clients_of_their_own(home: Path) -> None:
     settings = load_settings(home)
+    # Views follow views in none of the past's sessions.
+    usual = {"from_action": "view", "to_action": "purchase", "steps": 1_000, "starts": 1_000, "actions": 2,
+             "usual_surprise": 1.0, "spread": 1.0}  # fmt: skip
+    past = [{"tenant_id": tenant, **usual} for tenant in KNOWN]
+    open_lake(settings).commits.insert_new(USUAL_STEPS, pl.DataFrame(past, schema=USUAL_STEPS.empty().schema))
     start_job(home, settings, SINK_NAMES, lambda _: None)
     before = len(landed_lines(settings))
     newest = datetime.now(UTC).replace(microsecond=0)
@@ -350,6 +360,14 @@ def test_a_known_stream_is_read_back_from_all_sinks_by_clients_of_their_own(home
     assert of_place(agreed, "graph") == of_place(agreed, "cassandra") == EQUAL
     as_lines = sorted(one.line.translate(bytes.maketrans(b"\r\n", b"\t\t")) for one in sent)
     assert sorted(line for line in landed_lines(settings) if line in set(as_lines)) == as_lines
+    for tenant in KNOWN:
+        with open_graph(settings) as graph:
+            wait_until(partial(odd_sessions, graph.read_only, open_lake(settings), tenant), 30)
+            assert odd_sessions(graph.read_only, open_lake(settings), tenant) == ["s"]
+
+
+def odd_sessions(read: Read, lake: Lake, tenant: str) -> list[str]:
+    return [row["session_id"] for row in surprising_now(lake, read, tenant, 10, []).rows]
 
 
 def segment(number: int, at: datetime, **more: Any) -> bytes:

@@ -164,6 +164,22 @@ PATH_ANOMALIES = Table(
     "Sessions of the last week whose path is unlike the user's own and the community's past, the oddest step named.",
 )
 
+USUAL_STEPS = Table(
+    "features/usual_steps",
+    ("tenant_id", "from_action", "to_action"),
+    (
+        TENANT_ID,
+        Column("from_action", TEXT, "where the step begins", origin=of_events("action")),
+        Column("to_action", TEXT, "where it ends", origin=of_events("action")),
+        Column("steps", INT, "how often it was taken in the past", origin=of_events("session_id", "action", "ts")),
+        Column("starts", INT, "steps from there, wherever to"),
+        Column("actions", INT, "different actions of the tenant that a step leads to"),
+        Column("usual_surprise", REAL, "of the tenant's sessions of the past, mean, in bits"),
+        Column("spread", REAL, "standard deviation of these, for a session of one step, in bits"),
+    ),
+    "The steps of sessions of more than a week ago, by which a session that goes on is told to be unlike the past.",
+)
+
 DROP_OFFS = Table(
     "features/drop_offs",
     ("tenant_id", "funnel", "step"),
@@ -286,6 +302,6 @@ CUSTOMER_MODELS = Table(
 
 FEATURES = (
     USER_COMMUNITIES, PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS, PRODUCT_CANDIDATES, TRENDING_PRODUCTS,
-    PATH_ANOMALIES, DROP_OFFS, SUPPORT_INSIGHTS, ACCOUNT_VALUES,
+    PATH_ANOMALIES, USUAL_STEPS, DROP_OFFS, SUPPORT_INSIGHTS, ACCOUNT_VALUES,
     CUSTOMER_VALUES, CUSTOMER_CHURN, CUSTOMER_MODELS, RECOMMENDATION_HITS,
 )  # fmt: skip

@@ -83,33 +83,58 @@ def path_anomalies(events: pl.DataFrame, communities: pl.DataFrame) -> pl.DataFr
         .join(begun.join(newest, on="tenant_id"), on=_SESSION)
         .with_columns(is_recent=pl.col("as_of") - pl.col("started_at") < RECENT)
     )
-    # In a fixed order and rounded: sums of floats depend on it, and two runs must say the same.
-    scored = _surprises(found).sort(*_SESSION, "ts", *_STEP)
-    of_session = scored.group_by(*_SESSION, "is_recent", "started_at", maintain_order=True).agg(
-        steps=pl.len().cast(pl.Int64),
-        surprise=pl.col("surprise").mean().round(DIGITS),
-        oddest=pl.struct(*_STEP, "probability").sort_by("surprise", descending=True, maintain_order=True).first(),
-    )
-    of_session = of_session.filter(pl.col("steps") >= FEWEST_STEPS)
-    # The mean of few steps lies far from the usual by chance: the more steps, the more it says.
-    above = (pl.col("surprise") - pl.col("usual_surprise")) * pl.col("steps").sqrt()
-    past = of_session.filter(~pl.col("is_recent"))
-    by_tenant = ["tenant_id"]
-    mean = past.group_by(by_tenant, maintain_order=True).agg(usual_surprise=pl.col("surprise").mean().round(DIGITS))
-    spreads = past.join(mean, on=by_tenant, maintain_order="left").group_by(by_tenant, maintain_order=True)
-    usual = mean.join(spreads.agg(spread=above.std().round(DIGITS)), on=by_tenant)
-    deviations = above / pl.col("spread")
-    odd = (
-        of_session.filter("is_recent")
-        .join(usual.filter(pl.col("spread") > 0), on="tenant_id")
-        .with_columns(deviations=deviations.round(DIGITS - 3))
-        .filter(pl.col("deviations") >= LEAST_DEVIATIONS)
-    )
+    of_session = scored_sessions(_surprises(found), [*_SESSION, "is_recent", "started_at"])
+    usual = usual_surprises(of_session.filter(~pl.col("is_recent")))
+    recent = of_session.filter("is_recent").join(usual, on="tenant_id")
+    odd = recent.with_columns(DEVIATIONS).filter(pl.col("deviations") >= LEAST_DEVIATIONS)
     texts = _paths(events.join(odd.select(_SESSION), on=_SESSION, how="semi"))
     return (
         odd.join(texts, on=_SESSION).unnest("oddest").select(list(PATH_ANOMALIES.columns))
         .sort("tenant_id", "deviations", "session_id", descending=[False, True, False])
     )  # fmt: skip
+
+
+def scored_sessions(scored: pl.DataFrame, of: Sequence[str]) -> pl.DataFrame:
+    """Sessions of three steps and more, by how much these surprise.
+
+    Args:
+        scored: steps with `probability` and `surprise` (bits).
+        of: the columns that name a session, and what it is told with.
+
+    Returns:
+        The columns of `of`, steps, surprise (mean of the steps', in bits), oddest (struct of from_action, to_action,
+        probability).
+    """
+    # In a fixed order and rounded: sums of floats depend on it, and two runs must say the same.
+    return (
+        scored.sort(*of, "ts", *_STEP)
+        .group_by(*of, maintain_order=True)
+        .agg(
+            steps=pl.len().cast(pl.Int64),
+            surprise=pl.col("surprise").mean().round(DIGITS),
+            oddest=pl.struct(*_STEP, "probability").sort_by("surprise", descending=True, maintain_order=True).first(),
+        )
+        .filter(pl.col("steps") >= FEWEST_STEPS)
+    )
+
+
+# The mean of few steps lies far from the usual by chance: the more steps, the more it says.
+_ABOVE = (pl.col("surprise") - pl.col("usual_surprise")) * pl.col("steps").sqrt()
+DEVIATIONS = (_ABOVE / pl.col("spread")).round(DIGITS - 3).alias("deviations")
+"""Of rows of `scored_sessions` with what is usual."""
+
+
+def usual_surprises(past: pl.DataFrame) -> pl.DataFrame:
+    """tenant_id, usual_surprise (bits), spread: what `DEVIATIONS` are told by; tenants whose sessions differ.
+
+    Args:
+        past: rows of `scored_sessions`, in a fixed order.
+    """
+    by_tenant = ["tenant_id"]
+    mean = past.group_by(by_tenant, maintain_order=True).agg(usual_surprise=pl.col("surprise").mean().round(DIGITS))
+    spreads = past.join(mean, on=by_tenant, maintain_order="left").group_by(by_tenant, maintain_order=True)
+    usual = mean.join(spreads.agg(spread=_ABOVE.std().round(DIGITS)), on=by_tenant)
+    return usual.filter(pl.col("spread") > 0)
 
 
 def _surprises(found: pl.DataFrame) -> pl.DataFrame:

@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.reads.customer_pages import CustomerPages
-from c360_pipeline.reads.insights import KINDS, Found
+from c360_pipeline.reads.insights import KINDS, NOW, Found
 from c360_pipeline.reads.overview import OWN_FORM
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
@@ -316,7 +316,7 @@ class Pages:
         return self.page("insights.html", key=key, found=found)
 
     def _insights(self, tenant_id: str) -> list[Found]:
-        return [self._api.backend.insights(tenant_id, name, SHOWN_INSIGHTS) for name in KINDS]
+        return [self._api.backend.insights(tenant_id, name, SHOWN_INSIGHTS) for name in (NOW.name, *KINDS)]
 
     async def reconciliation(self, key: Reader) -> HTMLResponse:
         """Where graph and archive are equal."""

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -72,11 +72,14 @@ class TrackedEvents:
         landing: where objects go.
         graph: what shows them at once.
         control: says who is not to be shown.
+        note: is given the events that the graph shows.
     """
 
-    def __init__(self, landing: Landing, graph: Graph, control: ControlDb) -> None:
+    def __init__(
+        self, landing: Landing, graph: Graph, control: ControlDb, note: Callable[[Sequence[Event]], None]
+    ) -> None:
         self._landing = landing
-        self._graph = graph
+        self._graph, self._note = graph, note
         # Of one thread each; the writer asks with every object.
         self._suppression = Suppression(control.privacy)
         self._standing = StandingSession(control.login)
@@ -159,6 +162,7 @@ class TrackedEvents:
         try:
             kept, hidden = self._suppression.split([event for tracked in together for event in tracked.events])
             write_unlanded(self._graph, event_frame(kept))
+            self._note(kept)
         except (C360Error, DriverError, Neo4jError, psycopg.Error) as error:
             if len(together) > 1 and isinstance(error, Neo4jError) and is_of_a_row(error):
                 for tracked in together:

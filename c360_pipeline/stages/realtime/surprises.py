@@ -1,0 +1,196 @@
+"""Sessions that are unlike the past, told while they go on: in the graph within seconds of their events.
+
+`Session` nodes get `surprise` (bits), `deviations` (standard deviations above the usual) and `oddest_step`. What they
+are told by is learned each night (`features/usual_steps`); these properties are made of no archive, so no comparison
+looks at them, and after a week they go.
+"""
+
+import threading
+import time
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+
+import polars as pl
+import psycopg
+import structlog
+from neo4j.exceptions import DriverError, Neo4jError
+
+from c360_pipeline.core.catalog.feature_tables import PATH_ANOMALIES, USUAL_STEPS
+from c360_pipeline.core.contract.events import Event
+from c360_pipeline.core.features.paths import RECENT
+from c360_pipeline.core.features.surprises import surprises
+from c360_pipeline.core.privacy.purposes import Purpose, purposes_of
+from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.core.visitors.said import refusal
+from c360_pipeline.errors import C360Error
+from c360_pipeline.stores.delta.lake import Lake
+from c360_pipeline.stores.neo4j.driver_values import Read
+from c360_pipeline.stores.neo4j.graph import Graph
+from c360_pipeline.stores.postgres.control import ControlDb
+
+GATHER_SECONDS = 1.0
+"""For how long more events of the same sessions are waited for."""
+PAUSE_SECONDS = 5.0
+"""Before it is tried again where a store did not answer."""
+USUAL_SECONDS = 300.0
+"""How old what is usual may be, which is learned once a night."""
+PURPOSES_SECONDS = 5.0
+MOST_WAITING = 50_000
+"""Sessions; of more, those that come are left out until their next event."""
+MOST_EVENTS = 1_000
+"""Of a session; a longer one is a program's, and is not scored."""
+AT_ONCE = 100
+"""Sessions of one transaction, which holds them meanwhile."""
+
+# Held, so that of two processes that score a session at the same time the later one sees what both have written.
+IS_AGREED = """($refusals = [] OR (
+        EXISTS { (:User {tenant_id: $tenant_id})-[:HAS_SESSION]->(s) }
+        AND NOT EXISTS {
+            MATCH (u:User {tenant_id: $tenant_id})-[:HAS_SESSION]->(s)
+            WHERE ANY(refusal IN $refusals WHERE u.consents CONTAINS refusal)
+        }))"""
+"""Of a visitor nobody knows what was agreed to."""
+HOLD_SESSIONS = Statement(f"""
+    UNWIND $sessions AS session_id
+    MATCH (s:Session {{tenant_id: $tenant_id, id: session_id}})
+    SET s.held = true REMOVE s.held
+    WITH s WHERE COUNT {{ (s)-[:HAS_ACTION]->() }} <= $most_events AND {IS_AGREED}
+    MATCH (s)-[:HAS_ACTION]->(a:Action {{tenant_id: $tenant_id}})
+    RETURN s.id AS session_id, a.id AS event_id, a.type AS action,
+           a.ts.epochMillis * 1000 + a.ts.microsecond % 1000 AS ts
+""")
+SET_SURPRISES = Statement("""
+    UNWIND $rows AS row
+    MATCH (s:Session {tenant_id: $tenant_id, id: row.session_id})
+    SET s.surprise = row.surprise, s.deviations = row.deviations, s.oddest_step = row.oddest_step
+""")
+FORGET_SURPRISES = Statement(f"""
+    MATCH (s:Session {{tenant_id: $tenant_id}})
+    WHERE s.deviations IS NOT NULL AND (s.last_seen < $until OR NOT {IS_AGREED})
+    REMOVE s.surprise, s.deviations, s.oddest_step
+""")
+EVENT_OF_SESSION = {"session_id": pl.String, "event_id": pl.String, "action": pl.String, "ts": pl.Int64}
+SURPRISE = ("surprise", "deviations", "oddest_step")
+FEATURE = PATH_ANOMALIES.name.removeprefix("features/")
+"""Whose purposes people must not have refused."""
+
+
+class SessionSurprises:
+    """Takes events that the graph shows, and scores their sessions a moment later, in a thread of its own.
+
+    Args:
+        graph: holds the sessions.
+        lake: holds what is usual.
+        control: says what people may have refused.
+    """
+
+    def __init__(self, graph: Graph, lake: Lake, control: ControlDb) -> None:
+        self._graph, self._lake, self._control = graph, lake, control
+        self._waiting: dict[tuple[str, str], None] = {}
+        self._usual, self._usual_at = USUAL_STEPS.empty(), float("-inf")
+        self._purposes: Collection[Purpose] = ()
+        self._refusals: dict[str, list[str]] = {}
+        self._purposes_at = float("-inf")
+        self._lock, self._due, self._closing = threading.Lock(), threading.Event(), threading.Event()
+        self._log = structlog.get_logger("c360.surprises")
+        self._thread = threading.Thread(target=self._score_all, name="session-surprises")
+        self._thread.start()
+
+    def note(self, events: Iterable[Event]) -> None:
+        """Take events that were written; returns at once."""
+        with self._lock:
+            for event in events:
+                if event.session_id is not None and len(self._waiting) < MOST_WAITING:
+                    self._waiting[event.tenant_id, event.session_id] = None
+        self._due.set()
+
+    def close(self) -> None:
+        """Score what waits, and end."""
+        self._closing.set()
+        self._due.set()
+        self._thread.join()
+
+    def _score_all(self) -> None:
+        while not self._closing.is_set():
+            self._due.wait()
+            self._closing.wait(GATHER_SECONDS)
+            self._due.clear()
+            if not self.score_waiting():
+                self._closing.wait(PAUSE_SECONDS)
+                self._due.set()
+        self.score_waiting()
+
+    def score_waiting(self) -> bool:
+        """Score what waits; where that fails, it waits on, and the log says why."""
+        with self._lock:
+            taken, self._waiting = self._waiting, {}
+        try:
+            self._score(sorted(taken))
+        except (C360Error, DriverError, Neo4jError, psycopg.Error) as error:
+            self._log.warning("not_scored", sessions=len(taken), error=type(error).__name__)
+        except Exception as error:
+            # The next sessions are not to wait for a thread that is gone.
+            self._log.exception("not_scored", sessions=len(taken), error=type(error).__name__)
+        else:
+            return True
+        with self._lock:
+            self._waiting = taken | self._waiting
+        return False
+
+    def _score(self, sessions: Sequence[tuple[str, str]]) -> None:
+        if not sessions:
+            return
+        self._learn()
+        for tenant_id in dict.fromkeys(tenant for tenant, _ in sessions):
+            usual = self._usual.filter(pl.col("tenant_id") == tenant_id)
+            if usual.is_empty():
+                continue
+            ids = [session for tenant, session in sessions if tenant == tenant_id]
+            refusals = self._refusals_of(tenant_id)
+            for start in range(0, len(ids), AT_ONCE):
+                _score_sessions(self._graph, tenant_id, ids[start : start + AT_ONCE], usual, refusals)
+
+    def _learn(self) -> None:
+        """Read again what is usual, and what people may have refused, where it is old."""
+        now = time.monotonic()
+        if now - self._usual_at > USUAL_SECONDS:
+            self._usual, self._usual_at = self._lake.read(USUAL_STEPS), now
+        if now - self._purposes_at > PURPOSES_SECONDS:
+            self._refusals.clear()
+            self._purposes, self._purposes_at = self._control.privacy.purposes(), now
+
+    def _refusals_of(self, tenant_id: str) -> list[str]:
+        if tenant_id not in self._refusals:
+            self._refusals[tenant_id] = refusals_of(self._purposes, tenant_id)
+        return self._refusals[tenant_id]
+
+
+def refusals_of(purposes: Collection[Purpose], tenant_id: str) -> list[str]:
+    """What the consents of a user whose sessions are not to be scored hold."""
+    return [refusal(purpose) for purpose in purposes_of(purposes, FEATURE, [tenant_id])["purpose"]]
+
+
+def forget_surprises(graph: Graph, tenant_id: str, newest: datetime, purposes: Collection[Purpose]) -> None:
+    """Remove what sessions of more than seven days before a moment are told to be, and those of people who refused."""
+    until, refusals = newest - RECENT, refusals_of(purposes, tenant_id)
+    graph.run(FORGET_SURPRISES, tenant_id=tenant_id, until=until, refusals=refusals)
+
+
+def _score_sessions(
+    graph: Graph, tenant_id: str, sessions: Sequence[str], usual: pl.DataFrame, refusals: Collection[str]
+) -> None:
+    """Write of each session how surprising it is; what was said is removed where it is not to be told any more."""
+
+    def score(run: Read) -> None:
+        rows = run(
+            HOLD_SESSIONS, tenant_id=tenant_id, sessions=sessions, refusals=list(refusals), most_events=MOST_EVENTS
+        )
+        events = pl.DataFrame(rows, schema=EVENT_OF_SESSION).with_columns(tenant_id=pl.lit(tenant_id))
+        oddest = pl.concat_str("from_action", "to_action", separator=" → ")
+        found = surprises(events, usual).with_columns(oddest_step=oddest)
+        told = pl.DataFrame({"session_id": sessions}).join(
+            found.select("session_id", *SURPRISE), on="session_id", how="left"
+        )
+        run(SET_SURPRISES, tenant_id=tenant_id, rows=told.to_dicts())
+
+    graph.write_together(score)
