@@ -36,6 +36,7 @@ from c360_pipeline.core.features.churn import (
 from c360_pipeline.core.features.communities import canonical_communities, interaction_weights, number_members
 from c360_pipeline.core.features.customer_days import DAYS, customer_days
 from c360_pipeline.core.features.customer_values import YEAR, customer_values
+from c360_pipeline.core.features.surprises import surprises, usual_steps
 from c360_pipeline.core.projection import graph as model
 from c360_pipeline.devstack.planted_samples import CURRENCY, Planted, planted
 
@@ -72,7 +73,8 @@ def communities_of(one: Planted) -> pl.DataFrame:
 
 def anomalies(worlds: Iterable[Planted], console: Console) -> None:
     """Odd sessions found, beside as many sessions that are the longest, or whose rarest step is rarest of all."""
-    rows: dict[str, list[tuple[int, int, int]]] = {"ours": [], "the longest": [], "the rarest step": []}
+    names = ("ours", "ours, as they happen", "the longest", "the rarest step")
+    rows: dict[str, list[tuple[int, int, int]]] = {name: [] for name in names}
     by_manner: dict[str, list[int]] = {}
     for one in worlds:
         truth = one.odd_sessions
@@ -85,7 +87,9 @@ def anomalies(worlds: Iterable[Planted], console: Console) -> None:
             steps.filter(pl.col("ts") > one.as_of - paths.RECENT).join(counts, on=["from_action", "to_action"])
             .group_by("session_id").agg(pl.col("times").min()).sort("times", "session_id")
         )  # fmt: skip
-        told = {"ours": found, "the longest": longest["session_id"].head(len(found)),
+        now = surprises(recent, usual_steps(one.events)).filter(pl.col("deviations") >= paths.LEAST_DEVIATIONS)
+        told = {"ours": found, "ours, as they happen": now["session_id"],
+                "the longest": longest["session_id"].head(len(found)),
                 "the rarest step": rarest["session_id"].head(len(found))}  # fmt: skip
         for name, sessions in told.items():
             hits = truth.filter(pl.col("session_id").is_in(sessions.implode()))

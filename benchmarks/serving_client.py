@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 
 TENANT = "bench"
-CONNECTIONS = {"alone": 1, "customer": 4, "page": 4}
+CONNECTIONS = {"alone": 1, "new": 1, "customer": 4, "page": 4}
 """That ask without a pause: a program has eight, people with a browser are fewer."""
 ASKED_AGAIN = 200
 """Users that are asked for again and again, each having been asked for once."""
@@ -20,7 +20,8 @@ class Client:
     """Connections, each of which asks one request after the other.
 
     Args:
-        kind: first, again, alone (as again, by one connection), customer, page or track.
+        kind: first, new (as first, by one connection, of other users), again, alone (as again, by one connection),
+            customer, page or track.
         port: of the API.
         key: that opens it.
         users: whom to ask for.
@@ -29,7 +30,9 @@ class Client:
     def __init__(self, kind: str, port: int, key: str, users: Sequence[str]) -> None:
         self._kind = kind
         self._opened = {"base_url": f"http://127.0.0.1:{port}", "headers": {"authorization": f"Bearer {key}"}}
-        self._users = users[:ASKED_AGAIN] if kind in ("again", "alone") else users
+        half = len(users) // 2
+        of_kind = {"first": users[:half], "new": users[half:], **dict.fromkeys(("again", "alone"), users[:ASKED_AGAIN])}
+        self._users = of_kind.get(kind, users)
         self._connections = CONNECTIONS.get(kind, 8)
         self._took: list[float] = []
         self._errors = 0
@@ -64,7 +67,7 @@ class Client:
     def _ask(self, worker: int, until: float) -> None:
         with httpx2.Client(**self._opened) as session:
             number = worker
-            while time.monotonic() < until and (self._kind != "first" or number < len(self._users)):
+            while time.monotonic() < until and (self._kind not in ("first", "new") or number < len(self._users)):
                 began = time.perf_counter()
                 self._errors += self._request(session, self._users[number % len(self._users)]) >= 400
                 self._took.append(time.perf_counter() - began)
