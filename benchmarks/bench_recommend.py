@@ -156,7 +156,7 @@ def draw(measures: dict[str, list[Measured]], path: Path) -> None:
         colours = ["#2a7f62" if one.name == "ours" else "#b8b8b8" for one in ordered]
         bars = axes.barh([one.name for one in ordered], [one.recall for one in ordered], color=colours)
         axes.bar_label(bars, [f"{one.recall:.3f}  ({one.coverage:.0%} of products)" for one in ordered], padding=3)
-        axes.set(title=name, xlabel="recall@10", xlim=(0, 1.9 * ordered[-1].recall))
+        axes.set(title=name, xlabel="recall@10", xlim=(0, 2.6 * ordered[-1].recall))
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from c360_pipeline.cli.api import api, keys_app
 from c360_pipeline.cli.audiences import audiences_app
+from c360_pipeline.cli.audit import audit
 from c360_pipeline.cli.backup import backup, restore
 from c360_pipeline.cli.cypher_script import cypher_script_app
 from c360_pipeline.cli.dead_letters import letters_app
@@ -62,6 +63,7 @@ app.command()(clear_database)
 app.command()(query)
 app.command("insights")(show_insights)
 app.command()(metrics)
+app.command()(audit)
 for command in (reconcile, rebuild, diff, digest, dump, load, backup, restore, export, erase, retain):
     app.command()(command)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from c360_pipeline.cli.audit import note_command
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings, load_settings
@@ -75,18 +76,27 @@ def _stream_of(settings: Settings) -> "Callable[[str], StreamSeen] | None":
 @keys_app.command()
 def create(
     tenant: Annotated[str, typer.Option(help="whose data it opens")],
-    role: Annotated[str, typer.Option(help="ingest, read or admin")] = "read",
+    role: Annotated[str, typer.Option(help="ingest, viewer, analyst, operator, privacy or admin")] = "viewer",
     note: Annotated[str, typer.Option(help="who has it")] = "",
     days: Days = 365,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, once: only its digest is kept."""
+    """Make a key and print it, once: only its digest is kept.
+
+    ingest tracks events. viewer reads, analyst makes audiences as well, operator undoes what links customers, privacy
+    reads the audit log. admin may do all of it.
+    """
     from c360_pipeline.connections import open_control
-    from c360_pipeline.stores.postgres.api_keys import ROLES, ApiKeys
+    from c360_pipeline.core.privacy.audit import Action
+    from c360_pipeline.core.privacy.roles import NAMED_ROLES, ROLES
+    from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
     if role not in ROLES or not tenant.strip():
-        raise ConfigError(f"--role {role!r}: {', '.join(ROLES)} are right; --tenant must be named.")
-    _print_once(*ApiKeys(open_control(load_settings()).login).add(tenant, role, note, days or None), as_json=as_json)
+        raise ConfigError(f"--role {role!r}: {', '.join(NAMED_ROLES)} are right; --tenant must be named.")
+    control = open_control(load_settings())
+    made = ApiKeys(control.login).add(tenant, role, note, days or None)
+    note_command(control, tenant, Action.MADE_KEY, what=f"key {made[1].key_id}, {role}")
+    _print_once(*made, as_json=as_json)
 
 
 @keys_app.command()
@@ -98,11 +108,15 @@ def rotate(
 ) -> None:
     """Make a key that stands in for another, and print it, once; the old one expires after a while."""
     from c360_pipeline.connections import open_control
+    from c360_pipeline.core.privacy.audit import Action
     from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
-    made = ApiKeys(open_control(load_settings()).login).rotate(key_id, grace_hours, days or None)
+    control = open_control(load_settings())
+    made = ApiKeys(control.login).rotate(key_id, grace_hours, days or None)
     if made is None:
         raise _no_such_key(key_id)
+    said = f"key {made[1].key_id}, {made[1].role}, in the place of key {key_id}"
+    note_command(control, made[1].tenant_id, Action.MADE_KEY, what=said)
     _print_once(*made, as_json=as_json)
 
 
@@ -146,8 +160,12 @@ def list_keys(as_json: AsJson = False) -> None:
 def revoke(key_id: int) -> None:
     """Revoke an API key, within ten seconds."""
     from c360_pipeline.connections import open_control
+    from c360_pipeline.core.privacy.audit import Action
     from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
-    if not ApiKeys(open_control(load_settings()).login).revoke(key_id):
+    control = open_control(load_settings())
+    tenant_id = ApiKeys(control.login).revoke(key_id)
+    if tenant_id is None:
         raise _no_such_key(key_id)
+    note_command(control, tenant_id, Action.REVOKED_KEY, what=f"key {key_id}")
     err.print(f"API key {key_id} is revoked.")

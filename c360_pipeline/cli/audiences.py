@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from c360_pipeline.cli.audit import note_command
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import load_settings
@@ -62,12 +63,15 @@ def apply(
     as_json: AsJson = False,
 ) -> None:
     """Let documents say who is in their audiences, from the next run on."""
+    from c360_pipeline.core.privacy.audit import Action
+
     control = _control()
     wanted = list(_read(documents))
     for audience in wanted:
         _require(control, audience)
     done = []
     for audience in wanted:
+        note_command(control, audience.tenant, Action.APPLIED_AUDIENCE, what=audience.audience)
         version, is_new = control.audiences.apply(audience, note)
         done.append({"tenant": audience.tenant, "audience": audience.audience, "version": version, "changed": is_new})
     if as_json:
@@ -205,7 +209,10 @@ def size(
 @audiences_app.command("end")
 def end(name: Name, tenant: Tenant = None) -> None:
     """Let nobody be in an audience: the next run closes it, and tells its destinations that all left."""
+    from c360_pipeline.core.privacy.audit import Action
+
     whose, _ = _named(name, tenant)
+    note_command(_control(), whose, Action.ENDED_AUDIENCE, what=name)
     if not _control().audiences.end(whose, name):
         raise ConfigError(f"{whose}/{name} was ended already.")
     out.print(f"{whose}/{name}: nobody is in it from the next run on; `apply` brings it back.", highlight=False)

@@ -1,7 +1,7 @@
 """`c360 journey …`: what belongs together, why, and how to take it apart."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -9,9 +9,13 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from c360_pipeline.cli.audit import note_command
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    from c360_pipeline.core.privacy.audit import Action
 
 journey_app = typer.Typer(help="Stitched customer journeys.", no_args_is_help=True)
 Tenant = Annotated[str | None, typer.Option(help="needed when tenants share the id")]
@@ -100,6 +104,7 @@ def unmerge(
             found = block_key(control, lake, graph, key, tenant, reason, undo=undo)
         else:
             found = part_keys(control, lake, graph, key, other, tenant, reason, undo=undo)
+    note_command(control, found.tenant_id, _did(is_pair=other is not None, undo=undo), what=found.key)
     if as_json:
         print_json(found.as_dict())
     else:
@@ -117,6 +122,15 @@ def unmerge(
                 "They are in one journey still: events say of both that they are a third person. Part that one from "
                 "them, too.", highlight=False,
             )  # fmt: skip
+
+
+def _did(*, is_pair: bool, undo: bool) -> "Action":
+    """How the audit log names it."""
+    from c360_pipeline.core.privacy.audit import Action
+
+    if is_pair:
+        return Action.JOINED_KEYS if undo else Action.PARTED_KEYS
+    return Action.UNBLOCKED_KEY if undo else Action.BLOCKED_KEY
 
 
 @journey_app.command("rebase")

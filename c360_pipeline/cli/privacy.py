@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from c360_pipeline.cli.audit import note_command
 from c360_pipeline.cli.embedded import remake_embedded, remove_instants
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.errors import ConfigError
@@ -70,10 +71,13 @@ def export(
     out_folder: Annotated[Path | None, typer.Option("--out", help="folder for person.json and person.html")] = None,
 ) -> None:
     """Give a person all that is held of them, as JSON and as a page; changes nothing."""
+    from c360_pipeline.connections import open_control
+    from c360_pipeline.core.privacy.audit import Action
     from c360_pipeline.core.privacy.erasure import Person
     from c360_pipeline.stages.privacy.export import export as gather
 
     settings = load_settings()
+    note_command(open_control(settings), tenant, Action.EXPORTED, user)
     with err.status("opening the stores") as shown:
         found = gather(stores_of(settings), Person.named(tenant, user), lambda what: shown.update(what))
     if found.is_empty:
@@ -116,6 +120,7 @@ def erase(
 ) -> None:
     """Erase people from every store, keep them out, and prove by a search that nothing of theirs is left."""
     from c360_pipeline.connections import open_control
+    from c360_pipeline.core.privacy.audit import Action
     from c360_pipeline.core.privacy.erasure import Person
     from c360_pipeline.stages.privacy.erasure import Erasure
 
@@ -125,8 +130,8 @@ def erase(
         err.print(f"certificate {path}", highlight=False, soft_wrap=True)
 
     settings = load_settings()
-    people = [Person.named(tenant, one) for one in user]
-    with open_control(settings).locks.exclusive_run(), err.status("opening the stores") as shown:
+    people, control = [Person.named(tenant, one) for one in user], open_control(settings)
+    with control.locks.exclusive_run(), err.status("opening the stores") as shown:
         erasure = Erasure(stores_of(settings), c360_home() / "erasure", lambda what: shown.update(what))
         others = erasure.companions(people)
         if with_journey:
@@ -136,6 +141,7 @@ def erase(
         if not dry_run:
             if mentions == Mentions.ASK and not erasure.is_under_way():
                 _require_no_mention(erasure.mentions(people))
+            note_command(control, tenant, Action.ERASED, *(person.user_id for person in people))
             remove_instants(c360_home())  # graphs of earlier instants show them still
             issued = erasure.erase(people, keep, redact=mentions == Mentions.REDACT)
         else:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from c360_pipeline.cli.audit import note_command
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import load_settings
@@ -19,8 +20,11 @@ def suppress_user(
 ) -> None:
     """Let no further event of a user land; events that landed stay until their day is backfilled."""
     from c360_pipeline.connections import open_control
+    from c360_pipeline.core.privacy.audit import Action
 
-    added = open_control(load_settings()).privacy.suppress(tenant, user, reason)
+    control = open_control(load_settings())
+    note_command(control, tenant, Action.SUPPRESSED, user)
+    added = control.privacy.suppress(tenant, user, reason)
     err.print("suppressed" if added else "was suppressed already")
 
 
@@ -31,8 +35,11 @@ def unsuppress_user(
 ) -> None:
     """Let events of a user land again."""
     from c360_pipeline.connections import open_control
+    from c360_pipeline.core.privacy.audit import Action
 
-    if not open_control(load_settings()).privacy.unsuppress(tenant, user):
+    control = open_control(load_settings())
+    note_command(control, tenant, Action.UNSUPPRESSED, user)
+    if not control.privacy.unsuppress(tenant, user):
         raise ConfigError(f"{user!r} of {tenant!r} is not suppressed.")
     err.print("not suppressed any more")
 

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c360_pipeline.cli.audit import note_command
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.settings import load_settings
 
 if TYPE_CHECKING:
     from c360_pipeline.stages.visitors.decisions import Decisions
+    from c360_pipeline.stores.postgres.control import ControlDb
 
 visitor_app = typer.Typer(help="Browsers and devices, and the customers they count for.", no_args_is_help=True)
 Tenant = Annotated[str | None, typer.Option(help="needed when tenants share the id")]
@@ -50,8 +52,13 @@ def split(
 ) -> None:
     """Let what a visitor did before logins count for nobody; `--undo` brings it back."""
 
-    def decide(decisions: "Decisions") -> None:
-        decisions.split(decisions.visitor(anonymous_id, tenant), reason, undo=undo)
+    def decide(control: "ControlDb", decisions: "Decisions") -> None:
+        from c360_pipeline.core.privacy.audit import Action
+
+        visitor = decisions.visitor(anonymous_id, tenant)
+        did = Action.JOINED_VISITOR if undo else Action.SPLIT_VISITOR
+        note_command(control, visitor.tenant_id, did, anonymous_id)
+        decisions.split(visitor, reason, undo=undo)
 
     _carry_out(decide, as_json=as_json)
 
@@ -64,10 +71,10 @@ def gap(
     as_json: AsJson = False,
 ) -> None:
     """Set how long a pause ends a session that no producer named; sessions of the past follow."""
-    _carry_out(lambda decisions: decisions.set_gap(tenant, minutes, reason), as_json=as_json)
+    _carry_out(lambda _, decisions: decisions.set_gap(tenant, minutes, reason), as_json=as_json)
 
 
-def _carry_out(decide: "Callable[[Decisions], None]", *, as_json: bool) -> None:
+def _carry_out(decide: "Callable[[ControlDb, Decisions], None]", *, as_json: bool) -> None:
     """Decide, and bring tables, journeys and graph up to it, while nobody else is at work."""
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.stages.projection.everything import bring_up_visitors
@@ -77,7 +84,7 @@ def _carry_out(decide: "Callable[[Decisions], None]", *, as_json: bool) -> None:
     control, lake = open_control(settings), open_lake(settings)
     with control.locks.exclusive_run(), open_graph(settings) as graph:
         policy = control.key_rules.policy()
-        decide(Decisions(lake))
+        decide(control, Decisions(lake))
         changed = bring_up_visitors(lake, graph, policy, control.read())
     _tell(changed, as_json=as_json)
 

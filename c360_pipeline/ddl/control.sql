@@ -465,7 +465,7 @@ SELECT 1, now() WHERE NOT EXISTS (SELECT FROM control_schema) ON CONFLICT DO NOT
 CREATE TABLE IF NOT EXISTS api_keys (
     key_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant_id  text NOT NULL CHECK (tenant_id <> ''),
-    role       text NOT NULL CHECK (role IN ('ingest', 'read', 'admin')),
+    role       text NOT NULL,
     key_digest text NOT NULL UNIQUE CHECK (key_digest ~ '^[0-9a-f]{64}$'),
     note       text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -473,9 +473,13 @@ CREATE TABLE IF NOT EXISTS api_keys (
     expires_at timestamptz
 );
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS expires_at timestamptz;
+ALTER TABLE api_keys DROP CONSTRAINT IF EXISTS api_keys_role_check;
+ALTER TABLE api_keys ADD CONSTRAINT api_keys_role_check
+    CHECK (role IN ('ingest', 'viewer', 'analyst', 'operator', 'privacy', 'admin', 'read'));
 COMMENT ON COLUMN api_keys.expires_at IS 'From when on it opens nothing; null: it does not expire.';
 COMMENT ON TABLE api_keys IS 'Keys of the API by the sha256 of their 256 random bits; the key itself is shown once and kept nowhere.';
-COMMENT ON COLUMN api_keys.role IS 'ingest may track events, read may read, admin may do both and undo merges.';
+COMMENT ON COLUMN api_keys.role IS
+    'ingest tracks events; viewer (before: read) reads; analyst makes audiences as well, operator undoes what links customers, privacy reads the audit log; admin may do all of it.';
 
 CREATE TABLE IF NOT EXISTS page_sessions (
     session_digest text PRIMARY KEY CHECK (session_digest ~ '^[0-9a-f]{64}$'),
@@ -485,5 +489,24 @@ CREATE TABLE IF NOT EXISTS page_sessions (
 );
 COMMENT ON TABLE page_sessions IS
     'Who is logged in to the pages, by the sha256 of the 256 random bits in a browser''s cookie; ends with logout, in time, or with its key.';
+
+CREATE TABLE IF NOT EXISTS audit_log (
+    audit_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at           timestamptz NOT NULL,
+    tenant_id    text NOT NULL CHECK (tenant_id <> ''),
+    actor        text NOT NULL CHECK (actor <> ''),
+    role         text NOT NULL DEFAULT '',
+    action       text NOT NULL CHECK (action <> ''),
+    subject_hash text CHECK (subject_hash ~ '^[0-9a-f]{64}$'),
+    what         text NOT NULL DEFAULT ''
+);
+CREATE INDEX IF NOT EXISTS audit_log_by_tenant ON audit_log (tenant_id, audit_id);
+CREATE INDEX IF NOT EXISTS audit_log_by_subject ON audit_log (tenant_id, subject_hash, audit_id) WHERE subject_hash IS NOT NULL;
+CREATE INDEX IF NOT EXISTS audit_log_by_time ON audit_log (at);
+COMMENT ON TABLE audit_log IS 'Who looked at whom, and who changed what, by API, pages and commands; kept for 400 days.';
+COMMENT ON COLUMN audit_log.actor IS 'A key by its number and note, or the command line with the user of the machine.';
+COMMENT ON COLUMN audit_log.subject_hash IS
+    'Stands for the person that it is about, as in suppressed_users: the log names nobody.';
+COMMENT ON COLUMN audit_log.what IS 'What else it is about, such as the name of an audience; nothing of a person.';
 
 -- That this was applied is noted by who applies it, with the one version there is (`SCHEMA_VERSION`).

@@ -8,11 +8,13 @@ from typing import Any, ParamSpec, TypeVar
 from anyio import to_thread
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from c360_pipeline.core.privacy.audit import Action
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import models
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.recommendation_cache import RecommendationCache
 from c360_pipeline.serving.sharing import Kept, SharedThreads
+from c360_pipeline.stores.postgres.api_keys import ApiKey
 
 SECONDS = 10.0
 """For how long a request may take; the graph ends its statement at the same time."""
@@ -75,6 +77,15 @@ class Api:
         """
         async with asyncio.timeout(SECONDS):
             return await self._threads.run(partial(work, *args, **kwargs), is_heavy=True)
+
+    async def note_change(self, key: ApiKey, action: Action, subject: str | None = None, what: str = "") -> None:
+        """Note in the audit log what is about to be changed.
+
+        Raises:
+            C360Error: it can't be noted, and so is not to be changed.
+            TimeoutError: the control database does not answer.
+        """
+        await self.ask(self.backend.audit.changes, key, action, subject, what)
 
     async def page(self, tenant_id: str, name: str, work: Callable[[], T]) -> T:
         """What a heavy page shows, `PAGE_SECONDS` old at most; it is worked out once for all who look at it."""

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from c360_pipeline import __version__
 from c360_pipeline.core.audiences.definition import NAME_PATTERN, Audience, read_audience
+from c360_pipeline.core.privacy.audit import Action
 from c360_pipeline.reads.customers import Customer
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import models, pages
@@ -24,7 +25,7 @@ from c360_pipeline.serving.api import Api
 from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.paths import know_texts
 from c360_pipeline.serving.problems import Problem, add_problems, problem_responses
-from c360_pipeline.serving.security import Admin, Gate, Guard, Ingester, Reader, admit_stranger, own_tenant
+from c360_pipeline.serving.security import Analyst, Auditor, Gate, Guard, Ingester, Reader, admit_stranger, own_tenant
 from c360_pipeline.settings import serving_address
 from c360_pipeline.stores.neo4j.driver_values import plain
 
@@ -100,6 +101,7 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
     _add_insights(app, api)
     _add_audiences(app, api)
     _add_making_of_audiences(app, api)
+    _add_audit(app, api)
     _add_operations(app, api)
     pages.add_pages(app, api)
     app.openapi_schema = _described(app)
@@ -184,6 +186,7 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         found = await api.ask(api.backend.customers(tenant).find, customer_id, limit, pages.in_utc(before))
         if found is None:
             raise HTTPException(404, "There is no such customer.")
+        api.backend.audit.looked(key, Action.LOOKED_AT, pages.subjects_of(customer_id, found))
         document: dict[str, Any] = plain(asdict(found))
         return document
 
@@ -204,6 +207,7 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         events = await api.ask(api.backend.journey, own_tenant(key, tenant_id), event_id)
         if not events:
             raise HTTPException(404, "There is no such event, or it has no journey yet.")
+        api.backend.audit.looked(key, Action.LOOKED_AT, [event["user_id"] for event in events])
         return models.Journey(journey_id=events[0]["journey_id"], events=events)
 
 
@@ -229,6 +233,7 @@ def _add_insights(app: FastAPI, api: Api) -> None:
         async def read(key: Reader, limit: Limit = 50, tenant_id: TenantId = None) -> dict[str, Any]:
             tenant = own_tenant(key, tenant_id)
             told = await api.page(tenant, f"{name} {limit}", partial(api.backend.insights, tenant, name, limit))
+            api.backend.audit.looked(key, Action.LISTED, what=f"insights {name}")
             none = None if told.rows else told.why_none
             return {"changed_at": told.changed_at, "total": told.total, "none": none, "rows": told.rows}
 
@@ -265,6 +270,7 @@ def _add_audiences(app: FastAPI, api: Api) -> None:
         reads = api.backend.audiences(own_tenant(key, tenant_id))
         if await api.ask(reads.version, audience) is None:
             raise HTTPException(404, "There is no such audience.")
+        api.backend.audit.looked(key, Action.LISTED, what=f"audience {audience}")
         total, found = await api.ask_heavy(reads.members, audience, limit, after)
         more = found[-1]["user_id"] if len(found) == limit else None
         shown = [models.AudienceMember.model_validate(one) for one in found]
@@ -281,24 +287,45 @@ def _add_audiences(app: FastAPI, api: Api) -> None:
 def _add_making_of_audiences(app: FastAPI, api: Api) -> None:
     @app.put("/audiences/{audience}", responses=USUAL, tags=["audiences"])
     async def apply(
-        key: Admin,
+        key: Analyst,
         audience: AudienceName,
         document: models.AudienceDocument,
         tenant_id: TenantId = None,
     ) -> models.AudienceApplied:
         """Let a document say who is in an audience, from the next run on."""
         asked = _audience(own_tenant(key, tenant_id), audience, document)
+        await api.note_change(key, Action.APPLIED_AUDIENCE, what=audience)
         version, is_new = await api.ask(api.backend.apply_audience, asked, document.note)
         api.forget_page(key.tenant_id, "audiences")
         return models.AudienceApplied(audience=audience, version=version, changed=is_new)
 
     @app.delete("/audiences/{audience}", status_code=204, response_class=Response, responses=USUAL, tags=["audiences"])
-    async def end(key: Admin, audience: AudienceName, tenant_id: TenantId = None) -> Response:
+    async def end(key: Analyst, audience: AudienceName, tenant_id: TenantId = None) -> Response:
         """Let nobody be in an audience: the next run closes it, and where it is sent is told that all left."""
-        if not await api.ask(api.backend.control.audiences.end, own_tenant(key, tenant_id), audience):
+        tenant = own_tenant(key, tenant_id)
+        await api.note_change(key, Action.ENDED_AUDIENCE, what=audience)
+        if not await api.ask(api.backend.control.audiences.end, tenant, audience):
             raise HTTPException(404, "There is no such audience, or it was ended already.")
         api.forget_page(key.tenant_id, "audiences")
         return Response(status_code=204)
+
+
+def _add_audit(app: FastAPI, api: Api) -> None:
+    @app.get("/audit", responses=USUAL, tags=["audit"])
+    async def audit(
+        key: Auditor,
+        person: Annotated[
+            str | None, Query(max_length=1_024, description="only what is about this user, visitor or account")
+        ] = None,
+        limit: Limit = 100,
+        before: Annotated[int | None, Query(ge=1, description="only entries with a lower number")] = None,
+        tenant_id: TenantId = None,
+    ) -> models.AuditEntries:
+        """Who looked at whom, and who changed what, the newest first. A person is named by a hash alone."""
+        lines = await api.ask(api.backend.control.audit.of, own_tenant(key, tenant_id), limit, person, before)
+        api.backend.audit.looked(key, Action.READ_AUDIT, [person])
+        more = lines[-1].audit_id if len(lines) == limit else None
+        return models.AuditEntries(entries=[models.AuditEntry(**asdict(line)) for line in lines], next=more)
 
 
 def _add_operations(app: FastAPI, api: Api) -> None:

@@ -32,6 +32,7 @@ from c360_pipeline.reads.journeys import explanation, journey_of_event
 from c360_pipeline.reads.overview import Overviews
 from c360_pipeline.reads.recommend import RecommendationRequest, Recommended, Recommender
 from c360_pipeline.reads.search import Search
+from c360_pipeline.serving.audit import AuditWriter
 from c360_pipeline.serving.models import Interaction
 from c360_pipeline.settings import load_settings
 from c360_pipeline.stages.audiences.sinks import require_labels, require_possible
@@ -43,6 +44,7 @@ from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.driver_values import plain
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.api_keys import ApiKeys
+from c360_pipeline.stores.postgres.audit_log import AuditLog
 from c360_pipeline.stores.postgres.control import ControlDb
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
 from c360_pipeline.stores.postgres.sessions import StandingSession
@@ -167,6 +169,9 @@ class Backend:
         landing: where tracked events go.
         control: keys and rules.
         stream: the real-time path as a tenant sees it; None where there is none.
+
+    Attributes:
+        audit: notes who looks at whom, and who changes what.
     """
 
     def __init__(
@@ -193,6 +198,8 @@ class Backend:
         # A session of the writer's own: it asks once a minute who is not to be noted.
         self._standing = StandingSession(control.login)
         self._given = GivenRecommendations(lake, PrivacyLists(self._standing, control.identifiers))
+        self._audit_session = StandingSession(control.login)
+        self.audit = AuditWriter(control.audit, AuditLog(self._audit_session, control.identifiers))
 
     def close(self) -> None:
         """Write what was tracked and not stored yet."""
@@ -202,6 +209,8 @@ class Backend:
         self._surprises.close()
         self._given.close()
         self._standing.close()
+        self.audit.close()
+        self._audit_session.close()
 
     def recommender(self, tenant_id: str) -> Recommender:
         """Recommendations of a tenant."""

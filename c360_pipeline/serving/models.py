@@ -336,6 +336,25 @@ class ModelMeasure(BaseModel):
     is_used: bool
 
 
+class AuditEntry(BaseModel):
+    """What somebody did."""
+
+    audit_id: int = Field(description="number, in the order of writing")
+    at: datetime
+    actor: str = Field(description="a key by its number and note, or the command line with the user of the machine")
+    role: str = Field(description="of the key; empty on the command line")
+    action: str
+    subject_hash: str | None = Field(description="stands for the person that it is about")
+    what: str = Field(description="what else it is about, such as the name of an audience")
+
+
+class AuditEntries(BaseModel):
+    """The newest first."""
+
+    entries: list[AuditEntry]
+    next: int | None = Field(description="for `before`, where there may be more")
+
+
 class _Insights(BaseModel):
     changed_at: datetime | None = Field(description="when the table changed last; null where it was never made")
     total: int = Field(description="how many there are")

@@ -18,6 +18,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from c360_pipeline.core.privacy.roles import Permission, who_may
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.serving.problems import problem, unforeseen
 from c360_pipeline.serving.sharing import Turns, current_tenant
@@ -80,17 +81,20 @@ class Gate:
         self._paused = 0
         self.turns = Turns()
 
-    async def admit(self, key: str | None, session: str | None, role: str) -> ApiKey:
+    async def admit(self, key: str | None, session: str | None, permission: Permission) -> ApiKey:
         """The key that a request shows, or that its browser logged in with.
 
         Raises:
-            HTTPException: 401 without a key that opens anything, 403 without the role, 429 beyond the rate.
+            HTTPException: 401 without a key that opens anything, 403 where its role does not allow this, 429 beyond the
+                rate.
         """
         found = await self.look_up(key) if key else await self.look_up_session(session) if session else None
         if found is None:
             raise HTTPException(401, "A key is needed: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
-        if not found.may(role):
-            raise HTTPException(403, f"The key has the role {found.role}; {role} is needed.")
+        if not found.may(permission):
+            raise HTTPException(
+                403, f"The key has the role {found.role}. To {permission}, it needs the role {who_may(permission)}."
+            )
         if not self._limiter.hit(self._rate, found.tenant_id):
             reset = self._limiter.get_window_stats(self._rate, found.tenant_id).reset_time
             wait = max(1, round(reset - time.time()))
@@ -175,7 +179,7 @@ class Gate:
         if not self._limiter.test(WRONG_KEYS, "log-in", address):
             raise HTTPException(429, "Too many wrong keys; try again in a minute.", {"Retry-After": "60"})
         found = await self.look_up(key)
-        if found is None or not found.may("read"):
+        if found is None or not found.may(Permission.READ):
             self._limiter.hit(WRONG_KEYS, "log-in", address)
             return None
         begin = partial(self._keys.begin_session, key, SESSION_SECONDS, before or "")
@@ -222,8 +226,8 @@ def refuse_other_sites(request: Request) -> None:
         raise HTTPException(403, "Another site asked for this. Open the page itself, and try again.")
 
 
-def needs(role: str) -> Callable[..., AsyncIterator[ApiKey]]:
-    """A dependency: the key of a request, which has a role; the request is its tenant's turn until it is answered."""
+def needs(permission: Permission) -> Callable[..., AsyncIterator[ApiKey]]:
+    """A dependency: the key of a request, if its role allows it. The request is its tenant's turn until it ends."""
 
     async def admitted(
         request: Request,
@@ -234,7 +238,7 @@ def needs(role: str) -> Callable[..., AsyncIterator[ApiKey]]:
         is_ours = request.method in ("GET", "HEAD") or "hx-request" in request.headers
         session = session_of(request) if is_ours else None
         gate: Gate = request.app.state.gate
-        key = await gate.admit(by_bearer.credentials if by_bearer else by_header, session, role)
+        key = await gate.admit(by_bearer.credentials if by_bearer else by_header, session, permission)
         async with gate.turns.turn(key.tenant_id):
             current_tenant.set(key.tenant_id)
             yield key
@@ -248,9 +252,11 @@ async def admit_stranger(request: Request) -> None:
     await gate.admit_stranger()
 
 
-Reader = Annotated[ApiKey, Depends(needs("read"))]
-Admin = Annotated[ApiKey, Depends(needs("admin"))]
-Ingester = Annotated[ApiKey, Depends(needs("ingest"))]
+Reader = Annotated[ApiKey, Depends(needs(Permission.READ))]
+Ingester = Annotated[ApiKey, Depends(needs(Permission.TRACK))]
+Analyst = Annotated[ApiKey, Depends(needs(Permission.AUDIENCES))]
+Operator = Annotated[ApiKey, Depends(needs(Permission.IDENTITY))]
+Auditor = Annotated[ApiKey, Depends(needs(Permission.AUDIT))]
 
 
 def own_tenant(key: ApiKey, tenant_id: str | None) -> str:

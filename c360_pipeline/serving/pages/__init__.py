@@ -17,9 +17,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import AfterValidator
 from starlette.staticfiles import StaticFiles
 
+from c360_pipeline.core.privacy.audit import Action
 from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.reads.customer_pages import CustomerPages
+from c360_pipeline.reads.customers import Customer
 from c360_pipeline.reads.insights import KINDS, NOW, Found
 from c360_pipeline.reads.overview import OWN_FORM
 from c360_pipeline.reads.recommend import RecommendationRequest
@@ -27,7 +29,8 @@ from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.pages.audiences import AudiencePages
 from c360_pipeline.serving.security import (
     SESSION_SECONDS,
-    Admin,
+    Auditor,
+    Operator,
     Reader,
     comes_by_tls,
     refuse_other_sites,
@@ -71,6 +74,7 @@ def _moment(value: Any) -> str:
     return f"{instant(datetime.fromisoformat(value) if isinstance(value, str) else value):%Y-%m-%d %H:%M:%S}"
 
 
+SHOWN_AUDIT = 100
 SHARES = ("rate", "share", "chance")
 """Columns of insights with these in their names are shares, which people read in per cent."""
 
@@ -93,6 +97,11 @@ def _as_part(value: Any) -> str:
     """A value as a part of a path; browsers take dots alone for folders, however they are quoted."""
     text = str(value)
     return quote(f"~{text}" if text.lstrip("~") in DOTS else text, safe="")
+
+
+def subjects_of(customer_id: str, found: Customer) -> list[str]:
+    """Whom somebody looks at who looks at a customer: by the id that was asked for, and by all that are theirs."""
+    return [customer_id, *(user["user_id"] for user in found.users)]
 
 
 def _from_part(text: str) -> str:
@@ -129,6 +138,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/delivery/stream", pages.stream, methods=["GET"])
     router.add_api_route("/insights", pages.insights, methods=["GET"])
     router.add_api_route("/reconciliation", pages.reconciliation, methods=["GET"])
+    router.add_api_route("/audit", pages.audit, methods=["GET"])
     router.add_api_route("/queries", pages.queries, methods=["GET"])
     router.add_api_route("/queries/{name}", pages.query, methods=["GET"])
     router.add_api_route("/journeys/unmerge", pages.unmerge, methods=["POST"])
@@ -211,8 +221,10 @@ class Pages:
         sent = parse_qs((await request.body()).decode("utf-8", "replace")).get("key", [""])[0].strip()
         address = request.client.host if request.client else ""
         token = await request.app.state.gate.log_in(sent, session_of(request), address)
-        if token is None:
+        found = await request.app.state.gate.look_up(sent)
+        if token is None or found is None:
             return self.page("login.html", 401, key=None, wrong=True)
+        self._api.backend.audit.looked(found, Action.LOGGED_IN)
         answer = RedirectResponse("/app/overview", 303)
         answer.set_cookie(
             session_name(request), token, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
@@ -231,11 +243,13 @@ class Pages:
 
     async def customers(self, key: Reader, q: Text = "") -> HTMLResponse:
         """Customers by what was typed; those who were seen last before anything was."""
+        self._api.backend.audit.looked(key, Action.LISTED, what="search")
         found = await self._api.ask(self._api.backend.search(key.tenant_id).find, q)
         return self.page("customers.html", key=key, q=q, found=found)
 
     async def found(self, key: Reader, q: Text = "") -> HTMLResponse:
         """The same as a part of the page, while somebody types."""
+        self._api.backend.audit.looked(key, Action.LISTED, what="search")
         found = await self._api.ask(self._api.backend.search(key.tenant_id).find, q)
         return self.page("customers_found.html", q=q, found=found)
 
@@ -244,6 +258,7 @@ class Pages:
         found = await self._api.ask(self._api.backend.customers(key.tenant_id).find, customer_id, TIMELINE)
         if found is None:
             return self.page("missing.html", 404, key=key, what=f"customer {customer_id}")
+        self._api.backend.audit.looked(key, Action.LOOKED_AT, subjects_of(customer_id, found))
         ids = [user["user_id"] for user in found.users]
         wanted = RecommendationRequest(customer_id if customer_id in ids or not ids else ids[0], RECOMMENDED)
         recommended = await self._api.ask(self._api.backend.recommender(key.tenant_id).recommend, wanted)
@@ -265,6 +280,7 @@ class Pages:
         found = await self._api.ask(customers.timeline, customer_id, TIMELINE, in_utc(before))
         if found is None:
             raise HTTPException(404, "There is no such customer.")
+        self._api.backend.audit.looked(key, Action.LOOKED_AT, [customer_id])
         timeline, is_more = found
         return self.page("timeline.html", customer_id=customer_id, timeline=timeline, is_more=is_more)
 
@@ -277,6 +293,7 @@ class Pages:
         found = await self._api.ask(self._api.backend.customers(key.tenant_id).members, customer_id)
         if found is None:
             raise HTTPException(404, "There is no such customer.")
+        self._api.backend.audit.looked(key, Action.LOOKED_AT, [customer_id])
         return found
 
     async def explore(self, key: Reader, first: Text = "", second: Text = "") -> HTMLResponse:
@@ -312,6 +329,7 @@ class Pages:
 
     async def insights(self, key: Reader) -> HTMLResponse:
         """What the nightly features found: odd sessions, the funnel, paths before tickets, accounts at risk."""
+        self._api.backend.audit.looked(key, Action.LISTED, what="insights")
         found = await self._api.page(key.tenant_id, "insights", partial(self._insights, key.tenant_id))
         return self.page("insights.html", key=key, found=found)
 
@@ -330,23 +348,35 @@ class Pages:
     async def query(self, request: Request, key: Reader, name: Id) -> HTMLResponse:
         """The answer to a business query, as a chart and a table, with the statement."""
         chosen = find_query(name)
+        self._api.backend.audit.looked(key, Action.LISTED, what=f"query {chosen.name}")
         given = {k: v for k, v in request.query_params.items() if v and k in {"limit", *chosen.parameters}}
         rows = await self._api.ask_heavy(self._api.backend.answer, key.tenant_id, name, given)
         return self.page("query.html", key=key, query=chosen, rows=rows, given=given, bars=bars(chosen.chart, rows))
 
-    async def unmerge(self, request: Request, key: Admin) -> Response:
+    async def audit(self, key: Auditor, person: Text = "", before: int | None = None) -> HTMLResponse:
+        """Who looked at whom, and who changed what."""
+        lines = await self._api.ask(
+            self._api.backend.control.audit.of, key.tenant_id, SHOWN_AUDIT, person or None, before
+        )
+        self._api.backend.audit.looked(key, Action.READ_AUDIT, [person or None])
+        return self.page("audit.html", key=key, person=person, lines=lines, is_more=len(lines) == SHOWN_AUDIT)
+
+    async def unmerge(self, request: Request, key: Operator) -> Response:
         """Take apart what a key has linked, for good: the key goes on the list of those that never link."""
-        return await self._changed(request, key, "key", self._unmerge)
+        return await self._changed(request, key, "key", Action.BLOCKED_KEY, self._unmerge)
 
-    async def split(self, request: Request, key: Admin) -> Response:
+    async def split(self, request: Request, key: Operator) -> Response:
         """Let what a visitor did before logins count for nobody, from the next run on."""
-        return await self._changed(request, key, "visitor", self._split)
+        return await self._changed(request, key, "visitor", Action.SPLIT_VISITOR, self._split)
 
-    async def _changed(self, request: Request, key: ApiKey, field: str, change: Callable[[str, str], None]) -> Response:
+    async def _changed(
+        self, request: Request, key: ApiKey, field: str, action: Action, change: Callable[[str, str], None]
+    ) -> Response:
         """Carry out what a form of a customer's page asks for, and show the page again."""
         refuse_other_sites(request)
         sent = parse_qs((await request.body()).decode("utf-8", "replace"))
         asked, customer_id = sent.get(field, [""])[0], sent.get("customer", [""])[0]
+        await self._api.note_change(key, action, customer_id or None)
         await self._api.ask(change, key.tenant_id, asked)
         return Response(headers={"HX-Redirect": f"/app/customers/{_as_part(customer_id)}"})
 

@@ -12,10 +12,11 @@ from fastapi.responses import HTMLResponse, Response
 from c360_pipeline.core.audiences.definition import Audience, read_audience
 from c360_pipeline.core.audiences.form import FIELDS, JOINS, KINDS, Row, condition_of, rows_of
 from c360_pipeline.core.audiences.told import told
+from c360_pipeline.core.privacy.audit import Action
 from c360_pipeline.errors import ConfigError
 from c360_pipeline.reads.audiences import read_or_none
 from c360_pipeline.serving.models import Id
-from c360_pipeline.serving.security import Admin, Reader, refuse_other_sites
+from c360_pipeline.serving.security import Analyst, Reader, refuse_other_sites
 from c360_pipeline.stores.postgres.api_keys import ApiKey
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class AudiencePages:
         found = await self._api.ask_heavy(self._found, key.tenant_id, name)
         if found is None:
             return self._pages.page("missing.html", 404, key=key, what=f"audience {name}")
+        self._api.backend.audit.looked(key, Action.LISTED, what=f"audience {name}")
         return self._pages.page("audience.html", key=key, **found)
 
     def _found(self, tenant_id: str, name: str) -> dict[str, Any] | None:
@@ -115,21 +117,23 @@ class AudiencePages:
         is_named = audience.audience != UNNAMED
         return self._pages.page("audience_size.html", error=None, **tried, who=told(audience.who), held=is_named)
 
-    async def apply(self, request: Request, key: Admin) -> Response:
+    async def apply(self, request: Request, key: Analyst) -> Response:
         """Let what a form says be who is in an audience, from the next run on."""
         refuse_other_sites(request)
         try:
             audience = _sent((await request.body()).decode("utf-8", "replace"), key.tenant_id)
             _require_name(audience)
+            await self._api.note_change(key, Action.APPLIED_AUDIENCE, what=audience.audience)
             await self._api.ask(self._api.backend.apply_audience, audience, "made on the page")
         except ConfigError as error:
             return self._pages.page("audience_size.html", error=str(error))
         self._api.forget_page(key.tenant_id, "audiences")
         return Response(headers={"HX-Redirect": f"/app/audiences/{audience.audience}"})
 
-    async def end(self, request: Request, key: Admin, name: Id) -> Response:
+    async def end(self, request: Request, key: Analyst, name: Id) -> Response:
         """Let nobody be in an audience, from the next run on."""
         refuse_other_sites(request)
+        await self._api.note_change(key, Action.ENDED_AUDIENCE, what=name)
         if not await self._api.ask(self._api.backend.control.audiences.end, key.tenant_id, name):
             raise HTTPException(404, "There is no such audience, or it was ended already.")
         self._api.forget_page(key.tenant_id, "audiences")

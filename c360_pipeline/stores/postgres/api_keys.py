@@ -9,10 +9,10 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import class_row
 
+from c360_pipeline.core.privacy.roles import Permission, allowed
 from c360_pipeline.errors import UnavailableError
 
 CONNECT_SECONDS = 3
-ROLES = ("ingest", "read", "admin")
 ADD = """
     INSERT INTO api_keys (tenant_id, role, key_digest, note, expires_at)
     VALUES (%(tenant_id)s, %(role)s, %(key_digest)s, %(note)s, now() + make_interval(days => %(days)s))
@@ -46,7 +46,7 @@ ROTATE = """
     SELECT tenant_id, role, %(key_digest)s, note, now() + make_interval(days => %(days)s) FROM old
     RETURNING key_id, tenant_id, role, note, created_at, revoked_at, expires_at
 """
-REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE key_id = %(key_id)s AND revoked_at IS NULL"
+REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE key_id = %(key_id)s AND revoked_at IS NULL RETURNING tenant_id"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ApiKey:
     Attributes:
         key_id: number, by which it is revoked.
         tenant_id: whose data it opens.
-        role: `ingest`, `read` or `admin`.
+        role: of `core.privacy.roles.ROLES`.
         note: who has it.
         created_at: when it was made.
         revoked_at: since when it is revoked; None while it is valid.
@@ -71,9 +71,9 @@ class ApiKey:
     revoked_at: datetime | None
     expires_at: datetime | None
 
-    def may(self, role: str) -> bool:
-        """Whether it may do what a role may."""
-        return self.role in (role, "admin")
+    def may(self, permission: Permission) -> bool:
+        """Whether its role allows something."""
+        return allowed(self.role, permission)
 
 
 class ApiKeys:
@@ -91,7 +91,7 @@ class ApiKeys:
 
         Args:
             tenant_id: whose data it opens.
-            role: `ingest`, `read` or `admin`.
+            role: of `core.privacy.roles.ROLES`.
             note: who has it.
             days: until it expires; None for never.
         """
@@ -168,10 +168,11 @@ class ApiKeys:
         except psycopg.OperationalError as error:
             raise UnavailableError("The control database can't be reached.") from error
 
-    def revoke(self, key_id: int) -> bool:
-        """Revoke a key; False when there is none that is valid."""
+    def revoke(self, key_id: int) -> str | None:
+        """Revoke a key; returns whose it was, None when there is none that is valid."""
         with psycopg.connect(**self._login) as connection:
-            return connection.execute(REVOKE, {"key_id": key_id}).rowcount > 0
+            found = connection.execute(REVOKE, {"key_id": key_id}).fetchone()
+        return None if found is None else str(found[0])
 
 
 def _new_key() -> str:

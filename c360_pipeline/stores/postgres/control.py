@@ -11,6 +11,7 @@ from c360_pipeline.core.landing.overwrites import OverwriteRule, OverwriteRules
 from c360_pipeline.core.projection.user_properties import UserProperty
 from c360_pipeline.core.silos.control_rows import ControlRows, IndexRow, RelationshipRow, SourceDatabase, SourceTable
 from c360_pipeline.stores.postgres.audiences import AudienceRows
+from c360_pipeline.stores.postgres.audit_log import AuditLog
 from c360_pipeline.stores.postgres.databases import ensure_database
 from c360_pipeline.stores.postgres.event_sources import EventSources
 from c360_pipeline.stores.postgres.identifier_keys import IdentifierVersions, Secrets
@@ -49,7 +50,7 @@ FIND_USE = """
         OR EXISTS (SELECT FROM parted_keys) AS is_used
 """
 NOTE_SCHEMA_VERSION = "INSERT INTO control_schema (version) VALUES (%(version)s) ON CONFLICT DO NOTHING"
-SCHEMA_VERSION = 21
+SCHEMA_VERSION = 22
 """Of `ddl/control.sql`: raised with every change of it, so that databases that are there get the change, once."""
 
 
@@ -63,6 +64,7 @@ class ControlDb:
         sources: of events, and their mappings.
         audiences: and their documents.
         privacy: who never lands.
+        audit: who looked at whom, and who changed what.
         runs: what was done.
 
     Args:
@@ -78,6 +80,7 @@ class ControlDb:
         self.sources = EventSources(self._sessions)
         self.audiences = AudienceRows(self._sessions)
         self.privacy = PrivacyLists(self._sessions, self.identifiers)
+        self.audit = AuditLog(self._sessions, self.identifiers)
         self.runs = RunHistory(self._sessions)
 
     @property

@@ -41,6 +41,7 @@ LISTS: tuple[tuple[str, str, Change], ...] = (
     ("parted_keys", "key_hash", rotated_hashes),
     ("parted_keys", "other_hash", rotated_hashes),
     ("suppressed_users", "user_hash", lambda hashes, keys, since: keys.covered_digests(hashes, since)),
+    ("audit_log", "subject_hash", lambda hashes, keys, since: keys.covered_digests(hashes, since)),
     ("suppressed_rows", "row_hash", lambda hashes, keys, since: keys.covered_digests(hashes, since)),
 )
 """Lists by hash: table, column, and what brings a hash to the next secret."""
