@@ -168,8 +168,8 @@ class Gate:
             return None
         return None if found.expires_at and found.expires_at <= datetime.now(UTC) else found
 
-    async def log_in(self, key: str, before: str | None, address: str) -> str | None:
-        """What the cookie of a browser is to hold that shows a key; None where the key may not read.
+    async def log_in(self, key: str, before: str | None, address: str) -> tuple[str, ApiKey] | None:
+        """What the cookie of a browser is to hold that shows a key, and the key; None where it may not read.
 
         Raises:
             HTTPException: 429, the address has shown too many wrong keys.
@@ -183,7 +183,8 @@ class Gate:
             self._limiter.hit(WRONG_KEYS, "log-in", address)
             return None
         begin = partial(self._keys.begin_session, key, SESSION_SECONDS, before or "")
-        return await to_thread.run_sync(begin, limiter=self._threads)
+        token = await to_thread.run_sync(begin, limiter=self._threads)
+        return None if token is None else (token, found)
 
     async def log_out(self, token: str) -> None:
         """End the session of a browser, everywhere; other processes know within `KEY_SECONDS`."""

@@ -220,11 +220,11 @@ class Pages:
         refuse_other_sites(request)
         sent = parse_qs((await request.body()).decode("utf-8", "replace")).get("key", [""])[0].strip()
         address = request.client.host if request.client else ""
-        token = await request.app.state.gate.log_in(sent, session_of(request), address)
-        found = await request.app.state.gate.look_up(sent)
-        if token is None or found is None:
+        logged_in = await request.app.state.gate.log_in(sent, session_of(request), address)
+        if logged_in is None:
             return self.page("login.html", 401, key=None, wrong=True)
-        self._api.backend.audit.looked(found, Action.LOGGED_IN)
+        token, key = logged_in
+        self._api.backend.audit.looked(key, Action.LOGGED_IN)
         answer = RedirectResponse("/app/overview", 303)
         answer.set_cookie(
             session_name(request), token, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
