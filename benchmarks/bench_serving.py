@@ -94,9 +94,10 @@ def features(table: Table, lake: Any, graph: Any) -> None:
         ProductGraph(lake, graph).project_similarities()
 
     def candidates() -> None:
-        bought = model.purchases(lake.scan(EVENTS).filter(pl.col("action") == "purchase").collect())
-        rows = recommend.candidates(TENANT, bought.select("count", user_id="from_id", product_id="to_id"))
-        kept["candidates"] = sum(part.height for part in rows)
+        rows = lake.scan(EVENTS).filter(pl.col("action") == "purchase").rename({"user_id": model.CUSTOMER_ID})
+        bought = model.purchases(rows.collect())
+        found = recommend.candidates(TENANT, bought.select("count", user_id="from_id", product_id="to_id"))
+        kept["candidates"] = sum(part.height for part in found)
 
     def of_events(work: Callable[[pl.DataFrame], object]) -> Callable[[], object]:
         columns = ["tenant_id", "user_id", "session_id", "event_id", "ts", "action"]

@@ -12,7 +12,7 @@ from rich.table import Table
 from c360_pipeline.cli.audit import note_command
 from c360_pipeline.cli.output import AsJson, err, out, print_json
 from c360_pipeline.errors import ConfigError
-from c360_pipeline.settings import Settings, load_settings
+from c360_pipeline.settings import Settings, load_settings, serving_address
 
 if TYPE_CHECKING:
     from c360_pipeline.stores.postgres.api_keys import ApiKey
@@ -38,15 +38,18 @@ def api(
     from c360_pipeline.serving.app import create_app
     from c360_pipeline.serving.backend import Backend
     from c360_pipeline.serving.connections import limited_to
+    from c360_pipeline.serving.sign_in import SignIn, provider_of
 
     settings = load_settings()
+    provider = provider_of(settings, serving_address())
     sys.setswitchinterval(SWITCH_SECONDS)
     with open_graph(settings) as graph:
         stores = open_lake(settings), open_landing(settings), open_control(settings)
         backend = Backend(graph, *stores, stream=_stream_of(settings))
         err.print(f"http://{host}:{port}/app for people, http://{host}:{port}/docs for programs")
+        app = create_app(backend, settings.api_rate, SignIn(provider) if provider else None)
         uvicorn.run(
-            create_app(backend, settings.api_rate), host=host, port=port, log_level="warning", access_log=False,
+            app, host=host, port=port, log_level="warning", access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS, http=limited_to(_places(settings.api_connections)), ws="none",
         )  # fmt: skip
 

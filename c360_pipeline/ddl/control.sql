@@ -483,10 +483,18 @@ COMMENT ON COLUMN api_keys.role IS
 
 CREATE TABLE IF NOT EXISTS page_sessions (
     session_digest text PRIMARY KEY CHECK (session_digest ~ '^[0-9a-f]{64}$'),
-    key_id         bigint NOT NULL REFERENCES api_keys (key_id) ON DELETE CASCADE,
+    key_id         bigint REFERENCES api_keys (key_id) ON DELETE CASCADE,
     created_at     timestamptz NOT NULL DEFAULT now(),
     expires_at     timestamptz NOT NULL
 );
+ALTER TABLE page_sessions ALTER COLUMN key_id DROP NOT NULL;
+ALTER TABLE page_sessions ADD COLUMN IF NOT EXISTS tenant_id text;
+ALTER TABLE page_sessions ADD COLUMN IF NOT EXISTS role text;
+ALTER TABLE page_sessions ADD COLUMN IF NOT EXISTS person text;
+ALTER TABLE page_sessions DROP CONSTRAINT IF EXISTS page_sessions_are_of_a_key_or_a_person;
+ALTER TABLE page_sessions ADD CONSTRAINT page_sessions_are_of_a_key_or_a_person
+    CHECK ((key_id IS NULL) = (tenant_id IS NOT NULL AND role IS NOT NULL AND person IS NOT NULL));
+COMMENT ON COLUMN page_sessions.person IS 'Who signed in by OpenID Connect, with tenant and role as the provider said then; null: a key did.';
 COMMENT ON TABLE page_sessions IS
     'Who is logged in to the pages, by the sha256 of the 256 random bits in a browser''s cookie; ends with logout, in time, or with its key.';
 

@@ -27,8 +27,8 @@ NEWEST_SESSIONS, NEWEST_EVENTS = 20, 500
 """Sessions of a user of which carts count, and events of a visitor."""
 CHOSEN_FROM = 5
 """As many candidates are asked for of each that is recommended, where some are left out because of their category."""
-MOST_BUYERS = 1_000
-"""Of a product, any so many of whom are looked at for those that bought another one, too."""
+MOST_BUYERS = 200
+"""Of the product of a pair that fewer have bought, any so many of whom are looked at for five that bought both."""
 
 IS_WANTED = """NOT product.id IN $exclude AND ($category IS NULL OR product.category = $category)
       AND ($with_bare OR product.name IS NOT NULL OR product.category IS NOT NULL)"""
@@ -94,13 +94,18 @@ READ_BUYERS_OF_BOTH = Statement("""
     UNWIND $pairs AS pair
     MATCH (own:Product {tenant_id: $tenant_id, id: pair.because_of})
     MATCH (product:Product {tenant_id: $tenant_id, id: pair.product_id})
-    CALL (own, product) {
-        MATCH (own)<-[:PURCHASED]-(other:User {tenant_id: $tenant_id})
-        WITH other, product LIMIT $most_buyers
+    WITH product,
+         CASE WHEN COUNT { (own)<-[:PURCHASED]-() } < COUNT { (product)<-[:PURCHASED]-() } THEN [own, product]
+              ELSE [product, own] END AS pair
+    WITH product, pair[0] AS rarer, pair[1] AS common
+    CALL (rarer, common) {
+        MATCH (rarer)<-[:PURCHASED]-(other:User {tenant_id: $tenant_id})
+        WITH other, common LIMIT $most_buyers
         WHERE ($user_id IS NULL OR other.id <> $user_id)
           AND NONE(refusal IN $refusals WHERE coalesce(other.consents, '') CONTAINS refusal)
-          AND EXISTS { (other)-[:PURCHASED]->(product) }
-        WITH other.id AS id ORDER BY id LIMIT $shown_users
+          AND EXISTS { (other)-[:PURCHASED]->(common) }
+        WITH other LIMIT $shown_users
+        WITH other.id AS id ORDER BY id
         RETURN collect(id) AS users
     }
     RETURN product.id AS product_id, users

@@ -26,6 +26,7 @@ from c360_pipeline.serving.backend import Backend
 from c360_pipeline.serving.paths import know_texts
 from c360_pipeline.serving.problems import Problem, add_problems, problem_responses
 from c360_pipeline.serving.security import Analyst, Auditor, Gate, Guard, Ingester, Reader, admit_stranger, own_tenant
+from c360_pipeline.serving.sign_in import SignIn
 from c360_pipeline.settings import serving_address
 from c360_pipeline.stores.neo4j.driver_values import plain
 
@@ -69,12 +70,13 @@ class Measured:
             self._seconds.labels(*labels).observe(time.perf_counter() - began)
 
 
-def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
+def create_app(backend: Backend, rate: str = "1000/second", sign_in: SignIn | None = None) -> FastAPI:
     """The API over a backend.
 
     Args:
         backend: closed when the app ends.
         rate: requests of a tenant, such as `1000/second`.
+        sign_in: by which people open the pages, beside keys.
     """
     know_texts()
     api = Api(backend)
@@ -90,7 +92,7 @@ def create_app(backend: Backend, rate: str = "1000/second") -> FastAPI:
         "health and metrics needs a key; a key belongs to one tenant, and other tenants' data is not there.",
     )  # fmt: skip
     app.state.gate = Gate(backend.keys, rate, by_tls=serving_address().startswith("https:"))
-    app.state.api = api
+    app.state.api, app.state.sign_in = api, sign_in
     app.add_middleware(Guard)
     add_problems(app)
     app.add_middleware(Measured, seconds=api.metrics.seconds)

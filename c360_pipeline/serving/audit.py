@@ -24,6 +24,8 @@ BATCH = 1_000
 
 def actor_of(key: ApiKey) -> str:
     """Who a key is, in the log."""
+    if key.key_id is None:
+        return key.note
     return f"key {key.key_id}" + (f" ({key.note})" if key.note else "")
 
 
@@ -38,7 +40,7 @@ class AuditWriter:
     def __init__(self, log: AuditLog, own_log: AuditLog) -> None:
         self._log, self._own_log = log, own_log
         self._waiting: deque[Entry] = deque()
-        self._noted: TTLCache[tuple[str, int, Action, str | None, str], bool] = TTLCache(100_000, AGAIN_SECONDS)
+        self._noted: TTLCache[tuple[str, str, Action, str | None, str], bool] = TTLCache(100_000, AGAIN_SECONDS)
         self._dropped = 0
         self._lock, self._due, self._closing = threading.Lock(), threading.Event(), threading.Event()
         self._logger = structlog.get_logger("c360.audit")
@@ -49,7 +51,7 @@ class AuditWriter:
         """Note a look; returns at once. The same one within ten minutes is noted once."""
         with self._lock:
             for subject in dict.fromkeys(subjects):
-                name = (key.tenant_id, key.key_id, action, subject, what)
+                name = (key.tenant_id, actor_of(key), action, subject, what)
                 if name in self._noted:
                     continue
                 if len(self._waiting) >= MOST_WAITING:

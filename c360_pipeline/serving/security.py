@@ -22,10 +22,13 @@ from c360_pipeline.core.privacy.roles import Permission, who_may
 from c360_pipeline.errors import UnavailableError
 from c360_pipeline.serving.problems import problem, unforeseen
 from c360_pipeline.serving.sharing import Turns, current_tenant
+from c360_pipeline.serving.sign_in import Person
 from c360_pipeline.stores.postgres.api_keys import ApiKey, ApiKeys, digest_of
 
 MOST_BODY_BYTES = 64 * 1024
 SESSION_SECONDS = 12 * 3_600
+SIGNED_IN_SECONDS = 8 * 3_600
+"""Of a person who signed in: what the provider said of them counts for a working day."""
 KEY_SECONDS = 10.0
 """For so long a key that was looked up is not looked up again; a key that is revoked is valid for so long."""
 STANDING_SECONDS = 60.0
@@ -40,6 +43,9 @@ LOOK_UPS_AT_ONCE = 4
 LOOK_UP_SECONDS = 5.0
 SESSION, SAFE_SESSION = "c360_session", "__Host-c360_session"
 """Names of the cookie: the second, which browsers send over TLS and to this host alone, wherever people come by TLS."""
+SIGN_IN, SAFE_SIGN_IN = "c360_sign_in", "__Host-c360_sign_in"
+SIGN_IN_SECONDS = 600
+"""That a sign-in may take."""
 WRONG_KEYS = parse("10/minute")
 """Of one address, before it has to wait."""
 LONGEST_KEY = 200
@@ -186,6 +192,15 @@ class Gate:
         token = await to_thread.run_sync(begin, limiter=self._threads)
         return None if token is None else (token, found)
 
+    async def sign_in(self, person: Person, before: str | None) -> str:
+        """What the cookie of a browser is to hold whose user signed in.
+
+        Raises:
+            TimeoutError: the control database does not answer.
+        """
+        begin = partial(self._keys.begin_session_of_person, *person, SIGNED_IN_SECONDS, before or "")
+        return await to_thread.run_sync(begin, limiter=self._threads)
+
     async def log_out(self, token: str) -> None:
         """End the session of a browser, everywhere; other processes know within `KEY_SECONDS`."""
         await to_thread.run_sync(self._keys.end_session, token, limiter=self._threads)
@@ -203,6 +218,11 @@ def comes_by_tls(request: Request) -> bool:
 def session_name(request: Request) -> str:
     """The name of the cookie."""
     return SAFE_SESSION if comes_by_tls(request) else SESSION
+
+
+def sign_in_name(request: Request) -> str:
+    """The name of the cookie of a sign-in that is under way."""
+    return SAFE_SIGN_IN if comes_by_tls(request) else SIGN_IN
 
 
 def session_of(request: Request) -> str | None:

@@ -5,13 +5,14 @@ neighbourhood. Both stand beside this file, so that no page asks another server 
 """
 
 import json
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qs, quote
 
-from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import AfterValidator
@@ -29,14 +30,19 @@ from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.pages.audiences import AudiencePages
 from c360_pipeline.serving.security import (
     SESSION_SECONDS,
+    SIGN_IN_SECONDS,
+    SIGNED_IN_SECONDS,
     Auditor,
     Operator,
     Reader,
+    admit_stranger,
     comes_by_tls,
     refuse_other_sites,
     session_name,
     session_of,
+    sign_in_name,
 )
+from c360_pipeline.serving.sign_in import SignIn, SignInError
 from c360_pipeline.stages.projection.corrections import block_key
 from c360_pipeline.stages.visitors.decisions import Decisions
 from c360_pipeline.stores.neo4j.driver_values import instant
@@ -44,6 +50,8 @@ from c360_pipeline.stores.postgres.api_keys import ApiKey
 
 if TYPE_CHECKING:
     from c360_pipeline.serving.api import Api
+
+log = logging.getLogger(__name__)
 
 TIMELINE = 40
 RECOMMENDED = 6
@@ -104,6 +112,13 @@ def subjects_of(customer_id: str, found: Customer) -> list[str]:
     return [customer_id, *(user["user_id"] for user in found.users)]
 
 
+def _sign_in_of(request: Request) -> SignIn:
+    sign_in: SignIn | None = request.app.state.sign_in
+    if sign_in is None:
+        raise HTTPException(404, "Nobody signs in here: a key opens the pages.")
+    return sign_in
+
+
 def _from_part(text: str) -> str:
     return text[1:] if text.startswith("~") and text.lstrip("~") in DOTS else text
 
@@ -119,11 +134,13 @@ def _templates() -> Environment:
 
 def add_pages(app: FastAPI, api: "Api") -> None:
     """Add the pages to an app."""
-    pages = Pages(api)
+    pages, strangers = Pages(api), [Depends(admit_stranger)]
     router = APIRouter(prefix="/app", include_in_schema=False)
     router.add_api_route("", pages.home, methods=["GET"])
     router.add_api_route("/login", pages.login, methods=["GET"])
     router.add_api_route("/login", pages.log_in, methods=["POST"])
+    router.add_api_route("/login/sign-in", pages.begin_sign_in, methods=["GET"], dependencies=strangers)
+    router.add_api_route("/login/callback", pages.finish_sign_in, methods=["GET"], dependencies=strangers)
     router.add_api_route("/logout", pages.log_out, methods=["POST"])
     router.add_api_route("/overview", pages.overview, methods=["GET"])
     router.add_api_route("/customers", pages.customers, methods=["GET"])
@@ -211,9 +228,45 @@ class Pages:
         seen = await self._api.page(key.tenant_id, "overview", partial(read, datetime.now(UTC)))
         return self.page("overview.html", key=key, seen=seen, own_form=OWN_FORM)
 
-    async def login(self) -> HTMLResponse:
-        """Where a key is shown."""
-        return self.page("login.html", key=None, wrong=False)
+    async def login(self, request: Request) -> HTMLResponse:
+        """Where a key is shown, or somebody signs in elsewhere."""
+        return self._login(request)
+
+    def _login(self, request: Request, status: int = 200, *, wrong: bool = False, refused: str = "") -> HTMLResponse:
+        sign_in: SignIn | None = request.app.state.sign_in
+        host = sign_in.provider.host if sign_in else None
+        return self.page("login.html", status, key=None, wrong=wrong, refused=refused, provider=host)
+
+    async def begin_sign_in(self, request: Request) -> Response:
+        """Send somebody to the provider of the company's accounts."""
+        begun = await self._api.ask(_sign_in_of(request).begin)
+        answer = RedirectResponse(begun.address, 303)
+        # Lax: the provider sends the browser back, and a cookie that is strict would not come with it.
+        answer.set_cookie(
+            sign_in_name(request), begun.kept, max_age=SIGN_IN_SECONDS, httponly=True, samesite="lax",
+            secure=comes_by_tls(request),
+        )  # fmt: skip
+        return answer
+
+    async def finish_sign_in(self, request: Request) -> Response:
+        """Begin the session of who comes back from there."""
+        kept = request.cookies.get(sign_in_name(request))
+        try:
+            person = await self._api.ask(_sign_in_of(request).finish, request.url.query, kept)
+        except SignInError as refused:
+            log.warning("A sign-in was refused: %s", refused.__cause__ or refused)
+            return self._login(request, 401, refused=str(refused))
+        token = await request.app.state.gate.sign_in(person, session_of(request))
+        key = await request.app.state.gate.look_up_session(token)
+        self._api.backend.audit.looked(key, Action.LOGGED_IN)
+        # By a page of ours: what another site leads to gets no strict cookie.
+        answer = self.page("signed_in.html", key=None)
+        answer.delete_cookie(sign_in_name(request), secure=comes_by_tls(request), httponly=True, samesite="lax")
+        answer.set_cookie(
+            session_name(request), token, max_age=SIGNED_IN_SECONDS, httponly=True, samesite="strict",
+            secure=comes_by_tls(request),
+        )  # fmt: skip
+        return answer
 
     async def log_in(self, request: Request) -> Response:
         """Begin a session; its cookie says nothing of the key, and scripts and other sites do not get it."""
@@ -222,7 +275,7 @@ class Pages:
         address = request.client.host if request.client else ""
         logged_in = await request.app.state.gate.log_in(sent, session_of(request), address)
         if logged_in is None:
-            return self.page("login.html", 401, key=None, wrong=True)
+            return self._login(request, 401, wrong=True)
         token, key = logged_in
         self._api.backend.audit.looked(key, Action.LOGGED_IN)
         answer = RedirectResponse("/app/overview", 303)

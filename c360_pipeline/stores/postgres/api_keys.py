@@ -30,10 +30,17 @@ BEGIN_SESSION = """
     WHERE key_digest = %(key_digest)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 """
 FIND_SESSION = """
-    SELECT k.key_id, k.tenant_id, k.role, k.note, k.created_at, k.revoked_at, k.expires_at
-    FROM page_sessions s JOIN api_keys k USING (key_id)
+    SELECT s.key_id, coalesce(k.tenant_id, s.tenant_id) AS tenant_id, coalesce(k.role, s.role) AS role,
+        coalesce(k.note, s.person) AS note, coalesce(k.created_at, s.created_at) AS created_at, k.revoked_at,
+        CASE WHEN s.key_id IS NULL THEN s.expires_at ELSE k.expires_at END AS expires_at
+    FROM page_sessions s LEFT JOIN api_keys k USING (key_id)
     WHERE s.session_digest = %(digest)s AND s.expires_at > now() AND k.revoked_at IS NULL
         AND (k.expires_at IS NULL OR k.expires_at > now())
+"""
+BEGIN_SESSION_OF_PERSON = """
+    WITH ended AS (DELETE FROM page_sessions WHERE expires_at < now() OR session_digest = %(before)s)
+    INSERT INTO page_sessions (session_digest, tenant_id, role, person, expires_at)
+    VALUES (%(digest)s, %(tenant_id)s, %(role)s, %(person)s, now() + make_interval(secs => %(seconds)s))
 """
 END_SESSION = "DELETE FROM page_sessions WHERE session_digest = %(digest)s"
 ROTATE = """
@@ -51,19 +58,19 @@ REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE key_id = %(key_id)s AND r
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key, without what it is recognised by.
+    """A key, without what it is recognised by; or what somebody may who signed in to the pages.
 
     Attributes:
-        key_id: number, by which it is revoked.
+        key_id: number, by which it is revoked; None of a person who signed in.
         tenant_id: whose data it opens.
         role: of `core.privacy.roles.ROLES`.
-        note: who has it.
+        note: who has it, or is it.
         created_at: when it was made.
         revoked_at: since when it is revoked; None while it is valid.
         expires_at: from when on it opens nothing; None where it does not expire.
     """
 
-    key_id: int
+    key_id: int | None
     tenant_id: str
     role: str
     note: str
@@ -147,6 +154,23 @@ class ApiKeys:
         }
         with psycopg.connect(**self._login) as connection:
             return token if connection.execute(BEGIN_SESSION, values).rowcount else None
+
+    def begin_session_of_person(self, tenant_id: str, role: str, person: str, seconds: int, before: str = "") -> str:
+        """Log somebody's browser in who signed in elsewhere; returns what its cookie is to hold.
+
+        Args:
+            tenant_id: whose customers they may see.
+            role: of `core.privacy.roles.ROLES`.
+            person: who they are.
+            seconds: until the session ends by itself.
+            before: what the cookie held; that session ends.
+        """
+        token = secrets.token_urlsafe(32)
+        values = {"digest": digest_of(token), "tenant_id": tenant_id, "role": role, "person": person,
+                  "seconds": seconds, "before": digest_of(before)}  # fmt: skip
+        with psycopg.connect(**self._login) as connection:
+            connection.execute(BEGIN_SESSION_OF_PERSON, values)
+        return token
 
     def find_session(self, token: str) -> ApiKey | None:
         """The key that a browser logged in with; None when its session has ended or the key was revoked.
