@@ -218,8 +218,9 @@ class SignIn:
         return dict(claims)
 
     def _is_told(self, claims: Mapping[str, Any]) -> bool:
-        of_ours = (self.provider.role_claim, *(() if self.provider.tenant else (self.provider.tenant_claim,)))
-        return all(name in claims for name in of_ours)
+        """Whether the ID token says all that we want to know; most providers leave some to the userinfo endpoint."""
+        wanted = ("email", self.provider.role_claim, *(() if self.provider.tenant else (self.provider.tenant_claim,)))
+        return all(name in claims for name in wanted)
 
     def _person(self, claims: Mapping[str, Any]) -> Person:
         host = self.provider.host

@@ -239,7 +239,10 @@ class Pages:
 
     async def begin_sign_in(self, request: Request) -> Response:
         """Send somebody to the provider of the company's accounts."""
-        begun = await self._api.ask(_sign_in_of(request).begin)
+        try:
+            begun = await self._api.ask(_sign_in_of(request).begin)
+        except UnavailableError as error:
+            return self._login(request, 503, refused=str(error))
         answer = RedirectResponse(begun.address, 303)
         # Lax: the provider sends the browser back, and a cookie that is strict would not come with it.
         answer.set_cookie(
@@ -256,6 +259,8 @@ class Pages:
         except SignInError as refused:
             log.warning("A sign-in was refused: %s", refused.__cause__ or refused)
             return self._login(request, 401, refused=str(refused))
+        except UnavailableError as error:
+            return self._login(request, 503, refused=str(error))
         token = await request.app.state.gate.sign_in(person, session_of(request))
         key = await request.app.state.gate.look_up_session(token)
         self._api.backend.audit.looked(key, Action.LOGGED_IN)
