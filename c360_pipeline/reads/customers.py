@@ -341,6 +341,7 @@ def _event_entry(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": "event", "at": instant(row["at"]), "id": row["id"],
         "title": f"{row['action']} {named}{more}".rstrip(), "detail": f"{who}{where}{ahead}",
+        "session_id": row["session_id"],
         "product_id": products[0]["id"] if products else None,
     }  # fmt: skip
 

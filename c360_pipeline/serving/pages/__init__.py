@@ -28,6 +28,7 @@ from c360_pipeline.reads.overview import OWN_FORM
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.pages.audiences import AudiencePages
+from c360_pipeline.serving.pages.timeline import days_of
 from c360_pipeline.serving.security import (
     SESSION_SECONDS,
     SIGN_IN_SECONDS,
@@ -324,7 +325,10 @@ class Pages:
             foreseen = await self._api.ask(self._shown(key).foreseen, ids or [customer_id])
         except (UnavailableError, TimeoutError):
             foreseen = None  # the graph has the rest of the page, which says that the lake does not answer
-        return self.page("customer.html", key=key, customer=found, recommended=recommended, foreseen=foreseen)
+        days = days_of(found.timeline)
+        return self.page(
+            "customer.html", key=key, customer=found, days=days, recommended=recommended, foreseen=foreseen
+        )
 
     async def history(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:
         """What was merged and split; the page asks for it when it is shown, for it is the lake that knows."""
@@ -340,7 +344,8 @@ class Pages:
             raise HTTPException(404, "There is no such customer.")
         self._api.backend.audit.looked(key, Action.LOOKED_AT, [customer_id])
         timeline, is_more = found
-        return self.page("timeline.html", customer_id=customer_id, timeline=timeline, is_more=is_more)
+        days = days_of(timeline, in_utc(before))
+        return self.page("timeline.html", customer_id=customer_id, timeline=timeline, days=days, is_more=is_more)
 
     async def neighbourhood(self, key: Reader, customer_id: CustomerId) -> JSONResponse:
         """The graph around a customer."""
