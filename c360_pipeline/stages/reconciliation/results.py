@@ -11,6 +11,7 @@ from c360_pipeline.core.catalog.feature_tables import (
     CUSTOMER_MODELS,
     CUSTOMER_VALUES,
     RECOMMENDATION_SETTINGS,
+    USUAL_STEPS,
 )
 from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS, RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.tables import RECONCILIATION_FINDINGS, RECONCILIATIONS, TABLES
@@ -36,7 +37,7 @@ NOT_IN_DIGEST = (
     "reconciliations", "reconciliation_findings", "graph_proofs", "landing_files", "journey_log",
     "visitor_user", "sessions", "user_traits", "user_consents", "daily_events", "audience_members",
     "audience_delivered", "audience_dead_letters", "audience_deliveries", RECOMMENDATIONS_GIVEN.name,
-    *(table.name for table in (RECOMMENDATION_HITS, CUSTOMER_VALUES, CUSTOMER_CHURN, CUSTOMER_MODELS)),
+    *(table.name for table in (RECOMMENDATION_HITS, CUSTOMER_VALUES, CUSTOMER_CHURN, CUSTOMER_MODELS, USUAL_STEPS)),
 )  # fmt: skip
 """Tables that tell of runs and of requests, and those that follow from `events`."""
 LATER = (
