@@ -1,5 +1,6 @@
 """What pages show besides a customer: the neighbourhood, the delivery, the comparison, merges."""
 
+from datetime import date
 from typing import Any
 
 import polars as pl
@@ -43,6 +44,26 @@ READ_NEIGHBOURHOOD = Statement("""
 """)
 
 
+READ_ACTIVITY = Statement("""
+    CALL () {
+        UNWIND $journey_ids AS journey_id
+        MATCH (j:Journey {tenant_id: $tenant_id, id: journey_id})
+            <-[:PART_OF|HAS_KEY|IN_JOURNEY*1..2]-(e:Event {tenant_id: $tenant_id})
+        RETURN e
+        UNION
+        UNWIND $user_ids AS user_id
+        MATCH (:User {tenant_id: $tenant_id, id: user_id})-[:HAS_SESSION]->(:Session {tenant_id: $tenant_id})
+            -[:HAS_ACTION]->(e:Event {tenant_id: $tenant_id})
+        WHERE coalesce(e.customer_id, e.user_id) = user_id
+        RETURN e
+    }
+    WITH e LIMIT $limit
+    RETURN date(e.ts) AS day, count(e) AS events
+""")
+MOST_COUNTED = 20_000
+"""Events of a customer."""
+
+
 class CustomerPages:
     """What the pages of a tenant show.
 
@@ -69,6 +90,13 @@ class CustomerPages:
             "nodes": [{"data": {"id": i, "label": label, "name": name}} for i, (label, name) in nodes.items()],
             "edges": [{"data": {"source": a, "target": b, "type": type_}} for a, b, type_ in sorted(edges)],
         }
+
+    def activity(self, user_ids: list[str], journeys: list[str]) -> dict[date, int]:
+        """Events by UTC day, of `MOST_COUNTED` at most."""
+        rows = self._graph.read_only(
+            READ_ACTIVITY, tenant_id=self._tenant_id, user_ids=user_ids, journey_ids=journeys, limit=MOST_COUNTED
+        )
+        return {row["day"].to_native(): row["events"] for row in rows}
 
     def foreseen(self, user_ids: list[str]) -> dict[str, dict[str, Any] | None]:
         """What last night's features say of some users: `value` of who paid most, `churn` of who was seen last."""

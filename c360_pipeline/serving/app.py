@@ -209,7 +209,8 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         events = await api.ask(api.backend.journey, own_tenant(key, tenant_id), event_id)
         if not events:
             raise HTTPException(404, "There is no such event, or it has no journey yet.")
-        api.backend.audit.looked(key, Action.LOOKED_AT, [event["user_id"] for event in events])
+        people = {event["user_id"] for event in events if event["user_id"]}
+        api.backend.audit.looked(key, Action.LOOKED_AT, sorted(people) or [None], "a journey")
         return models.Journey(journey_id=events[0]["journey_id"], events=events)
 
 

@@ -837,7 +837,8 @@ def test_names_that_browsers_take_for_folders_have_pages(acme: TestClient, user:
     assert not link.endswith(("/.", "/.."))
     shown = acme.get(link)
     assert (shown.status_code, f"<h1>{user}</h1>" in shown.text) == (200, True)
-    assert acme.get(f"{link}/neighbourhood").status_code == 200
+    for part in ("neighbourhood", "activity", "history"):
+        assert acme.get(f"{link}/{part}").status_code == 200
 
 
 @pytest.mark.parametrize("user", ["a/b", "a/history/b", "o\u0301", "explain"])

@@ -21,14 +21,14 @@ from starlette.staticfiles import StaticFiles
 from c360_pipeline.core.privacy.audit import Action
 from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
-from c360_pipeline.reads.customer_pages import CustomerPages
+from c360_pipeline.reads.customer_pages import MOST_COUNTED, CustomerPages
 from c360_pipeline.reads.customers import Customer
 from c360_pipeline.reads.insights import KINDS, NOW, Found
 from c360_pipeline.reads.overview import OWN_FORM
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
 from c360_pipeline.serving.pages.audiences import AudiencePages
-from c360_pipeline.serving.pages.timeline import days_of
+from c360_pipeline.serving.pages.timeline import days_of, weeks_of
 from c360_pipeline.serving.security import (
     SESSION_SECONDS,
     SIGN_IN_SECONDS,
@@ -147,6 +147,7 @@ def add_pages(app: FastAPI, api: "Api") -> None:
     router.add_api_route("/customers", pages.customers, methods=["GET"])
     router.add_api_route("/search", pages.found, methods=["GET"])
     router.add_api_route("/customers/{customer_id:text}/timeline", pages.timeline, methods=["GET"])
+    router.add_api_route("/customers/{customer_id:text}/activity", pages.activity, methods=["GET"])
     router.add_api_route("/customers/{customer_id:text}/history", pages.history, methods=["GET"])
     router.add_api_route("/customers/{customer_id:text}/neighbourhood", pages.neighbourhood, methods=["GET"])
     # After those that begin like it: an id may hold slashes.
@@ -329,6 +330,12 @@ class Pages:
         return self.page(
             "customer.html", key=key, customer=found, days=days, recommended=recommended, foreseen=foreseen
         )
+
+    async def activity(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:
+        """How much a customer did, week by week; a part of the page."""
+        users, journeys = await self._members(key, customer_id)
+        days = await self._api.ask_heavy(self._shown(key).activity, users, journeys)
+        return self.page("activity.html", weeks=weeks_of(days), is_part=sum(days.values()) >= MOST_COUNTED)
 
     async def history(self, key: Reader, customer_id: CustomerId) -> HTMLResponse:
         """What was merged and split; the page asks for it when it is shown, for it is the lake that knows."""

@@ -1,6 +1,6 @@
 """A customer's timeline as people read it: by day, what was done in a session together, and when nothing was."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -77,6 +77,27 @@ def days_of(entries: Sequence[Entry], until: datetime | None = None) -> list[Day
             parts.append(held := Together(session))
         held.entries.append(entry)
     return days
+
+
+WEEKS = 53
+
+
+def weeks_of(days: Mapping[date, int]) -> list[tuple[date, int]]:
+    """Mondays of the year up to the newest day, with how many events fell in the week; empty where there is none.
+
+    Args:
+        days: events by UTC day.
+    """
+    if not days:
+        return []
+    newest = max(days)
+    last = newest - timedelta(days=newest.weekday())
+    counts = dict.fromkeys((last - timedelta(weeks=back) for back in range(WEEKS - 1, -1, -1)), 0)
+    for day, events in days.items():
+        monday = day - timedelta(days=day.weekday())
+        if monday in counts:
+            counts[monday] += events
+    return list(counts.items())
 
 
 def _pause(day: date, above: date | None) -> int | None:

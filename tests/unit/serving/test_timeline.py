@@ -1,12 +1,12 @@
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c360_pipeline.serving.pages.timeline import LONG_PAUSE, days_of
+from c360_pipeline.serving.pages.timeline import LONG_PAUSE, WEEKS, days_of, weeks_of
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
@@ -49,3 +49,15 @@ def test_every_entry_is_shown_once_and_days_are_in_order(told: list[tuple[int, s
         assert len(named) == len(set(named))
     for above, below in pairwise(days):
         assert (below.pause is None) == (above.day - below.day <= LONG_PAUSE)
+
+
+@given(st.dictionaries(st.dates(date(2023, 1, 1), date(2026, 12, 31)), st.integers(1, 9), max_size=30))
+def test_weeks_hold_every_event_of_the_year_before_the_newest(days: dict[date, int]) -> None:
+    weeks = weeks_of(days)
+    if not days:
+        assert weeks == []
+        return
+    assert len(weeks) == WEEKS
+    assert {monday.weekday() for monday, _ in weeks} == {0}
+    assert weeks[-1][1] > 0
+    assert sum(events for _, events in weeks) == sum(n for day, n in days.items() if day >= weeks[0][0])
