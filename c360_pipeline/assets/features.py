@@ -304,14 +304,19 @@ def communities(
         metadata={"left_out": left_out.height},
     )
     walked = FeatureEvents.of_table(control, EventsAt(tables), PATH_ANOMALIES)
-    taken = {tenant: walked.steps(tenant) for tenant in scope.tenants}
-    odd = [paths.path_anomalies(steps.drop_nulls("user_id"), found) for steps in taken.values()]
-    yield kept(context, tables, PATH_ANOMALIES, odd, scope)
-    yield kept(context, tables, USUAL_STEPS, [usual_steps(steps) for steps in taken.values()], scope)
+    odd, usual = [], []
     with graph.open() as neo4j:
-        for tenant, steps in taken.items():
-            if isinstance(newest := steps["ts"].max(), datetime):
+        for tenant in scope.tenants:
+            steps = walked.steps(tenant)
+            odd.append(paths.path_anomalies(steps.drop_nulls("user_id"), found))
+            usual.append(usual_steps(steps))
+            # Of all events: those of who refused are in no steps.
+            whole = tables.scan(EVENTS).filter(pl.col("tenant_id") == tenant)
+            newest = whole.select(pl.col("ts").max()).collect(engine="streaming").item()
+            if isinstance(newest, datetime):
                 forget_surprises(neo4j, tenant, newest, walked.purposes)
+    yield kept(context, tables, PATH_ANOMALIES, odd, scope)
+    yield kept(context, tables, USUAL_STEPS, usual, scope)
 
 
 @dg.multi_asset(

@@ -15,7 +15,7 @@ from c360_pipeline.errors import ConfigError
 from c360_pipeline.settings import Settings, load_settings, serving_address
 
 if TYPE_CHECKING:
-    from c360_pipeline.stores.postgres.api_keys import ApiKey
+    from c360_pipeline.stores.postgres.api_keys import ApiKey, ApiKeys
     from c360_pipeline.streaming.lag import StreamSeen
 
 Days = Annotated[int, typer.Option(min=0, help="until it expires; 0 for never")]
@@ -97,9 +97,8 @@ def create(
     if role not in ROLES or not tenant.strip():
         raise ConfigError(f"--role {role!r}: {', '.join(NAMED_ROLES)} are right; --tenant must be named.")
     control = open_control(load_settings())
-    made = ApiKeys(control.login).add(tenant, role, note, days or None)
-    note_command(control, tenant, Action.MADE_KEY, what=f"key {made[1].key_id}, {role}")
-    _print_once(*made, as_json=as_json)
+    note_command(control, tenant, Action.MADE_KEY, what=role)
+    _print_once(*ApiKeys(control.login).add(tenant, role, note, days or None), as_json=as_json)
 
 
 @keys_app.command()
@@ -115,12 +114,25 @@ def rotate(
     from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
     control = open_control(load_settings())
-    made = ApiKeys(control.login).rotate(key_id, grace_hours, days or None)
+    keys = ApiKeys(control.login)
+    before = _valid_key(keys, key_id)
+    note_command(control, before.tenant_id, Action.MADE_KEY, what=f"{before.role}, in the place of key {key_id}")
+    made = keys.rotate(key_id, grace_hours, days or None)
     if made is None:
         raise _no_such_key(key_id)
-    said = f"key {made[1].key_id}, {made[1].role}, in the place of key {key_id}"
-    note_command(control, made[1].tenant_id, Action.MADE_KEY, what=said)
     _print_once(*made, as_json=as_json)
+
+
+def _valid_key(keys: "ApiKeys", key_id: int) -> "ApiKey":
+    """A key that is not revoked.
+
+    Raises:
+        ConfigError: there is none of this number.
+    """
+    found = next((one for one in keys.all() if one.key_id == key_id and one.revoked_at is None), None)
+    if found is None:
+        raise _no_such_key(key_id)
+    return found
 
 
 def _no_such_key(key_id: int) -> ConfigError:
@@ -167,8 +179,26 @@ def revoke(key_id: int) -> None:
     from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
     control = open_control(load_settings())
-    tenant_id = ApiKeys(control.login).revoke(key_id)
-    if tenant_id is None:
+    keys = ApiKeys(control.login)
+    note_command(control, _valid_key(keys, key_id).tenant_id, Action.REVOKED_KEY, what=f"key {key_id}")
+    if not keys.revoke(key_id):
         raise _no_such_key(key_id)
-    note_command(control, tenant_id, Action.REVOKED_KEY, what=f"key {key_id}")
     err.print(f"API key {key_id} is revoked.")
+
+
+@keys_app.command("end-sessions")
+def end_sessions(
+    person: Annotated[str | None, typer.Option(help="as the audit log names them; all where it is left out")] = None,
+) -> None:
+    """End sessions of people who signed in to the pages with their own account, within ten seconds."""
+    from c360_pipeline.connections import open_control
+    from c360_pipeline.core.privacy.audit import Action
+    from c360_pipeline.stores.postgres.api_keys import ApiKeys
+
+    control = open_control(load_settings())
+    ended = ApiKeys(control.login).end_sessions(person.removeprefix("person ") if person else None)
+    if not ended:
+        raise ConfigError("Nobody who signed in has a session" + (f" as {person!r}" if person else "") + ".")
+    for tenant_id, name in sorted(set(ended)):
+        note_command(control, tenant_id, Action.ENDED_SESSIONS, what=f"person {name}")
+    err.print(f"{len(ended):,} sessions are ended.", highlight=False)

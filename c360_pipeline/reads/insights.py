@@ -143,16 +143,20 @@ class Found:
         changed_at: when the table changed last; None where it was never made.
         rows: the first of them, all columns but the tenant.
         total: how many there are.
+        fault: why they are not known; empty where they are.
     """
 
     kind: Kind
     changed_at: datetime | None
     rows: list[dict[str, Any]]
     total: int
+    fault: str = ""
 
     @property
     def why_none(self) -> str:
         """What it means that there are none, and what to do."""
+        if self.fault:
+            return self.fault
         if self.changed_at is None:
             return f"Not made yet: the nightly features write `{self.kind.table.name}`."
         return self.kind.none
@@ -178,6 +182,11 @@ def insights(lake: Lake, tenant_id: str, name: str, limit: int) -> Found:
     ordered = told.sort([*order], descending=[*order.values()], nulls_last=True).head(limit)
     total = int(told.select(pl.len()).collect().item())
     return Found(kind, changed_at, ordered.collect().to_dicts(), total)
+
+
+def not_known(kind: Kind) -> Found:
+    """What is told of a kind while the graph is away."""
+    return Found(kind, None, [], 0, "The graph does not answer: look again in a moment.")
 
 
 def surprising_now(lake: Lake, read: Read, tenant_id: str, limit: int, purposes: Collection[Purpose]) -> Found:

@@ -78,14 +78,14 @@ class Api:
         async with asyncio.timeout(SECONDS):
             return await self._threads.run(partial(work, *args, **kwargs), is_heavy=True)
 
-    async def note_change(self, key: ApiKey, action: Action, subject: str | None = None, what: str = "") -> None:
+    async def note_change(self, key: ApiKey, action: Action, what: str) -> None:
         """Note in the audit log what is about to be changed.
 
         Raises:
             C360Error: it can't be noted, and so is not to be changed.
             TimeoutError: the control database does not answer.
         """
-        await self.ask(self.backend.audit.changes, key, action, subject, what)
+        await self.ask(self.backend.audit.changes, key, action, what=what)
 
     async def page(self, tenant_id: str, name: str, work: Callable[[], T]) -> T:
         """What a heavy page shows, `PAGE_SECONDS` old at most; it is worked out once for all who look at it."""

@@ -171,6 +171,7 @@ def _add_products(app: FastAPI, api: Api) -> None:
     ) -> models.Rows:
         """Users who bought most different products, by what they spent."""
         given = {"min_products": str(min_products), "limit": str(limit)}
+        api.backend.audit.looked(key, Action.LISTED, what="query power_users")
         return models.Rows(rows=await api.ask(api.backend.answer, own_tenant(key, tenant_id), "power_users", given))
 
 
@@ -200,6 +201,7 @@ def _add_customers(app: FastAPI, api: Api) -> None:
         tenant_id: TenantId = None,
     ) -> models.Explanation:
         """The shortest chain of events and keys that links two events; empty when nothing does."""
+        api.backend.audit.looked(key, Action.LISTED, what="identity explorer")
         chain = await api.ask(api.backend.explanation, own_tenant(key, tenant_id), first, second)
         return models.Explanation(chain=chain)
 
@@ -297,7 +299,8 @@ def _add_making_of_audiences(app: FastAPI, api: Api) -> None:
     ) -> models.AudienceApplied:
         """Let a document say who is in an audience, from the next run on."""
         asked = _audience(own_tenant(key, tenant_id), audience, document)
-        await api.note_change(key, Action.APPLIED_AUDIENCE, what=audience)
+        await api.ask(api.backend.require_audience, asked)
+        await api.note_change(key, Action.APPLIED_AUDIENCE, audience)
         version, is_new = await api.ask(api.backend.apply_audience, asked, document.note)
         api.forget_page(key.tenant_id, "audiences")
         return models.AudienceApplied(audience=audience, version=version, changed=is_new)
@@ -306,7 +309,9 @@ def _add_making_of_audiences(app: FastAPI, api: Api) -> None:
     async def end(key: Analyst, audience: AudienceName, tenant_id: TenantId = None) -> Response:
         """Let nobody be in an audience: the next run closes it, and where it is sent is told that all left."""
         tenant = own_tenant(key, tenant_id)
-        await api.note_change(key, Action.ENDED_AUDIENCE, what=audience)
+        if await api.ask(api.backend.audiences(tenant).version, audience) is None:
+            raise HTTPException(404, "There is no such audience.")
+        await api.note_change(key, Action.ENDED_AUDIENCE, audience)
         if not await api.ask(api.backend.control.audiences.end, tenant, audience):
             raise HTTPException(404, "There is no such audience, or it was ended already.")
         api.forget_page(key.tenant_id, "audiences")
@@ -321,7 +326,7 @@ def _add_audit(app: FastAPI, api: Api) -> None:
             str | None, Query(max_length=1_024, description="only what is about this user, visitor or account")
         ] = None,
         limit: Limit = 100,
-        before: Annotated[int | None, Query(ge=1, description="only entries with a lower number")] = None,
+        before: Annotated[int | None, Query(ge=1, le=2**63 - 1, description="only entries with a lower number")] = None,
         tenant_id: TenantId = None,
     ) -> models.AuditEntries:
         """Who looked at whom, and who changed what, the newest first. A person is named by a hash alone."""

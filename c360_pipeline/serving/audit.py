@@ -25,7 +25,7 @@ BATCH = 1_000
 def actor_of(key: ApiKey) -> str:
     """Who a key is, in the log."""
     if key.key_id is None:
-        return key.note
+        return f"person {key.note}"
     return f"key {key.key_id}" + (f" ({key.note})" if key.note else "")
 
 
@@ -61,13 +61,14 @@ class AuditWriter:
                 self._waiting.append(Entry.now(key.tenant_id, actor_of(key), key.role, action, subject, what))
         self._due.set()
 
-    def changes(self, key: ApiKey, action: Action, subject: str | None = None, what: str = "") -> None:
-        """Note a change that is about to be made.
+    def changes(self, key: ApiKey, action: Action, subjects: Iterable[str | None] = (None,), what: str = "") -> None:
+        """Note a change that is about to be made; it says what was asked for, not that it went well.
 
         Raises:
             C360Error: it can't be noted, and so is not to be made.
         """
-        self._log.add([Entry.now(key.tenant_id, actor_of(key), key.role, action, subject, what)])
+        actor = actor_of(key)
+        self._log.add([Entry.now(key.tenant_id, actor, key.role, action, one, what) for one in dict.fromkeys(subjects)])
 
     def close(self) -> None:
         """Write what waits, and end."""

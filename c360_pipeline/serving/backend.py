@@ -204,13 +204,14 @@ class Backend:
     def close(self) -> None:
         """Write what was tracked and not stored yet."""
         self._settings.close()
+        # First: what waits there is in memory alone.
+        self.audit.close()
+        self._audit_session.close()
         self.trials.close()
         self._tracked.close()
         self._surprises.close()
         self._given.close()
         self._standing.close()
-        self.audit.close()
-        self._audit_session.close()
 
     def recommender(self, tenant_id: str) -> Recommender:
         """Recommendations of a tenant."""
@@ -280,13 +281,21 @@ class Backend:
         each = {text: tried.sizes(part.audience)["members"] for text, part in parts.items() if text}
         return {"customers": tried.customers, "sizes": tried.sizes(audience.audience), "each": each}
 
+    def require_audience(self, audience: Audience) -> None:
+        """Go on only with a document that may say who is in an audience.
+
+        Raises:
+            ConfigError: it names a label or a destination that it may not.
+        """
+        require_possible(load_settings(), self.control, audience)
+
     def apply_audience(self, audience: Audience, note: str) -> tuple[int, bool]:
         """Let a document say who is in an audience, from the next run on; its version, and whether that is new.
 
         Raises:
             ConfigError: it names a label or a destination that it may not.
         """
-        require_possible(load_settings(), self.control, audience)
+        self.require_audience(audience)
         return self.control.audiences.apply(audience, note)
 
     def insights(self, tenant_id: str, name: str, limit: int) -> Found:

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
@@ -39,11 +39,14 @@ STRANGERS = parse("100/second")
 """Requests that need no key, all together."""
 PAUSE_SECONDS, MOST_PAUSED = 1.0, 100
 """How long a refusal for asking too often takes, and how many of them do: their connections are taken meanwhile."""
+T = TypeVar("T")
 LOOK_UPS_AT_ONCE = 4
 LOOK_UP_SECONDS = 5.0
 SESSION, SAFE_SESSION = "c360_session", "__Host-c360_session"
 """Names of the cookie: the second, which browsers send over TLS and to this host alone, wherever people come by TLS."""
 SIGN_IN, SAFE_SIGN_IN = "c360_sign_in", "__Host-c360_sign_in"
+SIGN_INS, SIGN_INS_AT_ONCE, SIGN_IN_STEP_SECONDS = parse("30/minute"), 2, 15.0
+"""Steps of sign-ins that one address takes; that ask the provider at once; and how long one may take."""
 SIGN_IN_SECONDS = 600
 """That a sign-in may take."""
 WRONG_KEYS = parse("10/minute")
@@ -84,6 +87,7 @@ class Gate:
         self._known: TTLCache[str, ApiKey | None] = TTLCache(10_000, KEY_SECONDS)
         self._valid: LRUCache[str, tuple[ApiKey, float]] = LRUCache(10_000)
         self._threads = CapacityLimiter(LOOK_UPS_AT_ONCE)
+        self._signing_in = CapacityLimiter(SIGN_INS_AT_ONCE)
         self._paused = 0
         self.turns = Turns()
 
@@ -192,13 +196,26 @@ class Gate:
         token = await to_thread.run_sync(begin, limiter=self._threads)
         return None if token is None else (token, found)
 
-    async def sign_in(self, person: Person, before: str | None) -> str:
+    async def signing_in(self, request: Request, step: Callable[[], T]) -> T:
+        """A step of somebody's sign-in, which asks the provider; on threads of its own, for strangers take it.
+
+        Raises:
+            HTTPException: 429, the address begins or ends too many.
+            TimeoutError: the provider does not answer.
+        """
+        address = request.client.host if request.client else ""
+        if not self._limiter.hit(SIGN_INS, "sign-in", address):
+            raise HTTPException(429, "Too many sign-ins; try again in a minute.", {"Retry-After": "60"})
+        async with asyncio.timeout(SIGN_IN_STEP_SECONDS):
+            return await to_thread.run_sync(step, limiter=self._signing_in, abandon_on_cancel=True)
+
+    async def sign_in(self, person: Person) -> str:
         """What the cookie of a browser is to hold whose user signed in.
 
         Raises:
-            TimeoutError: the control database does not answer.
+            UnavailableError: the control database can't be reached.
         """
-        begin = partial(self._keys.begin_session_of_person, *person, SIGNED_IN_SECONDS, before or "")
+        begin = partial(self._keys.begin_session_of_person, *person, SIGNED_IN_SECONDS)
         return await to_thread.run_sync(begin, limiter=self._threads)
 
     async def log_out(self, token: str) -> None:

@@ -32,6 +32,8 @@ SCOPE = "openid email profile"
 TIMEOUT_SECONDS = 4.0
 KNOWN_SECONDS = 3_600.0
 """How old what the provider says of itself may be, its keys among it; an unknown key is asked for at once."""
+AWAY_SECONDS = 5.0
+"""After it did not answer it is not asked."""
 LEEWAY_SECONDS = 60
 """By which clocks may differ."""
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
@@ -49,7 +51,7 @@ class Person(NamedTuple):
     Attributes:
         tenant_id: whose customers they may see.
         role: of `core.privacy.roles`.
-        name: by which colleagues know them: their e-mail address, where the provider says one, else its id of them.
+        name: the e-mail address that the provider has verified, and its id of them; the id alone where it has not.
     """
 
     tenant_id: str
@@ -81,7 +83,7 @@ class Provider:
         tenant: whose customers everybody sees who signs in; None where a claim says it.
         tenant_claim: that says it.
         role_claim: whose value, or one of whose values, is a role or a group.
-        roles: roles of groups; a role is its own.
+        roles: roles of groups, which alone count then; where it is empty, values of the claim are roles themselves.
     """
 
     issuer: str
@@ -116,7 +118,8 @@ def provider_of(settings: Settings, address: str) -> Provider | None:
     place = urlsplit(settings.oidc_issuer)
     if place.scheme != "https" and place.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(f"C360_OIDC_ISSUER ({settings.oidc_issuer}) has to be an https address.")
-    roles = dict(part.strip().split("=", 1) for part in (settings.oidc_roles or "").split(",") if "=" in part)
+    named = [part.strip().partition("=") for part in (settings.oidc_roles or "").split(",") if part.strip()]
+    roles = {group.strip(): role.strip() for group, _, role in named}
     for group, role in roles.items():
         if role not in NAMED_ROLES or Permission.READ not in ROLES[role]:
             raise ConfigError(f"C360_OIDC_ROLES: {group}={role}: a role is {', '.join(_ROLES_OF_PEOPLE)}.")
@@ -140,6 +143,7 @@ class SignIn:
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
         self._known: tuple[dict[str, Any], KeySet, float] | None = None
+        self._away_until = float("-inf")
 
     def begin(self) -> Begun:
         """Begin a sign-in.
@@ -166,7 +170,8 @@ class SignIn:
             SignInError: it is another browser, the provider refused them, or says nothing that is a tenant or a role.
             UnavailableError: the provider does not answer.
         """
-        state, nonce, verifier = [*(kept or "").split("."), "", "", ""][:3]
+        parts = (kept or "").split(".")
+        state, nonce, verifier = parts if len(parts) == len(Begun._fields) + 1 and all(parts) else ("", "", "")
         asked = {name: values[0] for name, values in parse_qs(query).items()}
         if not state or not hmac.compare_digest(state.encode(), asked.get("state", "").encode()):
             raise SignInError("This sign-in was begun in another window, or took longer than ten minutes. Begin again.")
@@ -189,7 +194,7 @@ class SignIn:
                     more.raise_for_status()
                     told = more.json()
                     # Core 5.3.2: of somebody else it is not to be used.
-                    claims |= told if told.get("sub") == claims["sub"] else {}
+                    claims |= told if isinstance(told, dict) and told.get("sub") == claims["sub"] else {}
         except requests.RequestException as error:
             raise self._away(error) from error
         except (AuthlibBaseError, JoseError, KeyError, ValueError) as error:
@@ -229,19 +234,24 @@ class SignIn:
             raise SignInError(f"{host} does not say which tenant you belong to (claim {self.provider.tenant_claim}).")
         told = claims.get(self.provider.role_claim)
         groups = [told] if isinstance(told, str) else told if isinstance(told, list) else []
-        role = strongest([self.provider.roles.get(str(group), str(group)) for group in groups])
+        # A group of the company may be called like a role by chance.
+        roles = self.provider.roles or dict(zip(NAMED_ROLES, NAMED_ROLES, strict=True))
+        role = strongest([roles[str(group)] for group in groups if str(group) in roles])
         if role is None:
             raise SignInError(
                 f"{host} gives you no role here (claim {self.provider.role_claim}): one of "
                 f"{', '.join(_ROLES_OF_PEOPLE)}, and one that allows what your others do."
             )
-        # An address that nobody has verified could be anybody's.
-        email = claims.get("email") if claims.get("email_verified", True) else None
-        return Person(tenant, role, str(email or claims["sub"])[:LONGEST_CLAIM])
+        # An address that nobody has verified could be anybody's, and some providers do not say.
+        email, subject = claims.get("email"), str(claims["sub"])
+        is_theirs = isinstance(email, str) and claims.get("email_verified") is True
+        return Person(tenant, role, (f"{email} ({subject})" if is_theirs else subject)[:LONGEST_CLAIM])
 
     def _provider_says(self, *, anew: bool = False) -> tuple[dict[str, Any], KeySet]:
         """What the provider says of itself, and its keys."""
         now = time.monotonic()
+        if now < self._away_until:
+            raise UnavailableError(f"{self.provider.host} did not answer a moment ago: try again.")
         if anew or self._known is None or now - self._known[2] > KNOWN_SECONDS:
             try:
                 said = _document(f"{self.provider.issuer}/.well-known/openid-configuration")
@@ -264,6 +274,7 @@ class SignIn:
         )  # fmt: skip
 
     def _away(self, error: Exception) -> UnavailableError:
+        self._away_until = time.monotonic() + AWAY_SECONDS
         return UnavailableError(
             f"{self.provider.host} does not answer ({type(error).__name__}): nobody can sign in. A key still opens the "
             "pages."

@@ -26,13 +26,14 @@ from c360_pipeline.stores.s3.landing import Landing
 ACCOUNTS: dict[str, dict[str, Any]] = {
     "ana": {"c360_tenant": "acme", "groups": ["everybody", "crm-privacy"], "email": "ana@example.org",
             "email_verified": True},
-    "bo": {"c360_tenant": "globex", "groups": ["viewer", "analyst"], "email": "bo@example.org",
+    "bo": {"c360_tenant": "globex", "groups": ["crm-viewer", "crm-analyst"], "email": "bo@example.org",
            "email_verified": False},
     "no-role": {"c360_tenant": "acme", "groups": ["everybody", "ingest"]},
-    "two-roles": {"c360_tenant": "acme", "groups": ["analyst", "operator"]},
-    "no-tenant": {"groups": ["admin"]},
+    "two-roles": {"c360_tenant": "acme", "groups": ["crm-analyst", "crm-operator"]},
+    "no-tenant": {"groups": ["crm-admin"]},
+    "by-chance": {"c360_tenant": "acme", "groups": ["admin"]},
 }  # fmt: skip
-ROLES = {"crm-privacy": "privacy"}
+ROLES = {f"crm-{role}": role for role in ("viewer", "analyst", "operator", "privacy", "admin")}
 
 
 def provider_at(issuer: str, callback: str, client: str = oidc_provider.CLIENT) -> Provider:
@@ -84,9 +85,9 @@ def test_people_sign_in_with_their_accounts_and_have_the_role_that_these_say(
             assert "c360_sign_in" not in held
             wait_until(lambda: control.audit.of("acme", 10), 30)
             page.get_by_role("link", name="Audit log").click()
-            expect(page.get_by_role("cell", name="ana@example.org").first).to_be_visible()
+            expect(page.get_by_role("cell", name="person ana@example.org (ana)").first).to_be_visible()
             assert [(line.actor, line.role) for line in control.audit.of("acme", 10)][-1] == (
-                "ana@example.org", "privacy",
+                "person ana@example.org (ana)", "privacy",
             )  # fmt: skip
             assert page.goto(f"{at}/app/audiences/new") is not None
             page.get_by_role("button", name="Log out").click()
@@ -107,6 +108,7 @@ def refused(chromium: Browser, at: str) -> None:
     context.close()
     for account, why in (
         ("no-role", "gives you no role here (claim groups)"),
+        ("by-chance", "gives you no role here (claim groups)"),
         ("two-roles", "one that allows what your others do"),
         ("no-tenant", "does not say which tenant you belong to (claim c360_tenant)"),
     ):
@@ -141,7 +143,18 @@ def test_a_sign_in_counts_once_for_the_browser_and_the_client_that_began_it() ->
         ours = SignIn(provider_at(issuer, callback))
         begun = ours.begin()
         query = code_of(begun.address, "bo")
-        for kept in (None, "", "..", ours.begin().kept, "x" * 10_000):
+        state = begun.kept.split(".", 1)[0]
+        for kept in (
+            None,
+            "",
+            "..",
+            state,
+            f"{state}..",
+            f"{state}.x",
+            f"{begun.kept}.x",
+            ours.begin().kept,
+            "x" * 10_000,
+        ):
             with pytest.raises(SignInError, match="begun in another window"):
                 ours.finish(query, kept)
         # The code is another client's, whose secret is right; the verifier is that of another sign-in; it was used.

@@ -73,14 +73,14 @@ def test_a_role_may_what_it_allows_and_nothing_else(make_client: MakeClient, rol
 def test_looks_and_changes_are_noted_and_name_nobody(
     backend: Backend, make_client: MakeClient, graph: Graph, control: ControlDb
 ) -> None:
-    graph.run("CREATE (:User {tenant_id: 'acme', id: 'ana@example.org'}), (:User {tenant_id: 'acme', id: 'bo'})")
+    graph.run("CREATE (:User {tenant_id: 'acme', id: 'ana@example.org'}), (:User {tenant_id: 'acme', id: 'bo-4711'})")
     agent, analyst, officer = make_client("viewer", note="support"), make_client("analyst"), make_client("privacy")
     for _ in range(3):
         assert agent.get("/customers/ana@example.org").status_code == 200
-    assert agent.get("/customers/bo").status_code == 200
+    assert agent.get("/customers/bo-4711").status_code == 200
     assert agent.get("/customers/nobody").status_code == 404
     assert analyst.put("/audiences/buyers", json=BUYERS).status_code == 200
-    wait_until(lambda: noted(backend, "bo"), 30)
+    wait_until(lambda: noted(backend, "bo-4711"), 30)
     (look,) = noted(backend, "  ANA@example.org ")
     assert (look.actor.split()[0], look.actor.split(" ", 2)[2]) == ("key", "(support)")
     assert (look.role, look.action) == ("viewer", "looked at a customer")
@@ -102,7 +102,8 @@ def test_looks_and_changes_are_noted_and_name_nobody(
     with psycopg.connect(**control.login) as connection:
         rows = str(connection.execute("SELECT audit_log::text FROM audit_log").fetchall())
     assert "example.org" not in rows.lower()
-    assert "'bo'" not in rows
+    assert "bo-4711" not in rows
+    assert "buyers" in rows
 
 
 def test_who_looked_is_still_known_after_the_secret_was_rotated(
@@ -177,7 +178,7 @@ def test_commands_are_noted(backend: Backend, control: ControlDb) -> None:
         "revoked an API key", "ended a suppression", "suppressed a person", "made an API key",
     ]  # fmt: skip
     assert {line["actor"].startswith("command line (") for line in lines} == {True}
-    assert [line["what"] for line in lines][-1] == f"key {made['key_id']}, privacy"
+    assert [line["what"] for line in lines][-1] == "privacy"
     about = json.loads(run("audit", "--tenant", "acme", "--person", " ana ", "--json").stdout)
     assert [line["action"] for line in about] == ["ended a suppression", "suppressed a person"]
     assert "suppressed a person" in run("audit", "--tenant", "acme").stdout

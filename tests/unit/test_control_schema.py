@@ -5,7 +5,7 @@ from importlib import resources
 
 from c360_pipeline.stores.postgres.control import SCHEMA_VERSION
 
-NOTED = (22, "066305084b80db9f")
+NOTED = (23, "066305084b80db9f")
 """Of the script that this version is: after a change, the next version, and the new hash."""
 
 

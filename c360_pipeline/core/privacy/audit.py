@@ -34,6 +34,7 @@ class Action(StrEnum):
     ENDED_AUDIENCE = "ended an audience"
     MADE_KEY = "made an API key"
     REVOKED_KEY = "revoked an API key"
+    ENDED_SESSIONS = "ended sessions of the pages"
 
 
 LOOKS = frozenset({Action.LOGGED_IN, Action.LOOKED_AT, Action.LISTED, Action.READ_AUDIT})

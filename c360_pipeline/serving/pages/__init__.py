@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, quote
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from neo4j.exceptions import DriverError, Neo4jError
 from pydantic import AfterValidator
 from starlette.staticfiles import StaticFiles
 
@@ -23,7 +24,7 @@ from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.reads.customer_pages import MOST_COUNTED, CustomerPages
 from c360_pipeline.reads.customers import Customer
-from c360_pipeline.reads.insights import KINDS, NOW, Found
+from c360_pipeline.reads.insights import KINDS, NOW, Found, not_known
 from c360_pipeline.reads.overview import OWN_FORM
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
@@ -44,7 +45,7 @@ from c360_pipeline.serving.security import (
     sign_in_name,
 )
 from c360_pipeline.serving.sign_in import SignIn, SignInError
-from c360_pipeline.stages.projection.corrections import block_key
+from c360_pipeline.stages.projection.corrections import block_key, people_of_key
 from c360_pipeline.stages.visitors.decisions import Decisions
 from c360_pipeline.stores.neo4j.driver_values import instant
 from c360_pipeline.stores.postgres.api_keys import ApiKey
@@ -125,6 +126,7 @@ def _from_part(text: str) -> str:
 
 
 CustomerId = Annotated[Id, AfterValidator(_from_part)]
+Number = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 
 
 def _templates() -> Environment:
@@ -241,8 +243,11 @@ class Pages:
 
     async def begin_sign_in(self, request: Request) -> Response:
         """Send somebody to the provider of the company's accounts."""
+        if token := session_of(request):
+            # Here, for the provider's answer does not bring a strict cookie.
+            await request.app.state.gate.log_out(token)
         try:
-            begun = await self._api.ask(_sign_in_of(request).begin)
+            begun = await request.app.state.gate.signing_in(request, _sign_in_of(request).begin)
         except UnavailableError as error:
             return self._login(request, 503, refused=str(error))
         answer = RedirectResponse(begun.address, 303)
@@ -257,13 +262,14 @@ class Pages:
         """Begin the session of who comes back from there."""
         kept = request.cookies.get(sign_in_name(request))
         try:
-            person = await self._api.ask(_sign_in_of(request).finish, request.url.query, kept)
+            finish = partial(_sign_in_of(request).finish, request.url.query, kept)
+            person = await request.app.state.gate.signing_in(request, finish)
         except SignInError as refused:
-            log.warning("A sign-in was refused: %s", refused.__cause__ or refused)
+            log.warning("A sign-in was refused: %r", refused.__cause__ or refused)
             return self._login(request, 401, refused=str(refused))
         except UnavailableError as error:
             return self._login(request, 503, refused=str(error))
-        token = await request.app.state.gate.sign_in(person, session_of(request))
+        token = await request.app.state.gate.sign_in(person)
         key = await request.app.state.gate.look_up_session(token)
         self._api.backend.audit.looked(key, Action.LOGGED_IN)
         # By a page of ours: what another site leads to gets no strict cookie.
@@ -368,6 +374,8 @@ class Pages:
 
     async def explore(self, key: Reader, first: Text = "", second: Text = "") -> HTMLResponse:
         """What links two events."""
+        if first or second:
+            self._api.backend.audit.looked(key, Action.LISTED, what="identity explorer")
         asked = bool(first and second)
         backend = self._api.backend
         chain = await self._api.ask(backend.explanation, key.tenant_id, first, second) if asked else []
@@ -404,7 +412,12 @@ class Pages:
         return self.page("insights.html", key=key, found=found)
 
     def _insights(self, tenant_id: str) -> list[Found]:
-        return [self._api.backend.insights(tenant_id, name, SHOWN_INSIGHTS) for name in (NOW.name, *KINDS)]
+        backend = self._api.backend
+        try:
+            now = backend.insights(tenant_id, NOW.name, SHOWN_INSIGHTS)
+        except (UnavailableError, DriverError, Neo4jError):
+            now = not_known(NOW)  # the lake has all the rest
+        return [now, *(backend.insights(tenant_id, name, SHOWN_INSIGHTS) for name in KINDS)]
 
     async def reconciliation(self, key: Reader) -> HTMLResponse:
         """Where graph and archive are equal."""
@@ -423,7 +436,7 @@ class Pages:
         rows = await self._api.ask_heavy(self._api.backend.answer, key.tenant_id, name, given)
         return self.page("query.html", key=key, query=chosen, rows=rows, given=given, bars=bars(chosen.chart, rows))
 
-    async def audit(self, key: Auditor, person: Text = "", before: int | None = None) -> HTMLResponse:
+    async def audit(self, key: Auditor, person: Text = "", before: Number = None) -> HTMLResponse:
         """Who looked at whom, and who changed what."""
         lines = await self._api.ask(
             self._api.backend.control.audit.of, key.tenant_id, SHOWN_AUDIT, person or None, before
@@ -433,34 +446,43 @@ class Pages:
 
     async def unmerge(self, request: Request, key: Operator) -> Response:
         """Take apart what a key has linked, for good: the key goes on the list of those that never link."""
-        return await self._changed(request, key, "key", Action.BLOCKED_KEY, self._unmerge)
+        return await self._changed(request, key, "key", self._unmerge)
 
     async def split(self, request: Request, key: Operator) -> Response:
         """Let what a visitor did before logins count for nobody, from the next run on."""
-        return await self._changed(request, key, "visitor", Action.SPLIT_VISITOR, self._split)
+        return await self._changed(request, key, "visitor", self._split)
 
     async def _changed(
-        self, request: Request, key: ApiKey, field: str, action: Action, change: Callable[[str, str], None]
+        self, request: Request, key: ApiKey, field: str, change: Callable[[ApiKey, str], None]
     ) -> Response:
         """Carry out what a form of a customer's page asks for, and show the page again."""
         refuse_other_sites(request)
         sent = parse_qs((await request.body()).decode("utf-8", "replace"))
         asked, customer_id = sent.get(field, [""])[0], sent.get("customer", [""])[0]
-        await self._api.note_change(key, action, customer_id or None)
-        await self._api.ask(change, key.tenant_id, asked)
+        await self._api.ask(change, key, asked)
         return Response(headers={"HX-Redirect": f"/app/customers/{_as_part(customer_id)}"})
 
-    def _split(self, tenant_id: str, anonymous_id: str) -> None:
+    def _split(self, key: ApiKey, anonymous_id: str) -> None:
         """Note the decision; the next run brings graph and journeys up, for a page must not write beside a run."""
         backend = self._api.backend
         with backend.control.locks.command_run():
             decisions = Decisions(backend.lake)
-            decisions.split(decisions.visitor(anonymous_id, tenant_id), "split on the page", undo=False)
+            visitor = decisions.visitor(anonymous_id, key.tenant_id)
+            backend.audit.changes(key, Action.SPLIT_VISITOR, [anonymous_id, *visitor.users])
+            decisions.split(visitor, "split on the page", undo=False)
 
-    def _unmerge(self, tenant_id: str, asked: str) -> None:
+    def _unmerge(self, key: ApiKey, asked: str) -> None:
         backend = self._api.backend
         with backend.control.locks.command_run():
-            block_key(backend.control, backend.lake, backend.graph, asked, tenant_id, "undone on the page", undo=False)
+
+            def told(tenant_id: str, name: str) -> None:
+                people = people_of_key(backend.graph, tenant_id, name)
+                backend.audit.changes(key, Action.BLOCKED_KEY, people or [None], name)
+
+            block_key(
+                backend.control, backend.lake, backend.graph, asked, key.tenant_id, "undone on the page", undo=False,
+                told=told,
+            )  # fmt: skip
 
 
 def bars(chart: tuple[str, str] | None, rows: list[dict[str, Any]]) -> list[tuple[str, float, int]]:

@@ -123,7 +123,8 @@ class AudiencePages:
         try:
             audience = _sent((await request.body()).decode("utf-8", "replace"), key.tenant_id)
             _require_name(audience)
-            await self._api.note_change(key, Action.APPLIED_AUDIENCE, what=audience.audience)
+            await self._api.ask(self._api.backend.require_audience, audience)
+            await self._api.note_change(key, Action.APPLIED_AUDIENCE, audience.audience)
             await self._api.ask(self._api.backend.apply_audience, audience, "made on the page")
         except ConfigError as error:
             return self._pages.page("audience_size.html", error=str(error))
@@ -133,7 +134,9 @@ class AudiencePages:
     async def end(self, request: Request, key: Analyst, name: Id) -> Response:
         """Let nobody be in an audience, from the next run on."""
         refuse_other_sites(request)
-        await self._api.note_change(key, Action.ENDED_AUDIENCE, what=name)
+        if await self._api.ask(self._api.backend.audiences(key.tenant_id).version, name) is None:
+            raise HTTPException(404, "There is no such audience.")
+        await self._api.note_change(key, Action.ENDED_AUDIENCE, name)
         if not await self._api.ask(self._api.backend.control.audiences.end, key.tenant_id, name):
             raise HTTPException(404, "There is no such audience, or it was ended already.")
         self._api.forget_page(key.tenant_id, "audiences")

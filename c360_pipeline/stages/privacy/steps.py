@@ -79,7 +79,7 @@ REDACTED = b"x"
 """Stands for each byte of a name that is taken out of a line of somebody else."""
 LOGS = ("public.etl_run_logs", "public.etl_table_logs", "public.event_logs", "public.runs", "public.run_tags",
         "public.asset_check_executions", "public.asset_keys", "public.asset_event_tags", "public.job_ticks",
-        "public.bulk_actions", "public.audit_log")  # fmt: skip
+        "public.bulk_actions", "public.audit_log", "public.page_sessions")  # fmt: skip
 """Tables of databases that tell what happened."""
 
 

@@ -1,11 +1,13 @@
 """What people do to journeys: block a key, apply other rules; archive, tables and graph follow at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from c360_pipeline.core.catalog.tables import JOURNEY_KEYS, JOURNEY_LOG
+from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.stitching.keys import EVERY_TENANT, KeyPolicy, value_hash
 from c360_pipeline.core.stitching.log import MERGE, SPLIT
 from c360_pipeline.errors import ConfigError
@@ -17,6 +19,14 @@ from c360_pipeline.stages.stitching.tables import JourneyTables
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
+
+Told = Callable[[str, str], None]
+READ_PEOPLE_OF_KEY = Statement("""
+    MATCH (:Correlation {tenant_id: $tenant_id, id: $key})<-[:HAS_KEY]-(e:Event {tenant_id: $tenant_id})
+    WITH e LIMIT 1000
+    WITH coalesce(e.customer_id, e.user_id) AS user_id WHERE user_id IS NOT NULL
+    RETURN DISTINCT user_id ORDER BY user_id LIMIT 20
+""")
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,9 @@ class BlockedKey:
 
 
 def block_key(
-    control: ControlDb, lake: Lake, graph: Graph, key: str, tenant: str | None, reason: str, *, undo: bool
-) -> BlockedKey:
+    control: ControlDb, lake: Lake, graph: Graph, key: str, tenant: str | None, reason: str, *, undo: bool,
+    told: Told = lambda tenant_id, key: None,
+) -> BlockedKey:  # fmt: skip
     """Put a key on the list of those that never link, or take it off, and bring journeys and graph up to it.
 
     Args:
@@ -60,12 +71,14 @@ def block_key(
         tenant: whose; None where only one has the key.
         reason: kept with the control row.
         undo: whether the key is to link again.
+        told: is given the tenant and the key before anything is changed.
 
     Raises:
         ConfigError: there is no such key, or several tenants have it.
     """
     owner, key_type, key_hash = _found_key(lake, control.key_rules.policy(), key, tenant)
     name = f"{key_type}:{key_hash}"
+    told(owner, name)
     if undo:
         control.key_rules.unblock(owner, key_type, key_hash)
     else:
@@ -75,8 +88,9 @@ def block_key(
 
 
 def part_keys(
-    control: ControlDb, lake: Lake, graph: Graph, key: str, other: str, tenant: str | None, reason: str, *, undo: bool
-) -> BlockedKey:
+    control: ControlDb, lake: Lake, graph: Graph, key: str, other: str, tenant: str | None, reason: str, *, undo: bool,
+    told: Told = lambda tenant_id, key: None,
+) -> BlockedKey:  # fmt: skip
     """Note that two users are not one person, whatever events say; or let events say it again.
 
     Args:
@@ -88,6 +102,7 @@ def part_keys(
         tenant: whose; None where only one has the key.
         reason: kept with the control row.
         undo: whether events may say again that they are one.
+        told: is given the tenant and the first key before anything is changed.
 
     Raises:
         ConfigError: there is no such key, several tenants have it, they are of two types, or their type is not unique.
@@ -103,6 +118,7 @@ def part_keys(
             "Only two keys of one unique type are said to be one person (is_unique in correlation_key_rules): "
             f"{key_type!r} and {other_type!r} are not. `c360 journey unmerge KEY` lets a key link nothing."
         )
+    told(owner, f"{key_type}:{key_hash}")
     if undo:
         control.key_rules.unpart(owner, key_type, key_hash, other_hash)
     else:
@@ -114,6 +130,11 @@ def part_keys(
     journeys = held.filter(pl.col("key_hash").is_in([key_hash, other_hash])).select("key_hash", "journey_id").collect()
     is_one = journeys["key_hash"].n_unique() == len(names) and journeys["journey_id"].n_unique() == 1
     return replace(done, is_still_one=is_one and not undo)
+
+
+def people_of_key(graph: Graph, tenant_id: str, key: str) -> list[str]:
+    """Users whose events have a key (`type:hash`), twenty at most."""
+    return [row["user_id"] for row in graph.run(READ_PEOPLE_OF_KEY, tenant_id=tenant_id, key=key)]
 
 
 def _restitched(control: ControlDb, lake: Lake, graph: Graph, owner: str, names: list[str], cause: str) -> BlockedKey:

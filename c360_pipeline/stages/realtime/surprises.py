@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from itertools import islice
 
 import polars as pl
 import psycopg
@@ -36,11 +37,11 @@ USUAL_SECONDS = 300.0
 """How old what is usual may be, which is learned once a night."""
 PURPOSES_SECONDS = 5.0
 MOST_WAITING = 50_000
-"""Sessions; of more, those that come are left out until their next event."""
+"""Sessions; of more, some are left out until their next event."""
 MOST_EVENTS = 1_000
 """Of a session; a longer one is a program's, and is not scored."""
-AT_ONCE = 100
-"""Sessions of one transaction, which holds them meanwhile."""
+AT_ONCE = 10
+"""Sessions of one transaction, which holds them meanwhile: an event of theirs waits so long."""
 
 # Held, so that of two processes that score a session at the same time the later one sees what both have written.
 IS_AGREED = """($refusals = [] OR (
@@ -105,7 +106,7 @@ class SessionSurprises:
         self._due.set()
 
     def close(self) -> None:
-        """Score what waits, and end."""
+        """End; sessions that wait are scored with their next event."""
         self._closing.set()
         self._due.set()
         self._thread.join()
@@ -118,43 +119,52 @@ class SessionSurprises:
             if not self.score_waiting():
                 self._closing.wait(PAUSE_SECONDS)
                 self._due.set()
-        self.score_waiting()
 
     def score_waiting(self) -> bool:
-        """Score what waits; where that fails, it waits on, and the log says why."""
+        """Score what waits; what can't be scored waits on, and the log says why."""
         with self._lock:
             taken, self._waiting = self._waiting, {}
-        try:
-            self._score(sorted(taken))
-        except (C360Error, DriverError, Neo4jError, psycopg.Error) as error:
-            self._log.warning("not_scored", sessions=len(taken), error=type(error).__name__)
-        except Exception as error:
-            # The next sessions are not to wait for a thread that is gone.
-            self._log.exception("not_scored", sessions=len(taken), error=type(error).__name__)
-        else:
-            return True
+        tenants = sorted({tenant for tenant, _ in taken})
+        left = {
+            (tenant, session): None
+            for tenant in tenants
+            for session in self._left_of(tenant, sorted(session for one, session in taken if one == tenant))
+        }
         with self._lock:
-            self._waiting = taken | self._waiting
-        return False
+            self._waiting |= dict(islice(left.items(), max(MOST_WAITING - len(self._waiting), 0)))
+        return not left
 
-    def _score(self, sessions: Sequence[tuple[str, str]]) -> None:
-        if not sessions:
-            return
-        self._learn()
-        for tenant_id in dict.fromkeys(tenant for tenant, _ in sessions):
-            usual = self._usual.filter(pl.col("tenant_id") == tenant_id)
-            if usual.is_empty():
-                continue
-            ids = [session for tenant, session in sessions if tenant == tenant_id]
-            refusals = self._refusals_of(tenant_id)
-            for start in range(0, len(ids), AT_ONCE):
-                _score_sessions(self._graph, tenant_id, ids[start : start + AT_ONCE], usual, refusals)
+    def _left_of(self, tenant_id: str, sessions: Sequence[str]) -> Sequence[str]:
+        """Score sessions of a tenant; those that could not be. One tenant's trouble is not the others'."""
+        done = 0
+        try:
+            self._learn()
+            usual, refusals = self._usual.filter(pl.col("tenant_id") == tenant_id), self._refusals_of(tenant_id)
+            while done < len(sessions) and not usual.is_empty() and not self._closing.is_set():
+                _score_sessions(self._graph, tenant_id, sessions[done : done + AT_ONCE], usual, refusals)
+                done += AT_ONCE
+        except (C360Error, DriverError, Neo4jError, psycopg.Error) as error:
+            self._log.warning("not_scored", sessions=len(sessions) - done, error=type(error).__name__)
+        except Exception as error:
+            # The next sessions are not to wait for a thread that is gone, nor for one that can't be scored.
+            self._log.exception("not_scored", sessions=len(sessions) - done, error=type(error).__name__)
+            done += AT_ONCE
+        else:
+            return []
+        return sessions[done:]
 
     def _learn(self) -> None:
-        """Read again what is usual, and what people may have refused, where it is old."""
+        """Read again what is usual, and what people may have refused, where it is old.
+
+        Where the lake is away, what was usual before stays for a while; what people refused is never guessed.
+        """
         now = time.monotonic()
         if now - self._usual_at > USUAL_SECONDS:
-            self._usual, self._usual_at = self._lake.read(USUAL_STEPS), now
+            try:
+                self._usual = self._lake.read(USUAL_STEPS)
+            except C360Error as error:
+                self._log.warning("usual_steps_not_read", error=type(error).__name__)
+            self._usual_at = now
         if now - self._purposes_at > PURPOSES_SECONDS:
             self._refusals.clear()
             self._purposes, self._purposes_at = self._control.privacy.purposes(), now

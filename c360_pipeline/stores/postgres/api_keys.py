@@ -53,7 +53,11 @@ ROTATE = """
     SELECT tenant_id, role, %(key_digest)s, note, now() + make_interval(days => %(days)s) FROM old
     RETURNING key_id, tenant_id, role, note, created_at, revoked_at, expires_at
 """
-REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE key_id = %(key_id)s AND revoked_at IS NULL RETURNING tenant_id"
+REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE key_id = %(key_id)s AND revoked_at IS NULL"
+END_SESSIONS_OF_PEOPLE = """
+    DELETE FROM page_sessions WHERE key_id IS NULL AND (%(person)s::text IS NULL OR person = %(person)s)
+    RETURNING tenant_id, person
+"""
 
 
 @dataclass(frozen=True)
@@ -164,12 +168,18 @@ class ApiKeys:
             person: who they are.
             seconds: until the session ends by itself.
             before: what the cookie held; that session ends.
+
+        Raises:
+            UnavailableError: the database can't be reached.
         """
         token = secrets.token_urlsafe(32)
         values = {"digest": digest_of(token), "tenant_id": tenant_id, "role": role, "person": person,
                   "seconds": seconds, "before": digest_of(before)}  # fmt: skip
-        with psycopg.connect(**self._login) as connection:
-            connection.execute(BEGIN_SESSION_OF_PERSON, values)
+        try:
+            with psycopg.connect(**self._login) as connection:
+                connection.execute(BEGIN_SESSION_OF_PERSON, values)
+        except psycopg.OperationalError as error:
+            raise UnavailableError("The control database can't be reached.") from error
         return token
 
     def find_session(self, token: str) -> ApiKey | None:
@@ -192,11 +202,15 @@ class ApiKeys:
         except psycopg.OperationalError as error:
             raise UnavailableError("The control database can't be reached.") from error
 
-    def revoke(self, key_id: int) -> str | None:
-        """Revoke a key; returns whose it was, None when there is none that is valid."""
+    def revoke(self, key_id: int) -> bool:
+        """Revoke a key; False when there is none that is valid."""
         with psycopg.connect(**self._login) as connection:
-            found = connection.execute(REVOKE, {"key_id": key_id}).fetchone()
-        return None if found is None else str(found[0])
+            return connection.execute(REVOKE, {"key_id": key_id}).rowcount > 0
+
+    def end_sessions(self, person: str | None) -> list[tuple[str, str]]:
+        """End the sessions of somebody who signed in, or of all who did; returns tenant and name of each."""
+        with psycopg.connect(**self._login) as connection:
+            return [(row[0], row[1]) for row in connection.execute(END_SESSIONS_OF_PEOPLE, {"person": person})]
 
 
 def _new_key() -> str:

@@ -7,7 +7,6 @@ from datetime import datetime
 
 import polars as pl
 
-from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
 from c360_pipeline.core.privacy.audit import DAYS_KEPT, Entry, subject_hashes
 from c360_pipeline.stores.postgres.identifier_keys import IdentifierVersions
 from c360_pipeline.stores.postgres.sessions import Connection, Sessions, StandingSession
@@ -75,9 +74,9 @@ class AuditLog:
         hashes = subject_hashes([one.tenant_id for one in entries], [one.subject for one in entries])
         names = ("tenant_id", "actor", "role", "action", "what", "at")
         values = {name: [getattr(one, name) for one in entries] for name in names}
-        with self._covering() as (connection, keys):
+        with self._covering(hashes) as (connection, covered):
             connection.execute(FORGET, {"days": DAYS_KEPT})
-            connection.execute(ADD, {**values, "subject_hash": _covered(hashes, keys)})
+            connection.execute(ADD, {**values, "subject_hash": covered})
 
     def of(self, tenant_id: str, limit: int, subject: str | None = None, before: int | None = None) -> list[Line]:
         """Entries of a tenant, the newest first.
@@ -88,17 +87,16 @@ class AuditLog:
             subject: only those about this person, in any spelling.
             before: only those with a lower number.
         """
-        with self._covering() as (connection, keys):
-            asked = _covered(subject_hashes([tenant_id], [subject]), keys)[0]
-            values = {"tenant_id": tenant_id, "subject_hash": asked, "before": before, "limit": limit}
+        with self._covering(subject_hashes([tenant_id], [subject])) as (connection, asked):
+            values = {"tenant_id": tenant_id, "subject_hash": asked[0], "before": before, "limit": limit}
             return [Line(**row) for row in connection.execute(READ, values)]
 
     @contextmanager
-    def _covering(self) -> Iterator[tuple[Connection, IdentifierKeys]]:
+    def _covering(self, hashes: pl.Series) -> Iterator[tuple[Connection, list[str | None]]]:
+        """A transaction, and hashes as they stand in the log; what is about nobody needs no secret."""
         with self._sessions.session() as connection:
             connection.execute(LOCK)
-            yield connection, self._identifiers.in_effect(connection)
-
-
-def _covered(hashes: pl.Series, keys: IdentifierKeys) -> list[str | None]:
-    return hashes.to_frame("hash").select(keys.covered_digests(pl.col("hash"), 0)).to_series().to_list()
+            if hashes.null_count() < len(hashes):
+                keys = self._identifiers.in_effect(connection)
+                hashes = hashes.to_frame("hash").select(keys.covered_digests(pl.col("hash"), 0)).to_series()
+            yield connection, hashes.to_list()

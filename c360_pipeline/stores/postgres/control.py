@@ -50,7 +50,7 @@ FIND_USE = """
         OR EXISTS (SELECT FROM parted_keys) AS is_used
 """
 NOTE_SCHEMA_VERSION = "INSERT INTO control_schema (version) VALUES (%(version)s) ON CONFLICT DO NOTHING"
-SCHEMA_VERSION = 22
+SCHEMA_VERSION = 23
 """Of `ddl/control.sql`: raised with every change of it, so that databases that are there get the change, once."""
 
 
