@@ -45,7 +45,7 @@ LOOK_UP_SECONDS = 5.0
 SESSION, SAFE_SESSION = "c360_session", "__Host-c360_session"
 """Names of the cookie: the second, which browsers send over TLS and to this host alone, wherever people come by TLS."""
 SIGN_IN, SAFE_SIGN_IN = "c360_sign_in", "__Host-c360_sign_in"
-SIGN_INS, SIGN_INS_AT_ONCE, SIGN_IN_STEP_SECONDS = parse("30/minute"), 2, 15.0
+SIGN_INS, SIGN_INS_AT_ONCE, SIGN_IN_STEP_SECONDS = parse("120/minute"), 2, 15.0
 """Steps of sign-ins that one address takes; that ask the provider at once; and how long one may take."""
 SIGN_IN_SECONDS = 600
 """That a sign-in may take."""

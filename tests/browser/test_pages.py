@@ -217,6 +217,7 @@ def see_hostile_values_as_text(page: Page, at: str, graph: Graph) -> None:
     page.goto(f"{at}/app/customers?q=john")
     expect(page.get_by_role("cell", name=HOSTILE)).to_be_visible()
     page.goto(f"{at}/app/customers/{JOHN}")
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     expect(page.get_by_text(HOSTILE).first).to_be_visible()
     assert page.locator("img").count() == 0
     page.goto(f"{at}/app/customers?q=%3Cscript%3Ealert(1)%3C/script%3E")

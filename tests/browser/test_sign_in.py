@@ -9,6 +9,7 @@ import oidc_provider
 import pytest
 import requests
 import uvicorn
+from axe_playwright_python.sync_playwright import Axe
 from dagster_processes import wait_until
 from pictures import Picture
 from playwright.sync_api import Browser, Page, expect
@@ -54,6 +55,12 @@ def serving(backend: Backend, port: int, sign_in: SignIn) -> Iterator[None]:
         thread.join(30)
 
 
+def accessible(page: Page) -> list[str]:
+    """What WCAG 2.2 AA would have otherwise."""
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+    return [str(found["id"]) for found in Axe().run(page, options=rules).response["violations"]]
+
+
 def sign_in_as(page: Page, at: str, account: str) -> None:
     page.goto(f"{at}/app")
     page.get_by_role("link", name="Sign in with localhost").click()
@@ -77,6 +84,7 @@ def test_people_sign_in_with_their_accounts_and_have_the_role_that_these_say(
             page = context.new_page()
             page.goto(f"{at}/app")
             picture(page, "page-login")
+            assert accessible(page) == []
             sign_in_as(page, at, "ana")
             page.wait_for_url(f"{at}/app/overview")
             expect(page.locator("form.out")).to_contain_text("acme, privacy")
@@ -86,6 +94,8 @@ def test_people_sign_in_with_their_accounts_and_have_the_role_that_these_say(
             wait_until(lambda: control.audit.of("acme", 10), 30)
             page.get_by_role("link", name="Audit log").click()
             expect(page.get_by_role("cell", name="person ana@example.org (ana)").first).to_be_visible()
+            assert accessible(page) == []
+            picture(page, "page-audit")
             assert [(line.actor, line.role) for line in control.audit.of("acme", 10)][-1] == (
                 "person ana@example.org (ana)", "privacy",
             )  # fmt: skip
