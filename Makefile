@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test soak chromium fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-scale bench-audiences bench-insights bench-recommend bench-serving bench-streaming
+.PHONY: help setup demo test soak chromium node fast check format dev docs lock clean movielens bench bench-silos bench-stitching bench-graph bench-orchestration bench-scale bench-audiences bench-insights bench-recommend bench-serving bench-streaming
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -82,10 +82,10 @@ movielens: .venv/.movielens  ## the MovieLens data set, for DATA=movielens
 demo: setup $(if $(filter movielens,$(DATA)),.venv/.movielens)  ## the whole way on sample data; KEEP=1 leaves it running, DATA=movielens
 	$(BIN)/c360 demo --data $(DATA) $(if $(KEEP),--keep)
 
-test: setup .venv/.dev chromium  ## every test but those of the soak, in two processes
+test: setup .venv/.dev chromium node  ## every test but those of the soak, in two processes
 	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
-soak: setup .venv/.dev chromium  ## what proves by repetition: kills, damages, chaos of the stream; prints its figures
+soak: setup .venv/.dev chromium node  ## what proves by repetition: kills, damages, chaos of the stream; prints its figures
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m "soak or property" --timeout 3600 --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 chromium:  # Debian's browser, for the tests of pages
@@ -93,6 +93,12 @@ chromium:  # Debian's browser, for the tests of pages
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing Chromium for the tests of pages" && \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null; } || \
 	  { echo "Chromium is missing: apt-get install -y chromium fonts-liberation (or set CHROMIUM to its path)" >&2; exit 2; }
+
+node:  # for the OpenID provider of the test of sign-ins
+	@command -v npm >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing Node for the test of sign-ins" && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm >/dev/null; } || \
+	  { echo "Node is missing: apt-get install -y nodejs npm" >&2; exit 2; }
 
 fast: .venv/.dev  ## tests without services, a minute
 	$(BIN)/pytest -m "(unit or property) and not soak" --numprocesses 2 --dist worksteal $(ARGS)
