@@ -6,10 +6,10 @@ from typing import NamedTuple
 import dagster as dg
 import polars as pl
 
-from c360_pipeline.assets.features import FeatureEvents, Results, feature_spec, kept, name_of, scope_of, wrong_rows
+from c360_pipeline.assets.features import FeatureEvents, Results, feature_spec, kept, scope_of, wrong_rows
 from c360_pipeline.assets.plots import foreseen
 from c360_pipeline.assets.specs import asset_check, check_spec, preview
-from c360_pipeline.core.catalog.feature_tables import CUSTOMER_CHURN, CUSTOMER_MODELS, CUSTOMER_VALUES
+from c360_pipeline.core.catalog.feature_tables import CUSTOMER_CHURN, CUSTOMER_MODELS, CUSTOMER_VALUES, feature_of
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import CATALOG
 from c360_pipeline.core.features.churn import customer_churn
@@ -26,7 +26,7 @@ from c360_pipeline.stores.delta.lake import Lake
     check_specs=[
         check_spec(
             "models_beat_their_rules",
-            asset=name_of(CUSTOMER_MODELS),
+            asset=feature_of(CUSTOMER_MODELS),
             description="On the newest past, each model foresees better than the rule that is told where it does not.",
         ),
     ],
@@ -89,7 +89,7 @@ def beat_their_rules(measured: pl.DataFrame) -> dg.AssetCheckResult:
     """A check that passes where each model that was tried is used; it names tenants where the rule is told instead."""
     worse = measured.filter(~pl.col("is_used"))
     return dg.AssetCheckResult(
-        asset_key=name_of(CUSTOMER_MODELS),
+        asset_key=feature_of(CUSTOMER_MODELS),
         check_name="models_beat_their_rules",
         passed=worse.is_empty(),
         severity=dg.AssetCheckSeverity.WARN,

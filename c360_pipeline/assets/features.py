@@ -32,6 +32,7 @@ from c360_pipeline.core.catalog.feature_tables import (
     TRENDING_PRODUCTS,
     USER_COMMUNITIES,
     USUAL_STEPS,
+    feature_of,
 )
 from c360_pipeline.core.catalog.table import Table
 from c360_pipeline.core.catalog.tables import CATALOG, EVENTS
@@ -76,7 +77,7 @@ Asset = Callable[[Callable[..., dg.MaterializeResult[None] | Results]], dg.Asset
 def feature_spec(table: Table, *, deps: Sequence[str] = (), kinds: Iterable[str] = ()) -> dg.AssetSpec:
     """The spec of a table of features: partitioned by tenant, made at night, with the table's columns."""
     return dg.AssetSpec(
-        name_of(table),
+        feature_of(table),
         deps=[*reconciliation_assets.keys, *deps],
         description=table.description,
         owners=OWNERS,
@@ -93,20 +94,15 @@ def feature(
 ) -> Asset:
     """An asset that is one table of features, with checks, by name, of what it read itself."""
     return dg.multi_asset(
-        name=name_of(table),
+        name=feature_of(table),
         specs=[feature_spec(table, kinds=kinds)],
         check_specs=[
-            check_spec(name, asset=name_of(table), description=description)
+            check_spec(name, asset=feature_of(table), description=description)
             for name, description in (checks or {}).items()
         ],
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=pool,
     )
-
-
-def name_of(table: Table) -> str:
-    """The asset of a table of features."""
-    return table.name.removeprefix("features/")
 
 
 class Scope(NamedTuple):
@@ -144,7 +140,7 @@ class FeatureEvents:
     @classmethod
     def of_table(cls, control: ControlResource, at: EventsAt, table: Table) -> "FeatureEvents":
         """Those that a table of features may use."""
-        return cls(at, (name_of(table),), control.open().privacy.purposes())
+        return cls(at, (feature_of(table),), control.open().privacy.purposes())
 
     def asked(self, tenants: Sequence[str]) -> pl.DataFrame:
         """tenant_id, purpose: what customers must not have refused; sorted."""
@@ -168,7 +164,7 @@ def publish(
     changes = lake.commits.replace(table, frame, tenants=scope.named)
     context.instance.add_dynamic_partitions(str(TENANTS.name), scope.tenants)
     of_tenant = dict(frame.group_by("tenant_id").len().iter_rows())
-    note_partitions(context, name_of(table), {t: rows(of_tenant.get(t, 0)) for t in scope.tenants})
+    note_partitions(context, feature_of(table), {t: rows(of_tenant.get(t, 0)) for t in scope.tenants})
     return frame, changes
 
 
@@ -180,7 +176,7 @@ def kept(
     frame, changes = publish(context, lake, table, found, scope)
     shown = preview(frame.drop(PERSONAL, strict=False))
     said = rows(frame.height, changed_rows=changes.count, preview=shown, **metadata, **lineage(table))
-    return dg.MaterializeResult(asset_key=name_of(table), metadata=said)
+    return dg.MaterializeResult(asset_key=feature_of(table), metadata=said)
 
 
 def of_each_tenant(
@@ -345,7 +341,7 @@ def product_links(
     with graph.open() as neo4j:
         at = events_in_graph(neo4j, tables, PRODUCT_PROJECTION)
         used = FeatureEvents.of_table(control, at, PRODUCT_SIMILARITIES)
-        made = (RECOMMENDATIONS, name_of(RECOMMENDATION_SETTINGS), name_of(PRODUCT_SIMILARITIES))
+        made = (RECOMMENDATIONS, feature_of(RECOMMENDATION_SETTINGS), feature_of(PRODUCT_SIMILARITIES))
         recommended = FeatureEvents(at, made, used.purposes)
         views = used.of(scope.tenants, *INTERACTING, "session_id")
         viewed = each_item(views.filter(pl.col("action") == "view").drop_nulls("session_id"))

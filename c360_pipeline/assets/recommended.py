@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import polars as pl
 
-from c360_pipeline.assets.features import INTERACTING, FeatureEvents, feature, kept, name_of, scope_of, wrong_rows
+from c360_pipeline.assets.features import INTERACTING, FeatureEvents, feature, kept, scope_of, wrong_rows
 from c360_pipeline.assets.plots import hit_rates
 from c360_pipeline.assets.specs import asset_check
+from c360_pipeline.core.catalog.feature_tables import feature_of
 from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATION_HITS, RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.catalog.tables import VISITOR_USER
 from c360_pipeline.core.features import hits
@@ -29,7 +30,7 @@ def recommendation_hits(
     tables = lake.open()
     scope, since = scope_of(context, tables), datetime.now(UTC) - KEPT_FOR
     forget(tables, since)
-    made = (name_of(RECOMMENDATION_HITS), RECOMMENDATIONS)
+    made = (feature_of(RECOMMENDATION_HITS), RECOMMENDATIONS)
     used = FeatureEvents(EventsAt.now(tables), made, control.open().privacy.purposes())
     # Days of which a part is forgotten stay as they are.
     first_day = (since + timedelta(days=1)).date()

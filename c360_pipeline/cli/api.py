@@ -196,9 +196,10 @@ def end_sessions(
     from c360_pipeline.stores.postgres.api_keys import ApiKeys
 
     control = open_control(load_settings())
-    ended = ApiKeys(control.login).end_sessions(person.removeprefix("person ") if person else None)
-    if not ended:
+    keys, wanted = ApiKeys(control.login), person.removeprefix("person ") if person else None
+    people = keys.people_in_session(wanted)
+    if not people:
         raise ConfigError("Nobody who signed in has a session" + (f" as {person!r}" if person else "") + ".")
-    for tenant_id, name in sorted(set(ended)):
+    for tenant_id, name in people:
         note_command(control, tenant_id, Action.ENDED_SESSIONS, what=f"person {name}")
-    err.print(f"{len(ended):,} sessions are ended.", highlight=False)
+    err.print(f"{keys.end_sessions(wanted):,} sessions are ended.", highlight=False)

@@ -37,22 +37,19 @@ def show_insights(
     from c360_pipeline.cli.query import only_tenant
     from c360_pipeline.connections import open_control, open_graph, open_lake
     from c360_pipeline.core.catalog.tables import EVENTS
-    from c360_pipeline.errors import UnavailableError
-    from c360_pipeline.reads.insights import KINDS, NOW, insights, not_known, surprising_now
+    from c360_pipeline.reads.insights import NOW, Found, all_insights, insights, surprising_now
 
     settings = load_settings()
     lake = open_lake(settings)
     whose = tenant or only_tenant(lake.count_by(EVENTS, "tenant_id")["tenant_id"].to_list())
-    found = [insights(lake, whose, name, limit) for name in ([which.value] if which else KINDS) if name != NOW.name]
-    if which in (None, Which.NOW):
-        try:
-            with open_graph(settings) as graph:
-                purposes = open_control(settings).privacy.purposes()
-                found.insert(0, surprising_now(lake, graph.read_only, whose, limit, purposes))
-        except UnavailableError:
-            if which is not None:
-                raise
-            found.insert(0, not_known(NOW))  # the lake has all the rest
+
+    def read(name: str) -> Found:
+        if name != NOW.name:
+            return insights(lake, whose, name, limit)
+        with open_graph(settings) as graph:
+            return surprising_now(lake, graph.read_only, whose, limit, open_control(settings).privacy.purposes())
+
+    found = [read(which.value)] if which else all_insights(read)
     if as_json:
         print_json({one.kind.name: {"changed_at": one.changed_at, "total": one.total, "rows": one.rows,
                                     "none": None if one.rows else one.why_none} for one in found})  # fmt: skip

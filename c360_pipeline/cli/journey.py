@@ -95,15 +95,14 @@ def unmerge(
     With --from, two users whom an alias or merge call made one are two again.
     """
     from c360_pipeline.connections import open_control, open_graph, open_lake
-    from c360_pipeline.stages.projection.corrections import block_key, part_keys, people_of_key
+    from c360_pipeline.stages.projection.corrections import block_key, part_keys
 
     settings = load_settings()
     control, lake = open_control(settings), open_lake(settings)
     with control.locks.exclusive_run(), open_graph(settings) as graph:
 
-        def told(tenant_id: str, name: str) -> None:
-            did = _did(is_pair=other is not None, undo=undo)
-            note_command(control, tenant_id, did, *people_of_key(graph, tenant_id, name), what=name)
+        def told(tenant_id: str, name: str, people: list[str]) -> None:
+            note_command(control, tenant_id, _did(is_pair=other is not None, undo=undo), *people, what=name)
 
         if other is None:
             found = block_key(control, lake, graph, key, tenant, reason, undo=undo, told=told)

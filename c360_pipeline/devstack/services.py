@@ -214,11 +214,14 @@ def neo4j_community(home: Path, port: int, password: str) -> Service:
             neo4j.GraphDatabase.driver(uri, auth=("neo4j", password), connection_timeout=5) as driver,
             driver.session() as session,
         ):
-            session.run("RETURN 1").consume()
-            record = session.run(
-                "CALL dbms.components() YIELD versions RETURN versions[0] + ' + GDS ' + gds.version() AS version"
-            ).single(strict=True)
-            return str(record["version"])
+            found = session.run("CALL dbms.components() YIELD versions RETURN versions[0] AS version")
+            version = str(found.single(strict=True)["version"])
+            # The server is as ready without the plugin, whose function is unknown then.
+            has_gds = session.run("SHOW FUNCTIONS YIELD name WHERE name = 'gds.version' RETURN name").single()
+            if has_gds is None:
+                return version
+            of_gds = session.run("RETURN gds.version() AS version").single(strict=True)["version"]
+            return f"{version} + GDS {of_gds}"
 
     return Service(
         name="neo4j",

@@ -1,11 +1,12 @@
 """What the nightly features found of a tenant, for API, pages and `c360 insights`: one declaration of each kind."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import polars as pl
+from neo4j.exceptions import DriverError, Neo4jError
 
 from c360_pipeline.core.catalog.feature_tables import (
     ACCOUNT_VALUES,
@@ -23,6 +24,7 @@ from c360_pipeline.core.features.account_values import LEFT
 from c360_pipeline.core.features.paths import LEAST_DEVIATIONS
 from c360_pipeline.core.privacy.purposes import Purpose
 from c360_pipeline.core.projection.statement import Statement
+from c360_pipeline.errors import UnavailableError
 from c360_pipeline.stages.realtime.surprises import IS_AGREED, refusals_of
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.driver_values import Read, instant
@@ -184,9 +186,17 @@ def insights(lake: Lake, tenant_id: str, name: str, limit: int) -> Found:
     return Found(kind, changed_at, ordered.collect().to_dicts(), total)
 
 
-def not_known(kind: Kind) -> Found:
-    """What is told of a kind while the graph is away."""
-    return Found(kind, None, [], 0, "The graph does not answer: look again in a moment.")
+def all_insights(read: Callable[[str], Found]) -> list[Found]:
+    """Insights of every kind, those of now first; while the graph is away, the lake has all the others.
+
+    Args:
+        read: those of one kind, by name.
+    """
+    try:
+        now = read(NOW.name)
+    except (UnavailableError, DriverError, Neo4jError):
+        now = Found(NOW, None, [], 0, "The graph does not answer: look again in a moment.")
+    return [now, *map(read, KINDS)]
 
 
 def surprising_now(lake: Lake, read: Read, tenant_id: str, limit: int, purposes: Collection[Purpose]) -> Found:

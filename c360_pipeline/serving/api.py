@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from anyio import to_thread
+from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from c360_pipeline.core.audiences.definition import Audience
 from c360_pipeline.core.privacy.audit import Action
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving import models
@@ -78,14 +80,32 @@ class Api:
         async with asyncio.timeout(SECONDS):
             return await self._threads.run(partial(work, *args, **kwargs), is_heavy=True)
 
-    async def note_change(self, key: ApiKey, action: Action, what: str) -> None:
-        """Note in the audit log what is about to be changed.
+    async def apply_audience(self, key: ApiKey, audience: Audience, note: str) -> tuple[int, bool]:
+        """Let a document say who is in an audience, from the next run on; its version, and whether that is new.
 
         Raises:
-            C360Error: it can't be noted, and so is not to be changed.
-            TimeoutError: the control database does not answer.
+            ConfigError: it names a label or a destination that it may not.
+            TimeoutError: it can't be noted in the audit log, and so is not done.
         """
-        await self.ask(self.backend.audit.changes, key, action, what=what)
+        await self.ask(self.backend.require_audience, audience)
+        await self.ask(self.backend.audit.changes, key, Action.APPLIED_AUDIENCE, what=audience.audience)
+        applied = await self.ask(self.backend.control.audiences.apply, audience, note)
+        self.forget_page(key.tenant_id, "audiences")
+        return applied
+
+    async def end_audience(self, key: ApiKey, name: str) -> None:
+        """Let nobody be in an audience, from the next run on.
+
+        Raises:
+            HTTPException: 404, there is none, or it was ended already.
+            TimeoutError: it can't be noted in the audit log, and so is not done.
+        """
+        if await self.ask(self.backend.audiences(key.tenant_id).version, name) is None:
+            raise HTTPException(404, "There is no such audience.")
+        await self.ask(self.backend.audit.changes, key, Action.ENDED_AUDIENCE, what=name)
+        if not await self.ask(self.backend.control.audiences.end, key.tenant_id, name):
+            raise HTTPException(404, "There is no such audience, or it was ended already.")
+        self.forget_page(key.tenant_id, "audiences")
 
     async def page(self, tenant_id: str, name: str, work: Callable[[], T]) -> T:
         """What a heavy page shows, `PAGE_SECONDS` old at most; it is worked out once for all who look at it."""

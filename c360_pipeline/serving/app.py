@@ -299,22 +299,14 @@ def _add_making_of_audiences(app: FastAPI, api: Api) -> None:
     ) -> models.AudienceApplied:
         """Let a document say who is in an audience, from the next run on."""
         asked = _audience(own_tenant(key, tenant_id), audience, document)
-        await api.ask(api.backend.require_audience, asked)
-        await api.note_change(key, Action.APPLIED_AUDIENCE, audience)
-        version, is_new = await api.ask(api.backend.apply_audience, asked, document.note)
-        api.forget_page(key.tenant_id, "audiences")
+        version, is_new = await api.apply_audience(key, asked, document.note)
         return models.AudienceApplied(audience=audience, version=version, changed=is_new)
 
     @app.delete("/audiences/{audience}", status_code=204, response_class=Response, responses=USUAL, tags=["audiences"])
     async def end(key: Analyst, audience: AudienceName, tenant_id: TenantId = None) -> Response:
         """Let nobody be in an audience: the next run closes it, and where it is sent is told that all left."""
-        tenant = own_tenant(key, tenant_id)
-        if await api.ask(api.backend.audiences(tenant).version, audience) is None:
-            raise HTTPException(404, "There is no such audience.")
-        await api.note_change(key, Action.ENDED_AUDIENCE, audience)
-        if not await api.ask(api.backend.control.audiences.end, tenant, audience):
-            raise HTTPException(404, "There is no such audience, or it was ended already.")
-        api.forget_page(key.tenant_id, "audiences")
+        own_tenant(key, tenant_id)
+        await api.end_audience(key, audience)
         return Response(status_code=204)
 
 

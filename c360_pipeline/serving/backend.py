@@ -289,15 +289,6 @@ class Backend:
         """
         require_possible(load_settings(), self.control, audience)
 
-    def apply_audience(self, audience: Audience, note: str) -> tuple[int, bool]:
-        """Let a document say who is in an audience, from the next run on; its version, and whether that is new.
-
-        Raises:
-            ConfigError: it names a label or a destination that it may not.
-        """
-        self.require_audience(audience)
-        return self.control.audiences.apply(audience, note)
-
     def insights(self, tenant_id: str, name: str, limit: int) -> Found:
         """What the nightly features found, and what the real-time path finds now."""
         if name == NOW.name:

@@ -28,6 +28,7 @@ from c360_pipeline.core.privacy.roles import NAMED_ROLES, ROLES, Permission
 from c360_pipeline.errors import C360Error, ConfigError, UnavailableError
 from c360_pipeline.settings import Settings
 
+BEGIN_AGAIN = "This sign-in was begun in another window, or took longer than ten minutes. Begin again."
 SCOPE = "openid email profile"
 TIMEOUT_SECONDS = 4.0
 KNOWN_SECONDS = 3_600.0
@@ -39,6 +40,7 @@ LEEWAY_SECONDS = 60
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 """Of signatures that are believed: those of a private key that the provider alone has."""
 LONGEST_CLAIM = 1_024
+_ROLES_OF_PEOPLE = tuple(role for role in NAMED_ROLES if Permission.READ in ROLES[role])
 
 
 class SignInError(C360Error):
@@ -121,16 +123,13 @@ def provider_of(settings: Settings, address: str) -> Provider | None:
     named = [part.strip().partition("=") for part in (settings.oidc_roles or "").split(",") if part.strip()]
     roles = {group.strip(): role.strip() for group, _, role in named}
     for group, role in roles.items():
-        if role not in NAMED_ROLES or Permission.READ not in ROLES[role]:
+        if role not in _ROLES_OF_PEOPLE:
             raise ConfigError(f"C360_OIDC_ROLES: {group}={role}: a role is {', '.join(_ROLES_OF_PEOPLE)}.")
     return Provider(
         settings.oidc_issuer.rstrip("/"), settings.oidc_client_id, settings.oidc_client_secret,
         f"{address}/app/login/callback", settings.oidc_tenant, settings.oidc_tenant_claim, settings.oidc_role_claim,
         roles,
     )  # fmt: skip
-
-
-_ROLES_OF_PEOPLE = tuple(role for role in NAMED_ROLES if Permission.READ in ROLES[role])
 
 
 class SignIn:
@@ -170,17 +169,19 @@ class SignIn:
             SignInError: it is another browser, the provider refused them, or says nothing that is a tenant or a role.
             UnavailableError: the provider does not answer.
         """
-        parts = (kept or "").split(".")
-        state, nonce, verifier = parts if len(parts) == len(Begun._fields) + 1 and all(parts) else ("", "", "")
+        match (kept or "").split("."):
+            case [state, nonce, verifier] if state and nonce and verifier:
+                pass
+            case _:
+                raise SignInError(BEGIN_AGAIN)
         asked = {name: values[0] for name, values in parse_qs(query).items()}
-        if not state or not hmac.compare_digest(state.encode(), asked.get("state", "").encode()):
-            raise SignInError("This sign-in was begun in another window, or took longer than ten minutes. Begin again.")
+        if not hmac.compare_digest(state.encode(), asked.get("state", "").encode()):
+            raise SignInError(BEGIN_AGAIN)
         if "code" not in asked:
             raise SignInError(
                 f"{self.provider.host} refused the sign-in ({asked.get('error', 'no reason given')[:100]})."
             )
-        claims = self._claims(asked["code"], nonce, verifier)
-        return self._person(claims)
+        return self._person(self._claims(asked["code"], nonce, verifier))
 
     def _claims(self, code: str, nonce: str, verifier: str) -> dict[str, Any]:
         """What the provider says of whom it gave a code to."""
@@ -235,7 +236,7 @@ class SignIn:
         told = claims.get(self.provider.role_claim)
         groups = [told] if isinstance(told, str) else told if isinstance(told, list) else []
         # A group of the company may be called like a role by chance.
-        roles = self.provider.roles or dict(zip(NAMED_ROLES, NAMED_ROLES, strict=True))
+        roles = self.provider.roles or {role: role for role in _ROLES_OF_PEOPLE}
         role = strongest([roles[str(group)] for group in groups if str(group) in roles])
         if role is None:
             raise SignInError(
@@ -283,7 +284,7 @@ class SignIn:
 
 def strongest(roles: Sequence[str]) -> str | None:
     """The role that allows all that the others do; None where there is none, or no role of people at all."""
-    known = [role for role in dict.fromkeys(roles) if role in _ROLES_OF_PEOPLE]
+    known = [role for role in roles if role in _ROLES_OF_PEOPLE]
     return next((one for one in known if all(ROLES[one] >= ROLES[other] for other in known)), None)
 
 

@@ -130,7 +130,6 @@ def test_what_cannot_be_noted_is_not_changed_and_looks_wait(
     backend: Backend, make_client: MakeClient, graph: Graph, control: ControlDb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("c360_pipeline.serving.api.SECONDS", 2.0)
-    monkeypatch.setattr(audit, "PAUSE_SECONDS", 0.1)
     graph.run("CREATE (:User {tenant_id: 'acme', id: 'ana'})")
     analyst = make_client("analyst")
     with locked(control):
@@ -187,6 +186,28 @@ def test_commands_are_noted(backend: Backend, control: ControlDb) -> None:
     control.execute("UPDATE audit_log SET at = at - interval '401 days' WHERE action LIKE '%% API key'")
     run("suppress", "add", "--tenant", "acme", "--user", "ana")
     assert "API key" not in str([line.action for line in noted(backend)])
+
+
+def test_sessions_of_people_are_ended_by_name_or_all_at_once(backend: Backend, control: ControlDb) -> None:
+    ana, bo = (
+        backend.keys.begin_session_of_person("acme", "viewer", f"{name}@example.org ({name})", 3_600)
+        for name in ("ana", "bo")
+    )
+    key, _ = backend.keys.add("acme", "viewer")
+    of_key = backend.keys.begin_session(key, 3_600)
+    assert of_key is not None
+    ended = CliRunner().invoke(cli, ["api-keys", "end-sessions", "--person", "person ana@example.org (ana)"])
+    assert ended.exit_code == 0, ended.output
+    assert backend.keys.find_session(ana) is None
+    assert backend.keys.find_session(bo) is not None
+    assert CliRunner().invoke(cli, ["api-keys", "end-sessions"]).exit_code == 0
+    assert backend.keys.find_session(bo) is None
+    assert backend.keys.find_session(of_key) is not None
+    assert [(line.action, line.what) for line in noted(backend)] == [
+        ("ended sessions of the pages", f"person {name}@example.org ({name})") for name in ("bo", "ana")
+    ]
+    nobody = CliRunner().invoke(cli, ["api-keys", "end-sessions"])
+    assert "Nobody who signed in has a session." in str(nobody.exception)
 
 
 def test_an_unknown_role_is_refused_with_those_that_there_are() -> None:

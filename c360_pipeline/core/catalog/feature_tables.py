@@ -300,6 +300,12 @@ CUSTOMER_MODELS = Table(
     "How well what is said of customers was foreseen, on the newest past, beside what needs no model.",
 )
 
+
+def feature_of(table: Table) -> str:
+    """The name of a table without its folder: its asset is called so, and the feature in `feature_purposes`."""
+    return table.name.removeprefix("features/")
+
+
 FEATURES = (
     USER_COMMUNITIES, PRODUCT_SIMILARITIES, RECOMMENDATION_SETTINGS, PRODUCT_CANDIDATES, TRENDING_PRODUCTS,
     PATH_ANOMALIES, USUAL_STEPS, DROP_OFFS, SUPPORT_INSIGHTS, ACCOUNT_VALUES,

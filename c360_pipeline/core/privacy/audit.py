@@ -37,10 +37,6 @@ class Action(StrEnum):
     ENDED_SESSIONS = "ended sessions of the pages"
 
 
-LOOKS = frozenset({Action.LOGGED_IN, Action.LOOKED_AT, Action.LISTED, Action.READ_AUDIT})
-"""That change nothing: they are noted a second later, and never refused."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """One line of the log.

@@ -15,16 +15,16 @@ from urllib.parse import parse_qs, quote
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from neo4j.exceptions import DriverError, Neo4jError
 from pydantic import AfterValidator
 from starlette.staticfiles import StaticFiles
 
 from c360_pipeline.core.privacy.audit import Action
+from c360_pipeline.core.privacy.roles import Permission
 from c360_pipeline.errors import ConflictError, ContractError, UnavailableError
 from c360_pipeline.queries import all_queries, find_query
 from c360_pipeline.reads.customer_pages import MOST_COUNTED, CustomerPages
 from c360_pipeline.reads.customers import Customer
-from c360_pipeline.reads.insights import KINDS, NOW, Found, not_known
+from c360_pipeline.reads.insights import Found, all_insights
 from c360_pipeline.reads.overview import OWN_FORM
 from c360_pipeline.reads.recommend import RecommendationRequest
 from c360_pipeline.serving.models import Id
@@ -45,7 +45,7 @@ from c360_pipeline.serving.security import (
     sign_in_name,
 )
 from c360_pipeline.serving.sign_in import SignIn, SignInError
-from c360_pipeline.stages.projection.corrections import block_key, people_of_key
+from c360_pipeline.stages.projection.corrections import block_key
 from c360_pipeline.stages.visitors.decisions import Decisions
 from c360_pipeline.stores.neo4j.driver_values import instant
 from c360_pipeline.stores.postgres.api_keys import ApiKey
@@ -121,6 +121,14 @@ def _sign_in_of(request: Request) -> SignIn:
     return sign_in
 
 
+def _in_session(request: Request, answer: Response, token: str, seconds: int) -> Response:
+    """An answer that brings the cookie of a session."""
+    answer.set_cookie(
+        session_name(request), token, max_age=seconds, httponly=True, samesite="strict", secure=comes_by_tls(request)
+    )
+    return answer
+
+
 def _from_part(text: str) -> str:
     return text[1:] if text.startswith("~") and text.lstrip("~") in DOTS else text
 
@@ -132,6 +140,7 @@ Number = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 def _templates() -> Environment:
     templates = Environment(loader=PackageLoader(__name__), autoescape=True, undefined=StrictUndefined)
     templates.filters |= {"moment": _moment, "part": _as_part, "number": lambda value: f"{value:,}", "shown": _shown}
+    templates.globals["Permission"] = Permission
     return templates
 
 
@@ -275,11 +284,7 @@ class Pages:
         # By a page of ours: what another site leads to gets no strict cookie.
         answer = self.page("signed_in.html", key=None)
         answer.delete_cookie(sign_in_name(request), secure=comes_by_tls(request), httponly=True, samesite="lax")
-        answer.set_cookie(
-            session_name(request), token, max_age=SIGNED_IN_SECONDS, httponly=True, samesite="strict",
-            secure=comes_by_tls(request),
-        )  # fmt: skip
-        return answer
+        return _in_session(request, answer, token, SIGNED_IN_SECONDS)
 
     async def log_in(self, request: Request) -> Response:
         """Begin a session; its cookie says nothing of the key, and scripts and other sites do not get it."""
@@ -291,12 +296,7 @@ class Pages:
             return self._login(request, 401, wrong=True)
         token, key = logged_in
         self._api.backend.audit.looked(key, Action.LOGGED_IN)
-        answer = RedirectResponse("/app/overview", 303)
-        answer.set_cookie(
-            session_name(request), token, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
-            secure=comes_by_tls(request),
-        )  # fmt: skip
-        return answer
+        return _in_session(request, RedirectResponse("/app/overview", 303), token, SESSION_SECONDS)
 
     async def log_out(self, request: Request) -> RedirectResponse:
         """End the session."""
@@ -412,12 +412,7 @@ class Pages:
         return self.page("insights.html", key=key, found=found)
 
     def _insights(self, tenant_id: str) -> list[Found]:
-        backend = self._api.backend
-        try:
-            now = backend.insights(tenant_id, NOW.name, SHOWN_INSIGHTS)
-        except (UnavailableError, DriverError, Neo4jError):
-            now = not_known(NOW)  # the lake has all the rest
-        return [now, *(backend.insights(tenant_id, name, SHOWN_INSIGHTS) for name in KINDS)]
+        return all_insights(lambda name: self._api.backend.insights(tenant_id, name, SHOWN_INSIGHTS))
 
     async def reconciliation(self, key: Reader) -> HTMLResponse:
         """Where graph and archive are equal."""
@@ -475,8 +470,7 @@ class Pages:
         backend = self._api.backend
         with backend.control.locks.command_run():
 
-            def told(tenant_id: str, name: str) -> None:
-                people = people_of_key(backend.graph, tenant_id, name)
+            def told(_: str, name: str, people: list[str]) -> None:
                 backend.audit.changes(key, Action.BLOCKED_KEY, people or [None], name)
 
             block_key(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from c360_pipeline.core.audiences.definition import Audience, read_audience
@@ -123,23 +123,15 @@ class AudiencePages:
         try:
             audience = _sent((await request.body()).decode("utf-8", "replace"), key.tenant_id)
             _require_name(audience)
-            await self._api.ask(self._api.backend.require_audience, audience)
-            await self._api.note_change(key, Action.APPLIED_AUDIENCE, audience.audience)
-            await self._api.ask(self._api.backend.apply_audience, audience, "made on the page")
+            await self._api.apply_audience(key, audience, "made on the page")
         except ConfigError as error:
             return self._pages.page("audience_size.html", error=str(error))
-        self._api.forget_page(key.tenant_id, "audiences")
         return Response(headers={"HX-Redirect": f"/app/audiences/{audience.audience}"})
 
     async def end(self, request: Request, key: Analyst, name: Id) -> Response:
         """Let nobody be in an audience, from the next run on."""
         refuse_other_sites(request)
-        if await self._api.ask(self._api.backend.audiences(key.tenant_id).version, name) is None:
-            raise HTTPException(404, "There is no such audience.")
-        await self._api.note_change(key, Action.ENDED_AUDIENCE, name)
-        if not await self._api.ask(self._api.backend.control.audiences.end, key.tenant_id, name):
-            raise HTTPException(404, "There is no such audience, or it was ended already.")
-        self._api.forget_page(key.tenant_id, "audiences")
+        await self._api.end_audience(key, name)
         return Response(headers={"HX-Redirect": f"/app/audiences/{name}"})
 
 

@@ -10,6 +10,9 @@ LONG_PAUSE = timedelta(days=7)
 MOST_OPEN = 5
 """Events of a session that are shown without being asked for."""
 
+WEEKS = 53
+"""That are counted: a year, whatever day it is."""
+
 Entry = dict[str, Any]
 
 
@@ -77,9 +80,6 @@ def days_of(entries: Sequence[Entry], until: datetime | None = None) -> list[Day
             parts.append(held := Together(session))
         held.entries.append(entry)
     return days
-
-
-WEEKS = 53
 
 
 def weeks_of(days: Mapping[date, int]) -> list[tuple[date, int]]:

@@ -20,7 +20,8 @@ from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.graph import Graph
 from c360_pipeline.stores.postgres.control import ControlDb
 
-Told = Callable[[str, str], None]
+Told = Callable[[str, str, list[str]], None]
+"""Is given the tenant, a key, and users whose events have it, before anything is changed."""
 READ_PEOPLE_OF_KEY = Statement("""
     MATCH (:Correlation {tenant_id: $tenant_id, id: $key})<-[:HAS_KEY]-(e:Event {tenant_id: $tenant_id})
     WITH e LIMIT 1000
@@ -59,7 +60,7 @@ class BlockedKey:
 
 def block_key(
     control: ControlDb, lake: Lake, graph: Graph, key: str, tenant: str | None, reason: str, *, undo: bool,
-    told: Told = lambda tenant_id, key: None,
+    told: Told = lambda tenant_id, key, people: None,
 ) -> BlockedKey:  # fmt: skip
     """Put a key on the list of those that never link, or take it off, and bring journeys and graph up to it.
 
@@ -71,14 +72,14 @@ def block_key(
         tenant: whose; None where only one has the key.
         reason: kept with the control row.
         undo: whether the key is to link again.
-        told: is given the tenant and the key before anything is changed.
+        told: is given whose key it is, the key and its people before anything is changed.
 
     Raises:
         ConfigError: there is no such key, or several tenants have it.
     """
     owner, key_type, key_hash = _found_key(lake, control.key_rules.policy(), key, tenant)
     name = f"{key_type}:{key_hash}"
-    told(owner, name)
+    told(owner, name, _people_of_key(graph, owner, name))
     if undo:
         control.key_rules.unblock(owner, key_type, key_hash)
     else:
@@ -89,7 +90,7 @@ def block_key(
 
 def part_keys(
     control: ControlDb, lake: Lake, graph: Graph, key: str, other: str, tenant: str | None, reason: str, *, undo: bool,
-    told: Told = lambda tenant_id, key: None,
+    told: Told = lambda tenant_id, key, people: None,
 ) -> BlockedKey:  # fmt: skip
     """Note that two users are not one person, whatever events say; or let events say it again.
 
@@ -102,7 +103,7 @@ def part_keys(
         tenant: whose; None where only one has the key.
         reason: kept with the control row.
         undo: whether events may say again that they are one.
-        told: is given the tenant and the first key before anything is changed.
+        told: the same, of the first key.
 
     Raises:
         ConfigError: there is no such key, several tenants have it, they are of two types, or their type is not unique.
@@ -118,12 +119,12 @@ def part_keys(
             "Only two keys of one unique type are said to be one person (is_unique in correlation_key_rules): "
             f"{key_type!r} and {other_type!r} are not. `c360 journey unmerge KEY` lets a key link nothing."
         )
-    told(owner, f"{key_type}:{key_hash}")
+    names = [f"{key_type}:{key_hash}", f"{key_type}:{other_hash}"]
+    told(owner, names[0], _people_of_key(graph, owner, names[0]))
     if undo:
         control.key_rules.unpart(owner, key_type, key_hash, other_hash)
     else:
         control.key_rules.part(owner, key_type, key_hash, other_hash, reason)
-    names = [f"{key_type}:{key_hash}", f"{key_type}:{other_hash}"]
     cause = f"{' and '.join(names)} {'may be one again' if undo else 'are two'}"
     done = _restitched(control, lake, graph, owner, names, cause)
     held = lake.scan(JOURNEY_KEYS).filter((pl.col("tenant_id") == owner) & (pl.col("key_type") == key_type))
@@ -132,7 +133,7 @@ def part_keys(
     return replace(done, is_still_one=is_one and not undo)
 
 
-def people_of_key(graph: Graph, tenant_id: str, key: str) -> list[str]:
+def _people_of_key(graph: Graph, tenant_id: str, key: str) -> list[str]:
     """Users whose events have a key (`type:hash`), twenty at most."""
     return [row["user_id"] for row in graph.run(READ_PEOPLE_OF_KEY, tenant_id=tenant_id, key=key)]
 

@@ -4,21 +4,17 @@ It is a measure and no archive: what a process that is killed had not written ye
 long is dropped and counted.
 """
 
-import threading
 import uuid
-from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from sys import intern
 from typing import NamedTuple
 
 import polars as pl
-import psycopg
-import structlog
 
 from c360_pipeline.core.catalog.recommendation_tables import RECOMMENDATIONS_GIVEN
 from c360_pipeline.core.landing.classify import split_suppressed
-from c360_pipeline.errors import C360Error
+from c360_pipeline.stages.realtime.later import WrittenLater
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.postgres.privacy_lists import PrivacyLists
 
@@ -72,59 +68,22 @@ class GivenRecommendations:
 
     def __init__(self, lake: Lake, lists: PrivacyLists) -> None:
         self._lake, self._lists = lake, lists
-        self._waiting: deque[Given] = deque()
-        self._dropped = 0
         self._unchecked = RECOMMENDATIONS_GIVEN.empty()
-        self._due, self._closing, self._writing = threading.Event(), threading.Event(), threading.Lock()
-        self._log = structlog.get_logger("c360.given")
-        self._thread = threading.Thread(target=self._write_all, name="given-recommendations")
-        self._thread.start()
+        self._later = WrittenLater(
+            "given-recommendations", self._write, BATCH, MOST_WAITING, WRITE_SECONDS, WRITE_SECONDS
+        )
 
     def note(self, given: Given) -> None:
         """Take an answer; returns at once."""
-        if len(self._waiting) >= MOST_WAITING:
-            self._dropped += 1
-            return
-        self._waiting.append(given)
-        if len(self._waiting) >= BATCH:
-            self._due.set()
+        self._later.take(given)
 
     def close(self) -> None:
         """Write what waits, and end."""
-        self._closing.set()
-        self._due.set()
-        self._thread.join()
-
-    def _write_all(self) -> None:
-        while not self._closing.is_set():
-            self._due.wait(WRITE_SECONDS)
-            self._due.clear()
-            if not self.write_waiting():
-                # Not tried again for each answer that comes meanwhile.
-                self._closing.wait(WRITE_SECONDS)
-        self.write_waiting()
+        self._later.close()
 
     def write_waiting(self) -> bool:
-        """Write what waits, or leave it for the next time and say why; one thread at a time does."""
-        with self._writing:
-            return self._write_all_batches()
-
-    def _write_all_batches(self) -> bool:
-        while self._waiting:
-            batch = [self._waiting[place] for place in range(min(BATCH, len(self._waiting)))]
-            try:
-                self._write(batch)
-            except (C360Error, psycopg.Error) as error:
-                # The batch stays and is tried again with the next.
-                self._log.warning("not_written", answers=len(self._waiting), why=str(error), dropped=self._dropped)
-                return False
-            except Exception:
-                # The next batches are not to wait for a thread that is gone.
-                self._log.exception("not_written", answers=len(self._waiting), dropped=self._dropped)
-                return False
-            for _ in batch:
-                self._waiting.popleft()
-        return True
+        """Write what waits, or leave it for the next time and say why."""
+        return self._later.write_waiting()
 
     def _write(self, batch: list[Given]) -> None:
         """Append a batch, less those who asked to be forgotten before or while it was written.

@@ -16,7 +16,7 @@ import psycopg
 import structlog
 from neo4j.exceptions import DriverError, Neo4jError
 
-from c360_pipeline.core.catalog.feature_tables import PATH_ANOMALIES, USUAL_STEPS
+from c360_pipeline.core.catalog.feature_tables import PATH_ANOMALIES, USUAL_STEPS, feature_of
 from c360_pipeline.core.contract.events import Event
 from c360_pipeline.core.features.paths import RECENT
 from c360_pipeline.core.features.surprises import surprises
@@ -24,6 +24,7 @@ from c360_pipeline.core.privacy.purposes import Purpose, purposes_of
 from c360_pipeline.core.projection.statement import Statement
 from c360_pipeline.core.visitors.said import refusal
 from c360_pipeline.errors import C360Error
+from c360_pipeline.stages.realtime.later import Later
 from c360_pipeline.stores.delta.lake import Lake
 from c360_pipeline.stores.neo4j.driver_values import Read
 from c360_pipeline.stores.neo4j.graph import Graph
@@ -43,7 +44,6 @@ MOST_EVENTS = 1_000
 AT_ONCE = 10
 """Sessions of one transaction, which holds them meanwhile: an event of theirs waits so long."""
 
-# Held, so that of two processes that score a session at the same time the later one sees what both have written.
 IS_AGREED = """($refusals = [] OR (
         EXISTS { (:User {tenant_id: $tenant_id})-[:HAS_SESSION]->(s) }
         AND NOT EXISTS {
@@ -51,6 +51,7 @@ IS_AGREED = """($refusals = [] OR (
             WHERE ANY(refusal IN $refusals WHERE u.consents CONTAINS refusal)
         }))"""
 """Of a visitor nobody knows what was agreed to."""
+# Held, so that of two processes that score a session at the same time the later one sees what both have written.
 HOLD_SESSIONS = Statement(f"""
     UNWIND $sessions AS session_id
     MATCH (s:Session {{tenant_id: $tenant_id, id: session_id}})
@@ -72,7 +73,7 @@ FORGET_SURPRISES = Statement(f"""
 """)
 EVENT_OF_SESSION = {"session_id": pl.String, "event_id": pl.String, "action": pl.String, "ts": pl.Int64}
 SURPRISE = ("surprise", "deviations", "oddest_step")
-FEATURE = PATH_ANOMALIES.name.removeprefix("features/")
+FEATURE = feature_of(PATH_ANOMALIES)
 """Whose purposes people must not have refused."""
 
 
@@ -90,12 +91,10 @@ class SessionSurprises:
         self._waiting: dict[tuple[str, str], None] = {}
         self._usual, self._usual_at = USUAL_STEPS.empty(), float("-inf")
         self._purposes: Collection[Purpose] = ()
-        self._refusals: dict[str, list[str]] = {}
         self._purposes_at = float("-inf")
-        self._lock, self._due, self._closing = threading.Lock(), threading.Event(), threading.Event()
+        self._lock = threading.Lock()
         self._log = structlog.get_logger("c360.surprises")
-        self._thread = threading.Thread(target=self._score_all, name="session-surprises")
-        self._thread.start()
+        self._later = Later("session-surprises", self.score_waiting, GATHER_SECONDS, PAUSE_SECONDS)
 
     def note(self, events: Iterable[Event]) -> None:
         """Take events that were written; returns at once."""
@@ -103,22 +102,11 @@ class SessionSurprises:
             for event in events:
                 if event.session_id is not None and len(self._waiting) < MOST_WAITING:
                     self._waiting[event.tenant_id, event.session_id] = None
-        self._due.set()
+        self._later.ask()
 
     def close(self) -> None:
         """End; sessions that wait are scored with their next event."""
-        self._closing.set()
-        self._due.set()
-        self._thread.join()
-
-    def _score_all(self) -> None:
-        while not self._closing.is_set():
-            self._due.wait()
-            self._closing.wait(GATHER_SECONDS)
-            self._due.clear()
-            if not self.score_waiting():
-                self._closing.wait(PAUSE_SECONDS)
-                self._due.set()
+        self._later.close()
 
     def score_waiting(self) -> bool:
         """Score what waits; what can't be scored waits on, and the log says why."""
@@ -139,8 +127,11 @@ class SessionSurprises:
         done = 0
         try:
             self._learn()
-            usual, refusals = self._usual.filter(pl.col("tenant_id") == tenant_id), self._refusals_of(tenant_id)
-            while done < len(sessions) and not usual.is_empty() and not self._closing.is_set():
+            usual, refusals = (
+                self._usual.filter(pl.col("tenant_id") == tenant_id),
+                refusals_of(self._purposes, tenant_id),
+            )
+            while done < len(sessions) and not usual.is_empty() and not self._later.is_closing:
                 _score_sessions(self._graph, tenant_id, sessions[done : done + AT_ONCE], usual, refusals)
                 done += AT_ONCE
         except (C360Error, DriverError, Neo4jError, psycopg.Error) as error:
@@ -166,13 +157,7 @@ class SessionSurprises:
                 self._log.warning("usual_steps_not_read", error=type(error).__name__)
             self._usual_at = now
         if now - self._purposes_at > PURPOSES_SECONDS:
-            self._refusals.clear()
             self._purposes, self._purposes_at = self._control.privacy.purposes(), now
-
-    def _refusals_of(self, tenant_id: str) -> list[str]:
-        if tenant_id not in self._refusals:
-            self._refusals[tenant_id] = refusals_of(self._purposes, tenant_id)
-        return self._refusals[tenant_id]
 
 
 def refusals_of(purposes: Collection[Purpose], tenant_id: str) -> list[str]:

@@ -38,7 +38,7 @@ FIND_SESSION = """
         AND (k.expires_at IS NULL OR k.expires_at > now())
 """
 BEGIN_SESSION_OF_PERSON = """
-    WITH ended AS (DELETE FROM page_sessions WHERE expires_at < now() OR session_digest = %(before)s)
+    WITH ended AS (DELETE FROM page_sessions WHERE expires_at < now())
     INSERT INTO page_sessions (session_digest, tenant_id, role, person, expires_at)
     VALUES (%(digest)s, %(tenant_id)s, %(role)s, %(person)s, now() + make_interval(secs => %(seconds)s))
 """
@@ -54,10 +54,9 @@ ROTATE = """
     RETURNING key_id, tenant_id, role, note, created_at, revoked_at, expires_at
 """
 REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE key_id = %(key_id)s AND revoked_at IS NULL"
-END_SESSIONS_OF_PEOPLE = """
-    DELETE FROM page_sessions WHERE key_id IS NULL AND (%(person)s::text IS NULL OR person = %(person)s)
-    RETURNING tenant_id, person
-"""
+OF_PEOPLE = "FROM page_sessions WHERE key_id IS NULL AND (%(person)s::text IS NULL OR person = %(person)s)"
+FIND_PEOPLE = f"SELECT DISTINCT tenant_id, person {OF_PEOPLE} ORDER BY tenant_id, person"
+END_SESSIONS_OF_PEOPLE = f"DELETE {OF_PEOPLE}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class ApiKeys:
         with psycopg.connect(**self._login) as connection:
             return token if connection.execute(BEGIN_SESSION, values).rowcount else None
 
-    def begin_session_of_person(self, tenant_id: str, role: str, person: str, seconds: int, before: str = "") -> str:
+    def begin_session_of_person(self, tenant_id: str, role: str, person: str, seconds: int) -> str:
         """Log somebody's browser in who signed in elsewhere; returns what its cookie is to hold.
 
         Args:
@@ -167,14 +166,13 @@ class ApiKeys:
             role: of `core.privacy.roles.ROLES`.
             person: who they are.
             seconds: until the session ends by itself.
-            before: what the cookie held; that session ends.
 
         Raises:
             UnavailableError: the database can't be reached.
         """
         token = secrets.token_urlsafe(32)
         values = {"digest": digest_of(token), "tenant_id": tenant_id, "role": role, "person": person,
-                  "seconds": seconds, "before": digest_of(before)}  # fmt: skip
+                  "seconds": seconds}  # fmt: skip
         try:
             with psycopg.connect(**self._login) as connection:
                 connection.execute(BEGIN_SESSION_OF_PERSON, values)
@@ -207,10 +205,15 @@ class ApiKeys:
         with psycopg.connect(**self._login) as connection:
             return connection.execute(REVOKE, {"key_id": key_id}).rowcount > 0
 
-    def end_sessions(self, person: str | None) -> list[tuple[str, str]]:
-        """End the sessions of somebody who signed in, or of all who did; returns tenant and name of each."""
+    def people_in_session(self, person: str | None) -> list[tuple[str, str]]:
+        """Tenant and name of somebody who signed in and has a session, or of all who do."""
         with psycopg.connect(**self._login) as connection:
-            return [(row[0], row[1]) for row in connection.execute(END_SESSIONS_OF_PEOPLE, {"person": person})]
+            return [(row[0], row[1]) for row in connection.execute(FIND_PEOPLE, {"person": person})]
+
+    def end_sessions(self, person: str | None) -> int:
+        """End the sessions of somebody who signed in, or of all who did; returns how many."""
+        with psycopg.connect(**self._login) as connection:
+            return connection.execute(END_SESSIONS_OF_PEOPLE, {"person": person}).rowcount
 
 
 def _new_key() -> str:

@@ -11,8 +11,6 @@ from c360_pipeline.core.privacy.audit import DAYS_KEPT, Entry, subject_hashes
 from c360_pipeline.stores.postgres.identifier_keys import IdentifierVersions
 from c360_pipeline.stores.postgres.sessions import Connection, Sessions, StandingSession
 
-# In a transaction with those who write: a rotation brings all hashes to the next secret, and waits for them.
-LOCK = "LOCK TABLE audit_log IN ROW EXCLUSIVE MODE"
 FORGET = "DELETE FROM audit_log WHERE at < now() - make_interval(days => %(days)s)"
 ADD = """
     INSERT INTO audit_log (tenant_id, actor, role, action, subject_hash, what, at)
@@ -94,9 +92,10 @@ class AuditLog:
     @contextmanager
     def _covering(self, hashes: pl.Series) -> Iterator[tuple[Connection, list[str | None]]]:
         """A transaction, and hashes as they stand in the log; what is about nobody needs no secret."""
-        with self._sessions.session() as connection:
-            connection.execute(LOCK)
-            if hashes.null_count() < len(hashes):
-                keys = self._identifiers.in_effect(connection)
-                hashes = hashes.to_frame("hash").select(keys.covered_digests(pl.col("hash"), 0)).to_series()
-            yield connection, hashes.to_list()
+        if hashes.null_count() == len(hashes):
+            with self._sessions.session() as connection:
+                yield connection, hashes.to_list()
+            return
+        with self._identifiers.listed(self._sessions, "audit_log") as (connection, keys):
+            covered = hashes.to_frame("hash").select(keys.covered_digests(pl.col("hash"), 0))
+            yield connection, covered.to_series().to_list()

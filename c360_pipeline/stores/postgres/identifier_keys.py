@@ -1,6 +1,7 @@
 """Which secrets identifiers are hashed with: their versions and fingerprints, never the secrets themselves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
@@ -35,6 +36,7 @@ BROKEN_OFF = (
     "Identifiers go from one secret to the next, and that was broken off: call `c360 keys rotate` again, which goes on "
     "where it was."
 )
+Listed = tuple[Connection, IdentifierKeys]
 Change = Callable[[pl.Expr, IdentifierKeys, int], pl.Expr]
 LISTS: tuple[tuple[str, str, Change], ...] = (
     ("blocked_keys", "key_hash", rotated_hashes),
@@ -126,6 +128,18 @@ class IdentifierVersions:
     def in_effect(self, connection: Connection) -> IdentifierKeys:
         """The same for lists of people, which go to the next version when a rotation ends, and are right until then."""
         return self._keys([row for row in self._rows(connection) if row["is_in_effect"]])
+
+    @contextmanager
+    def listed(self, sessions: Sessions | StandingSession, table: LiteralString) -> Iterator[Listed]:
+        """A transaction with a list whose hashes no rotation changes meanwhile, and the secrets that cover it.
+
+        Args:
+            sessions: of the control database.
+            table: of `LISTS`.
+        """
+        with sessions.session() as connection:
+            connection.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(table)))
+            yield connection, self.in_effect(connection)
 
     def begin_rotation(self) -> Rotation:
         """Make the next secret, or take up the one of a rotation that was broken off.

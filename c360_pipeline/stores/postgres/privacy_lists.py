@@ -1,14 +1,12 @@
 """Who never lands: suppressed users and rows, retention rules, and whether an erasure is under way."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
 from unicodedata import normalize
 
 import polars as pl
-from psycopg import sql
 
 from c360_pipeline.core.arrays.row_hashes import user_hash
 from c360_pipeline.core.contract.identifier_keys import IdentifierKeys
@@ -17,7 +15,7 @@ from c360_pipeline.core.landing.suppressed import PEOPLE, ROWS, Suppressed, Supp
 from c360_pipeline.core.privacy.purposes import Purpose
 from c360_pipeline.errors import ConflictError
 from c360_pipeline.stores.postgres.identifier_keys import IdentifierVersions
-from c360_pipeline.stores.postgres.sessions import Connection, Sessions, StandingSession
+from c360_pipeline.stores.postgres.sessions import Sessions, StandingSession
 
 READ_SUPPRESSED = "SELECT tenant_id, user_hash FROM suppressed_users ORDER BY tenant_id, user_hash"
 SUPPRESS = """
@@ -83,7 +81,7 @@ class PrivacyLists:
         Raises:
             ConfigError: this machine does not have the secrets that cover the list.
         """
-        with self._locked("suppressed_users") as (connection, identifiers):
+        with self._identifiers.listed(self._sessions, "suppressed_users") as (connection, identifiers):
             rows = [(r["tenant_id"], r["user_hash"]) for r in connection.execute(READ_SUPPRESSED)]
         return Suppressed(pl.DataFrame(rows, schema=PEOPLE, orient="row"), identifiers)
 
@@ -91,13 +89,6 @@ class PrivacyLists:
         """Hashes of people as they stand on the list: tenant_id and user_hash, without secrets and then with them."""
         with self._sessions.session() as connection:
             return _covered(hashes, self._identifiers.in_effect(connection))
-
-    @contextmanager
-    def _locked(self, table: LiteralString) -> Iterator[tuple[Connection, IdentifierKeys]]:
-        """A transaction with a list whose hashes no rotation changes meanwhile, and the secrets that cover it."""
-        with self._sessions.session() as connection:
-            connection.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(table)))
-            yield connection, self._identifiers.in_effect(connection)
 
     def purposes(self) -> tuple[Purpose, ...]:
         """What people must not have refused for features to use what they did."""
@@ -115,7 +106,7 @@ class PrivacyLists:
             hashes: tenant_id and user_hash, as `trace_hash` makes it, without secrets.
             reason: why.
         """
-        with self._locked("suppressed_users") as (connection, identifiers):
+        with self._identifiers.listed(self._sessions, "suppressed_users") as (connection, identifiers):
             for tenant_id, user_hash_ in _covered(hashes, identifiers).iter_rows():
                 connection.execute(SUPPRESS, {"tenant_id": tenant_id, "user_hash": user_hash_, "reason": reason})
 
@@ -129,7 +120,7 @@ class PrivacyLists:
     def _change_suppressed(self, statement: LiteralString, tenant_id: str, user_id: str, reason: str) -> bool:
         user = pl.DataFrame({"tenant_id": [tenant_id], "user_id": [user_id]})
         hashes = user.select("tenant_id", user_hash=user_hash())
-        with self._locked("suppressed_users") as (connection, identifiers):
+        with self._identifiers.listed(self._sessions, "suppressed_users") as (connection, identifiers):
             values = _covered(hashes, identifiers).row(0, named=True)
             return connection.execute(statement, {**values, "reason": reason}).rowcount > 0
 
@@ -139,7 +130,7 @@ class PrivacyLists:
         Raises:
             ConfigError: this machine does not have the secrets that cover the list.
         """
-        with self._locked("suppressed_rows") as (connection, identifiers):
+        with self._identifiers.listed(self._sessions, "suppressed_rows") as (connection, identifiers):
             rows = [(r["lake_table"], r["row_hash"]) for r in connection.execute(READ_SUPPRESSED_ROWS)]
         return SuppressedRows(pl.DataFrame(rows, schema=ROWS, orient="row"), identifiers)
 
@@ -150,7 +141,7 @@ class PrivacyLists:
             lake_table: the table.
             hashes: as `row_name_hash` makes them, without secrets.
         """
-        with self._locked("suppressed_rows") as (connection, identifiers):
+        with self._identifiers.listed(self._sessions, "suppressed_rows") as (connection, identifiers):
             covered = hashes.to_frame("row_hash").select(identifiers.covered_digests(pl.col("row_hash"), 0))
             values = {"lake_table": lake_table, "hashes": covered.to_series().to_list()}
             connection.execute(SUPPRESS_ROWS, values)
